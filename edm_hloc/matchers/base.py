@@ -1,0 +1,74 @@
+"""The contract every matcher keeps: encode an image once, match any two encoded images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edm_hloc.images import NetworkImage, PixelTransform
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How photos become the network's input; the keywords of `images.load_image`."""
+
+    resize_max: int | None = 1024
+    divisor: int = 32
+    grayscale: bool = True
+
+
+class Matches(NamedTuple):
+    """Correspondences of one pair, in pixels of the original images (hloc's frame).
+
+    Attributes:
+        keypoints0, keypoints1: (M, 2) float32 as (x, y), top-left pixel centre at (0, 0).
+        scores: (M,) float32 in [0, 1].
+    """
+
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a matcher remembers of one image.
+
+    Attributes:
+        data: the matcher's own.
+        transform: between the original image's pixels and the network's.
+        nbytes: memory held by `data`.
+    """
+
+    data: Any
+    transform: PixelTransform
+    nbytes: int
+
+
+class Matcher(ABC):
+    """A dense matcher.
+
+    Attributes:
+        name: what `--matcher` takes.
+        preprocessing: how images must be loaded for `encode`.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+
+    @property
+    @abstractmethod
+    def provenance(self) -> Mapping[str, str | int | float | bool | None]:
+        """Everything that decides the matches of two given images."""
+
+    @abstractmethod
+    def encode(self, image: NetworkImage) -> Features:
+        """Everything that depends on one image alone."""
+
+    @abstractmethod
+    def match(self, features0: Features, features1: Features) -> Matches:
+        """Correspondences of two encoded images; empty arrays where there are none."""
