@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm_hloc.models.edm import CELL, CONFIGS, EDM, best_columns, similarity
+from edm_hloc.models.edm import CONFIGS, EDM, best_columns
 from tests.golden import reference_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,7 +18,10 @@ CASES = ("same", "same_npe", "border", "mixed", "half")
 
 def reference_state(variant: str) -> dict[str, torch.Tensor]:
     shapes = json.loads((GOLDEN / f"{variant}_state.json").read_text())
-    return {k: torch.from_numpy(np.asarray(reference_weights.fill(k, tuple(s)))) for k, s in shapes.items()}
+    return {
+        k: torch.from_numpy(np.asarray(reference_weights.fill(k, tuple(s))))
+        for k, s in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,9 @@ def test_equals_reference(case: str, reference_models: dict[str, EDM]) -> None:
     np.testing.assert_allclose(probability[0], golden["row_max"], **close)
     assert (column[0].numpy() == golden["row_argmax"]).mean() >= 0.995
 
-    expected = dict(zip(zip(golden["coarse_i"], golden["coarse_j"], strict=True), range(10**6), strict=False))
+    expected = dict(
+        zip(zip(golden["coarse_i"], golden["coarse_j"], strict=True), range(10**6), strict=False)
+    )
     ours = list(zip(cells.cell0[0].tolist(), cells.cell1[0].tolist(), strict=True))
     k = len(ours)
     common = [(n, expected[cell]) for n, cell in enumerate(ours) if cell in expected]

@@ -85,7 +85,8 @@ class EDMFeatures(NamedTuple):
 
     def to(self, *args: object, **kwargs: object) -> EDMFeatures:
         """Move or cast the maps; takes the arguments of `torch.Tensor.to`."""
-        return EDMFeatures(*(m.to(*args, **kwargs) for m in self[:4]), self.position_scale)  # type: ignore[call-overload]
+        f32, f16, f8, fine = (m.to(*args, **kwargs) for m in self[:4])  # type: ignore[call-overload]
+        return EDMFeatures(f32, f16, f8, fine, self.position_scale)
 
     @property
     def nbytes(self) -> int:
@@ -374,7 +375,7 @@ def similarity(features0: Tensor, features1: Tensor, temperature: float) -> Tens
 
 
 def best_columns(
-    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int = 64 << 20
+    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int = 16 << 20
 ) -> tuple[Tensor, Tensor]:
     """For every row of the dual softmax (Eq. 2) its largest entry and that entry's column.
 
@@ -592,8 +593,12 @@ class EDM(nn.Module):
         coarse0, coarse1 = self.neck(features0, features1)
         return _finite(coarse0), _finite(coarse1)
 
+    @torch.no_grad()
     def coarse_match(self, coarse0: Tensor, coarse1: Tensor, topk: int) -> CoarseMatches:
-        """The best column of each row, then the `topk` best rows; no mutual check (Sec. 3.3)."""
+        """The best column of each row, then the `topk` best rows; no mutual check (Sec. 3.3).
+
+        A selection without gradient: training differentiates the similarities themselves.
+        """
         probability, column = best_columns(
             coarse0.flatten(2).transpose(1, 2),
             coarse1.flatten(2).transpose(1, 2),

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import urllib.error
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,8 @@ def config_to_json(config: EDMConfig) -> str:
 
 def config_from_json(text: str) -> EDMConfig:
     """Inverse of `config_to_json`."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
-    return replace(EDMConfig(), **values)
+    values: dict[str, Any] = json.loads(text)
+    return EDMConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 CONFIG_THRESHOLDS = {entry.architecture: entry.threshold for entry in REGISTRY.values()}

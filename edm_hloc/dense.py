@@ -1,0 +1,280 @@
+"""Pairs → raw matches: every image encoded once, loaded ahead, results written behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from tqdm import tqdm
+
+import edm_hloc
+from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.images import NetworkImage, load_image
+from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.store import RawMatches, RawMatchWriter, Stamp
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """How pairs are worked through; nothing here changes the matches.
+
+    Attributes:
+        cache_bytes: memory for the features of encoded images.
+        load_threads: threads that decode and resize images ahead.
+        load_ahead: images decoded ahead of the network.
+    """
+
+    cache_bytes: int = 2 << 30
+    load_threads: int = 2
+    load_ahead: int = 8
+
+
+@dataclass(frozen=True)
+class DenseSummary:
+    """What `match_pairs` did.
+
+    Attributes:
+        matched: pairs matched now.
+        resumed: pairs that were there from an earlier run.
+        encoded: calls of the matcher's `encode`.
+        images: images among the pairs matched now.
+        skipped: photos that could not be read, with the reason.
+        skipped_pairs: pairs left out because of them.
+        rotated: photos whose EXIF orientation was ignored.
+        matches: raw matches of the pairs matched now.
+        seconds: wall-clock time.
+    """
+
+    matched: int
+    resumed: int
+    encoded: int
+    images: int
+    skipped: dict[str, str]
+    skipped_pairs: int
+    rotated: tuple[str, ...]
+    matches: int
+    seconds: float
+
+
+def order_pairs(pairs: Sequence[Pair], capacity: int) -> list[Pair]:
+    """Order pairs so that `capacity` images in memory serve many pairs in a row.
+
+    Images are laid out so that partners are near each other (reverse Cuthill–McKee), then the
+    pairs are visited in square tiles of capacity / 2 images, row by row, to and fro: within a
+    tile all images stay in memory, and between neighbours on a row half of them do.
+    """
+    names = sorted({name for pair in pairs for name in pair})
+    index = {name: i for i, name in enumerate(names)}
+    ends = np.array([[index[a], index[b]] for a, b in pairs], dtype=np.int32).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), (len(names),) * 2)
+    layout = reverse_cuthill_mckee((graph + graph.T).tocsr(), symmetric_mode=True)
+    place = np.empty(len(names), dtype=np.int64)
+    place[layout] = np.arange(len(names))
+    low, high = np.sort(place[ends], axis=1).T
+    tile = max(1, capacity // 2)
+    row, column = low // tile, high // tile
+    column = np.where(row % 2 == 0, column, -column)
+    return [pairs[i] for i in np.lexsort((high, low, column, row))]
+
+
+class _FeatureCache:
+    """Encoded images within a byte budget; since the order of pairs is known, the image needed
+    again latest is the one to leave (Belady's rule)."""
+
+    def __init__(self, budget: int, pairs: Sequence[Pair]) -> None:
+        self.budget = budget
+        self.used = 0
+        self.entries: dict[str, Features] = {}
+        self.uses: dict[str, list[int]] = defaultdict(list)
+        for position in range(len(pairs) - 1, -1, -1):
+            for name in pairs[position]:
+                self.uses[name].append(position)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> Features:
+        return self.entries[name]
+
+    def add(self, name: str, features: Features, keep: Sequence[str]) -> None:
+        self.entries[name] = features
+        self.used += features.nbytes
+        while self.used > self.budget:
+            candidates = [n for n in self.entries if n not in keep and n != name]
+            if not candidates:
+                return  # a pair needs both its images, whatever the budget
+            self._drop(max(candidates, key=lambda n: self.uses[n][-1]))
+
+    def finished(self, position: int, pair: Pair) -> None:
+        """Note that the pair at `position` is done; forget images not needed again."""
+        for name in pair:
+            uses = self.uses[name]
+            while uses and uses[-1] <= position:
+                uses.pop()
+            if not uses and name in self.entries:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        self.used -= self.entries.pop(name).nbytes
+
+
+class _ImageLoader:
+    """Decodes images ahead of their use in threads."""
+
+    def __init__(self, root: Path, matcher: Matcher, config: DenseConfig) -> None:
+        p = matcher.preprocessing
+        self._load = partial(
+            load_image, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale
+        )
+        self.root = root
+        self.ahead = config.load_ahead
+        self.pool = ThreadPoolExecutor(config.load_threads, thread_name_prefix="load-image")
+        self.pending: dict[str, Future[NetworkImage]] = {}
+
+    def request(self, name: str) -> None:
+        if name not in self.pending and len(self.pending) < self.ahead:
+            self.pending[name] = self.pool.submit(self._load, self.root / name)
+
+    def get(self, name: str) -> NetworkImage:
+        future = self.pending.pop(name, None) or self.pool.submit(self._load, self.root / name)
+        return future.result()
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def image_stamps(root: Path, names: Sequence[str]) -> dict[str, Stamp]:
+    """Size and modification time of the images, by which a change is noticed."""
+    stamps = {}
+    for name in names:
+        try:
+            status = (root / name).stat()
+        except OSError:
+            continue  # reported with the pair, when it is loaded
+        stamps[name] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
+    """Everything that decides the raw matches, as stored with them."""
+    return {"edm_hloc": edm_hloc.__version__, **matcher.provenance}
+
+
+def match_pairs(
+    image_root: Path,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    raw_directory: Path,
+    config: DenseConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> DenseSummary:
+    """Match `pairs` of images under `image_root` into the raw store `raw_directory`.
+
+    Pairs already there are kept, so an interrupted call is continued by calling it again.
+    Photos that cannot be read are skipped with their pairs and named in the summary.
+
+    Raises:
+        EdmHlocError: the store is of another run (see `RawMatchWriter`), or no pair could be
+            matched because no photo could be read.
+    """
+    config = config or DenseConfig()
+    start = time.monotonic()
+    pairs = list(dict.fromkeys(pairs))
+    names = sorted({name for pair in pairs for name in pair})
+    stamps = image_stamps(image_root, names)
+    with RawMatchWriter(
+        raw_directory, run_provenance(matcher), stamps, overwrite=overwrite
+    ) as writer:
+        todo = [pair for pair in pairs if pair not in writer]
+        summary = _match(image_root, todo, matcher, writer, config, len(pairs) - len(todo), start)
+    if not summary.matched and not summary.resumed and summary.skipped:
+        name, reason = next(iter(summary.skipped.items()))
+        raise EdmHlocError(
+            f"None of the photos in {image_root} could be read; the first, {name}: {reason}"
+        )
+    return summary
+
+
+def _match(
+    image_root: Path,
+    pairs: list[Pair],
+    matcher: Matcher,
+    writer: RawMatchWriter,
+    config: DenseConfig,
+    resumed: int,
+    start: float,
+) -> DenseSummary:
+    loader = _ImageLoader(image_root, matcher, config)
+    skipped: dict[str, str] = {}
+    rotated: set[str] = set()
+    encoded = matched = matches = 0
+    cache: _FeatureCache | None = None
+
+    def encode(name: str) -> Features | None:
+        nonlocal encoded
+        if name in skipped:
+            return None
+        try:
+            image = loader.get(name)
+        except ImageError as error:
+            skipped[name] = str(error)
+            logger.warning("Skipping a photo: %s", error)
+            return None
+        if image.exif_orientation != 1:
+            rotated.add(name)
+        encoded += 1
+        return matcher.encode(image)
+
+    try:
+        if pairs:
+            # The first image tells how many fit, and with that the order of the pairs.
+            first = next(((n, f) for pair in pairs for n in pair if (f := encode(n))), None)
+            capacity = config.cache_bytes // first[1].nbytes if first else 2
+            pairs = order_pairs(pairs, max(2, capacity))
+            cache = _FeatureCache(config.cache_bytes, pairs)
+            if first:
+                cache.add(*first, keep=())
+        for position, pair in enumerate(tqdm(pairs, desc="Matching", unit="pair", disable=None)):
+            assert cache is not None
+            for upcoming in pairs[position : position + 4 * config.load_ahead]:
+                for name in upcoming:
+                    if name not in cache and name not in skipped:
+                        loader.request(name)
+            for name in pair:
+                if name not in cache and name not in skipped:
+                    features = encode(name)
+                    if features is not None:
+                        cache.add(name, features, keep=pair)
+            if pair[0] in cache and pair[1] in cache:
+                found = RawMatches(*matcher.match(cache[pair[0]], cache[pair[1]]))
+                writer.add(pair[0], pair[1], found)
+                matched += 1
+                matches += len(found.scores)
+            cache.finished(position, pair)
+    finally:
+        loader.close()
+    return DenseSummary(
+        matched=matched,
+        resumed=resumed,
+        encoded=encoded,
+        images=len({name for pair in pairs for name in pair}),
+        skipped=skipped,
+        skipped_pairs=len(pairs) - matched,
+        rotated=tuple(sorted(rotated)),
+        matches=matches,
+        seconds=time.monotonic() - start,
+    )

@@ -1,0 +1,198 @@
+"""The registry: what is loaded, what is refused, and what the user reads."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edm_hloc.models import weights
+from edm_hloc.models.edm import CONFIGS, EDM
+from edm_hloc.models.weights import WeightsError, load
+from tests.test_edm_golden import GOLDEN, reference_state
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("EDM_HLOC_CACHE", str(cache))
+    monkeypatch.delenv(weights.ENVIRONMENT_VARIABLE, raising=False)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def small_state() -> dict[str, torch.Tensor]:
+    return reference_state("edm_s")
+
+
+def official_checkpoint(path: Path, variant: str = "edm") -> Path:
+    """A checkpoint as the authors' training script leaves it: prefix, wrapper, other objects."""
+    state = {f"matcher.{key}": value for key, value in reference_state(variant).items()}
+    everything = {"epoch": 29, "state_dict": state, "hyper_parameters": argparse.Namespace(lr=1)}
+    torch.save(everything, path)
+    return path
+
+
+def pretend_official(monkeypatch: pytest.MonkeyPatch, path: Path, url: str) -> None:
+    entry = dataclasses.replace(
+        weights.REGISTRY["edm-outdoor"], sha256=weights.file_sha256(path), urls=(url,)
+    )
+    monkeypatch.setitem(weights.REGISTRY, "edm-outdoor", entry)
+
+
+@pytest.mark.parametrize("variant", ["edm", "edm_s"])
+def test_names_and_shapes_of_the_official_checkpoint(variant: str) -> None:
+    expected = {
+        k: tuple(s) for k, s in json.loads((GOLDEN / f"{variant}_state.json").read_text()).items()
+    }
+    assert {k: tuple(v.shape) for k, v in EDM(CONFIGS[variant]).state_dict().items()} == expected
+
+
+def test_official_format_loads_strictly(tmp_path: Path) -> None:
+    model, info = load(official_checkpoint(tmp_path / "mine.ckpt"))
+    assert info.architecture == "edm"
+    assert model.config.train_size == 832
+    assert info.threshold == 0.05
+    assert not model.training
+    assert info.sha256 == hashlib.sha256((tmp_path / "mine.ckpt").read_bytes()).hexdigest()
+    for key, value in reference_state("edm").items():
+        torch.testing.assert_close(model.state_dict()[key], value)
+
+
+def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in small_state.items()}
+    config = dataclasses.replace(CONFIGS["edm_s"], train_size=640)
+    save_file(
+        half,
+        tmp_path / "own.safetensors",
+        {"edm_config": weights.config_to_json(config), "threshold": "0.1", "licence": "MIT"},
+    )
+    model, info = load(tmp_path / "own.safetensors")
+    assert model.config == config
+    assert (info.threshold, info.licence) == (0.1, "MIT")
+    assert next(model.parameters()).dtype == torch.float32
+    torch.testing.assert_close(
+        model.backbone.conv1.weight, small_state["backbone.conv1.weight"], atol=1e-3, rtol=1e-3
+    )
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "was-here"),)
+
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(WeightsError, match=r"evil\.ckpt.*would run code"):
+        load(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_file_that_is_not_weights(tmp_path: Path) -> None:
+    page = tmp_path / "page.ckpt"
+    page.write_text("<!DOCTYPE html><html>Quota exceeded</html>")
+    with pytest.raises(WeightsError, match=r"page\.ckpt is a web page"):
+        load(page)
+    for suffix in ("ckpt", "safetensors"):
+        broken = tmp_path / f"broken.{suffix}"
+        broken.write_bytes(b"\x00\x01\x02 nothing of use")
+        with pytest.raises(WeightsError, match=rf"broken\.{suffix}.*download it again"):
+            load(broken)
+        broken.write_bytes(b"")
+        with pytest.raises(WeightsError, match=rf"broken\.{suffix} \(0 bytes\)"):
+            load(broken)
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_truncated_download(tmp_path: Path, small_state: dict, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    torch.save(small_state, path) if suffix == "ckpt" else save_file(small_state, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(WeightsError, match=rf"cut\.{suffix}.*download it again"):
+        load(path)
+
+
+def test_wrong_network(tmp_path: Path, small_state: dict) -> None:
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth holds no EDM network"):
+        load(tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match=r"list\.pth holds no state dict"):
+        load(tmp_path / "list.pth")
+    for change, message in (
+        ({k: v for k, v in small_state.items() if "x_head" not in k}, "lacks"),
+        (small_state | {"neck.extra": torch.zeros(1)}, r"unknown 1 of .*neck\.extra"),
+        (small_state | {"neck.fc8.c.weight": torch.zeros(2, 2, 1, 1)}, "misshapen"),
+    ):
+        torch.save(change, tmp_path / "near.pth")
+        with pytest.raises(WeightsError, match=message):
+            load(tmp_path / "near.pth")
+
+
+def test_missing_file_and_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no weights file .*gone\.ckpt"):
+        load(tmp_path / "gone.ckpt")
+    with pytest.raises(WeightsError, match="known names: edm-outdoor, edm_s"):
+        load("edm-indor")
+
+
+def test_download_checks_and_leaves_no_half_file(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = official_checkpoint(tmp_path / "source.ckpt")
+    pretend_official(monkeypatch, source, source.as_uri())
+    model, info = load("edm-outdoor")
+    assert info.path == empty_cache / "edm_outdoor.ckpt"
+    assert info.reason == "asked for by name"
+    assert sum(p.numel() for p in model.parameters()) > 10e6
+    assert [p.name for p in empty_cache.iterdir()] == ["edm_outdoor.ckpt"]
+
+    info.path.write_bytes(b"tampered")
+    with pytest.raises(WeightsError, match=r"edm_outdoor\.ckpt is not the file"):
+        load("edm-outdoor")
+
+    info.path.unlink()
+    other = tmp_path / "other.html"
+    other.write_text("<html>please log in</html>")
+    entry = dataclasses.replace(weights.REGISTRY["edm-outdoor"], urls=(other.as_uri(),))
+    monkeypatch.setitem(weights.REGISTRY, "edm-outdoor", entry)
+    with pytest.raises(WeightsError, match="another file than expected"):
+        load("edm-outdoor")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_no_network(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        weights.REGISTRY,
+        "edm-outdoor",
+        dataclasses.replace(weights.REGISTRY["edm-outdoor"], urls=("http://127.0.0.1:9/none",)),
+    )
+    with pytest.raises(WeightsError, match=r"On a computer with network.*edm_outdoor\.ckpt"):
+        load("edm-outdoor")
+    assert list(empty_cache.iterdir()) == []
+
+
+def test_default_is_the_best_present(
+    tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, small_state: dict
+) -> None:
+    packaged = dataclasses.replace(
+        weights.REGISTRY["edm_s"], filename=str(tmp_path / "packaged.safetensors")
+    )
+    monkeypatch.setitem(weights.REGISTRY, "edm_s", packaged)
+    with pytest.raises(WeightsError, match="edm-hloc weights pull edm-outdoor"):
+        load()
+    save_file(small_state, tmp_path / "packaged.safetensors")
+    assert load()[1].name == "edm_s"
+    empty_cache.mkdir()
+    pretend_official(monkeypatch, official_checkpoint(empty_cache / "edm_outdoor.ckpt"), "http://x")
+    _, info = load()
+    assert info.name == "edm-outdoor"
+    assert "best weights on this computer" in str(info)
+    monkeypatch.setenv(weights.ENVIRONMENT_VARIABLE, str(tmp_path / "packaged.safetensors"))
+    assert "EDM_HLOC_WEIGHTS" in load()[1].reason
