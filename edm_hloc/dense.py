@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 import edm_hloc
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import NetworkImage, load_image
+from edm_hloc.images import NetworkImage, image_stamps, load_image
 from edm_hloc.matchers.base import Features, Matcher
-from edm_hloc.store import RawMatches, RawMatchWriter, Stamp
+from edm_hloc.store import RawMatches, RawMatchWriter
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ def order_pairs(pairs: Sequence[Pair], capacity: int) -> list[Pair]:
     pairs are visited in square tiles of capacity / 2 images, row by row, to and fro: within a
     tile all images stay in memory, and between neighbours on a row half of them do.
     """
+    if not pairs:
+        return []
     names = sorted({name for pair in pairs for name in pair})
     index = {name: i for i, name in enumerate(names)}
     ends = np.array([[index[a], index[b]] for a, b in pairs], dtype=np.int32).reshape(-1, 2)
@@ -154,18 +156,6 @@ class _ImageLoader:
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def image_stamps(root: Path, names: Sequence[str]) -> dict[str, Stamp]:
-    """Size and modification time of the images, by which a change is noticed."""
-    stamps = {}
-    for name in names:
-        try:
-            status = (root / name).stat()
-        except OSError:
-            continue  # reported with the pair, when it is loaded
-        stamps[name] = (status.st_size, status.st_mtime_ns)
-    return stamps
 
 
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:

@@ -1,0 +1,38 @@
+"""A matcher without a network, for tests of what surrounds one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from edm_hloc.images import NetworkImage
+from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+
+
+class FakeMatcher(Matcher):
+    """Remembers an image's mean; matches are made from the two means, so order is noticed."""
+
+    name = "fake"
+    preprocessing = Preprocessing(resize_max=64)
+
+    def __init__(self, nbytes: int = 100, setting: float = 1.0) -> None:
+        self.nbytes = nbytes
+        self.setting = setting
+        self.encoded: list[float] = []
+        self.matched: Counter[tuple[float, float]] = Counter()
+
+    @property
+    def provenance(self) -> dict[str, str | int | float | bool | None]:
+        return {"matcher": self.name, "setting": self.setting}
+
+    def encode(self, image: NetworkImage) -> Features:
+        mean = round(float(image.tensor.mean()) * 255)
+        self.encoded.append(mean)
+        return Features(mean, image.transform, self.nbytes)
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        a, b = features0.data, features1.data
+        self.matched[a, b] += 1
+        points = np.arange(6, dtype=np.float32).reshape(3, 2)
+        return Matches(points + a, points + b, np.array([0.9, 0.5, 0.3], np.float32))

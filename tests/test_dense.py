@@ -1,0 +1,208 @@
+"""Pair lists: encode once, order and cache, resume after anything, skip what cannot be read."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edm_hloc.dense import DenseConfig, match_pairs, order_pairs
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.models.edm import EDM
+from edm_hloc.store import RawMatches, RawMatchReader, RawMatchWriter
+from tests.fakes import FakeMatcher
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight grey photos; the level of photo i is 10 + i."""
+    root = tmp_path / "photos"
+    (root / "a b").mkdir(parents=True)
+    for i in range(8):
+        Image.new("L", (40 + i, 50), 10 + i).save(root / "a b" / f"é {i}.png")
+    return root
+
+
+def names(count: int = 8) -> list[str]:
+    return [f"a b/é {i}.png" for i in range(count)]
+
+
+def all_pairs(count: int = 8) -> list[tuple[str, str]]:
+    return list(itertools.combinations(names(count), 2))
+
+
+def test_each_image_is_encoded_once(photos: Path, tmp_path: Path) -> None:
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert sorted(matcher.encoded) == [10 + i for i in range(8)]
+    assert (summary.encoded, summary.images, summary.matched, summary.matches) == (8, 8, 28, 84)
+    assert max(matcher.matched.values()) == 1
+    with RawMatchReader(tmp_path / "raw") as raw:
+        assert sorted(raw.pairs()) == sorted(all_pairs())
+        for i, j in itertools.combinations(range(8), 2):
+            found = raw.read(names()[i], names()[j])
+            points = np.arange(6, dtype=np.float32).reshape(3, 2)
+            np.testing.assert_array_equal(found.keypoints0, points + 10 + i)
+            np.testing.assert_array_equal(found.keypoints1, points + 10 + j)
+
+
+def test_backbone_runs_once_per_image(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with the real network and its backbone counted."""
+    from safetensors.torch import save_file
+
+    from tests.test_edm_golden import reference_state
+
+    save_file(reference_state("edm_s"), tmp_path / "w.safetensors")
+    matcher = EDMMatcher(EDMMatcherConfig(weights=tmp_path / "w.safetensors", device="cpu"))
+    calls = []
+    matcher.model.backbone.register_forward_hook(lambda *args: calls.append(args[1][0].shape[0]))
+    match_pairs(photos, all_pairs(5), matcher, tmp_path / "raw")
+    assert isinstance(matcher.model, EDM)
+    assert calls == [1] * 5
+
+
+def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Path) -> None:
+    roomy, tight = FakeMatcher(), FakeMatcher()
+    match_pairs(photos, all_pairs(), roomy, tmp_path / "a")
+    match_pairs(photos, all_pairs(), tight, tmp_path / "b", DenseConfig(cache_bytes=450))
+    assert roomy.matched == tight.matched
+    # 28 pairs, 4 images at a time: each encode can serve at most 3 new pairs
+    assert 10 <= len(tight.encoded) <= 18
+    # even with room for one image a pair has both
+    match_pairs(photos, all_pairs(3), FakeMatcher(), tmp_path / "c", DenseConfig(cache_bytes=100))
+    assert len(RawMatchReader(tmp_path / "c").pairs()) == 3
+
+
+def test_resume(photos: Path, tmp_path: Path) -> None:
+    class Interrupted(FakeMatcher):
+        def match(self, features0, features1):  # type: ignore[no-untyped-def]
+            if sum(self.matched.values()) == 11:
+                raise KeyboardInterrupt
+            return super().match(features0, features1)
+
+    with pytest.raises(KeyboardInterrupt):
+        match_pairs(photos, all_pairs(), Interrupted(), tmp_path / "raw")
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert (summary.resumed, summary.matched) == (11, 17)
+    assert len(RawMatchReader(tmp_path / "raw").pairs()) == 28
+
+    again = FakeMatcher()
+    assert match_pairs(photos, all_pairs(), again, tmp_path / "raw").resumed == 28
+    assert again.encoded == []
+
+    with pytest.raises(EdmHlocError, match=r"setting: 1\.0 there, 2\.0 now"):
+        match_pairs(photos, all_pairs(), FakeMatcher(setting=2.0), tmp_path / "raw")
+    other = FakeMatcher(setting=2.0)
+    match_pairs(photos, all_pairs(), other, tmp_path / "raw", overwrite=True)
+    assert sum(other.matched.values()) == 28
+
+
+def test_a_changed_photo_is_matched_again(photos: Path, tmp_path: Path) -> None:
+    match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+    Image.new("L", (41, 50), 77).save(photos / names()[3])
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert (summary.matched, summary.resumed) == (7, 21)
+    found = RawMatchReader(tmp_path / "raw").read(names()[0], names()[3])
+    assert found.keypoints1[0, 0] == 77
+
+
+def test_unreadable_photos_are_skipped(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = (photos / names()[0]).read_bytes()
+    (photos / names()[0]).write_bytes(good[: len(good) // 2])
+    (photos / names()[5]).write_bytes(b"")
+    (photos / names()[6]).write_text("not a photo")
+    pairs = [*all_pairs(), (names()[1], "gone.jpg")]
+    with caplog.at_level(logging.WARNING):
+        summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    assert sorted(summary.skipped) == sorted([names()[0], names()[5], names()[6], "gone.jpg"])
+    assert all(name in summary.skipped[name] for name in summary.skipped)
+    assert summary.matched == 10
+    assert summary.skipped_pairs == len(pairs) - 10
+    assert summary.encoded == 5
+    for name in summary.skipped:
+        assert caplog.text.count(str(photos / name)) == 1
+
+
+def test_no_readable_photo_at_all(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(EdmHlocError, match=r"None of the photos.*a\.jpg"):
+        match_pairs(tmp_path, [("a.jpg", "b.jpg")], FakeMatcher(), tmp_path / "raw")
+
+
+def test_rotated_photos_are_named_once(photos: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (40, 50), 99).save(photos / "turned.jpg", exif=exif)
+    pairs = [("turned.jpg", name) for name in names()]
+    summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    assert summary.rotated == ("turned.jpg",)
+
+
+def test_nothing_to_do(photos: Path, tmp_path: Path) -> None:
+    summary = match_pairs(photos, [], FakeMatcher(), tmp_path / "raw")
+    assert (summary.matched, summary.resumed, summary.encoded) == (0, 0, 0)
+
+
+def test_store_errors_reach_the_caller(photos: Path, tmp_path: Path) -> None:
+    with RawMatchWriter(tmp_path / "raw", {}) as busy:
+        with pytest.raises(EdmHlocError, match="Another process"):
+            match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+        busy.add("a", "b", RawMatches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 14), st.integers(15, 29)), unique=True, max_size=60),
+    st.integers(2, 12),
+)
+def test_ordering_keeps_the_pairs(edges: list[tuple[int, int]], capacity: int) -> None:
+    pairs = [(f"{a}", f"{b}") for a, b in edges]
+    assert sorted(order_pairs(pairs, capacity)) == sorted(pairs)
+
+
+def encodes(order: list[tuple[str, str]], capacity: int) -> int:
+    """Cache misses of an order of pairs when the image needed again latest leaves."""
+    uses: dict[str, list[int]] = {}
+    for position, pair in enumerate(order):
+        for name in pair:
+            uses.setdefault(name, []).append(position)
+    inside: set[str] = set()
+    misses = 0
+    for position, pair in enumerate(order):
+        for name in pair:
+            if name not in inside:
+                misses += 1
+                inside.add(name)
+        while len(inside) > capacity:
+            later = {n: next((u for u in uses[n] if u > position), 10**9) for n in inside}
+            inside.remove(max(inside - set(pair), key=lambda n: later[n]))
+    return misses
+
+
+def test_ordering_beats_the_given_order() -> None:
+    """A shuffled sequence comes out near the bound, all pairs far below row by row."""
+    rng = np.random.default_rng(0)
+    label = [f"{i:03d}" for i in rng.permutation(120)]
+    near = [(label[i], label[j]) for i in range(120) for j in range(i + 1, min(120, i + 6))]
+    near = [near[i] for i in rng.permutation(len(near))]
+    assert encodes(near, 12) > 600
+    assert encodes(order_pairs(near, 12), 12) <= 1.25 * 120
+
+    every = list(itertools.combinations(sorted(label), 2))
+    lower_bound = len(every) / 11  # an encode can serve at most 11 pairs with 12 in memory
+    assert encodes(order_pairs(every, 12), 12) <= 2.2 * lower_bound
+    assert encodes(every, 12) >= 8 * lower_bound
