@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -212,10 +212,8 @@ def _match(
     skipped: dict[str, str] = {}
     rotated: set[str] = set()
     encoded = matched = matches = 0
-    cache: _FeatureCache | None = None
 
-    def encode(name: str) -> Features | None:
-        nonlocal encoded
+    def load(name: str) -> NetworkImage | None:
         if name in skipped:
             return None
         try:
@@ -226,34 +224,39 @@ def _match(
             return None
         if image.exif_orientation != 1:
             rotated.add(name)
-        encoded += 1
-        return matcher.encode(image)
+        return image
+
+    def encode(pair: Pair, held: Container[str]) -> dict[str, Features] | None:
+        """The features of a pair's images that are not held; None if one cannot be read."""
+        nonlocal encoded
+        images = {name: load(name) for name in pair if name not in held}
+        if None in images.values():
+            return None  # before the partner is encoded in vain
+        encoded += len(images)
+        return {name: matcher.encode(image) for name, image in images.items() if image}
 
     try:
-        if pairs:
-            # The first image tells how many fit, and with that the order of the pairs.
-            first = next(((n, f) for pair in pairs for n in pair if (f := encode(n))), None)
-            capacity = config.cache_bytes // first[1].nbytes if first else 2
-            pairs = order_pairs(pairs, max(2, capacity))
-            cache = _FeatureCache(config.cache_bytes, pairs)
-            if first:
-                cache.add(*first, keep=())
+        # The first pair tells how many images fit, and with that the order of the pairs.
+        first = next((found for pair in pairs if (found := encode(pair, held=()))), {})
+        size = max((features.nbytes for features in first.values()), default=config.cache_bytes)
+        pairs = order_pairs(pairs, max(2, config.cache_bytes // max(1, size)))
+        cache = _FeatureCache(config.cache_bytes, pairs)
+        for name, features in first.items():
+            cache.add(name, features, keep=tuple(first))
         for position, pair in enumerate(tqdm(pairs, desc="Matching", unit="pair", disable=None)):
-            assert cache is not None
             for upcoming in pairs[position : position + 4 * config.load_ahead]:
-                for name in upcoming:
-                    if name not in cache and name not in skipped:
-                        loader.request(name)
-            for name in pair:
-                if name not in cache and name not in skipped:
-                    features = encode(name)
-                    if features is not None:
-                        cache.add(name, features, keep=pair)
-            if pair[0] in cache and pair[1] in cache:
-                found = RawMatches(*matcher.match(cache[pair[0]], cache[pair[1]]))
-                writer.add(pair[0], pair[1], found)
+                if skipped.keys().isdisjoint(upcoming):
+                    for name in upcoming:
+                        if name not in cache:
+                            loader.request(name)
+            fresh = encode(pair, held=cache.entries)
+            if fresh is not None:
+                for name, features in fresh.items():
+                    cache.add(name, features, keep=pair)
+                raw = RawMatches(*matcher.match(cache[pair[0]], cache[pair[1]]))
+                writer.add(pair[0], pair[1], raw)
                 matched += 1
-                matches += len(found.scores)
+                matches += len(raw.scores)
             cache.finished(position, pair)
     finally:
         loader.close()

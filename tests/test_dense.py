@@ -127,13 +127,17 @@ def test_unreadable_photos_are_skipped(
     pairs = [*all_pairs(), (names()[1], "gone.jpg")]
     with caplog.at_level(logging.WARNING):
         summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    log = caplog.text
     assert sorted(summary.skipped) == sorted([names()[0], names()[5], names()[6], "gone.jpg"])
     assert all(name in summary.skipped[name] for name in summary.skipped)
     assert summary.matched == 10
     assert summary.skipped_pairs == len(pairs) - 10
     assert summary.encoded == 5
+    again = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    # nothing is encoded for the sake of a partner that cannot be read
+    assert (again.encoded, again.resumed, len(again.skipped)) == (0, 10, 4)
     for name in summary.skipped:
-        assert caplog.text.count(str(photos / name)) == 1
+        assert log.count(str(photos / name)) == 1
 
 
 def test_no_readable_photo_at_all(tmp_path: Path) -> None:
