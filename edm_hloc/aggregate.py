@@ -1,0 +1,260 @@
+"""Raw matches → the keypoint and match files that hloc and COLMAP read, one image at a time."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.keypoints import QuantizationConfig, assign, quantize_image, unique_matches
+from edm_hloc.store import (
+    FeatureReader,
+    FeatureWriter,
+    MatchWriter,
+    Provenance,
+    RawMatches,
+    RawMatchReader,
+)
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class AggregateSummary:
+    """What `aggregate` wrote.
+
+    Attributes:
+        images: images in the feature file (those whose keypoints a reference fixes are not).
+        pairs: pairs in the match file.
+        keypoints: keypoints of all those images.
+        matches: matches of all those pairs.
+        missing_pairs: pairs asked for of which there are no raw matches.
+    """
+
+    images: int
+    pairs: int
+    keypoints: int
+    matches: int
+    missing_pairs: tuple[Pair, ...]
+
+
+def aggregate(
+    raw: RawMatchReader,
+    pairs: Iterable[Pair],
+    features_path: Path,
+    matches_path: Path,
+    config: QuantizationConfig,
+    *,
+    reference_features: Path | Sequence[Path] | None = None,
+    quantize_references: bool = False,
+    provenance: Provenance | None = None,
+) -> AggregateSummary:
+    """Makes keypoints and match indices out of raw matches, as hloc would from the same ones.
+
+    Both files replace older ones when everything is done; until then nothing is seen of them.
+    Memory holds the raw matches of one image; each pair is read twice.
+
+    Args:
+        raw: raw matches, in pixels of the original images (top-left pixel's centre at (0, 0)).
+        pairs: pairs of image names; repeated ones (in either order) and self pairs count once or
+            not at all. For localization the query comes first.
+        features_path: the feature file to write; it gets no images with fixed keypoints.
+        matches_path: the match file to write.
+        config: the quantization.
+        reference_features: feature files of images that have keypoints already. Of several files
+            with the same image the last counts.
+        quantize_references: let those keypoints vote with their scores (1 where a file has none),
+            before the matches do, instead of keeping them as they are.
+        provenance: stored in both files beside that of the raw matches and the quantization.
+
+    Raises:
+        EdmHlocError: if a file cannot be read or written, or the raw matches are damaged.
+    """
+    if reference_features is None:
+        reference_features = []
+    elif isinstance(reference_features, Path):
+        reference_features = [reference_features]
+    stored = {
+        **raw.provenance,
+        **(provenance or {}),
+        "max_error": config.max_error,
+        "cell_size": config.cell_size,
+        "max_kps": config.max_kps,
+        "position": config.position,
+    }
+    with ExitStack() as stack:
+        references = [stack.enter_context(FeatureReader(path)) for path in reference_features]
+        features = stack.enter_context(FeatureWriter(features_path, stored))
+        matches = stack.enter_context(MatchWriter(matches_path, stored))
+        return aggregate_into(
+            raw,
+            pairs,
+            features,
+            matches,
+            config,
+            references=references,
+            quantize_references=quantize_references,
+            scratch=matches_path.parent,
+        )
+
+
+def aggregate_into(
+    raw: RawMatchReader,
+    pairs: Iterable[Pair],
+    features: FeatureWriter,
+    matches: MatchWriter,
+    config: QuantizationConfig,
+    *,
+    references: Sequence[FeatureReader] = (),
+    quantize_references: bool = False,
+    scratch: Path | None = None,
+) -> AggregateSummary:
+    """Does the work of `aggregate` between open files, or objects that behave like them.
+
+    Args:
+        scratch: folder for a temporary file of 4 bytes a raw match; None is the system's.
+    """
+    asked = _without_repeats(pairs)
+    ordered = _in_order_of_votes([pair for pair in asked if pair in raw])
+    missing = tuple(pair for pair in asked if pair not in raw)
+    if missing:
+        logger.warning("%d of %d pairs have no raw matches.", len(missing), len(asked))
+    pairs_of: dict[str, list[int]] = defaultdict(list)
+    for i, pair in enumerate(ordered):
+        for name in pair:
+            pairs_of[name].append(i)
+    reference_of = {n: reference for reference in references for n in pairs_of if n in reference}
+    fixed = set() if quantize_references else set(reference_of)
+
+    num_keypoints = num_matches = 0
+    with _IdSpool(len(ordered), scratch) as spool:
+        for name in tqdm(sorted(pairs_of), desc="keypoints", unit="image", disable=None):
+            own_pairs = [ordered[i] for i in pairs_of[name]]
+            reads = [_read(raw, pair) for pair in own_pairs]
+            points = [
+                read.keypoints0 if name == name0 else read.keypoints1
+                for read, (name0, _) in zip(reads, own_pairs, strict=True)
+            ]
+            reference = reference_of.get(name)
+            try:
+                if reference is not None and name in fixed:
+                    keypoints = reference.keypoints(name)
+                    ids = assign(np.concatenate(points), keypoints, config.max_error)
+                else:
+                    anchors, weights = _anchors(reference, name)
+                    # A query keeps its own points where only fixed keypoints are opposite.
+                    keep = [
+                        config.max_kps is None and name == name0 and name1 in fixed
+                        for name0, name1 in own_pairs
+                    ]
+                    lengths = [len(anchors), *map(len, points)]
+                    keypoints, scores, ids = quantize_image(
+                        np.concatenate([anchors, *points]),
+                        np.concatenate([weights, *(read.scores for read in reads)]),
+                        config,
+                        binned=~np.repeat([False, *keep], lengths),
+                    )
+                    ids = ids[len(anchors) :]
+            except ValueError as error:
+                raise EdmHlocError(
+                    f"The raw matches or reference keypoints of image {name!r} are damaged "
+                    f"({error}): delete them and make them again."
+                ) from error
+            if name not in fixed:
+                features.add(name, keypoints, scores)
+                num_keypoints += len(keypoints)
+
+            ends = np.cumsum([len(read.scores) for read in reads])
+            for i, read, own in zip(pairs_of[name], reads, np.split(ids, ends[:-1]), strict=True):
+                other = spool.take(i, len(own))
+                if other is None:
+                    spool.put(i, own)
+                    continue
+                name0, name1 = ordered[i]
+                ids0, ids1 = (own, other) if name == name0 else (other, own)
+                matches0, scores0 = unique_matches(ids0, ids1, read.scores)
+                matches.add(name0, name1, matches0, scores0)
+                num_matches += int(np.count_nonzero(matches0 != -1))
+    return AggregateSummary(
+        images=len(pairs_of.keys() - fixed),
+        pairs=len(ordered),
+        keypoints=num_keypoints,
+        matches=num_matches,
+        missing_pairs=missing,
+    )
+
+
+def _without_repeats(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs in their first order, without self pairs."""
+    unique: dict[Pair, None] = {}
+    for name0, name1 in pairs:
+        if name0 != name1 and (name1, name0) not in unique:
+            unique[name0, name1] = None
+    return list(unique)
+
+
+def _in_order_of_votes(pairs: list[Pair]) -> list[Pair]:
+    """hloc's order of working, which decides the order of keypoints and the rounding of scores."""
+    pairs_per_image = Counter(name for pair in pairs for name in pair)
+    return sorted(pairs, key=lambda pair: (min(pairs_per_image[name] for name in pair), pair))
+
+
+def _read(raw: RawMatchReader, pair: Pair) -> RawMatches:
+    matches = raw.read(*pair)
+    if not len(matches.keypoints0) == len(matches.keypoints1) == len(matches.scores):
+        raise EdmHlocError(
+            f"Raw matches of {pair} differ in length from one array to another: match them again."
+        )
+    return matches
+
+
+def _anchors(reference: FeatureReader | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The keypoints (N, 2) that vote first, and their weights (N,)."""
+    if reference is None:
+        return np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
+    keypoints, scores = reference.keypoints(name), reference.scores(name)
+    if scores is None:
+        scores = np.ones(len(keypoints))
+    return keypoints.astype(np.float32), scores.astype(np.float32)
+
+
+class _IdSpool:
+    """Keeps on disk the keypoint ids of each pair's one image until its other image is done."""
+
+    def __init__(self, num_pairs: int, directory: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed in __exit__)
+        self._offsets = np.full(num_pairs, -1, np.int64)
+        self._end = 0
+
+    def put(self, pair: int, ids: np.ndarray) -> None:
+        try:
+            self._file.seek(self._end)
+            self._offsets[pair] = self._end
+            self._end += self._file.write(ids.astype(np.int32).tobytes())
+        except OSError as error:
+            raise EdmHlocError(
+                f"Cannot write a temporary file ({error.strerror or error}): free disk space."
+            ) from error
+
+    def take(self, pair: int, length: int) -> np.ndarray | None:
+        """The (length,) int32 ids put there, None if there are none yet."""
+        if self._offsets[pair] < 0:
+            return None
+        self._file.seek(int(self._offsets[pair]))
+        return np.frombuffer(self._file.read(4 * length), np.int32)
+
+    def __enter__(self) -> _IdSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

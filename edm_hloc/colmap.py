@@ -1,0 +1,96 @@
+"""Reading COLMAP models and keeping COLMAP quiet: what every user of pycolmap here shares."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pycolmap
+
+from edm_hloc.errors import EdmHlocError
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("cameras", "images", "points3D")
+_FATAL_ONLY = 3
+
+
+@contextlib.contextmanager
+def quiet_colmap() -> Iterator[None]:
+    """Keeps COLMAP's own log off the terminal, unless this package logs at DEBUG."""
+    before = pycolmap.logging.minloglevel
+    if not logger.isEnabledFor(logging.DEBUG):
+        pycolmap.logging.minloglevel = _FATAL_ONLY
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder holds a COLMAP model, binary or text."""
+    return any(
+        all((path / f"{part}{end}").is_file() for part in _PARTS) for end in (".bin", ".txt")
+    )
+
+
+def read_model(path: Path) -> pycolmap.Reconstruction:
+    """Reads a COLMAP model, binary or text, with or without rigs and frames.
+
+    Raises:
+        EdmHlocError: the folder holds no model or a damaged one.
+    """
+    path = Path(path)
+    if not is_model(path):
+        inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
+        hint = f" Did you mean {inside[0]}?" if inside else ""
+        raise EdmHlocError(
+            f"No COLMAP model in {path}: cameras, images and points3D, all .bin or all .txt, are "
+            f"expected.{hint}"
+        )
+    with quiet_colmap():
+        try:
+            return pycolmap.Reconstruction(path)
+        # pycolmap raises almost anything on damaged files
+        except Exception as error:
+            raise EdmHlocError(f"The COLMAP model in {path} is damaged: {error}") from error
+
+
+def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
+    """The images of a model that have a pose, by name, sorted by name."""
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    return dict(sorted(images.items()))
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """How large and how consistent a model is.
+
+    Attributes:
+        registered: images with a pose.
+        points: 3D points.
+        mean_track_length: images that see a point, on average; 0 without points.
+        mean_reprojection_error: mean over the points, pixels of the original photos; 0 without.
+    """
+
+    registered: int
+    points: int
+    mean_track_length: float
+    mean_reprojection_error: float
+
+    @staticmethod
+    def of(model: pycolmap.Reconstruction) -> ModelStatistics:
+        """Measures a model; a point's error is the mean over the images that see it."""
+        points = model.num_points3D()
+        if points:
+            model.update_point_3d_errors()
+        return ModelStatistics(
+            registered=len(posed_images(model)),
+            points=points,
+            mean_track_length=model.compute_mean_track_length() if points else 0.0,
+            mean_reprojection_error=model.compute_mean_reprojection_error() if points else 0.0,
+        )

@@ -1,0 +1,319 @@
+"""A folder of photos → a 3D model: matching, keypoints, verification and mapping, in order.
+
+Every step leaves its files in the output folder and is done again only if something it depends
+on has changed, so a run that was interrupted goes on, and another mapping reuses the matches:
+
+    OUT/pairs.txt         the pairs, two names a line
+    OUT/raw_matches/      what the matcher found, crash-safe
+    OUT/features.h5       keypoints, as hloc writes them
+    OUT/matches.h5        match indices, as hloc writes them
+    OUT/database.db       COLMAP database with verified pairs
+    OUT/model/            COLMAP model
+    OUT/run.json          settings, versions, what was skipped, times and results
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy
+import pycolmap
+import torch
+
+import edm_hloc
+from edm_hloc.aggregate import aggregate
+from edm_hloc.dense import DenseConfig, match_pairs
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.pairs import Pair, write_pairs
+from edm_hloc.sfm import (
+    CameraOptions,
+    MappingOptions,
+    build_database,
+    map_database,
+    triangulate,
+)
+from edm_hloc.store import RawMatchReader
+
+# Merging within 2 px at the mean of what is merged: the longest tracks at a small error.
+RECONSTRUCTION_KEYPOINTS = QuantizationConfig(
+    max_error=2.0, cell_size=2.0, max_kps=8192, position="mean"
+)
+
+
+@dataclass
+class Run:
+    """The record of one run; written to `run.json` as it grows.
+
+    Attributes:
+        out: output folder.
+        settings: what the run was asked for.
+        done: fingerprints of the steps whose files are in `out`.
+        results: one entry a step.
+        seconds: wall-clock time of each step when it was last done.
+        peak_memory_mib: of this process, at the last write.
+    """
+
+    out: Path
+    settings: dict[str, Any]
+    done: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_mib: float | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.out / "run.json"
+
+    @classmethod
+    def begin(cls, out: Path, settings: dict[str, Any], *, overwrite: bool) -> Run:
+        """Start or continue the run in `out`.
+
+        Raises:
+            EdmHlocError: the folder cannot be made.
+        """
+        run = cls(out, settings)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
+        if not overwrite and run.path.is_file():
+            try:
+                before = json.loads(run.path.read_text("utf-8"))
+                run.done, run.results = before["done"], before["results"]
+                run.seconds = before["seconds"]
+            except (OSError, ValueError, KeyError):
+                pass  # without a record every step but the matching is done again
+        run.write()
+        return run
+
+    def step(
+        self,
+        name: str,
+        depends_on: Any,
+        files: Sequence[Path],
+        work: Callable[[], dict[str, Any]],
+    ) -> str:
+        """Do `work` unless its files are there and were made from the same things.
+
+        Args:
+            name: of the step.
+            depends_on: everything that decides the files' content.
+            files: what the step writes.
+            work: gives its summaries (dataclasses), by the name they get in `results`.
+
+        Returns:
+            The step's fingerprint, for the steps that depend on it.
+        """
+        text = json.dumps(depends_on, sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(f"{edm_hloc.__version__} {text}".encode()).hexdigest()
+        if self.done.get(name) == fingerprint and all(file.exists() for file in files):
+            return fingerprint
+        self.done.pop(name, None)
+        start = time.monotonic()
+        self.results |= {key: asdict(summary) for key, summary in work().items()}
+        self.seconds[name] = time.monotonic() - start
+        self.done[name] = fingerprint
+        self.write()
+        return fingerprint
+
+    def write(self) -> None:
+        self.peak_memory_mib = peak_memory_mib()
+        record = {
+            "settings": self.settings,
+            "versions": versions(),
+            "done": self.done,
+            "results": self.results,
+            "seconds": self.seconds,
+            "peak_memory_mib": self.peak_memory_mib,
+        }
+        temporary = self.path.with_name(".run.json.tmp")
+        try:
+            temporary.write_text(json.dumps(record, indent=2, default=str), "utf-8")
+            temporary.replace(self.path)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot write {self.path}: {error.strerror}.") from error
+
+
+def versions() -> dict[str, str]:
+    """Of what decides results."""
+    return {
+        "edm_hloc": edm_hloc.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "pycolmap": pycolmap.__version__,
+        "numpy": numpy.__version__,
+        "h5py": h5py.__version__,
+    }
+
+
+def peak_memory_mib() -> float | None:
+    """Largest resident memory of this process so far; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def match_and_quantize(
+    run: Run,
+    image_root: Path,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    quantization: QuantizationConfig,
+    dense: DenseConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Pairs of photos → `features.h5` and `matches.h5` in the run's folder; their fingerprint.
+
+    Raises:
+        EdmHlocError: from any step; what was matched is kept.
+    """
+    out = run.out
+    write_pairs(out / "pairs.txt", pairs)
+    start = time.monotonic()
+    summary = match_pairs(
+        image_root, pairs, matcher, out / "raw_matches", dense, overwrite=overwrite
+    )
+    run.results["matching"] = asdict(summary)
+    if summary.matched:
+        run.seconds["matching"] = time.monotonic() - start
+    run.write()
+
+    features, matches = out / "features.h5", out / "matches.h5"
+
+    def quantize() -> dict[str, Any]:
+        with RawMatchReader(out / "raw_matches") as raw:
+            return {"keypoints": aggregate(raw, pairs, features, matches, quantization)}
+
+    shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
+    return run.step(
+        "keypoints",
+        [shards, pairs, asdict(quantization)],
+        [features, matches],
+        quantize,
+    )
+
+
+def reconstruct(
+    image_root: Path,
+    out: Path,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    *,
+    quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
+    dense: DenseConfig | None = None,
+    cameras: CameraOptions | None = None,
+    mapping: MappingOptions | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Reconstruct the photos under `image_root` into `out`; see the module for its files.
+
+    Args:
+        image_root: folder of the photos.
+        out: output folder; a run that is there already is continued.
+        pairs: which photos to match.
+        matcher: with what.
+        quantization: how points become keypoints.
+        dense: memory and threads of the matching.
+        cameras: which photos share a camera, and known intrinsics.
+        mapping: options of the geometry.
+        overwrite: do everything again.
+
+    Returns:
+        The record of the run: `results["mapped"]["statistics"]` and so on.
+
+    Raises:
+        EdmHlocError: bad input, or no model, with the reason; what was computed is kept.
+    """
+    cameras, mapping = cameras or CameraOptions(), mapping or MappingOptions()
+    known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
+    settings = {
+        "images": str(image_root),
+        "matcher": dict(matcher.provenance),
+        "quantization": asdict(quantization),
+        "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
+        "mapping": asdict(mapping),
+    }
+    run = Run.begin(out, settings, overwrite=overwrite)
+    matched = match_and_quantize(
+        run, image_root, pairs, matcher, quantization, dense, overwrite=overwrite
+    )
+    features, matches = out / "features.h5", out / "matches.h5"
+    database, model = out / "database.db", out / "model"
+
+    def verify() -> dict[str, Any]:
+        imported, verified = build_database(
+            database, image_root, features, matches, pairs, cameras, mapping
+        )
+        return {"imported": imported, "verified": verified}
+
+    def map_photos() -> dict[str, Any]:
+        return {"mapped": map_database(database, image_root, model, mapping, known=known)}
+
+    verified = run.step(
+        "database",
+        [matched, cameras.mode, cameras.model, known, asdict(mapping)],
+        [database],
+        verify,
+    )
+    run.step("model", [verified], [model], map_photos)
+    return run
+
+
+def triangulate_model(
+    reference: Path,
+    image_root: Path,
+    out: Path,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    *,
+    quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
+    dense: DenseConfig | None = None,
+    mapping: MappingOptions | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Match `pairs` and triangulate points with the poses of the COLMAP model `reference`.
+
+    Files and record are those of `reconstruct`.
+
+    Raises:
+        EdmHlocError: bad input; what was computed is kept.
+    """
+    mapping = mapping or MappingOptions()
+    settings = {
+        "reference": str(reference),
+        "images": str(image_root),
+        "matcher": dict(matcher.provenance),
+        "quantization": asdict(quantization),
+        "mapping": asdict(mapping),
+    }
+    run = Run.begin(out, settings, overwrite=overwrite)
+    matched = match_and_quantize(
+        run, image_root, pairs, matcher, quantization, dense, overwrite=overwrite
+    )
+    stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
+    features, matches = out / "features.h5", out / "matches.h5"
+    database, model = out / "database.db", out / "model"
+
+    def make_points() -> dict[str, Any]:
+        verified, mapped = triangulate(
+            reference, image_root, features, matches, pairs, database, model, mapping
+        )
+        return {"verified": verified, "mapped": mapped}
+
+    depends_on = [matched, str(reference), stamps, asdict(mapping)]
+    run.step("model", depends_on, [model, database], make_points)
+    return run

@@ -1,0 +1,907 @@
+"""Keypoints and matches → COLMAP database → verified pairs → model; or points for known poses."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pycolmap
+from PIL import Image
+from PIL.ExifTags import IFD
+from PIL.ExifTags import Base as ExifTag
+from tqdm import tqdm
+
+from edm_hloc.colmap import ModelStatistics, is_model, posed_images, quiet_colmap, read_model
+from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.images import _open as open_image
+from edm_hloc.pairs import Pair, unique_pairs
+from edm_hloc.store import FeatureReader, MatchReader
+
+logger = logging.getLogger(__name__)
+
+CameraMode = Literal["auto", "single", "per-folder", "per-image"]
+Mapper = Literal["incremental", "global"]
+
+_MODEL_FILES = {
+    f"{part}{end}"
+    for part in ("cameras", "images", "points3D", "rigs", "frames")
+    for end in (".bin", ".txt")
+}
+_BATCH = 256  # pairs verified between two visits to the database
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """Which photos share a camera and what is known about it.
+
+    Attributes:
+        mode: "auto" one camera for all photos whose EXIF data name the same camera, lens setting
+            and size, else one each; "single" one for all; "per-folder"; "per-image". Photos of
+            different sizes never share one.
+        model: COLMAP's name of the camera model of photos that are not in `known`.
+        known: cameras by image name (see `load_intrinsics`), which are not refined.
+    """
+
+    mode: CameraMode = "auto"
+    model: str = "SIMPLE_RADIAL"
+    known: Mapping[str, pycolmap.Camera] | None = None
+
+
+@dataclass(frozen=True)
+class MappingOptions:
+    """What a user may have to change about the geometry.
+
+    Attributes:
+        mapper: "incremental", robust, or "global", faster on many photos.
+        max_error: how far matches may be from their epipolar line and points from their
+            keypoints, pixels of the original photos. Keypoints found in reduced photos are less
+            exact by that factor: raise it for photos much larger than the matcher's input.
+        min_inliers: verified matches that a pair needs to count.
+        min_tri_angle: least angle between the rays to a point, degrees.
+        refine_intrinsics: adjust focal length and distortion of the cameras that are not known.
+        seed: of everything random.
+        threads: -1 for all cores.
+    """
+
+    mapper: Mapper = "incremental"
+    max_error: float = 4.0
+    min_inliers: int = 15
+    min_tri_angle: float = 1.5
+    refine_intrinsics: bool = True
+    seed: int = 0
+    threads: int = -1
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What went into a database.
+
+    Attributes:
+        images: images with keypoints.
+        cameras: cameras they share.
+        prior_focal: images whose focal length is known or in their EXIF data.
+        pairs: pairs with at least one match.
+        matches: matches of all pairs.
+        missing_pairs: pairs asked for of which there are no matches in the file, or no photo.
+        skipped: photos that cannot be read, with the reason.
+    """
+
+    images: int
+    cameras: int
+    prior_focal: int
+    pairs: int
+    matches: int
+    missing_pairs: int
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class VerificationSummary:
+    """What geometric verification left of the matches.
+
+    Attributes:
+        pairs: pairs with matches.
+        verified_pairs: pairs that agree with one geometry.
+        matches: matches of all pairs.
+        inliers: matches that agree with their pair's geometry.
+        seconds: wall-clock time; 0 where it was not measured.
+    """
+
+    pairs: int
+    verified_pairs: int
+    matches: int
+    inliers: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MappingSummary:
+    """The model that was written and what is missing from it.
+
+    Attributes:
+        statistics: registered images, points, track length, reprojection error.
+        images: images in the database.
+        unregistered: those that are not in the model, sorted.
+        components: registered images of each separate model found, the one written first.
+        seconds: wall-clock time.
+    """
+
+    statistics: ModelStatistics
+    images: int
+    unregistered: tuple[str, ...]
+    components: tuple[int, ...]
+    seconds: float
+
+
+# --------------------------------------------------------------------------- cameras
+
+
+def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Camera]:
+    """Known cameras of the images `names`, from whatever form they come in.
+
+    Args:
+        path: a folder with a COLMAP model (images are found by name); a COLMAP ``cameras.txt`` or
+            ``.bin`` that lies in such a folder or holds a single camera, which is then everyone's;
+            or a text file as hloc's, one image a line: name, camera model, width, height,
+            parameters.
+        names: images to find cameras for. A name that is not there is looked up without its
+            folders, if that is unambiguous.
+
+    Raises:
+        EdmHlocError: nothing can be read, or it has a camera for none of the images.
+    """
+    path = Path(path)
+    if path.is_dir() or (is_model(path.parent) and path.stem == "cameras"):
+        model = read_model(path if path.is_dir() else path.parent)
+        cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
+    elif path.name in ("cameras.txt", "cameras.bin"):
+        return dict.fromkeys(names, _only_camera(path))
+    else:
+        cameras = _read_intrinsics_list(path)
+    by_file = defaultdict(list)
+    for name in cameras:
+        by_file[name.rpartition("/")[2]].append(name)
+    found = {}
+    for name in names:
+        same_file = by_file[name.rpartition("/")[2]]
+        if name in cameras:
+            found[name] = cameras[name]
+        elif len(same_file) == 1:
+            found[name] = cameras[same_file[0]]
+    if not found:
+        raise EdmHlocError(
+            f"{path} has intrinsics for none of the {len(names)} images; its names are like "
+            f"{next(iter(cameras), 'nothing')!r}."
+        )
+    if len(found) < len(set(names)):
+        logger.warning("%s has intrinsics for %d of %d images.", path, len(found), len(names))
+    return found
+
+
+def _only_camera(path: Path) -> pycolmap.Camera:
+    if path.suffix == ".bin":
+        raise EdmHlocError(f"{path} needs the rest of its model beside it to tell whose cameras.")
+    lines = [line.split() for line in _read_lines(path) if not line.startswith("#")]
+    if len(lines) != 1:
+        raise EdmHlocError(
+            f"{path} holds {len(lines)} cameras and no images.txt lies beside it to tell whose."
+        )
+    return _parse_camera(lines[0][1:], f"{path}")
+
+
+def _read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
+    cameras: dict[str, pycolmap.Camera] = {}
+    same: dict[str, pycolmap.Camera] = {}
+    for line in _read_lines(path):
+        if line.startswith("#"):
+            continue
+        words = line.split()
+        places = [i for i, w in enumerate(words) if w in pycolmap.CameraModelId.__members__ and i]
+        if not places:
+            raise EdmHlocError(
+                f"{path}: expected 'name MODEL width height parameters', got {line!r}."
+            )
+        # the last one, since a name may hold spaces and even such a word
+        name = line[: line.rindex(words[places[-1]])].strip()
+        text = " ".join(words[places[-1] :])
+        same.setdefault(text, _parse_camera(words[places[-1] :], f"{path}, {name}"))
+        cameras[name] = same[text]
+    return cameras
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [s for line in path.read_text("utf-8-sig").split("\n") if (s := line.strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdmHlocError(f"Cannot read intrinsics from {path}: {error}.") from error
+
+
+def _parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
+    """From model, width, height and parameters, as in COLMAP's text files."""
+    try:
+        camera = pycolmap.Camera(
+            model=words[0],
+            width=int(words[1]),
+            height=int(words[2]),
+            params=[float(word) for word in words[3:]],
+        )
+        valid = camera.verify_params() and camera.mean_focal_length() > 0
+    except Exception:  # pycolmap raises almost anything
+        valid = False
+    if not valid:
+        raise EdmHlocError(f"{where}: not a camera in COLMAP's form: {' '.join(words)!r}.")
+    return camera
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """What the header of a photo says."""
+
+    size: tuple[int, int]
+    exif: tuple[object, ...] | None  # camera, lens setting and size; None without EXIF data
+
+
+_EXIF_CAMERA = (ExifTag.Make, ExifTag.Model)
+_EXIF_LENS = (
+    ExifTag.FocalLength,
+    ExifTag.FocalLengthIn35mmFilm,
+    ExifTag.FocalPlaneXResolution,
+    ExifTag.FocalPlaneResolutionUnit,
+)
+
+
+def _open_header(path: Path) -> Image.Image:
+    """A photo of which only the header is decoded."""
+    try:
+        return open_image(path.read_bytes())
+    except Exception as error:  # decoders meet garbage with almost any exception
+        raise ImageError(f"Cannot read image {path}: {error}.") from error
+
+
+def _read_photo(path: Path) -> _Photo:
+    image = _open_header(path)
+    size = image.size
+    try:
+        exif = image.getexif()
+        tags = [exif.get(tag) for tag in _EXIF_CAMERA]
+        tags += [exif.get_ifd(IFD.Exif).get(tag) for tag in _EXIF_LENS]
+    except Exception:  # damaged EXIF data is no reason to do without the photo
+        tags = [None]
+    known = any(tag is not None for tag in tags)
+    return _Photo(size, (*map(str, tags), *size) if known else None)
+
+
+def _exif_camera(path: Path) -> tuple[str | None, float | None]:
+    """COLMAP's name of the camera in the EXIF data and its focal length in pixels, if any.
+
+    Decodes the photo; COLMAP knows many cameras' sensors, so that it finds more than the data say.
+    """
+    with quiet_colmap():
+        bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
+    if bitmap is not None:
+        return bitmap.exif_camera_model(), bitmap.exif_focal_length()
+    # a format that COLMAP does not read, such as WebP
+    image = _open_header(path)
+    try:
+        focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
+    except Exception:
+        focal = 0.0
+    return None, focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
+
+
+def _make_cameras(
+    root: Path, names: Iterable[str], options: CameraOptions
+) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
+    """The camera of each image (shared ones are one object, ids from 1), and the images skipped."""
+    if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
+        models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
+        raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    sizes: dict[str, tuple[int, int]] = {}
+    focals: dict[str, float | None] = {}
+    exif_cameras: dict[tuple[object, ...], tuple[str | None, float | None]] = {}
+    skipped: dict[str, str] = {}
+    known = options.known or {}
+    for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=None):
+        try:
+            photo = _read_photo(root / name)
+        except ImageError as error:
+            skipped[name] = str(error)
+            logger.warning("Skipping a photo: %s", error)
+            continue
+        sizes[name] = photo.size
+        if name in known:
+            camera = known[name]
+            if photo.size != (camera.width, camera.height):
+                raise EdmHlocError(
+                    f"The known intrinsics of {name} are for {camera.width} × {camera.height} "
+                    f"pixels, but {root / name} has {photo.size[0]} × {photo.size[1]}. "
+                    "Take the photos they were made for, or scale them."
+                )
+            groups["known", camera.model_name, photo.size, tuple(camera.params)].append(name)
+            continue
+        if photo.exif is not None and photo.exif not in exif_cameras:
+            exif_cameras[photo.exif] = _exif_camera(root / name)
+        exif_name, focals[name] = exif_cameras.get(photo.exif or (), (None, None))
+        shared_by = {
+            "auto": exif_name or f"/{name}",
+            "single": "",
+            "per-folder": name.rpartition("/")[0],
+            "per-image": name,
+        }[options.mode]
+        groups[options.mode, shared_by, photo.size].append(name)
+
+    if options.mode in ("single", "per-folder"):
+        split = Counter(group[1] for group in groups if group[0] != "known")
+        for folder, number in split.items():
+            if number > 1:
+                logger.warning(
+                    "Photos%s come in %d sizes: each size gets a camera of its own.",
+                    f" in {folder}" if folder else "",
+                    number,
+                )
+    cameras = {}
+    for camera_id, (group, members) in enumerate(groups.items(), start=1):
+        if group[0] == "known":
+            camera = pycolmap.Camera(known[members[0]].todict())
+            camera.camera_id, camera.has_prior_focal_length = camera_id, True
+        else:
+            width, height = sizes[members[0]]
+            focal = next((f for name in members if (f := focals[name])), None)
+            camera = pycolmap.Camera.create_from_model_name(
+                camera_id, options.model, focal or 1.2 * max(width, height), width, height
+            )
+            camera.has_prior_focal_length = focal is not None
+        cameras.update(dict.fromkeys(members, camera))
+    return dict(sorted(cameras.items())), skipped
+
+
+# --------------------------------------------------------------------------- database
+
+
+def _to_colmap(keypoints: np.ndarray) -> np.ndarray:
+    """(N, 2) from hloc's frame, top-left pixel's centre at (0, 0), to COLMAP's, where it is at
+    (0.5, 0.5); float32 as COLMAP stores them."""
+    return np.ascontiguousarray(keypoints[:, :2], dtype=np.float32) + np.float32(0.5)
+
+
+@contextlib.contextmanager
+def _new_database(path: Path) -> Iterator[pycolmap.Database]:
+    """A database that is filled in one transaction and appears at `path` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    leftovers = [
+        temporary.with_name(temporary.name + end) for end in ("", "-wal", "-shm", "-journal")
+    ]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    try:
+        with quiet_colmap():
+            database = pycolmap.Database.open(temporary)
+            try:
+                with pycolmap.DatabaseTransaction(database):
+                    yield database
+            finally:
+                database.close()
+        temporary.replace(path)
+    except BaseException:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        raise
+
+
+def build_database(
+    database: Path,
+    images: Path,
+    features: Path,
+    matches: Path,
+    pairs: Iterable[Pair],
+    cameras: CameraOptions | None = None,
+    options: MappingOptions | None = None,
+) -> tuple[ImportSummary, VerificationSummary]:
+    """Makes a COLMAP database with verified pairs; an older one is replaced when it is complete.
+
+    Args:
+        database: the file to write.
+        images: folder of the photos; only their headers are read.
+        features: H5 file of keypoints, hloc's frame.
+        matches: H5 file of matches.
+        pairs: pairs to import; (b, a) repeats (a, b).
+        cameras: which photos share a camera.
+        options: `max_error`, `min_inliers`, `seed` and `threads` count here.
+
+    Raises:
+        EdmHlocError: a file cannot be read, files do not belong together, no photo can be read.
+    """
+    options = options or MappingOptions()
+    cameras = cameras or CameraOptions()
+    with _new_database(Path(database)) as db, FeatureReader(features) as keypoints:
+        names = keypoints.names()
+        camera_of, skipped = _make_cameras(Path(images), names, cameras)
+        if not camera_of:
+            raise EdmHlocError(
+                f"None of the {len(names)} images in {features} can be read in {images}. "
+                "Is it the folder they were matched in?"
+            )
+        for camera in {c.camera_id: c for c in camera_of.values()}.values():
+            db.write_camera(camera, use_camera_id=True)
+            rig = pycolmap.Rig(rig_id=camera.camera_id)
+            rig.add_ref_sensor(camera.sensor_id)
+            db.write_rig(rig, use_rig_id=True)
+        ids = {}
+        for image_id, (name, camera) in enumerate(camera_of.items(), start=1):
+            ids[name] = image_id
+            image = pycolmap.Image(name=name, image_id=image_id, camera_id=camera.camera_id)
+            db.write_image(image, use_image_id=True)
+            frame = pycolmap.Frame(frame_id=image_id, rig_id=camera.camera_id)
+            frame.add_data_id(image.data_id)
+            db.write_frame(frame, use_frame_id=True)
+        missing = _import_features(db, keypoints, matches, ids, camera_of, pairs)
+        imported = ImportSummary(
+            images=len(ids),
+            cameras=db.num_cameras(),
+            prior_focal=sum(camera.has_prior_focal_length for camera in camera_of.values()),
+            pairs=db.num_matched_image_pairs(),
+            matches=db.num_matches(),
+            missing_pairs=missing,
+            skipped=skipped,
+        )
+        start = time.monotonic()
+        _verify(db, options)
+        return imported, _verification(db, time.monotonic() - start)
+
+
+def _import_features(
+    db: pycolmap.Database,
+    features: FeatureReader,
+    matches: Path,
+    ids: Mapping[str, int],
+    cameras: Mapping[str, pycolmap.Camera],
+    pairs: Iterable[Pair],
+) -> int:
+    """Writes keypoints and matches; gives the number of pairs without matches in the file."""
+    number = {}
+    for name in tqdm(ids, desc="Importing keypoints", unit="photo", disable=None):
+        if name not in features:
+            continue
+        keypoints = _to_colmap(features.keypoints(name))
+        size = (cameras[name].width, cameras[name].height)
+        if len(keypoints) and (
+            keypoints.min() < -1 or np.any(keypoints.max(axis=0) > np.add(size, 1))
+        ):
+            raise EdmHlocError(
+                f"Keypoints of {name} in {features.path} lie outside its {size[0]} × {size[1]} "
+                "pixels. Were they found in photos of another size?"
+            )
+        number[name] = len(keypoints)
+        db.write_keypoints(ids[name], keypoints)
+    missing = 0
+    with MatchReader(matches) as reader:
+        for pair in tqdm(unique_pairs(pairs), desc="Importing matches", unit="pair", disable=None):
+            if not number.keys() >= set(pair) or pair not in reader:
+                missing += 1
+                continue
+            found = np.unique(reader.matches(*pair)[0], axis=0)
+            if not len(found):
+                continue
+            if found.min() < 0 or np.any(found.max(axis=0) >= [number[name] for name in pair]):
+                raise EdmHlocError(
+                    f"Matches of {pair} in {matches} are of keypoints that {features.path} does "
+                    "not hold: take the two files of one run."
+                )
+            db.write_matches(ids[pair[0]], ids[pair[1]], found.astype(np.uint32))
+    return missing
+
+
+def _cores(options: MappingOptions) -> int:
+    return options.threads if options.threads > 0 else os.cpu_count() or 1
+
+
+def _verify(db: pycolmap.Database, options: MappingOptions) -> None:
+    """Finds the geometry of each matched pair by RANSAC; does not depend on the number of cores."""
+    two_view = pycolmap.TwoViewGeometryOptions()
+    two_view.min_num_inliers = options.min_inliers
+    two_view.ransac.max_error = options.max_error
+    two_view.ransac.random_seed = options.seed
+    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    camera_of = {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
+
+    def points_of(image_id: int) -> np.ndarray:
+        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
+
+    def estimate(
+        images: tuple[int, int], points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
+    ) -> pycolmap.TwoViewGeometry:
+        a, b = (camera_of[i] for i in images)
+        return pycolmap.estimate_two_view_geometry(a, points[0], b, points[1], matches, two_view)
+
+    pairs = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in db.read_num_matches()[0]]
+    progress = tqdm(total=len(pairs), desc="Verifying", unit="pair", disable=None)
+    with progress, ThreadPoolExecutor(_cores(options)) as pool:
+        for start in range(0, len(pairs), _BATCH):
+            batch = pairs[start : start + _BATCH]
+            points = {i: points_of(i) for pair in batch for i in pair}
+            both = [(points[a], points[b]) for a, b in batch]
+            matches = [db.read_matches(a, b) for a, b in batch]
+            for (a, b), geometry in zip(
+                batch, pool.map(estimate, batch, both, matches), strict=True
+            ):
+                db.write_two_view_geometry(a, b, geometry)
+                progress.update()
+
+
+def _verification(db: pycolmap.Database, seconds: float = 0.0) -> VerificationSummary:
+    return VerificationSummary(
+        pairs=db.num_matched_image_pairs(),
+        verified_pairs=db.num_verified_image_pairs(),
+        matches=db.num_matches(),
+        inliers=db.num_inlier_matches(),
+        seconds=seconds,
+    )
+
+
+# --------------------------------------------------------------------------- mapping
+
+
+@contextlib.contextmanager
+def _new_model(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` on success; a model that was there is replaced."""
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _MODEL_FILES):
+        raise EdmHlocError(f"{out} holds other things than a COLMAP model: choose another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def map_database(
+    database: Path,
+    images: Path,
+    out: Path,
+    options: MappingOptions | None = None,
+    known: Iterable[str] = (),
+) -> MappingSummary:
+    """Reconstructs poses and points and writes the largest connected model to `out`, binary.
+
+    Args:
+        database: COLMAP database with verified pairs (see `build_database`).
+        images: folder of the photos, for the colours of the points.
+        out: folder of the model; it appears whole. A model that is there is replaced.
+        options: how to map.
+        known: names of the images whose cameras are not refined.
+
+    Raises:
+        EdmHlocError: no model was found, with the reason and what to try; `out` holds other files.
+    """
+    options = options or MappingOptions()
+    start = time.monotonic()
+    database, images, out = Path(database), Path(images), Path(out)
+    with _open_database(database) as db:
+        verification = _verification(db)
+        fixed_names = set(known)
+        all_images = db.read_all_images()
+        fixed = {image.camera_id for image in all_images if image.name in fixed_names}
+        all_fixed = fixed >= {image.camera_id for image in all_images}
+    if not verification.verified_pairs:
+        raise EdmHlocError(diagnose(database))
+    with _new_model(out) as temporary, quiet_colmap():
+        if options.mapper == "global":
+            refine = options.refine_intrinsics and not all_fixed
+            models = _map_globally(database, temporary, refine, options)
+        else:
+            models = _map_incrementally(
+                database, images, temporary, fixed, all_fixed, len(all_images), options
+            )
+        models = sorted(
+            (model for model in models if model.num_points3D()),
+            key=lambda model: (model.num_reg_images(), model.num_points3D()),
+            reverse=True,
+        )
+        if not models:
+            raise EdmHlocError(diagnose(database))
+        _write_model(models[0], images, temporary)
+        statistics = ModelStatistics.of(models[0])
+    components = tuple(model.num_reg_images() for model in models)
+    if len(components) > 1:
+        logger.warning(
+            "The photos fall into %d separate models of %s images; the largest was kept.",
+            len(components),
+            ", ".join(map(str, components)),
+        )
+    registered = posed_images(models[0])
+    return MappingSummary(
+        statistics=statistics,
+        images=len(all_images),
+        unregistered=tuple(sorted(i.name for i in all_images if i.name not in registered)),
+        components=components,
+        seconds=time.monotonic() - start,
+    )
+
+
+@contextlib.contextmanager
+def _open_database(path: Path) -> Iterator[pycolmap.Database]:
+    if not path.is_file():
+        raise EdmHlocError(f"No COLMAP database {path}.")
+    database = pycolmap.Database.open(path)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _write_model(model: pycolmap.Reconstruction, images: Path, folder: Path) -> None:
+    """Colours the points and leaves only this model in the folder."""
+    model.extract_colors_for_all_images(images)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    model.write_binary(folder)
+
+
+def _incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
+    o = pycolmap.IncrementalPipelineOptions()
+    o.min_num_matches = options.min_inliers
+    o.random_seed = options.seed
+    o.num_threads = options.threads
+    o.extract_colors = False  # later, of the model that is kept
+    o.mapper.init_max_error = options.max_error
+    o.mapper.abs_pose_max_error = 3 * options.max_error
+    o.mapper.filter_max_reproj_error = options.max_error
+    o.mapper.filter_min_tri_angle = options.min_tri_angle
+    o.triangulation.complete_max_reproj_error = options.max_error
+    o.triangulation.merge_max_reproj_error = options.max_error
+    o.triangulation.min_angle = options.min_tri_angle
+    return o
+
+
+def _map_incrementally(
+    database: Path,
+    images: Path,
+    folder: Path,
+    fixed: set[int],
+    all_fixed: bool,
+    number: int,
+    options: MappingOptions,
+) -> list[pycolmap.Reconstruction]:
+    o = _incremental_options(options)
+    o.min_model_size = 3
+    o.constant_cameras = fixed
+    o.ba_refine_focal_length = o.ba_refine_extra_params = (
+        options.refine_intrinsics and not all_fixed
+    )
+    o.mapper.abs_pose_refine_focal_length = o.ba_refine_focal_length
+    o.mapper.abs_pose_refine_extra_params = o.ba_refine_focal_length
+    with tqdm(total=number, desc="Mapping", unit="photo", disable=None) as progress:
+        models = pycolmap.incremental_mapping(
+            database,
+            images,
+            folder,
+            o,
+            initial_image_pair_callback=lambda: progress.update(2),
+            next_image_callback=lambda: progress.update(1),
+        )
+    return list(models.values())
+
+
+def _map_globally(
+    database: Path, folder: Path, refine: bool, options: MappingOptions
+) -> list[pycolmap.Reconstruction]:
+    o = pycolmap.GlobalPipelineOptions()
+    o.min_num_matches = options.min_inliers
+    o.random_seed = options.seed
+    o.num_threads = options.threads
+    o.mapper.bundle_adjustment.refine_focal_length = refine
+    o.mapper.bundle_adjustment.refine_extra_params = refine
+    working = folder / "database.db"
+    shutil.copyfile(database, working)
+    if refine:
+        # changes the database: focal lengths from fundamental matrices, which the mapper needs
+        pycolmap.calibrate_view_graph(working)
+    models = folder / "models"
+    models.mkdir()
+    return list(pycolmap.global_mapping(working, folder, models, o).values())
+
+
+def diagnose(database: Path) -> str:
+    """Why a database gives no model, and what to try: text for the user."""
+    with _open_database(Path(database)) as db:
+        found = _verification(db)
+        names = {image.image_id: image.name for image in db.read_all_images()}
+        inliers = Counter(dict.fromkeys(names, 0))
+        for pair_id, number in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
+            for image_id in pycolmap.pair_id_to_image_pair(pair_id):
+                inliers[image_id] += number
+    weakest = ", ".join(f"{names[i]} ({n})" for i, n in sorted(inliers.items(), key=_weakest)[:5])
+    facts = (
+        f"No model could be made of the {len(names)} photos: {found.pairs} of their pairs have "
+        f"matches, {found.matches} in all; {found.verified_pairs} pairs were verified, with "
+        f"{found.inliers} matches. Photos with the fewest verified matches: {weakest}."
+    )
+    if not found.matches:
+        advice = (
+            "Nothing was matched: check that the pairs name photos that overlap, and that the "
+            "weights belong to the matcher."
+        )
+    elif not found.verified_pairs:
+        advice = (
+            "The matches of no pair agree with one geometry: check that the photos show the same "
+            "things from not too different places, try a larger image size or other weights, or "
+            "a larger maximal error if the photos are much larger than the matcher's input."
+        )
+    else:
+        advice = (
+            "The verified pairs do not suffice to start from: take photos from more places "
+            "(turning on the spot gives no depth), match more pairs, give known intrinsics, or "
+            "try the other mapper."
+        )
+    return f"{facts} {advice}"
+
+
+def _weakest(item: tuple[int, int]) -> tuple[int, int]:
+    return item[1], item[0]
+
+
+# --------------------------------------------------------------------------- known poses
+
+
+def triangulate(
+    reference: Path,
+    images: Path,
+    features: Path,
+    matches: Path,
+    pairs: Iterable[Pair],
+    database: Path,
+    out: Path,
+    options: MappingOptions | None = None,
+) -> tuple[VerificationSummary, MappingSummary]:
+    """Makes the 3D points of a model with known cameras; poses and intrinsics stay as they are.
+
+    Matches count when they agree with the known poses: both keypoints lie within `max_error` times
+    the image's keypoint uncertainty (where the file has one) of their epipolar lines.
+
+    Args:
+        reference: COLMAP model with the cameras; its points are ignored.
+        images: folder of the photos, for the colours of the points.
+        features: H5 file of keypoints, hloc's frame.
+        matches: H5 file of matches.
+        pairs: pairs to import; (b, a) repeats (a, b).
+        database: the COLMAP database to write, with the reference's ids.
+        out: folder of the model; it appears whole. A model that is there is replaced.
+        options: `max_error`, `min_tri_angle`, `seed` and `threads` count here.
+
+    Raises:
+        EdmHlocError: a file cannot be read, files do not belong together, no point was found.
+    """
+    options = options or MappingOptions()
+    start = time.monotonic()
+    model = read_model(reference)
+    posed = posed_images(model)
+    database, out = Path(database), Path(out)
+    with _new_database(database) as db, FeatureReader(features) as keypoints:
+        ids = {name: image.image_id for name, image in posed.items()}
+        if not any(name in keypoints for name in ids):
+            raise EdmHlocError(
+                f"{features} has keypoints of none of the {len(ids)} images of {reference}: "
+                "names must be the same."
+            )
+        for camera in model.cameras.values():
+            camera.has_prior_focal_length = True
+            db.write_camera(camera, use_camera_id=True)
+        for rig in model.rigs.values():
+            db.write_rig(rig, use_rig_id=True)
+        for image in posed.values():
+            # without its frame, which comes after it
+            bare = pycolmap.Image(
+                name=image.name, image_id=image.image_id, camera_id=image.camera_id
+            )
+            db.write_image(bare, use_image_id=True)
+        for frame_id in sorted({image.frame_id for image in posed.values()}):
+            db.write_frame(model.frames[frame_id], use_frame_id=True)
+        cameras = {name: model.cameras[image.camera_id] for name, image in posed.items()}
+        _import_features(db, keypoints, matches, ids, cameras, pairs)
+        noise = {
+            image_id: keypoints.uncertainty(name) or 1.0
+            for name, image_id in ids.items()
+            if name in keypoints
+        }
+        _verify_known_poses(db, model, noise, options)
+        verification = _verification(db, time.monotonic() - start)
+
+    with _new_model(out) as temporary, quiet_colmap():
+        if not verification.inliers:
+            raise EdmHlocError(
+                f"No match agrees with the poses of {reference}: {verification.pairs} pairs have "
+                f"{verification.matches} matches. Do photos and poses belong together?"
+            )
+        o = _incremental_options(options)
+        o.triangulation.ignore_two_view_tracks = False
+        result = pycolmap.triangulate_points(model, database, images, temporary, options=o)
+        if not result.num_points3D():
+            raise EdmHlocError(
+                f"None of {verification.inliers} verified matches gave a point. Are the photos of "
+                "the pairs taken from one place? Try a smaller triangulation angle."
+            )
+        _write_model(result, Path(images), temporary)
+        statistics = ModelStatistics.of(result)
+    seen = {name for name, image in posed_images(result).items() if image.num_points3D}
+    return verification, MappingSummary(
+        statistics=statistics,
+        images=len(posed),
+        unregistered=tuple(sorted(set(posed) - seen)),
+        components=(statistics.registered,),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _verify_known_poses(
+    db: pycolmap.Database,
+    model: pycolmap.Reconstruction,
+    noise: Mapping[int, float],
+    options: MappingOptions,
+) -> None:
+    """Keeps the matches whose two keypoints are near their epipolar lines."""
+    camera_of = {i.image_id: model.cameras[i.camera_id] for i in posed_images(model).values()}
+    pose_of = {image_id: model.images[image_id].cam_from_world() for image_id in camera_of}
+    limit = {
+        i: camera_of[i].cam_from_img_threshold(options.max_error * n) for i, n in noise.items()
+    }
+
+    def rays_of(image_id: int) -> np.ndarray:
+        keypoints = db.read_keypoints(image_id)[:, :2].astype(np.float64)
+        points = np.asarray(camera_of[image_id].cam_from_img(keypoints))
+        return np.concatenate([points, np.ones((len(points), 1))], axis=1)
+
+    rays: dict[int, np.ndarray] = {}
+    pairs = sorted(pycolmap.pair_id_to_image_pair(i) for i in db.read_num_matches()[0])
+    for a, b in tqdm(pairs, desc="Verifying", unit="pair", disable=None):
+        if a not in rays:  # pairs are sorted by their first image
+            rays = {}
+        rays |= {i: rays_of(i) for i in (a, b) if i not in rays}
+        matches = db.read_matches(a, b)
+        cam2_from_cam1 = pose_of[b] * pose_of[a].inverse()
+        E = pycolmap.essential_matrix_from_pose(cam2_from_cam1)
+        error_a, error_b = epipolar_errors(rays[a][matches[:, 0]], rays[b][matches[:, 1]], E)
+        geometry = pycolmap.TwoViewGeometry(
+            # left UNDEFINED, the triangulation would silently ignore the pair
+            config=pycolmap.TwoViewGeometryConfiguration.CALIBRATED,
+            E=E,
+            cam2_from_cam1=cam2_from_cam1,
+            inlier_matches=matches[(error_a <= limit[a]) & (error_b <= limit[b])],
+        )
+        db.write_two_view_geometry(a, b, geometry)
+
+
+def epipolar_errors(x1: np.ndarray, x2: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of matched points from each other's epipolar lines.
+
+    Args:
+        x1: (N, 3) homogeneous points of the first camera at depth 1.
+        x2: (N, 3) those of the second.
+        E: (3, 3) essential matrix, x2ᵀ E x1 = 0.
+
+    Returns:
+        (N,) distances in the first and in the second image, at depth 1; inf where a line is not
+        defined (at the epipole).
+    """
+    line1, line2 = x2 @ E, x1 @ E.T
+    value = np.abs(np.sum(x2 * line2, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error1 = value / np.linalg.norm(line1[:, :2], axis=1)
+        error2 = value / np.linalg.norm(line2[:, :2], axis=1)
+    return np.nan_to_num(error1, nan=np.inf), np.nan_to_num(error2, nan=np.inf)

@@ -1,0 +1,187 @@
+"""Photos → model, end to end, on a rendered scene with known truth."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pycolmap
+import pytest
+
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images import find_images
+from edm_hloc.reconstruct import (
+    RECONSTRUCTION_KEYPOINTS,
+    Run,
+    reconstruct,
+    triangulate_model,
+)
+from edm_hloc.sfm import CameraOptions, MappingOptions, load_intrinsics
+from tests.scenes import TruthMatcher
+
+
+class CountingMatcher(TruthMatcher):
+    def __init__(self, scene: Path, **settings: float) -> None:
+        super().__init__(scene, **settings)
+        self.pairs = 0
+
+    def match(self, features0, features1):  # type: ignore[no-untyped-def]
+        self.pairs += 1
+        return super().match(features0, features1)
+
+
+def pairs_of(scene: Path) -> list[tuple[str, str]]:
+    return list(itertools.combinations(find_images(scene / "images"), 2))
+
+
+def shots(run: Run) -> tuple[int, int]:
+    return run.results["matching"]["matched"], run.results["matching"]["resumed"]
+
+
+@pytest.fixture(scope="module")
+def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run on `scene` with one camera for all."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    reconstruct(
+        scene / "images",
+        out,
+        pairs_of(scene),
+        TruthMatcher(scene),
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
+    )
+    return out
+
+
+def test_model_agrees_with_the_truth(scene: Path, finished: Path) -> None:
+    comparison = compare(finished / "model", scene / "truth")
+    assert comparison.registered == 7
+    assert comparison.rotation_median < 0.25
+    assert comparison.position_median < 0.5  # % of the extent
+    assert comparison.points > 300
+    assert comparison.mean_reprojection_error < 1.0
+    truth = pycolmap.Reconstruction(scene / "truth")
+    model = pycolmap.Reconstruction(finished / "model")
+    focal = next(iter(truth.cameras.values())).focal_length
+    assert next(iter(model.cameras.values())).focal_length == pytest.approx(focal, rel=0.03)
+
+
+def test_files_and_record(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "pairs.txt", "raw_matches", "features.h5", "matches.h5", "database.db", "model", "run.json",
+    }  # fmt: skip
+    record = json.loads((finished / "run.json").read_text("utf-8"))
+    assert record["settings"]["matcher"]["matcher"] == "truth"
+    assert record["results"]["mapped"]["statistics"]["registered"] == 7
+    assert set(record["versions"]) >= {"edm_hloc", "torch", "pycolmap"}
+    assert set(record["seconds"]) == {"matching", "keypoints", "database", "model"}
+
+
+def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:
+    pairs = pairs_of(scene)
+    known = load_intrinsics(scene / "truth", find_images(scene / "images"))
+    cameras = CameraOptions(known=known)
+    run = reconstruct(scene / "images", tmp_path, pairs, TruthMatcher(scene), cameras=cameras)
+    model = pycolmap.Reconstruction(tmp_path / "model")
+    camera = next(iter(pycolmap.Reconstruction(scene / "truth").cameras.values()))
+    assert len(model.cameras) == 1
+    assert list(next(iter(model.cameras.values())).params) == list(camera.params)
+    assert run.results["mapped"]["statistics"]["registered"] == 7
+    comparison = compare(tmp_path / "model", scene / "truth")
+    assert comparison.rotation_median < 0.15
+    assert comparison.position_median < 0.3
+
+
+def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    pairs, matcher = pairs_of(scene), CountingMatcher(scene)
+    same = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+
+    def again(**changes):  # type: ignore[no-untyped-def]
+        before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.is_file()}
+        options = {"cameras": same} | changes
+        run = reconstruct(scene / "images", out, changes.pop("pairs", pairs), matcher, **options)
+        return run, {p.name for p in before if p.exists() and p.stat().st_mtime_ns != before[p]}
+
+    run, touched = again()
+    assert shots(run) == (0, 21)
+    assert touched <= {"run.json", "pairs.txt"}
+    _, touched = again(mapping=MappingOptions(min_tri_angle=3.0))
+    assert "features.h5" not in touched
+    assert "points3D.bin" in touched
+    _, touched = again(quantization=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
+    assert {"features.h5", "matches.h5", "database.db", "points3D.bin"} <= touched
+    (out / "model" / "points3D.bin").unlink()
+    shutil.rmtree(out / "model")
+    again(quantization=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
+    assert (out / "model" / "points3D.bin").is_file()
+    assert matcher.pairs == 0
+
+
+def test_a_damaged_record_costs_time_not_matches(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "run.json").write_text("{")
+    matcher = CountingMatcher(scene)
+    run = reconstruct(
+        scene / "images",
+        out,
+        pairs_of(scene),
+        matcher,
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
+    )
+    assert matcher.pairs == 0
+    assert run.results["mapped"]["statistics"]["registered"] == 7
+
+
+def test_overwrite_and_other_settings(scene: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    other = CountingMatcher(scene, noise=0.1)
+    with pytest.raises(EdmHlocError, match=r"noise: 0\.3 there, 0\.1 now"):
+        reconstruct(scene / "images", out, pairs_of(scene), other)
+    assert (out / "model").is_dir()
+    reconstruct(scene / "images", out, pairs_of(scene), other, overwrite=True)
+    assert other.pairs == 21
+
+
+def test_bad_photos_are_left_out(scene: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(scene / "images", photos)
+    names = find_images(photos)
+    whole = (photos / names[1]).read_bytes()
+    (photos / names[1]).write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.jpg").write_text("no photo")
+    pairs = list(itertools.combinations(find_images(photos), 2))
+    known = load_intrinsics(scene / "truth", names)
+    run = reconstruct(
+        photos, tmp_path / "out", pairs, TruthMatcher(scene), cameras=CameraOptions(known=known)
+    )
+    assert set(run.results["matching"]["skipped"]) == {names[1], "empty.jpg", "text.jpg"}
+    assert run.results["mapped"]["statistics"]["registered"] == 6
+
+
+def test_no_overlap_says_why(scene: Path, tmp_path: Path) -> None:
+    nonsense = TruthMatcher(scene, outliers=1.0)
+    with pytest.raises(EdmHlocError, match="No model could be made of the 7 photos"):
+        reconstruct(scene / "images", tmp_path / "out", pairs_of(scene), nonsense)
+    assert (tmp_path / "out" / "matches.h5").is_file()
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_triangulation_with_known_poses(scene: Path, tmp_path: Path) -> None:
+    run = triangulate_model(
+        scene / "truth", scene / "images", tmp_path, pairs_of(scene), TruthMatcher(scene)
+    )
+    assert run.results["mapped"]["statistics"]["points"] > 300
+    comparison = compare(tmp_path / "model", scene / "truth")
+    assert comparison.rotation_max < 1e-4
+    assert comparison.position_max < 1e-4
