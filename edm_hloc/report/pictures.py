@@ -105,7 +105,7 @@ def _colour(score: float) -> tuple[int, int, int]:
 def _panel(image: NetworkImage, scale: float) -> tuple[np.ndarray, PixelTransform]:
     """The photo at the picture's size, with its true aspect, and where its pixels went."""
     width, height = image.original_size
-    shrink = scale * image.tensor.shape[1] / height
+    shrink = scale * min(1.0, image.tensor.shape[1] / height)
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     pixels = (image.tensor * 255).to(torch.uint8).permute(1, 2, 0).numpy()
     panel = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,223 @@
+"""The command line as a user meets it: summaries, files, exit codes, messages without traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from edm_hloc import cli
+from edm_hloc.store import FeatureReader, MatchReader
+from tests.scenes import TruthMatcher
+from tests.test_edm_golden import reference_state
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights that load and match nothing in particular."""
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_file(reference_state("edm_s"), path)
+    return str(path)
+
+
+@pytest.fixture
+def truth(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matcher that knows the scene, in place of the network."""
+
+    def make(args: object) -> TruthMatcher:
+        return TruthMatcher(scene)
+
+    monkeypatch.setattr(cli, "_make_matcher", make)
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["reconstruct"],
+        ["match"],
+        ["match-pairs"],
+        ["triangulate"],
+        ["pairs"],
+        ["compare"],
+        ["demo"],
+        ["weights"],
+    ],
+)
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments, "--help")
+    assert exit_.value.code == 0
+    assert "usage: edm-hloc" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_the_module_runs() -> None:
+    """No torch, no pycolmap for --help."""
+    code = (
+        "import sys, edm_hloc.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pycolmap', 'cv2'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    version = subprocess.run(
+        [sys.executable, "-m", "edm_hloc", "--version"], check=True, capture_output=True, text=True
+    )
+    assert version.stdout.startswith("edm_hloc 0.")
+
+
+def test_wrong_arguments() -> None:
+    for arguments in ([], ["recontsruct"], ["reconstruct", "only-one"], ["pairs", "a", "b", "--x"]):
+        with pytest.raises(SystemExit) as exit_:
+            run(*arguments)
+        assert exit_.value.code == 2
+
+
+@pytest.mark.usefixtures("truth")
+def test_reconstruct_and_compare(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "my photos"
+    shutil.copytree(scene / "images", photos)
+    (photos / "empty.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    assert run("reconstruct", photos, out, "--known", scene / "truth") == 0
+    said = capsys.readouterr()
+    assert "7 of 7 photos" in said.out
+    assert "empty.jpg: the file is empty" in said.out
+    assert f"Written     {out / 'model'}" in said.out
+    assert run("compare", out / "model", scene / "truth", "--json", tmp_path / "c.json") == 0
+    assert "7 of 7 images" in capsys.readouterr().out
+    numbers = json.loads((tmp_path / "c.json").read_text())
+    assert numbers["registered"] == 7
+    assert numbers["rotation_median"] < 0.15
+
+    assert run("reconstruct", photos, out, "--known", scene / "truth") == 0
+    assert "0 pairs now, 21 before" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("truth")
+def test_triangulate(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = scene / "images"
+    assert run("triangulate", scene / "truth", images, tmp_path, "--partners", 4) == 0
+    assert "7 of 7 photos" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("truth")
+def test_match_pairs_writes_what_hloc_reads(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "pairs.txt"
+    assert run("pairs", scene / "images", listed, "--pairs", "sequential", "--overlap", 2) == 0
+    pairs = [line.split() for line in listed.read_text().splitlines()]
+    assert len(pairs) == 11
+    out = tmp_path / "out"
+    options = ["--max-error", 1, "--cell-size", 1, "--max-keypoints", 0, "--position", "bin"]
+    assert run("match-pairs", scene / "images", listed, out, *options) == 0
+    assert "as hloc reads them" in capsys.readouterr().out
+    with FeatureReader(out / "features.h5") as features, MatchReader(out / "matches.h5") as matches:
+        for a, b in pairs:
+            index, _ = matches.matches(a, b)
+            assert len(index) > 50
+            assert index[:, 0].max() < len(features.keypoints(a))
+            assert index[:, 1].max() < len(features.keypoints(b))
+        whole = features.keypoints(pairs[0][0])
+        np.testing.assert_array_equal(whole % 1, 0.5)  # the corners of bins of one pixel
+
+
+def test_match_writes_h5_and_picture(
+    scene: Path, tmp_path: Path, untrained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = sorted((scene / "images").iterdir())[:2]
+    picture = tmp_path / "new folder" / "m.png"
+    assert (
+        run("match", a, b, "--weights", untrained, "--out", picture, "--threshold", 0, "--topk", 50)
+        == 0
+    )
+    assert "untrained" in capsys.readouterr().out
+    with Image.open(picture) as image:
+        assert image.size == (320 + 8 + 320, 240)
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 1000
+    with h5py.File(picture.with_suffix(".h5")) as h5:
+        group = h5[f"{a.name}/{b.name}"]
+        assert group["keypoints0"].shape == (len(group["scores"]), 2)
+        assert 0 < len(group["scores"]) <= 50
+    assert run("match", a, b, "--weights", untrained, "--out", tmp_path / "m.xyz") == 1
+    assert "m.xyz" in capsys.readouterr().err
+
+
+def test_untrained_weights_give_a_diagnosis(
+    scene: Path, tmp_path: Path, untrained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted((scene / "images").iterdir())[:3]:
+        shutil.copy(path, photos)
+    arguments = ["reconstruct", photos, tmp_path / "out", "--weights", untrained, "--resize", 128]
+    assert run(*arguments, "--threshold", 0) == 1
+    error = capsys.readouterr().err
+    assert "No model could be made of the 3 photos" in error
+    assert "Traceback" not in error
+
+
+def test_user_errors(
+    tmp_path: Path, scene: Path, untrained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    shutil.copy(next((scene / "images").iterdir()), tmp_path / "one")
+    (tmp_path / "bad.txt").write_text("a.jpg\n")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    out, images = tmp_path / "out", scene / "images"
+    photo = next(images.iterdir())
+    cases = [
+        (["reconstruct", tmp_path / "nowhere", out], "nowhere"),
+        (["reconstruct", tmp_path / "empty", out], "No images in"),
+        (["reconstruct", tmp_path / "one", out], "holds 1 photo"),
+        (["reconstruct", images, out, "--pairs", tmp_path / "no.txt"], r"no.txt"),
+        (["reconstruct", images, out, "--pairs", tmp_path / "bad.txt"], "two image names"),
+        (["reconstruct", images, out, "--weights", "edm-indoor"], "edm-outdoor"),
+        (["reconstruct", images, out, "--weights", tmp_path / "w.ckpt"], "w.ckpt"),
+        (["reconstruct", images, out, "--weights", untrained, "--resize", 8], "--resize"),
+        (["reconstruct", images, out, "--weights", untrained, "--max-error", 0], "max_error"),
+        (["reconstruct", images, out, "--known", tmp_path / "k.txt"], "k.txt"),
+        (["match", photo, tmp_path / "broken.jpg", "--weights", untrained], "broken.jpg"),
+        (["match", photo, tmp_path / "gone.jpg", "--weights", untrained], "gone.jpg"),
+        (["compare", tmp_path / "empty", scene / "truth"], "No COLMAP model in"),
+        (["triangulate", tmp_path / "empty", images, out], "No COLMAP model in"),
+        (["weights", "pull"], "Known names"),
+        (["weights", "verify", "edm-indoor"], "edm-outdoor"),
+    ]
+    for arguments, message in cases:
+        assert run(*arguments) == 1, arguments
+        error = capsys.readouterr().err
+        assert message in error, arguments
+        assert "Traceback" not in error
+
+
+def test_weights_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("weights", "list") == 0
+    said = capsys.readouterr().out
+    assert "edm-outdoor" in said
+    assert "Apache-2.0" in said
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_weights", interrupted)
+    assert run("weights", "list") == 130
+    assert "goes on from there" in capsys.readouterr().err
