@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 an error the user can mend, 130 Ctrl-C."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if args.command is _train:
+        args.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Before torch is imported: threads that wait must not take the cores from those that decode
+    # photos, nor from other programs (on a busy computer a pair took half the time).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _log_to_terminal(args.verbose)
     try:
         args.command(args)
@@ -123,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--weights", help=_WEIGHTS_HELP)
 
+    # The trainer reads its own arguments, --help included.
+    sub = commands.add_parser("train", help="train the network, or go on training", add_help=False)
+    sub.set_defaults(command=_train, verbose=True)
+
     sub = command("weights", _weights, "list, download or check trained weights")
     sub.add_argument("action", choices=("list", "pull", "verify"))
     sub.add_argument("name", nargs="?", help="of the weights; for pull and verify")
@@ -178,7 +190,7 @@ def _add_quantization(sub: argparse.ArgumentParser) -> None:
         "--position",
         choices=("mean", "bin"),
         default="mean",
-        help="keypoints at the mean of their points, or at the bin's corner as hloc",
+        help="keypoints at the mean of their points, or at the centre of a bin as hloc",
     )
 
 
@@ -430,6 +442,14 @@ def _demo(args: argparse.Namespace) -> None:
     print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
     print("\nCompared with the true cameras:")
     print(compare(run.out / "model", scene / "truth"))
+
+
+def _train(args: argparse.Namespace) -> None:
+    try:
+        from edm_hloc.training.trainer import main as train
+    except ModuleNotFoundError as error:
+        raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
+    train(args.arguments)
 
 
 def _weights(args: argparse.Namespace) -> None:

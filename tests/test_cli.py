@@ -53,6 +53,7 @@ def run(*arguments: object) -> int:
         ["pairs"],
         ["compare"],
         ["demo"],
+        ["train"],
         ["weights"],
     ],
 )
@@ -134,7 +135,7 @@ def test_match_pairs_writes_what_hloc_reads(
             assert index[:, 0].max() < len(features.keypoints(a))
             assert index[:, 1].max() < len(features.keypoints(b))
         whole = features.keypoints(pairs[0][0])
-        np.testing.assert_array_equal(whole % 1, 0.5)  # the corners of bins of one pixel
+        np.testing.assert_array_equal(whole % 1, 0.5)  # the centres of bins of one pixel
 
 
 def test_match_writes_h5_and_picture(

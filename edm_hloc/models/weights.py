@@ -216,7 +216,9 @@ def config_to_json(config: EDMConfig) -> str:
 def config_from_json(text: str) -> EDMConfig:
     """Inverse of `config_to_json`."""
     values: dict[str, Any] = json.loads(text)
-    return EDMConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    for name in ("widths", "layers"):
+        values[name] = tuple(values[name])
+    return EDMConfig(**values)
 
 
 CONFIG_THRESHOLDS = {entry.architecture: entry.threshold for entry in REGISTRY.values()}

@@ -1,0 +1,40 @@
+"""From a folder of photos to a COLMAP model: `run(images, outputs)`, or as a script.
+
+    python pipelines/sfm.py --images datasets/my_photos --outputs outputs/my_photos
+
+A starting point for scripts of one's own; `edm-hloc reconstruct` has all the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.images import find_images
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.pairs import exhaustive
+from edm_hloc.reconstruct import Run, reconstruct
+
+
+def run(images: Path, outputs: Path, weights: str | None = None) -> Run:
+    """Match all pairs of the photos in `images` and reconstruct them into `outputs`.
+
+    Raises:
+        EdmHlocError: bad input, or no model; what was computed is kept.
+    """
+    matcher = EDMMatcher(EDMMatcherConfig(weights=weights))
+    return reconstruct(images, outputs, exhaustive(find_images(images)), matcher)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, default=Path("datasets/photos"))
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/sfm"))
+    parser.add_argument("--weights", help="name or path; by default the best on this computer")
+    args = parser.parse_args()
+    statistics = run(args.images, args.outputs, args.weights).results["mapped"]["statistics"]
+    print(f"{statistics} in {args.outputs / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
