@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edm_hloc.pairs import Pair
     from edm_hloc.reconstruct import Run
 
+MANY_PAIRS = 5000  # from here on the user is told of faster ways
+
 # Modules that bring torch and pycolmap are imported by the commands that need them, so that
 # --help and wrong arguments answer at once.
 
@@ -288,9 +290,6 @@ def _list_pairs(args: argparse.Namespace) -> list[Pair]:
     return listed
 
 
-MANY_PAIRS = 5000
-
-
 def _reconstruct(args: argparse.Namespace) -> None:
     from edm_hloc.reconstruct import reconstruct
     from edm_hloc.sfm import CameraOptions, MappingOptions, load_intrinsics
@@ -311,11 +310,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
         mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
         overwrite=args.overwrite,
     )
-    _print_matching(run)
-    _print_verified(run)
-    _print_model(run)
-    print(f"Time        {_duration(time.monotonic() - start)}; peak memory {_memory(run)}")
-    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+    _print_reconstruction(run, time.monotonic() - start)
 
 
 def _triangulate(args: argparse.Namespace) -> None:
@@ -334,11 +329,7 @@ def _triangulate(args: argparse.Namespace) -> None:
         dense=_dense_config(args),
         overwrite=args.overwrite,
     )
-    _print_matching(run)
-    _print_verified(run)
-    _print_model(run)
-    print(f"Time        {_duration(time.monotonic() - start)}; peak memory {_memory(run)}")
-    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+    _print_reconstruction(run, time.monotonic() - start)
 
 
 def _match_pairs(args: argparse.Namespace) -> None:
@@ -414,6 +405,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     from edm_hloc.evaluation.models import compare
+    from edm_hloc.images import find_images
     from edm_hloc.pairs import exhaustive
     from edm_hloc.reconstruct import reconstruct
     from edm_hloc.sfm import CameraOptions
@@ -421,11 +413,9 @@ def _demo(args: argparse.Namespace) -> None:
 
     start = time.monotonic()
     matcher = _make_matcher(args)
-    scene = args.out / "scene"
+    scene = args.out / f"scene_{args.views}_{args.seed}"
     if not (scene / "truth" / "cameras.txt").is_file():
         make_photo_collection(scene, views=args.views, seed=args.seed)
-    from edm_hloc.images import find_images
-
     names = find_images(scene / "images")
     print(f"Scene       {len(names)} rendered photos with their true cameras in {scene}")
     run = reconstruct(
@@ -434,12 +424,9 @@ def _demo(args: argparse.Namespace) -> None:
         exhaustive(names),
         matcher,
         cameras=CameraOptions(mode="single"),
+        overwrite=True,
     )
-    _print_matching(run)
-    _print_verified(run)
-    _print_model(run)
-    print(f"Time        {_duration(time.monotonic() - start)}; peak memory {_memory(run)}")
-    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+    _print_reconstruction(run, time.monotonic() - start)
     print("\nCompared with the true cameras:")
     print(compare(run.out / "model", scene / "truth"))
 
@@ -493,15 +480,13 @@ def _print_matching(run: Run) -> None:
     print(f"Keypoints   {per_photo:,.0f} a photo; {keypoints['matches']:,} matches")
 
 
-def _print_verified(run: Run) -> None:
+def _print_reconstruction(run: Run, seconds: float) -> None:
+    _print_matching(run)
     verified = run.results["verified"]
     print(
         f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
         f"{verified['inliers']:,} of {verified['matches']:,} matches"
     )
-
-
-def _print_model(run: Run) -> None:
     mapped = run.results["mapped"]
     statistics = mapped["statistics"]
     print(
@@ -516,11 +501,10 @@ def _print_model(run: Run) -> None:
     if len(mapped["components"]) > 1:
         sizes = ", ".join(str(size) for size in mapped["components"])
         print(f"Parts       the photos fall into separate models of {sizes}; the largest is kept")
-
-
-def _memory(run: Run) -> str:
     peak = run.peak_memory_mib
-    return "unknown" if peak is None else f"{peak / 1024:.1f} GiB"
+    memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
+    print(f"Time        {_duration(seconds)}{memory}")
+    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
 
 
 def _duration(seconds: float) -> str:
