@@ -1,0 +1,1 @@
+"""Random worlds with exact geometry: training pairs, the demo scene, tests."""

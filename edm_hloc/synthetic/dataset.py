@@ -1,4 +1,4 @@
-"""A collection of photos of one synthetic place with its exact cameras: for the demo and end-to-end tests."""
+"""Photos of one synthetic place with their exact cameras: for the demo and end-to-end tests."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ _TEXTURE_SIZE = 1024
 
 @dataclass(frozen=True)
 class _Paint:
-    """How a group of primitives looks: texture, texels per metre (None: it spans a face), colour."""
+    """A material: texture, texels per metre (None: the texture spans a face), colour, contrast."""
 
     texture: int
     density: float | None
     colour: tuple[float, float, float]
+    contrast: float = 0.75
 
 
 def make_photo_collection(
@@ -47,13 +48,15 @@ def make_photo_collection(
 ) -> Path:
     """Render photos of a small town square from an arc around it, with their true cameras.
 
-    Writes `out_dir/images/view_00.jpg`, …; `out_dir/truth`, a COLMAP model in text form without points
-    (one SIMPLE_PINHOLE camera, metres); and with `depth_maps` also `out_dir/depth/view_00.npy`, …, (H, W)
-    float32 metres along the optical axis, 0 for the sky. The same arguments give the same collection.
+    Writes `out_dir/images/view_00.jpg`, …; `out_dir/truth`, a COLMAP model in text form without
+    points (one SIMPLE_PINHOLE camera, metres); and with `depth_maps` also
+    `out_dir/depth/view_00.npy`, …, (H, W) float32 metres along the optical axis, 0 for the sky.
+    The same arguments give the same collection.
 
     Args:
         size: (width, height) of the photos.
-        textures: what the surfaces are covered with; None: façades and leaves painted by the package.
+        textures: what the surfaces are covered with; None: façades and leaves painted by the
+        package.
 
     Returns:
         The folder of the photos.
@@ -113,7 +116,7 @@ def _materials(
     for number, (group, (u, v)) in enumerate(zip(groups, length.tolist(), strict=True)):
         paint = paints[group]
         whole = paint.density is None
-        scale = paint.density or 0.0
+        scale = bank.size / max(u, v) if paint.density is None else paint.density
         colour = paint.colour[channel]
         sky = group == -1
         rows.append(
@@ -121,16 +124,14 @@ def _materials(
                 "texture": paint.texture % len(bank),
                 "x": 0.0 if whole else 97.0 * number,
                 "y": 0.0 if whole else 61.0 * number,
-                "width": float(bank.size) if whole else u * scale,
-                "height": float(bank.size) if whole else v * scale,
-                "gain": 0.25 if sky else 1.2 * colour,
+                "width": u * scale,
+                "height": v * scale,
+                "gain": 0.25 if sky else paint.contrast * colour,
                 "offset": colour if sky else 0.62 * colour,
                 "blur": 4.0 if sky else 0.0,
             }
         )
-    return Materials(
-        **{name: torch.tensor([[row[name] for row in rows]]) for name in rows[0]}
-    )
+    return Materials(**{name: torch.tensor([[row[name] for row in rows]]) for name in rows[0]})
 
 
 def _paintings(seed: int) -> TextureBank:
@@ -173,17 +174,25 @@ def _write_truth(folder: Path, cameras: Cameras, size: tuple[int, int], names: l
 
 
 def _square(seed: int) -> tuple[Shapes, dict[int, _Paint]]:
-    """A house with steps and columns, a tower, a side house, a statue, trees and crates on the ground."""
+    """Houses, one with steps and columns, a tower, a statue, trees and crates on the ground."""
     build = ShapesBuilder(1, torch.device("cpu"))
     paints: dict[int, _Paint] = {-1: _Paint(7, None, (0.62, 0.74, 0.9))}
     stone, plaster, brick = (0.86, 0.82, 0.72), (0.92, 0.85, 0.68), (0.8, 0.6, 0.5)
-    roof, leaf, earth, wood = (0.62, 0.4, 0.34), (0.5, 0.68, 0.38), (0.72, 0.7, 0.64), (0.7, 0.55, 0.4)
+    roof, leaf, earth, wood = (
+        (0.62, 0.4, 0.34),
+        (0.5, 0.68, 0.38),
+        (0.72, 0.7, 0.64),
+        (0.7, 0.55, 0.4),
+    )
 
     def paint(
-        texture: int, density: float | None, colour: tuple[float, float, float]
+        texture: int,
+        density: float | None,
+        colour: tuple[float, float, float],
+        contrast: float = 0.75,
     ) -> Tensor:
         group = build.new_groups(1)
-        paints[int(group)] = _Paint(texture, density, colour)
+        paints[int(group)] = _Paint(texture, density, colour, contrast)
         return group
 
     def box(
@@ -197,9 +206,7 @@ def _square(seed: int) -> tuple[Shapes, dict[int, _Paint]]:
         """A box standing on `place`, turned about z, leaning about its own x axis."""
         centre = torch.tensor([[[place[0], place[1], place[2] + size[2] / 2]]])
         angles = torch.tensor([[[lean, 0.0, turn]]])
-        build.add_boxes(
-            centre, torch.tensor([[size]]), rotation(angles), group=group, faces=faces
-        )
+        build.add_boxes(centre, torch.tensor([[size]]), rotation(angles), group=group, faces=faces)
 
     def house(
         place: tuple[float, float, float],
@@ -209,7 +216,7 @@ def _square(seed: int) -> tuple[Shapes, dict[int, _Paint]]:
         turn: float = 0.0,
     ) -> None:
         """Walls with a painted façade under a gable roof, half of a box standing on its edge."""
-        box(place, size, paint(texture, None, colour), turn, faces=(2, 4, 5))
+        box(place, size, paint(texture, None, colour, 1.2), turn, faces=(2, 4, 5))
         box(place, size, paint(4, 60, colour), turn, faces=(0, 3))
         ridge = size[1] / 2**0.5 * 1.06
         top = (place[0], place[1], place[2] + size[2] - ridge / 2)
@@ -232,7 +239,7 @@ def _square(seed: int) -> tuple[Shapes, dict[int, _Paint]]:
     house((0, 4.0, 0), (9, 5, 5), 0, plaster)
     house((-8.5, 2.0, 0), (5.5, 4.5, 4), 1, stone, 0.45)
     house((11.0, 7.5, 0), (6, 5, 4.5), 2, brick, -0.5)
-    box((6.0, 2.6, 0), (2.8, 2.8, 9), paint(3, None, stone))
+    box((6.0, 2.6, 0), (2.8, 2.8, 9), paint(3, None, stone, 1.2))
     box((6.0, 2.6, 9), (2.1, 2.1, 1.6), paint(6, 80, stone), 0.5)
     box((0, 14, 0), (70, 1, 3.5), paint(5, 40, stone), faces=(0, 2))
 
@@ -269,7 +276,7 @@ def _square(seed: int) -> tuple[Shapes, dict[int, _Paint]]:
     for x, y in ((-5.2, -2.6), (8.2, -0.8), (-12.5, -0.5)):
         round_((x, y, 0.9), (0.16, 1.0, 0.16), bark, cylinder=True)
         for _ in range(5):
-            middle = np.array([x, y, 2.6]) + rng.normal(0, 0.38, 3)
-            radii = rng.uniform(0.5, 0.95, 3)
-            round_(tuple(middle.tolist()), tuple(radii.tolist()), crown)
+            dx, dy, dz = rng.normal(0, 0.38, 3).tolist()
+            rx, ry, rz = rng.uniform(0.5, 0.95, 3).tolist()
+            round_((x + dx, y + dy, 2.6 + dz), (rx, ry, rz), crown)
     return build.build(), paints

@@ -1,4 +1,4 @@
-"""Random scenes by kind (posters, masonry, façades, rooms, objects, towns), made for batches at once."""
+"""Random scenes of several kinds, from posters on a wall to towns, made in batches."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edm_hloc.synthetic.scene import Random, Shapes, ShapesBuilder, box_quads, rotation, turn_about_z
+from edm_hloc.synthetic.scene import (
+    Random,
+    Shapes,
+    ShapesBuilder,
+    box_quads,
+    rotation,
+    turn_about_z,
+)
 
 
 @dataclass(frozen=True)
 class Layout:
     """Shapes of n scenes and where people would take photos of them.
 
-    eye: (n, 3) first camera; anchor: (n, 3) what it looks at; camera_low, camera_high: (n, 3) box in
-    which cameras may stand.
+    eye: (n, 3) first camera; anchor: (n, 3) what it looks at; camera_low, camera_high: (n, 3) box
+    in which cameras may stand.
     """
 
     shapes: Shapes
@@ -85,7 +92,7 @@ def masonry(rng: Random, n: int) -> Layout:
 
 
 def facade(rng: Random, n: int) -> Layout:
-    """A building's front with repeated bays, ledges, steps and columns; ground, neighbours, poles."""
+    """A building's front with repeated bays, ledges, steps and columns, among other buildings."""
     build = ShapesBuilder(n, rng.device)
     _add_ground(build, rng, 60, 2)
     width = rng.uniform(n, low=8, high=22)
@@ -124,9 +131,7 @@ def facade(rng: Random, n: int) -> Layout:
     middles.append(middle)
     present.append(rng.chance(n, 1, p=0.5).expand(n, 4))
     boxes = torch.cat(middles, 1), torch.cat(sizes, 1)
-    build.add_boxes(
-        *boxes, upright.expand(n, 17, 3, 3), torch.cat(present, 1), stone
-    )
+    build.add_boxes(*boxes, upright.expand(n, 17, 3, 3), torch.cat(present, 1), stone)
 
     # Columns of a portico.
     front = rng.uniform(n, 1, low=0.5, high=3).expand(n, 6)
@@ -249,7 +254,7 @@ LAYOUTS: dict[str, Callable[[Random, int], Layout]] = {
 }
 
 
-# --- parts ----------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------
 
 
 def _add_ground(build: ShapesBuilder, rng: Random, reach: float, hills: int) -> None:
@@ -270,9 +275,7 @@ def _add_ground(build: ShapesBuilder, rng: Random, reach: float, hills: int) -> 
     high = reach * rng.uniform(n, 4, low=0.1, high=0.5)
     local = torch.stack([torch.zeros_like(high), torch.full_like(high, 0.9 * reach), high / 2], -1)
     size = torch.stack([torch.full_like(high, 2 * reach), high], -1)
-    build.add_panels(
-        (turn @ local[..., None])[..., 0], size, turn, rng.chance(n, 1, p=0.7), far
-    )
+    build.add_panels((turn @ local[..., None])[..., 0], size, turn, rng.chance(n, 1, p=0.7), far)
 
 
 def _add_buildings(
@@ -349,7 +352,7 @@ def _add_sticks(
     poles: int,
     bars: int,
 ) -> None:
-    """Thin things: poles (cylinders) at random places, and a fence of bars (strips) in one plane."""
+    """Thin things: poles (cylinders) at random places, and a fence of flat bars."""
     n = build.batch
     room = high[2] - low[2]
     place = rng.between(low, high, n, poles)

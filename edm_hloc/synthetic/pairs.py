@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.synthetic.dressing import random_lights, random_materials
 from edm_hloc.synthetic.layouts import LAYOUTS, Layout
 from edm_hloc.synthetic.photometric import photograph
-from edm_hloc.synthetic.render import Lights, render, render_depth
+from edm_hloc.synthetic.render import render, render_depth
 from edm_hloc.synthetic.scene import (
     Cameras,
-    Materials,
     Random,
     Shapes,
     concatenate,
@@ -30,12 +32,12 @@ class RenderedPairs:
     """B pairs of views.
 
     image0, image1: (B, 1, H, W) float grey in [0, 1].
-    depth0, depth1: (B, H, W) float, along the optical axis, of the ray through each pixel's centre; 0
-    where there is none (sky).
+    depth0, depth1: (B, H, W) float, along the optical axis, of the ray through each pixel's
+    centre; 0 where there is none (sky).
     K0, K1: (B, 3, 3) where the top-left pixel's centre is (0, 0).
     T_0to1: (B, 4, 4) from camera 0 to camera 1.
-    overlap: (B,) share of an image's pixels seen in the other one, the smaller of the two directions,
-    measured at low resolution.
+    overlap: (B,) share of an image's pixels seen in the other one, the smaller of the two
+    directions, measured at low resolution.
     """
 
     image0: Tensor
@@ -60,6 +62,7 @@ class PairSampler:
 
     CANDIDATES = 5
     LOW_RESOLUTION = 24
+    ROUNDS = 50
 
     def __init__(
         self,
@@ -78,7 +81,8 @@ class PairSampler:
             textures: moved to `device` if it is elsewhere.
             layouts: kinds of scene, drawn with equal chance.
             overlap: least and largest overlap of a pair; None sets it by the difficulty.
-            photometric: whether to add what cameras and hours do; without, images agree with the scene.
+            photometric: whether to add what cameras and hours do; without, images agree with the
+            scene.
         """
         self.textures = textures.to(device)
         self.difficulty = difficulty
@@ -97,9 +101,11 @@ class PairSampler:
     @torch.no_grad()
     def sample(self, batch: int, height: int, width: int) -> RenderedPairs:
         """Render `batch` pairs of (height, width)."""
-        shapes, cameras, overlap, size = self._scenes(batch, height, width)
+        shapes, cameras, overlap, span = self._scenes(batch, height, width)
         rng = self.random
-        materials = random_materials(shapes, size, self.textures, rng, self.difficulty)
+        materials = random_materials(
+            shapes, span, max(height, width), self.textures, rng, self.difficulty
+        )
         lights = random_lights(rng, batch, 2, self.difficulty)
         out = render(shapes, materials, cameras, lights, self.textures, height, width)
         images = out.image.flatten(0, 1)
@@ -118,24 +124,34 @@ class PairSampler:
             overlap,
         )
 
-    def _scenes(self, batch: int, height: int, width: int) -> tuple[Shapes, Cameras, Tensor, Tensor]:
+    def _scenes(
+        self, batch: int, height: int, width: int
+    ) -> tuple[Shapes, Cameras, Tensor, Tensor]:
         """Draw scenes and pairs of cameras until `batch` of them overlap as asked.
 
         Gives the scenes, their two cameras, the overlap and the length that spans the view near by.
         """
         kept: list[tuple[Shapes, Cameras, Tensor, Tensor]] = []
         missing = batch
-        while missing > 0:
-            layout = self._draw_layouts(int(missing * 1.5) + 4)
+        for _ in range(self.ROUNDS):
+            layout = self._draw_layouts(int(missing * 1.15) + 2)
             cameras = candidate_cameras(
                 layout, self.random, self.CANDIDATES, self.difficulty, height, width
             )
-            good, pair, overlap, size = self._choose(layout.shapes, cameras, height, width)
+            good, pair, overlap, span = self._choose(layout.shapes, cameras, height, width)
             number = good.nonzero()[:missing, 0]
             shapes = layout.shapes.select(number)
-            kept.append((shapes, pair.select(number), overlap[number], size[number]))
+            kept.append((shapes, pair.select(number), overlap[number], span[number]))
             missing -= len(number)
-        shapes_, cameras_, overlaps, sizes = zip(*kept, strict=True)
+            if not missing:
+                break
+        else:
+            least, most = self.overlap_range
+            raise EdmHlocError(
+                f"found {batch - missing} of {batch} pairs with an overlap in [{least}, {most}]; "
+                "ask for a wider range"
+            )
+        shapes_, cameras_, overlaps, spans = zip(*kept, strict=True)
         return (
             concatenate(shapes_),
             Cameras(
@@ -143,7 +159,7 @@ class PairSampler:
                 torch.cat([pair.cam_from_world for pair in cameras_]),
             ),
             torch.cat(overlaps),
-            torch.cat(sizes),
+            torch.cat(spans),
         )
 
     def _draw_layouts(self, number: int) -> Layout:
@@ -186,9 +202,9 @@ class PairSampler:
         )
         near = torch.where(depth > 0, depth, torch.inf).flatten(2)
         near = near.kthvalue(near.shape[2] // 5, 2).values
-        size = near.clamp(max=1e6) * max(height, width) / cameras.K[..., 0, 0]
-        size = torch.minimum(size[:, 0], size[row, second])
-        return good.any(1), pair, share[row, choice], size
+        span = near.clamp(max=1e6) * max(height, width) / cameras.K[..., 0, 0]
+        span = torch.minimum(span[:, 0], span[row, second])
+        return good.any(1), pair, share[row, choice], span
 
 
 def candidate_cameras(
@@ -207,7 +223,7 @@ def candidate_cameras(
     angles[..., 0] *= 0.35
     angles[..., 1] *= 0.35
     scale = 1.3 + 1.5 * difficulty
-    closer = (rng.uniform(n, views, low=-1) * step * torch.tensor(scale).log()).exp()
+    closer = (rng.uniform(n, views, low=-1) * step * math.log(scale)).exp()
     moved = (rotation(angles) @ offset[..., None])[..., 0] * closer[..., None]
     centre = layout.anchor[:, None] + moved
     centre = centre.clamp(layout.camera_low[:, None], layout.camera_high[:, None])
@@ -223,76 +239,17 @@ def candidate_cameras(
     )
     roll = (roll + change * (step > 0)).clamp(-1.6, 1.6)
     focal = rng.log_uniform(n, 1, low=0.65, high=1.6) * span
-    zoom = (rng.uniform(n, views, low=-1) * step * torch.tensor(scale).log() * 0.6).exp()
+    zoom = (rng.uniform(n, views, low=-1) * step * math.log(scale) * 0.6).exp()
     other_camera = rng.chance(n, 1, p=0.7)
     focal = focal * torch.where(other_camera, zoom, 1.0)
     return Cameras(intrinsics(focal, height, width), look_at(centre, target, roll))
 
 
-def random_materials(
-    shapes: Shapes, size: Tensor, bank: TextureBank, rng: Random, difficulty: float
-) -> Materials:
-    """Dress scenes: one texture per group, its scale such that a photo or more spans the view.
-
-    size: (B,) length that spans the view near by.
-    """
-    n, quads = shapes.quad_present.shape
-    rounds = shapes.round_present.shape[1]
-    device = shapes.quads.device
-    sky = quads + rounds
-    group = torch.cat([shapes.quad_group, shapes.round_group], 1)
-    groups = int(group.max()) + 2
-    group = F.pad(group, (0, 1), value=groups - 1)
-
-    length = shapes.quads[..., 1:, :].norm(dim=-1)
-    # Round things: their window covers about half their girth.
-    girth = 3 * shapes.round_axes.square().sum(-2).prod(-1) ** (1 / 6)
-    length = torch.cat([length, girth[..., None].expand(-1, -1, 2)], 1)
-    length = F.pad(length, (0, 0, 0, 1))
-
-    def per_group(values: Tensor) -> Tensor:
-        return values.gather(1, group)
-
-    density = rng.log_uniform(n, 1, low=350, high=1200) / size[:, None]
-    density = density * per_group(rng.log_uniform(n, groups, low=0.6, high=1.6))
-    texture = torch.multinomial(
-        bank.weights, n * groups, replacement=True, generator=rng.generator
-    ).view(n, groups)
-    weak = rng.chance(n, groups, p=0.03 + 0.2 * difficulty)
-    gain = rng.log_uniform(n, groups, low=0.7, high=1.3)
-    gain = torch.where(weak, rng.log_uniform(n, groups, low=0.1, high=0.4), gain)
-    blur = torch.where(weak, rng.uniform(n, groups, low=0, high=3), 0.0)
-    offset = rng.uniform(n, groups, low=0.4, high=0.75)
-    gain, blur, offset = per_group(gain), per_group(blur), per_group(offset)
-    width = length[..., 0] * density * rng.sign(n, sky + 1)
-    height = length[..., 1] * density
-    corner = rng.uniform(2, n, sky + 1) * bank.size
-    width[:, sky] = height[:, sky] = bank.size
-    gain[:, sky] = rng.uniform(n, low=0.05, high=0.5)
-    offset[:, sky] = rng.uniform(n, low=0.55, high=0.95)
-    blur[:, sky] = rng.uniform(n, low=2.5, high=6)
-    return Materials(
-        per_group(texture), corner[0], corner[1], width, height, gain, offset, blur
-    )
-
-
-def random_lights(rng: Random, n: int, views: int, difficulty: float) -> Lights:
-    """Draw a sun per scene which moves between the views of some: another hour."""
-    first = rng.normal(n, 1, 3)
-    other = rng.chance(n, 1, 1, p=0.3 + 0.4 * difficulty)
-    direction = first + torch.where(other, 1.0, 0.05) * rng.normal(n, views, 3)
-    direction[..., 2] = direction[..., 2].abs() + 0.2
-    direction = F.normalize(direction, dim=-1)
-    diffuse = rng.uniform(n, 1, low=0, high=0.8).expand(n, views)
-    diffuse = diffuse * torch.where(other[..., 0], rng.uniform(n, views, low=0.2, high=1.2), 1.0)
-    return Lights(direction, 1.05 - 0.7 * diffuse, diffuse)
-
-
 def warp(depth: Tensor, K0: Tensor, T0: Tensor, K1: Tensor, T1: Tensor) -> tuple[Tensor, Tensor]:
-    """Move pixels by depth and pose: (..., H, W) depth of camera 0 to pixels in camera 1.
+    """Move pixels by their depth (..., H, W) in camera 0 to camera 1; T0, T1: cam_from_world.
 
-    Gives (..., H, W, 2) positions x, y (NaN or outside where not seen) and (..., H, W) depths there;
-    the depth is 0 where `depth` is.
+    Gives (..., H, W, 2) positions x, y, NaN where there is no depth or the point lies behind
+    camera 1, and (..., H, W) depths there, 0 where `depth` is.
     """
     height, width = depth.shape[-2:]
     y, x = torch.meshgrid(
@@ -311,13 +268,22 @@ def warp(depth: Tensor, K0: Tensor, T0: Tensor, K1: Tensor, T1: Tensor) -> tuple
 
 
 def covisible(depth0: Tensor, xy: Tensor, z: Tensor, depth1: Tensor, tolerance: float) -> Tensor:
-    """Mask (..., H, W) of the pixels of image 0 whose warped point image 1 shows, by its nearest depth."""
+    """Mask (..., H, W) of the pixels whose warped point is the one that image 1 shows there.
+
+    It is where z agrees with the depth of the nearest pixel, or with 1/z interpolated, which is
+    linear on planes, however slanted; to `tolerance` as a share.
+    """
     height, width = depth1.shape[-2:]
-    x, y = xy.nan_to_num(-1e6).round().clamp(-1e6, 1e6).unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (z > 0)
-    index = (y * width + x).where(inside, 0.0).long()
-    found = depth1.flatten(-2).gather(-1, index.flatten(-2)).view(z.shape)
-    return inside & (depth0 > 0) & ((z - found).abs() < tolerance * found)
+    size = torch.tensor([width, height], device=xy.device)
+    position = (xy.nan_to_num(-1e6).clamp(-1e6, 1e6) + 0.5) / size  # in 0..1
+    inside = (depth0 > 0) & (z > 0) & ((position >= 0) & (position < 1)).all(-1)
+    q = torch.where(depth1 > 0, 1 / depth1.clamp(min=1e-12), 0.0).reshape(-1, 1, height, width)
+    grid = (position * 2 - 1).reshape(-1, *xy.shape[-3:])
+    agrees = torch.zeros_like(inside)
+    for mode in ("nearest", "bilinear"):
+        found = F.grid_sample(q, grid, mode, padding_mode="border", align_corners=False)
+        agrees |= (found.view(z.shape) * z - 1).abs() < tolerance
+    return inside & agrees
 
 
 def pair_overlap(depth: Tensor, cameras: Cameras) -> Tensor:

@@ -12,9 +12,9 @@ from edm_hloc.synthetic.scene import Random
 
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1).
 _LUMINANCE = (
-    "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62 "
-    "18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 "
-    "100 103 99"
+    "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 "
+    "14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 "
+    "49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"
 )
 
 
@@ -55,7 +55,7 @@ def photograph(images: Tensor, depth: Tensor, rng: Random, difficulty: float) ->
 
 
 def haze(images: Tensor, depth: Tensor, density: Tensor) -> Tensor:
-    """Fade towards a bright veil: exp(-density · depth / median depth); the sky as 4 medians away."""
+    """Fade by exp(-density · depth / median depth) to a bright veil; the sky is 4 medians off."""
     middle = depth[:, ::4, ::4].flatten(1).median(1).values.clamp(min=1e-6)[:, None, None]
     distance = torch.where(depth > 0, depth / middle, 4.0).clamp_(max=8)
     clear = (-density[:, None, None] * distance).exp_()
@@ -85,7 +85,9 @@ def slanted_light(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
     x, y = _plane(images)
     angle = rng.uniform(n, 1, 1, high=2 * math.pi)
     slope = (x * angle.cos() + y * angle.sin()) * strength[:, None, None]
-    corners = (x * x + y * y) * rng.uniform(n, 1, 1, high=0.6) * strength.clamp(max=1)[:, None, None]
+    corners = (
+        (x * x + y * y) * rng.uniform(n, 1, 1, high=0.6) * strength.clamp(max=1)[:, None, None]
+    )
     return images * (slope - corners).exp_()
 
 
@@ -105,7 +107,7 @@ def lamps(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
 
 
 def blur(images: Tensor, rng: Random, most: float) -> Tensor:
-    """Blur: out of focus (Gaussian, σ up to `most` px) or moved (along a line, σ 1.2 times that)."""
+    """Blur: out of focus (Gaussian, σ up to `most` px) or moved (σ 1.2 times that along a line)."""
     n, radius = len(images), 5
     if not n:
         return images

@@ -1,12 +1,13 @@
-"""Ray casting of batched scenes: antialiased grey images with the exact depth of every pixel's centre.
+"""Ray casting of batched scenes: antialiased grey images, exact depth at the pixels' centres.
 
-Each kind of primitive is hit by functions that are linear in the pixel. A quad with origin o and edges
-e, f in the camera's frame meets the ray d = (x, y, 1) where z·d = o + u·e + v·f, so
+Each kind of primitive is hit by functions that are linear in the pixel. A quad with origin o and
+edges e, f in the camera's frame meets the ray d = (x, y, 1) where z·d = o + u·e + v·f, so
 
     (u, v, 1) / z = [e f o]⁻¹ d,
 
-three linear functions of which the third is q = 1/z: the nearest hit has the largest q. Being linear,
-their values at the corners of a tile bound them within it: each tile of the image gets the list of
+three linear functions of which the third is q = 1/z: the nearest hit has the largest q. Being
+linear,
+their values at the middle of a tile bound them within it: each tile of the image gets the list of
 primitives that can be seen in it, without approximation, and only those are evaluated per sample.
 
 The inner loops keep to additions, products, minima and integer operations: on a CPU, PyTorch's
@@ -15,6 +16,7 @@ comparisons, `where` and `gather` cost ten times as much.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 
@@ -44,7 +46,7 @@ class Lights:
 
 @dataclass(frozen=True)
 class Rendering:
-    """image: (B, V, H, W) in [0, 1]; depth: (B, V, H, W) along the optical axis, 0 where the sky is."""
+    """image: (B, V, H, W) in [0, 1]; depth: (B, V, H, W) along the optical axis, 0 for the sky."""
 
     image: Tensor
     depth: Tensor
@@ -61,8 +63,8 @@ def render(
 ) -> Rendering:
     """Render V views of each of B scenes.
 
-    Edges are antialiased by five samples a pixel, those at its corners shared by its neighbours, and
-    textures by their mip levels. The depth is that of the ray through the pixel's centre.
+    Edges are antialiased by five samples a pixel, those at its corners shared by its neighbours,
+    and textures by their mip levels. The depth is that of the ray through the pixel's centre.
     """
     batch, views = cameras.K.shape[:2]
     grid = _Grid(batch * views, height, width, cameras.K.device)
@@ -86,7 +88,7 @@ def _depth(grid: _Grid, q: Tensor, batch: int, views: int) -> Tensor:
     return torch.where(q > 0, 1 / q.clamp(min=_TINY), 0.0)
 
 
-# --- the samples ----------------------------------------------------------------------------------------
+# --- the samples ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _homogeneous(rows: int, columns: int, step: float, device: torch.device) -> 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Where a tile is sampled: basis (3, n) of (1, x, y) from its first pixel, n = 64 or 64 + 81.
+    """Where a tile is sampled: basis (3, n) of (1, x, y) from its first pixel, n = 64 or 64 + 88.
 
     The pixels' centres come first; then, where edges are to be smooth, the pixels' corners.
     """
@@ -161,7 +163,8 @@ class _Samples:
     @classmethod
     def with_corners(cls, device: torch.device) -> _Samples:
         corners = _homogeneous(_TILE + 1, _TILE + 1, 1, device).flatten(1)
-        return cls(torch.cat([cls.centres(device).basis, corners], 1))
+        # Seven of them twice, since products of matrices are fastest for multiples of eight.
+        return cls(torch.cat([cls.centres(device).basis, corners, corners[:, :7]], 1))
 
     @property
     def count(self) -> int:
@@ -173,10 +176,10 @@ class _Samples:
         return 1.0 if self.count == _TILE**2 else 0.5
 
     def filtered(self, values: Tensor) -> Tensor:
-        """Filter values (t, n) to the pixels, (t, 64): half the centre, an eighth of each corner."""
+        """Filter values (t, n) to the pixels (t, 64): half the centre, an eighth of each corner."""
         if self.count == _TILE**2:
             return values
-        corners = values[:, _TILE**2 :].reshape(-1, _TILE + 1, _TILE + 1)
+        corners = values[:, _TILE**2 : -7].reshape(-1, _TILE + 1, _TILE + 1)
         rows = corners[:, :-1] + corners[:, 1:]
         total = (rows[:, :, :-1] + rows[:, :, 1:]).flatten(1)
         return torch.add(values[:, : _TILE**2] * 0.5, total, alpha=0.125)
@@ -207,7 +210,8 @@ class _Chunk:
     def evaluate(self, linear: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate linear functions (I, N, f, 3) of listed items (t, k).
 
-        Gives their coefficients from the tile's first pixel (t, k, f, 3) and values (t, k, f, samples).
+        Gives their coefficients from the tile's first pixel (t, k, f, 3) and values (t, k, f,
+        samples).
         """
         c = linear.flatten(0, 1).index_select(
             0, (self.image[:, None] * linear.shape[1] + item).view(-1)
@@ -219,7 +223,7 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Lists:
-    """Primitives each tile may show: how many (tiles,), and which (tiles, most), padded with any."""
+    """Primitives each tile may show: how many (tiles,), which (tiles, most), padded with any."""
 
     length: Tensor
     item: Tensor
@@ -239,40 +243,19 @@ class _Lists:
 def _cast(
     grid: _Grid, shapes: Shapes, cameras: Cameras, looks: _Looks | None, bank: TextureBank | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Find 1/z (0: sky) and, with looks, the grey value of all samples: (tiles, tile²) in tile order."""
+    """Find 1/z (0: sky) and, with looks, the grey values of all pixels, (tiles, 64) each."""
     K = cameras.K.flatten(0, 1)
     quads = _Quads.prepare(grid, shapes, cameras, looks)
     quad_lists, cover = quads.lists(grid)
     rounds = _Rounds.prepare(grid, shapes, cameras, looks)
     round_lists = rounds.lists(grid, cover)
 
-    # Tiles with equally long lists are done together; those with one quad all over, or none, apart.
-    alone = (round_lists.length == 0) & (
-        (quad_lists.length == 0) | ((quad_lists.length == 1) & (cover > 0))
-    )
-    key = (round_lists.length << 32) + quad_lists.length
-    key, order = key.masked_fill_(alone, -1).sort(descending=True, stable=True)
-    keys = key.tolist()
-    keys_alone = keys.count(-1)
-    centres = _Samples.centres(grid.device)
-    corners = centres if looks is None else _Samples.with_corners(grid.device)
     rays = grid.linear(cameras.cam_from_world[..., :3, :3].mT.flatten(0, 1)[:, None], K)
-    q_all = torch.empty(len(order), _TILE**2, device=grid.device)
+    q_all = torch.empty(len(cover), _TILE**2, device=grid.device)
     grey_all = None if looks is None else torch.empty_like(q_all)
-    budget = _budget(grid.device) * (2 if looks is None else 1)
-    start = 0
-    while start < len(keys):
-        simple = keys[start] < 0
-        longest_round, longest = divmod(max(keys[start], 1), 1 << 32)
-        samples = centres if simple else corners
-        weight = max(longest, 4 if longest_round else 1) + 2 * longest_round
-        stop = start + max(budget // (samples.count * weight), 8)
-        if not simple:
-            stop = min(stop, len(keys) - keys_alone)
-        chunk = _Chunk.of(order[start:stop], grid, samples)
-        start = stop
-        if longest_round:
-            longest = max(int(quad_lists.length[chunk.tiles].max()), 1)
+    for chunk, longest, longest_round in _chunks(
+        grid, quad_lists, round_lists, cover, looks is not None
+    ):
         q, grey = quads.see(chunk, quad_lists.item[chunk.tiles, :longest], bank)
         if longest_round:
             item = round_lists.item[chunk.tiles, :longest_round]
@@ -280,20 +263,52 @@ def _cast(
         q_all.index_copy_(0, chunk.tiles, q[:, : _TILE**2])
         if grey_all is not None and grey is not None and looks is not None and bank is not None:
             _see_sky(chunk, q, grey, rays, looks, bank)
-            grey_all.index_copy_(0, chunk.tiles, samples.filtered(grey))
+            grey_all.index_copy_(0, chunk.tiles, chunk.samples.filtered(grey))
     return q_all, grey_all
 
 
+def _chunks(
+    grid: _Grid, quads: _Lists, rounds: _Lists, cover: Tensor, antialias: bool
+) -> Iterator[tuple[_Chunk, int, int]]:
+    """Cut the tiles in chunks with lists of about equal length; also give the longest of each kind.
+
+    Tiles that show one quad all over, or only sky, have no edges: they come apart and need no
+    samples at the pixels' corners.
+    """
+    no_edges = (rounds.length == 0) & (quads.length <= (cover > 0).long())
+    key = (rounds.length << 32) + quads.length
+    key, order = key.masked_fill_(no_edges, -1).sort(descending=True, stable=True)
+    keys = key.tolist()
+    edges = len(keys) - keys.count(-1)
+    centres = _Samples.centres(grid.device)
+    corners = _Samples.with_corners(grid.device) if antialias else centres
+    budget = _budget(grid.device) * (1 if antialias else 2)
+    start = 0
+    while start < len(keys):
+        samples = corners if start < edges else centres
+        longest_round, longest = divmod(max(keys[start], 1), 1 << 32)
+        weight = max(longest, 4 if longest_round else 1) + 2 * longest_round
+        stop = start + max(budget // (samples.count * weight), 8)
+        if start < edges:
+            stop = min(stop, edges)
+        chunk = _Chunk.of(order[start:stop], grid, samples)
+        if longest_round:  # then the first tile's list of quads need not be the longest
+            longest = max(int(quads.length[chunk.tiles].max()), 1)
+        yield chunk, longest, longest_round
+        start = stop
+
+
 def _budget(device: torch.device) -> int:
-    """Elements of an array: those of a chunk should stay in a CPU's cache; a GPU wants large kernels."""
-    return 1 << 17 if device.type == "cpu" else 1 << 25
+    """Elements in an array: a chunk should stay in a CPU's cache; a GPU wants large kernels."""
+    return 1 << 18 if device.type == "cpu" else 1 << 25
 
 
 def _nearest(score: Tensor) -> tuple[Tensor, Tensor]:
     """Find the largest score over dim 1 of (t, k, samples), and which slot it is in.
 
-    Positive floats are ordered as their bits are, so the slot's number takes the place of the lowest
-    bits, and one maximum of integers gives both. Scores equal but for these bits are decided by the slot.
+    Positive floats are ordered as their bits are, so the slot's number takes the place of the
+    lowest bits, and one maximum of integers gives both. Scores equal but for these bits are
+    decided by the slot.
     """
     count = score.shape[1]
     mask = (1 << (count - 1).bit_length()) - 1
@@ -343,14 +358,15 @@ class _Single:
         return values
 
 
-# --- looks: materials under the light of each view --------------------------------------------------------
+# --- looks: materials under the light of each view -----------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Looks:
-    """Materials of all primitives in all images, (I, P + Q + 1) each, and the lights in camera frames.
+    """Materials of all primitives in all images, (I, P + Q + 1) each; lights in camera frames.
 
-    The grey value is `offset` + `gain` · texel, before the light. area0: texels² of the lowest level.
+    The grey value is `offset` + `gain` · texel, before the light. area0: texels² of the lowest
+    level.
     """
 
     texture: Tensor
@@ -390,15 +406,15 @@ class _Looks:
         )
 
 
-# --- quads ----------------------------------------------------------------------------------------------
+# --- quads ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Quads:
     """Quads of all images, those out of view left out.
 
-    linear: (I, P, f, 3) functions of the pixel: 2u·q - q, 2v·q - q, q, and with looks x·q, y·q for the
-    texel x, y. The others are (I·P,) constants; area: texels² of a pixel at q = 1.
+    linear: (I, P, f, 3) functions of the pixel: 2u·q - q, 2v·q - q, q, and with looks x·q, y·q for
+    the texel x, y. The others are (I·P,) constants; area: texels² of a pixel at q = 1.
     """
 
     linear: Tensor
@@ -409,9 +425,7 @@ class _Quads:
     area0: Tensor
 
     @classmethod
-    def prepare(
-        cls, grid: _Grid, shapes: Shapes, cameras: Cameras, looks: _Looks | None
-    ) -> _Quads:
+    def prepare(cls, grid: _Grid, shapes: Shapes, cameras: Cameras, looks: _Looks | None) -> _Quads:
         R = cameras.cam_from_world[:, :, None, :3, :3]
         t = cameras.cam_from_world[:, :, None, :3, 3]
         local = (shapes.quads[:, None] @ R.mT).flatten(0, 1)  # (I, P, 3, 3), rows are vectors
@@ -504,8 +518,9 @@ class _Quads:
 def _stretch(c: Tensor) -> Tensor:
     """Factor of the texture's area per sample, (t, k), so that slanted quads do not alias.
 
-    The longer axis of the footprint, squared, over its area would leave no aliasing but much blur: half
-    of that on a logarithmic scale. Measured in the middle of the tile; c: (t, k, 5, 3) coefficients.
+    The longer axis of the footprint, squared, over its area would leave no aliasing but much blur:
+    half of that on a logarithmic scale. Measured in the middle of the tile; c: (t, k, 5, 3)
+    coefficients.
     """
     middle = c[..., 0] + (c[..., 1] + c[..., 2]) * (_TILE / 2)
     q = middle[..., 2:3].clamp(min=1e-9)
@@ -517,10 +532,8 @@ def _stretch(c: Tensor) -> Tensor:
     return ratio.nan_to_num(1.0).clamp(1, 64).sqrt()
 
 
-def _possible(
-    linear: Tensor, centres: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Find which quads (I, P, 3, 3) can be seen in tiles of `size` (width, height) at centres (3, T).
+def _possible(linear: Tensor, centres: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Find which quads (I, P, 3, 3) tiles of `size` (width, height) at centres (3, T) may show.
 
     Gives (I, P, T) bool, and (I, T) the 1/z of the nearest quad that covers all of the tile, or 0.
     """
@@ -535,17 +548,15 @@ def _possible(
     return torch.minimum(high, ahead) > 0, cover
 
 
-def _over_tiles(
-    linear: Tensor, centres: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Evaluate functions (..., 3) at the tiles' centres, (..., T), and how far they go up and down, (..., 1)."""
+def _over_tiles(linear: Tensor, centres: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Evaluate functions (..., 3) at tile centres, (..., T); also their range about it (..., 1)."""
     values = (linear.reshape(-1, 3) @ centres).view(*linear.shape[:-1], -1)
     spread = linear[..., 1].abs() * (size[0] / 2) + linear[..., 2].abs() * (size[1] / 2)
     return values, spread[..., None]
 
 
 def _pack(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the chosen of (I, N) to the left: 1 or 0 for used places, and what lies there, (I, most)."""
+    """Move the chosen of (I, N) to the left: (I, most), 1 in used places; and what lies there."""
     order = torch.sort(mask.to(torch.int8), stable=True, dim=1, descending=True).indices
     most = max(int(mask.sum(1).max()), 1)
     order = order[:, :most]
@@ -558,15 +569,15 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values[rows, index]
 
 
-# --- ellipsoids and cylinders ---------------------------------------------------------------------------
+# --- ellipsoids and cylinders --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Rounds:
     """Ellipsoids and cylinders of all images.
 
-    In coordinates s where the surface is |s| = 1 and the camera sits at -n, the ray is s = z·m - n. Turned
-    so that n lies along one axis, with c = |n|² - 1 and q = 1/z, the front hit is
+    In coordinates s where the surface is |s| = 1 and the camera sits at -n, the ray is s = z·m -
+    n. Turned so that n lies along one axis, with c = |n|² - 1 and q = 1/z, the front hit is
 
         q = |n|·D + √(D² - E² - F²),   D = (m·n)/(|n|·c),   E, F = m across n / √c.
 
@@ -574,7 +585,6 @@ class _Rounds:
     """
 
     linear: Tensor  # (I, Q, 6, 3): D, E, F, m
-    present: Tensor  # (I, Q)
     n: Tensor  # (3, I·Q)
     norm: Tensor  # (I·Q,) |n|, without the axis of cylinders
     cylinder: Tensor  # (I·Q,) 1 or 0
@@ -616,7 +626,9 @@ class _Rounds:
         frame = torch.stack(
             [along / c[..., None], first / c.sqrt()[..., None], second / c.sqrt()[..., None]], -2
         )
-        linear = grid.linear(torch.cat([frame @ inverse, inverse], -2), K)
+        # Absent ones are all zero, since lists are padded with any.
+        rows = torch.cat([frame @ inverse, inverse], -2) * present[..., None, None]
+        linear = grid.linear(rows, K)
         look: dict[str, Tensor] = {}
         sun = n
         if looks is not None:
@@ -634,7 +646,6 @@ class _Rounds:
         steep = 1 / axes.square().sum(-2)
         return cls(
             linear,
-            present,
             n.flatten(0, 1).T.contiguous(),
             norm.flatten(),
             cylinder.float().flatten(),
@@ -650,7 +661,7 @@ class _Rounds:
         D = (values[:, :, 0] + spread[:, :, 0]).clamp_(min=0)
         disc = D.square() - least
         q = D * self.norm.view(*D.shape[:2], 1) + disc.clamp(min=0).sqrt()
-        possible = (disc > 0) & self.present[..., None] & (q >= cover.view(len(D), 1, -1))
+        possible = (disc > 0) & (q >= cover.view(len(D), 1, -1))
         return _Lists.of(possible.transpose(1, 2).flatten(0, 1))
 
     def see(
@@ -697,11 +708,11 @@ class _Rounds:
         v = s[1] * torch.lerp(shrink, torch.full_like(shrink, 0.5), cylinder) + 0.5
         # The normal is s over the half axes; cylinders have none along theirs.
         s[1] = s[1] * (1 - cylinder)
-        length = sum(s[k].square() * constant(self.steep[k][rows]) for k in range(3))
-        length = torch.as_tensor(length).clamp(min=_TINY).rsqrt()
-        lambert = sum(s[k] * constant(self.sun[k][rows]) for k in range(3)) * length
-        light = look["ambient"] + look["diffuse"] * torch.as_tensor(lambert).clamp(min=0)
-        cosine = (sum(s[k] * m[k] for k in range(3)) * length).abs()
+        steep = [constant(self.steep[k][rows]) for k in range(3)]
+        sun = [constant(self.sun[k][rows]) for k in range(3)]
+        length = _dot([v * v for v in s], steep).clamp(min=_TINY).rsqrt()
+        light = look["ambient"] + look["diffuse"] * (_dot(s, sun) * length).clamp(min=0)
+        cosine = (_dot(s, m) * length).abs()
         area = look["area"] * chunk.samples.area * (z * shrink).square_() / cosine.clamp(min=0.05)
         area = torch.maximum(area, look["area0"])
         texel = bank.sample(
@@ -710,7 +721,11 @@ class _Rounds:
         return q_after, put((texel * look["gain"] + look["offset"]) * light, grey_before)
 
 
-# --- sky ------------------------------------------------------------------------------------------------
+def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+# --- sky -----------------------------------------------------------------------------------------
 
 
 def _see_sky(

@@ -1,4 +1,4 @@
-"""Scenes as batched tensors: quads, triangles, ellipsoids and cylinders with their materials; cameras; chance."""
+"""Scenes as batched tensors: shapes, materials and cameras; and random numbers for them."""
 
 from __future__ import annotations
 
@@ -55,12 +55,13 @@ class Random:
 class Shapes:
     """Geometry of B scenes in world coordinates, z up; scenes hold equal counts, some `present`.
 
-    quads: (B, P, 3, 3) rows origin, edge u, edge v: points origin + u·edge_u + v·edge_v, u, v in [0, 1].
+    quads: (B, P, 3, 3) rows origin, edge u, edge v: points origin + u·edge_u + v·edge_v, u, v in
+    [0, 1].
     round_centre: (B, Q, 3). round_axes: (B, Q, 3, 3), columns are the half axes, at right angles.
     round_cylinder: (B, Q) bool; a cylinder runs along its second axis and has no caps.
     quad_present, round_present: (B, P) and (B, Q) bool.
-    quad_solid: (B, P) bool; such a face of a body cannot be seen from the side its normal, edge u × edge
-    v, points to.
+    quad_solid: (B, P) bool; such a face of a body cannot be seen from the side its normal, edge u
+    × edge v, points to.
     quad_group, round_group: (B, P) and (B, Q) int64; one group is one material.
     """
 
@@ -81,11 +82,11 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Materials:
-    """What each primitive looks like: (B, P + Q + 1) each, quads first, then round ones, then the sky.
+    """How primitives look: (B, P + Q + 1) each, quads first, then round ones, then the sky.
 
-    The grey value is offset + gain · (texel - 0.5), times the light. `texture` (int64) is a number in
-    the bank; `x`, `y` the texel at u = v = 0 and `width`, `height` (may be negative) the texels along
-    u and v. `blur` is the lowest mip level.
+    The grey value is offset + gain · (texel - 0.5), times the light. `texture` (int64) is a number
+    in the bank; `x`, `y` the texel at u = v = 0 and `width`, `height` (may be negative) the texels
+    along u and v. `blur` is the lowest mip level.
     """
 
     texture: Tensor
@@ -132,7 +133,7 @@ class Cameras:
 def look_at(centre: Tensor, target: Tensor, roll: Tensor) -> Tensor:
     """Point cameras at `centre` (..., 3) to `target` (..., 3), z up, then roll them (..., radians).
 
-    Returns cam_from_world (..., 4, 4).
+    Returns cam_from_world (..., 4, 4). A positive roll turns the camera clockwise.
     """
     forward = F.normalize(target - centre, dim=-1)
     up = torch.zeros_like(forward)
@@ -148,14 +149,12 @@ def look_at(centre: Tensor, target: Tensor, roll: Tensor) -> Tensor:
     return T
 
 
-def intrinsics(focal: Tensor, height: int, width: int, shift: Tensor | None = None) -> Tensor:
-    """Make K (..., 3, 3) from focal lengths (...) in pixels, principal point at the image's centre + shift."""
+def intrinsics(focal: Tensor, height: int, width: int) -> Tensor:
+    """Make K (..., 3, 3) from focal lengths (...) in pixels; the principal point is the centre."""
     K = torch.zeros(*focal.shape, 3, 3, device=focal.device)
     K[..., 0, 0] = K[..., 1, 1] = focal
     K[..., 0, 2] = (width - 1) / 2
     K[..., 1, 2] = (height - 1) / 2
-    if shift is not None:
-        K[..., :2, 2] += shift
     K[..., 2, 2] = 1
     return K
 
@@ -227,7 +226,7 @@ class ShapesBuilder:
     def add_quads(
         self, quads: Tensor, present: Tensor | None = None, group: Tensor | None = None
     ) -> None:
-        """Add (B, k, 3, 3) quads seen from both sides; present (B, k) or (B, 1) bool, group likewise."""
+        """Add (B, k, 3, 3) quads seen from both sides; present, group: (B, k) or (B, 1)."""
         present, group = self._defaults(quads.shape[1], present, group)
         self._quads.append((quads, torch.zeros_like(present), present, group))
 
@@ -239,7 +238,7 @@ class ShapesBuilder:
         present: Tensor | None = None,
         group: Tensor | None = None,
     ) -> None:
-        """Add rectangles upright in the x-z plane, then turned: (B, k, 3), (B, k, 2), (B, k, 3, 3)."""
+        """Add rectangles of size (B, k, 2), upright in the x-z plane, then turned (B, k, 3, 3)."""
         u = turn[..., :, 0] * size[..., :1]
         v = -turn[..., :, 2] * size[..., 1:]
         self.add_quads(torch.stack([centre - u / 2 - v / 2, u, v], -2), present, group)
@@ -253,7 +252,7 @@ class ShapesBuilder:
         group: Tensor | None = None,
         faces: Sequence[int] = (0, 2, 3, 4, 5),
     ) -> None:
-        """Add (B, k) boxes by some of their faces (see `box_quads`), which share the box's group."""
+        """Add (B, k) boxes by some faces (see `box_quads`); those of a box share its group."""
         present, group = self._defaults(centre.shape[1], present, group)
         quads = box_quads(centre, size, turn)[:, :, list(faces)].flatten(1, 2)
         present = present.repeat_interleave(len(faces), 1)
@@ -268,7 +267,7 @@ class ShapesBuilder:
         group: Tensor | None = None,
         cylinder: bool = False,
     ) -> None:
-        """Add (B, k) ellipsoids, or cylinders along their second axis; axes (B, k, 3, 3) in columns."""
+        """Add (B, k) ellipsoids, or cylinders along the second axis; axes: columns (B, k, 3, 3)."""
         present, group = self._defaults(centre.shape[1], present, group)
         self._round.append((centre, axes, torch.full_like(present, cylinder), present, group))
 

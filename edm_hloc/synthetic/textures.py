@@ -1,9 +1,10 @@
-"""Grey textures for rendered scenes: from a folder of photos or procedural, as one mip-mapped tensor."""
+"""Grey textures for rendered scenes, from photos or procedural, in one mip-mapped tensor."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,8 +24,9 @@ PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", "
 class TextureBank:
     """N square grey textures with their mip pyramids, sampled by texture number and texel.
 
-    All levels of all textures lie in one flat uint8 tensor, so that a lookup with a level per sample
-    is four gathers. Outside a texture its mirror image continues, so that any window is valid.
+    All levels of all textures lie in one flat uint8 tensor, so that a lookup with a level per
+    sample is four gathers. Outside a texture its mirror image continues, so that any window is
+    valid.
 
     textures: (N, S, S) uint8. weights: (N,) chance of being drawn, larger for those rich in detail.
     """
@@ -49,7 +51,9 @@ class TextureBank:
         detail = []
         for block in torch.arange(count, device=device).split(64):
             level = textures[block].float()
-            detail.append(level.diff(dim=1).abs().mean((1, 2)) + level.diff(dim=2).abs().mean((1, 2)))
+            detail.append(
+                level.diff(dim=1).abs().mean((1, 2)) + level.diff(dim=2).abs().mean((1, 2))
+            )
             for start, side, area in zip(self._starts.tolist(), sides, areas, strict=True):
                 padded = torch.cat([level, level[:, -1:]], 1)
                 padded = torch.cat([padded, padded[:, :, -1:]], 2)
@@ -57,7 +61,8 @@ class TextureBank:
                 if side > 1:
                     level = torch.nn.functional.avg_pool2d(level[:, None], 2)[:, 0]
         self._flat = flat.flatten()
-        # Skies and blurred backgrounds teach nothing: textures below 4 grey levels a pixel are rare.
+        # Skies and blurred backgrounds teach nothing: textures below 4 grey levels a pixel are
+        # rare.
         self.weights = (torch.cat(detail) / 4).clamp(0.05, 1)
 
     def __len__(self) -> int:
@@ -73,9 +78,8 @@ class TextureBank:
 
     def to(self, device: torch.device | str) -> TextureBank:
         """Give the same bank on another device."""
-        if torch.device(device).type == self.device.type:
-            return self
-        return TextureBank(self.textures.to(device))
+        textures = self.textures.to(device)
+        return self if textures.device == self.device else TextureBank(textures)
 
     def sample(self, texture: Tensor, x: Tensor, y: Tensor, area: Tensor) -> Tensor:
         """Look up grey values in [0, 1], bilinear in one mip level.
@@ -87,9 +91,9 @@ class TextureBank:
             x, y: float, in texels of level 0; the texture covers [0, S], mirrored outside.
             area: float, texels² of level 0 that one sample stands for.
         """
-        # The exponent of a float is its floored log2; the level is log4(area), floored, for the bilinear
-        # filter blurs as well. Integers and fixed point are much faster on a CPU than log2, remainder,
-        # comparisons and where.
+        # The exponent of a float is its floored log2; the level is log4(area), floored, for the
+        # bilinear filter blurs as well. Integers and fixed point are much faster on a CPU than
+        # log2, remainder, comparisons and where.
         level = area.view(torch.int32) >> 23
         level = (level.sub_(127) >> 1).clamp_(0, self.num_levels - 1)
         column, fx = self._fold(x, level)
@@ -104,7 +108,7 @@ class TextureBank:
         return torch.lerp(above, below, fy).mul_(1 / 255)
 
     def _fold(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Mirror coordinates into the texture: the left (upper) texel at `level`, the way to the next."""
+        """Mirror coordinates into the texture: the texel before them at `level`, the way past."""
         period = 2 * self.size << _BITS
         fixed = x.mul(1 << _BITS).to(torch.int32).bitwise_and_(period - 1)
         fixed = torch.minimum(fixed, period - 1 - fixed)
@@ -138,7 +142,7 @@ class TextureBank:
             with np.load(path, allow_pickle=False) as pack:
                 jpegs, lengths = pack["jpegs"], pack["lengths"]
             blobs = _some(np.split(jpegs, np.cumsum(lengths)[:-1]), limit)
-            decoded = [cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE) for blob in blobs]
+            decoded: list[Any] = [cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE) for blob in blobs]
             textures = torch.from_numpy(np.stack(decoded))
         except (OSError, KeyError, ValueError, TypeError, cv2.error) as error:
             raise EdmHlocError(
@@ -157,10 +161,11 @@ class TextureBank:
     ) -> TextureBank:
         """Cut square grey textures from the photos under `folder`.
 
-        A photo gives ceil(long side / short side) squares of its whole short side (at most 3), spread
-        evenly, resized to `size`. To every six of them comes one of repeated pieces (see `repeated`).
-        Photos whose short side is below `size` / 2 are left out; unreadable ones too, with a warning.
-        `limit` takes so many photos, evenly spaced in name order. A texture takes 1.4·size² bytes.
+        A photo gives ceil(long side / short side) squares of its whole short side (at most 3),
+        spread evenly, resized to `size`. To every six of them comes one of repeated pieces (see
+        `repeated`). Photos whose short side is below `size` / 2 are left out; unreadable ones too,
+        with a warning. `limit` takes so many photos, evenly spaced in name order. A texture takes
+        1.4·size² bytes.
 
         Raises:
             EdmHlocError: no usable photo in the folder.
@@ -189,7 +194,7 @@ class TextureBank:
     def procedural(
         cls, count: int = 64, size: int = 512, seed: int = 0, device: torch.device | str = "cpu"
     ) -> TextureBank:
-        """Make textures with the statistics of natural images: dead leaves, façades, repeated pieces."""
+        """Make textures as natural images have them: dead leaves, façades, repeated pieces."""
         textures = []
         for number, sequence in enumerate(np.random.SeedSequence(seed).spawn(count)):
             rng = np.random.default_rng(sequence)
@@ -215,31 +220,32 @@ class TextureBank:
 def dead_leaves(size: int, rng: np.random.Generator) -> np.ndarray:
     """Paint one (size, size) uint8 texture of overlapping ellipses and polygons, radii ~ 1/r³.
 
-    That law makes it scale-invariant: amplitude falls as 1/f, edges and occlusions at all sizes, as in
-    photographs. Some 1/f shading over it keeps any area from being entirely flat.
+    That law makes it scale-invariant: amplitude falls as 1/f, edges and occlusions at all sizes,
+    as in photographs. Some 1/f shading over it keeps any area from being entirely flat.
     """
     smallest, largest = 2.0, size / 3
     # The mean area of a leaf for the density 1/r³; twice the canvas leaves few gaps.
     mean_area = 2 * np.pi * smallest**2 * np.log(largest / smallest)
     count = int(2.2 * size**2 / mean_area)
     radii = rng.uniform(largest**-2, smallest**-2, count) ** -0.5
-    centres = rng.uniform(0, size, (count, 2))
     greys = 255 * rng.beta(1.3, 1.5, count)
-    corners = rng.integers(3, 7, count)
-    if rng.random() < 0.4:
-        corners[:] = 4
-    corners[rng.random(count) < rng.uniform(0.2, 0.8)] = 24  # looks round
-    angle = rng.uniform(0, 2 * np.pi, count)
+    # Corners out of 24 around an ellipse: triangles to hexagons, and all of them, which looks
+    # round.
+    outlines = [np.arange(0, 24, 8), np.arange(0, 24, 6), np.array([0, 5, 10, 14, 19])]
+    outlines += [np.arange(0, 24, 4), np.arange(24)]
+    outline = np.full(count, 1) if rng.random() < 0.4 else rng.integers(0, 4, count)
+    outline[rng.random(count) < rng.uniform(0.2, 0.8)] = 4
+    turn = rng.uniform(0, 2 * np.pi, (count, 1))
+    around = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    x, y = np.cos(around), 0.75 * np.sin(around)
+    leaves: Any = np.stack(
+        [x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], -1
+    )
+    leaves = leaves * radii[:, None, None] + rng.uniform(0, size, (count, 1, 2))
+    leaves = np.int32(16 * leaves)  # in 1/16 px
     canvas = np.full((size, size), rng.uniform(60, 190), np.float32)
-    turn = 2 * np.pi * np.arange(24) / 24
-    for i in range(count):
-        n = corners[i]
-        a = turn[:: 24 // n][:n] if n in (3, 4, 6, 24) else turn[[0, 5, 10, 14, 19]]
-        polygon = np.stack([np.cos(a), 0.75 * np.sin(a)])
-        c, s = np.cos(angle[i]), np.sin(angle[i])
-        points = centres[i] + radii[i] * (np.array([[c, -s], [s, c]]) @ polygon).T
-        # 1/16 px coordinates
-        cv2.fillConvexPoly(canvas, np.int32(16 * points), float(greys[i]), cv2.LINE_AA, 4)
+    for leaf, kind, grey in zip(leaves, outline, greys, strict=True):
+        cv2.fillConvexPoly(canvas, leaf[outlines[kind]], float(grey), cv2.LINE_AA, 4)
     canvas += rng.uniform(6, 20) * pink_noise(size, rng)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
@@ -247,7 +253,7 @@ def dead_leaves(size: int, rng: np.random.Generator) -> np.ndarray:
 def facade(size: int, rng: np.random.Generator) -> np.ndarray:
     """Paint one (size, size) uint8 wall of stones or bricks with rows of windows."""
     wall = rng.uniform(90, 200)
-    canvas = np.full((size, size), wall, np.float32)
+    canvas: Any = np.full((size, size), wall, np.float32)
     stone_height = int(rng.integers(6, 26))
     stone_width = int(stone_height * rng.uniform(1.5, 3.5))
     contrast = rng.uniform(4, 18)
@@ -258,21 +264,23 @@ def facade(size: int, rng: np.random.Generator) -> np.ndarray:
             cv2.rectangle(canvas, (left, top), corner, float(value), -1)
     columns, rows = int(rng.integers(2, 7)), int(rng.integers(2, 6))
     pitch = np.array([size / columns, size / rows])
-    window = pitch * rng.uniform(0.3, 0.7, 2)
+    window = np.maximum(pitch * rng.uniform(0.3, 0.7, 2), 2)
     frame = max(int(size * rng.uniform(0.006, 0.015)), 1)
     light, dark = wall + rng.uniform(15, 55), rng.uniform(15, 70)
     panes = rng.integers(1, 4, 2)
     arched = rng.random() < 0.4
     for i in range(columns):
         for j in range(rows):
-            x0, y0 = np.int32((np.array([i, j]) + 0.5) * pitch - window / 2)
-            x1, y1 = np.int32([x0, y0] + window)
+            corner = (np.array([i, j]) + 0.5) * pitch - window / 2
+            (x0, y0), (x1, y1) = (
+                np.round(p).astype(int).tolist() for p in (corner, corner + window)
+            )
             cv2.rectangle(canvas, (x0 - frame, y0 - frame), (x1 + frame, y1 + frame), light, -1)
             glass = dark + 18 * rng.standard_normal()
             cv2.rectangle(canvas, (x0, y0), (x1, y1), glass, -1)
             if rng.random() < 0.5:  # what is behind the glass
-                inside = dead_leaves(64, rng).astype(np.float32)
-                inside = cv2.resize(inside, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+                leaves = dead_leaves(64, rng).astype(np.float32)
+                inside = cv2.resize(leaves, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
                 canvas[y0:y1, x0:x1] = 0.7 * glass + 0.3 * inside
             for k in range(1, panes[0]):
                 x = x0 + (x1 - x0) * k // int(panes[0])
@@ -288,7 +296,7 @@ def facade(size: int, rng: np.random.Generator) -> np.ndarray:
                 canvas, (x0 - 2 * frame, y1 + frame), (x1 + 2 * frame, y1 + 3 * frame), light, -1
             )
     # Weather and grain: without them all windows would be alike.
-    grain = dead_leaves(size, rng).astype(np.float32) - 127
+    grain = cv2.resize(dead_leaves(size // 2, rng), (size, size)).astype(np.float32) - 127
     canvas += rng.uniform(0.05, 0.16) * grain + rng.uniform(5, 14) * pink_noise(size, rng)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
@@ -301,11 +309,11 @@ def repeated(texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     columns = int(rng.integers(2, 7))
     rows = int(np.clip(columns + rng.integers(-2, 3), 1, 6))
     shape = (-(-size // columns), -(-size // rows))
-    piece = texture[y : y + side, x : x + side].astype(np.float32)
+    piece: Any = texture[y : y + side, x : x + side].astype(np.float32)
     piece = cv2.resize(piece, shape, interpolation=cv2.INTER_AREA)
     if rng.random() < 0.3:
         piece = np.concatenate([piece[:, ::2], piece[:, ::-2]], 1)
-    canvas = np.tile(piece, (rows, columns + 1))[:size, :size]
+    canvas: Any = np.tile(piece, (rows, columns + 1))[:size, :size]
     canvas = canvas + rng.uniform(6, 22) * pink_noise(size, rng)
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
