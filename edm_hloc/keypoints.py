@@ -100,7 +100,7 @@ def quantize_image(
     Raises:
         ValueError: if shapes disagree, or a value is not finite or no pixel coordinate.
     """
-    points = _checked_points(points, np.float32)
+    points = _checked_points(np.ascontiguousarray(points, dtype=np.float32))
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     if scores.shape != (len(points),):
         raise ValueError(f"{len(points)} points but scores of shape {scores.shape}")
@@ -171,8 +171,7 @@ def assign(points: np.ndarray, keypoints: np.ndarray, max_error: float) -> np.nd
     Raises:
         ValueError: if a shape is wrong, or a coordinate not finite or no pixel coordinate.
     """
-    points = _checked_points(points, np.float64)
-    keypoints = _checked_points(keypoints, np.float64)
+    points, keypoints = _checked_points(points), _checked_points(keypoints)
     ids = np.full(len(points), -1)
     if len(points) == 0 or len(keypoints) == 0:
         return ids
@@ -180,12 +179,13 @@ def assign(points: np.ndarray, keypoints: np.ndarray, max_error: float) -> np.nd
     # Hash grid: each of its squares lists the keypoints that a point inside may have in reach.
     # A border of empty squares takes the points that are outside.
     reach = max_error * (1 + 1e-6)  # a hair more, for points at max_error exactly
-    low, high = keypoints.min(0) - reach, keypoints.max(0) + reach
+    kx, ky = keypoints.T.astype(np.float64, order="C")
+    low = np.array([kx.min(), ky.min()]) - reach
+    high = np.array([kx.max(), ky.max()]) + reach
     side = max(2 * reach, math.sqrt(float(np.prod(high - low)) / _MAX_TABLE))
     low -= side
     columns, rows = (int(size / side) + 2 for size in high - low)
 
-    kx, ky = keypoints.T.copy()
     left, right = (((x - low[0]) / side).astype(np.int64) for x in (kx - reach, kx + reach))
     top, bottom = (((y - low[1]) / side).astype(np.int64) for y in (ky - reach, ky + reach))
     bits = len(keypoints).bit_length()
@@ -204,10 +204,10 @@ def assign(points: np.ndarray, keypoints: np.ndarray, max_error: float) -> np.nd
     kx, ky = kx[entries], ky[entries]
 
     # All points go through the lists of their squares together, one entry a round.
-    px, py = points.T.copy()
-    column = np.clip((px - low[0]) / side, 0, columns - 1).astype(np.int64)
-    row = np.clip((py - low[1]) / side, 0, rows - 1).astype(np.int64)
-    best = first_entry[row * columns + column]
+    px, py = points.T.astype(np.float64, order="C")
+    square = _clipped_steps(py, low[1], side, rows) * columns
+    square += _clipped_steps(px, low[0], side, columns)
+    best = first_entry[square]
     near = np.flatnonzero(best >= 0)
     px, py, best = px[near], py[near], best[near]
     distance = (px - kx[best]) ** 2 + (py - ky[best]) ** 2
@@ -247,13 +247,13 @@ def unique_matches(
         matches0 (L,) int32, the keypoint of image 1 for each keypoint of image 0, -1 for none, and
         its score (L,) float16. As in hloc, L is 1 + the last matched keypoint of image 0.
     """
-    valid = (ids0 != -1) & (ids1 != -1)
+    valid = np.flatnonzero((ids0 != -1) & (ids1 != -1))  # indices gather faster than flags
     ids0, ids1, scores = ids0[valid], ids1[valid], scores[valid]
-    kept = _best_of_each(ids0, scores) & _best_of_each(ids1, scores)
+    kept = np.flatnonzero(_best_of_each(ids0, scores) & _best_of_each(ids1, scores))
     ids0, ids1, scores = ids0[kept], ids1[kept], scores[kept]
     length = int(ids0.max(initial=-1)) + 1
     matches0, scores0 = np.full(length, -1, np.int32), np.zeros(length, np.float16)
-    matches0[ids0], scores0[ids0] = ids1, scores
+    matches0[ids0], scores0[ids0] = ids1, scores.astype(np.float16)
     return matches0, scores0
 
 
@@ -272,8 +272,8 @@ def _best_of_each(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _checked_points(points: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
-    points = np.ascontiguousarray(points, dtype=dtype)
+def _checked_points(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must be of shape (M, 2), not {points.shape}")
     extremes = [points.min(initial=0), points.max(initial=0)]
@@ -284,8 +284,16 @@ def _checked_points(points: np.ndarray, dtype: type[np.floating]) -> np.ndarray:
 
 def _steps(points: np.ndarray, side: float) -> np.ndarray:
     """(M, 2) float32: index of the lattice square each point is in, halves to even."""
-    steps: np.ndarray = np.round((points + 0.5) / side)
-    return steps
+    steps = points + 0.5
+    steps /= side
+    return np.rint(steps, out=steps)
+
+
+def _clipped_steps(x: np.ndarray, low: float, side: float, count: int) -> np.ndarray:
+    """(M,) int64: which of `count` intervals of length `side` from `low` on each x is in."""
+    steps = x - low
+    steps /= side
+    return np.clip(steps, 0, count - 1, out=steps).astype(np.int64)
 
 
 def _snap(points: np.ndarray, side: float, binned: np.ndarray | None) -> np.ndarray:

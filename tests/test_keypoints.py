@@ -112,6 +112,26 @@ def test_halves_go_to_even_squares():
     np.testing.assert_array_equal(image.ids, [0, 1, 1])
 
 
+def test_point_as_it_is_on_the_centre_of_a_cell():
+    # cells of 5 px, bins of 2 px: (4.5, 4.5) is the centre of the cell of (3.5, 3.5), no bin's
+    points = np.array([[4.5, 4.5], [3.5, 3.5], [3.75, 3.25]], np.float32)
+    scores = np.array([1, 0.75, 0.5], np.float32)
+    binned = np.array([False, True, True])
+    image = quantize_image(points, scores, QuantizationConfig(2, 5, None), binned=binned)
+    np.testing.assert_array_equal(image.keypoints, [[3.5, 3.5]])
+    assert image.scores.tolist() == [1.25]
+    np.testing.assert_array_equal(image.ids, [0, 0, 0])
+
+
+def test_the_two_zeros_are_one_place():
+    points = np.array([[0.0, 1], [-0.0, 1]], np.float32)
+    image = quantize_image(
+        points, np.ones(2), QuantizationConfig(2, 8, None), binned=np.zeros(2, bool)
+    )
+    np.testing.assert_array_equal(image.ids, [0, 0])
+    assert image.scores.tolist() == [2]
+
+
 def test_no_points():
     for max_kps in (None, 5):
         image = quantize_image(np.zeros((0, 2)), np.zeros(0), QuantizationConfig(2, 8, max_kps))
