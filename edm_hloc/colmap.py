@@ -54,10 +54,22 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
         )
     with quiet_colmap():
         try:
-            return pycolmap.Reconstruction(path)
+            model = pycolmap.Reconstruction(path)
+            if not (path / "cameras.bin").is_file():
+                _restore_names(model, path / "images.txt")
+            return model
         # pycolmap raises almost anything on damaged files
         except Exception as error:
             raise EdmHlocError(f"The COLMAP model in {path} is damaged: {error}") from error
+
+
+def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
+    """COLMAP cuts names at the first space as it reads text models."""
+    lines = images_txt.read_text("utf-8").split("\n")
+    for line in [line for line in lines if not line.startswith("#")][::2]:
+        fields = line.split(maxsplit=9)
+        if len(fields) == 10:
+            model.images[int(fields[0])].name = fields[9].rstrip("\r")
 
 
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:

@@ -114,8 +114,8 @@ def read_pairs(path: Path, names: Iterable[str] = ()) -> list[Pair]:
 
 
 def _split(line: str, known: frozenset[str]) -> Pair | None:
-    if "\t" in line.strip():
-        words = [word for word in line.rstrip("\r").split("\t") if word]
+    words = [word for word in line.rstrip("\r").split("\t") if word]
+    if len(words) == 2:
         words = [
             word if word in known or word.strip() not in known else word.strip() for word in words
         ]

@@ -11,7 +11,10 @@ import pycolmap
 from edm_hloc.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.errors import EdmHlocError
 
-_ROBUST_ITERATIONS = 20
+_PROPOSALS = 200  # cameras that propose an alignment
+_REFITS = 3
+_FAR = 3 * 1.4826  # times the median error: three standard deviations
+_NEAR = 0.01  # radians, or of the spread: cameras so near are never left out
 
 
 @dataclass(frozen=True)
@@ -121,34 +124,56 @@ def align(
 ) -> Similarity:
     """The similarity that takes one set of cameras to another, by their centres and orientations.
 
-    Closed form with both kinds of error in comparable units (radians, and lengths over the spread
-    of the centres), so that cameras on a line, which leave a turn about it open, and even two
-    cameras are enough. Repeated with weights that fall for cameras far off (Geman–McClure), so
-    that a few wrong ones do not spoil the rest.
+    Both kinds of error count in comparable units (radians, and lengths over the spread of the true
+    centres), so that cameras on a line, which leave a turn about it open, and even two cameras are
+    enough. Cameras that are far off are left out: each camera alone proposes a similarity, the one
+    with the smallest median error is taken, and then the best one for those near it.
 
     Args:
         rotations, true_rotations: (N, 3, 3), camera from world.
         centres, true_centres: (N, 3).
     """
-    weights = np.ones(len(centres))
-    for _ in range(_ROBUST_ITERATIONS):
-        w = weights / weights.sum()
-        mean, true_mean = w @ centres, w @ true_centres
-        a, b = centres - mean, true_centres - true_mean
-        spread, true_spread = (np.sqrt(w @ (x**2).sum(axis=1)) for x in (a, b))
-        if spread < 1e-12 or true_spread < 1e-12:
-            break
-        # Procrustes on directions: normalised centres, and the axes of the cameras.
-        M = np.einsum("n,ni,nj->ij", w, b / true_spread, a / spread)
-        M += np.einsum("n,nki,nkj->ij", w, true_rotations, rotations)
-        U, _, Vt = np.linalg.svd(M)
-        R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
-        scale = float(np.einsum("n,ni,ni", w, b, a @ R.T) / spread**2)
-        similarity = Similarity(abs(scale), R, true_mean - abs(scale) * R @ mean)
+    spread = float(np.sqrt(np.mean(np.sum((true_centres - true_centres.mean(0)) ** 2, axis=1))))
+
+    def errors(similarity: Similarity) -> np.ndarray:
         rotation, position = _errors(similarity, rotations, centres, true_rotations, true_centres)
-        error = np.hypot(rotation, position / true_spread)
-        weights = 1.0 / (1.0 + (error / max(3 * np.median(error), 1e-12)) ** 2) ** 2
-    return similarity
+        return np.hypot(rotation, position / spread)
+
+    best, least = None, np.inf
+    for i in range(0, len(centres), 1 + len(centres) // _PROPOSALS):
+        R = true_rotations[i].T @ rotations[i]
+        lengths = np.linalg.norm(centres - centres[i], axis=1)
+        true_lengths = np.linalg.norm(true_centres - true_centres[i], axis=1)
+        apart = lengths > 0
+        scale = float(np.median(true_lengths[apart] / lengths[apart])) if apart.any() else 0.0
+        proposal = Similarity(scale, R, true_centres[i] - scale * R @ centres[i])
+        if best is None or np.median(errors(proposal)) < least:
+            best, least = proposal, float(np.median(errors(proposal)))
+    assert best is not None
+    for _ in range(_REFITS):
+        error = errors(best)
+        near = error <= max(_FAR * float(np.median(error)), _NEAR)
+        best = _fit(rotations[near], centres[near], true_rotations[near], true_centres[near])
+    return best
+
+
+def _fit(
+    rotations: np.ndarray, centres: np.ndarray, true_rotations: np.ndarray, true_centres: np.ndarray
+) -> Similarity:
+    """Least squares in closed form, of all cameras alike."""
+    mean, true_mean = centres.mean(axis=0), true_centres.mean(axis=0)
+    a, b = centres - mean, true_centres - true_mean
+    spread, true_spread = (float(np.sqrt(np.mean(np.sum(x**2, axis=1)))) for x in (a, b))
+    # Procrustes on directions: the axes of the cameras, and centres divided by their spread
+    M = np.einsum("nki,nkj->ij", true_rotations, rotations)
+    if spread > 0 and true_spread > 0:
+        M += np.einsum("ni,nj->ij", b / true_spread, a / spread)
+    U, _, Vt = np.linalg.svd(M)
+    R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+    scale = (
+        max(0.0, float(np.mean(np.sum(b * (a @ R.T), axis=1))) / spread**2) if spread > 0 else 0.0
+    )
+    return Similarity(scale, R, true_mean - scale * R @ mean)
 
 
 def _errors(
