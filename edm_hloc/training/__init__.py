@@ -1,0 +1,1 @@
+"""Training of EDM: supervision from depth and poses, losses, trainer; inference imports none."""

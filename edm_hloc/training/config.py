@@ -1,0 +1,292 @@
+"""What a training run consists of: one frozen, JSON-serialisable dataclass, and presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.models.edm import CONFIGS, STRIDE, EDMConfig, RefinedImage
+from edm_hloc.training.losses import Residual
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Image sizes of one part of the run.
+
+    Attributes:
+        until: share of the run at which the stage ends; the last one ends at 1.
+        sides: smallest and largest √(width·height) in pixels; drawn log-uniformly.
+        pixels: of the first images of a process' batch; batches of any size cost the same.
+    """
+
+    until: float
+    sides: tuple[int, int]
+    pixels: int
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Real training pairs; the formats are described in `datasets`.
+
+    Attributes:
+        format: "megadepth", "scannet" or "colmap".
+        root: folder of the data; of the photos for "colmap".
+        index: folder of LoFTR's index files; the model for "colmap".
+        min_overlap: smallest overlap score in the index files.
+        share: of the training batches.
+    """
+
+    format: Literal["megadepth", "scannet", "colmap"]
+    root: str
+    index: str
+    min_overlap: float = 0.4
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run, apart from the machine's speed.
+
+    Attributes:
+        model: the network.
+        minutes: length of the run by the clock (exactly one of `minutes` and `steps` is given).
+        steps: length of the run in optimiser steps.
+        stages: image sizes in the course of the run.
+        largest_aspect: widths / heights lie between this and its inverse, drawn log-uniformly.
+        position_scaling: share of batches whose self-attention positions are scaled.
+        position_extent: scaled positions reach as far as those of images with this longest side.
+        schedule: "cosine" to 0, or "paper": halved at 8, 12, 16, 20 and 24 of 30 parts.
+        learning_rate, warmup: its peak, and the share of the run in which it rises to that.
+        weight_decay: on weights; norms and biases have none.
+        clip: largest norm of the gradient.
+        ema: decay a step of the averaged weights, which are those that are shipped.
+        focal_alpha, focal_gamma: Eq. 6.
+        fine_weight: Eq. 9.
+        residual: base distribution of Eq. 7.
+        fine_matches: matches a pair on which the fine stage is trained.
+        true_matches: at least so many of them are true, if need be from the ground truth.
+        tolerance: relative difference of depths from which a point counts as hidden.
+        textures: a folder of photos or a packed texture bank; None: procedural textures.
+        difficulty: range of that of the rendered pairs, within [0, 1]; drawn for each batch.
+        real: real data for a share of the batches; their shares must not exceed 1.
+        initial: checkpoint or safetensors to start from; None: random weights.
+        precision: of Lightning Fabric, such as "32-true" or "bf16-mixed".
+        seed: of weights, data and sampling.
+        validation_sets: (pairs, height, width) of the fixed validation pairs.
+        validation_images, validation_pairs: folder of photos and list of pairs in SuperGlue's
+            `pairs_with_gt` format, to validate on real pairs; None: not done.
+        refined: which image leaves the grid in validation ("best": selection by σ).
+        threshold: smallest confidence of a match in curves and validation.
+        validations, checkpoints: how many, evenly over the run.
+    """
+
+    model: EDMConfig = CONFIGS["edm_s"]
+    minutes: float | None = None
+    steps: int | None = None
+    stages: tuple[Stage, ...] = (Stage(1.0, (160, 256), 16 * 192 * 192),)
+    largest_aspect: float = 1.6
+    position_scaling: float = 0.5
+    position_extent: int = 1024
+    schedule: Literal["cosine", "paper"] = "cosine"
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.1
+    clip: float = 0.5
+    ema: float = 0.995
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    fine_weight: float = 0.2
+    residual: Residual = "laplace"
+    fine_matches: int = 96
+    true_matches: int = 32
+    tolerance: float = 0.05
+    textures: str | None = None
+    difficulty: tuple[float, float] = (0.1, 0.8)
+    real: tuple[RealData, ...] = ()
+    initial: str | None = None
+    precision: str = "32-true"
+    seed: int = 0
+    validation_sets: tuple[tuple[int, int, int], ...] = ((24, 256, 256), (6, 480, 640))
+    validation_images: str | None = None
+    validation_pairs: str | None = None
+    refined: RefinedImage = "best"
+    threshold: float = 0.2
+    validations: int = 10
+    checkpoints: int = 30
+
+    def __post_init__(self) -> None:
+        ends = [s.until for s in self.stages]
+        if not ends or ends[-1] != 1.0 or ends != sorted(ends):
+            raise EdmHlocError(f"training stages must end at rising shares up to 1.0, got {ends}")
+        if sum(r.share for r in self.real) > 1 + 1e-9:
+            raise EdmHlocError("the shares of real training data exceed 1")
+        if (self.validation_images is None) != (self.validation_pairs is None):
+            raise EdmHlocError("`validation_images` and `validation_pairs` go together")
+
+    def batch_shape(self, progress: float, rng: np.random.Generator) -> tuple[int, int, int]:
+        """Draw pairs, height and width of a batch at `progress` in [0, 1]."""
+        stage = next((s for s in self.stages if progress < s.until), self.stages[-1])
+        side = math.exp(rng.uniform(*np.log(stage.sides)))
+        aspect = math.exp(rng.uniform(-1.0, 1.0) * math.log(self.largest_aspect))
+        height, width = (
+            max(1, round(v / STRIDE)) * STRIDE
+            for v in (side / math.sqrt(aspect), side * math.sqrt(aspect))
+        )
+        # Batch normalisation needs more than one pair.
+        return max(2, round(stage.pixels / (height * width))), height, width
+
+    def draw_position_scale(self, longest: int, rng: np.random.Generator) -> float:
+        """Draw the factor on self-attention positions for images of this longest side."""
+        if rng.random() >= self.position_scaling:
+            return 1.0
+        return math.exp(rng.uniform(0.0, max(0.0, math.log(self.position_extent / longest))))
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Learning rate at `progress` in [0, 1]."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        if self.schedule == "paper":
+            halvings = sum(progress >= epoch / 30 for epoch in (8, 12, 16, 20, 24))
+            return float(self.learning_rate * 0.5**halvings)
+        decayed = (min(progress, 1.0) - self.warmup) / (1.0 - self.warmup)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * decayed))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+_FROM_SCRATCH_ON_CPU = TrainConfig(
+    # For each of two processes on one core each, which need less time than one on two.
+    stages=(
+        Stage(0.65, (160, 224), 4 * 192 * 192),
+        Stage(0.9, (192, 320), 4 * 192 * 192),
+        Stage(1.0, (256, 416), 6 * 192 * 192),
+    ),
+    learning_rate=1.5e-3,
+    true_matches=96,
+    difficulty=(0.0, 0.7),
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    "edm_s": _FROM_SCRATCH_ON_CPU,
+    # One data-centre GPU.
+    "edm_s_gpu": dataclasses.replace(
+        _FROM_SCRATCH_ON_CPU,
+        stages=(
+            Stage(0.6, (192, 288), 64 * 240 * 240),
+            Stage(0.85, (256, 448), 64 * 240 * 240),
+            Stage(1.0, (384, 704), 64 * 240 * 240),
+        ),
+        difficulty=(0.1, 0.8),
+        fine_matches=256,
+        true_matches=256,
+        learning_rate=2e-3,
+        ema=0.999,
+        precision="bf16-mixed",
+    ),
+    "edm": dataclasses.replace(
+        _FROM_SCRATCH_ON_CPU,
+        model=dataclasses.replace(CONFIGS["edm"], train_size=None),
+        stages=(
+            Stage(0.6, (192, 288), 64 * 240 * 240),
+            Stage(0.85, (256, 448), 64 * 240 * 240),
+            Stage(1.0, (384, 704), 64 * 240 * 240),
+        ),
+        difficulty=(0.1, 0.8),
+        fine_matches=256,
+        true_matches=256,
+        learning_rate=2e-3,
+        ema=0.999,
+        precision="bf16-mixed",
+    ),
+    # Sizes, batch and schedule of the paper; 30 epochs of 36,800 pairs.
+    "edm_paper": TrainConfig(
+        model=CONFIGS["edm"],
+        steps=30 * 36800 // 32,
+        stages=(Stage(1.0, (832, 832), 32 * 832 * 832),),
+        largest_aspect=1.0,
+        position_scaling=0.0,
+        schedule="paper",
+        warmup=0.1,
+        fine_matches=2048,
+        ema=0.9999,
+    ),
+}
+
+
+def config_from_dict(
+    values: Mapping[str, Any], base: TrainConfig = PRESETS["edm_s"]
+) -> TrainConfig:
+    """`base` with the given fields replaced; nested as in `TrainConfig.to_json`.
+
+    Raises:
+        EdmHlocError: for an unknown field.
+    """
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise EdmHlocError(f"unknown training settings {unknown}; known are {sorted(known)}")
+    converted = dict(values)
+    try:
+        if "model" in values:
+            converted["model"] = _model_from(values["model"], base.model)
+        if "stages" in values:
+            converted["stages"] = tuple(
+                Stage(s["until"], tuple(s["sides"]), s["pixels"]) for s in values["stages"]
+            )
+        if "real" in values:
+            converted["real"] = tuple(RealData(**r) for r in values["real"])
+        if "difficulty" in values:
+            converted["difficulty"] = tuple(values["difficulty"])
+        if "validation_sets" in values:
+            converted["validation_sets"] = tuple(tuple(v) for v in values["validation_sets"])
+        return dataclasses.replace(base, **converted)
+    except (TypeError, KeyError) as error:
+        raise EdmHlocError(f"training settings are malformed: {error}") from error
+
+
+def _model_from(value: str | Mapping[str, Any], base: EDMConfig) -> EDMConfig:
+    if isinstance(value, str):
+        if value not in CONFIGS:
+            raise EdmHlocError(f"unknown network {value!r}; known are {sorted(CONFIGS)}")
+        return CONFIGS[value]
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return dataclasses.replace(base, **fields)
+
+
+def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A preset by name, or a JSON file of the fields that differ from its "preset".
+
+    Args:
+        name: a key of `PRESETS` or the path of a JSON file.
+        overrides: fields that take precedence, as for `config_from_dict`.
+
+    Raises:
+        EdmHlocError: if there is neither, or the file is malformed.
+    """
+    if name in PRESETS:
+        base, values = PRESETS[name], {}
+    else:
+        try:
+            values = json.loads(Path(name).read_text())
+        except FileNotFoundError as error:
+            raise EdmHlocError(
+                f"{name} is neither a file nor a preset ({', '.join(PRESETS)})"
+            ) from error
+        except ValueError as error:
+            raise EdmHlocError(f"{name} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise EdmHlocError(f"{name} must hold an object of training settings")
+        preset = values.pop("preset", "edm_s")
+        if preset not in PRESETS:
+            raise EdmHlocError(f"{name} names the unknown preset {preset!r}: {', '.join(PRESETS)}")
+        base = PRESETS[preset]
+    return config_from_dict({**values, **(overrides or {})}, base)

@@ -1,0 +1,69 @@
+"""Curves of a training run: CSV files that survive a resume, and a picture of them."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class CurveFile:
+    """A CSV file of rows with a rising `step`; rows after `last_step` are dropped at opening.
+
+    The columns are those of the first row written.
+    """
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self.path = path
+        rows = [r for r in read_curve(path) if r["step"] <= last_step]
+        path.unlink(missing_ok=True)
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: dict[str, float]) -> None:
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_curve(path: Path) -> list[dict[str, float]]:
+    """Rows of a curve file, in order; none if it does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [
+            {k: int(v) if k in ("step", "pairs") else float(v) for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def draw_curves(directory: Path) -> None:
+    """Draw training.csv and validation.csv of a run into curves.png, if matplotlib is there."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no picture of the curves: matplotlib is not installed")
+        return
+    training = read_curve(directory / "training.csv")
+    validation = read_curve(directory / "validation.csv")
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplots(2, 3).flat
+    for axis, column, unit in zip(
+        axes,
+        ("loss", "coarse_precision", "fine_error", "learning_rate", "coarse_recall", "pairs_per_s"),
+        ("", "within a cell", "median, px", "", "within a cell", "1/s"),
+        strict=True,
+    ):
+        axis.plot([r["pairs"] for r in training], [r[column] for r in training], lw=0.7)
+        for name in (k for k in (validation[0] if validation else {}) if k.startswith(column)):
+            x, y = [r["pairs"] for r in validation], [r[name] for r in validation]
+            axis.plot(x, y, "o-", ms=3, label=name.removeprefix(column).strip("_"))
+            axis.legend(fontsize=7)
+        axis.set(xlabel="training pairs", title=f"{column} {f'({unit})' if unit else ''}")
+        axis.grid(alpha=0.3)
+    figure.savefig(directory / "curves.png", dpi=90)

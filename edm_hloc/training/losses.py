@@ -1,0 +1,160 @@
+"""Losses of EDM: focal for the coarse stage (Eq. 6), residual log-likelihood for the fine (7–8)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from edm_hloc.models.edm import RealNVP, similarity
+
+Residual = Literal["laplace", "gaussian"]
+SMALLEST_SIGMA = 1e-6
+
+
+class _DualSoftmaxEntries(torch.autograd.Function):
+    """See `dual_softmax_entries`. The gradient with respect to the similarity s is
+
+        dL/ds_ij = 2·g_ij − (Σ_j g_ij)·softmax_row(s)_ij − (Σ_i g_ij)·softmax_column(s)_ij
+
+    with g the incoming gradient, not zero at the entries alone; s is made again block by block.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features0: Tensor,
+        features1: Tensor,
+        temperature: float,
+        batch: Tensor,
+        row: Tensor,
+        column: Tensor,
+        block_rows: int,
+    ) -> Tensor:
+        row_lse, entries = [], features0.new_zeros(batch.shape, dtype=torch.float32)
+        column_lse: Tensor | None = None
+        for start in range(0, features0.shape[1], block_rows):
+            s = similarity(features0[:, start : start + block_rows], features1, temperature)
+            row_lse.append(s.logsumexp(dim=2))
+            block_lse = s.logsumexp(dim=1)
+            column_lse = block_lse if column_lse is None else torch.logaddexp(column_lse, block_lse)
+            here = ((row >= start) & (row < start + block_rows)).nonzero()[:, 0]
+            entries[here] = s[batch[here], row[here] - start, column[here]]
+        assert column_lse is not None
+        all_row_lse = torch.cat(row_lse, dim=1)
+        ctx.save_for_backward(features0, features1, all_row_lse, column_lse, batch, row, column)
+        ctx.temperature, ctx.block_rows = temperature, block_rows
+        return 2.0 * entries - all_row_lse[batch, row] - column_lse[batch, column]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features0, features1, row_lse, column_lse, batch, row, column = ctx.saved_tensors
+        grad = grad.float()
+        row_weight = torch.zeros_like(row_lse).index_put_((batch, row), grad, accumulate=True)
+        column_weight = torch.zeros_like(column_lse)
+        column_weight.index_put_((batch, column), grad, accumulate=True)
+        scale = 1.0 / (features0.shape[-1] * ctx.temperature)
+        f1 = features1.float()
+        grad0, grad1 = [], torch.zeros_like(f1)
+        with torch.autocast(features0.device.type, enabled=False):
+            for start in range(0, features0.shape[1], ctx.block_rows):
+                rows = slice(start, start + ctx.block_rows)
+                f0 = features0[:, rows].float()
+                s = similarity(f0, f1, ctx.temperature)
+                ds = (s - row_lse[:, rows, None]).exp_().mul_(row_weight[:, rows, None])
+                s.sub_(column_lse[:, None]).exp_().mul_(column_weight[:, None])
+                ds.add_(s).neg_()
+                here = ((row >= start) & (row < start + ctx.block_rows)).nonzero()[:, 0]
+                index = (batch[here], row[here] - start, column[here])
+                ds.index_put_(index, 2.0 * grad[here], accumulate=True)
+                ds.mul_(scale)
+                grad0.append(torch.matmul(ds, f1))
+                grad1.add_(torch.matmul(ds.mT, f0))
+        grad_features0 = torch.cat(grad0, dim=1).to(features0.dtype)
+        return grad_features0, grad1.to(features1.dtype), None, None, None, None, None
+
+
+def dual_softmax_entries(
+    features0: Tensor,
+    features1: Tensor,
+    temperature: float,
+    entries: tuple[Tensor, Tensor, Tensor],
+    block_bytes: int = 256 << 20,
+) -> Tensor:
+    """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
+
+    log p_ij = 2·s_ij − row_lse_i − column_lse_j: of the whole matrix the sums alone are needed.
+    It is made in blocks of rows, and again for the gradient, so that memory stays at a few
+    times `block_bytes` whatever the image size; nothing overflows or underflows.
+
+    Args:
+        features0: (B, N, C).
+        features1: (B, M, C).
+        temperature: τ of Eq. 1.
+        entries: pair, row and column of P entries, (P,) long each.
+        block_bytes: memory for similarities held at a time.
+
+    Returns:
+        (P,) log probabilities.
+    """
+    per_row = 4 * features0.shape[0] * features1.shape[1]
+    block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
+    result: Tensor = _DualSoftmaxEntries.apply(
+        features0, features1, temperature, *entries, block_rows
+    )
+    return result
+
+
+def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Mean of −α·(1 − p)^γ·log p over the true matches (Eq. 6); 0 if there are none.
+
+    Args:
+        log_probability: (P,), at the true matches. Not clamped: a hopeless match still has a
+            gradient.
+    """
+    probability = log_probability.exp()
+    loss = -alpha * (1.0 - probability).pow(gamma) * log_probability
+    return loss.sum() / max(loss.numel(), 1)
+
+
+def residual_log_likelihood(
+    offset: Tensor,
+    sigma: Tensor,
+    target: Tensor,
+    flow: RealNVP,
+    distribution: Residual = "laplace",
+) -> Tensor:
+    """Mean negative log-likelihood of the true offsets (Eqs. 7–8); 0 if there are none.
+
+    With the residual r = (offset − target) / σ, a loss per match and axis:
+    −log Q(target | offset, σ) − log G(r) + log σ, where Q is Laplace or Gaussian around the
+    offset with scale σ, and G the flow's density of the two residuals.
+
+    Args:
+        offset, sigma, target: (M, 2), offsets in cells, σ in (0, 1).
+        flow: density of the residuals.
+        distribution: of Q.
+    """
+    device = offset.device.type
+    with torch.autocast(device, enabled=False):
+        offset, target = offset.float(), target.float()
+        sigma = sigma.float().clamp(SMALLEST_SIGMA, 1.0 - SMALLEST_SIGMA)
+        residual = (offset - target) / sigma
+        if distribution == "laplace":
+            base = (2.0 * sigma).log() + residual.abs()
+        elif distribution == "gaussian":
+            base = (math.sqrt(2.0 * math.pi) * sigma).log() + 0.5 * residual.square()
+        else:
+            raise ValueError(f"unknown residual distribution {distribution!r}")
+        correction = sigma.log() - flow.log_prob(residual)[:, None]
+        loss = base + correction
+        return loss.sum() / max(loss.numel(), 1)
+
+
+def total_loss(coarse: Tensor, fine: Tensor, fine_weight: float = 0.2) -> Tensor:
+    """Eq. 9."""
+    return coarse + fine_weight * fine

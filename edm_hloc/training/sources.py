@@ -1,0 +1,135 @@
+"""Where training pairs come from: each batch is a function of its size and seed alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from edm_hloc.synthetic.pairs import PairSampler
+from edm_hloc.synthetic.scene import Random
+from edm_hloc.synthetic.textures import TextureBank
+from edm_hloc.training.config import TrainConfig
+from edm_hloc.training.datasets import RealSource
+from edm_hloc.training.step import PairBatch
+from edm_hloc.training.supervision import supervise
+
+
+class BatchSource(Protocol):
+    """Makes batches of pairs with truth, reproducibly: no state but what it was built with."""
+
+    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch: ...
+
+
+class SyntheticSource:
+    """Rendered pairs, supervised through their exact depth.
+
+    Args:
+        sampler: its random numbers and difficulty are set anew for each batch.
+        difficulty: range from which that of a batch is drawn.
+        tolerance: see `supervise`.
+    """
+
+    def __init__(
+        self, sampler: PairSampler, difficulty: tuple[float, float], tolerance: float
+    ) -> None:
+        self.sampler, self.difficulty, self.tolerance = sampler, difficulty, tolerance
+
+    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
+        self.sampler.random = Random(seed, self.sampler.textures.device)
+        self.sampler.difficulty = np.random.default_rng(seed).uniform(*self.difficulty)
+        rendered = self.sampler.sample(pairs, height, width)
+        truth = supervise(
+            rendered.depth0,
+            rendered.depth1,
+            rendered.K0,
+            rendered.K1,
+            rendered.T_0to1,
+            self.tolerance,
+        )
+        return PairBatch(rendered.image0, rendered.image1, truth)
+
+
+class MixedSource:
+    """Each batch comes from one of several sources, chosen with the given chances."""
+
+    def __init__(self, sources: Sequence[BatchSource], shares: Sequence[float]) -> None:
+        self.sources, self.shares = sources, shares
+
+    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
+        chosen = np.random.default_rng(seed).choice(len(self.sources), p=self.shares)
+        return self.sources[chosen].batch(pairs, height, width, seed)
+
+
+def build_synthetic(config: TrainConfig, device: torch.device) -> SyntheticSource:
+    """Rendered pairs with the textures that a configuration names."""
+    if config.textures is None:
+        bank = TextureBank.procedural(device=device)
+    elif Path(config.textures).is_dir():
+        bank = TextureBank.from_folder(Path(config.textures), device=device)
+    else:
+        bank = TextureBank.load(Path(config.textures), device=device)
+    return SyntheticSource(PairSampler(bank, device=device), config.difficulty, config.tolerance)
+
+
+def add_real(config: TrainConfig, synthetic: BatchSource) -> BatchSource:
+    """The mixture of rendered and real pairs that a configuration asks for."""
+    if not config.real:
+        return synthetic
+    shares = [r.share for r in config.real]
+    real = [RealSource(r, config.tolerance) for r in config.real]
+    return MixedSource([synthetic, *real], [max(0.0, 1.0 - sum(shares)), *shares])
+
+
+def mix_seeds(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, so that e.g. neighbouring steps share nothing."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+T = TypeVar("T")
+
+
+class Prefetcher(Generic[T]):
+    """Iterator over make(first), make(first + 1), … computed ahead in a thread.
+
+    Used as a context manager; an exception in `make` is raised by the iterator.
+    """
+
+    def __init__(self, make: Callable[[int], T], first: int, ahead: int = 2) -> None:
+        self._queue: queue.Queue[T | BaseException] = queue.Queue(ahead)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._produce, args=(make, first), daemon=True)
+
+    def __enter__(self) -> Iterator[T]:
+        self._thread.start()
+        return self._items()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:  # makes room, so that a blocked producer sees the flag
+                self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+
+    def _produce(self, make: Callable[[int], T], index: int) -> None:
+        torch.set_num_threads(1)  # of this thread alone: the others are for the training
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(make(index))
+            except BaseException as error:  # handed to the consumer
+                self._queue.put(error)
+                return
+            index += 1
+
+    def _items(self) -> Iterator[T]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item

@@ -1,0 +1,151 @@
+"""One training step: network, supervision and losses as a module from a batch to a loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from edm_hloc.models.edm import CELL, EDM, CoarseMatches, EDMFeatures, best_columns
+from edm_hloc.training.config import TrainConfig
+from edm_hloc.training.losses import (
+    dual_softmax_entries,
+    focal_loss,
+    residual_log_likelihood,
+    total_loss,
+)
+from edm_hloc.training.supervision import Supervision, fine_targets, grid_points, pad_with_truth
+
+INFERENCE_SHARE = 0.35  # of the cells are matched at inference; the fine stage sees the same
+
+
+class PairBatch(NamedTuple):
+    """B pairs with ground truth.
+
+    Attributes:
+        image0, image1: (B, 1, H, W) grey in [0, 1].
+        truth: of `supervise`, for those sizes.
+    """
+
+    image0: Tensor
+    image1: Tensor
+    truth: Supervision
+
+    def to(self, device: torch.device) -> PairBatch:
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in self.truth._asdict().items() if isinstance(v, Tensor)
+        }
+        truth = self.truth._replace(**moved)
+        return PairBatch(self.image0.to(device), self.image1.to(device), truth)
+
+
+def initialise(model: EDM) -> None:
+    """Draw the weights anew from torch's global generator, each kind of layer as suits it."""
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for module in model.neck.modules():
+        if isinstance(module, nn.Conv2d):  # not before a ReLU; fan_out is wrong if depthwise
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    for module in model.fine_matching.modules():
+        if isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.fine_matching.flow.modules():
+        if isinstance(module, nn.Linear):  # the flow starts as the identity
+            nn.init.xavier_uniform_(module.weight, gain=0.01)
+            nn.init.zeros_(module.bias)
+
+
+class TrainingStep(nn.Module):
+    """The losses of a network on a batch."""
+
+    def __init__(self, model: EDM, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(
+        self, batch: PairBatch, position_scale: float, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """
+        Args:
+            batch: B pairs.
+            position_scale: factor on self-attention positions of both axes.
+            seed: of the choice of matches for the fine stage.
+
+        Returns:
+            The loss, and detached scalars: loss_coarse, loss_fine, coarse_precision (share of
+            confident predictions within a cell of the truth), coarse_recall (share of true
+            matches whose best column is right to a cell), fine_error (median, px).
+        """
+        config, model, truth = self.config, self.model, batch.truth
+        features0, features1 = self._encode(batch, position_scale)
+        coarse0, coarse1 = model.interact(features0, features1)
+        tokens0, tokens1 = coarse0.flatten(2).mT, coarse1.flatten(2).mT
+        temperature = model.config.temperature
+
+        pair, row = (truth.partner >= 0).nonzero(as_tuple=True)
+        column = truth.partner[pair, row]
+        log_probability = dual_softmax_entries(tokens0, tokens1, temperature, (pair, row, column))
+        coarse_loss = focal_loss(log_probability, config.focal_alpha, config.focal_gamma)
+
+        with torch.no_grad():
+            confidence, best = best_columns(tokens0, tokens1, temperature)
+            generator = torch.Generator().manual_seed(seed)
+            cell0 = self._draw_predicted(confidence, generator)
+            cell0, cell1 = pad_with_truth(
+                truth, cell0, best.gather(1, cell0), config.true_matches, generator
+            )
+        target, valid = fine_targets(truth, cell0, cell1, bidirectional=model.config.bidirectional)
+        offset, sigma = model.refine(
+            features0, features1, coarse0, coarse1, CoarseMatches(cell0, cell1, cell0)
+        )
+        fine_loss = residual_log_likelihood(
+            offset[valid], sigma[valid], target[valid], model.fine_matching.flow, config.residual
+        )
+        metrics = {
+            "loss_coarse": coarse_loss.detach(),
+            "loss_fine": fine_loss.detach(),
+            **coarse_metrics(truth, confidence, best, config.threshold),
+            "fine_error": (offset[valid] - target[valid]).detach().norm(dim=1).nanmedian() * CELL,
+        }
+        return total_loss(coarse_loss, fine_loss, config.fine_weight), metrics
+
+    def _encode(self, batch: PairBatch, scale: float) -> tuple[EDMFeatures, EDMFeatures]:
+        # One batch of both sides: its statistics normalise both.
+        features = self.model.encode(torch.cat([batch.image0, batch.image1]), (scale, scale))
+        half = len(batch.image0)
+        first, second = (
+            EDMFeatures(f.f32[part], f.f16[part], f.f8[part], f.fine[part], f.position_scale)
+            for f, part in ((features, slice(half)), (features, slice(half, None)))
+        )
+        return first, second
+
+    def _draw_predicted(self, confidence: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw rows at random among those that inference would take: (B, K) cells of image 0."""
+        rows = confidence.shape[1]
+        kept = confidence.topk(max(1, int(INFERENCE_SHARE * rows)), dim=1).indices
+        count = min(self.config.fine_matches, kept.shape[1])
+        order = torch.rand(kept.shape, generator=generator).argsort(dim=1)[:, :count]
+        return kept.gather(1, order.to(kept.device))
+
+
+@torch.no_grad()
+def coarse_metrics(
+    truth: Supervision, confidence: Tensor, best: Tensor, threshold: float
+) -> dict[str, Tensor]:
+    """Precision and recall at one cell of the best column (B, N0) of each row."""
+    pixel = grid_points(truth.grid1, best.device)[best]
+    near = ((pixel - truth.warped0).abs() <= CELL).all(dim=-1) & truth.visible0
+    confident = confidence > threshold
+    known = truth.partner >= 0
+    return {
+        "coarse_precision": (near & confident).sum() / confident.sum().clamp(min=1),
+        "coarse_recall": (near & known).sum() / known.sum().clamp(min=1),
+    }
