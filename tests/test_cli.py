@@ -109,6 +109,22 @@ def test_reconstruct_and_compare(
     assert "0 pairs now, 21 before" in capsys.readouterr().out
 
 
+def test_reconstruct_with_the_shipped_weights(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("EDM_HLOC_WEIGHTS", raising=False)
+    arguments = ["--weights", "edm_s", "--known", scene / "truth", "--device", "cpu"]
+    assert run("reconstruct", scene / "images", tmp_path / "out", *arguments) == 0
+    assert "7 of 7 photos" in capsys.readouterr().out
+    assert (
+        run("compare", tmp_path / "out" / "model", scene / "truth", "--json", tmp_path / "c") == 0
+    )
+    numbers = json.loads((tmp_path / "c").read_text())
+    # the photos are tiny; untrained weights do not even give a model
+    assert numbers["rotation_median"] < 1.5
+    assert numbers["position_median"] < 2.0
+
+
 @pytest.mark.usefixtures("truth")
 def test_triangulate(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = scene / "images"
