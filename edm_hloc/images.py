@@ -217,7 +217,7 @@ def _decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
     if not data:
         raise ImageError(f"Cannot read image {path}: the file is empty.")
     try:
-        with _open(data) as image:
+        with open_image(data) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many: shrink it")
             if grayscale:
@@ -245,7 +245,7 @@ _TURN_BACK = {
 }
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def open_image(data: bytes) -> ImageFile.ImageFile:
     """`PIL.Image.open` without its limit on the size, which is global and below today's phones'."""
     Image.init()
     for name in _FORMATS:

@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from edm_hloc.colmap import ModelStatistics, is_model, posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import _open as open_image
-from edm_hloc.images import load_image
+from edm_hloc.images import load_image, open_image
 from edm_hloc.pairs import Pair, unique_pairs
 from edm_hloc.store import FeatureReader, MatchReader
 

@@ -175,38 +175,26 @@ _FROM_SCRATCH_ON_CPU = TrainConfig(
     difficulty=(0.0, 0.7),
 )
 
+_ON_GPU = dataclasses.replace(
+    _FROM_SCRATCH_ON_CPU,
+    stages=(
+        Stage(0.6, (192, 288), 64 * 240 * 240),
+        Stage(0.85, (256, 448), 64 * 240 * 240),
+        Stage(1.0, (384, 704), 64 * 240 * 240),
+    ),
+    difficulty=(0.1, 0.8),
+    fine_matches=256,
+    true_matches=256,
+    learning_rate=2e-3,
+    ema=0.999,
+    precision="bf16-mixed",
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "edm_s": _FROM_SCRATCH_ON_CPU,
     # One data-centre GPU.
-    "edm_s_gpu": dataclasses.replace(
-        _FROM_SCRATCH_ON_CPU,
-        stages=(
-            Stage(0.6, (192, 288), 64 * 240 * 240),
-            Stage(0.85, (256, 448), 64 * 240 * 240),
-            Stage(1.0, (384, 704), 64 * 240 * 240),
-        ),
-        difficulty=(0.1, 0.8),
-        fine_matches=256,
-        true_matches=256,
-        learning_rate=2e-3,
-        ema=0.999,
-        precision="bf16-mixed",
-    ),
-    "edm": dataclasses.replace(
-        _FROM_SCRATCH_ON_CPU,
-        model=dataclasses.replace(CONFIGS["edm"], train_size=None),
-        stages=(
-            Stage(0.6, (192, 288), 64 * 240 * 240),
-            Stage(0.85, (256, 448), 64 * 240 * 240),
-            Stage(1.0, (384, 704), 64 * 240 * 240),
-        ),
-        difficulty=(0.1, 0.8),
-        fine_matches=256,
-        true_matches=256,
-        learning_rate=2e-3,
-        ema=0.999,
-        precision="bf16-mixed",
-    ),
+    "edm_s_gpu": _ON_GPU,
+    "edm": dataclasses.replace(_ON_GPU, model=dataclasses.replace(CONFIGS["edm"], train_size=None)),
     # Sizes, batch and schedule of the paper; 30 epochs of 36,800 pairs.
     "edm_paper": TrainConfig(
         model=CONFIGS["edm"],
