@@ -1,0 +1,106 @@
+"""The command line `edm-hloc`: arguments in, a summary out; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from edm_hloc import __version__
+from edm_hloc.cli import demo, match, reconstruct, weights
+from edm_hloc.errors import EdmHlocError
+
+COMMANDS = (reconstruct, match, demo, weights)  # in the order of --help
+
+# Modules that bring torch and pycolmap are imported by the commands that need them, so that
+# --help and wrong arguments answer at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 an error the user can mend, 130 Ctrl-C."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command is _train:
+        args.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Before torch is imported: threads that wait must not take the cores from those that decode
+    # photos, nor from other programs (on a busy computer a pair took half the time).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _log_to_terminal(args.verbose)
+    try:
+        args.command(args)
+    except EdmHlocError as error:
+        print(f"edm-hloc: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nedm-hloc: interrupted. What was finished is kept; the same command goes on "
+            "from there.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:  # the reader of our output, say `head`, has left
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edm-hloc",
+        description="From photographs to a 3D model and camera poses with the EDM matcher.",
+        epilog="Each command explains itself: edm-hloc COMMAND --help",
+    )
+    parser.add_argument("--version", action="version", version=f"edm_hloc {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, function: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            parents=[common],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(command=function)
+        return sub
+
+    for module in COMMANDS:
+        module.register(command)
+
+    # The trainer reads its own arguments, --help included.
+    sub = commands.add_parser("train", help="train the network, or go on training", add_help=False)
+    sub.set_defaults(command=_train, verbose=True)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> None:
+    try:
+        from edm_hloc.training.trainer import main as train
+    except ModuleNotFoundError as error:
+        raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
+    train(args.arguments)
+
+
+class _TqdmHandler(logging.StreamHandler):
+    """Prints log lines above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_to_terminal(verbose: bool) -> None:
+    handler = _TqdmHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    root = logging.getLogger("edm_hloc")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,0 +1,66 @@
+"""`edm-hloc demo` and `compare`: a synthetic scene, and a model beside its truth."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from edm_hloc.cli import options, summaries
+from edm_hloc.errors import EdmHlocError
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("demo", _demo, "reconstruct a synthetic scene and compare it with its truth")
+    sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
+    sub.add_argument("--views", type=int, default=12, help="number of photos to render")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--weights", help=options.WEIGHTS_HELP)
+
+    sub = command("compare", _compare, "compare a model with another one, taken as the truth")
+    sub.add_argument("model", type=Path, metavar="MODEL")
+    sub.add_argument("truth", type=Path, metavar="TRUTH")
+    sub.add_argument("--json", type=Path, help="also write the numbers there")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from edm_hloc.evaluation.models import compare
+    from edm_hloc.images import find_images
+    from edm_hloc.pairs import exhaustive
+    from edm_hloc.reconstruct import reconstruct
+    from edm_hloc.sfm import CameraOptions
+    from edm_hloc.synthetic.dataset import make_photo_collection
+
+    start = time.monotonic()
+    matcher = options.make_matcher(args)
+    scene = args.out / f"scene_{args.views}_{args.seed}"
+    if not (scene / "truth" / "cameras.txt").is_file():
+        make_photo_collection(scene, views=args.views, seed=args.seed)
+    names = find_images(scene / "images")
+    print(f"Scene       {len(names)} rendered photos with their true cameras in {scene}")
+    run = reconstruct(
+        scene / "images",
+        args.out,
+        exhaustive(names),
+        matcher,
+        cameras=CameraOptions(mode="single"),
+        overwrite=True,
+    )
+    summaries.print_reconstruction(run, time.monotonic() - start)
+    print("\nCompared with the true cameras:")
+    print(compare(run.out / "model", scene / "truth"))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from edm_hloc.evaluation.models import compare
+
+    comparison = compare(args.model, args.truth)
+    print(comparison)
+    if args.json is not None:
+        try:
+            args.json.write_text(json.dumps(asdict(comparison), indent=2, default=str), "utf-8")
+        except OSError as error:
+            raise EdmHlocError(f"Cannot write {args.json}: {error.strerror}.") from error

@@ -1,0 +1,51 @@
+"""`edm-hloc match` and `pairs`: two photos, or which photos to match."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.cli import options
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("match", _match, "match two photos; write the matches and a picture of them")
+    sub.add_argument("image0", type=Path, metavar="A")
+    sub.add_argument("image1", type=Path, metavar="B")
+    sub.add_argument("--out", type=Path, default=Path("matches.png"), help="the picture")
+    sub.add_argument("--lines", type=int, default=300, help="matches that get a line")
+    options.add_matcher(sub)
+
+    sub = command("pairs", _pairs, "write a list of pairs of photos")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
+    sub.add_argument("out", type=Path, metavar="OUT", help="the list, two names a line")
+    options.add_pairs(sub)
+
+
+def _match(args: argparse.Namespace) -> None:
+    from edm_hloc.images import load_image
+    from edm_hloc.report.pictures import draw_matches, write_picture
+    from edm_hloc.store import RawMatches, write_raw_pair
+
+    matcher = options.make_matcher(args)
+    p = matcher.preprocessing
+    encoded = [
+        matcher.encode(load_image(path, resize_max=p.resize_max, divisor=p.divisor))
+        for path in (args.image0, args.image1)
+    ]
+    found = matcher.match(*encoded)
+    h5 = args.out.with_suffix(".h5")
+    names = args.image0.name, args.image1.name
+    if names[0] == names[1]:
+        names = args.image0.as_posix().lstrip("./"), args.image1.as_posix().lstrip("./")
+    write_picture(args.out, draw_matches(args.image0, args.image1, *found, lines=args.lines))
+    write_raw_pair(h5, *names, RawMatches(*found), dict(matcher.provenance))
+    print(f"Matches     {len(found.scores):,}")
+    print(f"Written     {args.out} and {h5}")
+
+
+def _pairs(args: argparse.Namespace) -> None:
+    from edm_hloc.pairs import write_pairs
+
+    write_pairs(args.out, options.list_pairs(args))
+    print(f"Written     {args.out}")

@@ -1,0 +1,168 @@
+"""Options that several commands share, and the objects made of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edm_hloc.errors import EdmHlocError
+
+if TYPE_CHECKING:
+    from edm_hloc.dense import DenseConfig
+    from edm_hloc.keypoints import QuantizationConfig
+    from edm_hloc.matchers.edm import EDMMatcher
+    from edm_hloc.pairs import Pair
+
+MANY_PAIRS = 5000  # from here on the user is told of faster ways
+WEIGHTS_HELP = "name (see: edm-hloc weights list) or path; by default the best on this computer"
+
+
+class AddCommand(Protocol):
+    """Adds a command to the parser; gives its own parser."""
+
+    def __call__(
+        self, name: str, function: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser: ...
+
+
+def add_pairs(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("which photos to match with which")
+    group.add_argument(
+        "--pairs",
+        default="exhaustive",
+        metavar="HOW",
+        help="exhaustive, sequential (photos in the order of their names), or a file with two "
+        "names a line",
+    )
+    group.add_argument(
+        "--from-model",
+        type=Path,
+        metavar="MODEL",
+        help="instead, partners that see most points in common in this COLMAP model, or the "
+        "nearest cameras where it has no points",
+    )
+    group.add_argument("--partners", type=int, default=20, help="a photo, for --from-model")
+    group.add_argument("--overlap", type=int, default=10, help="next photos, for sequential")
+    group.add_argument(
+        "--loop-step",
+        type=int,
+        help="for sequential: also match every so many photos with one another, to close loops",
+    )
+
+
+def add_matcher(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("matching")
+    group.add_argument("--weights", help=WEIGHTS_HELP)
+    group.add_argument("--resize", type=int, default=1024, help="longest side matched, in px")
+    group.add_argument("--threshold", type=float, help="least confidence; default by the weights")
+    group.add_argument("--topk", type=int, help="most matches a pair; default by the size")
+    group.add_argument("--device", help="cuda, mps or cpu; by default the fastest there is")
+    group.add_argument(
+        "--cache", type=float, default=2.0, metavar="GB", help="memory for encoded photos"
+    )
+
+
+def add_quantization(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("keypoints (lengths in px of the original photo)")
+    group.add_argument("--max-error", type=float, default=2.0, help="how far points are merged")
+    group.add_argument("--cell-size", type=float, default=2.0, help="at most one keypoint a cell")
+    group.add_argument("--max-keypoints", type=int, default=8192, help="a photo; 0: no limit")
+    group.add_argument(
+        "--position",
+        choices=("mean", "bin"),
+        default="mean",
+        help="keypoints at the mean of their points, or at the centre of a bin as hloc",
+    )
+
+
+def add_mapping(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("cameras and mapping")
+    group.add_argument(
+        "--known",
+        type=Path,
+        metavar="INTRINSICS",
+        help="known intrinsics, kept as they are: a COLMAP model or its cameras.txt, or a list "
+        "with 'name MODEL width height parameters' a line",
+    )
+    group.add_argument(
+        "--camera-mode",
+        choices=("auto", "single", "per-folder", "per-image"),
+        default="auto",
+        help="photos that share a camera; auto goes by their EXIF data",
+    )
+    group.add_argument("--camera-model", default="SIMPLE_RADIAL", help="COLMAP's name of it")
+    group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
+    group.add_argument("--seed", type=int, default=0, help="of the random parts of the geometry")
+
+
+def add_overwrite(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--overwrite", action="store_true", help="do everything again, whatever OUT holds"
+    )
+
+
+def make_matcher(args: argparse.Namespace) -> EDMMatcher:
+    from edm_hloc.matchers.base import Preprocessing
+    from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+
+    if getattr(args, "resize", 1024) < 32:
+        raise EdmHlocError("--resize must be at least 32 px.")
+    matcher = EDMMatcher(
+        EDMMatcherConfig(
+            weights=args.weights,
+            preprocessing=Preprocessing(resize_max=getattr(args, "resize", 1024)),
+            threshold=getattr(args, "threshold", None),
+            topk=getattr(args, "topk", None),
+            device=getattr(args, "device", None),
+        )
+    )
+    print(f"Weights     {matcher.weights}, on {matcher.device}")
+    return matcher
+
+
+def dense_config(args: argparse.Namespace) -> DenseConfig:
+    from edm_hloc.dense import DenseConfig
+
+    return DenseConfig(cache_bytes=int(args.cache * 1e9))
+
+
+def quantization(args: argparse.Namespace) -> QuantizationConfig:
+    from edm_hloc.keypoints import QuantizationConfig
+
+    try:
+        return QuantizationConfig(
+            max_error=args.max_error,
+            cell_size=args.cell_size,
+            max_kps=args.max_keypoints or None,
+            position=args.position,
+        )
+    except ValueError as error:
+        raise EdmHlocError(f"Wrong quantization: {error}.") from None
+
+
+def list_pairs(args: argparse.Namespace) -> list[Pair]:
+    from edm_hloc import pairs
+    from edm_hloc.images import find_images
+
+    names = find_images(args.images)
+    if args.from_model is not None:
+        found = pairs.from_model(args.from_model, args.partners)
+        known = set(names)
+        listed = [pair for pair in found if known.issuperset(pair)]
+    elif args.pairs == "exhaustive":
+        listed = pairs.exhaustive(names)
+    elif args.pairs == "sequential":
+        listed = pairs.sequential(names, args.overlap, args.loop_step)
+    else:
+        listed = pairs.from_file(Path(args.pairs), names)
+    print(f"Photos      {len(names)} in {args.images}, {len(listed):,} pairs")
+    if not listed:
+        raise EdmHlocError(f"There is no pair to match: {args.images} holds {len(names)} photo(s).")
+    if args.pairs == "exhaustive" and args.from_model is None and len(listed) > MANY_PAIRS:
+        print(
+            f"            All pairs of {len(names)} photos are many; for photos taken one after "
+            "the other, --pairs sequential is much faster."
+        )
+    return listed

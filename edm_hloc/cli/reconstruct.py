@@ -1,0 +1,106 @@
+"""`edm-hloc reconstruct`, `triangulate` and `match-pairs`: from photos to matches and models."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from edm_hloc.cli import options, summaries
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("reconstruct", _reconstruct, "from a folder of photos to a 3D model")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the model and all else")
+    options.add_pairs(sub)
+    options.add_matcher(sub)
+    options.add_quantization(sub)
+    options.add_mapping(sub)
+    options.add_overwrite(sub)
+
+    sub = command("match-pairs", _match_pairs, "match listed pairs into hloc's H5 files")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
+    sub.add_argument("pairs_file", type=Path, metavar="PAIRS", help="two names a line")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
+    options.add_matcher(sub)
+    options.add_quantization(sub)
+    options.add_overwrite(sub)
+
+    sub = command("triangulate", _triangulate, "3D points for a model whose poses are known")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model with the poses")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of its photos")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the model and all else")
+    options.add_pairs(sub)
+    options.add_matcher(sub)
+    options.add_quantization(sub)
+    options.add_overwrite(sub)
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from edm_hloc.reconstruct import reconstruct
+    from edm_hloc.sfm import CameraOptions, MappingOptions, load_intrinsics
+
+    start = time.monotonic()
+    pairs = options.list_pairs(args)
+    known = None
+    if args.known is not None:
+        known = load_intrinsics(args.known, sorted({name for pair in pairs for name in pair}))
+    run = reconstruct(
+        args.images,
+        args.out,
+        pairs,
+        options.make_matcher(args),
+        quantization=options.quantization(args),
+        dense=options.dense_config(args),
+        cameras=CameraOptions(args.camera_mode, args.camera_model, known),
+        mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
+        overwrite=args.overwrite,
+    )
+    summaries.print_reconstruction(run, time.monotonic() - start)
+
+
+def _triangulate(args: argparse.Namespace) -> None:
+    from edm_hloc.reconstruct import triangulate_model
+
+    start = time.monotonic()
+    if args.from_model is None and args.pairs == "exhaustive":
+        args.from_model = args.model
+    run = triangulate_model(
+        args.model,
+        args.images,
+        args.out,
+        options.list_pairs(args),
+        options.make_matcher(args),
+        quantization=options.quantization(args),
+        dense=options.dense_config(args),
+        overwrite=args.overwrite,
+    )
+    summaries.print_reconstruction(run, time.monotonic() - start)
+
+
+def _match_pairs(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from edm_hloc.reconstruct import Run, match_and_quantize
+
+    args.pairs, args.from_model = str(args.pairs_file), None
+    pairs = options.list_pairs(args)
+    matcher, quantization = options.make_matcher(args), options.quantization(args)
+    settings = {
+        "images": str(args.images),
+        "matcher": dict(matcher.provenance),
+        "quantization": asdict(quantization),
+    }
+    run = Run.begin(args.out, settings, overwrite=args.overwrite)
+    match_and_quantize(
+        run,
+        args.images,
+        pairs,
+        matcher,
+        quantization,
+        options.dense_config(args),
+        overwrite=args.overwrite,
+    )
+    summaries.print_matching(run)
+    print(f"Written     {run.out / 'features.h5'} and {run.out / 'matches.h5'}, as hloc reads them")

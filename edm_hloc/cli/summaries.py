@@ -1,0 +1,63 @@
+"""What a run says when it is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edm_hloc.reconstruct import Run
+
+
+def print_matching(run: Run) -> None:
+    matching, keypoints = run.results["matching"], run.results["keypoints"]
+    done = f"{matching['matched']:,} pairs"
+    if matching["resumed"]:
+        done += f" now, {matching['resumed']:,} before"
+    speed = ""
+    if matching["matched"]:
+        speed = f" ({matching['seconds'] / matching['matched']:.2f} s a pair)"
+    print(f"Matched     {done}; {matching['encoded']} photos encoded{speed}")
+    for reason in matching["skipped"].values():
+        print(f"Skipped     {reason}")
+    if matching["skipped_pairs"]:
+        print(f"            with {matching['skipped_pairs']} of the pairs")
+    if matching["rotated"]:
+        print(
+            f"Rotated     {len(matching['rotated'])} photos carry an EXIF orientation, which is "
+            f"ignored, e.g. {matching['rotated'][0]}"
+        )
+    per_photo = keypoints["keypoints"] / max(1, keypoints["images"])
+    print(f"Keypoints   {per_photo:,.0f} a photo; {keypoints['matches']:,} matches")
+
+
+def print_reconstruction(run: Run, seconds: float) -> None:
+    print_matching(run)
+    verified = run.results["verified"]
+    print(
+        f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
+        f"{verified['inliers']:,} of {verified['matches']:,} matches"
+    )
+    mapped = run.results["mapped"]
+    statistics = mapped["statistics"]
+    print(
+        f"Model       {statistics['registered']} of {mapped['images']} photos, "
+        f"{statistics['points']:,} points, track length {statistics['mean_track_length']:.2f}, "
+        f"reprojection error {statistics['mean_reprojection_error']:.2f} px"
+    )
+    missing = mapped["unregistered"]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        print(f"Missing     {', '.join(missing[:5])}{more}")
+    if len(mapped["components"]) > 1:
+        sizes = ", ".join(str(size) for size in mapped["components"])
+        print(f"Parts       the photos fall into separate models of {sizes}; the largest is kept")
+    peak = run.peak_memory_mib
+    memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
+    print(f"Time        {duration(seconds)}{memory}")
+    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -1,0 +1,30 @@
+"""`edm-hloc weights`: list, download or check trained weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from edm_hloc.cli import options
+from edm_hloc.errors import EdmHlocError
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("weights", _weights, "list, download or check trained weights")
+    sub.add_argument("action", choices=("list", "pull", "verify"))
+    sub.add_argument("name", nargs="?", help="of the weights; for pull and verify")
+
+
+def _weights(args: argparse.Namespace) -> None:
+    from edm_hloc.models import weights
+
+    if args.action != "list" and args.name is None:
+        raise EdmHlocError(f"Which weights? Known names: {', '.join(weights.REGISTRY)}.")
+    if args.action == "list":
+        for entry in weights.REGISTRY.values():
+            state = f"at {entry.path}" if entry.path.is_file() else "not on this computer"
+            print(f"{entry.name:<12}{entry.architecture:<7}{entry.licence:<12}{state}")
+            print(f"{'':<12}{entry.description}; takes images {entry.preprocessing}")
+    elif args.action == "pull":
+        print(f"Weights     {args.name} are at {weights.pull(args.name)}")
+    else:
+        print(f"Weights     {args.name} are as they should be: SHA-256 {weights.verify(args.name)}")
