@@ -35,7 +35,7 @@ def truth(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(args: object) -> TruthMatcher:
         return TruthMatcher(scene)
 
-    monkeypatch.setattr(cli, "_make_matcher", make)
+    monkeypatch.setattr(cli.options, "make_matcher", make)
 
 
 def run(*arguments: object) -> int:
@@ -235,6 +235,6 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupted(args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_weights", interrupted)
+    monkeypatch.setattr(cli.weights, "_weights", interrupted)
     assert run("weights", "list") == 130
     assert "goes on from there" in capsys.readouterr().err

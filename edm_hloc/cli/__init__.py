@@ -6,10 +6,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from edm_hloc import __version__
-from edm_hloc.cli import demo, match, reconstruct, weights
+from edm_hloc.cli import demo, match, options, reconstruct, weights
 from edm_hloc.errors import EdmHlocError
 
 COMMANDS = (reconstruct, match, demo, weights)  # in the order of --help
@@ -59,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(
-        name: str, function: Callable[[argparse.Namespace], None], text: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, function: options.Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,

@@ -19,12 +19,13 @@ MANY_PAIRS = 5000  # from here on the user is told of faster ways
 WEIGHTS_HELP = "name (see: edm-hloc weights list) or path; by default the best on this computer"
 
 
+Command = Callable[[argparse.Namespace], None]
+
+
 class AddCommand(Protocol):
     """Adds a command to the parser; gives its own parser."""
 
-    def __call__(
-        self, name: str, function: Callable[[argparse.Namespace], None], text: str
-    ) -> argparse.ArgumentParser: ...
+    def __call__(self, name: str, function: Command, text: str) -> argparse.ArgumentParser: ...
 
 
 def add_pairs(sub: argparse.ArgumentParser) -> None:
