@@ -48,7 +48,7 @@ from edm_hloc.training.supervision import (
     warp_points,
 )
 from edm_hloc.training.trainer import run_training
-from edm_hloc.training.validation import read_pairs_with_gt, validate, validate_real
+from edm_hloc.training.validation import load_real_pairs, validate, validate_real
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = EDMConfig(widths=(8, 8, 16, 16, 16), heads=2, train_size=None)
@@ -657,7 +657,7 @@ def test_validation_on_real_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     values += pair.T_0to1.flatten().tolist()
     line = "0.jpg 1.jpg 0 0 " + " ".join(f"{v:.9g}" for v in values)
     (tmp_path / "pairs.txt").write_text(line + "\n\n")
-    pairs = read_pairs_with_gt(tmp_path / "pairs.txt", tmp_path, longest=128)
+    pairs = load_real_pairs(tmp_path / "pairs.txt", tmp_path, longest=128)
     assert pairs[0].image0.shape == (1, 1, 96, 128)
     truth = supervise(pair.depth0, pair.depth1, pair.K0, pair.K1, pair.T_0to1)
     x0 = grid_points(truth.grid0)[truth.visible0[0]][None]
@@ -674,7 +674,7 @@ def test_validation_on_real_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert result["precision"] > 0.99 if right else result["precision"] < 0.3
     (tmp_path / "pairs.txt").write_text("a b 0 0 1 2\n")
     with pytest.raises(EdmHlocError, match="line 1"):
-        read_pairs_with_gt(tmp_path / "pairs.txt", tmp_path)
+        load_real_pairs(tmp_path / "pairs.txt", tmp_path)
 
 
 def test_prefetcher_keeps_order_and_passes_errors_on() -> None:

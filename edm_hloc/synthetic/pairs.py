@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -53,6 +53,10 @@ class RenderedPairs:
         return RenderedPairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
+# layout, random numbers, number of second cameras, difficulty, height, width → n × (1 + number)
+DrawCameras = Callable[[Layout, Random, int, float, int, int], Cameras]
+
+
 class PairSampler:
     """Renders random pairs; the same seed on the same device gives the same sequence of batches.
 
@@ -74,6 +78,7 @@ class PairSampler:
         layouts: Iterable[str] = tuple(LAYOUTS),
         overlap: tuple[float, float] | None = None,
         photometric: bool = True,
+        draw_cameras: DrawCameras | None = None,
     ) -> None:
         """Prepare to sample.
 
@@ -83,6 +88,7 @@ class PairSampler:
             overlap: least and largest overlap of a pair; None sets it by the difficulty.
             photometric: whether to add what cameras and hours do; without, images agree with the
             scene.
+            draw_cameras: in place of `candidate_cameras`.
         """
         self.textures = textures.to(device)
         self.difficulty = difficulty
@@ -90,6 +96,7 @@ class PairSampler:
         self.layouts = [LAYOUTS[name] for name in layouts]
         self._overlap = overlap
         self.photometric = photometric
+        self.draw_cameras = draw_cameras or candidate_cameras
 
     @property
     def overlap_range(self) -> tuple[float, float]:
@@ -135,7 +142,7 @@ class PairSampler:
         missing = batch
         for _ in range(self.ROUNDS):
             layout = self._draw_layouts(int(missing * 1.15) + 2)
-            cameras = candidate_cameras(
+            cameras = self.draw_cameras(
                 layout, self.random, self.CANDIDATES, self.difficulty, height, width
             )
             good, pair, overlap, span = self._choose(layout.shapes, cameras, height, width)

@@ -40,7 +40,7 @@ from edm_hloc.training.sources import (
     mix_seeds,
 )
 from edm_hloc.training.step import PairBatch, TrainingStep, initialise
-from edm_hloc.training.validation import RealPair, read_pairs_with_gt, validate, validate_real
+from edm_hloc.training.validation import RealPair, load_real_pairs, validate, validate_real
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class _Run:
         self.clock = _Clock(progress.seconds)
         self.real_pairs: list[RealPair] = []
         if config.validation_pairs is not None and config.validation_images is not None:
-            self.real_pairs = read_pairs_with_gt(
+            self.real_pairs = load_real_pairs(
                 Path(config.validation_pairs), Path(config.validation_images)
             )
         self.last_validation: dict[str, float] = {}

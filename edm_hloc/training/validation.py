@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.models.edm import CELL, EDM, STRIDE, RefinedImage
+from edm_hloc.pairs_with_gt import read_pairs_with_gt
 from edm_hloc.training.datasets import read_grey
 from edm_hloc.training.step import PairBatch
 
@@ -92,35 +93,22 @@ class RealPair(NamedTuple):
     F: Tensor
 
 
-def read_pairs_with_gt(path: Path, images: Path, longest: int = 640) -> list[RealPair]:
-    """Photos listed in SuperGlue's format, scaled to a longest side of about `longest`.
-
-    A line has two names, two EXIF rotations (which must be 0), K0 and K1 (9 numbers each, row
-    by row) and T_0to1 (16 numbers).
+def load_real_pairs(path: Path, images: Path, longest: int = 640) -> list[RealPair]:
+    """Photos of a list in SuperGlue's format, scaled to a longest side of about `longest`.
 
     Raises:
-        EdmHlocError: for a malformed list or an unreadable photo.
+        EdmHlocError: for a malformed list, photos with an EXIF rotation or an unreadable photo.
     """
     pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        try:
-            values = np.array(words[4:], dtype=float)
-            K0, K1, T = values[:9].reshape(3, 3), values[9:18].reshape(3, 3), values[18:]
-            T = T.reshape(4, 4)
-            rotated = any(int(w) for w in words[2:4])
-        except ValueError as error:
-            raise EdmHlocError(f"{path}, line {number}: not a pair with its truth") from error
-        if rotated:
-            raise EdmHlocError(f"{path}, line {number}: photos with an EXIF rotation")
-        image0, A0 = _network_image(images / words[0], longest)
-        image1, A1 = _network_image(images / words[1], longest)
-        x, y, z = T[:3, 3]
+    for pair in read_pairs_with_gt(path):
+        if pair.rotation0 or pair.rotation1:
+            raise EdmHlocError(f"{path}: {pair.name0}, {pair.name1} have an EXIF rotation")
+        image0, A0 = _network_image(images / pair.name0, longest)
+        image1, A1 = _network_image(images / pair.name1, longest)
+        x, y, z = pair.T_0to1[:3, 3]
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        E = cross @ T[:3, :3]
-        F = np.linalg.inv(A1 @ K1).T @ E @ np.linalg.inv(A0 @ K0)
+        E = cross @ pair.T_0to1[:3, :3]
+        F = np.linalg.inv(A1 @ pair.K1).T @ E @ np.linalg.inv(A0 @ pair.K0)
         pairs.append(RealPair(image0, image1, torch.from_numpy(F).float()))
     return pairs
 

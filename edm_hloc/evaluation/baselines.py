@@ -1,0 +1,151 @@
+"""Keypoint baselines behind the matcher contract: COLMAP's SIFT, and ALIKED with kornia.
+
+They are here to be compared with, in the same tables and on the same pixels as the dense
+matchers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pycolmap
+import torch
+
+from edm_hloc.colmap import quiet_colmap
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.images import NetworkImage
+from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+
+
+class SIFTMatcher(Matcher):
+    """COLMAP's SIFT with its defaults: 8,192 features, ratio 0.8, cross check, on the CPU.
+
+    Scores are 1: COLMAP gives none.
+    """
+
+    name = "sift"
+
+    def __init__(self, resize_max: int | None = 1024, max_features: int = 8192) -> None:
+        self.preprocessing = Preprocessing(resize_max=resize_max, divisor=1)
+        self.max_features = max_features
+        extraction = pycolmap.FeatureExtractionOptions()
+        extraction.sift.max_num_features = max_features
+        extraction.num_threads = 1
+        matching = pycolmap.FeatureMatchingOptions()
+        matching.num_threads = 1
+        with quiet_colmap():
+            self._extractor = pycolmap.FeatureExtractor.create(extraction, pycolmap.Device.cpu)
+            self._matcher = pycolmap.FeatureMatcher.create(matching, pycolmap.Device.cpu)
+
+    @property
+    def provenance(self) -> dict[str, str | int | float | bool | None]:
+        return {
+            "matcher": self.name,
+            "pycolmap": pycolmap.__version__,
+            "max_features": self.max_features,
+            "resize_max": self.preprocessing.resize_max,
+        }
+
+    def encode(self, image: NetworkImage) -> Features:
+        pixels = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
+        with quiet_colmap():
+            found = self._extractor.extract_from_uint8_array(pixels)
+        return Features(found, image.transform, nbytes=len(found[0]) * (128 + 32))
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        (points0, descriptors0), (points1, descriptors1) = features0.data, features1.data
+        with quiet_colmap():
+            pairs = self._matcher.match(points0, descriptors0, points1, descriptors1)
+        # COLMAP's pixel frame has the top-left pixel's centre at (½, ½).
+        keypoints0, keypoints1 = (
+            features.transform.to_original(_positions(points)[index] - 0.5)
+            for features, points, index in (
+                (features0, points0, pairs[:, 0]),
+                (features1, points1, pairs[:, 1]),
+            )
+        )
+        return Matches(keypoints0, keypoints1, np.ones(len(pairs), np.float32))
+
+
+def _positions(points: pycolmap.FeatureKeypoints) -> np.ndarray:
+    return np.array([(p.x, p.y) for p in points], np.float32).reshape(-1, 2)
+
+
+class _Described(NamedTuple):
+    keypoints: torch.Tensor  # (N, 2)
+    descriptors: torch.Tensor  # (N, C), of length 1
+
+
+class ALIKEDMatcher(Matcher):
+    """ALIKED-n16 (kornia) with mutual nearest neighbours of a cosine above `min_cosine`.
+
+    Args:
+        weights: its checkpoint.
+
+    Raises:
+        EdmHlocError: kornia is missing or too old, or the checkpoint does not fit.
+    """
+
+    name = "aliked"
+
+    def __init__(
+        self,
+        weights: Path,
+        resize_max: int | None = 1024,
+        max_features: int = 2048,
+        detection_threshold: float = 0.05,
+        min_cosine: float = 0.6,
+    ) -> None:
+        try:
+            from kornia.feature import ALIKED
+        except ImportError:
+            raise EdmHlocError(
+                "ALIKED needs a newer kornia: pip install -U 'edm_hloc[kornia]'."
+            ) from None
+        self.preprocessing = Preprocessing(resize_max=resize_max, grayscale=False)
+        self.weights, self.min_cosine = weights, min_cosine
+        self.max_features, self.detection_threshold = max_features, detection_threshold
+        self.network = ALIKED("aliked-n16", max_features, detection_threshold).eval()
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            missing, unknown = self.network.load_state_dict(state, strict=False)
+        except Exception as error:
+            raise EdmHlocError(f"Cannot load ALIKED from {weights}: {error}.") from error
+        if set(missing) - {"dkd.hw_grid"} or unknown:
+            raise EdmHlocError(f"{weights} holds no weights of ALIKED-n16.")
+
+    @property
+    def provenance(self) -> dict[str, str | int | float | bool | None]:
+        return {
+            "matcher": self.name,
+            "weights": Path(self.weights).name,
+            "max_features": self.max_features,
+            "detection_threshold": self.detection_threshold,
+            "min_cosine": self.min_cosine,
+            "resize_max": self.preprocessing.resize_max,
+        }
+
+    @torch.inference_mode()
+    def encode(self, image: NetworkImage) -> Features:
+        found = self.network(image.tensor[None])[0]
+        descriptors = torch.nn.functional.normalize(found.descriptors, dim=-1)
+        data = _Described(found.keypoints, descriptors)
+        return Features(data, image.transform, sum(t.nbytes for t in data))
+
+    @torch.inference_mode()
+    def match(self, features0: Features, features1: Features) -> Matches:
+        a, b = features0.data, features1.data
+        if not len(a.keypoints) or not len(b.keypoints):
+            none = np.empty((0, 2), np.float32)
+            return Matches(none, none, np.empty(0, np.float32))
+        similarity = a.descriptors @ b.descriptors.T
+        score, partner = similarity.max(dim=1)
+        mutual = similarity.argmax(dim=0)[partner] == torch.arange(len(partner))
+        kept = mutual & (score > self.min_cosine)
+        return Matches(
+            features0.transform.to_original(a.keypoints[kept].numpy()),
+            features1.transform.to_original(b.keypoints[partner[kept]].numpy()),
+            score[kept].numpy(),
+        )
