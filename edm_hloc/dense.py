@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 
+_WAITING_BATCHES = 4  # pairs of rare shapes do not hold memory for longer than this
+
 
 @dataclass(frozen=True)
 class DenseConfig:
@@ -212,6 +214,9 @@ def _match(
     skipped: dict[str, str] = {}
     rotated: set[str] = set()
     encoded = matched = matches = 0
+    shapes: dict[str, tuple[int, ...]] = {}
+    # Pairs that wait for others of the same two shapes, with what they need of the cache.
+    waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Pair, Features, Features]]] = {}
 
     def load(name: str) -> NetworkImage | None:
         if name in skipped:
@@ -233,7 +238,16 @@ def _match(
         if None in images.values():
             return None  # before the partner is encoded in vain
         encoded += len(images)
+        shapes.update((name, tuple(i.tensor.shape)) for name, i in images.items() if i)
         return {name: matcher.encode(image) for name, image in images.items() if image}
+
+    def match(batch: list[tuple[Pair, Features, Features]]) -> None:
+        nonlocal matched, matches
+        found = matcher.match_batch([(features0, features1) for _, features0, features1 in batch])
+        for (pair, *_), raw in zip(batch, found, strict=True):
+            writer.add(*pair, RawMatches(*raw))
+            matched += 1
+            matches += len(raw.scores)
 
     try:
         # The first pair tells how many images fit, and with that the order of the pairs.
@@ -253,11 +267,15 @@ def _match(
             if fresh is not None:
                 for name, features in fresh.items():
                     cache.add(name, features, keep=pair)
-                raw = RawMatches(*matcher.match(cache[pair[0]], cache[pair[1]]))
-                writer.add(pair[0], pair[1], raw)
-                matched += 1
-                matches += len(raw.scores)
+                both = shapes[pair[0]], shapes[pair[1]]
+                waiting.setdefault(both, []).append((pair, cache[pair[0]], cache[pair[1]]))
+                if len(waiting[both]) == matcher.batch_size:
+                    match(waiting.pop(both))
+                elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * matcher.batch_size:
+                    match(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
             cache.finished(position, pair)
+        for batch in waiting.values():
+            match(batch)
     finally:
         loader.close()
     return DenseSummary(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from PIL import Image
 
 from edm_hloc.dense import DenseConfig, match_pairs, order_pairs
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.images import NetworkImage, load_image
+from edm_hloc.matchers.base import Features, Matches
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.models.edm import EDM
 from edm_hloc.store import RawMatches, RawMatchReader, RawMatchWriter
@@ -80,6 +84,82 @@ def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Pat
     # even with room for one image a pair has both
     match_pairs(photos, all_pairs(3), FakeMatcher(), tmp_path / "c", DenseConfig(cache_bytes=100))
     assert len(RawMatchReader(tmp_path / "c").pairs()) == 3
+
+
+class BatchMatcher(FakeMatcher):
+    """Likes three pairs at a time, and refuses pairs of several shapes together."""
+
+    batch_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def encode(self, image: NetworkImage) -> Features:
+        features = super().encode(image)
+        return Features((features.data, image.tensor.shape), features.transform, features.nbytes)
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        assert len({(f0.data[1], f1.data[1]) for f0, f1 in pairs}) == 1
+        self.batches.append(len(pairs))
+        plain = [[Features(f.data[0], f.transform, f.nbytes) for f in pair] for pair in pairs]
+        return [self.match(*pair) for pair in plain]
+
+
+def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None:
+    for i in (2, 5):
+        Image.new("L", (90, 30), 10 + i).save(photos / names()[i])
+    plain, batched = FakeMatcher(), BatchMatcher()
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
+    summary = match_pairs(
+        photos, all_pairs(), batched, tmp_path / "raw", DenseConfig(cache_bytes=450)
+    )
+    assert summary.matched == sum(batched.batches) == 28
+    assert batched.matched == plain.matched
+    # 15 pairs of upright photos, 1 of wide ones, 12 mixed in two orders: few are left over
+    assert batched.batches.count(3) >= 7
+    with RawMatchReader(tmp_path / "plain") as a, RawMatchReader(tmp_path / "raw") as b:
+        for pair in all_pairs():
+            for x, y in zip(a.read(*pair), b.read(*pair), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_batches_and_half_features_give_the_same_matches(tmp_path: Path) -> None:
+    """With the real network: three pairs at once, and features kept in half precision."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    scene = cv2.resize(rng.integers(0, 256, (40, 60), np.uint8), (480, 320))
+    for i in range(4):
+        Image.fromarray(scene[10 * i : 10 * i + 160, 20 * i : 20 * i + 224]).save(root / f"{i}.png")
+    pairs = [(f"{i}.png", f"{j}.png") for i, j in itertools.combinations(range(4), 2)]
+    settings = {"weights": "edm_s", "device": "cpu"}
+    matchers = {
+        "one": EDMMatcher(EDMMatcherConfig(**settings)),
+        "three": EDMMatcher(EDMMatcherConfig(**settings, batch_size=3)),
+        "half": EDMMatcher(EDMMatcherConfig(**settings, half_cache=True)),
+    }
+    for name, matcher in matchers.items():
+        match_pairs(root, pairs, matcher, tmp_path / name)
+    stored = {name: RawMatchReader(tmp_path / name) for name in matchers}
+    for pair in pairs:
+        one, three, half = (stored[name].read(*pair) for name in matchers)
+        assert len(one.scores) > 50
+        np.testing.assert_allclose(three.scores, one.scores, atol=1e-4)
+        np.testing.assert_allclose(three.keypoints0, one.keypoints0, atol=1e-3)
+        np.testing.assert_allclose(three.keypoints1, one.keypoints1, atol=1e-3)
+        cells = [
+            {tuple(row) for row in np.round(np.hstack([m.keypoints0, m.keypoints1])).tolist()}
+            for m in (one, half)
+        ]
+        assert len(cells[0] & cells[1]) > 0.9 * max(map(len, cells))
+    for reader in stored.values():
+        reader.close()
+    image = load_image(root / "0.png")
+    full, half_features = matchers["one"].encode(image), matchers["half"].encode(image)
+    assert full.nbytes == 2 * half_features.nbytes == full.data.nbytes
+    with pytest.raises(EdmHlocError, match="half_cache"):
+        match_pairs(root, pairs, matchers["half"], tmp_path / "one")
 
 
 def test_resume(photos: Path, tmp_path: Path) -> None:

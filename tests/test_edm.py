@@ -14,6 +14,8 @@ from edm_hloc.models.edm import (
     EDMFeatures,
     RealNVP,
     best_columns,
+    confident_columns,
+    fold_batch_norms,
     rotary_table,
     similarity,
 )
@@ -70,7 +72,19 @@ def test_arguments_of_the_call(model: EDM) -> None:
     torch.testing.assert_close(few.confidence[0], everything.confidence[0, :7])
     middle = everything.confidence[0, 160].item()
     strict = model.match(*features, topk=10**9, threshold=middle)
-    assert torch.equal(strict.valid, everything.valid & (everything.confidence > middle))
+    kept = everything.valid & (everything.confidence > middle)
+    assert 0 < kept.sum() < everything.valid.sum()
+    for name, a, b in zip(strict._fields, strict, everything, strict=True):
+        torch.testing.assert_close(a[strict.valid], b[kept], msg=lambda m, n=name: f"{n}: {m}")
+    confident = model.match(*features, topk=10**9, threshold=0.02)
+    expected = everything.valid & (everything.confidence > 0.02)
+    assert 0 < expected.sum() == confident.valid.sum()
+    for name, a, b in zip(confident._fields, confident, everything, strict=True):
+        torch.testing.assert_close(
+            a[confident.valid], b[expected], msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert confident.valid.shape[1] < 320  # the rest is not refined
+    assert not model.match(*features, threshold=0.999).valid.any()
     bordered = model.match(*features, topk=10**9, threshold=-1.0, border_cells=3)
     kept = bordered.keypoints0[bordered.valid], bordered.keypoints1[bordered.valid]
     for points in kept:
@@ -160,6 +174,40 @@ def test_best_columns_equals_the_dual_softmax(block_bytes: int, magnitude: float
     torch.testing.assert_close(similarity(a, b, 0.1).double(), s, atol=1e-5 + rounding, rtol=0)
 
 
+@pytest.mark.parametrize("block_bytes", [1, 4 * 2 * 37 * 7, 1 << 30])
+@pytest.mark.parametrize("threshold", [0.0, 0.005, 0.02, 0.2, 0.6, 0.999999])
+@pytest.mark.parametrize("magnitude", [0.1, 1.0, 1.5, 3.0, 300.0])
+def test_confident_columns(magnitude: float, threshold: float, block_bytes: int) -> None:
+    """Against Eq. 2 in double precision; at 3 and 300 the sums do not fit one common scale."""
+    torch.manual_seed(9)
+    a, b = torch.randn(2, 53, 16) * magnitude, torch.randn(2, 37, 16) * magnitude
+    b[:, :20] = a[:, 10:30] + 0.1 * magnitude * torch.randn(2, 20, 16)  # something to be found
+    s = a.double() @ b.double().transpose(1, 2) / (16 * 0.1)
+    expected, best = (s.log_softmax(dim=1) + s.log_softmax(dim=2)).exp().max(dim=2)
+    value, column = confident_columns(a, b, 0.1, threshold, block_bytes)
+    rounding = 1e-5 + 1e-5 * s.abs().max().item()
+    unclear = (expected - threshold).abs() < rounding
+    above = (expected > threshold) & ~unclear
+    assert (value > threshold)[~unclear].equal(above[~unclear])
+    torch.testing.assert_close(value[above].double(), expected[above], atol=rounding, rtol=rounding)
+    surely = above & (expected > 0.51) if magnitude > 100 else above  # ties at large magnitudes
+    assert torch.equal(column[surely], best[surely])
+    if magnitude in (1.5, 3.0) and threshold < 0.7:
+        assert above.any()
+
+
+def test_confident_columns_of_equal_columns() -> None:
+    """Two equal columns share a row's probability: either may be given, its value is exact."""
+    a = torch.eye(4)[None] * 6
+    b = torch.cat([a, a[:, :1]], dim=1)
+    value, column = confident_columns(a, b, 0.1, 0.1)
+    s = (a @ b.mT / (4 * 0.1)).double()
+    expected = (s.log_softmax(dim=1) + s.log_softmax(dim=2)).exp()
+    torch.testing.assert_close(value.double(), expected.max(dim=2).values, atol=1e-5, rtol=1e-5)
+    assert column[0, 0].item() in (0, 4)
+    assert column[0, 1:].tolist() == [1, 2, 3]
+
+
 def test_position_scale_follows_the_input() -> None:
     model = EDM(dataclasses.replace(TINY, train_size=832)).eval()
     assert model.encode(torch.zeros(1, 1, 416, 1664)).position_scale == (2.0, 0.5)
@@ -211,3 +259,28 @@ def test_gradients_reach_every_parameter() -> None:
     loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_folded_batch_norms(model: EDM, layout: torch.memory_format) -> None:
+    from tests.golden.reference_weights import image
+
+    folded = fold_batch_norms(model).to(memory_format=layout)
+    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    assert any(isinstance(m, norms) for m in model.modules())
+    assert not any(isinstance(m, norms) for m in folded.modules())
+    pixels = [torch.from_numpy(image(s, 96, 128))[None, None].float() / 255 for s in (5, 6)]
+    plain, fast = ([m.encode(x) for x in pixels] for m in (model, folded))
+    for a, b in zip(plain, fast, strict=True):
+        for x, y in zip(a[:4], b[:4], strict=True):
+            torch.testing.assert_close(y, x, atol=1e-4, rtol=1e-4)
+    coarse, fast_coarse = model.interact(*plain), folded.interact(*fast)
+    torch.testing.assert_close(fast_coarse, coarse, atol=1e-4, rtol=1e-4)
+    cells = model.coarse_match(*coarse, topk=50)
+    torch.testing.assert_close(
+        folded.refine(*fast, *fast_coarse, cells),
+        model.refine(*plain, *coarse, cells),
+        atol=1e-4,
+        rtol=1e-4,
+    )

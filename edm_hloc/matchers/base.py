@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -55,10 +55,12 @@ class Matcher(ABC):
     Attributes:
         name: what `--matcher` takes.
         preprocessing: how images must be loaded for `encode`.
+        batch_size: how many pairs `match_batch` likes at a time.
     """
 
     name: str
     preprocessing: Preprocessing
+    batch_size: int = 1
 
     @property
     @abstractmethod
@@ -72,3 +74,7 @@ class Matcher(ABC):
     @abstractmethod
     def match(self, features0: Features, features1: Features) -> Matches:
         """Correspondences of two encoded images; empty arrays where there are none."""
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """`match` of each pair, all first images of one size and all second images of one size."""
+        return [self.match(features0, features1) for features0, features1 in pairs]

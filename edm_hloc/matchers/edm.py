@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from edm_hloc.images import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import RefinedImage
+from edm_hloc.models.edm import EDMFeatures, RefinedImage, fold_batch_norms
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class EDMMatcherConfig:
         border_cells: matches this close (in 8 px cells) to an edge are dropped.
         refined: in which image matches leave the 8 px grid, see `EDM.match`.
         device: "cuda", "cpu", "mps"; None for the fastest there is.
+        batch_size: pairs that go through the network together; None for 8 on a GPU and 1 on a
+            CPU, which gains nothing from more. The matches are the same, to rounding.
+        half_cache: keep encoded images in half precision: half the memory, and slightly other
+            matches.
     """
 
     weights: str | Path | None = None
@@ -34,6 +39,8 @@ class EDMMatcherConfig:
     border_cells: int = 0
     refined: RefinedImage = "best"
     device: str | None = None
+    batch_size: int | None = None
+    half_cache: bool = False
 
 
 def default_device() -> str:
@@ -56,7 +63,11 @@ class EDMMatcher(Matcher):
         self.config = config or EDMMatcherConfig()
         self.preprocessing = self.config.preprocessing
         self.device = torch.device(self.config.device or default_device())
-        self.model, self.weights = weights_module.load(self.config.weights, self.device)
+        model, self.weights = weights_module.load(self.config.weights, self.device)
+        self.model = fold_batch_norms(model)
+        if self.device.type == "cpu":  # its convolutions are a tenth faster so
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
         self.threshold = (
             self.weights.threshold if self.config.threshold is None else self.config.threshold
         )
@@ -71,31 +82,53 @@ class EDMMatcher(Matcher):
             "topk": self.config.topk,
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,
+            **({"half_cache": True} if self.config.half_cache else {}),
             **asdict(self.preprocessing),
         }
 
     @torch.inference_mode()
     def encode(self, image: NetworkImage) -> Features:
         encoded = self.model.encode(image.tensor[None].to(self.device))
+        if self.config.half_cache:
+            encoded = encoded.to(torch.float16)
         return Features(encoded, image.transform, encoded.nbytes)
 
-    @torch.inference_mode()
     def match(self, features0: Features, features1: Features) -> Matches:
+        return self.match_batch([(features0, features1)])[0]
+
+    @torch.inference_mode()
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        if not pairs:
+            return []
+        firsts, seconds = zip(*pairs, strict=True)
         found = self.model.match(
-            features0.data,
-            features1.data,
+            self._together(firsts),
+            self._together(seconds),
             topk=self.config.topk,
             threshold=self.threshold,
             border_cells=self.config.border_cells,
             refined=self.config.refined,
         )
-        valid = found.valid[0]
-        keypoints0, keypoints1, scores = (
-            t[0][valid].float().cpu().numpy()
-            for t in (found.keypoints0, found.keypoints1, found.confidence)
-        )
-        return Matches(
-            features0.transform.to_original(keypoints0),
-            features1.transform.to_original(keypoints1),
-            scores,
-        )
+        matches = []
+        for i, (features0, features1) in enumerate(pairs):
+            valid = found.valid[i]
+            keypoints0, keypoints1, scores = (
+                t[i][valid].float().cpu().numpy()
+                for t in (found.keypoints0, found.keypoints1, found.confidence)
+            )
+            matches.append(
+                Matches(
+                    features0.transform.to_original(keypoints0),
+                    features1.transform.to_original(keypoints1),
+                    scores,
+                )
+            )
+        return matches
+
+    def _together(self, features: Sequence[Features]) -> EDMFeatures:
+        """One batch of images of equal shape, in full precision."""
+        batch: EDMFeatures = features[0].data
+        if len(features) > 1:
+            f32, f16, f8, fine = (torch.cat([f.data[i] for f in features]) for i in range(4))
+            batch = EDMFeatures(f32, f16, f8, fine, batch.position_scale)
+        return batch.to(torch.float32)

@@ -15,6 +15,8 @@ coarse cell (row r, column c) stands for the pixel (8c, 8r).
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -22,6 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 CELL = 8  # pixels of the input per coarse cell
 STRIDE = 32  # sides of the input are multiples of this
@@ -363,6 +366,12 @@ class CorrelationInjection(nn.Module):
 # --- Coarse matching (Sec. 3.3) ----------------------------------------------------------------
 
 
+# Below this threshold a row can have so many candidates that all columns are searched instead.
+_LEAST_THRESHOLD = 0.01
+# Logarithms of row sums this far apart can be added up in fp32 at one common scale.
+_COMMON_SCALE = 60.0
+
+
 def _block_rows(rows: int, batch: int, columns: int, block_bytes: int) -> int:
     return max(1, min(rows, block_bytes // (4 * batch * columns)))
 
@@ -381,8 +390,8 @@ def best_columns(
 
     The logarithm of the dual softmax at (i, j) is 2·s_ij − row_lse_i − column_lse_j, so the
     sums of the exponentials are all that is needed of the whole matrix. It is made in blocks
-    of rows, twice when one block does not hold it: memory stays at `block_bytes`, and the
-    shifted exponentials cannot overflow.
+    of rows, twice when one block does not hold it: memory stays at a few times `block_bytes`,
+    and the shifted exponentials cannot overflow.
 
     Args:
         features0: (B, N, C).
@@ -413,6 +422,88 @@ def best_columns(
         columns.append(column)
     log_probability = torch.cat(best, dim=1) - torch.cat(row_lse, dim=1)
     return log_probability.exp(), torch.cat(columns, dim=1)
+
+
+def _entries_above(matrix: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of the few entries of a matrix that exceed the threshold."""
+    # A maximum over columns is vectorised, `nonzero` is not: it is given little to search.
+    group = math.gcd(matrix.shape[1], 32)
+    groups = matrix.unflatten(1, (-1, group))
+    row, first = (groups.amax(dim=2) > threshold).nonzero(as_tuple=True)
+    few = groups[row, first]
+    index, inside = (few > threshold).nonzero(as_tuple=True)
+    return row[index], first[index] * group + inside, few[index, inside]
+
+
+@torch.no_grad()
+def confident_columns(
+    features0: Tensor,
+    features1: Tensor,
+    temperature: float,
+    threshold: float,
+    block_bytes: int = 8 << 20,
+) -> tuple[Tensor, Tensor]:
+    """`best_columns` of the rows whose probability exceeds `threshold`, in half the time or less.
+
+    An entry of the dual softmax is at most the row softmax p at the same place, so only entries
+    with p > threshold count, fewer than 1/threshold a row. They are picked out of each block of
+    rows when it is made, and wait for the sums of the columns: every similarity is computed once,
+    and goes through one exponential. The sum of a column is Σ_i p_ij·exp(row_lse_i).
+
+    Args:
+        features0: (B, N, C).
+        features1: (B, M, C).
+        temperature: τ of Eq. 1.
+        threshold: the least probability of interest.
+        block_bytes: memory for similarities held at a time; as much again for their softmax.
+
+    Returns:
+        probability (B, N) and column (B, N) long, both 0 in the other rows.
+    """
+    if threshold < _LEAST_THRESHOLD:
+        return best_columns(features0, features1, temperature, block_bytes)
+    batch, rows, channels = features0.shape
+    others = features1.shape[1]
+    step = _block_rows(rows, batch, others, block_bytes)
+    scaled = (features0.float() / (channels * temperature)).contiguous()
+    transposed = features1.float().transpose(1, 2)
+    # Memory that is used again: fresh pages for every block cost as much as its exponentials.
+    buffers = scaled.new_empty(2, batch * step * others)
+    row_lse = scaled.new_empty(batch, rows)
+    column_lse = scaled.new_full((batch, others), -math.inf)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []  # row of the whole batch, column, p
+    for start in range(0, rows, step):
+        block = scaled[:, start : start + step]
+        shape = (batch, block.shape[1], others)
+        s, p = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+        with torch.autocast(features0.device.type, enabled=False):
+            torch.matmul(block, transposed, out=s)
+            torch.softmax(s, dim=2, out=p)
+            peak = p.amax(dim=2)
+            lse = s.amax(dim=2) - peak.log()
+            level = lse.amax(dim=1, keepdim=True)
+            sums = torch.matmul((lse - level).exp()[:, None], p)[:, 0]
+        row_lse[:, start : start + step] = lse
+        column_lse = torch.logaddexp(column_lse, sums.log() + level)
+
+        promising = (peak > threshold).flatten().nonzero()[:, 0]
+        row, column, value = _entries_above(p.flatten(0, 1).index_select(0, promising), threshold)
+        row = promising[row]
+        pair = row // block.shape[1]
+        found.append((row + pair * (rows - block.shape[1]) + start, column, value))
+    if (row_lse.amax(dim=1) - row_lse.amin(dim=1)).max() > _COMMON_SCALE:
+        # Sums of columns may have underflowed; trained features do not come here.
+        return best_columns(features0, features1, temperature, block_bytes)
+    row, column, p = (torch.cat(parts) for parts in zip(*found, strict=True))
+    similarities = row_lse.flatten()[row] + p.log()
+    column_total = column_lse.flatten()[row // rows * others + column]
+    candidate = p * (similarities - column_total).exp()
+    probability = candidate.new_zeros(batch * rows).scatter_reduce_(0, row, candidate, "amax")
+    best = candidate == probability[row]
+    columns = column.new_zeros(batch * rows)
+    columns[row[best]] = column[best]
+    probability = probability.where(probability > threshold, 0.0)
+    return probability.view(batch, rows), columns.view(batch, rows)
 
 
 # --- Fine matching (Sec. 3.4) --------------------------------------------------------------------
@@ -594,17 +685,24 @@ class EDM(nn.Module):
         return _finite(coarse0), _finite(coarse1)
 
     @torch.no_grad()
-    def coarse_match(self, coarse0: Tensor, coarse1: Tensor, topk: int) -> CoarseMatches:
+    def coarse_match(
+        self, coarse0: Tensor, coarse1: Tensor, topk: int, threshold: float = 0.0
+    ) -> CoarseMatches:
         """The best column of each row, then the `topk` best rows; no mutual check (Sec. 3.3).
 
+        Rows that do not exceed `threshold` are left out where all pairs of the batch have them.
         A selection without gradient: training differentiates the similarities themselves.
         """
-        probability, column = best_columns(
+        probability, column = confident_columns(
             coarse0.flatten(2).transpose(1, 2),
             coarse1.flatten(2).transpose(1, 2),
             self.config.temperature,
+            threshold,
         )
-        confidence, cell0 = probability.topk(min(topk, probability.shape[1]), dim=1)
+        exceeding = probability.shape[1]
+        if threshold > 0:
+            exceeding = int((probability > threshold).sum(dim=1).max())
+        confidence, cell0 = probability.topk(max(1, min(topk, exceeding)), dim=1)
         return CoarseMatches(cell0, column.gather(1, cell0), confidence)
 
     def refine(
@@ -654,7 +752,7 @@ class EDM(nn.Module):
         if topk is None:
             topk = max(1, int(0.35 * h0 * w0))
         coarse0, coarse1 = self.interact(features0, features1)
-        cells = self.coarse_match(coarse0, coarse1, topk)
+        cells = self.coarse_match(coarse0, coarse1, topk, threshold)
         offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
 
         grid0, grid1 = _cell_to_pixel(cells.cell0, w0), _cell_to_pixel(cells.cell1, w1)
@@ -687,3 +785,24 @@ class EDM(nn.Module):
     def forward(self, image0: Tensor, image1: Tensor, topk: int | None = None) -> EDMMatches:
         """Encode and match B pairs (B, 1, H, W); see `match`."""
         return self.match(self.encode(image0), self.encode(image1), topk=topk)
+
+
+def fold_batch_norms(model: EDM) -> EDM:
+    """A copy for inference in which each batch norm is part of the convolution before it.
+
+    Its results are the model's in evaluation mode, to rounding. It can be neither trained nor
+    loaded from a checkpoint.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in folded.modules():
+        pairs: list[tuple[str, str]] = [("conv1", "bn1"), ("conv2", "bn2")]
+        if isinstance(module, nn.Sequential):
+            pairs = list(itertools.pairwise(module._modules))
+        for first, second in pairs:
+            convolution, norm = getattr(module, first, None), getattr(module, second, None)
+            if isinstance(convolution, nn.Conv1d | nn.Conv2d) and isinstance(
+                norm, nn.BatchNorm1d | nn.BatchNorm2d
+            ):
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, nn.Identity())
+    return folded
