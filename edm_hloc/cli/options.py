@@ -12,10 +12,11 @@ from edm_hloc.errors import EdmHlocError
 if TYPE_CHECKING:
     from edm_hloc.dense import DenseConfig
     from edm_hloc.keypoints import QuantizationConfig
-    from edm_hloc.matchers.edm import EDMMatcher
+    from edm_hloc.matchers.base import Matcher
     from edm_hloc.pairs import Pair
 
 MANY_PAIRS = 5000  # from here on the user is told of faster ways
+MATCHERS = ("edm", "eloftr", "loftr")  # edm_hloc.matchers.registry.NAMES
 WEIGHTS_HELP = "name (see: edm-hloc weights list) or path; by default the best on this computer"
 
 
@@ -55,6 +56,7 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
 
 def add_matcher(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("matching")
+    group.add_argument("--matcher", choices=MATCHERS, default="edm", help="the network")
     group.add_argument("--weights", help=WEIGHTS_HELP)
     group.add_argument("--resize", type=int, default=1024, help="longest side matched, in px")
     group.add_argument("--threshold", type=float, help="least confidence; default by the weights")
@@ -104,20 +106,19 @@ def add_overwrite(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def make_matcher(args: argparse.Namespace) -> EDMMatcher:
+def make_matcher(args: argparse.Namespace) -> Matcher:
     from edm_hloc.matchers.base import Preprocessing
-    from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+    from edm_hloc.matchers.registry import make_matcher
 
     if getattr(args, "resize", 1024) < 32:
         raise EdmHlocError("--resize must be at least 32 px.")
-    matcher = EDMMatcher(
-        EDMMatcherConfig(
-            weights=args.weights,
-            preprocessing=Preprocessing(resize_max=getattr(args, "resize", 1024)),
-            threshold=getattr(args, "threshold", None),
-            topk=getattr(args, "topk", None),
-            device=getattr(args, "device", None),
-        )
+    matcher = make_matcher(
+        getattr(args, "matcher", "edm"),
+        weights=args.weights,
+        preprocessing=Preprocessing(resize_max=getattr(args, "resize", 1024)),
+        threshold=getattr(args, "threshold", None),
+        topk=getattr(args, "topk", None),
+        device=getattr(args, "device", None),
     )
     print(f"Weights     {matcher.weights}, on {matcher.device}")
     return matcher

@@ -1,0 +1,340 @@
+"""What every matcher promises: EDM with the shipped weights, the others with random ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from edm_hloc import cli
+from edm_hloc.dense import match_pairs
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.images import load_image
+from edm_hloc.matchers import registry
+from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+
+NAMES = registry.NAMES
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Weights of each matcher, made when first asked for."""
+    folder = tmp_path_factory.mktemp("matchers")
+
+    class Made(dict[str, str]):
+        def __missing__(self, name: str) -> str:
+            torch.manual_seed(0)
+            self[name] = {"edm": _shipped, "eloftr": _tiny_eloftr, "loftr": _random_loftr}[name](
+                folder
+            )
+            return self[name]
+
+    return Made()
+
+
+def _shipped(folder: Path) -> str:
+    return "edm_s"
+
+
+def _tiny_eloftr(folder: Path) -> str:
+    transformers = pytest.importorskip("transformers", reason="EfficientLoFTR needs transformers")
+    config = transformers.EfficientLoFTRConfig(
+        stage_num_blocks=[1, 1, 1, 1],
+        out_features=[16, 16, 32, 64],
+        hidden_size=64,
+        num_attention_layers=2,
+        fine_matching_slice_dim=4,
+        coarse_matching_threshold=0.0,
+        coarse_matching_border_removal=1,
+    )
+    model = transformers.EfficientLoFTRForKeypointMatching(config).eval()
+    for module in model.modules():  # as the library initialises them, all images look alike
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+        elif isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(module.weight)
+    model.save_pretrained(folder / "eloftr")
+    return str(folder / "eloftr")
+
+
+def _random_loftr(folder: Path) -> str:
+    loftr = pytest.importorskip("kornia.feature", reason="LoFTR needs kornia")
+    torch.save({"state_dict": loftr.LoFTR(None).state_dict()}, folder / "loftr.ckpt")
+    return str(folder / "loftr.ckpt")
+
+
+@pytest.fixture(scope="module")
+def matchers(weights: dict[str, str]) -> dict[str, Matcher]:
+    class Made(dict[str, Matcher]):
+        def __missing__(self, name: str) -> Matcher:
+            self[name] = make(name, weights)
+            return self[name]
+
+    return Made()
+
+
+def make(name: str, weights: dict[str, str], **options: object) -> Matcher:
+    if name == "loftr":  # full-size, and slow; its random weights are never sure
+        options = {"threshold": 0.0, "preprocessing": Preprocessing(resize_max=192), **options}
+    return registry.make_matcher(name, weights=weights[name], device="cpu", **options)
+
+
+@pytest.fixture(params=NAMES)
+def matcher(request: pytest.FixtureRequest, matchers: dict[str, Matcher]) -> Matcher:
+    return matchers[request.param]
+
+
+def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """(H, W) uint8 with structure at several scales."""
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width))
+    for cells in (6, 24, 96):
+        noise = rng.random((cells, cells))
+        total += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(total / 3 * 255, 0, 255).astype(np.uint8)
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    assert cv2.imwrite(str(path), pixels)
+    return path
+
+
+def encode(matcher: Matcher, folder: Path, pixels: np.ndarray) -> Features:
+    p = matcher.preprocessing
+    path = write(folder / "image.png", pixels)
+    return matcher.encode(load_image(path, resize_max=p.resize_max, divisor=p.divisor))
+
+
+def check(found: Matches, image0: np.ndarray, image1: np.ndarray) -> None:
+    number = len(found.scores)
+    for keypoints, image in ((found.keypoints0, image0), (found.keypoints1, image1)):
+        assert keypoints.shape == (number, 2)
+        assert keypoints.dtype == np.float32
+        # inside, but for one of the network's pixels
+        height, width = image.shape
+        slack = [max(1, side / 32) for side in (width, height)]
+        assert (keypoints >= np.negative(slack)).all()
+        assert (keypoints <= np.add(slack, [width, height])).all()
+    assert found.scores.shape == (number,)
+    assert found.scores.dtype == np.float32
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert len(np.unique(np.hstack([found.keypoints0, found.keypoints1]), axis=0)) == number
+
+
+@pytest.mark.parametrize(
+    ("size0", "size1"),
+    [((313, 471), (313, 471)), ((313, 471), (200, 150)), ((97, 131), (130, 33)), ((32, 32),) * 2],
+)
+def test_any_sizes(matcher: Matcher, tmp_path: Path, size0: tuple, size1: tuple) -> None:
+    image0, image1 = texture(*size0), texture(*size1)
+    features0, features1 = (encode(matcher, tmp_path, image) for image in (image0, image1))
+    check(matcher.match(features0, features1), image0, image1)
+    check(matcher.match(features1, features0), image1, image0)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_constant_images(matcher: Matcher, tmp_path: Path, value: int) -> None:
+    flat, other = np.full((90, 130), value, np.uint8), texture(130, 90)
+    features, others = encode(matcher, tmp_path, flat), encode(matcher, tmp_path, other)
+    check(matcher.match(features, features), flat, flat)
+    check(matcher.match(features, others), flat, other)
+    check(matcher.match(others, features), other, flat)
+
+
+@pytest.mark.parametrize("size", [(1, 200), (200, 1), (1, 1)])
+def test_one_pixel_wide(matcher: Matcher, tmp_path: Path, size: tuple[int, int]) -> None:
+    thin, other = texture(*size), texture(130, 90)
+    features, others = encode(matcher, tmp_path, thin), encode(matcher, tmp_path, other)
+    check(matcher.match(features, features), thin, thin)
+    check(matcher.match(features, others), thin, other)
+    check(matcher.match(others, features), other, thin)
+
+
+def test_identical_images_and_no_overlap(matcher: Matcher, tmp_path: Path) -> None:
+    image, other = texture(192, 128), texture(192, 128, seed=1)
+    features, others = encode(matcher, tmp_path, image), encode(matcher, tmp_path, other)
+    same = matcher.match(features, features)
+    check(same, image, image)
+    assert len(same.scores) > 20
+    distance = np.linalg.norm(same.keypoints1 - same.keypoints0, axis=1)
+    assert np.median(distance) < 8  # the same cell even for random weights
+    different = matcher.match(features, others)
+    check(different, image, other)
+    assert different.scores.sum() < 0.5 * same.scores.sum()
+
+
+def test_shift(matcher: Matcher, tmp_path: Path) -> None:
+    """By two cells, which no weights can miss, along x and not y."""
+    wide = texture(208, 128)
+    left, right = wide[:, :192], wide[:, 16:]
+    found = matcher.match(encode(matcher, tmp_path, left), encode(matcher, tmp_path, right))
+    shift = np.median(found.keypoints1 - found.keypoints0, axis=0)
+    np.testing.assert_allclose(shift, [-16, 0], atol=4 if matcher.name == "loftr" else 0.5)
+
+
+def test_known_homography(matchers: dict[str, Matcher], tmp_path: Path) -> None:
+    """A turn of 8°, a scale of 1.1 and some perspective, EDM with the shipped weights."""
+    image = texture(416, 320)
+    angle = np.deg2rad(8)
+    c, s = 1.1 * np.cos(angle), 1.1 * np.sin(angle)
+    H = np.array([[c, -s, 10.0], [s, c, -40.0], [1e-4, 5e-5, 1.0]])
+    warped = cv2.warpPerspective(image, H, (352, 313), flags=cv2.INTER_LINEAR)
+    matcher = matchers["edm"]
+    features = [encode(matcher, tmp_path, pixels) for pixels in (image, warped)]
+    found = matcher.match(*features)
+    projected = cv2.perspectiveTransform(found.keypoints0[:, None].astype(float), H)[:, 0]
+    error = np.linalg.norm(projected - found.keypoints1, axis=1)
+    assert len(error) > 300
+    assert np.median(error) < 1.0
+    assert (error < 3).mean() > 0.9
+
+
+def test_batch_gives_what_single_gives(matcher: Matcher, tmp_path: Path) -> None:
+    images = [texture(130, 90, seed) for seed in range(3)] + [texture(130, 90)[:, ::-1]]
+    features = [encode(matcher, tmp_path, image) for image in images]
+    pairs = [(features[i], features[j]) for i, j in ((0, 1), (0, 3), (2, 2))]
+    for batched, pair in zip(matcher.match_batch(pairs), pairs, strict=True):
+        single = matcher.match(*pair)
+        assert len(batched.scores) == len(single.scores)
+        by_place = [
+            np.lexsort(np.hstack([m.keypoints1, m.keypoints0]).T) for m in (batched, single)
+        ]
+        for ours, theirs in zip(batched, single, strict=True):
+            np.testing.assert_allclose(ours[by_place[0]], theirs[by_place[1]], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_determinism(name: str, weights: dict[str, str], tmp_path: Path) -> None:
+    images = texture(128, 96), texture(96, 64, seed=1)
+    runs = []
+    for _ in range(2):
+        matcher = make(name, weights)
+        features = [encode(matcher, tmp_path, image) for image in images]
+        runs.append((matcher.match(*features), matcher.match(*features), dict(matcher.provenance)))
+    for again in (runs[0][1], *runs[1][:2]):
+        for array, other in zip(runs[0][0], again, strict=True):
+            np.testing.assert_array_equal(array, other)
+    assert runs[0][2] == runs[1][2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_provenance_and_options(name: str, weights: dict[str, str], tmp_path: Path) -> None:
+    usual = make(name, weights)
+    assert json.loads(json.dumps(dict(usual.provenance))) == usual.provenance
+    assert usual.provenance["matcher"] == usual.name == name
+    assert len(usual.provenance["weights_sha256"]) == 64
+    few, strict = make(name, weights, topk=5), make(name, weights, threshold=0.999)
+    assert len({json.dumps(dict(m.provenance)) for m in (usual, few, strict)}) == 3
+    image = texture(128, 96)
+    features = encode(few, tmp_path, image)
+    best = few.match(features, features)
+    assert len(best.scores) == 5
+    everything = usual.match(features, features).scores
+    np.testing.assert_allclose(np.sort(best.scores), np.sort(everything)[-5:], atol=1e-6)
+    assert len(strict.match(features, features).scores) < len(everything)
+
+
+def test_each_image_is_encoded_once(matcher: Matcher, tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / f"{i}.png", texture(100 + 10 * i, 90, seed=i))
+    pairs = [("0.png", "1.png"), ("0.png", "2.png"), ("1.png", "2.png")]
+    summary = match_pairs(tmp_path, pairs, matcher, tmp_path / "raw")
+    assert (summary.matched, summary.encoded) == (3, 3)
+    features = encode(matcher, tmp_path, texture(64, 64))
+    assert features.nbytes > 64 * 64
+
+
+# --------------------------------------------------------------------------- the single matchers
+
+
+def test_eloftr_refines_image_0_by_its_own_channels(matchers: dict[str, Matcher]) -> None:
+    """One match whose windows agree at known pixels, and whose fine channels pull to the right."""
+    matcher = matchers["eloftr"]
+    fine = matcher.model.config.fine_matching_slice_dim
+    torch.manual_seed(0)
+    code = torch.nn.functional.normalize(torch.randn(64 + fine), dim=0)
+    code[64:] = 0
+    query, reference = torch.zeros(1, 64, 64 + fine), torch.zeros(1, 100, 64 + fine)
+    query[0, 3 * 8 + 6] = 300 * code  # row 3, column 6 of the cell
+    reference[0, (2 + 1) * 10 + (4 + 1)] = 300 * code  # row 2, column 4, behind the border
+    pixel0, pixel1 = matcher._refine(query, reference)
+    assert pixel0.tolist() == [[6, 3]]
+    assert pixel1.tolist() == [[4, 2]]
+    query[..., 64:] = 1.0
+    for row in (2, 3, 4):
+        reference[0, row * 10 + 6, 64:] = 20.0
+    _, pixel1 = matcher._refine(query, reference)
+    x, y = pixel1[0].tolist()
+    heat = np.exp(20 * fine / fine**0.5 / matcher.model.config.fine_matching_regress_temperature)
+    assert x == pytest.approx(4 + (heat - 1) / (heat + 2), abs=1e-4)
+    assert y == pytest.approx(2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["eloftr", "loftr"])
+def test_image_0_leaves_the_grid(name: str, matchers: dict[str, Matcher], tmp_path: Path) -> None:
+    matcher = matchers[name]
+    features = [encode(matcher, tmp_path, texture(192, 128)) for _ in range(2)]
+    found = matcher.match(*features)
+    step, start = (1, 0) if name == "eloftr" else (8, -0.5)
+    np.testing.assert_allclose((found.keypoints1 - start) % step, 0, atol=1e-4)
+    assert (np.abs((found.keypoints0 - start) % step) > 1e-3).mean() > 0.9
+
+
+def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module, extra in (
+        ("eloftr", "transformers", "eloftr"),
+        ("loftr", "kornia.feature.loftr.loftr", "kornia"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(EdmHlocError, match=rf"pip install 'edm_hloc\[{extra}\]'"):
+            registry.make_matcher(name)
+    with pytest.raises(EdmHlocError, match="edm, eloftr, loftr"):
+        registry.make_matcher("superglue")
+
+
+def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("Name or service not known")
+
+    loftr = pytest.importorskip("kornia.feature.loftr.loftr")
+    monkeypatch.setattr(loftr, "load_state_dict_from_url", no_network)
+    with pytest.raises(EdmHlocError, match="cannot be downloaded: run once with network"):
+        registry.make_matcher("loftr", device="cpu")
+    with pytest.raises(EdmHlocError, match="no weights 'outdor'"):
+        registry.make_matcher("loftr", weights="outdor", device="cpu")
+
+    transformers = pytest.importorskip("transformers")
+    model = transformers.EfficientLoFTRForKeypointMatching
+    monkeypatch.setattr(model, "from_pretrained", no_network)
+    with pytest.raises(EdmHlocError, match="cannot be downloaded: run once with network"):
+        registry.make_matcher("eloftr", device="cpu")
+    with pytest.raises(EdmHlocError, match=f"{tmp_path} cannot be loaded as an EfficientLoFTR"):
+        registry.make_matcher("eloftr", weights=str(tmp_path), device="cpu")
+
+
+def test_wrong_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("kornia.feature")
+    torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(EdmHlocError, match="other entries than LoFTR"):
+        registry.make_matcher("loftr", weights=str(tmp_path / "other.ckpt"), device="cpu")
+
+
+def test_command_line_takes_every_matcher(
+    weights: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.options.MATCHERS == NAMES
+    for i in range(2):
+        write(tmp_path / f"{i}.png", texture(96, 64))
+    photos = [str(tmp_path / f"{i}.png") for i in range(2)]
+    out = ["--out", str(tmp_path / "m.png"), "--device", "cpu", "--threshold", "0"]
+    for name in ("edm", "loftr"):
+        arguments = ["--matcher", name, "--weights", weights[name], *out]
+        assert cli.main(["match", *photos, *arguments]) == 0
+        said = capsys.readouterr().out
+        assert str(weights[name]) in said
+        assert "Matches     0" not in said
