@@ -1,0 +1,55 @@
+"""`edm-hloc hloc`, `doctor` and `repair-database`: working with an installed hloc."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+
+from edm_hloc.cli import options
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("hloc", _hloc, "run a module of hloc with EDM and EfficientLoFTR in it")
+    sub.add_argument("module", metavar="MODULE", help="for instance match_dense")
+    sub.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="of the module, as hloc has them"
+    )
+
+    command("doctor", _doctor, "tell what is installed and which known breakages apply to it")
+
+    sub = command(
+        "repair-database", _repair_database, "mend a COLMAP database that hloc wrote, in place"
+    )
+    sub.add_argument("database", type=Path, metavar="DATABASE", help="hloc's database.db")
+
+
+def _hloc(args: argparse.Namespace) -> None:
+    from edm_hloc.hloc_plugin import run_module
+
+    run_module(args.module.removeprefix("hloc."), args.arguments)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from edm_hloc.doctor import diagnose
+
+    found = diagnose()
+    for name, version in found.versions.items():
+        print(f"{name:<14}{version or 'not installed'}")
+    for breakage in found.breakages:
+        print()
+        for label, text in (("Problem", breakage.problem), ("Remedy", breakage.remedy)):
+            print(textwrap.fill(f"{label:<14}{text}", 100, subsequent_indent=" " * 14))
+    if not found.breakages:
+        print("\nNo known breakage applies.")
+
+
+def _repair_database(args: argparse.Namespace) -> None:
+    from edm_hloc.doctor import repair_database
+
+    done = repair_database(args.database)
+    if not done.repaired:
+        print(f"Nothing to repair: {done.pairs:,} verified pairs, all with a configuration.")
+        return
+    print(f"Repaired    {done.repaired:,} of {done.pairs:,} pairs, {done.matches:,} matches")
+    print(f"Written     {args.database}")
