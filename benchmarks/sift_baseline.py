@@ -1,16 +1,19 @@
 """COLMAP's own SIFT through pycolmap on a folder of photos, compared with true cameras.
 
     python benchmarks/sift_baseline.py IMAGES --truth MODEL [--known INTRINSICS] [--max-size 1024]
+                                       [--out FOLDER]
 
-Prints one row of a Markdown table and one line of JSON. Everything but the image size, the known
-intrinsics and the seed is COLMAP's default: 8,192 features, exhaustive matching, incremental
-mapping. Peak memory includes this package's imports, some 250 MiB.
+Prints one row of a Markdown table and one line of JSON; `--out` keeps the model in FOLDER/model.
+Everything but the image size, the known intrinsics and the seed is COLMAP's default: 8,192
+features, exhaustive matching, incremental mapping. Peak memory includes this package's imports,
+some 250 MiB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from dataclasses import asdict
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, help="COLMAP model with the true cameras")
     parser.add_argument("--known", type=Path, help="known intrinsics, as for edm-hloc reconstruct")
     parser.add_argument("--max-size", type=int, default=1024, help="longest side of the photos")
+    parser.add_argument("--out", type=Path, help="keep the model in this folder")
     parser.add_argument("--threads", type=int, default=-1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -94,6 +98,8 @@ def main() -> None:
         seconds = time.monotonic() - start
         peak = peak_memory_mib()
         statistics = ModelStatistics.of(pycolmap.Reconstruction(model))
+        if args.out:
+            shutil.copytree(model, args.out / "model", dirs_exist_ok=True)
         result = {
             "images": str(args.images),
             "known": bool(args.known),

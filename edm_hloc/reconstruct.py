@@ -114,8 +114,7 @@ class Run:
         Returns:
             The step's fingerprint, for the steps that depend on it.
         """
-        text = json.dumps(depends_on, sort_keys=True, default=str)
-        fingerprint = hashlib.sha256(f"{edm_hloc.__version__} {text}".encode()).hexdigest()
+        fingerprint = fingerprint_of(depends_on)
         if self.done.get(name) == fingerprint and all(file.exists() for file in files):
             return fingerprint
         self.done.pop(name, None)
@@ -142,6 +141,12 @@ class Run:
             temporary.replace(self.path)
         except OSError as error:
             raise EdmHlocError(f"Cannot write {self.path}: {error.strerror}.") from error
+
+
+def fingerprint_of(depends_on: Any) -> str:
+    """Names what a step depends on, this package's version included."""
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    return hashlib.sha256(f"{edm_hloc.__version__} {text}".encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -174,9 +179,13 @@ def match_and_quantize(
     quantization: QuantizationConfig,
     dense: DenseConfig | None = None,
     *,
+    reference_features: Path | None = None,
     overwrite: bool = False,
 ) -> str:
     """Pairs of photos → `features.h5` and `matches.h5` in the run's folder; their fingerprint.
+
+    Images of `reference_features`, an H5 file of keypoints, keep those: their matches are indices
+    into them, and `features.h5` holds the other images only.
 
     Raises:
         EdmHlocError: from any step; what was matched is kept.
@@ -196,12 +205,24 @@ def match_and_quantize(
 
     def quantize() -> dict[str, Any]:
         with RawMatchReader(out / "raw_matches") as raw:
-            return {"keypoints": aggregate(raw, pairs, features, matches, quantization)}
+            return {
+                "keypoints": aggregate(
+                    raw,
+                    pairs,
+                    features,
+                    matches,
+                    quantization,
+                    reference_features=reference_features,
+                )
+            }
 
     shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
+    depends_on: list[Any] = [shards, pairs, asdict(quantization)]
+    if reference_features is not None:
+        depends_on.append((str(reference_features), reference_features.stat().st_mtime_ns))
     return run.step(
         "keypoints",
-        [shards, pairs, asdict(quantization)],
+        depends_on,
         [features, matches],
         quantize,
     )

@@ -174,7 +174,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     elif path.name in ("cameras.txt", "cameras.bin"):
         return dict.fromkeys(names, _only_camera(path))
     else:
-        cameras = _read_intrinsics_list(path)
+        cameras = read_intrinsics_list(path)
     by_file = defaultdict(list)
     for name in cameras:
         by_file[name.rpartition("/")[2]].append(name)
@@ -206,7 +206,12 @@ def _only_camera(path: Path) -> pycolmap.Camera:
     return _parse_camera(lines[0][1:], f"{path}")
 
 
-def _read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
+def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
+    """Cameras by image name from a list as hloc's: name, model, width, height, parameters.
+
+    Raises:
+        EdmHlocError: it cannot be read, or a line is something else.
+    """
     cameras: dict[str, pycolmap.Camera] = {}
     same: dict[str, pycolmap.Camera] = {}
     for line in _read_lines(path):
@@ -267,8 +272,8 @@ _EXIF_LENS = (
 )
 
 
-def _open_header(path: Path) -> Image.Image:
-    """A photo of which only the header is decoded."""
+def open_header(path: Path) -> Image.Image:
+    """A photo of which only the header is decoded. Raises ImageError if it cannot be."""
     try:
         return open_image(path.read_bytes())
     except Exception as error:  # decoders meet garbage with almost any exception
@@ -276,7 +281,7 @@ def _open_header(path: Path) -> Image.Image:
 
 
 def _read_photo(path: Path) -> _Photo:
-    image = _open_header(path)
+    image = open_header(path)
     size = image.size
     try:
         exif = image.getexif()
@@ -300,7 +305,7 @@ def _exif_camera(path: Path) -> tuple[str | None, float | None]:
     if bitmap is not None:
         return bitmap.exif_camera_model(), bitmap.exif_focal_length()
     # a format that COLMAP does not read, such as WebP
-    image = _open_header(path)
+    image = open_header(path)
     try:
         focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
     except Exception:
@@ -308,10 +313,14 @@ def _exif_camera(path: Path) -> tuple[str | None, float | None]:
     return None, focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
 
 
-def _make_cameras(
+def photo_cameras(
     root: Path, names: Iterable[str], options: CameraOptions
 ) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
-    """The camera of each image (shared ones are one object, ids from 1), and the images skipped."""
+    """The camera of each image (shared ones are one object, ids from 1), and the images skipped.
+
+    Raises:
+        EdmHlocError: no such camera model, or known intrinsics are for photos of another size.
+    """
     if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
         models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
         raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
@@ -378,7 +387,7 @@ def _make_cameras(
 # --------------------------------------------------------------------------- database
 
 
-def _to_colmap(keypoints: np.ndarray) -> np.ndarray:
+def to_colmap(keypoints: np.ndarray) -> np.ndarray:
     """(N, 2) from hloc's frame, top-left pixel's centre at (0, 0), to COLMAP's, where it is at
     (0.5, 0.5); float32 as COLMAP stores them."""
     return np.ascontiguousarray(keypoints[:, :2], dtype=np.float32) + np.float32(0.5)
@@ -436,7 +445,7 @@ def build_database(
     cameras = cameras or CameraOptions()
     with _new_database(Path(database)) as db, FeatureReader(features) as keypoints:
         names = keypoints.names()
-        camera_of, skipped = _make_cameras(Path(images), names, cameras)
+        camera_of, skipped = photo_cameras(Path(images), names, cameras)
         if not camera_of:
             raise EdmHlocError(
                 f"None of the {len(names)} images in {features} can be read in {images}. "
@@ -483,7 +492,7 @@ def _import_features(
     for name in tqdm(ids, desc="Importing keypoints", unit="photo", disable=None):
         if name not in features:
             continue
-        keypoints = _to_colmap(features.keypoints(name))
+        keypoints = to_colmap(features.keypoints(name))
         size = (cameras[name].width, cameras[name].height)
         if len(keypoints) and (
             keypoints.min() < -1 or np.any(keypoints.max(axis=0) > np.add(size, 1))

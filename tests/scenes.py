@@ -20,7 +20,9 @@ class TruthMatcher(Matcher):
     name = "truth"
     preprocessing = Preprocessing(resize_max=None)
 
-    def __init__(self, scene: Path, noise: float = 0.3, outliers: float = 0.05) -> None:
+    def __init__(
+        self, scene: Path, noise: float = 0.3, outliers: float = 0.05, images: str = "images"
+    ) -> None:
         self.noise, self.outliers = noise, outliers
         model = pycolmap.Reconstruction(scene / "truth")
         self.views = {}
@@ -28,7 +30,7 @@ class TruthMatcher(Matcher):
             K = model.cameras[image.camera_id].calibration_matrix()
             K[:2, 2] -= 0.5  # COLMAP's frame to hloc's
             depth = np.load((scene / "depth" / image.name).with_suffix(".npy"))
-            key = self._key(load_image(scene / "images" / image.name, resize_max=None))
+            key = self._key(load_image(scene / images / image.name, resize_max=None))
             self.views[key] = (K, image.cam_from_world().matrix(), depth)
 
     @staticmethod
@@ -57,6 +59,7 @@ class TruthMatcher(Matcher):
             points1 = (seen[:2] / seen[2]).T
         nearest = np.rint(np.nan_to_num(points1, nan=-1, posinf=-1, neginf=-1)).clip(-1, 10**6)
         u, v = nearest.astype(int).T
+        height, width = depth1.shape
         inside = (z > 0) & (seen[2] > 0) & (u >= 0) & (v >= 0) & (u < width) & (v < height)
         there = depth1[np.where(inside, v, 0), np.where(inside, u, 0)]
         keep = inside & (np.abs(there / np.where(inside, seen[2], 1) - 1) < 0.02)

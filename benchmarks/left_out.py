@@ -1,0 +1,161 @@
+"""Two photos left out of a model and localized in it: EDM beside COLMAP's SIFT.
+
+    python benchmarks/left_out.py IMAGES --truth MODEL [--leave-out NAME NAME]
+
+The true cameras of the other photos are given, their points are triangulated (from all pairs), and
+the two are localized with known intrinsics. Both kinds of matches take the same steps from the H5
+files on: `sfm.triangulate`, then `localize.localize_queries` with all other photos as retrieved.
+Errors are in % of the extent, the largest distance between two true camera centres, and degrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from sift_files import write_sift
+
+from edm_hloc.aggregate import aggregate
+from edm_hloc.colmap import posed_images, read_model
+from edm_hloc.dense import match_pairs
+from edm_hloc.evaluation.localization import pose_errors
+from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.matchers.base import Preprocessing
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.pairs import Pair, exhaustive
+from edm_hloc.reconstruct import RECONSTRUCTION_KEYPOINTS
+from edm_hloc.sfm import triangulate
+from edm_hloc.store import RawMatchReader
+from edm_hloc.visual_localization import QUERY_KEYPOINTS
+
+WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
+"""(images, pairs of the model, pairs of the queries, folder) → features.h5, matches.h5 and, of the
+queries, query-features.h5, query-matches.h5."""
+
+
+def edm(weights: str | None, size: int) -> WriteMatches:
+    config = EDMMatcherConfig(weights=weights, preprocessing=Preprocessing(resize_max=size))
+    matcher = EDMMatcher(config)
+
+    def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
+        match_pairs(images, [*pairs, *queries], matcher, out / "raw")
+        features, matches = out / "features.h5", out / "matches.h5"
+        with RawMatchReader(out / "raw") as raw:
+            aggregate(raw, pairs, features, matches, RECONSTRUCTION_KEYPOINTS)
+            aggregate(
+                raw,
+                queries,
+                out / "query-features.h5",
+                out / "query-matches.h5",
+                QUERY_KEYPOINTS,
+                reference_features=features,
+            )
+
+    return write
+
+
+def sift(size: int) -> WriteMatches:
+    def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
+        write_sift(images, [*pairs, *queries], out / "features.h5", out / "matches.h5", size)
+        for name in ("features.h5", "matches.h5"):
+            (out / f"query-{name}").symlink_to(out / name)
+
+    return write
+
+
+def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) -> None:
+    """Writes a model with the true cameras of some of the images."""
+    model = pycolmap.Reconstruction()
+    posed = posed_images(truth)
+    for number, name in enumerate(names, start=1):
+        camera = pycolmap.Camera(truth.cameras[posed[name].camera_id].todict())
+        camera.camera_id = number
+        model.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=name, camera_id=number, image_id=number)
+        model.add_image_with_trivial_frame(image, posed[name].cam_from_world())
+    folder.mkdir(parents=True)
+    model.write_binary(folder)
+
+
+def localize(
+    images: Path, truth: pycolmap.Reconstruction, left_out: list[str], write: WriteMatches
+) -> list[dict[str, object]]:
+    """Errors of the photos left out."""
+    posed = posed_images(truth)
+    kept = [name for name in posed if name not in left_out]
+    centres = np.array([image.projection_center() for image in posed.values()])
+    extent = max(np.linalg.norm(centres - centre, axis=1).max() for centre in centres)
+    pairs = exhaustive(kept)
+    queries = [(query, name) for query in left_out for name in kept]
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        start = time.monotonic()
+        known_poses(truth, kept, out / "known")
+        write(images, pairs, queries, out)
+        files = (out / "features.h5", out / "matches.h5", pairs, out / "database.db", out / "model")
+        mapped = triangulate(out / "known", images, *files)[1]
+        cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
+        answers = localize_queries(
+            left_out,
+            cameras,
+            dict.fromkeys(left_out, kept),
+            out / "query-features.h5",
+            out / "query-matches.h5",
+            ModelPoints(out / "model"),
+            out / "log.jsonl",
+            PoseOptions(),
+        )
+        seconds = time.monotonic() - start
+    rows: list[dict[str, object]] = []
+    for answer in answers:
+        position = rotation = float("nan")
+        if answer.status == "localized" and answer.pose is not None:
+            position, rotation = pose_errors(answer.pose, posed[answer.query].cam_from_world())
+        rows.append(
+            {
+                "photo": answer.query,
+                "points": mapped.statistics.points,
+                "inliers": answer.inliers,
+                "correspondences": answer.correspondences,
+                "position_percent": 100 * position / float(extent),
+                "rotation_degrees": rotation,
+                "seconds": round(seconds, 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--truth", type=Path, required=True, help="COLMAP model, true cameras")
+    parser.add_argument("--leave-out", nargs="+", help="photos; default: at a third and two thirds")
+    parser.add_argument("--weights", help="of EDM; by default the best on this computer")
+    parser.add_argument("--max-size", type=int, default=1024, help="longest side, for both")
+    args = parser.parse_args()
+    truth = read_model(args.truth)
+    names = list(posed_images(truth))
+    left_out = args.leave_out or [names[len(names) // 3], names[2 * len(names) // 3]]
+    methods = {"edm": edm(args.weights, args.max_size), "sift": sift(args.max_size)}
+    print("| photo | matches | points | inliers | position % | rotation ° | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    results = {}
+    for method, write in methods.items():
+        results[method] = localize(args.images, truth, left_out, write)
+        for row in results[method]:
+            print(
+                f"| {row['photo']} | {method} | {row['points']:,} | {row['inliers']:,} of "
+                f"{row['correspondences']:,} | {row['position_percent']:.3f} | "
+                f"{row['rotation_degrees']:.4f} | {row['seconds']} |"
+            )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

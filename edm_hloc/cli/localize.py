@@ -1,0 +1,288 @@
+"""`edm-hloc localize`, `aachen`, `inloc` and what belongs to them: from queries to camera poses."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edm_hloc.cli import options, summaries
+from edm_hloc.errors import EdmHlocError
+
+if TYPE_CHECKING:
+    from edm_hloc.localize import QueryPose
+    from edm_hloc.reconstruct import Run
+
+_RETRIEVAL_HELP = (
+    "database photos of each query: edm or sift (computed here), megaloc (torch.hub), hloc's list "
+    "of pairs, or an H5 file of global descriptors"
+)
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("localize", _localize, "find where photos were taken, in the world of a model")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model with points")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of its photos")
+    sub.add_argument("queries", type=Path, metavar="QUERIES", help="folder of the other photos")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the poses and all else")
+    sub.add_argument(
+        "--known",
+        type=Path,
+        metavar="INTRINSICS",
+        help="known intrinsics of the queries: a COLMAP model or its cameras.txt, or a list with "
+        "'name MODEL width height parameters' a line",
+    )
+    _add_pose(sub, retrieved=20, max_error=12.0)
+
+    sub = command("aachen", _aachen, "localize the queries of Aachen Day-Night v1.1")
+    _add_dataset(sub)
+    sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
+    _add_pose(sub, retrieved=50, max_error=12.0)
+
+    sub = command("inloc", _inloc, "localize the queries of InLoc")
+    _add_dataset(sub)
+    sub.add_argument("--min-matches", type=int, default=20, help="pairs with fewer are left out")
+    _add_pose(sub, retrieved=40, max_error=48.0)
+
+    sub = command("check-submission", _check, "say what is wrong with a file of poses")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument(
+        "--queries",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="lists with a query's name first in each line, or a folder of queries",
+    )
+
+    sub = command("evaluate-poses", _evaluate, "compare a file of poses with the truth")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument("truth", type=Path, metavar="TRUTH", help="folder with a GROUP.txt each group")
+    sub.add_argument("--benchmark", choices=("aachen", "inloc"), default="aachen")
+
+    sub = command("synth", _synth, "render a miniature of a benchmark, with the truth")
+    sub.add_argument("benchmark", choices=("aachen", "inloc"))
+    sub.add_argument("out", type=Path, metavar="DIR")
+    sub.add_argument("--views", type=int, help="photos of the database")
+    sub.add_argument("--queries", type=int, default=8)
+    sub.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("W", "H"))
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("retrieve", _retrieve, "list the database photos most similar to each query")
+    sub.add_argument("descriptors", type=Path, metavar="H5", help="global descriptors, as hloc's")
+    sub.add_argument("out", type=Path, metavar="OUT", help="hloc's list of pairs, to be written")
+    sub.add_argument("--number", type=int, default=50, help="database photos a query")
+    for side in ("query", "database"):
+        sub.add_argument(f"--{side}-prefix", nargs="+", default=(), help=f"names of the {side}")
+        sub.add_argument(f"--{side}-list", type=Path, help="instead: a file, a name a line")
+
+
+def _add_dataset(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dataset", type=Path, metavar="DATASET", help="folder of the dataset")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the submission and all else")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="only say what is missing and where to get it"
+    )
+
+
+def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
+    group = sub.add_argument_group("retrieval and poses")
+    group.add_argument("--retrieval", default="edm", metavar="HOW", help=_RETRIEVAL_HELP)
+    group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
+    group.add_argument("--ransac", type=float, default=max_error, help="inliers' error, in px")
+    group.add_argument(
+        "--clusters", action="store_true", help="one pose for each group that shares points"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of RANSAC")
+    options.add_matcher(sub)
+    options.add_overwrite(sub)
+
+
+def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    from edm_hloc.localize import PoseOptions
+    from edm_hloc.visual_localization import RetrievalOptions
+
+    retrieval = RetrievalOptions(args.retrieval, args.retrieved)
+    retrieval.check()
+    pose = PoseOptions(max_error=args.ransac, clusters=args.clusters, seed=args.seed, **more)
+    return {"retrieval": retrieval, "pose": pose}
+
+
+def _localize(args: argparse.Namespace) -> None:
+    from edm_hloc.images import find_images
+    from edm_hloc.sfm import load_intrinsics
+    from edm_hloc.visual_localization import localize_photos
+
+    start = time.monotonic()
+    settings = _pose_options(args)
+    names = find_images(args.queries)
+    known = load_intrinsics(args.known, names) if args.known is not None else None
+    run, answers = localize_photos(
+        args.model,
+        args.images,
+        args.queries,
+        args.out,
+        options.make_matcher(args),
+        known=known,
+        dense=options.dense_config(args),
+        overwrite=args.overwrite,
+        **settings,
+    )
+    for answer in answers:
+        if answer.pose is not None and answer.status == "localized":
+            x, y, z = answer.pose.inverse().translation
+            print(
+                f"{answer.query}  at {x:.4f} {y:.4f} {z:.4f}, {answer.inliers:,} inliers of "
+                f"{answer.correspondences:,}, confidence {answer.confidence}"
+            )
+    _print_answers(run, answers, time.monotonic() - start)
+    print(f"Written     {run.out / 'poses.txt'} and, with all details, {run.out / 'queries.jsonl'}")
+
+
+def _aachen(args: argparse.Namespace) -> None:
+    from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
+
+    start = time.monotonic()
+    settings = AachenOptions(covisible=args.covisible, **_pose_options(args))
+    data = AachenDataset(args.dataset)
+    if args.dry_run:
+        problems = data.problems()
+        missing = [] if problems else data.missing_photos()
+        _report_check(args.dataset, problems, "photos of the model or the queries", missing)
+        return
+    _stop_at(data.problems())
+    matcher = options.make_matcher(args)
+    dense = options.dense_config(args)
+    run, answers, submission = localize_aachen(
+        args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
+    )
+    _print_answers(run, answers, time.monotonic() - start)
+    print(f"Written     {submission}")
+
+
+def _inloc(args: argparse.Namespace) -> None:
+    from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
+
+    start = time.monotonic()
+    settings = InLocOptions(**_pose_options(args, min_matches=args.min_matches))
+    data = InLocDataset(args.dataset)
+    if args.dry_run:
+        problems = data.problems()
+        missing = [] if problems else data.missing_scans()
+        _report_check(args.dataset, problems, "scans or alignments", missing)
+        return
+    _stop_at(data.problems())
+    matcher = options.make_matcher(args)
+    dense = options.dense_config(args)
+    run, answers, submission = localize_inloc(
+        args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
+    )
+    if run.results["missing_scans"]:
+        number = len(run.results["missing_scans"])
+        print(f"Scans       {number} are missing, e.g. of {run.results['missing_scans'][0]}")
+    _print_answers(run, answers, time.monotonic() - start)
+    print(f"Written     {submission}")
+
+
+def _stop_at(problems: Sequence[str]) -> None:
+    if problems:
+        raise EdmHlocError("\n".join(problems))
+
+
+def _report_check(
+    dataset: Path, problems: Sequence[str], what: str, missing: Sequence[str]
+) -> None:
+    _stop_at(problems)
+    if missing:
+        some = "\n".join(f"  {line}" for line in missing[:5])
+        more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise EdmHlocError(f"{len(missing)} {what} are missing in {dataset}:\n{some}{more}")
+    print(f"Complete    {dataset} has everything a run needs")
+
+
+def _print_answers(run: Run, answers: Sequence[QueryPose], seconds: float) -> None:
+    summary = run.results["localized"]
+    print(
+        f"Localized   {summary['localized']} of {summary['queries']} queries, "
+        f"{summary['inliers_median']:,.0f} inliers (median)"
+    )
+    for status, text in (("closest", "the pose of a database photo"), ("failed", "no pose")):
+        found = [answer for answer in answers if answer.status == status]
+        if found:
+            print(f"Not so      {len(found)} got {text}:")
+            for answer in found[:10]:
+                print(f"            {answer.query}: {answer.reason}")
+            if len(found) > 10:
+                print(f"            and {len(found) - 10} more, see queries.jsonl")
+    print(f"Time        {summaries.duration(seconds)}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from edm_hloc.images import find_images
+    from edm_hloc.localize import check_submission
+
+    queries: list[str] = []
+    for path in args.queries:
+        queries += find_images(path) if path.is_dir() else _names(path)
+    problems = check_submission(args.file, queries)
+    if problems:
+        more = f"\n… and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise EdmHlocError(f"{args.file}:\n" + "\n".join(problems[:20]) + more)
+    print(f"Right       {args.file} has one pose for each of {len(queries)} queries")
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdmHlocError(f"Cannot read the list {path}: {error}.") from error
+    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from edm_hloc.evaluation.localization import (
+        AACHEN_THRESHOLDS,
+        INLOC_THRESHOLDS,
+        evaluate,
+        read_truth,
+        table,
+    )
+    from edm_hloc.localize import read_poses
+
+    thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
+    print(table(evaluate(read_poses(args.file), read_truth(args.truth), thresholds), thresholds))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from edm_hloc.synthetic.localization import make_aachen, make_inloc
+
+    size = (args.size[0], args.size[1])
+    if min(size) < 64 or args.queries < 2 or (args.views is not None and args.views < 4):
+        raise EdmHlocError(
+            "A miniature needs 4 views, 2 queries and photos of 64 × 64 px at least."
+        )
+    if args.benchmark == "aachen":
+        night = args.queries // 2
+        views = args.views or 16
+        make_aachen(args.out, views, args.queries - night, night, size, args.seed)
+    else:
+        make_inloc(args.out, args.views or 32, args.queries, size, args.seed)
+    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {args.out} OUT, then")
+    print(f"            edm-hloc evaluate-poses OUT/*.txt {args.out / 'truth' / 'queries'}")
+
+
+def _retrieve(args: argparse.Namespace) -> None:
+    from edm_hloc.pairs import write_pairs
+    from edm_hloc.retrieval import DescriptorReader, most_similar, select_names, write_scores
+
+    with DescriptorReader(args.descriptors) as reader:
+        names = reader.names()
+    lists = [_names(path) if path else None for path in (args.query_list, args.database_list)]
+    queries = select_names(names, args.query_prefix, lists[0])
+    database = select_names(names, args.database_prefix, lists[1])
+    found = most_similar(args.descriptors, queries, database, args.number)
+    write_pairs(args.out, [(query, image) for query, image, _ in found])
+    scores = args.out.with_name(f"scores-{args.out.name}")
+    write_scores(scores, found)
+    print(f"Written     {args.out}, {len(found):,} pairs of {len(queries)} queries; {scores}")

@@ -1,0 +1,389 @@
+"""Which database images look like a query: global descriptors, hloc's files of them, exact top-k.
+
+Three sources of descriptors, all in hloc's H5 format (group = image name, `global_descriptor`):
+any file that hloc wrote; MegaLoc through torch.hub, which needs the network once; and VLAD over
+EDM's own features or over SIFT, with a vocabulary made of the database at hand, which needs
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2, vq
+from tqdm import tqdm
+
+from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.images import load_image
+from edm_hloc.models.weights import load as load_weights
+from edm_hloc.pairs import Pair
+from edm_hloc.store import Provenance, _Reader, _Writer
+
+logger = logging.getLogger(__name__)
+
+LocalFeatures = Callable[[Path], np.ndarray]
+"""A photo → its (N, D) float32 local descriptors. Raises ImageError."""
+
+_BLOCK = 2048  # images whose descriptors are in memory at a time, on either side
+_SIFT_SIZE, _SIFT_FEATURES = 640, 1500
+_HUB = ("gmberton/MegaLoc", "get_trained_model", 322)
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+# --------------------------------------------------------------------------- hloc's files
+
+
+class DescriptorReader(_Reader):
+    """Reads global descriptors, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+
+    def names(self) -> list[str]:
+        """All images in the file, sorted."""
+        found: list[str] = []
+
+        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            parent, _, last = name.rpartition("/")
+            if last == "global_descriptor" and isinstance(item, h5py.Dataset):
+                found.append(parent)
+
+        self._h5.visititems(visit)
+        return sorted(found)
+
+    def read(self, names: Sequence[str]) -> np.ndarray:
+        """(len(names), D) float32.
+
+        Raises:
+            EdmHlocError: an image is not there, or the lengths differ.
+        """
+        rows = []
+        for name in names:
+            item = self._h5.get(f"{name}/global_descriptor")
+            if item is None:
+                raise EdmHlocError(
+                    f"{self.path} has no descriptor of {name!r}: make it with all images, or give "
+                    "another file."
+                )
+            rows.append(np.asarray(item, np.float32).ravel())
+        if len({len(row) for row in rows}) > 1:
+            raise EdmHlocError(f"The descriptors in {self.path} differ in length.")
+        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+class DescriptorWriter(_Writer):
+    """Writes global descriptors as hloc does; use it in a ``with`` block."""
+
+    def add(self, name: str, descriptor: np.ndarray) -> None:
+        group = self._create_group(name)
+        group.create_dataset("global_descriptor", data=np.asarray(descriptor, np.float32))
+        self._file.check()
+
+
+# --------------------------------------------------------------------------- search
+
+
+def most_similar(
+    descriptors: Path,
+    queries: Sequence[str],
+    database: Sequence[str],
+    k: int,
+    *,
+    database_descriptors: Path | None = None,
+    block: int = _BLOCK,
+) -> list[tuple[str, str, float]]:
+    """The `k` database images nearest to each query, best first: query, image, dot product.
+
+    Exact; memory holds two blocks of descriptors. An image is never paired with itself.
+
+    Args:
+        descriptors: H5 file with the queries' descriptors, and the database's.
+        queries, database: names.
+        k: images for each query.
+        database_descriptors: another file with the database's descriptors.
+        block: images a block.
+
+    Raises:
+        EdmHlocError: a file cannot be read, a descriptor is missing, or `k` is below 1.
+    """
+    if k < 1:
+        raise EdmHlocError("The number of images to retrieve must be at least 1.")
+    found: list[tuple[str, str, float]] = []
+    with (
+        DescriptorReader(descriptors) as reader,
+        DescriptorReader(database_descriptors or descriptors) as other,
+    ):
+        for some in _blocks(queries, block):
+            rows = reader.read(some)
+            best = np.full((len(some), 0), -np.inf, np.float32)
+            place = np.zeros((len(some), 0), np.int64)
+            for start in range(0, len(database), block):
+                names = database[start : start + block]
+                columns = other.read(names)
+                if columns.shape[1] != rows.shape[1]:
+                    raise EdmHlocError(
+                        f"Queries have descriptors of length {rows.shape[1]}, the database of "
+                        f"{columns.shape[1]}: {descriptors} is of another method."
+                    )
+                scores = rows @ columns.T
+                index = {name: i for i, name in enumerate(names)}
+                for i, name in enumerate(some):
+                    if name in index:
+                        scores[i, index[name]] = -np.inf
+                best = np.hstack([best, scores])
+                number = np.broadcast_to(np.arange(start, start + len(names)), scores.shape)
+                place = np.hstack([place, number])
+                order = np.lexsort((place, -best), axis=1)[:, :k]
+                best = np.take_along_axis(best, order, axis=1)
+                place = np.take_along_axis(place, order, axis=1)
+            for i, query in enumerate(some):
+                for score, j in zip(best[i].tolist(), place[i].tolist(), strict=True):
+                    if score > -np.inf:
+                        found.append((query, database[j], score))
+    return found
+
+
+def write_scores(path: Path, found: Iterable[tuple[str, str, float]]) -> None:
+    """Writes query, image and score, a line each, beside hloc's list of pairs, which has none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{a} {b} {score:.6f}\n" for a, b, score in found), "utf-8")
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def retrieved(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """The images of each query in the order of the list, each once."""
+    images: dict[str, dict[str, None]] = defaultdict(dict)
+    for query, image in pairs:
+        images[query][image] = None
+    return {query: list(names) for query, names in images.items()}
+
+
+def _blocks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+# --------------------------------------------------------------------------- VLAD
+
+
+@dataclass(frozen=True)
+class VladConfig:
+    """VLAD (Jégou et al., CVPR 2010) with each word's sum normalised (Arandjelović et al., 2013).
+
+    Attributes:
+        words: of the vocabulary.
+        images: of the database, evenly picked, that make the vocabulary.
+        per_image: local descriptors that each of them gives.
+        seed: of the vocabulary.
+    """
+
+    words: int = 64
+    images: int = 200
+    per_image: int = 300
+    seed: int = 0
+
+
+def compute_descriptors(
+    image_root: Path,
+    database: Sequence[str],
+    queries: Sequence[str],
+    out: Path,
+    local: LocalFeatures,
+    config: VladConfig | None = None,
+    provenance: Provenance | None = None,
+    threads: int = 2,
+) -> dict[str, str]:
+    """Writes VLAD descriptors of all images; gives why images have none, by name.
+
+    Args:
+        image_root: folder of the images.
+        database: images that make the vocabulary.
+        queries: more images.
+        out: H5 file to write, hloc's format.
+        local: local descriptors of a photo.
+        config: the vocabulary.
+        provenance: stored in the file.
+        threads: that read photos.
+
+    Raises:
+        EdmHlocError: no image of the database can be read, or the file cannot be written.
+    """
+    config = config or VladConfig()
+    skipped: dict[str, str] = {}
+
+    def extract(name: str) -> tuple[str, np.ndarray | None]:
+        try:
+            return name, local(image_root / name)
+        except ImageError as error:
+            skipped[name] = str(error)
+            return name, None
+
+    rng = np.random.default_rng(config.seed)
+    step = max(1, len(database) // config.images)
+    sample = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _, found in _progress(pool, extract, database[::step][: config.images], "Vocabulary"):
+            if found is not None and len(found):
+                rows = rng.permutation(len(found))[: config.per_image]
+                sample.append(found[rows])
+        if not sample:
+            raise EdmHlocError(
+                f"No image of the database in {image_root} gives a descriptor. "
+                f"{next(iter(skipped.values()), '')}"
+            )
+        words = vocabulary(np.concatenate(sample), config)
+        names = list(dict.fromkeys([*database, *queries]))
+        with DescriptorWriter(out, provenance or {}) as writer:
+            for name, found in _progress(pool, extract, names, "Global descriptors"):
+                if found is not None:
+                    writer.add(name, vlad(found, words))
+    for reason in skipped.values():
+        logger.warning("Skipping a photo: %s", reason)
+    return skipped
+
+
+def _progress(
+    pool: ThreadPoolExecutor,
+    work: Callable[[str], tuple[str, Any]],
+    names: Sequence[str],
+    title: str,
+    ahead: int = 8,
+) -> Iterator[tuple[str, Any]]:
+    """Results in order, with a few ahead in threads: all at once would fill the memory."""
+    rest = iter(names)
+    waiting = [pool.submit(work, name) for name in islice(rest, ahead)]
+    for _ in tqdm(names, desc=title, unit="photo", disable=None):
+        result = waiting.pop(0).result()
+        waiting += [pool.submit(work, name) for name in islice(rest, 1)]
+        yield result
+
+
+def vocabulary(descriptors: np.ndarray, config: VladConfig) -> np.ndarray:
+    """(words, D) float32 centres of (N, D) local descriptors; fewer words where N is small."""
+    count = max(1, min(config.words, len(descriptors) // 4))
+    rng = np.random.default_rng(config.seed)
+    first = descriptors[rng.permutation(len(descriptors))[:count]]
+    centres, _ = kmeans2(descriptors.astype(np.float32), first, iter=15, minit="matrix")
+    return np.asarray(centres, np.float32)
+
+
+def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """(N, D) local descriptors → (words · D,) float32 of length 1; zeros where there are none."""
+    sums = np.zeros(words.shape, np.float32)
+    if len(descriptors):
+        nearest, _ = vq(descriptors.astype(np.float32), words)
+        np.add.at(sums, nearest, descriptors - words[nearest])
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    flat = sums.ravel()
+    return flat / max(float(np.linalg.norm(flat)), 1e-12)
+
+
+# --------------------------------------------------------------------------- local descriptors
+
+
+def sift_features(path: Path) -> np.ndarray:
+    """RootSIFT: (N, 128)."""
+    image = load_image(path, resize_max=_SIFT_SIZE, divisor=8)
+    grey = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
+    sift: Any = cv2.SIFT.create(nfeatures=_SIFT_FEATURES)
+    _, found = sift.detectAndCompute(grey, None)
+    if found is None:
+        return np.zeros((0, 128), np.float32)
+    found = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)
+    return np.sqrt(found).astype(np.float32)
+
+
+def edm_features(size: int = 512) -> tuple[LocalFeatures, str]:
+    """Features of EDM's backbone, one of length 1 for every 16 px, and the weights' SHA-256.
+
+    The best weights on this computer are taken, whatever the matcher is.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, weights = load_weights(None, device)
+
+    @torch.inference_mode()
+    def local(path: Path) -> np.ndarray:
+        image = load_image(path, resize_max=size, divisor=32)
+        x16 = model.backbone(image.tensor[None].to(device))[1]
+        rows = torch.nn.functional.normalize(x16[0].flatten(1).T.float(), dim=1)
+        return rows.cpu().numpy()
+
+    return local, weights.sha256
+
+
+# --------------------------------------------------------------------------- MegaLoc
+
+
+def hub_descriptors(
+    image_root: Path, names: Sequence[str], out: Path, device: str = "cpu", repo: str | None = None
+) -> dict[str, str]:
+    """Writes MegaLoc's descriptors (8,448 numbers) of all images; gives why images have none.
+
+    torch.hub downloads code and weights at the first call.
+
+    Args:
+        image_root, names: the images.
+        out: H5 file to write, hloc's format.
+        device: of the network.
+        repo: local copy of the repository.
+
+    Raises:
+        EdmHlocError: the network cannot be loaded, or the file not be written.
+    """
+    name, entry, size = _HUB
+    load = partial(torch.hub.load, trust_repo=True)
+    try:
+        model = load(repo, entry, source="local") if repo else load(name, entry)
+    except Exception as error:  # anything from no network to a missing module
+        raise EdmHlocError(
+            f"MegaLoc cannot be loaded from {repo or f'github.com/{name}'} ({error}). Without "
+            "network take --retrieval edm, or a file of descriptors made elsewhere."
+        ) from error
+    model = model.eval().to(device)
+    mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)
+    skipped: dict[str, str] = {}
+    with DescriptorWriter(out, {"retrieval": "megaloc"}) as writer, torch.inference_mode():
+        for photo in tqdm(names, desc="Global descriptors", unit="photo", disable=None):
+            try:
+                image = load_image(image_root / photo, resize_max=None, grayscale=False, divisor=1)
+            except ImageError as error:
+                skipped[photo] = str(error)
+                logger.warning("Skipping a photo: %s", error)
+                continue
+            square = torch.nn.functional.interpolate(
+                ((image.tensor - mean) / std)[None], (size, size), mode="bilinear", antialias=True
+            )
+            writer.add(photo, model(square.to(device))[0].float().cpu().numpy())
+    return skipped
+
+
+def select_names(
+    names: Sequence[str], prefixes: Sequence[str] = (), listed: Collection[str] | None = None
+) -> list[str]:
+    """The names that are in a list, or begin with one of `prefixes`; all without either.
+
+    Raises:
+        EdmHlocError: there is none.
+    """
+    if listed is not None:
+        wanted = set(listed)
+        chosen = [name for name in names if name in wanted]
+    else:
+        chosen = [name for name in names if name.startswith(tuple(prefixes) or "")]
+    if not chosen:
+        raise EdmHlocError(
+            f"No image begins with {' or '.join(prefixes) or 'that'}; names are like "
+            f"{next(iter(names), 'nothing')!r}."
+        )
+    return chosen

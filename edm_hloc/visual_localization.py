@@ -1,0 +1,363 @@
+"""Steps that every localization shares, and the localization of one's own photos.
+
+OUT/pairs-query-HOWk.txt    database images of each query, best first (hloc's list)
+OUT/scores-query-HOWk.txt   the same with scores, where they were computed
+OUT/raw_matches/            what the matcher found, crash-safe
+OUT/features.h5             keypoints of the queries, as hloc writes them
+OUT/matches.h5              matches of queries and database, as hloc writes them
+OUT/queries.jsonl           how each query was localized, a line each
+OUT/poses.txt               name qw qx qy qz tx ty tz, camera from world
+OUT/run.json                settings, versions, times and results
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+
+from edm_hloc.dense import DenseConfig
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.images import find_images, image_stamps
+from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.localize import (
+    LocalizationSummary,
+    ModelPoints,
+    PointSource,
+    PoseOptions,
+    QueryPose,
+    localize_queries,
+    query_cameras,
+    write_model_keypoints,
+    write_poses,
+)
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.pairs import read_pairs, write_pairs
+from edm_hloc.reconstruct import Run, fingerprint_of, match_and_quantize
+from edm_hloc.retrieval import (
+    DescriptorReader,
+    VladConfig,
+    compute_descriptors,
+    edm_features,
+    hub_descriptors,
+    most_similar,
+    retrieved,
+    sift_features,
+    write_scores,
+)
+
+logger = logging.getLogger(__name__)
+
+# Keypoints of queries stay where the matcher put them: nothing but their own poses hangs on them.
+QUERY_KEYPOINTS = QuantizationConfig(max_error=2.0, cell_size=8.0, max_kps=None)
+
+
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """Where the database images of each query come from.
+
+    Attributes:
+        how: "edm", "sift" or "megaloc", which are computed; or a file: hloc's list of pairs, the
+            query first, or H5 with hloc's global descriptors of all images.
+        number: of images a query.
+        vlad: the descriptors that are computed without a network.
+    """
+
+    how: str = "edm"
+    number: int = 50
+    vlad: VladConfig = field(default_factory=VladConfig)
+
+    @property
+    def label(self) -> str:
+        """For file names: "netvlad" for pairs-query-netvlad50.txt, the kind for computed ones."""
+        if not self.is_file:
+            return self.how
+        stem = Path(self.how).stem.removeprefix("pairs-query-").removeprefix("global-feats-")
+        return stem.rstrip("0123456789") or "file"
+
+    @property
+    def is_file(self) -> bool:
+        return self.how not in ("edm", "sift", "megaloc")
+
+    def check(self) -> None:
+        """Raises EdmHlocError if the file is missing, before hours of other work."""
+        if self.number < 1:
+            raise EdmHlocError("The number of images to retrieve must be at least 1.")
+        if self.is_file and not Path(self.how).is_file():
+            raise EdmHlocError(
+                f"No such retrieval file: {self.how}. Give hloc's list of pairs (such as "
+                "pairs-query-netvlad50.txt), an H5 file of global descriptors, or 'edm' to have "
+                "the pairs computed here."
+            )
+
+
+def retrieve(
+    run: Run,
+    options: RetrievalOptions,
+    image_root: Path,
+    queries: Sequence[str],
+    database: Sequence[str],
+) -> dict[str, list[str]]:
+    """The database images of each query, best first; a step of `run`.
+
+    Raises:
+        EdmHlocError: a file cannot be read, or none of the queries is in it.
+    """
+    options.check()
+    name = f"query-{options.label}{options.number}.txt"
+    listed, scored = run.out / f"pairs-{name}", run.out / f"scores-{name}"
+    given = Path(options.how)
+    if options.is_file and given.suffix != ".h5":
+        found = retrieved(read_pairs(given, [*queries, *database]))
+        found = {q: found[q][: options.number] for q in queries if q in found}
+        if not found:
+            raise EdmHlocError(
+                f"{given} lists none of the {len(queries)} queries. Names must be relative to the "
+                f"image folder, like {queries[0]!r}."
+            )
+        unknown = {image for images in found.values() for image in images} - set(database)
+        if unknown:
+            logger.warning(
+                "%s names %d images that are not in the database, such as %s.",
+                given,
+                len(unknown),
+                min(unknown),
+            )
+    elif not options.is_file and len(database) <= options.number:
+        found = {query: list(database) for query in queries}
+    else:
+        found = _by_descriptors(run, options, image_root, queries, database, scored)
+    missing = [query for query in queries if query not in found]
+    if missing:
+        logger.warning(
+            "%d of %d queries have no retrieved image and cannot be localized, such as %s.",
+            len(missing),
+            len(queries),
+            missing[0],
+        )
+    pairs = [(query, image) for query, images in found.items() for image in images]
+    if not (options.is_file and listed.exists() and listed.samefile(given)):
+        write_pairs(listed, pairs)
+    return found
+
+
+def _by_descriptors(
+    run: Run,
+    options: RetrievalOptions,
+    image_root: Path,
+    queries: Sequence[str],
+    database: Sequence[str],
+    scored: Path,
+) -> dict[str, list[str]]:
+    descriptors = Path(options.how)
+    if not options.is_file:
+        descriptors = run.out / f"global-feats-{options.how}.h5"
+        everything = list(dict.fromkeys([*database, *queries]))
+
+        def compute() -> dict[str, Any]:
+            if options.how == "megaloc":
+                hub_descriptors(image_root, everything, descriptors)
+            else:
+                local, of = (sift_features, "sift") if options.how == "sift" else edm_features()
+                made_by = {"retrieval": "vlad", "of": of, **asdict(options.vlad)}
+                compute_descriptors(
+                    image_root, database, queries, descriptors, local, options.vlad, made_by
+                )
+            return {}
+
+        stamps = image_stamps(image_root, everything)
+        depends_on = [stamps, database, options.how, asdict(options.vlad)]
+        run.step("descriptors", depends_on, [descriptors], compute)
+    with DescriptorReader(descriptors) as reader:
+        known = set(reader.names())
+    if known.isdisjoint(queries) or known.isdisjoint(database):
+        raise EdmHlocError(
+            f"{descriptors} has no descriptors of the queries or of the database; its names are "
+            f"like {min(known, default='nothing')!r}."
+        )
+    found = most_similar(
+        descriptors,
+        [query for query in queries if query in known],
+        [image for image in database if image in known],
+        options.number,
+    )
+    write_scores(scored, found)
+    return retrieved((query, image) for query, image, _ in found)
+
+
+def match_queries(
+    run: Run,
+    image_root: Path,
+    retrieval: Mapping[str, Sequence[str]],
+    matcher: Matcher,
+    quantization: QuantizationConfig,
+    dense: DenseConfig | None,
+    reference_features: Path | None,
+    *,
+    overwrite: bool,
+) -> str:
+    """Matches every query with its retrieved images into `features.h5` and `matches.h5`."""
+    pairs = [(query, image) for query, images in retrieval.items() for image in images]
+    return match_and_quantize(
+        run,
+        image_root,
+        pairs,
+        matcher,
+        quantization,
+        dense,
+        reference_features=reference_features,
+        overwrite=overwrite,
+    )
+
+
+def find_poses(
+    run: Run,
+    matched: str,
+    queries: Sequence[str],
+    cameras: Mapping[str, pycolmap.Camera],
+    problems: Mapping[str, str],
+    retrieval: Mapping[str, Sequence[str]],
+    points: PointSource,
+    options: PoseOptions,
+    *,
+    uncalibrated: Sequence[str] = (),
+) -> list[QueryPose]:
+    """The pose of each query, logged in `queries.jsonl`, summed up in the run's record."""
+    start = time.monotonic()
+    fingerprint = fingerprint_of(
+        [
+            matched,
+            {query: list(images) for query, images in retrieval.items()},
+            {query: str(camera.todict()) for query, camera in cameras.items()},
+            sorted(uncalibrated),
+            dict(problems),
+            asdict(options),
+        ]
+    )
+    skipped = run.results["matching"]["skipped"]
+    answers = localize_queries(
+        queries,
+        cameras,
+        retrieval,
+        run.out / "features.h5",
+        run.out / "matches.h5",
+        points,
+        run.out / "queries.jsonl",
+        options,
+        problems={**skipped, **problems},
+        uncalibrated=uncalibrated,
+        fingerprint=fingerprint,
+    )
+    run.results["localized"] = asdict(LocalizationSummary.of(answers))
+    run.seconds["localization"] = time.monotonic() - start
+    run.write()
+    return answers
+
+
+def submit(path: Path, answers: Sequence[QueryPose], points: PointSource) -> None:
+    """Writes the submission: every query once, those without any pose with that of an image.
+
+    The benchmarks want every query; a query of which nothing is known gets the pose of the first
+    database image, as good as any.
+    """
+    fallback = next((pose for name in points.names() if (pose := points.pose(name))), None)
+    poses = {a.query: a.pose or fallback for a in answers}
+    write_poses(path, {query: pose for query, pose in poses.items() if pose}, basenames=True)
+
+
+# --------------------------------------------------------------------------- one's own photos
+
+
+def localize_photos(
+    model: Path,
+    image_root: Path,
+    query_root: Path,
+    out: Path,
+    matcher: Matcher,
+    *,
+    known: Mapping[str, pycolmap.Camera] | None = None,
+    retrieval: RetrievalOptions | None = None,
+    pose: PoseOptions | None = None,
+    dense: DenseConfig | None = None,
+    overwrite: bool = False,
+) -> tuple[Run, list[QueryPose]]:
+    """Finds where photos were taken, in the world of a COLMAP model made by anyone.
+
+    Args:
+        model: folder of the model, with points.
+        image_root: folder of the model's photos.
+        query_root: folder of the photos to localize.
+        out: output folder; a run that is there is continued. See the module for its files.
+        matcher: with what.
+        known: cameras of the queries that are calibrated; the focal length of the others comes from
+            their EXIF data and is refined, or is estimated.
+        retrieval: which photos of the model each query is matched with; all of a small model.
+        pose: how poses are found.
+        dense: memory and threads of the matching.
+        overwrite: do everything again.
+
+    Raises:
+        EdmHlocError: bad input; what was computed is kept. A query that fails raises nothing.
+    """
+    points = ModelPoints(model, prefix="database/")
+    queries = [f"query/{name}" for name in find_images(query_root)]
+    known = {f"query/{name}": camera for name, camera in (known or {}).items()}
+    retrieval = retrieval or RetrievalOptions(number=20)
+    pose = pose or PoseOptions()
+    settings = {
+        "model": str(model),
+        "images": str(image_root),
+        "queries": str(query_root),
+        "matcher": dict(matcher.provenance),
+        "retrieval": asdict(retrieval),
+        "pose": asdict(pose),
+    }
+    run = Run.begin(out, settings, overwrite=overwrite)
+    root = _one_root(out / "images", {"database": image_root, "query": query_root})
+    there = image_stamps(root, points.names())
+    if not there:
+        raise EdmHlocError(
+            f"None of the photos of {model} is in {image_root}; it knows names like "
+            f"{points.names()[0].removeprefix('database/')!r}."
+        )
+    cameras, problems = query_cameras(root, queries, known)
+    found = retrieve(run, retrieval, root, queries, list(there))
+
+    keypoints = out / "model-keypoints.h5"
+    stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
+
+    def write_keypoints() -> dict[str, Any]:
+        write_model_keypoints(points, there, keypoints)
+        return {}
+
+    run.step("model keypoints", [str(model), stamps, list(there)], [keypoints], write_keypoints)
+    matched = match_queries(
+        run, root, found, matcher, QUERY_KEYPOINTS, dense, keypoints, overwrite=overwrite
+    )
+    free = [query for query in queries if query not in known]
+    answers = find_poses(
+        run, matched, queries, cameras, problems, found, points, pose, uncalibrated=free
+    )
+    answers = [replace(a, query=a.query.removeprefix("query/")) for a in answers]
+    localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
+    write_poses(out / "poses.txt", localized)
+    return run, answers
+
+
+def _one_root(folder: Path, roots: Mapping[str, Path]) -> Path:
+    """A folder with links to several, for steps that take one folder of images."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, root in roots.items():
+            link = folder / name
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(root.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot make links in {folder}: {error.strerror}.") from error
+    return folder

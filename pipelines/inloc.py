@@ -1,0 +1,52 @@
+"""InLoc from its folder to a submission: `run(dataset, outputs)`, or as a script.
+
+    python pipelines/inloc.py --dataset datasets/inloc --outputs outputs/inloc
+
+A starting point for scripts of one's own; `edm-hloc inloc` has all the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.visual_localization import RetrievalOptions
+
+
+def run(
+    dataset: Path,
+    outputs: Path,
+    weights: str | None = None,
+    retrieval: str = "edm",
+    num_loc: int = 40,
+) -> Path:
+    """Localize all queries of the dataset; gives the file to submit.
+
+    Raises:
+        EdmHlocError: something is missing in the dataset; what was computed is kept.
+    """
+    options = InLocOptions(retrieval=RetrievalOptions(retrieval, num_loc))
+    matcher = EDMMatcher(EDMMatcherConfig(weights=weights))
+    return localize_inloc(dataset, outputs, matcher, options)[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", type=Path, default=Path("datasets/inloc"))
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/inloc"))
+    parser.add_argument("--weights", help="name or path; by default the best on this computer")
+    parser.add_argument("--retrieval", default="edm", help="or pairs-query-netvlad40.txt of hloc")
+    parser.add_argument("--num_loc", type=int, default=40, help="database photos of a query")
+    parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
+    args = parser.parse_args()
+    if args.dry_run:
+        print("\n".join(InLocDataset(args.dataset).problems()) or "The dataset is complete.")
+        return
+    settings = (args.weights, args.retrieval, args.num_loc)
+    print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
+
+
+if __name__ == "__main__":
+    main()
