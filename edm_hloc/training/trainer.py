@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
@@ -424,6 +425,10 @@ def _load_initial(path: Path, model: EDM, average: EDM) -> _Progress:
     try:
         if path.suffix == ".safetensors":
             state = average_state = load_file(path)
+            with safe_open(path, "pt") as file:
+                known = file.metadata() or {}
+            progress.pairs = int(known.get("pairs", 0))
+            progress.seconds = 3600 * float(known.get("hours", 0))
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             state, average_state = checkpoint["model"], checkpoint["average"]
