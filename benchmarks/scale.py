@@ -1,0 +1,380 @@
+"""Memory and time of everything behind the matcher, at parts of the size of Aachen Day-Night v1.1.
+
+    python benchmarks/scale.py [--parts 0.05 0.1 0.25] [--full] [--matches 2000] [--json FILE]
+
+Aachen's size is 6,697 database images in 130,000 pairs, and 1,015 queries in 50,000 pairs. The raw
+matches are synthetic: cameras go along a wall with relief, 0.7 m apart, each matched with the next
+20 as a semi-dense matcher does it: mostly where there is texture, one side of a match on its grid
+of 12.5 px, the other where the wall's point is, with 0.7 px of noise, and one match in ten wrong.
+Every photo is one file under many names. Each step runs in a process of its own, through the
+functions that `edm-hloc aachen` calls; its peak is the largest resident memory of that process
+while the step ran (its imports take some 440 MiB). `--full` takes quantization and retrieval at
+Aachen's full size. At 2,000 matches a pair that needs 25 GB of disk.
+
+The growth of a step is the slope of its CPU time, and of its memory beyond the imports', over the
+size on logarithmic axes: 1 is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from edm_hloc import sfm
+from edm_hloc.aachen import AachenOptions
+from edm_hloc.aggregate import aggregate
+from edm_hloc.evaluation.localization import pose_errors
+from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.pairs import from_covisibility
+from edm_hloc.reconstruct import peak_memory_mib
+from edm_hloc.retrieval import DescriptorWriter, most_similar
+from edm_hloc.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.visual_localization import QUERY_KEYPOINTS
+
+IMAGES, PAIRS, QUERIES, QUERY_PAIRS = 6697, 130_000, 1015, 50_000
+WIDTH, HEIGHT, FOCAL = 1600, 1200, 1450.0
+STEP = 0.7  # metres between cameras
+GRID = 12.5  # px: 8 px at 1,024
+NOISE, WRONG = 0.7, 0.1
+IMPORTS = 440  # MiB
+DESCRIPTOR = 8192  # numbers, as VLAD of 64 words over SIFT
+
+
+class World:
+    """Cameras along a wall; the first `images` of them are the database."""
+
+    def __init__(self, part: float) -> None:
+        self.images, self.queries = round(IMAGES * part), round(QUERIES * part)
+        self.num_pairs, self.num_query_pairs = round(PAIRS * part), round(QUERY_PAIRS * part)
+        rng = np.random.default_rng(0)
+        number = self.images + self.queries
+        along = np.append(np.arange(self.images), rng.uniform(0, self.images - 1, self.queries))
+        self.centres = rng.normal(0, [0.1, 0.3, 0.5], (number, 3))
+        self.centres = self.centres + np.outer(STEP * along, [1.0, 0.0, 0.0])
+        self.along = along
+        angles = rng.normal(0, [4.0, 2.0, 2.0], (number, 3))
+        self.R = Rotation.from_euler("yxz", angles, degrees=True).as_matrix()  # cam from world
+        database = [f"db/{i:05d}.jpg" for i in range(self.images)]
+        self.names = database + [f"query/{i:05d}.jpg" for i in range(self.queries)]
+        y, x = np.mgrid[0 : HEIGHT / GRID, 0 : WIDTH / GRID]
+        self.grid = np.stack([x.ravel(), y.ravel()], axis=1) * GRID + (GRID / 8 - 1) / 2
+        self.points = lru_cache(128)(self._points)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Of the database: each image with the next ones, the nearest first in the list."""
+        partners = -(-self.num_pairs // self.images) + 1
+        found = [(i, i + k) for k in range(1, partners + 1) for i in range(self.images - k)]
+        return sorted(found[: self.num_pairs])
+
+    @property
+    def query_pairs(self) -> list[tuple[int, int]]:
+        found = []
+        number = min(self.images, self.num_query_pairs // self.queries)
+        for query in range(self.images, self.images + self.queries):
+            first = round(self.along[query] - number / 2)
+            first = min(max(first, 0), self.images - number)
+            found += [(query, first + k) for k in range(number)]
+        return found
+
+    def named(self, pairs: list[tuple[int, int]]) -> list[tuple[str, str]]:
+        return [(self.names[a], self.names[b]) for a, b in pairs]
+
+    def pose(self, image: int) -> pycolmap.Rigid3d:
+        R = self.R[image]
+        return pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ self.centres[image])
+
+    def camera(self) -> pycolmap.Camera:
+        params = [FOCAL, WIDTH / 2, HEIGHT / 2]
+        return pycolmap.Camera(
+            camera_id=1, model="SIMPLE_PINHOLE", width=WIDTH, height=HEIGHT, params=params
+        )
+
+    def _points(self, image: int) -> np.ndarray:
+        """(N, 3) points of the wall behind the grid of an image."""
+        rays = np.column_stack(
+            [self.grid + 0.5 - [WIDTH / 2, HEIGHT / 2], np.full(len(self.grid), FOCAL)]
+        )
+        rays = rays @ self.R[image]
+        rays /= rays[:, 2:]
+        centre = self.centres[image]
+        depth = np.full(len(rays), 20.0)
+        for _ in range(15):
+            x, y = (centre + depth[:, None] * rays)[:, :2].T
+            depth = 20 + 2 * np.sin(0.35 * x) * np.cos(0.3 * y) - centre[2]
+        return centre + depth[:, None] * rays
+
+    def matches(self, pair: tuple[int, int], number: int) -> RawMatches:
+        rng = np.random.default_rng(pair)
+        swap = bool(rng.integers(2))  # which side is on its grid
+        a, b = pair[::-1] if swap else pair
+        points = self.points(a)
+        x, y, _ = points.T
+        texture = np.sin(1.3 * x + 2 * np.sin(0.7 * y)) + np.sin(1.7 * y + np.sin(2.1 * x))
+        order = np.argsort(rng.normal(-texture, 0.5))  # where there is texture first
+        seen = (points[order] - self.centres[b]) @ self.R[b].T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            xy = FOCAL * seen[:, :2] / seen[:, 2:] + [WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5]
+        inside = (
+            (seen[:, 2] > 1) & (xy > 0).all(axis=1) & (xy < [WIDTH - 1, HEIGHT - 1]).all(axis=1)
+        )
+        chosen = np.flatnonzero(inside)[:number]
+        xy = xy[chosen] + rng.normal(0, NOISE, (len(chosen), 2))
+        wrong = rng.random(len(chosen)) < WRONG
+        xy[wrong] = rng.uniform(0, [WIDTH - 1, HEIGHT - 1], (int(wrong.sum()), 2))
+        xy = xy.clip(0, [WIDTH - 1, HEIGHT - 1])
+        scores = rng.uniform(0.2, 1, len(chosen))
+        arrays = (self.grid[order[chosen]], xy, scores)
+        found = RawMatches(*(array.astype(np.float32) for array in arrays))
+        return found.swapped() if swap else found
+
+
+# --------------------------------------------------------------------------- steps
+
+
+@contextlib.contextmanager
+def measured(name: str, results: dict[str, Any]) -> Iterator[None]:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    wall, cpu = time.monotonic(), time.process_time()
+    yield
+    results[name] = {
+        "seconds": round(time.monotonic() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_mib": peak_memory_mib(),
+    }
+
+
+def make(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
+    """Raw matches, photos and the model with the known poses."""
+    total = 0
+    with measured("raw matches written", results):
+        for kind, pairs in (("raw", world.pairs), ("query-raw", world.query_pairs)):
+            with RawMatchWriter(folder / kind, {"matcher": "synthetic"}) as writer:
+                for pair in pairs:
+                    found = world.matches(pair, matches)
+                    total += len(found.scores)
+                    writer.add(*world.named([pair])[0], found)
+    photo = folder / "photo.jpg"
+    Image.new("L", (WIDTH, HEIGHT), 128).save(photo)
+    for name in world.names[: world.images]:
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(photo, path)
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(world.camera())
+    for i, name in enumerate(world.names[: world.images]):
+        image = pycolmap.Image(name=name, camera_id=1, image_id=i + 1)
+        model.add_image_with_trivial_frame(image, world.pose(i))
+    (folder / "known").mkdir()
+    model.write_binary(folder / "known")
+    size = sum(path.stat().st_size for path in folder.glob("*raw/*.h5"))
+    return {"raw_matches": total, "raw_gib": round(size / 2**30, 2)}
+
+
+def quantize(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
+    features = folder / "features.h5"
+    with RawMatchReader(folder / "raw") as raw, measured("quantization", results):
+        config = AachenOptions().quantization
+        pairs = world.named(world.pairs)
+        made = aggregate(raw, pairs, features, folder / "matches.h5", config)
+    return {
+        "images": made.images,
+        "pairs": made.pairs,
+        "keypoints_per_image": round(made.keypoints / made.images),
+        "matches_per_pair": round(made.matches / made.pairs),
+    }
+
+
+def quantize_queries(
+    folder: Path, world: World, matches: int, results: dict[str, Any]
+) -> dict[str, Any]:
+    with RawMatchReader(folder / "query-raw") as raw, measured("quantization, queries", results):
+        made = aggregate(
+            raw,
+            world.named(world.query_pairs),
+            folder / "query-features.h5",
+            folder / "query-matches.h5",
+            QUERY_KEYPOINTS,
+            reference_features=folder / "features.h5",
+        )
+    return {
+        "queries": made.images,
+        "query_pairs": made.pairs,
+        "keypoints_per_query": round(made.keypoints / made.images),
+        "matches_per_query_pair": round(made.matches / made.pairs),
+    }
+
+
+def map_points(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
+    """`sfm.triangulate`, its parts measured one by one."""
+
+    def timed(place: Any, function: str, name: str) -> None:
+        work = getattr(place, function)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with measured(name, results):
+                return work(*args, **kwargs)
+
+        setattr(place, function, wrapped)
+
+    timed(sfm, "_import_features", "import into the database")
+    timed(sfm, "_verify_known_poses", "verification")
+    timed(sfm, "_triangulate", "triangulation")
+    timed(sfm, "_write_model", "colours, writing the model")
+    _, mapped = sfm.triangulate(
+        folder / "known",
+        folder / "images",
+        folder / "features.h5",
+        folder / "matches.h5",
+        world.named(world.pairs),
+        folder / "database.db",
+        folder / "model",
+        AachenOptions().mapping,
+    )
+    statistics = mapped.statistics
+    size = (folder / "database.db").stat().st_size / 2**30
+    return {
+        "points": statistics.points,
+        "track_length": round(statistics.mean_track_length, 2),
+        "database_gib": round(size, 2),
+    }
+
+
+def find_poses(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
+    with measured("covisible pairs", results):
+        from_covisibility(folder / "model", 20)
+    with measured("reading the model", results):
+        points = ModelPoints(folder / "model")
+    retrieval: dict[str, list[str]] = {}
+    for query, name in world.named(world.query_pairs):
+        retrieval.setdefault(query, []).append(name)
+    queries = world.names[world.images :]
+    camera = world.camera()
+    camera.has_prior_focal_length = True
+    with measured("localization", results):
+        answers = localize_queries(
+            queries,
+            dict.fromkeys(queries, camera),
+            retrieval,
+            folder / "query-features.h5",
+            folder / "query-matches.h5",
+            points,
+            folder / "log.jsonl",
+            PoseOptions(),
+        )
+    errors = [
+        pose_errors(answer.pose, world.pose(i))[0]
+        for i, answer in enumerate(answers, start=world.images)
+        if answer.status == "localized" and answer.pose is not None
+    ]
+    return {
+        "localized": len(errors),
+        "position_median_m": round(float(np.median(errors)), 4),
+        "inliers_median": float(np.median([answer.inliers for answer in answers])),
+    }
+
+
+def retrieve(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    path = folder / "global.h5"
+    with DescriptorWriter(path, {}) as writer:
+        for name in world.names:
+            descriptor = rng.normal(size=DESCRIPTOR)
+            writer.add(name, descriptor / np.linalg.norm(descriptor))
+    database, queries = world.names[: world.images], world.names[world.images :]
+    with measured("retrieval of 50 a query", results):
+        found = most_similar(path, queries, database, 50)
+    return {"retrieved": len(found)}
+
+
+STEPS = {
+    f.__name__: f for f in (make, quantize, quantize_queries, map_points, find_poses, retrieve)
+}
+FULL = ("make", "quantize", "quantize_queries", "retrieve")
+
+
+# --------------------------------------------------------------------------- tables
+
+
+def run_part(part: float, steps: tuple[str, ...], matches: int, scratch: Path | None) -> dict:
+    done: dict[str, Any] = {"part": part, "steps": {}}
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for step in steps:
+            command = [sys.executable, __file__, "--step", step, "--folder", folder]
+            command += ["--parts", str(part), "--matches", str(matches)]
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            facts = json.loads(out.splitlines()[-1])
+            print(json.dumps({"part": part, **facts}), file=sys.stderr, flush=True)
+            done["steps"] |= facts.pop("steps")
+            done |= facts
+    return done
+
+
+def growth(sizes: list[float], values: list[float]) -> str:
+    if len(sizes) < 2 or min(values) <= 0:
+        return ""
+    return f"{np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}"
+
+
+def table(parts: list[dict]) -> str:
+    heads = [f"{p['images']:,} + {p['queries']:,} images" for p in parts]
+    rows = ["| step | " + " | ".join(heads) + " | growth of time, of memory |"]
+    rows.append("|---" * (len(parts) + 2) + "|")
+    sizes = [float(part["part"]) for part in parts]
+    names = list(dict.fromkeys(name for part in parts for name in part["steps"]))
+    for name in names:
+        found = [part["steps"].get(name) for part in parts]
+        cells = [
+            f"{f['seconds']:,.0f} s ({f['cpu_seconds']:,.0f} s CPU), {f['peak_mib']:,.0f} MiB"
+            if f
+            else ""
+            for f in found
+        ]
+        known = [(s, f) for s, f in zip(sizes, found, strict=True) if f]
+        seconds = growth([s for s, _ in known], [f["cpu_seconds"] for _, f in known])
+        memory = growth([s for s, _ in known], [f["peak_mib"] - IMPORTS for _, f in known])
+        rows.append(f"| {name} | " + " | ".join(cells) + f" | {seconds}, {memory} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", type=float, nargs="*", default=[0.05, 0.1, 0.25])
+    parser.add_argument("--full", action="store_true", help="quantization at the full size, too")
+    parser.add_argument("--matches", type=int, default=2000, help="raw matches of a pair")
+    parser.add_argument("--scratch", type=Path, help="folder for the files, which are removed")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        results: dict[str, Any] = {}
+        facts = STEPS[args.step](args.folder, World(args.parts[0]), args.matches, results)
+        print(json.dumps({"steps": results, **facts}))
+        return
+    parts = [run_part(part, tuple(STEPS), args.matches, args.scratch) for part in args.parts]
+    if args.full:
+        parts.append(run_part(1.0, FULL, args.matches, args.scratch))
+    print(table(parts))
+    if args.json:
+        args.json.write_text(json.dumps({"matches": args.matches, "parts": parts}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
