@@ -145,9 +145,9 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
@@ -175,7 +175,7 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, 1, H, W) → maps at 1/8, 1/16, 1/32 and the refinement's map at 1/8."""
-        x = F.relu(self.bn1(self.conv1(image)))
+        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         x8 = self.layer3(self.layer2(self.layer1(x)))
         x16 = self.layer4(x8)
         x32 = self.layer5(x16)
@@ -368,12 +368,18 @@ class CorrelationInjection(nn.Module):
 
 # Below this threshold a row can have so many candidates that all columns are searched instead.
 _LEAST_THRESHOLD = 0.01
-# Logarithms of row sums this far apart can be added up in fp32 at one common scale.
+# A sum of exponentials in fp32 is exact to rounding for terms down to exp(−60) of the scale it
+# is kept at: those that underflow, below exp(−87), are too few to matter.
 _COMMON_SCALE = 60.0
 
 
 def _block_rows(rows: int, batch: int, columns: int, block_bytes: int) -> int:
     return max(1, min(rows, block_bytes // (4 * batch * columns)))
+
+
+def _default_block(device: torch.device) -> int:
+    """Bytes of similarities held at a time: about a core's cache, or enough to fill a GPU."""
+    return 64 << 20 if device.type == "cuda" else 4 << 20
 
 
 def similarity(features0: Tensor, features1: Tensor, temperature: float) -> Tensor:
@@ -384,7 +390,7 @@ def similarity(features0: Tensor, features1: Tensor, temperature: float) -> Tens
 
 
 def best_columns(
-    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int = 16 << 20
+    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """For every row of the dual softmax (Eq. 2) its largest entry and that entry's column.
 
@@ -397,12 +403,13 @@ def best_columns(
         features0: (B, N, C).
         features1: (B, M, C).
         temperature: τ of Eq. 1.
-        block_bytes: memory for similarities held at a time.
+        block_bytes: memory for similarities held at a time; None for what suits the device.
 
     Returns:
         probability (B, N) and column (B, N) long.
     """
     batch, rows = features0.shape[:2]
+    block_bytes = block_bytes or _default_block(features0.device)
     step = _block_rows(rows, batch, features1.shape[1], block_bytes)
     blocks = features0.split(step, dim=1)
     kept: Tensor | None = None
@@ -424,38 +431,27 @@ def best_columns(
     return log_probability.exp(), torch.cat(columns, dim=1)
 
 
-def _entries_above(matrix: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and value of the few entries of a matrix that exceed the threshold."""
-    # A maximum over columns is vectorised, `nonzero` is not: it is given little to search.
-    group = math.gcd(matrix.shape[1], 32)
-    groups = matrix.unflatten(1, (-1, group))
-    row, first = (groups.amax(dim=2) > threshold).nonzero(as_tuple=True)
-    few = groups[row, first]
-    index, inside = (few > threshold).nonzero(as_tuple=True)
-    return row[index], first[index] * group + inside, few[index, inside]
-
-
 @torch.no_grad()
 def confident_columns(
     features0: Tensor,
     features1: Tensor,
     temperature: float,
     threshold: float,
-    block_bytes: int = 8 << 20,
+    block_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`best_columns` of the rows whose probability exceeds `threshold`, in half the time or less.
+    """`best_columns` of the rows whose probability exceeds `threshold`, several times faster.
 
-    An entry of the dual softmax is at most the row softmax p at the same place, so only entries
-    with p > threshold count, fewer than 1/threshold a row. They are picked out of each block of
-    rows when it is made, and wait for the sums of the columns: every similarity is computed once,
-    and goes through one exponential. The sum of a column is Σ_i p_ij·exp(row_lse_i).
+    An entry of the dual softmax is at most the row softmax at the same place, so only entries
+    whose row softmax exceeds `threshold` count, fewer than 1/threshold a row. They are picked
+    out of each block of rows when it is made, and wait for the sums of the columns: every
+    similarity is computed once, and goes through one exponential, relative to its row's maximum.
 
     Args:
         features0: (B, N, C).
         features1: (B, M, C).
         temperature: τ of Eq. 1.
         threshold: the least probability of interest.
-        block_bytes: memory for similarities held at a time; as much again for their softmax.
+        block_bytes: memory for similarities held at a time; None for what suits the device.
 
     Returns:
         probability (B, N) and column (B, N) long, both 0 in the other rows.
@@ -464,40 +460,54 @@ def confident_columns(
         return best_columns(features0, features1, temperature, block_bytes)
     batch, rows, channels = features0.shape
     others = features1.shape[1]
+    block_bytes = block_bytes or _default_block(features0.device)
     step = _block_rows(rows, batch, others, block_bytes)
     scaled = (features0.float() / (channels * temperature)).contiguous()
-    transposed = features1.float().transpose(1, 2)
+    transposed = features1.float().transpose(1, 2).contiguous()
     # Memory that is used again: fresh pages for every block cost as much as its exponentials.
-    buffers = scaled.new_empty(2, batch * step * others)
-    row_lse = scaled.new_empty(batch, rows)
+    buffer = scaled.new_empty(batch * step * others)
+    members = math.gcd(others, 16)  # maxima of groups are vectorised, `nonzero` is not
+    groups = others // members
     column_lse = scaled.new_full((batch, others), -math.inf)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []  # row of the whole batch, column, p
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for start in range(0, rows, step):
         block = scaled[:, start : start + step]
-        shape = (batch, block.shape[1], others)
-        s, p = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+        e = buffer[: batch * block.shape[1] * others].view(batch, -1, others)
         with torch.autocast(features0.device.type, enabled=False):
-            torch.matmul(block, transposed, out=s)
-            torch.softmax(s, dim=2, out=p)
-            peak = p.amax(dim=2)
-            lse = s.amax(dim=2) - peak.log()
-            level = lse.amax(dim=1, keepdim=True)
-            sums = torch.matmul((lse - level).exp()[:, None], p)[:, 0]
-        row_lse[:, start : start + step] = lse
-        column_lse = torch.logaddexp(column_lse, sums.log() + level)
+            torch.matmul(block, transposed, out=e)
+            peaks = e.unflatten(2, (members, groups)).amax(dim=2)
+            top = peaks.amax(dim=2, keepdim=True)
+            e.sub_(top).exp_()
+            total = e.sum(dim=2, keepdim=True)
+            level = top.amax(dim=1, keepdim=True)
+            sums = torch.matmul((top - level).exp().transpose(1, 2), e)
+        column_lse = torch.logaddexp(column_lse, (sums.log() + level)[:, 0])
 
-        promising = (peak > threshold).flatten().nonzero()[:, 0]
-        row, column, value = _entries_above(p.flatten(0, 1).index_select(0, promising), threshold)
-        row = promising[row]
-        pair = row // block.shape[1]
-        found.append((row + pair * (rows - block.shape[1]) + start, column, value))
-    if (row_lse.amax(dim=1) - row_lse.amin(dim=1)).max() > _COMMON_SCALE:
-        # Sums of columns may have underflowed; trained features do not come here.
-        return best_columns(features0, features1, temperature, block_bytes)
-    row, column, p = (torch.cat(parts) for parts in zip(*found, strict=True))
-    similarities = row_lse.flatten()[row] + p.log()
-    column_total = column_lse.flatten()[row // rows * others + column]
-    candidate = p * (similarities - column_total).exp()
+        least = total * threshold
+        promising = (peaks > top + least.log()).flatten().nonzero()[:, 0]
+        line, group = promising // groups, promising % groups  # line: a row of the flat block
+        few = e.view(-1, members, groups)[line, :, group]
+        index, member = (few > least.flatten()[line, None]).nonzero(as_tuple=True)
+        line, column = line[index], member * groups + group[index]
+        value = few[index, member]
+        pair = line // block.shape[1]
+        row = line + pair * (rows - block.shape[1]) + start
+        found.append(
+            (row, column, value / total.flatten()[line], top.flatten()[line] + value.log())
+        )
+    row, column, p, s = (torch.cat(parts) for parts in zip(*found, strict=True))
+
+    pair = row // rows
+    total_of_column = column_lse.flatten()[pair * others + column]
+    # Of columns far below the largest similarity the sum may have underflowed: made anew.
+    low = (s < column_lse.max() - _COMMON_SCALE).nonzero()[:, 0]
+    for part in low.split(step):
+        for i in pair[part].unique():
+            here = part[pair[part] == i]
+            with torch.autocast(features0.device.type, enabled=False):
+                alone = torch.matmul(scaled[i], transposed[i][:, column[here]])
+            total_of_column[here] = alone.logsumexp(dim=0)
+    candidate = p * (s - total_of_column).exp()
     probability = candidate.new_zeros(batch * rows).scatter_reduce_(0, row, candidate, "amax")
     best = candidate == probability[row]
     columns = column.new_zeros(batch * rows)
@@ -628,7 +638,7 @@ def _finite(x: Tensor) -> Tensor:
 
     The bound is below the largest half-precision number; trained features stay under 100.
     """
-    return torch.nan_to_num(x, nan=0.0).clamp(-6e4, 6e4)
+    return torch.nan_to_num(x, nan=0.0).clamp_(-6e4, 6e4)
 
 
 class EDM(nn.Module):
