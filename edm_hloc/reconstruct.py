@@ -10,10 +10,12 @@ on has changed, so a run that was interrupted goes on, and another mapping reuse
     OUT/database.db       COLMAP database with verified pairs
     OUT/model/            COLMAP model
     OUT/run.json          settings, versions, what was skipped, times and results
+    OUT/report.html       all of it to look at (made by the command line)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -60,6 +62,7 @@ class Run:
         done: fingerprints of the steps whose files are in `out`.
         results: one entry a step.
         seconds: wall-clock time of each step when it was last done.
+        memory_mib: peak memory of the process by the end of each of these steps.
         peak_memory_mib: of this process, at the last write.
     """
 
@@ -68,6 +71,7 @@ class Run:
     done: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    memory_mib: dict[str, float | None] = field(default_factory=dict)
     peak_memory_mib: float | None = None
 
     @property
@@ -91,6 +95,7 @@ class Run:
                 before = json.loads(run.path.read_text("utf-8"))
                 run.done, run.results = before["done"], before["results"]
                 run.seconds = before["seconds"]
+                run.memory_mib = before.get("memory_mib", {})
             except (OSError, ValueError, KeyError):
                 pass  # without a record every step but the matching is done again
         run.write()
@@ -120,10 +125,15 @@ class Run:
         self.done.pop(name, None)
         start = time.monotonic()
         self.results |= {key: asdict(summary) for key, summary in work().items()}
-        self.seconds[name] = time.monotonic() - start
+        self.measure(name, start)
         self.done[name] = fingerprint
         self.write()
         return fingerprint
+
+    def measure(self, name: str, start: float) -> None:
+        """Notes the time since `start` (monotonic) and the memory of a step that is done."""
+        self.seconds[name] = time.monotonic() - start
+        self.memory_mib[name] = peak_memory_mib()
 
     def write(self) -> None:
         self.peak_memory_mib = peak_memory_mib()
@@ -133,6 +143,7 @@ class Run:
             "done": self.done,
             "results": self.results,
             "seconds": self.seconds,
+            "memory_mib": self.memory_mib,
             "peak_memory_mib": self.peak_memory_mib,
         }
         temporary = self.path.with_name(".run.json.tmp")
@@ -141,6 +152,14 @@ class Run:
             temporary.replace(self.path)
         except OSError as error:
             raise EdmHlocError(f"Cannot write {self.path}: {error.strerror}.") from error
+
+
+def note_error(out: Path, message: str) -> None:
+    """Adds why a run ended to its record, for those who look at it later."""
+    path = out / "run.json"
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.read_text("utf-8")) | {"error": message}
+        path.write_text(json.dumps(record, indent=2), "utf-8")
 
 
 def fingerprint_of(depends_on: Any) -> str:
@@ -198,7 +217,7 @@ def match_and_quantize(
     )
     run.results["matching"] = asdict(summary)
     if summary.matched:
-        run.seconds["matching"] = time.monotonic() - start
+        run.measure("matching", start)
     run.write()
 
     features, matches = out / "features.h5", out / "matches.h5"

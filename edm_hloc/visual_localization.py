@@ -254,7 +254,7 @@ def find_poses(
         fingerprint=fingerprint,
     )
     run.results["localized"] = asdict(LocalizationSummary.of(answers))
-    run.seconds["localization"] = time.monotonic() - start
+    run.measure("localization", start)
     run.write()
     return answers
 

@@ -9,10 +9,21 @@ import sys
 from collections.abc import Sequence
 
 from edm_hloc import __version__
-from edm_hloc.cli import demo, evaluate, hloc, localize, match, options, reconstruct, weights
+from edm_hloc.cli import (
+    demo,
+    evaluate,
+    hloc,
+    localize,
+    match,
+    options,
+    reconstruct,
+    report,
+    weights,
+)
 from edm_hloc.errors import EdmHlocError
 
-COMMANDS = (reconstruct, localize, match, demo, evaluate, weights, hloc)  # in the order of --help
+# in the order of --help
+COMMANDS = (reconstruct, localize, match, report, demo, evaluate, weights, hloc)
 
 # Modules that bring torch and pycolmap are imported by the commands that need them, so that
 # --help and wrong arguments answer at once.

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
+from edm_hloc.cli.report import reporting
 from edm_hloc.errors import EdmHlocError
 
 
@@ -38,15 +39,16 @@ def _demo(args: argparse.Namespace) -> None:
         make_photo_collection(scene, views=args.views, seed=args.seed)
     names = find_images(scene / "images")
     print(f"Scene       {len(names)} rendered photos with their true cameras in {scene}")
-    run = reconstruct(
-        scene / "images",
-        args.out,
-        exhaustive(names),
-        matcher,
-        cameras=CameraOptions(mode="single"),
-        overwrite=True,
-    )
-    summaries.print_reconstruction(run, time.monotonic() - start)
+    with reporting(args.out):
+        run = reconstruct(
+            scene / "images",
+            args.out,
+            exhaustive(names),
+            matcher,
+            cameras=CameraOptions(mode="single"),
+            overwrite=True,
+        )
+        summaries.print_reconstruction(run, time.monotonic() - start)
     print("\nCompared with the true cameras:")
     print(compare(run.out / "model", scene / "truth"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edm_hloc.cli import options, summaries
+from edm_hloc.cli.report import reporting
 from edm_hloc.errors import EdmHlocError
 
 if TYPE_CHECKING:
@@ -118,26 +119,28 @@ def _localize(args: argparse.Namespace) -> None:
     settings = _pose_options(args)
     names = find_images(args.queries)
     known = load_intrinsics(args.known, names) if args.known is not None else None
-    run, answers = localize_photos(
-        args.model,
-        args.images,
-        args.queries,
-        args.out,
-        options.make_matcher(args),
-        known=known,
-        dense=options.dense_config(args),
-        overwrite=args.overwrite,
-        **settings,
-    )
-    for answer in answers:
-        if answer.pose is not None and answer.status == "localized":
-            x, y, z = answer.pose.inverse().translation
-            print(
-                f"{answer.query}  at {x:.4f} {y:.4f} {z:.4f}, {answer.inliers:,} inliers of "
-                f"{answer.correspondences:,}, confidence {answer.confidence}"
-            )
-    _print_answers(run, answers, time.monotonic() - start)
-    print(f"Written     {run.out / 'poses.txt'} and, with all details, {run.out / 'queries.jsonl'}")
+    with reporting(args.out):
+        run, answers = localize_photos(
+            args.model,
+            args.images,
+            args.queries,
+            args.out,
+            options.make_matcher(args),
+            known=known,
+            dense=options.dense_config(args),
+            overwrite=args.overwrite,
+            **settings,
+        )
+        for answer in answers:
+            if answer.pose is not None and answer.status == "localized":
+                x, y, z = answer.pose.inverse().translation
+                print(
+                    f"{answer.query}  at {x:.4f} {y:.4f} {z:.4f}, {answer.inliers:,} inliers of "
+                    f"{answer.correspondences:,}, confidence {answer.confidence}"
+                )
+        _print_answers(run, answers, time.monotonic() - start)
+        poses, log = run.out / "poses.txt", run.out / "queries.jsonl"
+        print(f"Written     {poses} and, with all details, {log}")
 
 
 def _aachen(args: argparse.Namespace) -> None:
@@ -154,11 +157,12 @@ def _aachen(args: argparse.Namespace) -> None:
     _stop_at(data.problems())
     matcher = options.make_matcher(args)
     dense = options.dense_config(args)
-    run, answers, submission = localize_aachen(
-        args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
-    )
-    _print_answers(run, answers, time.monotonic() - start)
-    print(f"Written     {submission}")
+    with reporting(args.out):
+        run, answers, submission = localize_aachen(
+            args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
+        )
+        _print_answers(run, answers, time.monotonic() - start)
+        print(f"Written     {submission}")
 
 
 def _inloc(args: argparse.Namespace) -> None:
@@ -175,14 +179,15 @@ def _inloc(args: argparse.Namespace) -> None:
     _stop_at(data.problems())
     matcher = options.make_matcher(args)
     dense = options.dense_config(args)
-    run, answers, submission = localize_inloc(
-        args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
-    )
-    if run.results["missing_scans"]:
-        number = len(run.results["missing_scans"])
-        print(f"Scans       {number} are missing, e.g. of {run.results['missing_scans'][0]}")
-    _print_answers(run, answers, time.monotonic() - start)
-    print(f"Written     {submission}")
+    with reporting(args.out):
+        run, answers, submission = localize_inloc(
+            args.dataset, args.out, matcher, settings, dense, overwrite=args.overwrite
+        )
+        if run.results["missing_scans"]:
+            number = len(run.results["missing_scans"])
+            print(f"Scans       {number} are missing, e.g. of {run.results['missing_scans'][0]}")
+        _print_answers(run, answers, time.monotonic() - start)
+        print(f"Written     {submission}")
 
 
 def _stop_at(problems: Sequence[str]) -> None:

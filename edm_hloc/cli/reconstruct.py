@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
+from edm_hloc.cli.report import reporting
 
 
 def register(command: options.AddCommand) -> None:
@@ -46,18 +47,19 @@ def _reconstruct(args: argparse.Namespace) -> None:
     known = None
     if args.known is not None:
         known = load_intrinsics(args.known, sorted({name for pair in pairs for name in pair}))
-    run = reconstruct(
-        args.images,
-        args.out,
-        pairs,
-        options.make_matcher(args),
-        quantization=options.quantization(args),
-        dense=options.dense_config(args),
-        cameras=CameraOptions(args.camera_mode, args.camera_model, known),
-        mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
-        overwrite=args.overwrite,
-    )
-    summaries.print_reconstruction(run, time.monotonic() - start)
+    with reporting(args.out):
+        run = reconstruct(
+            args.images,
+            args.out,
+            pairs,
+            options.make_matcher(args),
+            quantization=options.quantization(args),
+            dense=options.dense_config(args),
+            cameras=CameraOptions(args.camera_mode, args.camera_model, known),
+            mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
+            overwrite=args.overwrite,
+        )
+        summaries.print_reconstruction(run, time.monotonic() - start)
 
 
 def _triangulate(args: argparse.Namespace) -> None:
@@ -66,17 +68,18 @@ def _triangulate(args: argparse.Namespace) -> None:
     start = time.monotonic()
     if args.from_model is None and args.pairs == "exhaustive":
         args.from_model = args.model
-    run = triangulate_model(
-        args.model,
-        args.images,
-        args.out,
-        options.list_pairs(args),
-        options.make_matcher(args),
-        quantization=options.quantization(args),
-        dense=options.dense_config(args),
-        overwrite=args.overwrite,
-    )
-    summaries.print_reconstruction(run, time.monotonic() - start)
+    with reporting(args.out):
+        run = triangulate_model(
+            args.model,
+            args.images,
+            args.out,
+            options.list_pairs(args),
+            options.make_matcher(args),
+            quantization=options.quantization(args),
+            dense=options.dense_config(args),
+            overwrite=args.overwrite,
+        )
+        summaries.print_reconstruction(run, time.monotonic() - start)
 
 
 def _match_pairs(args: argparse.Namespace) -> None:

@@ -1,0 +1,70 @@
+"""`edm-hloc report`, and the page that other commands leave when they end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from edm_hloc.cli import options
+from edm_hloc.errors import EdmHlocError
+
+logger = logging.getLogger(__name__)
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("report", _report, "make the page that shows a run, finished or not")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the run")
+    sub.add_argument("--images", type=Path, help="folder of the photos, if they have moved")
+
+
+def _report(args: argparse.Namespace) -> None:
+    from edm_hloc.report.page import make_report
+
+    print(f"Report      {make_report(args.out, args.images)}")
+
+
+@contextlib.contextmanager
+def reporting(out: Path) -> Iterator[None]:
+    """Makes the page of the run in `out` when the block ends, also when it fails.
+
+    Nothing that goes wrong here fails the run.
+    """
+    start = time.time()
+    try:
+        yield
+    except EdmHlocError as error:
+        if _began(out, start):
+            from edm_hloc.reconstruct import note_error
+
+            note_error(out, str(error))
+            _try(out)
+        raise
+    _try(out)
+
+
+def _began(out: Path, start: float) -> bool:
+    """Whether this call wrote the run's record: wrong arguments leave an older run as it is."""
+    record = out / "run.json"
+    return record.is_file() and record.stat().st_mtime >= start - 1
+
+
+def _try(out: Path) -> None:
+    try:
+        from edm_hloc.report.page import make_report
+
+        folders = [out / "sfm"] if (out / "sfm" / "run.json").is_file() else []
+        for folder in [*folders, out]:
+            print(f"Report      {make_report(folder)}")
+    except Exception as error:  # what was computed is worth more than the page
+        logger.debug("The report", exc_info=True)
+        logger.warning(
+            "The report could not be made (%s: %s). All results are there; try again: "
+            "edm-hloc report %s",
+            type(error).__name__,
+            error,
+            out,
+        )

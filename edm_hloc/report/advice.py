@@ -1,0 +1,312 @@
+"""Plain advice derived from the data of a run: what stands out and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from edm_hloc.report.collect import RunFacts
+
+Level = Literal["good", "note", "warning"]
+
+# What stands out. Found on runs of 8 to 29 photos of buildings; see docs/report.md.
+FEW_POINTS = 100  # 3D points in a photo
+SMALL_COVERAGE = 0.25  # of a photo's area
+LARGE_ERROR = 1.2  # px at the size that was matched
+MOSTLY_TWO_VIEWS = 0.85  # of the points
+LOW_RATIO = 0.4  # verified of all matches, median over the verified pairs
+ODD_FIELD_OF_VIEW = (12.0, 130.0)  # degrees
+ODD_DISTORTION = 0.5
+FEW_VERIFIED = 0.25  # of the pairs, from MANY_PAIRS on
+MANY_PAIRS = 400
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One finding.
+
+    Attributes:
+        level: how much it matters.
+        text: a sentence or three: what, and what to try.
+        photos: the photos concerned.
+    """
+
+    level: Level
+    text: str
+    photos: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhotoFacts:
+    """What is known of a photo, as far as there is.
+
+    Attributes:
+        size: (width, height).
+        keypoints: number of them.
+        coverage: share of a grid's cells that hold a keypoint.
+    """
+
+    size: tuple[int, int] | None
+    keypoints: int
+    coverage: float
+
+
+def advise(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Advice]:
+    """All findings, the gravest first; a single good one where nothing stands out."""
+    found = [*_general(facts, photos)]
+    if facts.kind == "localization":
+        found += _localization(facts)
+    elif facts.kind != "matching":
+        found += _reconstruction(facts, photos)
+    if not found and facts.status == "complete":
+        found = [Advice("good", _all_well(facts))]
+    return sorted(found, key=lambda advice: ("warning", "note", "good").index(advice.level))
+
+
+def _all_well(facts: RunFacts) -> str:
+    if facts.kind == "localization":
+        return f"All {len(facts.queries)} queries were localized with high confidence."
+    if facts.kind == "matching":
+        return "All pairs were matched."
+    return f"All {len(facts.registered)} photos are in one model, and nothing stands out."
+
+
+def plural(number: int, singular: str, more: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else more or singular + 's'}"
+
+
+def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+    matching = facts.results.get("matching", {})
+    if facts.skipped:
+        yield Advice(
+            "warning",
+            f"{plural(len(facts.skipped), 'photo')} could not be read and "
+            f"{'was' if len(facts.skipped) == 1 else 'were'} left out: see below for the reasons.",
+            tuple(sorted(facts.skipped)),
+        )
+    rotated = matching.get("rotated", [])
+    if rotated:
+        yield Advice(
+            "note",
+            f"{plural(len(rotated), 'photo')} with an EXIF orientation, which was ignored: pixels "
+            "were matched as they are stored. If these photos lie on their side while the others "
+            "stand upright, turn the pixels themselves and run again.",
+            tuple(rotated),
+        )
+    small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < SMALL_COVERAGE)
+    if small:
+        yield Advice(
+            "note",
+            f"In {plural(len(small), 'photo')} keypoints lie on less than "
+            f"{SMALL_COVERAGE:.0%} of the picture. Poses from such a corner are less exact; more "
+            "overlap with other photos helps.",
+            small,
+        )
+    limit = (facts.settings.get("quantization") or {}).get("max_kps")
+    if limit:
+        full = _names(photos, lambda p: p.keypoints >= limit)
+        if full:
+            yield Advice(
+                "note",
+                f"{plural(len(full), 'photo')} reached the limit of {limit:,} keypoints, so that "
+                "matches were left out. --max-keypoints 0 keeps all, with a larger model.",
+                full,
+            )
+
+
+def _names(
+    photos: Mapping[str, PhotoFacts], wanted: Callable[[PhotoFacts], bool]
+) -> tuple[str, ...]:
+    return tuple(name for name, photo in photos.items() if wanted(photo))
+
+
+# --------------------------------------------------------------------------- reconstruction
+
+
+def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+    if facts.registered:
+        yield from _unregistered(facts)
+        yield from _quality(facts, photos)
+    elif facts.verified and len(facts.names) > 1:
+        best = _best_partner(facts, range(len(facts.names)))
+        weak = [n for n, m in best.items() if m < facts.min_inliers]
+        if weak and len(weak) < len(facts.names):
+            yield Advice(
+                "warning",
+                f"{plural(len(weak), 'photo shares', 'photos share')} fewer than "
+                f"{facts.min_inliers} verified matches with any other photo.",
+                tuple(weak),
+            )
+    if facts.verified and len(facts.pairs) >= MANY_PAIRS:
+        share = float((facts.inliers > 0).mean())
+        if share < FEW_VERIFIED:
+            yield Advice(
+                "note",
+                f"Only {share:.0%} of the {len(facts.pairs):,} pairs show the same things. Fewer "
+                "pairs give the same model in less time: --pairs sequential for photos taken one "
+                "after the other, or a list of pairs from retrieval.",
+            )
+    ratio = _ratios(facts)
+    if len(ratio) >= 3 and float(np.median(ratio)) < LOW_RATIO:
+        yield Advice(
+            "warning",
+            f"Half of the verified pairs keep less than {np.median(ratio):.0%} of their matches. "
+            "Repeated structures, moving things or strong distortion cause that: look at the "
+            "borderline pairs, give known intrinsics (--known), or match at a larger --resize.",
+        )
+
+
+def _best_partner(facts: RunFacts, others: Iterable[int]) -> dict[str, int]:
+    """The most verified matches that each photo has with one of the photos `others`."""
+    best = np.zeros(len(facts.names), np.int64)
+    allowed = np.zeros(len(facts.names), bool)
+    allowed[list(others)] = True
+    for side in (0, 1):
+        this, that = facts.pairs[:, side], facts.pairs[:, 1 - side]
+        use = allowed[that]
+        np.maximum.at(best, this[use], facts.inliers[use])
+    return dict(zip(facts.names, best.tolist(), strict=True))
+
+
+def _ratios(facts: RunFacts) -> np.ndarray:
+    some = (facts.inliers > 0) & (facts.matches > 0)
+    return facts.inliers[some] / facts.matches[some]
+
+
+def _unregistered(facts: RunFacts) -> Iterator[Advice]:
+    missing = [n for n in facts.names if n not in facts.registered and n not in facts.skipped]
+    if not missing:
+        return
+    inside = [i for i, name in enumerate(facts.names) if name in facts.registered]
+    to_model, to_any = _best_partner(facts, inside), _best_partner(facts, range(len(facts.names)))
+    weak = tuple(n for n in missing if to_any[n] < facts.min_inliers)
+    apart = tuple(n for n in missing if n not in weak and to_model[n] < facts.min_inliers)
+    near = tuple(n for n in missing if n not in weak and n not in apart)
+    if weak:
+        yield Advice(
+            "warning",
+            f"{plural(len(weak), 'photo')} did not register: "
+            f"{'it shares' if len(weak) == 1 else 'they share'} fewer than {facts.min_inliers} "
+            "verified matches with any other photo. Take photos in between, match at a larger "
+            "--resize, or check that they show the same place.",
+            weak,
+        )
+    if apart:
+        parts = facts.results.get("mapped", {}).get("components", [])
+        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found and the "
+        sizes += "largest was kept."
+        yield Advice(
+            "warning",
+            f"{plural(len(apart), 'photo')} did not register: they match one another, but none of "
+            f"them any photo of the model.{sizes if len(parts) > 1 else ''} Take photos that link "
+            "the two, or match more pairs.",
+            apart,
+        )
+    if near:
+        most = max(to_model[name] for name in near)
+        yield Advice(
+            "warning",
+            f"{plural(len(near), 'photo')} did not register, though the verified matches with a "
+            f"photo of the model would suffice (up to {most:,}). Too few of them have a 3D point, "
+            "or the focal length is wrong: give known intrinsics (--known), try --mapper global, "
+            "or match more pairs.",
+            near,
+        )
+
+
+def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+    few = tuple(name for name, points in facts.registered.items() if points < FEW_POINTS)
+    if few:
+        yield Advice(
+            "warning",
+            f"{plural(len(few), 'photo hangs', 'photos hang')} on fewer than {FEW_POINTS} points: "
+            "do not trust a pose like that without looking at it.",
+            few,
+        )
+    matched = (facts.settings.get("matcher") or {}).get("resize_max")
+    sizes = [max(p.size) for name, p in photos.items() if p.size and name in facts.registered]
+    error = float(np.nanmean(facts.points.errors)) if len(facts.points) else 0.0
+    shrunk = max(1.0, float(np.median(sizes)) / matched) if sizes and matched else 1.0
+    if error / shrunk > LARGE_ERROR:
+        yield Advice(
+            "warning",
+            f"The mean reprojection error is {error:.2f} px, {error / shrunk:.2f} px at the size "
+            "that was matched, which is much. Wrong camera models cause that: try --camera-mode "
+            "per-image or --camera-model OPENCV, or give known intrinsics (--known).",
+        )
+    two = float((facts.points.tracks <= 2).mean()) if len(facts.points) else 0.0
+    if two > MOSTLY_TWO_VIEWS and len(facts.registered) > 4:
+        yield Advice(
+            "warning",
+            f"{two:.0%} of the points are seen by two photos only, so that few points tie the "
+            "model together. More photos with more overlap, or more pairs, make it stiffer.",
+        )
+    odd = []
+    for camera in {c.camera_id: c for c in facts.cameras.values()}.values():
+        focal = camera.mean_focal_length() if camera.params.size else 0.0
+        angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
+        extra = camera.params[camera.extra_params_idxs()]
+        plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
+        if not ODD_FIELD_OF_VIEW[0] <= angle <= ODD_FIELD_OF_VIEW[1]:
+            odd.append(f"a field of view of {angle:.0f}°")
+        elif plain and np.abs(extra).max(initial=0) > ODD_DISTORTION:
+            odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
+    if odd:
+        yield Advice(
+            "warning",
+            f"The calibration of {plural(len(odd), 'camera')} looks wrong, e.g. {odd[0]}. Give "
+            "known intrinsics (--known), or let photos of one camera share it (--camera-mode "
+            "single).",
+        )
+    imported = facts.results.get("imported", {})
+    unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
+    if unknown > 0:
+        yield Advice(
+            "note",
+            f"The focal length of {plural(unknown, 'photo')} was estimated, since neither --known "
+            "nor the EXIF data tell it. If it is known, giving it makes the model more exact.",
+        )
+
+
+# --------------------------------------------------------------------------- localization
+
+
+def _localization(facts: RunFacts) -> Iterator[Advice]:
+    missing = [a for a in facts.queries if a.status != "localized"]
+    thin = [a for a in missing if a.correspondences > 0]
+    unmatched = [a for a in missing if a.correspondences == 0]
+    if thin:
+        yield Advice(
+            "warning",
+            f"{plural(len(thin), 'query', 'queries')} could not be localized although "
+            f"correspondences were found: fewer than {facts.min_inliers} agree with a pose. Look "
+            "at the pictures: if the database photo shows another place, the retrieval is at fault "
+            "(--retrieval, --retrieved); else try a larger --resize or --ransac.",
+            tuple(a.query for a in thin),
+        )
+    if unmatched:
+        yield Advice(
+            "warning",
+            f"{plural(len(unmatched), 'query', 'queries')} had no correspondence at all. The "
+            "reasons are in the table.",
+            tuple(a.query for a in unmatched),
+        )
+    low = tuple(a.query for a in facts.queries if a.confidence == "low")
+    if low:
+        yield Advice(
+            "note",
+            f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: fewer than "
+            "100 inliers, or fewer than a tenth of the correspondences. Look at their pictures "
+            "before you trust them.",
+            low,
+        )
+    scans = facts.results.get("missing_scans", [])
+    if scans:
+        yield Advice(
+            "warning",
+            f"{plural(len(scans), 'database photo')} without a scan gave no points.",
+            tuple(scans),
+        )

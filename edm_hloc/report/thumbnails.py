@@ -1,0 +1,99 @@
+"""Small pictures of photos, pixels as they are stored: EXIF orientation ignored, as in matching."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from edm_hloc.errors import ImageError
+from edm_hloc.images import load_image, open_image
+
+logger = logging.getLogger(__name__)
+
+_SIDES = (640, 520, 420, 340, 280, 230, 190, 160)  # px, the longest side
+_BYTES_A_PIXEL = 0.11  # of the square on the longest side; measured on photos of buildings
+_QUALITY = 70
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture.
+
+    Attributes:
+        webp: the file's bytes.
+        photo_size: (width, height) of the photo itself.
+    """
+
+    webp: bytes
+    photo_size: tuple[int, int]
+
+
+def side_for(number: int, budget: int) -> int:
+    """The longest side at which so many pictures take about `budget` bytes."""
+    for side in _SIDES:
+        if number * side * side * _BYTES_A_PIXEL <= budget:
+            return side
+    return _SIDES[-1]
+
+
+def make_thumbnails(
+    photos: Mapping[str, Path], side: int
+) -> tuple[dict[str, Thumbnail], dict[str, str]]:
+    """Thumbnails by name, and why others could not be made."""
+    made, failed = {}, {}
+
+    def one(item: tuple[str, Path]) -> tuple[str, Thumbnail | str]:
+        try:
+            return item[0], make_thumbnail(item[1], side)
+        except ImageError as error:
+            return item[0], str(error)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        results = pool.map(one, photos.items())
+        for name, result in tqdm(
+            results, total=len(photos), desc="Report", unit="photo", disable=None, leave=False
+        ):
+            if isinstance(result, str):
+                failed[name] = result
+            else:
+                made[name] = result
+    return made, failed
+
+
+def make_thumbnail(path: Path, side: int) -> Thumbnail:
+    """A thumbnail whose longest side has at most `side` pixels.
+
+    Raises:
+        ImageError: the photo cannot be read.
+    """
+    pixels, size = _read(path, side)
+    scale = min(1.0, side / max(size))
+    target = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    small = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+    ok, data = cv2.imencode(".webp", small[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])
+    if not ok:
+        raise ImageError(f"Cannot make a small picture of {path}.")
+    return Thumbnail(data.tobytes(), size)
+
+
+def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(H, W, 3) uint8 RGB, larger than needed, and the photo's own size."""
+    try:
+        image = open_image(path.read_bytes())
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            size = image.size
+            image.draft("RGB", (2 * side, 2 * side))  # decodes at a half, a quarter or an eighth
+            return np.asarray(image.convert("RGB")), size
+    except Exception as error:  # decoders meet garbage with almost any exception
+        raise ImageError(f"Cannot read image {path}: {error}.") from error
+    loaded = load_image(path, resize_max=2 * side, divisor=1, grayscale=False)
+    pixels = (loaded.tensor.numpy() * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), loaded.original_size
