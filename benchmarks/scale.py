@@ -73,7 +73,7 @@ class World:
         self.names = database + [f"query/{i:05d}.jpg" for i in range(self.queries)]
         y, x = np.mgrid[0 : HEIGHT / GRID, 0 : WIDTH / GRID]
         self.grid = np.stack([x.ravel(), y.ravel()], axis=1) * GRID + (GRID / 8 - 1) / 2
-        self.points = lru_cache(128)(self._points)
+        self.points = lru_cache(128)(self._points)  # of each image, and their texture
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -105,8 +105,8 @@ class World:
             camera_id=1, model="SIMPLE_PINHOLE", width=WIDTH, height=HEIGHT, params=params
         )
 
-    def _points(self, image: int) -> np.ndarray:
-        """(N, 3) points of the wall behind the grid of an image."""
+    def _points(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) points of the wall behind the grid of an image; their texture, 0 to 1."""
         rays = np.column_stack(
             [self.grid + 0.5 - [WIDTH / 2, HEIGHT / 2], np.full(len(self.grid), FOCAL)]
         )
@@ -117,16 +117,19 @@ class World:
         for _ in range(15):
             x, y = (centre + depth[:, None] * rays)[:, :2].T
             depth = 20 + 2 * np.sin(0.35 * x) * np.cos(0.3 * y) - centre[2]
-        return centre + depth[:, None] * rays
+        points = centre + depth[:, None] * rays
+        x, y, _ = points.T
+        texture = np.sin(1.3 * x + 2 * np.sin(0.7 * y)) + np.sin(1.7 * y + np.sin(2.1 * x))
+        return points, 1 / (1 + np.exp(-3 * texture))
 
     def matches(self, pair: tuple[int, int], number: int) -> RawMatches:
         rng = np.random.default_rng(pair)
         swap = bool(rng.integers(2))  # which side is on its grid
         a, b = pair[::-1] if swap else pair
-        points = self.points(a)
-        x, y, _ = points.T
-        texture = np.sin(1.3 * x + 2 * np.sin(0.7 * y)) + np.sin(1.7 * y + np.sin(2.1 * x))
-        order = np.argsort(rng.normal(-texture, 0.5))  # where there is texture first
+        points, texture = self.points(a)
+        # more than can be seen, mostly where there is texture
+        order = np.flatnonzero(rng.random(len(points)) < texture * min(1, 5 * number / len(points)))
+        rng.shuffle(order)
         seen = (points[order] - self.centres[b]) @ self.R[b].T
         with np.errstate(divide="ignore", invalid="ignore"):
             xy = FOCAL * seen[:, :2] / seen[:, 2:] + [WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5]

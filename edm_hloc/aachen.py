@@ -22,7 +22,7 @@ from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import ModelPoints, PoseOptions, QueryPose, query_cameras
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import from_covisibility
-from edm_hloc.reconstruct import Run, triangulate_model
+from edm_hloc.reconstruct import Run, fingerprint_of, triangulate_model
 from edm_hloc.sfm import MappingOptions, read_intrinsics_list
 from edm_hloc.visual_localization import (
     QUERY_KEYPOINTS,
@@ -172,6 +172,7 @@ def localize_aachen(
         out / "sfm" / "features.h5",
         overwrite=overwrite,
     )
+    matched = fingerprint_of([matched, sfm.done["model"]])
     answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
     label = f"{options.retrieval.label}{options.retrieval.number}"
     submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"

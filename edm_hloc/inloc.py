@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from edm_hloc.images import find_images
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.reconstruct import Run
+from edm_hloc.reconstruct import Run, fingerprint_of
 from edm_hloc.sfm import open_header
 from edm_hloc.store import FeatureReader
 from edm_hloc.visual_localization import (
@@ -85,7 +86,11 @@ def read_scan(path: Path) -> np.ndarray:
     if not path.is_file():
         raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts. {SOURCE}")
     try:
-        scan = np.asarray(loadmat(path)["XYZcut"])
+        if h5py.is_hdf5(path):  # saved again by a newer MATLAB, whose axes come in reverse
+            with h5py.File(path) as file:
+                scan = np.asarray(file["XYZcut"]).T
+        else:
+            scan = np.asarray(loadmat(path)["XYZcut"])
     except Exception as error:  # of whatever kind scipy meets
         raise EdmHlocError(
             f"{path} is damaged or no scan of InLoc ({error}): get it again."
@@ -156,10 +161,10 @@ class ScanPoints:
     Args:
         dataset: InLoc's folder.
         folder: of the files of points.
-        names: all database images.
+        names: database images that have a file there.
     """
 
-    def __init__(self, dataset: Path, folder: Path, names: Sequence[str]) -> None:
+    def __init__(self, dataset: Path, folder: Path, names: Collection[str]) -> None:
         self.dataset, self.folder = dataset, folder
         self._names = sorted(names)
         self._known = frozenset(names)
@@ -220,18 +225,22 @@ class ScanPoints:
 def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: Path) -> list[str]:
     """Writes the points behind the keypoints of each image; gives the images without a scan.
 
-    Each scan is read once. The points of an interrupted call are kept unless `features` changed.
+    Each scan is read once. The points of an interrupted call are kept unless `features` changed;
+    scans that were missing are looked for again.
 
     Raises:
-        EdmHlocError: a file is damaged or cannot be written.
+        EdmHlocError: a file cannot be written.
     """
     stamp = folder / ".features"
     made_of = str(features.stat().st_mtime_ns)
-    if folder.is_dir() and not (stamp.is_file() and stamp.read_text() == made_of):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(made_of)
     missing = []
+    try:
+        if folder.is_dir() and not (stamp.is_file() and stamp.read_text() == made_of):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(made_of)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write into {folder}: {error.strerror}.") from error
     with FeatureReader(features) as reader:
         for name in tqdm(names, desc="Looking up scans", unit="scan", disable=None):
             path = folder / f"{name}.npy"
@@ -241,13 +250,16 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
             try:
                 points = _world_points(dataset, name, keypoints)
             except EdmHlocError as error:
-                logger.warning("%s It gives no points.", error)
+                logger.warning("%s gives no points. %s", name, error)
                 missing.append(name)
-                points = np.full((len(keypoints), 3), np.nan)
-            path.parent.mkdir(parents=True, exist_ok=True)
+                continue
             temporary = path.with_name(f".{path.name}.tmp.npy")
-            np.save(temporary, points)
-            temporary.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(temporary, points)
+                temporary.replace(path)
+            except OSError as error:
+                raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
     return missing
 
 
@@ -358,10 +370,11 @@ def localize_inloc(
     )
     used = sorted({image for images in found.values() for image in images}.intersection(database))
     folder = out / "scan_points"
-    run.results["missing_scans"] = look_up_points(data.root, out / "features.h5", used, folder)
-    points = ScanPoints(data.root, folder, database)
-    matchable = {q: [i for i in images if i in set(used)] for q, images in found.items()}
-    answers = find_poses(run, matched, queries, cameras, bad, matchable, points, options.pose)
+    missing = look_up_points(data.root, out / "features.h5", used, folder)
+    run.results["missing_scans"] = missing
+    points = ScanPoints(data.root, folder, set(used) - set(missing))
+    matched = fingerprint_of([matched, missing])
+    answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
     label = f"{options.retrieval.label}{options.retrieval.number}"
     submission = out / f"InLoc_{matcher.name}_{label}.txt"
     submit(submission, answers, points)

@@ -34,6 +34,7 @@ Status = Literal["localized", "closest", "failed"]
 _BATCH = 32  # queries whose matches are in memory at a time
 _CACHED_IMAGES = 1024  # database images whose points stay in memory: 24 bytes a keypoint
 _SURE_INLIERS, _SURE_RATIO = 100, 0.1
+_SURE_ROTATION = 0.2  # degrees: inliers by chance lie in one place, or are far off
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,13 @@ class QueryPose:
 
     @property
     def confidence(self) -> str:
-        """ "high", "low" or "none": high with 100 inliers that are a tenth of what was matched."""
+        """ "high", "low" or "none": high with 100 inliers that are a tenth of what was matched and
+        that leave the rotation no more than 0.2° uncertain."""
         if self.status != "localized":
             return "none"
-        sure = self.inliers >= max(_SURE_INLIERS, _SURE_RATIO * self.correspondences)
-        return "high" if sure else "low"
+        enough = self.inliers >= max(_SURE_INLIERS, _SURE_RATIO * self.correspondences)
+        known = self.rotation_deviation is not None and self.rotation_deviation <= _SURE_ROTATION
+        return "high" if enough and known else "low"
 
     @property
     def pose(self) -> pycolmap.Rigid3d | None:
@@ -325,7 +328,10 @@ def localize_queries(
         def estimate(job: tuple[str, list[_Matched]]) -> QueryPose:
             query, groups = job
             free = query in uncalibrated
-            found = [_estimate(query, cameras[query], m, options, free) for m in groups]
+            try:
+                found = [_estimate(query, cameras[query], m, options, free) for m in groups]
+            except Exception as error:  # whatever COLMAP meets in one query is not fatal
+                return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
             return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
 
         for start in range(0, len(todo), _BATCH):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from edm_hloc.cli.report import reporting
 from edm_hloc.errors import EdmHlocError
 
 if TYPE_CHECKING:
+    from edm_hloc.keypoints import QuantizationConfig
     from edm_hloc.localize import QueryPose
     from edm_hloc.reconstruct import Run
 
@@ -40,11 +42,13 @@ def register(command: options.AddCommand) -> None:
     sub = command("aachen", _aachen, "localize the queries of Aachen Day-Night v1.1")
     _add_dataset(sub)
     sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
+    _add_keypoints(sub, max_error=2.0, cell_size=8.0, max_keypoints=8192)
     _add_pose(sub, retrieved=50, max_error=12.0)
 
     sub = command("inloc", _inloc, "localize the queries of InLoc")
     _add_dataset(sub)
     sub.add_argument("--min-matches", type=int, default=20, help="pairs with fewer are left out")
+    _add_keypoints(sub, max_error=1.0, cell_size=1.0, max_keypoints=0)
     _add_pose(sub, retrieved=40, max_error=48.0)
 
     sub = command("check-submission", _check, "say what is wrong with a file of poses")
@@ -87,11 +91,25 @@ def _add_dataset(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_keypoints(
+    sub: argparse.ArgumentParser, *, max_error: float, cell_size: float, max_keypoints: int
+) -> None:
+    group = sub.add_argument_group("keypoints of the database (lengths in px of its photos)")
+    group.add_argument("--max-error", type=float, default=max_error, help="how far points merge")
+    group.add_argument("--cell-size", type=float, default=cell_size, help="one keypoint a cell")
+    group.add_argument(
+        "--max-keypoints", type=int, default=max_keypoints, help="a photo; 0: no limit"
+    )
+
+
 def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
     group = sub.add_argument_group("retrieval and poses")
     group.add_argument("--retrieval", default="edm", metavar="HOW", help=_RETRIEVAL_HELP)
     group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
-    group.add_argument("--ransac", type=float, default=max_error, help="inliers' error, in px")
+    group.add_argument(
+        "--ransac", type=float, default=max_error, help="inliers' error, px of the query photo"
+    )
+    group.add_argument("--min-inliers", type=int, default=10, help="with fewer there is no pose")
     group.add_argument(
         "--clusters", action="store_true", help="one pose for each group that shares points"
     )
@@ -104,10 +122,24 @@ def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     from edm_hloc.localize import PoseOptions
     from edm_hloc.visual_localization import RetrievalOptions
 
+    if args.ransac <= 0:
+        raise EdmHlocError("--ransac must be more than 0 px.")
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     retrieval.check()
-    pose = PoseOptions(max_error=args.ransac, clusters=args.clusters, seed=args.seed, **more)
-    return {"retrieval": retrieval, "pose": pose}
+    pose = PoseOptions(args.ransac, args.min_inliers, clusters=args.clusters, seed=args.seed)
+    return {"retrieval": retrieval, "pose": replace(pose, **more)}
+
+
+def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> QuantizationConfig:
+    try:
+        return replace(
+            preset,
+            max_error=args.max_error,
+            cell_size=args.cell_size,
+            max_kps=args.max_keypoints or None,
+        )
+    except ValueError as error:
+        raise EdmHlocError(f"Wrong quantization: {error}.") from None
 
 
 def _localize(args: argparse.Namespace) -> None:
@@ -138,7 +170,7 @@ def _localize(args: argparse.Namespace) -> None:
                     f"{answer.query}  at {x:.4f} {y:.4f} {z:.4f}, {answer.inliers:,} inliers of "
                     f"{answer.correspondences:,}, confidence {answer.confidence}"
                 )
-        _print_answers(run, answers, time.monotonic() - start)
+        _print_answers(run, answers, time.monotonic() - start, submitted=False)
         poses, log = run.out / "poses.txt", run.out / "queries.jsonl"
         print(f"Written     {poses} and, with all details, {log}")
 
@@ -147,7 +179,10 @@ def _aachen(args: argparse.Namespace) -> None:
     from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 
     start = time.monotonic()
-    settings = AachenOptions(covisible=args.covisible, **_pose_options(args))
+    if args.covisible < 1:
+        raise EdmHlocError("--covisible must be at least 1.")
+    keypoints = _keypoints(args, AachenOptions().quantization)
+    settings = AachenOptions(args.covisible, quantization=keypoints, **_pose_options(args))
     data = AachenDataset(args.dataset)
     if args.dry_run:
         problems = data.problems()
@@ -169,7 +204,9 @@ def _inloc(args: argparse.Namespace) -> None:
     from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
 
     start = time.monotonic()
-    settings = InLocOptions(**_pose_options(args, min_matches=args.min_matches))
+    keypoints = _keypoints(args, InLocOptions().quantization)
+    pose = _pose_options(args, min_matches=args.min_matches)
+    settings = InLocOptions(quantization=keypoints, **pose)
     data = InLocDataset(args.dataset)
     if args.dry_run:
         problems = data.problems()
@@ -206,20 +243,23 @@ def _report_check(
     print(f"Complete    {dataset} has everything a run needs")
 
 
-def _print_answers(run: Run, answers: Sequence[QueryPose], seconds: float) -> None:
+def _print_answers(
+    run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
+) -> None:
+    """`submitted`: whether queries without a pose get that of a database photo."""
     summary = run.results["localized"]
     print(
         f"Localized   {summary['localized']} of {summary['queries']} queries, "
         f"{summary['inliers_median']:,.0f} inliers (median)"
     )
-    for status, text in (("closest", "the pose of a database photo"), ("failed", "no pose")):
-        found = [answer for answer in answers if answer.status == status]
-        if found:
-            print(f"Not so      {len(found)} got {text}:")
-            for answer in found[:10]:
-                print(f"            {answer.query}: {answer.reason}")
-            if len(found) > 10:
-                print(f"            and {len(found) - 10} more, see queries.jsonl")
+    found = [answer for answer in answers if answer.status != "localized"]
+    if found:
+        text = ", and get the pose of a database photo" if submitted else ""
+        print(f"Not found   {len(found)} of them{text}:")
+        for answer in found[:10]:
+            print(f"            {answer.query}: {answer.reason}")
+        if len(found) > 10:
+            print(f"            and {len(found) - 10} more, see queries.jsonl")
     print(f"Time        {summaries.duration(seconds)}")
 
 
@@ -273,8 +313,14 @@ def _synth(args: argparse.Namespace) -> None:
         make_aachen(args.out, views, args.queries - night, night, size, args.seed)
     else:
         make_inloc(args.out, args.views or 32, args.queries, size, args.seed)
-    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {args.out} OUT, then")
-    print(f"            edm-hloc evaluate-poses OUT/*.txt {args.out / 'truth' / 'queries'}")
+    # InLoc's 48 px are meant for photos 4,032 px wide
+    more = "" if args.benchmark == "aachen" else f" --ransac {max(2, 48 * max(size) / 4032):.0f}"
+    file = "Aachen" if args.benchmark == "aachen" else "InLoc"
+    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {args.out} OUT{more}, then")
+    print(
+        f"            edm-hloc evaluate-poses OUT/{file}*.txt {args.out / 'truth' / 'queries'} "
+        f"--benchmark {args.benchmark}"
+    )
 
 
 def _retrieve(args: argparse.Namespace) -> None:
