@@ -96,7 +96,9 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
             "stand upright, turn the pixels themselves and run again.",
             tuple(rotated),
         )
+    posed = {view.name for view in facts.views if view.kind != "database"}
     small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < SMALL_COVERAGE)
+    small = tuple(name for name in small if name in posed)
     if small:
         yield Advice(
             "note",

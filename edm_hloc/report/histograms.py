@@ -9,6 +9,7 @@ import numpy as np
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 360, 170, 8, 22, 16
 _BINS = 24
+_LEAST = 3  # values; fewer have no distribution
 
 
 def histogram(title: str, values: np.ndarray, *, unit: str = "", whole: bool = False) -> str:
@@ -19,10 +20,13 @@ def histogram(title: str, values: np.ndarray, *, unit: str = "", whole: bool = F
         values: (N,) of them; those above the 99th percentile share the last bar.
         unit: after numbers.
         whole: the values are whole numbers, each a bar of its own where they are few.
+
+    Returns:
+        Nothing for fewer than three values.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
-    if not len(values):
+    if len(values) < _LEAST:
         return ""
     edges = _edges(values, whole)
     over = bool((values > edges[-1]).any())

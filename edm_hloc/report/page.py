@@ -183,10 +183,15 @@ def _headline(facts: RunFacts) -> str:
     if len(facts.pairs) and facts.kind != "localization":
         if facts.verified:
             good = int((facts.inliers >= facts.min_inliers).sum())
-            tiles.append(("Verified", f"{good:,}<small> of {len(facts.pairs):,} pairs</small>"))
+            tiles.append(
+                ("Verified", f"{good:,}<small> of {plural(len(facts.pairs), 'pair')}</small>")
+            )
         else:
             tiles.append(
-                ("Matched", f"{len(facts.pairs):,}<small> of {facts.listed:,} pairs</small>")
+                (
+                    "Matched",
+                    f"{len(facts.pairs):,}<small> of {plural(facts.listed, 'pair')}</small>",
+                )
             )
     seconds = sum(seconds for _, seconds, _ in _stages(facts))
     if seconds:
@@ -244,17 +249,17 @@ def _model(payload: Payload) -> str:
         '<button type="button" data-view="overview">Overview</button>'
         '<button type="button" data-view="front">Front</button>'
         '<button type="button" data-view="side">Side</button>'
-        '<button type="button" data-view="top">Top</button>'
-        '<label>Points <input id="point-size" type="range" min="1" max="6" step="0.5" value="2" '
-        'aria-label="Size of points"></label>'
+        '<button type="button" data-view="top">Top</button></div>'
+        '<div class="viewer" id="viewer"><div class="stage" id="stage">'
+        '<div class="key" id="stage-key"></div></div>'
+        '<aside class="card panel" id="panel" aria-label="Chosen camera" hidden></aside></div>'
+        '<div class="bar"><label>Points <input id="point-size" type="range" min="1" max="6" '
+        'step="0.5" value="2" aria-label="Size of points"></label>'
         '<label>Cameras <input id="camera-size" type="range" min="-4" max="4" step="0.5" value="0" '
         'aria-label="Size of cameras"></label>'
         '<label><input id="show-cameras" type="checkbox" checked> show cameras</label>'
         '<label>Seen by at least <input id="tracks" type="range" min="2" max="10" step="1" '
         'aria-label="Photos that see a point"> <output id="tracks-text"></output></label></div>'
-        '<div class="viewer" id="viewer"><div class="stage" id="stage">'
-        '<div class="key" id="stage-key"></div></div>'
-        '<aside class="card panel" id="panel" aria-label="Chosen camera" hidden></aside></div>'
         f"{_poster(scene)}"
         f'<p class="hint">{escape(" ".join(notes) + colour)}</p>'
         "<noscript><p>The 3D view needs JavaScript.</p></noscript>"

@@ -100,7 +100,7 @@
   function scoreLegend() {
     const bar = el("span", { class: "ramp", "aria-hidden": "true" });
     bar.style.background = gradient(BRIGHT);
-    return el("div", { class: "legend" }, el("span", {}, "Confidence"), el("span", {}, scoreLow.toFixed(2)), bar, el("span", {}, scoreHigh.toFixed(2)));
+    return el("div", { class: "legend" }, el("span", {}, "Confidence of matches"), el("span", {}, scoreLow.toFixed(2)), bar, el("span", {}, scoreHigh.toFixed(2)));
   }
 
   function pairCounts(a, b) {
@@ -340,11 +340,12 @@
     const rows = cells(g.rows), columns = cells(g.columns);
     const value = (k) => (run.verified ? Math.max(0, graphCells.inliers[k]) : graphCells.matches[k]);
     let top = 1;
+    const some = graphCells.matches.some((_, k) => value(k) > 0);
     for (let k = 0; k < graphCells.matches.length; k++) top = Math.max(top, value(k));
     const zoom = Math.max(1, Math.floor(1120 / Math.max(rows, columns)));
     canvas.width = columns * zoom;
     canvas.height = rows * zoom;
-    canvas.style.maxWidth = `${columns * 44}px`; // few photos need no large picture
+    canvas.parentElement.style.maxWidth = `${Math.max(280, columns * 44)}px`; // few photos need no large picture
     let place = null, at = null, cursor = null;
     const setOrder = () => {
       const order = $("graph-order") && $("graph-order").value === "connected" ? g.order : null;
@@ -437,7 +438,7 @@
     bar.style.background = gradient(RAMP);
     const box = el("i", { "aria-hidden": "true" });
     box.style.cssText = "display:inline-block;width:.8em;height:.8em;border-radius:2px;background:" + (dark.matches ? "#3a4046" : "#dee0de");
-    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), el("span", {}, "1"), bar, el("span", {}, fmt(top)), el("span", {}, box, run.verified ? " rejected" : " none"));
+    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.verified ? " rejected" : " none"));
     // the strongest pair to begin with
     let best = -1;
     for (let k = 0; k < graphCells.matches.length; k++) if (best < 0 || value(k) > value(best)) best = k;
@@ -616,6 +617,7 @@
     }
     // the chosen photo in its frustum
     let plane = null;
+    let inside = false; // the eye is where the chosen camera was: points shine through its photo
     function drawPhoto() {
       if (plane) { scene.remove(plane); plane.material.map.dispose(); plane.geometry.dispose(); plane = null; }
       const camera = cameras[selected];
@@ -632,7 +634,9 @@
         geometry.setAttribute("uv", new THREE.BufferAttribute(new Float32Array([0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 1, 1]), 2));
         const texture = new THREE.Texture(image);
         texture.needsUpdate = true;
-        plane = new THREE.Mesh(geometry, new THREE.MeshBasicMaterial({ map: texture, side: THREE.DoubleSide }));
+        plane = new THREE.Mesh(geometry, new THREE.MeshBasicMaterial({
+          map: texture, side: THREE.DoubleSide, transparent: true, depthWrite: false, opacity: inside ? 0.6 : 0.95,
+        }));
         scene.add(plane);
         render();
       };
@@ -651,6 +655,7 @@
       renderer.setSize(clientWidth, clientHeight, false);
       eye.aspect = clientWidth / clientHeight;
       eye.updateProjectionMatrix();
+      if (standing) stand(standing);
       render();
     }
     function paint() {
@@ -659,6 +664,8 @@
       render();
     }
     const everything = new THREE.Vector3(0, 0, 0);
+    let standing = null; // the view chosen by a button, until the user moves the eye
+    controls.addEventListener("start", () => { standing = null; });
     // some points and all cameras, which a view must hold
     const framed = [];
     if (cloud) {
@@ -667,6 +674,9 @@
       for (let i = 0; i < data.count; i += step) framed.push(new THREE.Vector3().fromBufferAttribute(xyz, i).multiplyScalar(data.extent));
     }
     function stand(direction) {
+      standing = direction;
+      inside = false;
+      if (plane) plane.material.opacity = 0.95;
       eye.fov = 45;
       eye.updateProjectionMatrix();
       const back = new THREE.Vector3(...direction).normalize();
@@ -739,6 +749,7 @@
 
     function choose(i) {
       selected = i;
+      inside = false;
       drawCameras();
       drawPhoto();
       const panel = $("panel");
@@ -759,6 +770,9 @@
     }
     const ofPhoto = new Map(cameras.map((camera, i) => [camera.photo, i]));
     function lookFrom(photo) {
+      inside = true;
+      standing = null;
+      drawPhoto();
       const camera = cameras[ofPhoto.get(photo)];
       const R = camera.rotation;
       const ahead = new THREE.Vector3(R[2], R[5], R[8]);
@@ -777,6 +791,7 @@
     bind("camera-size", () => { size = 1.6 ** Number($("camera-size").value); drawCameras(); drawPhoto(); render(); });
     bind("show-cameras", () => { wires.visible = $("show-cameras").checked; drawPhoto(); render(); });
     const tracks = $("tracks");
+    const trackText = (wanted, count) => `${wanted} photos: ${fmt(count)} points`;
     if (tracks && data.tracks.length > 1) {
       const least = data.tracks[data.tracks.length - 1][0];
       tracks.min = least;
@@ -786,14 +801,15 @@
         const wanted = Number(tracks.value);
         const count = Math.max(0, ...data.tracks.filter(([t]) => t >= wanted).map(([, c]) => c));
         cloud.geometry.setDrawRange(0, count);
-        $("tracks-text").textContent = `${wanted}: ${fmt(count)} points`;
+        $("tracks-text").textContent = trackText(wanted, count);
         render();
       });
-      $("tracks-text").textContent = `${least}: ${fmt(data.count)} points`;
+      $("tracks-text").textContent = trackText(least, data.count);
     } else if (tracks) tracks.closest("label").hidden = true;
     for (const button of document.querySelectorAll("[data-view]")) {
       button.addEventListener("click", () => stand(VIEWS[button.dataset.view]));
     }
+    if (narrow.matches) $("point-size").value = 1.5;
     if (cloud) cloud.material.size = Number($("point-size").value) * renderer.getPixelRatio();
 
     const words = { registered: "photos in the model", database: "photos of the model", "query-high": "queries, high confidence", "query-low": "queries, low confidence" };
@@ -810,11 +826,11 @@
     };
     controls.addEventListener("change", render);
     dark.addEventListener("change", () => { paint(); paintKey(); });
-    new ResizeObserver(resize).observe(stage);
     resize();
     paint();
     paintKey();
     stand(VIEWS.overview);
+    new ResizeObserver(resize).observe(stage);
     return {
       has: (photo) => ofPhoto.has(photo),
       select: (photo) => choose(ofPhoto.get(photo)),
