@@ -18,12 +18,13 @@ from edm_hloc.cli import (
     options,
     reconstruct,
     report,
+    show,
     weights,
 )
 from edm_hloc.errors import EdmHlocError
 
 # in the order of --help
-COMMANDS = (reconstruct, localize, match, report, demo, evaluate, weights, hloc)
+COMMANDS = (reconstruct, localize, match, report, show, demo, evaluate, weights, hloc)
 
 # Modules that bring torch and pycolmap are imported by the commands that need them, so that
 # --help and wrong arguments answer at once.

@@ -41,27 +41,35 @@ class _Eye:
         return seen[:, :2] / safe[:, None] * self.focal + centre, depth
 
 
-def draw_model(scene: Scene, viewpoint: str, size: tuple[int, int] = (1600, 1200)) -> np.ndarray:
+def draw_model(
+    scene: Scene,
+    viewpoint: str,
+    size: tuple[int, int] = (1600, 1200),
+    *,
+    cameras: bool = True,
+) -> np.ndarray:
     """A picture of a scene on white.
 
     Args:
         scene: what to draw.
         viewpoint: one of `VIEWPOINTS`.
         size: (width, height) of the picture.
+        cameras: draw them too.
 
     Returns:
         (height, width, 3) uint8, RGB.
     """
     width, height = (side * _SUPERSAMPLING for side in size)
-    eye = _look(scene, np.array(VIEWPOINTS[viewpoint]), (width, height))
+    eye = _look(scene, np.array(VIEWPOINTS[viewpoint]), (width, height), cameras)
     picture, depth = _splat(scene, eye)
     picture = _shade(picture, depth)
-    _draw_cameras(picture, scene, eye)
+    if cameras:
+        _draw_cameras(picture, scene, eye)
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _look(scene: Scene, direction: np.ndarray, size: tuple[int, int]) -> _Eye:
-    """An eye in this direction, as near as the bulk of points and all cameras allow."""
+def _look(scene: Scene, direction: np.ndarray, size: tuple[int, int], with_cameras: bool) -> _Eye:
+    """An eye in this direction, as near as the bulk of points and the cameras allow."""
     back = direction / np.linalg.norm(direction)
     right = np.cross([0.0, 1.0, 0.0], back)
     right /= np.linalg.norm(right)
@@ -77,7 +85,7 @@ def _look(scene: Scene, direction: np.ndarray, size: tuple[int, int]) -> _Eye:
         turned = turned[inside]
     # a camera a little larger than its centre
     cameras = np.concatenate([scene.centres + d for d in _cube(1.5 * scene.frustum)]) @ R.T
-    shown = np.concatenate([turned, cameras])
+    shown = np.concatenate([turned, cameras]) if with_cameras or not len(turned) else turned
     if not len(shown):
         shown = np.eye(3)
     # the eye is at (x, y, −d): every point must satisfy |x − x0| ≤ tan · (z + d)

@@ -665,7 +665,7 @@
     }
     const everything = new THREE.Vector3(0, 0, 0);
     let standing = null; // the view chosen by a button, until the user moves the eye
-    controls.addEventListener("start", () => { standing = null; });
+    for (const kind of ["wheel", "keydown"]) canvas.addEventListener(kind, () => { standing = null; });
     // some points and all cameras, which a view must hold
     const framed = [];
     if (cloud) {
@@ -739,7 +739,11 @@
       down = null;
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons || event.pointerType === "touch") return;
+      if (event.buttons) { // turned or moved, more than a click's trembling
+        if (down && Math.hypot(event.clientX - down[0], event.clientY - down[1]) >= 5) standing = null;
+        return;
+      }
+      if (event.pointerType === "touch") return;
       const i = nearest(event.clientX, event.clientY, 18);
       canvas.style.cursor = i >= 0 ? "pointer" : "";
       if (i >= 0) showTip(cameras[i].name, event.clientX, event.clientY);

@@ -1,0 +1,72 @@
+"""`edm-hloc show` and `export-model`: pictures of a model, and its files for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.cli import options
+from edm_hloc.errors import EdmHlocError
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("show", _show, "write pictures of a model, without a display")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
+    sub.add_argument("--out", type=Path, default=Path("views"), help="folder of the pictures")
+    sub.add_argument("--size", type=int, nargs=2, default=(1600, 1200), metavar=("W", "H"))
+    sub.add_argument("--no-cameras", action="store_true", help="points only")
+
+    sub = command("export-model", _export, "write a model as another program reads it")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
+    sub.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        help="points.ply, transforms.json (nerfstudio), or a folder for COLMAP's own files",
+    )
+    sub.add_argument("--text", action="store_true", help="COLMAP's text files, not binary ones")
+    sub.add_argument(
+        "--images", type=Path, help="folder of the photos, named in transforms.json; else images/"
+    )
+
+
+def _show(args: argparse.Namespace) -> None:
+    from edm_hloc.colmap import read_model
+    from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
+    from edm_hloc.report.pictures import write_picture
+    from edm_hloc.report.scene import Points, build_scene, views_of
+
+    if min(args.size) < 16 or max(args.size) > 8192:
+        raise EdmHlocError("--size must be from 16 to 8192 px.")
+    model = read_model(args.model)
+    points = Points.of(model)
+    views = views_of(model)
+    if not len(points) and not views:
+        raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
+    scene = build_scene(points, views)
+    for viewpoint in VIEWPOINTS:
+        picture = draw_model(scene, viewpoint, tuple(args.size), cameras=not args.no_cameras)
+        write_picture(args.out / f"{viewpoint}.png", picture)
+    print(f"Model       {len(views):,} cameras, {len(points):,} points")
+    if scene.hidden:
+        print(f"Left out    {scene.hidden:,} points that lie too far off")
+    print(f"Written     {', '.join(f'{v}.png' for v in VIEWPOINTS)} in {args.out}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from edm_hloc.report import exports
+
+    suffix = args.out.suffix.lower()
+    if suffix == ".ply":
+        exports.export_ply(args.model, args.out)
+    elif suffix == ".json":
+        exports.export_nerfstudio(args.model, args.out, args.images)
+    elif suffix and not args.out.is_dir():
+        raise EdmHlocError(
+            f"Nothing is known of {args.out.suffix} files: give OUT as .ply, .json or a folder."
+        )
+    elif args.text:
+        exports.export_text(args.model, args.out)
+    else:
+        exports.export_binary(args.model, args.out)
+    print(f"Written     {args.out}")
