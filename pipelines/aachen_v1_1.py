@@ -8,9 +8,11 @@ A starting point for scripts of one's own; `edm-hloc aachen` has all the options
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
+from edm_hloc.errors import EdmHlocError
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.visual_localization import RetrievalOptions
 
@@ -44,10 +46,17 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
     args = parser.parse_args()
     if args.dry_run:
-        print("\n".join(AachenDataset(args.dataset).problems()) or "The dataset is complete.")
+        data = AachenDataset(args.dataset)
+        problems = data.problems() or data.missing_photos()
+        if problems:
+            sys.exit("Missing:\n" + "\n".join(problems))
+        print("Nothing is missing.")
         return
     settings = (args.weights, args.retrieval, args.num_covis, args.num_loc)
-    print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
+    try:
+        print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
+    except EdmHlocError as error:
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":

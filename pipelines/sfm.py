@@ -8,8 +8,10 @@ A starting point for scripts of one's own; `edm-hloc reconstruct` has all the op
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.pairs import exhaustive
@@ -32,7 +34,10 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/sfm"))
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
     args = parser.parse_args()
-    statistics = run(args.images, args.outputs, args.weights).results["mapped"]["statistics"]
+    try:
+        statistics = run(args.images, args.outputs, args.weights).results["mapped"]["statistics"]
+    except EdmHlocError as error:
+        sys.exit(f"{error}")
     print(f"{statistics} in {args.outputs / 'model'}")
 
 

@@ -153,6 +153,36 @@ def test_failures_are_told_apart_and_never_fatal(files) -> None:
     assert {a.confidence for a in answers.values()} == {"none"}
 
 
+def test_what_colmap_raises_for_one_query_does_not_end_the_others(files, monkeypatch) -> None:
+    cloud, write = files
+    job = write(dict.fromkeys(("q1", "odd", "q2"), seen(cloud)))
+    job["cameras"]["odd"] = pycolmap.Camera(CAMERA.todict() | {"width": 1})
+    estimate = pycolmap.estimate_and_refine_absolute_pose
+
+    def sometimes(pixels, points, camera, *options):
+        if camera.width == 1:
+            raise ValueError("no such camera")
+        return estimate(pixels, points, camera, *options)
+
+    monkeypatch.setattr(pycolmap, "estimate_and_refine_absolute_pose", sometimes)
+    answers = localize_queries(**job)
+    assert [a.status for a in answers] == ["localized", "closest", "localized"]
+    assert answers[1].reason == "ValueError: no such camera"
+    assert [a.query for a in read_log(job["log"])] == ["q1", "odd", "q2"]
+
+
+def test_confidence_needs_many_inliers_that_fix_the_pose() -> None:
+    def confidence(**more) -> str:
+        known = {"inliers": 200, "correspondences": 300, "rotation_deviation": 0.05}
+        return QueryPose("q", "localized", **(known | more)).confidence
+
+    assert confidence() == "high"
+    assert confidence(inliers=99) == "low"
+    assert confidence(correspondences=2100) == "low"
+    assert confidence(rotation_deviation=0.5) == "low"
+    assert confidence(rotation_deviation=None) == "low"
+
+
 def test_pairs_with_few_matches_are_left_out(files) -> None:
     cloud, write = files
     job = write({"q": seen(cloud)[:50]})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 import pytest
@@ -24,6 +27,7 @@ from edm_hloc.inloc import (
     scan_points,
 )
 from edm_hloc.localize import check_submission, read_log, read_poses
+from edm_hloc.sfm import MappingOptions
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from edm_hloc.visual_localization import RetrievalOptions, localize_photos
 from tests.scenes import TruthMatcher
@@ -62,13 +66,19 @@ def test_scans_between_pixels_at_edges_and_in_holes() -> None:
     np.testing.assert_allclose(found[1], [1, 1, 100])  # a neighbour is missing: the nearest
 
 
-def test_broken_scans_and_alignments_are_named(tmp_path: Path) -> None:
+def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
     name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
     with pytest.raises(EdmHlocError, match=r"No scan .*DUC_cutout_024_0_0\.jpg\.mat"):
         read_scan(tmp_path / f"{name}.mat")
     (tmp_path / "a.mat").write_bytes(b"no mat")
     with pytest.raises(EdmHlocError, match="damaged or no scan"):
         read_scan(tmp_path / "a.mat")
+    points = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
+    savemat(tmp_path / "old.mat", {"XYZcut": points})
+    with h5py.File(tmp_path / "new.mat", "w", userblock_size=512) as file:
+        file["XYZcut"] = points.T  # as MATLAB's -v7.3 orders axes
+    for name_of_format in ("old", "new"):
+        np.testing.assert_array_equal(read_scan(tmp_path / f"{name_of_format}.mat"), points)
     savemat(tmp_path / "b.mat", {"XYZcut": np.zeros((4, 5))})
     with pytest.raises(EdmHlocError, match=r"XYZcut is \(4, 5\)"):
         read_scan(tmp_path / "b.mat")
@@ -122,6 +132,11 @@ def test_aachen(aachen: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/sfm/model/points3D.bin").stat().st_mtime_ns == model
     assert again == answers == read_log(tmp_path / "out" / "queries.jsonl")
 
+    # other points of the same keypoints: poses are found anew
+    options = replace(options, mapping=MappingOptions(two_view_points=False))
+    _, others, _ = localize_aachen(dataset, tmp_path / "out", matcher, options)
+    assert all(a.correspondences < b.correspondences for a, b in zip(others, answers, strict=True))
+
     # a photo that cannot be read, a query that the retrieval forgot
     (dataset / "images_upright" / answers[0].query).write_bytes(b"")
     images = [f"db/{k}.jpg" for k in range(1, 7)]
@@ -142,15 +157,24 @@ def test_inloc(inloc: Path, tmp_path: Path) -> None:
     matcher = TruthMatcher(inloc, images=".")
     options = InLocOptions(retrieval=ALL)
     missing = sorted(dataset.glob("database/cutouts/DUC1/024/*.mat"))[0]
-    missing.unlink()
+    missing.rename(tmp_path / "away.mat")
     run, answers, submission = localize_inloc(dataset, tmp_path / "out", matcher, options)
     assert run.results["missing_scans"] == [missing.relative_to(dataset).as_posix()[:-4]]
     assert [a.status for a in answers] == ["localized"] * 4
     truth = read_truth(dataset / "truth" / "queries")
     groups = evaluate(read_poses(submission), truth, ((0.01, 0.1),))
     assert [(g.group, g.recall) for g in groups] == [("DUC1", (1,)), ("DUC2", (1,))]
-    assert all(".mat" not in name for a in answers for name in a.inliers_of)
-    assert localize_inloc(dataset, tmp_path / "out", matcher, options)[1] == answers
+    used = {name for a in answers for name in a.inliers_of}
+    assert not used.intersection(run.results["missing_scans"])
+    run, again, _ = localize_inloc(dataset, tmp_path / "out", matcher, options)
+    assert again == answers
+    assert len(run.results["missing_scans"]) == 1
+
+    # the scan is found: it counts from now on
+    (tmp_path / "away.mat").rename(missing)
+    run, more, _ = localize_inloc(dataset, tmp_path / "out", matcher, options)
+    assert run.results["missing_scans"] == []
+    assert sum(a.correspondences for a in more) > sum(a.correspondences for a in answers)
 
 
 def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
@@ -193,6 +217,8 @@ def test_what_the_command_line_says(
     assert main(["inloc", str(inloc), out, "--dry-run"]) == 0
     assert "has everything" in capsys.readouterr().out
     assert not Path(out).exists()
+    assert main(["inloc", str(inloc), out, "--max-error", "0"]) == 1
+    assert "max_error must be at least 0.1 px" in capsys.readouterr().err
     assert main(["aachen", str(aachen), out, "--retrieval", "none.txt"]) == 1
     assert "No such retrieval file: none.txt" in capsys.readouterr().err
     poses, queries = str(aachen / "truth/queries/day.txt"), str(aachen / "images_upright/query")
@@ -200,6 +226,21 @@ def test_what_the_command_line_says(
     assert "names go without folders" in capsys.readouterr().err
     assert main(["evaluate-poses", poses, str(aachen / "truth/queries/day.txt")]) == 0
     assert "100.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["aachen_v1_1", "inloc"])
+def test_pipelines_say_what_is_missing(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipeline = importlib.import_module(f"pipelines.{name}")
+    data = request.getfixturevalue(name.split("_")[0])
+    for arguments, wrong in ((["--dry-run"], data.parent), ([], tmp_path / "none")):
+        out = ["--outputs", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", [name, "--dataset", str(wrong), *out, *arguments])
+        with pytest.raises(SystemExit, match=f"(?s){wrong}.*visuallocalization"):
+            pipeline.main()
+    monkeypatch.setattr("sys.argv", [name, "--dataset", str(data), "--dry-run"])
+    pipeline.main()
 
 
 @pytest.mark.slow
