@@ -13,7 +13,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("image0", type=Path, metavar="A")
     sub.add_argument("image1", type=Path, metavar="B")
     sub.add_argument("--out", type=Path, default=Path("matches.png"), help="the picture")
-    sub.add_argument("--lines", type=int, default=300, help="matches that get a line")
+    sub.add_argument("--lines", type=int, default=200, help="matches that get a line")
     options.add_matcher(sub)
 
     sub = command("pairs", _pairs, "write a list of pairs of photos")

@@ -1,4 +1,4 @@
-"""Pictures of matches."""
+"""Pictures of matches, as in a paper: two photos, lines coloured by confidence, a legend."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import NetworkImage, PixelTransform, load_image
+from edm_hloc.images import PixelTransform, load_image
 
-HEIGHT_MAX = 720  # px of the picture; photos are shrunk to fit, never enlarged
-GAP = 8
+HEIGHT = 720  # px of the photos in the picture; two small ones stay smaller
+_GAP, _STRIP = 10, 52  # px between the photos, and of the legend below them
+_INK = (40, 44, 48)
+# From low to high; as light at both ends, so that lines show on dark and on bright photos.
+_RAMP = np.array([(176, 120, 255), (110, 150, 255), (60, 200, 230), (90, 230, 150), (255, 238, 80)])
+_SCALE = 2  # drawn larger, then reduced, for smooth lines
+_SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 
 
 def draw_matches(
@@ -22,16 +27,16 @@ def draw_matches(
     keypoints1: np.ndarray,
     scores: np.ndarray,
     *,
-    lines: int = 300,
+    lines: int = 200,
 ) -> np.ndarray:
-    """Two photos side by side with their matches, from red (least sure) over yellow to green.
+    """Two photos at equal height with their matches, violet (least sure) over green to yellow.
 
     Args:
         path0, path1: the photos.
         keypoints0, keypoints1: (M, 2), pixels of the original images, hloc's frame.
         scores: (M,) in [0, 1].
-        lines: at most this many matches get a line, spread over the whole range of scores; all
-            get their two dots.
+        lines: at most this many matches get a line, spread over the first photo; all get their two
+            dots.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -39,36 +44,40 @@ def draw_matches(
     Raises:
         ImageError: a photo cannot be read.
     """
-    shown = [load_image(path, resize_max=1024, grayscale=False) for path in (path0, path1)]
-    scale = min(1.0, HEIGHT_MAX / max(image.tensor.shape[1] for image in shown))
-    panels, points = [], []
+    shown = [
+        load_image(path, resize_max=2 * HEIGHT, divisor=1, grayscale=False)
+        for path in (path0, path1)
+    ]
+    height = min(HEIGHT, max(image.original_size[1] for image in shown)) * _SCALE
+    panels, points, left = [], [], 0
     for image, keypoints in zip(shown, (keypoints0, keypoints1), strict=True):
-        panel, transform = _panel(image, scale)
-        panels.append(panel)
-        points.append(transform.to_network(np.asarray(keypoints, np.float64)))
-    height = max(panel.shape[0] for panel in panels)
-    width = sum(panel.shape[1] for panel in panels) + GAP
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    left = panels[0].shape[1] + GAP
-    canvas[: panels[0].shape[0], : panels[0].shape[1]] = panels[0]
-    canvas[: panels[1].shape[0], left:] = panels[1]
-    points[1] = points[1] + [left, 0]
+        pixels = (image.tensor.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        width, full = image.original_size
+        size = max(_SCALE, round(width * height / full / _SCALE) * _SCALE), height
+        panels.append(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+        transform = PixelTransform((width / size[0], full / size[1]))
+        points.append(transform.to_network(np.asarray(keypoints, np.float64)) + np.array([left, 0]))
+        left += size[0] + _GAP * _SCALE
+    gap = np.full((height, _GAP * _SCALE, 3), 255, np.uint8)
+    canvas = np.ascontiguousarray(np.hstack([panels[0], gap, panels[1]]))
 
-    order = np.argsort(scores, kind="stable")  # the surest are drawn last, on top
-    with_line = (
-        set(order[np.unique(np.linspace(0, len(order) - 1, lines).astype(int))])
-        if len(order)
-        else set()
+    low, high = _span(scores)
+    colours = ramp((scores - low) / (high - low))
+    with_line = set(_spread(keypoints0, scores, lines))
+    canvas = _draw(canvas, points, colours, np.argsort(scores, kind="stable"), with_line)
+    picture = cv2.resize(
+        canvas, (canvas.shape[1] // _SCALE, height // _SCALE), interpolation=cv2.INTER_AREA
     )
-    overlay = canvas.copy()
-    for index in order:
-        a, b = (_subpixel(p[index]) for p in points)
-        colour = _colour(float(scores[index]))
-        if index in with_line:
-            cv2.line(overlay, a, b, colour, 1, cv2.LINE_AA, shift=_SHIFT)
-        for end in (a, b):
-            cv2.circle(overlay, end, 2 << _SHIFT, colour, -1, cv2.LINE_AA, shift=_SHIFT)
-    return cv2.addWeighted(overlay, 0.8, canvas, 0.2, 0)
+    strip = _legend(picture.shape[1], len(scores), len(with_line), low, high)
+    return np.vstack([picture, strip])
+
+
+def ramp(share: np.ndarray) -> np.ndarray:
+    """(N,) in [0, 1] → (N, 3) uint8 colours of match lines."""
+    place = np.clip(share, 0, 1) * (len(_RAMP) - 1)
+    known = np.arange(len(_RAMP))
+    channels = [np.interp(place, known, _RAMP[:, c]) for c in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -89,24 +98,78 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
         ) from error
 
 
-_SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
+def _span(scores: np.ndarray) -> tuple[float, float]:
+    """The scores between which the colours change: without the last 2 % at both ends."""
+    if not len(scores):
+        return 0.0, 1.0
+    low, high = np.percentile(scores, [2, 98])
+    if high - low < 0.05:
+        low, high = max(0.0, high - 0.05), max(0.05, high)
+    return float(low), float(high)
 
 
-def _subpixel(point: np.ndarray) -> tuple[int, int]:
-    x, y = np.rint(point * (1 << _SHIFT)).astype(int)
-    return int(x), int(y)
+def _spread(keypoints: np.ndarray, scores: np.ndarray, number: int) -> list[int]:
+    """So many matches, evenly over the picture: in turn from each cell of a grid, at random."""
+    if len(scores) <= number:
+        return list(range(len(scores)))
+    order = np.random.default_rng(0).permutation(len(scores))
+    low, high = keypoints.min(axis=0), keypoints.max(axis=0)
+    cells = ((keypoints - low) / np.maximum(high - low, 1e-9) * 11.999).astype(int)
+    cell = (cells[:, 1] * 12 + cells[:, 0])[order]
+    by_cell = np.argsort(cell, kind="stable")
+    first = np.searchsorted(cell[by_cell], cell[by_cell])
+    turn = np.empty(len(order), int)
+    turn[by_cell] = np.arange(len(order)) - first  # the how-manieth of its cell
+    return [int(i) for i in order[np.argsort(turn, kind="stable")[:number]]]
 
 
-def _colour(score: float) -> tuple[int, int, int]:
-    score = min(max(score, 0.0), 1.0)
-    return int(255 * min(1.0, 2 - 2 * score)), int(255 * min(1.0, 2 * score)), 40
+def _draw(
+    canvas: np.ndarray,
+    points: list[np.ndarray],
+    colours: np.ndarray,
+    order: np.ndarray,
+    with_line: set[int],
+) -> np.ndarray:
+    """Dots and lines, the surest on top, each with a dark edge that sets it off from the photo."""
+    ends = [np.rint(p * (1 << _SHIFT)).astype(int) for p in points]
+    starts, stops = ([(int(x), int(y)) for x, y in e] for e in ends)
+    edges = canvas.copy()
+    for i in order:
+        if int(i) in with_line:
+            cv2.line(edges, starts[i], stops[i], (0, 0, 0), 2 * _SCALE, cv2.LINE_AA, shift=_SHIFT)
+    canvas = cv2.addWeighted(edges, 0.35, canvas, 0.65, 0)
+    overlay = canvas.copy()
+    for i in order:
+        colour = tuple(int(c) for c in colours[i])
+        if int(i) in with_line:
+            cv2.line(overlay, starts[i], stops[i], colour, _SCALE, cv2.LINE_AA, shift=_SHIFT)
+            for end in (starts[i], stops[i]):
+                radius = int(2.6 * _SCALE * (1 << _SHIFT))
+                cv2.circle(overlay, end, radius, (0, 0, 0), -1, cv2.LINE_AA, shift=_SHIFT)
+        for end in (starts[i], stops[i]):
+            radius = int((2.0 if int(i) in with_line else 1.1) * _SCALE * (1 << _SHIFT))
+            cv2.circle(overlay, end, radius, colour, -1, cv2.LINE_AA, shift=_SHIFT)
+    return cv2.addWeighted(overlay, 0.85, canvas, 0.15, 0)
 
 
-def _panel(image: NetworkImage, scale: float) -> tuple[np.ndarray, PixelTransform]:
-    """The photo at the picture's size, with its true aspect, and where its pixels went."""
-    width, height = image.original_size
-    shrink = scale * min(1.0, image.tensor.shape[1] / height)
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    pixels = (image.tensor * 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    panel = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return panel, PixelTransform((width / size[0], height / size[1]))
+def _legend(width: int, matches: int, lines: int, low: float, high: float) -> np.ndarray:
+    """The strip below the photos: (_STRIP, width, 3)."""
+    strip = Image.new("RGB", (width, _STRIP), "white")
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(22)
+    middle = _STRIP // 2 + 2
+    text = f"{matches:,} matches"
+    if 0 < lines < matches:
+        text += f", {lines:,} with a line"
+    draw.text((2, middle), text, fill=_INK, font=font, anchor="lm")
+    bar = min(220, width // 5)
+    right = f"{high:.2f}"
+    x = width - 2 - draw.textlength(right, font)
+    if matches and x - bar > width / 2:
+        draw.text((x, middle), right, fill=_INK, font=font, anchor="lm")
+        start = int(x) - 10 - bar
+        colours = np.tile(ramp(np.linspace(0, 1, bar)), (14, 1, 1))
+        strip.paste(Image.fromarray(colours), (start, middle - 8))
+        left = f"confidence  {low:.2f}"
+        draw.text((start - 10, middle), left, fill=_INK, font=font, anchor="rm")
+    return np.asarray(strip)
