@@ -165,7 +165,7 @@ def test_match_writes_h5_and_picture(
     )
     assert "untrained" in capsys.readouterr().out
     with Image.open(picture) as image:
-        assert image.size == (320 + 8 + 320, 240)
+        assert image.size == (320 + 10 + 320, 240 + 52)  # a legend below the photos
         assert len(image.convert("RGB").getcolors(1 << 20)) > 1000
     with h5py.File(picture.with_suffix(".h5")) as h5:
         group = h5[f"{a.name}/{b.name}"]
