@@ -12,6 +12,7 @@ from edm_hloc import __version__
 from edm_hloc.cli import (
     demo,
     evaluate,
+    export,
     hloc,
     localize,
     match,
@@ -24,7 +25,7 @@ from edm_hloc.cli import (
 from edm_hloc.errors import EdmHlocError
 
 # in the order of --help
-COMMANDS = (reconstruct, localize, match, report, show, demo, evaluate, weights, hloc)
+COMMANDS = (reconstruct, localize, match, report, show, demo, evaluate, weights, export, hloc)
 
 # Modules that bring torch and pycolmap are imported by the commands that need them, so that
 # --help and wrong arguments answer at once.

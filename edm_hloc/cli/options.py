@@ -63,6 +63,12 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--topk", type=int, help="most matches a pair; default by the size")
     group.add_argument("--device", help="cuda, mps or cpu; by default the fastest there is")
     group.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FOLDER",
+        help="of edm-hloc export: ONNX Runtime encodes the photos, faster than PyTorch on a CPU",
+    )
+    group.add_argument(
         "--cache", type=float, default=2.0, metavar="GB", help="memory for encoded photos"
     )
 
@@ -119,6 +125,7 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
         threshold=getattr(args, "threshold", None),
         topk=getattr(args, "topk", None),
         device=getattr(args, "device", None),
+        onnx=getattr(args, "onnx", None),
     )
     print(f"Weights     {matcher.weights}, on {matcher.device}")
     return matcher

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import EDMFeatures, RefinedImage, fold_batch_norms
+from edm_hloc.models.edm import EDM, EDMFeatures, RefinedImage, fold_batch_norms
+
+if TYPE_CHECKING:
+    from edm_hloc.models.onnx_graphs import OnnxEDM
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class EDMMatcherConfig:
         device: "cuda", "cpu", "mps"; None for the fastest there is.
         batch_size: pairs that go through the network together; None for 8 on a GPU and 1 on a
             CPU, which gains nothing from more. The matches are the same, to rounding.
+        onnx: folder of `edm-hloc export`, whose graphs ONNX Runtime runs where they are faster:
+            `encode` always, `match` with TensorRT. They give the same matches, to rounding
+            (those exported in half precision: about the same).
         half_cache: keep encoded images in half precision: half the memory, and slightly other
             matches.
     """
@@ -40,6 +48,7 @@ class EDMMatcherConfig:
     refined: RefinedImage = "best"
     device: str | None = None
     batch_size: int | None = None
+    onnx: Path | None = None
     half_cache: bool = False
 
 
@@ -55,6 +64,7 @@ class EDMMatcher(Matcher):
 
     Raises:
         WeightsError: see `edm_hloc.models.weights.load`.
+        EdmHlocError: `onnx` has the graphs of other weights, or see `OnnxEDM`.
     """
 
     name = "edm"
@@ -65,12 +75,33 @@ class EDMMatcher(Matcher):
         self.device = torch.device(self.config.device or default_device())
         model, self.weights = weights_module.load(self.config.weights, self.device)
         self.model = fold_batch_norms(model)
-        if self.device.type == "cpu":  # its convolutions are a tenth faster so
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # On the CPU convolutions are a tenth faster so.
+        cpu = self.device.type == "cpu"
+        self._layout = torch.channels_last if cpu else torch.contiguous_format
+        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._encoder: EDM | OnnxEDM = self.model
+        self._pair_matcher: EDM | OnnxEDM = self.model
+        self._half_graphs = False
+        if self.config.onnx is not None:
+            self._use_graphs(self.config.onnx)
         self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
         self.threshold = (
             self.weights.threshold if self.config.threshold is None else self.config.threshold
         )
+
+    def _use_graphs(self, folder: Path) -> None:
+        from edm_hloc.models.onnx_graphs import TENSORRT, OnnxEDM
+
+        graphs = OnnxEDM(folder, self.device)
+        if graphs.weights_sha256 != self.weights.sha256:
+            raise EdmHlocError(
+                f"The graphs in {folder} were made of other weights than {self.weights.name}: make "
+                f"them with edm-hloc export {folder} --weights {self.weights.name}"
+            )
+        self._encoder = graphs
+        self._half_graphs = graphs.dtype == torch.float16
+        if TENSORRT in graphs.providers:
+            self._pair_matcher = graphs
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
@@ -83,12 +114,14 @@ class EDMMatcher(Matcher):
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,
             **({"half_cache": True} if self.config.half_cache else {}),
+            **({"half_graphs": True} if self._half_graphs else {}),
             **asdict(self.preprocessing),
         }
 
     @torch.inference_mode()
     def encode(self, image: NetworkImage) -> Features:
-        encoded = self.model.encode(image.tensor[None].to(self.device))
+        encoded = self._encoder.encode(image.tensor[None].to(self.device))
+        encoded = encoded.to(memory_format=self._layout)
         if self.config.half_cache:
             encoded = encoded.to(torch.float16)
         return Features(encoded, image.transform, encoded.nbytes)
@@ -101,7 +134,7 @@ class EDMMatcher(Matcher):
         if not pairs:
             return []
         firsts, seconds = zip(*pairs, strict=True)
-        found = self.model.match(
+        found = self._pair_matcher.match(
             self._together(firsts),
             self._together(seconds),
             topk=self.config.topk,

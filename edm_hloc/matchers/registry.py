@@ -28,6 +28,7 @@ def make_matcher(
     threshold: float | None = None,
     topk: int | None = None,
     device: str | None = None,
+    onnx: Path | None = None,
 ) -> EDMMatcher | ELoFTRMatcher | LoFTRMatcher:
     """The matcher called `name`, with what all of them can be told; see their configurations.
 
@@ -43,7 +44,11 @@ def make_matcher(
     if name == "edm":
         from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 
-        return EDMMatcher(EDMMatcherConfig(weights, preprocessing, threshold, topk, device=device))
+        return EDMMatcher(
+            EDMMatcherConfig(weights, preprocessing, threshold, topk, device=device, onnx=onnx)
+        )
+    if onnx is not None:
+        raise EdmHlocError(f"ONNX graphs are of the matcher edm, not of {name}.")
     if name == "eloftr":
         from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
 

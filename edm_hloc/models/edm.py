@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -124,6 +125,24 @@ class EDMMatches(NamedTuple):
     confidence: Tensor
     certainty: Tensor
     valid: Tensor
+
+    def within(
+        self,
+        sides0: Sequence[int],
+        sides1: Sequence[int],
+        threshold: float,
+        sigma_threshold: float,
+        border_cells: int,
+    ) -> EDMMatches:
+        """The same with `valid` by these bounds; sides are (rows, columns) of cells."""
+        border = border_cells * CELL
+        valid = (
+            (self.confidence > threshold)
+            & (self.certainty > sigma_threshold)
+            & _inside(self.keypoints0, sides0[0] * CELL, sides0[1] * CELL, border)
+            & _inside(self.keypoints1, sides1[0] * CELL, sides1[1] * CELL, border)
+        )
+        return self._replace(valid=valid)
 
 
 # --- Backbone (Sec. 3.1) ---------------------------------------------------------------------
@@ -657,6 +676,11 @@ class EDM(nn.Module):
         self.neck = CorrelationInjection(config)
         self.fine_matching = FineMatching(config)
 
+    def position_scale(self, height: int, width: int) -> tuple[float, float]:
+        """Factors on the row and column positions of an image of this size in pixels."""
+        size = self.config.train_size
+        return (1.0, 1.0) if size is None else (size / height, size / width)
+
     def encode(
         self, images: Tensor, position_scale: tuple[float, float] | None = None
     ) -> EDMFeatures:
@@ -682,9 +706,7 @@ class EDM(nn.Module):
                 f"got {tuple(images.shape)}"
             )
         if position_scale is None:
-            size = self.config.train_size
-            height, width = images.shape[-2:]
-            position_scale = (1.0, 1.0) if size is None else (size / height, size / width)
+            position_scale = self.position_scale(*images.shape[-2:])
         x8, x16, x32, fine = self.backbone(images)
         f8, f16, f32 = self.neck.encode(x8, x16, x32, position_scale)
         return EDMFeatures(f32, f16, f8, fine, position_scale)
@@ -758,14 +780,27 @@ class EDM(nn.Module):
             refined: the image in which matches leave the 8 px grid: the one with the smaller
                 σ for each match, or always the same.
         """
-        (h0, w0), (h1, w1) = (tuple(f.f8.shape[-2:]) for f in (features0, features1))
+        (h0, w0), sides1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
         if topk is None:
             topk = max(1, int(0.35 * h0 * w0))
         coarse0, coarse1 = self.interact(features0, features1)
         cells = self.coarse_match(coarse0, coarse1, topk, threshold)
-        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
+        found = self.locate(features0, features1, coarse0, coarse1, cells, refined)
+        return found.within((h0, w0), sides1, threshold, sigma_threshold, border_cells)
 
-        grid0, grid1 = _cell_to_pixel(cells.cell0, w0), _cell_to_pixel(cells.cell1, w1)
+    def locate(
+        self,
+        features0: EDMFeatures,
+        features1: EDMFeatures,
+        coarse0: Tensor,
+        coarse1: Tensor,
+        cells: CoarseMatches,
+        refined: RefinedImage = "best",
+    ) -> EDMMatches:
+        """Sub-pixel positions of coarse matches, all of them valid so far; see `match`."""
+        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
+        grid0 = _cell_to_pixel(cells.cell0, coarse0.shape[-1])
+        grid1 = _cell_to_pixel(cells.cell1, coarse1.shape[-1])
         certainty = 1.0 - sigma.mean(dim=-1)
         k = cells.cell0.shape[1]
         offset1, certainty1 = offset[:, :k] * CELL, certainty[:, :k]
@@ -780,17 +815,13 @@ class EDM(nn.Module):
                 in_image1 = certainty1 > certainty0
             else:
                 in_image1 = torch.full_like(certainty1, refined == "image1", dtype=torch.bool)
-        keypoints0 = torch.where(in_image1[..., None], grid0, grid0 + offset0)
-        keypoints1 = torch.where(in_image1[..., None], grid1 + offset1, grid1)
-        certainty = torch.where(in_image1, certainty1, certainty0)
-        border = border_cells * CELL
-        valid = (
-            (cells.confidence > threshold)
-            & (certainty > sigma_threshold)
-            & _inside(keypoints0, h0 * CELL, w0 * CELL, border)
-            & _inside(keypoints1, h1 * CELL, w1 * CELL, border)
+        return EDMMatches(
+            torch.where(in_image1[..., None], grid0, grid0 + offset0),
+            torch.where(in_image1[..., None], grid1 + offset1, grid1),
+            cells.confidence,
+            torch.where(in_image1, certainty1, certainty0),
+            torch.ones_like(in_image1),
         )
-        return EDMMatches(keypoints0, keypoints1, cells.confidence, certainty, valid)
 
     def forward(self, image0: Tensor, image1: Tensor, topk: int | None = None) -> EDMMatches:
         """Encode and match B pairs (B, 1, H, W); see `match`."""

@@ -1,0 +1,41 @@
+"""`edm-hloc export`: the network as ONNX graphs, for ONNX Runtime and TensorRT."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.cli import options
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("export", _export, "write EDM as two ONNX graphs, checked against PyTorch")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for encode.onnx and match.onnx")
+    sub.add_argument("--weights", help=options.WEIGHTS_HELP)
+    sub.add_argument(
+        "--topk", type=int, default=2048, help="matches a pair, fixed; TensorRT takes up to 3840"
+    )
+    sub.add_argument("--half", action="store_true", help="weights and features in fp16")
+    sub.add_argument(
+        "--refined",
+        choices=("best", "image0", "image1"),
+        default="best",
+        help="the image in which matches leave the 8 px grid",
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from edm_hloc.models import weights
+    from edm_hloc.models.onnx_graphs import OnnxConfig, export
+
+    model, info = weights.load(args.weights)
+    print(f"Weights     {info}")
+    config = OnnxConfig(topk=args.topk, half=args.half, refined=args.refined)
+    summary = export(model, info, args.out, config)
+    print(
+        f"Checked     features within {summary.feature_error:.1e} of the largest of PyTorch's; "
+        f"{100 * summary.in_common:.1f} % of the matches are the same, "
+        f"to {summary.keypoint_error:.1e} px"
+    )
+    for path in summary.paths:
+        print(f"Written     {path} ({path.stat().st_size / 1e6:.1f} MB)")
