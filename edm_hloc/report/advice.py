@@ -300,9 +300,9 @@ def _localization(facts: RunFacts) -> Iterator[Advice]:
     if low:
         yield Advice(
             "note",
-            f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: fewer than "
-            "100 inliers, or fewer than a tenth of the correspondences. Look at their pictures "
-            "before you trust them.",
+            f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: few "
+            "inliers, a small share of the correspondences, or an uncertain rotation. Look at "
+            "their pictures before you trust them.",
             low,
         )
     scans = facts.results.get("missing_scans", [])

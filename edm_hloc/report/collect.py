@@ -120,10 +120,14 @@ class RunFacts:
         try:
             yield
         except EdmHlocError as error:
-            self.problems.append(f"{what}: {error}")
+            self._note(f"{what}: {error}")
         except Exception as error:  # a report is made of whatever can be read
             logger.debug("While reading %s", what, exc_info=True)
-            self.problems.append(f"{what}: {type(error).__name__}: {error}")
+            self._note(f"{what}: {type(error).__name__}: {error}")
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
 
 # --------------------------------------------------------------------------- the run
@@ -307,8 +311,10 @@ def _read_pairs(facts: RunFacts) -> None:
         first, rest = sorted(in_pairs | set(facts.registered)), []
     facts.names = [*first, *rest]
 
+    found: _Counts = []
     for count in (_count_verified, _count_answers, _count_matches, _count_raw):
-        found = count(facts, listed)
+        with facts.tolerant("Pairs"):
+            found = count(facts, listed)
         if found:
             break
     index = {name: i for i, name in enumerate(facts.names)}
@@ -379,11 +385,13 @@ class PairSource:
     def __enter__(self) -> PairSource:
         self._stack, out = ExitStack(), self._facts.out
         self._features = self._matches = self._raw = self._database = None
-        if (out / "matches.h5").is_file() and (out / "features.h5").is_file():
-            self._features = self._stack.enter_context(FeatureReader(out / "features.h5"))
-            self._matches = self._stack.enter_context(MatchReader(out / "matches.h5"))
+        enter = self._stack.enter_context
+        with self._facts.tolerant("Keypoints"):
+            if (out / "matches.h5").is_file() and (out / "features.h5").is_file():
+                self._features = enter(FeatureReader(out / "features.h5"))
+                self._matches = enter(MatchReader(out / "matches.h5"))
         if (out / "raw_matches").is_dir() and any((out / "raw_matches").glob("*.h5")):
-            self._raw = self._stack.enter_context(RawMatchReader(out / "raw_matches"))
+            self._raw = enter(RawMatchReader(out / "raw_matches"))
         if self._facts.kind != "localization" and (out / "database.db").is_file():
             self._database = pycolmap.Database.open(out / "database.db")
             self._stack.callback(self._database.close)

@@ -56,6 +56,7 @@ def make_payload(facts: RunFacts) -> Payload:
     best = _best_partners(facts)
     shown = _shown_pairs(facts, gallery, best)
     thumbnails, unreadable = _thumbnails(facts, shown, notes)
+    keypoints: dict[str, np.ndarray] = {}
     with facts.tolerant("Keypoints"), PairSource(facts) as source:
         keypoints = _keypoints(facts, source)
     photos, entries = {}, []
