@@ -206,6 +206,10 @@ class ModelPoints:
             points[places] = [self.model.points3D[i].xyz for i in ids]
         return points
 
+    def cameras(self, names: Iterable[str]) -> dict[str, pycolmap.Camera]:
+        """Cameras of images by name."""
+        return {name: self.model.cameras[self.images[name].camera_id] for name in names}
+
     def pose(self, name: str) -> pycolmap.Rigid3d | None:
         return self.images[name].cam_from_world() if name in self.images else None
 

@@ -265,6 +265,7 @@ class _Photo:
 
 
 _EXIF_CAMERA = (ExifTag.Make, ExifTag.Model)
+_NO_CAMERA = ("None",) * len(_EXIF_CAMERA)
 _EXIF_LENS = (
     ExifTag.FocalLength,
     ExifTag.FocalLengthIn35mmFilm,
@@ -383,6 +384,40 @@ def photo_cameras(
             camera.has_prior_focal_length = focal is not None
         cameras.update(dict.fromkeys(members, camera))
     return dict(sorted(cameras.items())), skipped
+
+
+def cameras_by_exif(
+    root: Path, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
+) -> dict[str, pycolmap.Camera]:
+    """Cameras of images taken by the same ones as others, by their EXIF data.
+
+    Args:
+        root: folder of all images.
+        names: images to find cameras for.
+        known: cameras of other images. Of those with the same maker, model, lens setting and size
+            the one that most have is taken.
+    """
+
+    def camera_in(name: str) -> tuple[object, ...] | None:
+        try:
+            exif = _read_photo(root / name).exif
+        except ImageError:
+            return None
+        return exif if exif is not None and exif[: len(_EXIF_CAMERA)] != _NO_CAMERA else None
+
+    wanted = {name: exif for name in names if (exif := camera_in(name)) is not None}
+    if not wanted:
+        return {}
+    found: dict[tuple[object, ...], list[pycolmap.Camera]] = defaultdict(list)
+    for name, camera in known.items():
+        of_photo = camera_in(name)
+        if of_photo is not None and of_photo[-2:] == (camera.width, camera.height):
+            found[of_photo].append(camera)
+    best = {}
+    for of_photo, cameras in found.items():
+        number = Counter(camera.params_to_string() for camera in cameras)
+        best[of_photo] = max(cameras, key=lambda c: number[c.params_to_string()])
+    return {name: best[exif] for name, exif in wanted.items() if exif in best}
 
 
 # --------------------------------------------------------------------------- database

@@ -50,6 +50,7 @@ from edm_hloc.retrieval import (
     sift_features,
     write_scores,
 )
+from edm_hloc.sfm import cameras_by_exif
 
 logger = logging.getLogger(__name__)
 
@@ -294,8 +295,9 @@ def localize_photos(
         query_root: folder of the photos to localize.
         out: output folder; a run that is there is continued. See the module for its files.
         matcher: with what.
-        known: cameras of the queries that are calibrated; the focal length of the others comes from
-            their EXIF data and is refined, or is estimated.
+        known: cameras of the queries that are calibrated. Others that were taken by a camera of the
+            model, as their EXIF data tell, have its intrinsics; else the focal length comes from
+            the EXIF data and is refined, or is estimated.
         retrieval: which photos of the model each query is matched with; all of a small model.
         pose: how poses are found.
         dense: memory and threads of the matching.
@@ -325,6 +327,13 @@ def localize_photos(
             f"None of the photos of {model} is in {image_root}; it knows names like "
             f"{points.names()[0].removeprefix('database/')!r}."
         )
+    in_model = cameras_by_exif(root, [q for q in queries if q not in known], points.cameras(there))
+    run.results["cameras"] = {
+        "given": len(known),
+        "of_the_model": len(in_model),
+        "estimated": len(queries) - len(known) - len(in_model),
+    }
+    known |= in_model
     cameras, problems = query_cameras(root, queries, known)
     found = retrieve(run, retrieval, root, queries, list(there))
 

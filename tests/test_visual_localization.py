@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
+from PIL.ExifTags import Base as ExifTag
 from scipy.io import savemat
 
 from edm_hloc.aachen import AachenOptions, localize_aachen
@@ -27,7 +29,7 @@ from edm_hloc.inloc import (
     scan_points,
 )
 from edm_hloc.localize import check_submission, read_log, read_poses
-from edm_hloc.sfm import MappingOptions
+from edm_hloc.sfm import MappingOptions, cameras_by_exif
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from edm_hloc.visual_localization import RetrievalOptions, localize_photos
 from tests.scenes import TruthMatcher
@@ -200,6 +202,30 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
     assert focal == pytest.approx(352, rel=0.05)
     with pytest.raises(EdmHlocError, match="None of the photos of"):
         localize_photos(tmp_path / "a/sfm/model", queries, queries, tmp_path / "x", matcher)
+
+
+def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
+    def take(name: str, size: tuple[int, int] = (64, 48), **tags: str) -> None:
+        image, exif = Image.new("L", size), Image.Exif()
+        for tag, value in tags.items():
+            exif[getattr(ExifTag, tag)] = value
+        image.save(tmp_path / f"{name}.jpg", exif=exif)
+
+    phone = {"Make": "Maker", "Model": "One"}
+    for name in ("a", "b", "c", "new"):
+        take(name, **phone)
+    take("other", Make="Maker", Model="Two")
+    take("turned", (48, 64), **phone)
+    take("bare")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+
+    def camera(focal: float) -> pycolmap.Camera:
+        return pycolmap.Camera(model="SIMPLE_PINHOLE", width=64, height=48, params=[focal, 32, 24])
+
+    known = {"a.jpg": camera(60), "b.jpg": camera(70), "c.jpg": camera(70), "bare.jpg": camera(9)}
+    new = ["new.jpg", "other.jpg", "turned.jpg", "bare.jpg", "broken.jpg", "missing.jpg"]
+    found = cameras_by_exif(tmp_path, new, known)
+    assert {name: c.params[0] for name, c in found.items()} == {"new.jpg": 70}
 
 
 def test_what_the_command_line_says(

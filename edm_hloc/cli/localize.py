@@ -163,6 +163,8 @@ def _localize(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             **settings,
         )
+        given, same, estimated = run.results["cameras"].values()
+        print(f"Cameras     {given} given, {same} as in the model by EXIF, {estimated} estimated")
         for answer in answers:
             if answer.pose is not None and answer.status == "localized":
                 x, y, z = answer.pose.inverse().translation
