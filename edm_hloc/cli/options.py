@@ -61,6 +61,12 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--resize", type=int, default=1024, help="longest side matched, in px")
     group.add_argument("--threshold", type=float, help="least confidence; default by the weights")
     group.add_argument("--topk", type=int, help="most matches a pair; default by the size")
+    group.add_argument(
+        "--refine",
+        choices=("photometric", "none"),
+        default="photometric",
+        help="move points to where the photos around them agree best, or leave the network's",
+    )
     group.add_argument("--device", help="cuda, mps or cpu; by default the fastest there is")
     group.add_argument(
         "--onnx",
@@ -128,7 +134,11 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
         onnx=getattr(args, "onnx", None),
     )
     print(f"Weights     {matcher.weights}, on {matcher.device}")
-    return matcher
+    if getattr(args, "refine", "photometric") == "none":
+        return matcher
+    from edm_hloc.matchers.photometric import RefinedMatcher
+
+    return RefinedMatcher(matcher)
 
 
 def dense_config(args: argparse.Namespace) -> DenseConfig:

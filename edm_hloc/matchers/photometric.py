@@ -1,0 +1,282 @@
+"""Moves one point of each match to where the patches around both points agree best.
+
+A semi-dense network tells a point's place to about a pixel; the photos themselves tell it to a
+fraction of one. Each match keeps the point that is on the network's grid, so that an image's points
+repeat between its pairs, and moves the other: patches around both, related by the local affine map
+that neighbouring matches suggest, are aligned by damped Gauss-Newton steps (Lucas and Kanade),
+whatever the difference of brightness and contrast. The network's answer is a prior, so that along
+an edge, or where there is no texture, a point stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from edm_hloc.images import NetworkImage
+from edm_hloc.matchers.base import Features, Matcher, Matches
+from edm_hloc.models.edm import CELL
+
+_FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
+_CHUNK = 4096  # matches that are refined together
+
+
+@dataclass(frozen=True)
+class RefinementConfig:
+    """Lengths in pixels of the network's input.
+
+    Attributes:
+        radius: patches are squares of 2·radius + 1 pixels, weighted down towards their edge.
+        prior: standard deviation of the network's points.
+        noise: standard deviation of a pixel's difference between two true patches of contrast 1.
+        iterations: Gauss-Newton steps a round.
+        rounds: with better points the affine maps are better, and with these the points.
+        min_correlation: matches whose aligned patches agree less are dropped (normalised
+            cross-correlation; flat patches count as agreeing).
+        neighbours: matches that tell the affine map around each.
+    """
+
+    radius: int = 8
+    prior: float = 2.0
+    noise: float = 0.15
+    iterations: int = 5
+    rounds: int = 2
+    min_correlation: float = 0.7
+    neighbours: int = 20
+
+
+class Alignment(NamedTuple):
+    """Points (M, 2) float32 in pixels, and the correlation (M,) of the patches around them."""
+
+    points: np.ndarray
+    correlation: np.ndarray
+
+
+class Refinement(NamedTuple):
+    """Both points (M, 2) float32 of each match in pixels, and the correlation (M,) around them."""
+
+    points0: np.ndarray
+    points1: np.ndarray
+    correlation: np.ndarray
+
+
+def refine(
+    image0: Tensor,
+    image1: Tensor,
+    points0: np.ndarray,
+    points1: np.ndarray,
+    config: RefinementConfig,
+) -> Refinement:
+    """Moves one point of each match: image 0's if only the other is on the grid, else image 1's.
+
+    Args:
+        image0, image1: (1, H, W) grey in [0, 1]; sizes may differ.
+        points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
+    """
+    points0, points1 = (np.array(points, np.float32) for points in (points0, points1))
+    correlation = np.zeros(len(points0), np.float32)
+    moves0 = _on_grid(points1) & ~_on_grid(points0)
+    moves1 = ~moves0
+    for _ in range(config.rounds):
+        inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
+        affine = local_affine_maps(points0, points1, moves1, config.neighbours)
+        first = align(image1, image0, points1[moves0], points0[moves0], inverse, config)
+        second = align(image0, image1, points0[moves1], points1[moves1], affine, config)
+        points0[moves0], correlation[moves0] = first
+        points1[moves1], correlation[moves1] = second
+    return Refinement(points0, points1, correlation)
+
+
+def _on_grid(points: np.ndarray) -> np.ndarray:
+    away: np.ndarray = np.abs(points / CELL - np.rint(points / CELL)).max(axis=1)
+    return away < 1e-3
+
+
+def local_affine_maps(
+    points0: np.ndarray, points1: np.ndarray, chosen: np.ndarray, neighbours: int
+) -> np.ndarray:
+    """How the surroundings of the chosen matches map from image 0 to image 1.
+
+    A robust fit to the nearest matches, drawn towards the identity where these are few or in a
+    line.
+
+    Args:
+        points0, points1: (M, 2) pixels of all matches.
+        chosen: (M,) bool, N of them.
+        neighbours: nearest other matches that count.
+
+    Returns:
+        (N, 2, 2) matrices.
+    """
+    count = min(neighbours + 1, len(points0))
+    if count < 3 or not chosen.any():
+        return np.tile(np.eye(2), (int(chosen.sum()), 1, 1))
+    distance, nearest = KDTree(points0).query(points0[chosen], k=count)
+    source = points0[nearest] - points0[chosen, None]
+    source = np.concatenate([source, np.ones((*nearest.shape, 1))], axis=2)
+    target = points1[nearest] - points1[chosen, None]
+    near = np.exp(-((distance / (3 * CELL)) ** 2))
+    # Worth half a neighbour at the distance of a cell; nearly nothing for the common shift.
+    prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
+    identity = np.eye(3)[:, :2]
+    weight = near
+    for _ in range(5):  # iteratively reweighted: a Cauchy loss of 1.5 px
+        weighted = (source * weight[..., None]).transpose(0, 2, 1)
+        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
+        squared = ((source @ fit - target) ** 2).sum(axis=2)
+        weight = near / (1.0 + squared / 1.5**2)
+    return np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
+
+
+def align(
+    image0: Tensor,
+    image1: Tensor,
+    points0: np.ndarray,
+    points1: np.ndarray,
+    affine: np.ndarray,
+    config: RefinementConfig,
+) -> Alignment:
+    """Moves the points of image 1 to where their surroundings look most like image 0's.
+
+    Args:
+        image0, image1: (1, H, W) grey in [0, 1].
+        points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
+        affine: (M, 2, 2), from image 0 to image 1 around each match.
+    """
+    device = image0.device
+    with_gradients = torch.cat([image1, _gradient(image1)])
+    points, correlation = [], []
+    for start in range(0, len(points0), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        p0, p1, A = (
+            torch.as_tensor(values[part], dtype=torch.float32, device=device)
+            for values in (points0, points1, affine)
+        )
+        moved, agreement = _align(image0, with_gradients, p0, p1, A, config)
+        points.append(moved.cpu().numpy())
+        correlation.append(agreement.cpu().numpy())
+    if not points:
+        return Alignment(np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
+    return Alignment(np.concatenate(points), np.concatenate(correlation))
+
+
+def _align(
+    image0: Tensor, image1: Tensor, p0: Tensor, p1: Tensor, A: Tensor, config: RefinementConfig
+) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(-config.radius, config.radius + 1, device=p0.device, dtype=p0.dtype)
+    patch = torch.cartesian_prod(steps, steps)  # (P, 2)
+    weight = torch.exp(-patch.square().sum(dim=1) / (2 * (config.radius / 1.7) ** 2))
+    weight = weight / weight.sum()
+    template, _ = _normalise(_sample(image0, p0[:, None] + patch)[0], weight)
+    around = p1[:, None] + patch @ A.mT
+    damping = (config.noise / config.prior) ** 2
+
+    best_cost = torch.full_like(p1[:, 0], torch.inf)
+    best = torch.zeros_like(p1)
+    agreement = torch.zeros_like(best_cost)
+    shift = torch.zeros_like(p1)
+    for step in range(config.iterations + 1):
+        values, *slopes = _sample(image1, around + shift[:, None])
+        seen, contrast = _normalise(values, weight)
+        difference = seen - template
+        squared = (weight * difference.square()).sum(dim=1)
+        cost = squared + damping * shift.square().sum(dim=1)
+        better = cost < best_cost
+        best_cost = torch.where(better, cost, best_cost)
+        best = torch.where(better[:, None], shift, best)
+        agreement = torch.where(better, 1 - squared / 2, agreement)
+        if step == config.iterations:
+            break
+        # Derivative of the normalised patch: mean and contrast do not count.
+        J = torch.stack(slopes, dim=-1) / contrast[..., None]
+        J = J - (weight[:, None] * J).sum(dim=1, keepdim=True)
+        J = J - seen[..., None] * (weight[:, None] * seen[..., None] * J).sum(dim=1, keepdim=True)
+        weighted = J.mT * weight
+        H = weighted @ J + (damping + 1e-6) * torch.eye(2, device=J.device)
+        gradient = (weighted @ difference[..., None])[..., 0] + damping * shift
+        update = -torch.linalg.solve(H, gradient)
+        # From the best place so far; half a step back where the last one did not help.
+        shift = torch.where(better[:, None], shift + update, (shift + best) / 2)
+        shift = shift.clamp(-2 * config.prior, 2 * config.prior)
+    return p1 + best, agreement
+
+
+def _normalise(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches (M, P) of mean 0 and contrast 1 (less if nearly flat), and their contrast (M, 1)."""
+    values = values - (weight * values).sum(dim=1, keepdim=True)
+    contrast = (weight * values.square()).sum(dim=1, keepdim=True).sqrt() + _FLAT
+    return values / contrast, contrast
+
+
+def _gradient(image: Tensor) -> Tensor:
+    """(2, H, W) derivatives in x and y of (1, H, W), per pixel: central differences."""
+    padded = F.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
+    x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+    return torch.cat([x, y])
+
+
+def _sample(image: Tensor, points: Tensor) -> Tensor:
+    """(C, H, W) at (M, P, 2) pixels: (C, M, P); the border repeats outside."""
+    height, width = image.shape[-2:]
+    size = torch.tensor([width, height], device=points.device)
+    grid = (2 * points + 1) / size - 1
+    return F.grid_sample(
+        image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
+    )[0]
+
+
+class RefinedMatcher(Matcher):
+    """Another matcher whose matches are refined by the photos themselves.
+
+    It also keeps each photo, in half precision: two bytes a pixel of the network's input.
+    """
+
+    def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
+        self.matcher = matcher
+        self.config = config or RefinementConfig()
+        self.name = matcher.name
+        self.preprocessing = matcher.preprocessing
+        self.batch_size = matcher.batch_size
+
+    @property
+    def provenance(self) -> Mapping[str, str | int | float | bool | None]:
+        settings = {f"refinement_{k}": v for k, v in asdict(self.config).items()}
+        return {**self.matcher.provenance, **settings}
+
+    def encode(self, image: NetworkImage) -> Features:
+        features = self.matcher.encode(image)
+        grey = image.tensor.mean(dim=0, keepdim=True).half()
+        return Features((features, grey), image.transform, features.nbytes + grey.nbytes)
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        return self.match_batch([(features0, features1)])[0]
+
+    @torch.inference_mode()
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        found = self.matcher.match_batch(
+            [(first.data[0], second.data[0]) for first, second in pairs]
+        )
+        return [
+            self._refine(first, second, matches)
+            for (first, second), matches in zip(pairs, found, strict=True)
+        ]
+
+    def _refine(self, features0: Features, features1: Features, matches: Matches) -> Matches:
+        points0 = features0.transform.to_network(matches.keypoints0)
+        points1 = features1.transform.to_network(matches.keypoints1)
+        image0, image1 = features0.data[1].float(), features1.data[1].float()
+        refined = refine(image0, image1, points0, points1, self.config)
+        kept = refined.correlation >= self.config.min_correlation
+        return Matches(
+            features0.transform.to_original(refined.points0[kept]),
+            features1.transform.to_original(refined.points1[kept]),
+            matches.scores[kept],
+        )

@@ -1,0 +1,172 @@
+"""Refinement of matches by the photos: known warps, flat patches, edges, wrong matches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edm_hloc.images import NetworkImage, PixelTransform
+from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.photometric import (
+    RefinedMatcher,
+    RefinementConfig,
+    local_affine_maps,
+    refine,
+)
+
+HEIGHT, WIDTH = 160, 192
+CONFIG = RefinementConfig()
+
+
+def texture(seed: int = 0) -> torch.Tensor:
+    """(1, H, W) smooth noise of several scales in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.zeros(1, 1, HEIGHT, WIDTH)
+    for cells in (8, 16, 40):
+        noise = torch.rand(1, 1, cells, cells, generator=generator)
+        image += F.interpolate(noise, (HEIGHT, WIDTH), mode="bicubic") / 3
+    return image[0].clamp(0, 1)
+
+
+def warped(image: torch.Tensor, A: np.ndarray, t: np.ndarray) -> torch.Tensor:
+    """The image in which the content of pixel x lies at A·x + t."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    source = (np.stack([x, y], axis=-1) - t) @ np.linalg.inv(A).T
+    grid = (2 * source + 1) / np.array([WIDTH, HEIGHT]) - 1
+    grid = torch.from_numpy(grid).float()[None]
+    return F.grid_sample(image[None], grid, mode="bicubic", align_corners=False)[0]
+
+
+def grid_points() -> np.ndarray:
+    """Points of the 8 px grid away from the border."""
+    y, x = np.mgrid[32 : HEIGHT - 32 : 8, 32 : WIDTH - 32 : 8]
+    return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+WARPS = {
+    "shift": (np.eye(2), np.array([2.3, -1.6])),
+    "zoom": (1.25 * np.eye(2), np.array([-20.0, -18.0])),
+    "roll": (np.array([[0.9, -0.3], [0.3, 0.9]]), np.array([33.0, -20.0])),
+    "shear": (np.array([[1.0, 0.3], [-0.1, 0.8]]), np.array([-20.0, 22.0])),
+}
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("moves", [0, 1])
+def test_known_warps_are_found_to_a_tenth_of_a_pixel(warp: str, moves: int) -> None:
+    A, t = WARPS[warp]
+    image0 = texture()
+    image1 = (0.2 + 0.5 * warped(image0, A, t)) ** 1.3  # another exposure
+    fixed = grid_points()
+    true = (fixed @ A.T + t).astype(np.float32)
+    guess = true + np.random.default_rng(1).normal(0, 0.8, true.shape).astype(np.float32)
+    if moves == 1:
+        found = refine(image0, image1, fixed, guess, CONFIG)
+        still, moved = found.points0, found.points1
+    else:
+        found = refine(image1, image0, guess, fixed, CONFIG)
+        still, moved = found.points1, found.points0
+    np.testing.assert_array_equal(still, fixed)
+    inside = ((true > 12) & (true < np.array([WIDTH - 12, HEIGHT - 12]))).all(axis=1)
+    before, after = (
+        np.linalg.norm(points - true, axis=1)[inside & (found.correlation > 0.7)]
+        for points in (guess, moved)
+    )
+    assert len(after) > 0.9 * inside.sum() > 20
+    assert np.median(before) > 0.7
+    assert np.median(after) < 0.1
+    assert np.percentile(after, 90) < 0.3
+
+
+def test_points_without_texture_stay_and_are_kept() -> None:
+    grey = torch.full((1, HEIGHT, WIDTH), 0.4)
+    points = grid_points()
+    found = refine(grey, grey + 0.1, points, points + 0.7, CONFIG)
+    np.testing.assert_allclose(found.points1, points + 0.7, atol=1e-4)
+    assert (found.correlation > 0.99).all()
+
+
+def test_along_an_edge_points_stay_across_it_they_move() -> None:
+    image = torch.sigmoid((torch.arange(WIDTH) - 96.0) / 1.5).expand(1, HEIGHT, WIDTH)
+    points = grid_points()
+    points = points[points[:, 0] == 96]
+    found = refine(image, image, points, points + np.float32([0.8, 0.8]), CONFIG)
+    np.testing.assert_allclose(found.points1[:, 0], points[:, 0], atol=0.1)
+    np.testing.assert_allclose(found.points1[:, 1], points[:, 1] + 0.8, atol=1e-3)
+
+
+def test_patches_that_differ_have_a_low_correlation() -> None:
+    points = grid_points()
+    found = refine(texture(0), texture(1), points, points + 0.3, CONFIG)
+    assert np.median(found.correlation) < CONFIG.min_correlation
+
+
+def test_points_move_no_further_than_the_prior_allows() -> None:
+    points = grid_points()
+    guess = points + np.float32([30, 0])
+    config = RefinementConfig(rounds=1)
+    found = refine(texture(0), texture(1), points, guess, config)
+    assert np.abs(found.points1 - guess).max() <= 2 * config.prior + 1e-3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_matches(count: int) -> None:
+    points = grid_points()[:count]
+    found = refine(texture(), texture(), points, points, CONFIG)
+    np.testing.assert_allclose(found.points1, points, atol=0.01)
+    assert found.correlation.shape == (count,)
+
+
+def test_affine_maps_are_exact_on_an_affine_map_despite_outliers() -> None:
+    A, t = WARPS["shear"]
+    points = grid_points()
+    target = points @ A.T + t
+    rng = np.random.default_rng(2)
+    wrong = rng.random(len(points)) < 0.1
+    target[wrong] += rng.uniform(-60, 60, (wrong.sum(), 2))
+    maps = local_affine_maps(points, target, ~wrong, 12)
+    assert np.median(np.abs(maps - A)) < 0.02
+
+
+class _Given(Matcher):
+    """Gives the matches it was made with."""
+
+    name = "given"
+    preprocessing = Preprocessing(resize_max=None)
+    provenance = {"weights": "none"}  # noqa: RUF012
+
+    def __init__(self, matches: Matches) -> None:
+        self.matches = matches
+
+    def encode(self, image: NetworkImage) -> Features:
+        return Features("given", image.transform, 0)
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        assert features0.data == features1.data == "given"
+        return self.matches
+
+
+def test_the_matcher_works_in_pixels_of_the_original() -> None:
+    image0 = texture()
+    image1 = warped(image0, *WARPS["shift"])
+    transform = PixelTransform((2.0, 2.0))
+    images = [NetworkImage(i, transform, (2 * WIDTH, 2 * HEIGHT)) for i in (image0, image1)]
+    fixed = grid_points()
+    true = fixed + WARPS["shift"][1].astype(np.float32)
+    scores = np.linspace(0.2, 1, len(fixed), dtype=np.float32)
+    wrong = np.arange(len(fixed)) % 10 == 0
+    guess = true + np.where(wrong[:, None], 25.0, 0.7).astype(np.float32)
+    given = Matches(transform.to_original(fixed), transform.to_original(guess), scores)
+    matcher = RefinedMatcher(_Given(given))
+    encoded = [matcher.encode(image) for image in images]
+    assert encoded[0].nbytes == 2 * HEIGHT * WIDTH
+    found = matcher.match(*encoded)
+    kept = np.isin(found.scores, scores[~wrong])
+    assert kept.sum() == (~wrong).sum()
+    expected = transform.to_original(true)[np.searchsorted(scores, found.scores)]
+    error = np.linalg.norm(found.keypoints1 - expected, axis=1)[kept]
+    assert np.percentile(error, 95) < 0.3
+    assert matcher.provenance["weights"] == "none"
+    assert matcher.provenance["refinement_radius"] == CONFIG.radius
