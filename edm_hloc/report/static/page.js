@@ -438,7 +438,7 @@
     bar.style.background = gradient(RAMP);
     const box = el("i", { "aria-hidden": "true" });
     box.style.cssText = "display:inline-block;width:.8em;height:.8em;border-radius:2px;background:" + (dark.matches ? "#3a4046" : "#dee0de");
-    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.verified ? " rejected" : " none"));
+    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.kind === "localization" ? " none agree" : run.verified ? " rejected" : " none"));
     // the strongest pair to begin with
     let best = -1;
     for (let k = 0; k < graphCells.matches.length; k++) if (best < 0 || value(k) > value(best)) best = k;
