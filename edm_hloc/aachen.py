@@ -77,7 +77,9 @@ class AachenDataset:
 
     @property
     def query_lists(self) -> list[Path]:
-        return sorted((self.root / "queries").glob("*_time_queries_with_intrinsics.txt"))
+        """Of day and night."""
+        names = (f"{hour}_time_queries_with_intrinsics.txt" for hour in ("day", "night"))
+        return [self.root / "queries" / name for name in names]
 
     def queries(self) -> dict[str, pycolmap.Camera]:
         """Cameras of all queries by name. Raises EdmHlocError if a list cannot be read."""
@@ -103,9 +105,9 @@ class AachenDataset:
                 f"{self.model}/ holds no COLMAP model (cameras, images, points3D): unpack "
                 "aachen_v1_1.zip there."
             )
-        if not self.query_lists:
-            lists = self.root / "queries" / "*_time_queries_with_intrinsics.txt"
-            found.append(f"{lists} are missing: they lie in the dataset's folder queries/.")
+        for path in self.query_lists:
+            if not path.is_file():
+                found.append(f"{path} is missing: it lies in the dataset's folder queries/.")
         return [*found, SOURCE] if found else []
 
     def missing_photos(self) -> list[str]:

@@ -49,6 +49,7 @@ _FOCAL = 28 / 36  # of a query's longer side: 28 mm on a film 36 mm wide
 _CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
 _SMOOTH = 0.1  # neighbours in a scan whose distances differ by more do not lie on one surface
 _CACHED_IMAGES = 256
+_WARNED = 5  # images without a scan that are named
 _POSE_GRID = 20  # pixels on each axis that give the pose of a cutout
 
 
@@ -84,7 +85,7 @@ def read_scan(path: Path) -> np.ndarray:
     from scipy.io import loadmat
 
     if not path.is_file():
-        raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts. {SOURCE}")
+        raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts.")
     try:
         if h5py.is_hdf5(path):  # saved again by a newer MATLAB, whose axes come in reverse
             with h5py.File(path) as file:
@@ -138,8 +139,7 @@ def scan_alignment(dataset: Path, name: str) -> np.ndarray:
         matrix = np.array([[float(word) for word in line.split()] for line in lines])
     except OSError as error:
         raise EdmHlocError(
-            f"Cannot read the alignment {path} of {name} ({error.strerror}): unpack the "
-            f"dataset's alignments. {SOURCE}"
+            f"Cannot read the alignment {path} ({error.strerror}): unpack the dataset's alignments."
         ) from error
     except ValueError:
         matrix = np.zeros(0)
@@ -250,8 +250,9 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
             try:
                 points = _world_points(dataset, name, keypoints)
             except EdmHlocError as error:
-                logger.warning("%s gives no points. %s", name, error)
                 missing.append(name)
+                if len(missing) <= _WARNED:
+                    logger.warning("%s gives no points. %s", name, error)
                 continue
             temporary = path.with_name(f".{path.name}.tmp.npy")
             try:
@@ -260,6 +261,8 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
                 temporary.replace(path)
             except OSError as error:
                 raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    if len(missing) > _WARNED:
+        logger.warning("%d more images give no points.", len(missing) - _WARNED)
     return missing
 
 

@@ -640,7 +640,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise EdmHlocError(f"Cannot read the poses {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise EdmHlocError(f"Cannot read the poses {path}: {reason}.") from error
     lines = enumerate(text.split("\n"), start=1)
     return [(n, s) for n, line in lines if (s := line.strip()) and not s.startswith("#")]
 

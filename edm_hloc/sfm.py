@@ -279,7 +279,8 @@ def open_header(path: Path) -> Image.Image:
     try:
         return open_image(path.read_bytes())
     except Exception as error:  # decoders meet garbage with almost any exception
-        raise ImageError(f"Cannot read image {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read image {path}: {reason}.") from error
 
 
 def _read_photo(path: Path) -> _Photo:

@@ -241,7 +241,18 @@ def test_what_the_command_line_says(
     assert "https://data.ciirc.cvut.cz" in message
     assert main(["aachen", str(aachen), out, "--dry-run"]) == 0
     assert main(["inloc", str(inloc), out, "--dry-run"]) == 0
-    assert "has everything" in capsys.readouterr().out
+    message = capsys.readouterr().out
+    assert "has everything" in message
+    assert "4 queries, 24 cutouts" in message
+    one_list = tmp_path / "one_list"
+    shutil.copytree(aachen, one_list)
+    (one_list / "queries" / "night_time_queries_with_intrinsics.txt").unlink()
+    (one_list / "images_upright" / "db" / "2.jpg").unlink()
+    assert main(["aachen", str(one_list), out]) == 1
+    assert "night_time_queries_with_intrinsics.txt is missing" in capsys.readouterr().err
+    shutil.copytree(aachen / "queries", one_list / "queries", dirs_exist_ok=True)
+    assert main(["aachen", str(one_list), out, "--dry-run"]) == 1
+    assert "1 photos of the model or the queries\n  db/2.jpg" in capsys.readouterr().err
     assert not Path(out).exists()
     assert main(["inloc", str(inloc), out, "--max-error", "0"]) == 1
     assert "max_error must be at least 0.1 px" in capsys.readouterr().err

@@ -190,6 +190,7 @@ def _aachen(args: argparse.Namespace) -> None:
         problems = data.problems()
         missing = [] if problems else data.missing_photos()
         _report_check(args.dataset, problems, "photos of the model or the queries", missing)
+        print(f"            {len(data.queries())} queries")
         return
     _stop_at(data.problems())
     matcher = options.make_matcher(args)
@@ -214,6 +215,7 @@ def _inloc(args: argparse.Namespace) -> None:
         problems = data.problems()
         missing = [] if problems else data.missing_scans()
         _report_check(args.dataset, problems, "scans or alignments", missing)
+        print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
         return
     _stop_at(data.problems())
     matcher = options.make_matcher(args)
@@ -224,7 +226,10 @@ def _inloc(args: argparse.Namespace) -> None:
         )
         if run.results["missing_scans"]:
             number = len(run.results["missing_scans"])
-            print(f"Scans       {number} are missing, e.g. of {run.results['missing_scans'][0]}")
+            print(
+                f"Scans       {number} cannot be used, e.g. of {run.results['missing_scans'][0]}; "
+                "run again with them"
+            )
         _print_answers(run, answers, time.monotonic() - start)
         print(f"Written     {submission}")
 
@@ -241,7 +246,7 @@ def _report_check(
     if missing:
         some = "\n".join(f"  {line}" for line in missing[:5])
         more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise EdmHlocError(f"{len(missing)} {what} are missing in {dataset}:\n{some}{more}")
+        raise EdmHlocError(f"Missing in {dataset}: {len(missing)} {what}\n{some}{more}")
     print(f"Complete    {dataset} has everything a run needs")
 
 
@@ -256,8 +261,8 @@ def _print_answers(
     )
     found = [answer for answer in answers if answer.status != "localized"]
     if found:
-        text = ", and get the pose of a database photo" if submitted else ""
-        print(f"Not found   {len(found)} of them{text}:")
+        text = ", which get the pose of a database photo" if submitted else ""
+        print(f"Not found   {len(found)} of {summary['queries']}{text}:")
         for answer in found[:10]:
             print(f"            {answer.query}: {answer.reason}")
         if len(found) > 10:
