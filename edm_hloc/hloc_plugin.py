@@ -129,20 +129,32 @@ def run_module(name: str, arguments: list[str]) -> None:
     """Runs the command line of the module `hloc.<name>` with the plugin registered.
 
     Raises:
-        EdmHlocError: hloc cannot be used, has no such module, or it is no command.
+        EdmHlocError: hloc cannot be used, has no such module, it is no command, or it fails.
     """
     register()
     module = import_hloc(name)
-    path = str(module.__file__)
-    statements = ast.parse(Path(path).read_text("utf-8")).body
+    path = getattr(module, "__file__", None)
+    statements = ast.parse(Path(path).read_text("utf-8")).body if path else []
     main = [s for s in statements if isinstance(s, ast.If) and "__main__" in ast.unparse(s.test)]
     if not main:
         raise EdmHlocError(f"hloc.{name} is no command: it has no part for `python -m`.")
     # Only this part runs, in the module as it was imported: run as a program, hloc.match_dense
     # would make its presets anew, without ours.
-    code = compile(ast.Module([*main[0].body], type_ignores=[]), path, "exec")
+    code = compile(ast.Module([*main[0].body], type_ignores=[]), str(path), "exec")
     sys.argv = [f"hloc.{name}", *arguments]
-    exec(code, dict(vars(module)))
+    try:
+        exec(code, dict(vars(module)))
+    except EdmHlocError:
+        raise
+    except Exception as error:  # hloc checks little of what it is given
+        logging.getLogger(__name__).info("Where hloc failed:", exc_info=True)
+        reason = f"{type(error).__name__}: {error}".strip()
+        if "Traceback" in reason:  # of a process that loads images
+            reason = reason.splitlines()[-1]
+        raise EdmHlocError(
+            f"hloc.{name} failed ({reason}). Check its arguments; edm-hloc doctor lists what is "
+            f"known to be broken in it, and edm-hloc hloc -v {name} … shows where it failed."
+        ) from error
 
 
 def _model_class(base: type, path: str, class_name: str, matcher: str, weights: str | None) -> type:

@@ -54,6 +54,8 @@ SKELETON = {
     "match_dense.py": """
         confs = {"loftr": {"output": "matches-loftr"}}
         def main(name, path):
+            if path is None:
+                raise KeyboardInterrupt
             open(path, "w").write(confs[name]["output"])
         if __name__ == "__main__":
             import argparse
@@ -200,9 +202,25 @@ def test_command_line_of_hloc(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         cli.main(["hloc", "match_dense", "--conf", "none"])
     assert "edm_superpoint" in capsys.readouterr().err
-    for module, message in (("matchers", "is no command"), ("nothing", "no module hloc.nothing")):
+    for module, message in (
+        ("matchers", "is no command"),
+        ("matchers.edm", "is no command"),
+        ("nothing", "no module hloc.nothing"),
+    ):
         assert cli.main(["hloc", module]) == 1
         assert message in capsys.readouterr().err
+
+    # what hloc does not check ends in one line, with the place on demand
+    missing = ["match_dense", "--conf", "edm", "--out", str(tmp_path / "none" / "out.txt")]
+    assert cli.main(["hloc", *missing]) == 1
+    said = capsys.readouterr().err
+    assert "hloc.match_dense failed (FileNotFoundError: " in said
+    assert "Traceback" not in said
+    assert cli.main(["hloc", "-v", *missing]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="130"):
+        cli.main(["hloc", "match_dense", "--conf", "edm"])
+    assert "interrupted. Delete its match file" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- the real hloc

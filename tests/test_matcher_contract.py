@@ -14,9 +14,11 @@ import torch
 from edm_hloc import cli
 from edm_hloc.dense import match_pairs
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import load_image
+from edm_hloc.images import NetworkImage, PixelTransform, load_image
 from edm_hloc.matchers import registry
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
+from tests.golden import reference_weights
 
 NAMES = registry.NAMES
 
@@ -252,6 +254,47 @@ def test_each_image_is_encoded_once(matcher: Matcher, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- the single matchers
 
 
+def _golden_weights(model: torch.nn.Module) -> None:
+    """Those of tests/golden/eloftr.npz, with gains that keep random features in a useful range."""
+    for name, tensor in model.state_dict().items():
+        values = reference_weights.fill(name, tuple(tensor.shape))
+        if "backbone" in name and values.ndim == 1 and name.endswith("weight"):
+            values *= 0.78
+        elif name.endswith("mlp.layer_norm.weight"):
+            values *= 5
+        elif name.endswith("out_conv_layers.1.out_conv3.weight"):
+            values *= 40
+        tensor.copy_(torch.from_numpy(np.asarray(values)))
+
+
+def test_eloftr_equals_the_authors_implementation() -> None:
+    """Matches of the authors' code (zju3dv/EfficientLoFTR, with its position scaling set to the
+    longest side where that exceeds 832) on crops of one image, for the same random weights."""
+    transformers = pytest.importorskip("transformers")
+    model = transformers.EfficientLoFTRForKeypointMatching(transformers.EfficientLoFTRConfig())
+    with torch.no_grad():
+        _golden_weights(model)
+    matcher = ELoFTRMatcher.__new__(ELoFTRMatcher)
+    matcher.model, matcher.threshold = model.eval(), 0.0
+    matcher.config, matcher.device = ELoFTRMatcherConfig(), torch.device("cpu")
+    golden = np.load(Path(__file__).parent / "golden" / "eloftr.npz")
+    pixels = torch.from_numpy(reference_weights.image(7, 256, 928)).float() / 255
+    for case in ("same", "mixed", "long"):
+        crops = [pixels[None, y : y + h, x : x + w] for y, x, h, w in golden[f"{case}_crops"]]
+        features = [
+            matcher.encode(NetworkImage(crop, PixelTransform((1.0, 1.0)), crop.shape[2:0:-1]))
+            for crop in crops
+        ]
+        found = matcher.match(features[1], features[0])  # the authors refine the second image
+        ours = np.column_stack([found.keypoints1, found.keypoints0]) + 0.5
+        theirs = np.column_stack([golden[f"{case}_points0"], golden[f"{case}_points1"]])
+        places = [np.lexsort(points[:, :2].round().T) for points in (ours, theirs)]
+        assert len(ours) == len(theirs) > 10
+        np.testing.assert_allclose(ours[places[0]], theirs[places[1]], atol=2e-3)
+        scores = found.scores[places[0]], golden[f"{case}_scores"][places[1]]
+        np.testing.assert_allclose(*scores, rtol=1e-2, atol=1e-4)
+
+
 def test_eloftr_refines_image_0_by_its_own_channels(matchers: dict[str, Matcher]) -> None:
     """One match whose windows agree at known pixels, and whose fine channels pull to the right."""
     matcher = matchers["eloftr"]
@@ -266,8 +309,9 @@ def test_eloftr_refines_image_0_by_its_own_channels(matchers: dict[str, Matcher]
     assert pixel0.tolist() == [[6, 3]]
     assert pixel1.tolist() == [[4, 2]]
     query[..., 64:] = 1.0
-    for row in (2, 3, 4):
-        reference[0, row * 10 + 6, 64:] = 20.0
+    # in the frame of the border the 3 × 3 pixels are rows 1 to 3 and columns 3 to 5
+    for row in (1, 2, 3):
+        reference[0, row * 10 + 5, 64:] = 20.0
     _, pixel1 = matcher._refine(query, reference)
     x, y = pixel1[0].tolist()
     heat = np.exp(20 * fine / fine**0.5 / matcher.model.config.fine_matching_regress_temperature)

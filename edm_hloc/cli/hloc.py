@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from pathlib import Path
 
 from edm_hloc.cli import options
+
+# What hloc would take for finished when it is run again.
+_UNSAFE = ("match_dense", "pipelines.Aachen_v1_1.pipeline_loftr")
 
 
 def register(command: options.AddCommand) -> None:
@@ -27,7 +31,13 @@ def register(command: options.AddCommand) -> None:
 def _hloc(args: argparse.Namespace) -> None:
     from edm_hloc.hloc_plugin import run_module
 
-    run_module(args.module.removeprefix("hloc."), args.arguments)
+    module = args.module.removeprefix("hloc.")
+    try:
+        run_module(module, args.arguments)
+    except KeyboardInterrupt:
+        again = " Delete its match file first, or pairs stay unfinished." * (module in _UNSAFE)
+        print(f"\nedm-hloc: hloc.{module} was interrupted.{again}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _doctor(args: argparse.Namespace) -> None:

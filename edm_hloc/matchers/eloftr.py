@@ -1,9 +1,9 @@
 """EfficientLoFTR (arXiv 2403.04765): the trained networks of `transformers`, matched here.
 
-`transformers` (seen in 5.24) runs the network on two images of one size and then pairs the cells
-of its matches wrongly and gives all the same sub-pixel offset, so only its networks are used
-(backbone, attention, fusion of fine features); coarse selection and the two steps of refinement
-follow the paper, Sec. 3.3 and 3.4. So an image goes through the backbone once, sizes may differ,
+`transformers` (seen in 5.24) runs the network on two images of one size, then pairs the cells of
+its matches wrongly, and gives all the same sub-pixel offset. So only its trained modules are used
+(backbone, attention, fusion of fine features); what happens between them follows the authors'
+implementation, whose matches it gives. An image goes through the backbone once, sizes may differ,
 and only the windows of matches are refined.
 """
 
@@ -28,6 +28,8 @@ from edm_hloc.models.weights import WeightsError
 
 HUB_ID = "zju-community/efficientloftr"
 CELL = 8  # pixels of the input per coarse cell
+AGGREGATED = 4  # coarse cells per token of the attention, along each axis
+TRAINED_SIDE = 832  # pixels of the images of the training
 _BLOCK = 1024  # matches refined at a time: 64 × 100 similarities each
 
 Maps = tuple[Tensor, ...]
@@ -135,21 +137,16 @@ class ELoFTRMatcher(Matcher):
         return points0[inside], points1[inside], scores[inside]
 
     def _interact(self, map0: Tensor, map1: Tensor) -> tuple[Tensor, Tensor]:
-        """Coarse maps (1, C, h, w) that have seen each other. The attention layers take both at
-        one size: the smaller map is padded with zeros at its right and lower edges."""
-        height, width = (max(map0.shape[d], map1.shape[d]) for d in (2, 3))
-        both = torch.cat(
-            [F.pad(m, (0, width - m.shape[3], 0, height - m.shape[2])) for m in (map0, map1)]
-        )
+        """Coarse maps (1, C, h, w) that have seen themselves and each other."""
         network = self.model.efficientloftr
-        position = tuple(
-            t.expand(2, -1, -1, -1).reshape(2, -1, both.shape[1]) for t in network.rotary_emb(both)
-        )
-        seen = network.local_feature_transformer(both[None], position_embeddings=position)[0]
-        coarse0, coarse1 = (
-            s[None, :, : m.shape[2], : m.shape[3]] for s, m in zip(seen, (map0, map1), strict=True)
-        )
-        return coarse0, coarse1
+        position0, position1 = (_positions(m, network.rotary_emb.inv_freq) for m in (map0, map1))
+        for layer in network.local_feature_transformer.layers:
+            map0 = _attend(layer.self_attention, map0, map0, position0)
+            map1 = _attend(layer.self_attention, map1, map1, position1)
+            # One after the other: so the weights were trained.
+            map0 = _attend(layer.cross_attention, map0, map1)
+            map1 = _attend(layer.cross_attention, map1, map0)
+        return map0, map1
 
     def _coarse_matches(self, coarse0: Tensor, coarse1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mutually best cells (M, 2) as (row, column) and their probability (M,), falling."""
@@ -178,8 +175,9 @@ class ELoFTRMatcher(Matcher):
             windows1: (M, 100, C) those in image 1, with a border of one pixel.
         """
         config = self.model.config
-        split = windows0.shape[2] - config.fine_matching_slice_dim
-        similarity = windows0[..., :split] @ windows1[..., :split].transpose(1, 2) / split
+        channels = windows0.shape[2]
+        split = channels - config.fine_matching_slice_dim
+        similarity = windows0[..., :split] @ windows1[..., :split].transpose(1, 2) / channels
         confidence = similarity.softmax(dim=1) * similarity.softmax(dim=2)
         side = CELL + 2
         inner = confidence.unflatten(2, (side, side))[..., 1:-1, 1:-1].flatten(1)
@@ -188,17 +186,18 @@ class ELoFTRMatcher(Matcher):
         pixel0 = torch.stack([best0 % CELL, best0 // CELL], dim=1).float()
         pixel1 = torch.stack([best1 % CELL, best1 // CELL], dim=1)
 
-        # The mean position among the 3 × 3 neighbours, by the channels set aside for it.
+        # The mean position among 3 × 3 pixels, by the channels set aside for it. In training they
+        # were taken one pixel up and left of the neighbours, around the window's edge if need be.
         rows = torch.arange(len(best), device=best.device)
         query = windows0[rows, best0, split:]
         step = torch.arange(3, device=best.device)
         y, x = torch.meshgrid(step, step, indexing="ij")
-        neighbours = (pixel1[:, 1, None] + y.flatten()) * side + pixel1[:, 0, None] + x.flatten()
-        keys = windows1[rows[:, None], neighbours, split:]
+        x, y = x.flatten() - 1, y.flatten() - 1
+        column, row = (pixel1[:, 0, None] + x) % side, (pixel1[:, 1, None] + y) % side
+        keys = windows1[rows[:, None], row * side + column, split:]
         heat = (keys @ query[..., None])[..., 0] / config.fine_matching_slice_dim**0.5
         weights = (heat / config.fine_matching_regress_temperature).softmax(dim=1)
-        offsets = torch.stack([x.flatten(), y.flatten()], dim=1).float() - 1
-        return pixel0, pixel1 + weights @ offsets
+        return pixel0, pixel1 + weights @ torch.stack([x, y], dim=1).float()
 
 
 def _load(weights: str) -> Any:
@@ -206,10 +205,12 @@ def _load(weights: str) -> Any:
         from transformers import EfficientLoFTRForKeypointMatching
     except ModuleNotFoundError as error:
         raise missing_library("eloftr", error, "eloftr") from None
-    except ImportError:
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise EdmHlocError(
-            "This transformers knows no EfficientLoFTR: pip install --upgrade 'edm_hloc[eloftr]'."
-        ) from None
+            f"transformers gives no EfficientLoFTR ({reason}): it is too old, or does not fit the "
+            "installed torch or torchvision. Try pip install --upgrade 'edm_hloc[eloftr]'."
+        ) from error
     load = EfficientLoFTRForKeypointMatching.from_pretrained
     try:
         return load(weights, local_files_only=True)
@@ -233,6 +234,49 @@ def _load(weights: str) -> Any:
         ) from None
     finally:
         hub.setLevel(level)
+
+
+def _positions(coarse: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (h/4, w/4, C) of the rotary positions of a map's 4 × 4 blocks. Of images
+    longer than those of the training positions shrink to their range, as the authors advise."""
+    rows, columns = coarse.shape[2] // AGGREGATED, coarse.shape[3] // AGGREGATED
+    scale = min(1.0, TRAINED_SIDE / (CELL * max(coarse.shape[2:])))
+    y, x = (scale * torch.arange(1, n + 1, device=coarse.device) for n in (rows, columns))
+    angles_y = (y[:, None] * frequencies)[:, None].expand(-1, columns, -1)
+    angles_x = (x[:, None] * frequencies)[None].expand(rows, -1, -1)
+    angles = torch.stack([angles_y, angles_x], dim=-1).flatten(2).repeat_interleave(2, dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def _attend(
+    block: Any, target: Tensor, source: Tensor, position: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """A map (1, C, h, w) that has seen another one, through one attention block of the library,
+    whose own code takes maps of one size only."""
+    attention = block.attention
+    query, key = block.aggregation(target, source)  # (1, h/4, w/4, C)
+    value = attention.v_proj(key)
+    query, key = attention.q_proj(query), attention.k_proj(key)
+    rows, columns = query.shape[1:3]
+    if position is not None:
+        query, key = _rotate(query, *position), _rotate(key, *position)
+    query, key, value = (
+        t.flatten(1, 2).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+        for t in (query, key, value)
+    )
+    message = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+    message = attention.o_proj(message.transpose(1, 2).flatten(2))
+    message = message.transpose(1, 2).unflatten(2, (rows, columns))
+    message = F.interpolate(message, scale_factor=float(AGGREGATED), mode="bilinear")
+    both = torch.cat([target, message], dim=1).permute(0, 2, 3, 1)
+    update: Tensor = block.mlp(both).permute(0, 3, 1, 2)
+    return target + update
+
+
+def _rotate(features: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Neighbouring channels turned as pairs by the angle of their place."""
+    even, odd = features[..., ::2], features[..., 1::2]
+    return features * cosine + torch.stack([-odd, even], dim=-1).flatten(-2) * sine
 
 
 def _windows(fine: Tensor, cells: Tensor, border: int) -> Tensor:
