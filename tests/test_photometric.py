@@ -170,3 +170,16 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     assert np.percentile(error, 95) < 0.3
     assert matcher.provenance["weights"] == "none"
     assert matcher.provenance["refinement_radius"] == CONFIG.radius
+
+
+def test_points_that_leave_the_photo_are_dropped() -> None:
+    image0 = texture()
+    image1 = warped(image0, np.eye(2), np.array([9.0, 0.0]))
+    fixed = np.float32([[184, 80], [96, 80]])
+    guess = np.float32([[190.5, 80], [104, 80]])  # the true ones are at 193 and 105
+    matcher = RefinedMatcher(_Given(Matches(fixed, guess, np.ones(2, np.float32))))
+    identity, size = PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)
+    encoded = [matcher.encode(NetworkImage(i, identity, size)) for i in (image0, image1)]
+    found = matcher.match(*encoded)
+    np.testing.assert_array_equal(found.keypoints0, fixed[1:])
+    assert (found.keypoints1 <= [WIDTH - 1, HEIGHT - 1]).all()

@@ -99,6 +99,11 @@ def _on_grid(points: np.ndarray) -> np.ndarray:
     return away < 1e-3
 
 
+def _inside(points: np.ndarray, image: Tensor) -> np.ndarray:
+    height, width = image.shape[-2:]
+    return ((points >= 0) & (points <= [width - 1, height - 1])).all(axis=1)
+
+
 def local_affine_maps(
     points0: np.ndarray, points1: np.ndarray, chosen: np.ndarray, neighbours: int
 ) -> np.ndarray:
@@ -274,7 +279,11 @@ class RefinedMatcher(Matcher):
         points1 = features1.transform.to_network(matches.keypoints1)
         image0, image1 = features0.data[1].float(), features1.data[1].float()
         refined = refine(image0, image1, points0, points1, self.config)
-        kept = refined.correlation >= self.config.min_correlation
+        kept = (
+            (refined.correlation >= self.config.min_correlation)
+            & _inside(refined.points0, image0)
+            & _inside(refined.points1, image1)
+        )
         return Matches(
             features0.transform.to_original(refined.points0[kept]),
             features1.transform.to_original(refined.points1[kept]),
