@@ -101,7 +101,8 @@ def _on_grid(points: np.ndarray) -> np.ndarray:
 
 def _inside(points: np.ndarray, image: Tensor) -> np.ndarray:
     height, width = image.shape[-2:]
-    return ((points >= 0) & (points <= [width - 1, height - 1])).all(axis=1)
+    beyond: np.ndarray = np.maximum(-points, points - [width - 1, height - 1]).max(axis=1)
+    return beyond <= 0
 
 
 def local_affine_maps(
@@ -250,6 +251,7 @@ class RefinedMatcher(Matcher):
         self.name = matcher.name
         self.preprocessing = matcher.preprocessing
         self.batch_size = matcher.batch_size
+        self.device = getattr(matcher, "device", torch.device("cpu"))
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
@@ -258,7 +260,7 @@ class RefinedMatcher(Matcher):
 
     def encode(self, image: NetworkImage) -> Features:
         features = self.matcher.encode(image)
-        grey = image.tensor.mean(dim=0, keepdim=True).half()
+        grey = image.tensor.mean(dim=0, keepdim=True).half().to(self.device)
         return Features((features, grey), image.transform, features.nbytes + grey.nbytes)
 
     def match(self, features0: Features, features1: Features) -> Matches:
