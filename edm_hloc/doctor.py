@@ -138,6 +138,13 @@ _IN_SOURCE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
     ),
     (
         "match_dense",
+        lambda source: '"score"' in source and '"scores" in' in source,
+        "hloc.match_dense writes the scores of keypoints under a name that it does not read: in a "
+        "later run they all vote alike.",
+        "Give it features.h5 of edm-hloc match-pairs, which has the name that is read.",
+    ),
+    (
+        "match_dense",
         lambda source: '"--matches", type=Path, default=confs' in source,
         "The command line of hloc.match_dense puts matches into the current folder, under a name "
         "without .h5, unless told otherwise.",

@@ -143,6 +143,10 @@ def test_breakages_follow_from_what_is_installed(
     assert "0 points" not in problems()
     assert "localize_inloc" not in problems()
     assert "pipeline_loftr" not in problems()
+    source["match_dense"] = 'if "scores" in fd: use(fd)\nsave("score")'
+    assert "vote alike" in problems()
+    source["match_dense"] = 'if "scores" in fd: use(fd)\nsave("scores")'
+    assert "vote alike" not in problems()
     source["triangulation"] = 'args.pop("mapper_options")'
     assert "KeyError: 'mapper_options'" in problems()
 

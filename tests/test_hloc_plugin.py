@@ -6,6 +6,7 @@ import copy
 import importlib
 import itertools
 import logging
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pycolmap
 import pytest
 import torch
 
@@ -24,6 +26,7 @@ from edm_hloc.aggregate import aggregate
 from edm_hloc.doctor import repair_database, undefined_pairs_are_ignored
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.localize import ModelPoints, localize_queries, read_poses
 from edm_hloc.sfm import triangulate
 from edm_hloc.store import FeatureReader, RawMatchReader
 
@@ -254,8 +257,8 @@ def assert_same_files(theirs: tuple[Path, Path], ours: tuple[Path, Path], pairs:
 
 @pytest.mark.parametrize("preset", ["edm", "edm_aachen"])
 def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path) -> None:
-    """The same raw matches give the same files, which both sides triangulate."""
-    from hloc import triangulation
+    """The same raw matches give the same files, which both sides triangulate and localize by."""
+    from hloc import localize_sfm, triangulation
 
     edm_hloc.register()
     images = scene / "images"
@@ -290,15 +293,40 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
         )
         again = aggregated(raw, queries, max_kps, reference=theirs[0])
         assert_same_files(located, again, queries)
+        if max_kps is None:
+            of_queries = {"theirs": located, "ours": again}
+    # Keypoints that vote: those of an earlier run, done again.
+    voted, anchors = tmp_path / "voted.h5", tmp_path / "anchors.h5"
+    for copied in (voted, anchors):
+        shutil.copy(ours[0], copied)
+    raw = tmp_path / "again.h5"
+    hloc.main(conf, tmp_path / "mapping.txt", images, features=voted, matches=raw, overwrite=True)
+    with RawMatchReader(raw) as reader:
+        files = tmp_path / "voted.features.h5", tmp_path / "voted.matches.h5"
+        config = QuantizationConfig(conf["max_error"], conf["cell_size"], 8192)
+        aggregate(
+            reader, mapping, *files, config, reference_features=anchors, quantize_references=True
+        )
+    assert_same_files((voted, raw), files, mapping)
 
-    # Both triangulate both. Only the five mapping images have keypoints.
+    # Both triangulate and localize with both. Only the five mapping images have keypoints.
     model = tmp_path / "model"
     model.mkdir()
-    _mapping_cameras(scene / "truth", names[:5]).write_binary(model)
-    for label, (features, matches) in (("theirs", theirs), ("ours", ours)):
-        _, mapped = triangulate(
-            model, images, features, matches, mapping, tmp_path / "d.db", tmp_path / "m"
+    truth = pycolmap.Reconstruction(scene / "truth")
+    _mapping_cameras(truth, names[:5]).write_binary(model)
+    cameras = {image.name: truth.cameras[image.camera_id] for image in truth.images.values()}
+    query_list = tmp_path / "intrinsics.txt"
+    query_list.write_text(
+        "".join(
+            f"{n} {c.model.name} {c.width} {c.height} {' '.join(map(str, c.params))}\n"
+            for n, c in ((name, cameras[name]) for name in names[5:7])
         )
+    )
+    retrieval = {names[5]: [names[3], names[4]], names[6]: [names[4]]}
+    poses = {}
+    for label, (features, matches) in (("theirs", theirs), ("ours", ours)):
+        out = tmp_path / f"{label}_mapped_here"
+        _, mapped = triangulate(model, images, features, matches, mapping, tmp_path / "d.db", out)
         assert mapped.statistics.points > 50
         folder = tmp_path / label
         pairs_file = tmp_path / "mapping.txt"
@@ -308,11 +336,38 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
             made = triangulation.run_triangulation(folder, folder / "database.db", images, made)
         assert made.num_points3D() > 20
 
+        query_features, query_matches = of_queries[label]
+        answers = localize_queries(
+            list(retrieval),
+            cameras,
+            retrieval,
+            query_features,
+            query_matches,
+            ModelPoints(out),
+            tmp_path / f"{label}.jsonl",
+        )
+        poses[label, "here"] = {answer.query: answer.pose for answer in answers}
+        written = tmp_path / f"{label}.txt"
+        queries_file = tmp_path / "queries.txt"
+        localize_sfm.main(out, query_list, queries_file, query_features, query_matches, written)
+        poses[label, "hloc"] = read_poses(written)
+    for found in poses.values():
+        for image in truth.images.values():
+            if image.name not in retrieval:
+                continue
+            pose, true = found[image.name], image.cam_from_world()
+            assert np.rad2deg((pose.rotation * true.rotation.inverse()).angle()) < 8
+            distance = pose.inverse().translation - true.inverse().translation
+            assert np.linalg.norm(distance) < 0.1 * extent(truth)
 
-def _mapping_cameras(truth: Path, names: list[str]) -> Any:
-    import pycolmap
 
-    whole, part = pycolmap.Reconstruction(truth), pycolmap.Reconstruction()
+def extent(model: Any) -> float:
+    centres = np.array([i.cam_from_world().inverse().translation for i in model.images.values()])
+    return float(np.linalg.norm(np.ptp(centres, axis=0)))
+
+
+def _mapping_cameras(whole: Any, names: list[str]) -> Any:
+    part = pycolmap.Reconstruction()
     for camera in whole.cameras.values():
         part.add_camera_with_trivial_rig(camera)
     for image in whole.images.values():
