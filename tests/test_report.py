@@ -129,7 +129,7 @@ def test_numbers_of_the_page_are_those_of_the_run(finished: Path) -> None:
         assert (finished / unquote(photo["href"])).is_file()
     graph = data["graph"]
     pairs = unpack(graph["pairs"], "<u2").reshape(-1, 2)
-    inliers, matches = unpack(graph["inliers"], "<i4"), unpack(graph["matches"], "<i4")
+    inliers, matches = unpack(graph["inliers"], "<i2"), unpack(graph["matches"], "<i2")
     assert len(pairs) == 21
     assert int(matches.sum()) == record["results"]["verified"]["matches"]
     assert int(inliers.sum()) == record["results"]["verified"]["inliers"]
@@ -294,7 +294,7 @@ def test_unfinished_run(copy: Path) -> None:
     # raw matches alone: their counts, lines and the places they are at
     assert page.data["gallery"][0]["title"] == "Most matches"
     assert all(photo["keypoints"] > 100 for photo in page.data["photos"])
-    assert (unpack(page.data["graph"]["inliers"], "<i4") == -1).all()
+    assert (unpack(page.data["graph"]["inliers"], "<i2") == -1).all()
 
     shutil.rmtree(copy / "raw_matches")
     (copy / "pairs.txt").unlink()
@@ -412,8 +412,8 @@ def test_large_runs_are_cut_and_say_so(copy: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     whole = read(make_report(copy).parent).data["graph"]
     all_pairs = unpack(whole["pairs"], "<u2").reshape(-1, 2) // 3
-    inliers = unpack(whole["inliers"], "<i4")
-    for cell, number in zip(pairs, unpack(data["graph"]["inliers"], "<i4"), strict=True):
+    inliers = unpack(whole["inliers"], "<i2")
+    for cell, number in zip(pairs, unpack(data["graph"]["inliers"], "<i2"), strict=True):
         assert number == inliers[(all_pairs == cell).all(axis=1)].max()
 
 

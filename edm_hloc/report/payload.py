@@ -327,6 +327,8 @@ def _graph(facts: RunFacts, notes: list[str]) -> dict[str, Any] | None:
         kept = order[last]
     else:
         kept = np.arange(len(facts.pairs))
+    counts = np.stack([facts.matches[kept], facts.inliers[kept]])
+    small = counts.max() < 1 << 15
     return {
         "rows": len(rows),
         "columns": len(columns),
@@ -335,8 +337,9 @@ def _graph(facts: RunFacts, notes: list[str]) -> dict[str, Any] | None:
         "symmetric": not queries,
         "pairs": _text(facts.pairs[kept].astype("<u2" if number < 65536 else "<u4").tobytes()),
         "wide": number >= 65536,
-        "matches": _text(facts.matches[kept].astype("<i4").tobytes()),
-        "inliers": _text(facts.inliers[kept].astype("<i4").tobytes()),
+        "large": not small,
+        "matches": _text(counts[0].astype("<i2" if small else "<i4").tobytes()),
+        "inliers": _text(counts[1].astype("<i2" if small else "<i4").tobytes()),
         "order": _connected_order(facts) if not queries and joined == 1 else None,
     }
 

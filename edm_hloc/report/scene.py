@@ -200,4 +200,4 @@ def _frustum(centres: np.ndarray) -> float:
     distance[distance == 0] = np.inf
     near = distance.min(axis=1)
     near = near[np.isfinite(near)]
-    return float(np.clip(0.5 * np.median(near), 0.015, 0.08)) if len(near) else 0.08
+    return float(np.clip(0.5 * np.median(near), 0.006, 0.08)) if len(near) else 0.08

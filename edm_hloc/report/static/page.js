@@ -322,7 +322,8 @@
   let graphCells = null;
   if (run.graph) {
     const ids = as(run.graph.wide ? Uint32Array : Uint16Array, run.graph.pairs);
-    graphCells = { ids, matches: as(Int32Array, run.graph.matches), inliers: as(Int32Array, run.graph.inliers), of: new Map() };
+    const Count = run.graph.large ? Int32Array : Int16Array;
+    graphCells = { ids, matches: as(Count, run.graph.matches), inliers: as(Count, run.graph.inliers), of: new Map() };
     for (let k = 0; k < graphCells.matches.length; k++) graphCells.of.set(ids[2 * k] * run.photos.length + ids[2 * k + 1], k);
   }
   function graphEntry(a, b) {
