@@ -55,6 +55,9 @@ def run(*arguments: object) -> int:
         ["demo"],
         ["train"],
         ["weights"],
+        ["report"],
+        ["show"],
+        ["export-model"],
     ],
 )
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

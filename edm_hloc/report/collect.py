@@ -381,11 +381,16 @@ class PairSource:
         self._facts = facts
         self._answers = {answer.query: answer for answer in facts.queries}
         self._ids: dict[str, int] = {}
+        self._model_features: FeatureReader | None = None
 
     def __enter__(self) -> PairSource:
         self._stack, out = ExitStack(), self._facts.out
         self._features = self._matches = self._raw = self._database = None
         enter = self._stack.enter_context
+        for path in (out / "model-keypoints.h5", out / "sfm" / "features.h5"):
+            with self._facts.tolerant("Keypoints of the model"):
+                if path.is_file():
+                    self._model_features = enter(FeatureReader(path))
         with self._facts.tolerant("Keypoints"):
             if (out / "matches.h5").is_file() and (out / "features.h5").is_file():
                 self._features = enter(FeatureReader(out / "features.h5"))
@@ -403,8 +408,9 @@ class PairSource:
 
     def keypoints(self, name: str) -> np.ndarray:
         """(N, 2) of a photo, hloc's frame; of a photo without a file those of its model."""
-        if self._features is not None and name in self._features:
-            return np.asarray(self._features.keypoints(name), np.float64)
+        for features in (self._features, self._model_features):
+            if features is not None and name in features:
+                return np.asarray(features.keypoints(name), np.float64)
         source = self._facts._source
         if isinstance(source, ModelPoints) and name in source:
             found = source.images[name].points2D

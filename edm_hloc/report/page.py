@@ -364,8 +364,8 @@ def _queries(facts: RunFacts) -> str:
         '<option value="low">low confidence</option><option value="none">not localized</option>'
         '</select></label><span class="soft" id="queries-count" role="status"></span></div>'
         '<div id="queries-legend"></div>'
-        f'<div class="table" tabindex="0" role="region" aria-label="Queries"><table><thead><tr>'
-        f'{cells}<th scope="col">Best database photo, or reason</th></tr></thead>'
+        '<div class="table" tabindex="0" role="region" aria-label="Table of queries"><table>'
+        f'<thead><tr>{cells}<th scope="col">Best database photo, or reason</th></tr></thead>'
         '<tbody id="queries-body"></tbody></table></div>'
         '<p><button type="button" id="queries-more" hidden>Show more</button></p>'
     )
@@ -482,7 +482,7 @@ def _stage_table(facts: RunFacts) -> str:
     if with_memory:
         head += '<th scope="col" class="num">Peak memory by its end</th>'
     return (
-        f'<div class="table"><table><thead><tr>{head}<th scope="col"></th></tr></thead>'
+        f'<div class="table"><table><thead><tr>{head}<td></td></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -37,13 +37,18 @@ class Points:
         if not model.num_points3D():
             return Points.none()
         model.update_point_3d_errors()
-        found = list(model.points3D.values())
-        return Points(
-            np.array([point.xyz for point in found]),
-            np.array([point.color for point in found], np.uint8),
-            np.array([point.track.length() for point in found], np.int64),
-            np.array([point.error for point in found]),
+        number = model.num_points3D()
+        points = Points(
+            np.empty((number, 3)),
+            np.empty((number, 3), np.uint8),
+            np.empty(number, np.int64),
+            np.empty(number),
         )
+        # one by one: a list of millions of Python objects would take gigabytes
+        for i, point in enumerate(model.points3D.values()):
+            points.xyz[i], points.colors[i] = point.xyz, point.color
+            points.tracks[i], points.errors[i] = point.track.length(), point.error
+        return points
 
     @staticmethod
     def none() -> Points:
