@@ -363,6 +363,10 @@ def test_table_of_queries_sorts_filters_and_opens(localized: Path, browser: Brow
     assert page.text("#queries-count") == "2 of 4 queries"
     page.js("document.querySelector('#queries-body button').click()")
     assert page.js("return document.querySelectorAll('td.detail path').length") > 20
+    rejected = "getComputedStyle(document.querySelector('td.detail .rejected')).display"
+    assert page.js(f"return {rejected}") == "none"
+    page.js("document.getElementById('show-rejected').click()")
+    assert page.js(f"return {rejected}") == "inline"
     page.js("[...document.querySelectorAll('td.detail button')].pop().click()")
     page.wait("return !document.getElementById('panel').hidden")
     assert "night" in page.text("#panel .name")

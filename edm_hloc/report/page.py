@@ -137,7 +137,7 @@ def _name(facts: RunFacts) -> str:
     if facts.dataset:
         return facts.dataset
     path = Path(facts.settings.get("queries") or facts.settings.get("images") or facts.out)
-    generic = {"images", "photos", "query", "queries"}
+    generic = {"images", "images_upright", "photos", "query", "queries"}
     return "/".join(path.parts[-2:]) if path.name.lower() in generic else path.name or str(path)
 
 
@@ -329,7 +329,7 @@ def _pairs(facts: RunFacts, payload: Payload) -> str:
     rejected = ""
     if facts.verified:
         rejected = (
-            '<label><input id="gallery-rejected" type="checkbox"> also show rejected matches, '
+            '<label><input id="show-rejected" type="checkbox"> also show rejected matches, '
             "in red</label>"
         )
     return (
@@ -363,7 +363,8 @@ def _queries(facts: RunFacts) -> str:
         '<option value="all">all</option><option value="high">high confidence</option>'
         '<option value="low">low confidence</option><option value="none">not localized</option>'
         '</select></label><span class="soft" id="queries-count" role="status"></span></div>'
-        '<div id="queries-legend"></div>'
+        '<div class="bar"><span id="queries-legend"></span><label><input id="show-rejected" '
+        'type="checkbox"> also show matches that disagree with the pose, in red</label></div>'
         '<div class="table" tabindex="0" role="region" aria-label="Table of queries"><table>'
         f'<thead><tr>{cells}<th scope="col">Best database photo, or reason</th></tr></thead>'
         '<tbody id="queries-body"></tbody></table></div>'

@@ -447,6 +447,9 @@
     $("graph-pair").replaceChildren(latePair(a, b));
   }
 
+  const rejectedBox = $("show-rejected"); // of the gallery or of the queries
+  if (rejectedBox) rejectedBox.addEventListener("input", () => document.body.classList.toggle("show-rejected", rejectedBox.checked));
+
   // ------------------------------------------------------------------ gallery
 
   function gallerySection() {
@@ -457,8 +460,6 @@
       root.append(el("h3", {}, group.title), group.text ? el("p", { class: "hint" }, group.text) : null ?? "", grid);
     }
     $("gallery-legend").replaceChildren(scoreLegend());
-    const box = $("gallery-rejected");
-    if (box) box.addEventListener("input", () => root.classList.toggle("show-rejected", box.checked));
   }
 
   // ------------------------------------------------------------------ queries

@@ -1,7 +1,7 @@
 // What the report's 3D view needs of three.js; README.md says how three.min.js is made of it.
 export {
   BufferAttribute, BufferGeometry, CanvasTexture, Color, ColorManagement, DoubleSide,
-  LinearSRGBColorSpace, LineBasicMaterial, LineSegments, Matrix4, Mesh, MeshBasicMaterial,
+  LinearSRGBColorSpace, LineBasicMaterial, LineSegments, Mesh, MeshBasicMaterial,
   PerspectiveCamera, Points, PointsMaterial, Scene, Texture, Vector3, WebGLRenderer,
 } from "three";
 export { OrbitControls } from "three/addons/controls/OrbitControls.js";
