@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,8 +22,8 @@ from edm_hloc.synthetic.dataset import _arc, _paintings, _photo, _square
 from edm_hloc.synthetic.dressing import random_materials
 from edm_hloc.synthetic.photometric import lamps, noise
 from edm_hloc.synthetic.render import Lights, render, render_depth
-from edm_hloc.synthetic.scene import Cameras, Random, Shapes, intrinsics, look_at
-from edm_hloc.synthetic.textures import TextureBank
+from edm_hloc.synthetic.scene import Cameras, Materials, Random, Shapes, intrinsics, look_at
+from edm_hloc.synthetic.textures import TextureBank, dead_leaves, facade
 
 _MODEL_GRID = 16  # px between the points of the miniature's SIFT model
 _SAME_DEPTH = 0.01  # a point is seen where the depth agrees to this share
@@ -31,6 +31,8 @@ _SCANS = 2  # scanner positions in each building
 _INLOC_FOCAL = 28 / 36  # of the longer side: the phone of the queries
 _CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
 _HOLES = 12  # in each scan
+_SURFACES = 6  # of a room
+_TEXTURE_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -219,11 +221,11 @@ def make_inloc(
         size: (width, height) of the photos of the database; queries are one less in both.
         depth_maps: write also `depth/NAME.npy`, (H, W) float32.
     """
-    bank = _paintings(seed)
     database: list[_View] = []
     groups: dict[str, list[_View]] = {}
     for number, building in enumerate(("DUC1", "DUC2")):
         rng = Random(seed * 7919 + number)
+        bank = _room_paintings(seed * 7919 + number)
         room = layouts.room(rng, 1)
         world = torch.eye(4)
         world[0, 3] = 100.0 * number  # each building elsewhere in one world
@@ -259,6 +261,27 @@ def make_inloc(
     return out
 
 
+def _room_paintings(seed: int) -> TextureBank:
+    """One texture for each surface of a room, then those of the things in it."""
+    rng = np.random.default_rng(seed)
+    painted = [dead_leaves(_TEXTURE_SIZE, rng) for _ in range(_SURFACES + 3)]
+    painted += [facade(_TEXTURE_SIZE, rng) for _ in range(3)]
+    return TextureBank(torch.from_numpy(np.stack(painted)))
+
+
+def _unmistakable(materials: Materials, shapes: Shapes, bank: TextureBank) -> Materials:
+    """No surface of the room repeats another's texture, nor its own: a query has one place."""
+    sides = shapes.quads[0, :, 1:].norm(dim=-1) * shapes.quad_present[0, :, None]
+    texture, x, y = materials.texture.clone(), materials.x.clone(), materials.y.clone()
+    width, height = materials.width.clone(), materials.height.clone()
+    for k, i in enumerate(sides.prod(dim=-1).topk(_SURFACES).indices.tolist()):
+        texture[0, i] = k
+        texels = 0.98 * bank.size / sides[i].max()
+        width[0, i], height[0, i] = sides[i] * texels
+        x[0, i] = y[0, i] = 0.01 * bank.size
+    return replace(materials, texture=texture, x=x, y=y, width=width, height=height)
+
+
 class _RoomPainter:
     """Photographs one room, always with the same materials."""
 
@@ -267,7 +290,8 @@ class _RoomPainter:
     ) -> None:
         self.shapes, self.bank, self.rng = shapes, bank, rng
         span = torch.tensor([4.0])
-        self.materials = random_materials(shapes, span, max(size), bank, rng, difficulty=0.0)
+        drawn = random_materials(shapes, span, max(size), bank, rng, difficulty=0.0)
+        self.materials = _unmistakable(drawn, shapes, bank)
 
     def photo(
         self, name: str, T: Tensor, focal: float, size: tuple[int, int], world: Tensor
