@@ -122,7 +122,8 @@ class Run:
         fingerprint = fingerprint_of(depends_on)
         if self.done.get(name) == fingerprint and all(file.exists() for file in files):
             return fingerprint
-        self.done.pop(name, None)
+        if self.done.pop(name, None) is not None:
+            self.write()  # a kill from here on must not leave the step as done
         start = time.monotonic()
         self.results |= {key: asdict(summary) for key, summary in work().items()}
         self.measure(name, start)

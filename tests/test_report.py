@@ -149,7 +149,14 @@ def test_numbers_of_the_page_are_those_of_the_run(finished: Path) -> None:
     assert max(best) == inliers.max()
     for title in ("Track length", "Reprojection error", "Matches per pair", "Inlier ratio"):
         assert title in page.text
-    for word in ("Matching", "Verification", "Mapping", "Peak memory", "pycolmap", "matcher truth"):
+    for word in (
+        "Matching",
+        "Verification",
+        "Mapping",
+        "Peak memory by its end",
+        "pycolmap",
+        "matcher truth",
+    ):
         assert word in page.text
     assert "mapping.min_inliers: 15" in page.text
 
@@ -300,6 +307,23 @@ def test_unfinished_run(copy: Path) -> None:
     (copy / "pairs.txt").unlink()
     page = read(make_report(copy).parent)
     assert "Nothing was matched yet." in page.text
+
+
+def test_unfinished_localization(localized: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(localized, out)
+    log = out / "queries.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:3]))
+    page = read(make_report(out).parent)
+    assert "The run is not finished. 2 queries have an answer." in page.text
+    assert len(page.data["queries"]) == 2
+    log.unlink()
+    page = read(make_report(out).parent)
+    assert "No query has an answer yet." in page.text
+    assert page.data["scene"] is not None  # the database's model
+    shutil.rmtree(out / "sfm" / "model")
+    assert "has no points yet" in read(make_report(out).parent).text
 
 
 def test_half_matched_run(copy: Path) -> None:

@@ -483,8 +483,8 @@ def _judge(facts: RunFacts) -> None:
                 facts.unfinished.append(f"{matched:,} of {expected:,} pairs are matched.")
     if facts.kind == "localization":
         expected_queries = results.get("localized", {}).get("queries")
-        if expected_queries is None:
-            number = len(facts.queries)
+        number = len(facts.queries)
+        if expected_queries is None or number < expected_queries:
             facts.unfinished.append(
                 f"{number} queries have an answer." if number else "No query has an answer yet."
             )
