@@ -15,6 +15,7 @@ from edm_hloc.evaluation.baselines import SIFTMatcher
 from edm_hloc.evaluation.pose import COLUMNS, evaluate_pose, summarise, table
 from edm_hloc.evaluation.pose_pairs import read_pose_pairs
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
 from edm_hloc.synthetic.textures import TextureBank
 
@@ -29,7 +30,8 @@ def main() -> None:
     args = parser.parse_args()
 
     bank = TextureBank.from_folder(args.textures) if args.textures else TextureBank.procedural()
-    matchers = {"edm": EDMMatcher(EDMMatcherConfig(weights=args.weights)), "sift": SIFTMatcher()}
+    edm = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=args.weights)))
+    matchers = {"edm": edm, "sift": SIFTMatcher()}
     rows = []
     for condition in CONDITIONS:
         folder = args.out / condition

@@ -14,6 +14,7 @@ from pathlib import Path
 from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -31,7 +32,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = AachenOptions(covisible=num_covis, retrieval=RetrievalOptions(retrieval, num_loc))
-    matcher = EDMMatcher(EDMMatcherConfig(weights=weights))
+    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
     return localize_aachen(dataset, outputs, matcher, options)[2]
 
 

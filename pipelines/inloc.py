@@ -14,6 +14,7 @@ from pathlib import Path
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -30,7 +31,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = InLocOptions(retrieval=RetrievalOptions(retrieval, num_loc))
-    matcher = EDMMatcher(EDMMatcherConfig(weights=weights))
+    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
     return localize_inloc(dataset, outputs, matcher, options)[2]
 
 

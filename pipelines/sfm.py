@@ -14,6 +14,7 @@ from pathlib import Path
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher
 from edm_hloc.pairs import exhaustive
 from edm_hloc.reconstruct import Run, reconstruct
 
@@ -24,7 +25,7 @@ def run(images: Path, outputs: Path, weights: str | None = None) -> Run:
     Raises:
         EdmHlocError: bad input, or no model; what was computed is kept.
     """
-    matcher = EDMMatcher(EDMMatcherConfig(weights=weights))
+    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
     return reconstruct(images, outputs, exhaustive(find_images(images)), matcher)
 
 
