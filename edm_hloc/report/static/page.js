@@ -645,12 +645,24 @@
       image.src = url;
     }
 
+    // Where frames are slow, fewer points are drawn while the eye moves: the first ones, which
+    // most photos see.
+    let wanted = data.count, bearable = data.count, moving = false, before = 0;
     let asked = false;
     function render() {
       if (asked) return;
       asked = true;
-      requestAnimationFrame(() => { asked = false; renderer.render(scene, eye); });
+      requestAnimationFrame((now) => {
+        asked = false;
+        const gap = now - before;
+        before = now;
+        if (moving && gap > 60 && gap < 3000) bearable = Math.max(25000, Math.round(bearable / 2));
+        if (cloud) cloud.geometry.setDrawRange(0, moving ? Math.min(wanted, bearable) : wanted);
+        renderer.render(scene, eye);
+      });
     }
+    controls.addEventListener("start", () => { moving = true; before = performance.now(); });
+    controls.addEventListener("end", () => { moving = false; render(); });
     function resize() {
       const { clientWidth, clientHeight } = stage;
       if (!clientWidth || !clientHeight) return;
@@ -804,10 +816,10 @@
       tracks.max = Math.min(least + 8, data.tracks[0][0]);
       tracks.value = least;
       tracks.addEventListener("input", () => {
-        const wanted = Number(tracks.value);
-        const count = Math.max(0, ...data.tracks.filter(([t]) => t >= wanted).map(([, c]) => c));
-        cloud.geometry.setDrawRange(0, count);
-        $("tracks-text").textContent = trackText(wanted, count);
+        const least = Number(tracks.value);
+        const count = Math.max(0, ...data.tracks.filter(([t]) => t >= least).map(([, c]) => c));
+        wanted = count;
+        $("tracks-text").textContent = trackText(least, count);
         render();
       });
       $("tracks-text").textContent = trackText(least, data.count);
