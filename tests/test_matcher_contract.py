@@ -341,6 +341,12 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.make_matcher("superglue")
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta:x", "cuda:99"])
+def test_wrong_device(device: str) -> None:
+    with pytest.raises(EdmHlocError, match=f"no device '{device}' here .*give cpu"):
+        registry.make_matcher("edm", device=device)
+
+
 def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise OSError("Name or service not known")

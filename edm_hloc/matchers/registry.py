@@ -33,10 +33,12 @@ def make_matcher(
     """The matcher called `name`, with what all of them can be told; see their configurations.
 
     Raises:
-        EdmHlocError: no such matcher, its library is not installed, no weights.
+        EdmHlocError: no such matcher or device, its library is not installed, no weights.
     """
     if name not in NAMES:
         raise EdmHlocError(f"There is no matcher {name!r}; there are {', '.join(NAMES)}.")
+    if device is not None:
+        _check_device(device)
     if preprocessing is None:
         from edm_hloc.matchers.base import Preprocessing
 
@@ -58,6 +60,19 @@ def make_matcher(
     from edm_hloc.matchers.loftr import LoFTRMatcher, LoFTRMatcherConfig
 
     return LoFTRMatcher(LoFTRMatcherConfig(weights, preprocessing, threshold, topk, device=device))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EdmHlocError(
+            f"There is no device {device!r} here ({reason}): leave --device out for the fastest "
+            "there is, or give cpu."
+        ) from None
 
 
 def missing_library(matcher: str, error: ModuleNotFoundError, extra: str) -> EdmHlocError:
