@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,12 +35,14 @@ class DenseConfig:
     """How pairs are worked through; nothing here changes the matches.
 
     Attributes:
-        cache_bytes: memory for the features of encoded images.
+        cache_bytes: memory for the features of encoded images, on the matcher's device.
+        host_cache_bytes: of a GPU's host, for those that the device has no room for.
         load_threads: threads that decode and resize images ahead.
         load_ahead: images decoded ahead of the network.
     """
 
     cache_bytes: int = 2 << 30
+    host_cache_bytes: int = 4 << 30
     load_threads: int = 2
     load_ahead: int = 8
 
@@ -74,9 +77,11 @@ class DenseSummary:
 def order_pairs(pairs: Sequence[Pair], capacity: int) -> list[Pair]:
     """Order pairs so that `capacity` images in memory serve many pairs in a row.
 
-    Images are laid out so that partners are near each other (reverse Cuthill–McKee), then the
-    pairs are visited in square tiles of capacity / 2 images, row by row, to and fro: within a
-    tile all images stay in memory, and between neighbours on a row half of them do.
+    Images are laid out so that partners are near each other (reverse Cuthill–McKee). On the
+    matrix of pairs that this makes, two ways are tried: tall tiles, where all but one place of
+    the memory hold the images of a row of tiles and the others pass by one after the other (the
+    best there is for all pairs); and square ones of half the memory each (better for a narrow
+    band). Rows of tiles go to and fro. The way with fewer encodes is taken.
     """
     if not pairs:
         return []
@@ -88,39 +93,92 @@ def order_pairs(pairs: Sequence[Pair], capacity: int) -> list[Pair]:
     place = np.empty(len(names), dtype=np.int64)
     place[layout] = np.arange(len(names))
     low, high = np.sort(place[ends], axis=1).T
-    tile = max(1, capacity // 2)
-    row, column = low // tile, high // tile
-    column = np.where(row % 2 == 0, column, -column)
-    return [pairs[i] for i in np.lexsort((high, low, column, row))]
+    ways = []
+    for height, width in ((capacity - 1, 1), (capacity // 2, capacity // 2)):
+        row, column = low // max(1, height), high // max(1, width)
+        column = np.where(row % 2 == 0, column, -column)
+        order = np.lexsort((high, low, column, row))
+        ways.append((count_encodes(ends[order].tolist(), capacity), order))
+    _, order = min(ways, key=lambda way: way[0])
+    return [pairs[i] for i in order]
+
+
+def count_encodes(pairs: Sequence[tuple[Hashable, Hashable]], capacity: int) -> int:
+    """Encodes that pairs in this order need with `capacity` (at least 2) images in memory, when
+    the one needed again latest leaves (Belady's rule: no other does with fewer)."""
+    never = len(pairs)
+    upcoming: dict[Hashable, int] = {}
+    later: list[list[int]] = []  # for each pair, where its images are needed again
+    for position in range(len(pairs) - 1, -1, -1):
+        later.append([upcoming.get(name, never) for name in pairs[position]])
+        upcoming.update(dict.fromkeys(pairs[position], position))
+    later.reverse()
+    inside: dict[Hashable, int] = {}  # with the next use
+    queue: list[tuple[int, int, Hashable]] = []  # the latest first; outdated entries are skipped
+    encodes = 0
+    for position, pair in enumerate(pairs):
+        encodes += sum(name not in inside for name in set(pair))
+        for side, name in enumerate(pair):
+            inside[name] = later[position][side]
+            heapq.heappush(queue, (-inside[name], 2 * position + side, name))
+        kept = []
+        while len(inside) > max(2, capacity):
+            entry = heapq.heappop(queue)
+            if inside.get(entry[2]) != -entry[0]:
+                continue
+            if entry[2] in pair:
+                kept.append(entry)
+            else:
+                del inside[entry[2]]
+        for entry in kept:
+            heapq.heappush(queue, entry)
+    return encodes
 
 
 class _FeatureCache:
     """Encoded images within a byte budget; since the order of pairs is known, the image needed
-    again latest is the one to leave (Belady's rule)."""
+    again latest is the one to leave (Belady's rule). From a GPU images go to the host's memory,
+    which has a budget of its own, before they are dropped."""
 
-    def __init__(self, budget: int, pairs: Sequence[Pair]) -> None:
-        self.budget = budget
-        self.used = 0
+    def __init__(self, matcher: Matcher, config: DenseConfig, pairs: Sequence[Pair]) -> None:
+        self.matcher = matcher
+        self.budget, self.host_budget = config.cache_bytes, config.host_cache_bytes
         self.entries: dict[str, Features] = {}
+        self.host: dict[str, Features] = {}
         self.uses: dict[str, list[int]] = defaultdict(list)
         for position in range(len(pairs) - 1, -1, -1):
             for name in pairs[position]:
                 self.uses[name].append(position)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.entries
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries or name in self.host
 
-    def __getitem__(self, name: str) -> Features:
+    def get(self, name: str, keep: Sequence[str]) -> Features:
+        """The features of an image that is there; images to `keep` do not leave for it."""
+        if name in self.host:
+            self.add(name, self.matcher.from_host(self.host.pop(name)), keep)
         return self.entries[name]
 
     def add(self, name: str, features: Features, keep: Sequence[str]) -> None:
         self.entries[name] = features
-        self.used += features.nbytes
-        while self.used > self.budget:
-            candidates = [n for n in self.entries if n not in keep and n != name]
-            if not candidates:
-                return  # a pair needs both its images, whatever the budget
-            self._drop(max(candidates, key=lambda n: self.uses[n][-1]))
+        for evicted in self._over(self.entries, self.budget, {*keep, name}):
+            on_host = self.matcher.to_host(self.entries.pop(evicted))
+            if on_host is not None:
+                self.host[evicted] = on_host
+        for evicted in self._over(self.host, self.host_budget, set()):
+            del self.host[evicted]
+
+    def _over(self, entries: dict[str, Features], budget: int, keep: set[str]) -> list[str]:
+        """What must leave; a pair needs both its images, whatever the budget."""
+        excess = sum(features.nbytes for features in entries.values()) - budget
+        leaving: list[str] = []
+        if excess > 0:
+            for name in sorted(entries.keys() - keep, key=lambda n: self.uses[n][-1], reverse=True):
+                if excess <= 0:
+                    break
+                leaving.append(name)
+                excess -= entries[name].nbytes
+        return leaving
 
     def finished(self, position: int, pair: Pair) -> None:
         """Note that the pair at `position` is done; forget images not needed again."""
@@ -128,11 +186,9 @@ class _FeatureCache:
             uses = self.uses[name]
             while uses and uses[-1] <= position:
                 uses.pop()
-            if not uses and name in self.entries:
-                self._drop(name)
-
-    def _drop(self, name: str) -> None:
-        self.used -= self.entries.pop(name).nbytes
+            if not uses:
+                self.entries.pop(name, None)
+                self.host.pop(name, None)
 
 
 class _ImageLoader:
@@ -231,7 +287,7 @@ def _match(
             rotated.add(name)
         return image
 
-    def encode(pair: Pair, held: Container[str]) -> dict[str, Features] | None:
+    def encode(pair: Pair, held: Container[str] = ()) -> dict[str, Features] | None:
         """The features of a pair's images that are not held; None if one cannot be read."""
         nonlocal encoded
         images = {name: load(name) for name in pair if name not in held}
@@ -251,10 +307,13 @@ def _match(
 
     try:
         # The first pair tells how many images fit, and with that the order of the pairs.
-        first = next((found for pair in pairs if (found := encode(pair, held=()))), {})
+        first = next((found for pair in pairs if (found := encode(pair))), {})
         size = max((features.nbytes for features in first.values()), default=config.cache_bytes)
-        pairs = order_pairs(pairs, max(2, config.cache_bytes // max(1, size)))
-        cache = _FeatureCache(config.cache_bytes, pairs)
+        room = config.cache_bytes
+        if any(matcher.to_host(features) is not None for features in first.values()):
+            room += config.host_cache_bytes
+        pairs = order_pairs(pairs, max(2, room // max(1, size)))
+        cache = _FeatureCache(matcher, config, pairs)
         for name, features in first.items():
             cache.add(name, features, keep=tuple(first))
         for position, pair in enumerate(tqdm(pairs, desc="Matching", unit="pair", disable=None)):
@@ -263,12 +322,13 @@ def _match(
                     for name in upcoming:
                         if name not in cache:
                             loader.request(name)
-            fresh = encode(pair, held=cache.entries)
+            fresh = encode(pair, held=cache)
             if fresh is not None:
                 for name, features in fresh.items():
                     cache.add(name, features, keep=pair)
                 both = shapes[pair[0]], shapes[pair[1]]
-                waiting.setdefault(both, []).append((pair, cache[pair[0]], cache[pair[1]]))
+                features0, features1 = (cache.get(name, keep=pair) for name in pair)
+                waiting.setdefault(both, []).append((pair, features0, features1))
                 if len(waiting[both]) == matcher.batch_size:
                     match(waiting.pop(both))
                 elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * matcher.batch_size:

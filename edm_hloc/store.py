@@ -54,6 +54,9 @@ _FLUSH_SECONDS = 2.0
 _FAN_IN = 8
 _MERGE_BELOW_PAIRS = (8, 64, 512)
 _MAX_OPEN_SHARDS = 32
+# HDF5 keeps up to 32 MiB of a file's headers, unpacked to a multiple of that. Each is read once or
+# twice, far apart, so that this much does as well, and memory does not grow with the pairs.
+_HEADER_CACHE = 64 << 10
 # Any HDF5 since 1.10 reads it, whichever wrote it. No compression: lzf and gzip save a quarter of
 # the space and write three times slower.
 _LIBVER = ("v108", "v110")
@@ -121,7 +124,7 @@ class _AtomicH5:
             self._identity = os.fstat(self._raw.fileno())
         except OSError as error:
             raise _cannot_write(path, error) from error
-        self.h5 = h5py.File(self._raw, "w", libver=_LIBVER)
+        self.h5 = _with_small_cache(h5py.File(self._raw, "w", libver=_LIBVER))
         self.h5.attrs["provenance"] = provenance_json
 
     def check(self) -> None:
@@ -205,7 +208,16 @@ def _open_h5(path: Path) -> h5py.File:
             f"No such file: {path}. Run the step that makes it, or correct the path."
         )
     with _reading(path):
-        return h5py.File(path, "r")
+        return _with_small_cache(h5py.File(path, "r"))
+
+
+def _with_small_cache(h5: h5py.File) -> h5py.File:
+    cache = h5.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = _HEADER_CACHE
+    cache.incr_mode = cache.decr_mode = cache.flash_incr_mode = 0
+    h5.id.set_mdc_config(cache)
+    return h5
 
 
 @contextlib.contextmanager

@@ -75,6 +75,14 @@ class Matcher(ABC):
     def match(self, features0: Features, features1: Features) -> Matches:
         """Correspondences of two encoded images; empty arrays where there are none."""
 
+    def to_host(self, features: Features) -> Features | None:
+        """A copy in the host's memory, where `features` are held by a device with its own."""
+        return None
+
+    def from_host(self, features: Features) -> Features:
+        """What `to_host` was given."""
+        return features
+
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """`match` of each pair, all first images of one size and all second images of one size."""
         return [self.match(features0, features1) for features0, features1 in pairs]

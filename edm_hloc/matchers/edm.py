@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from edm_hloc.errors import EdmHlocError
@@ -142,21 +143,33 @@ class EDMMatcher(Matcher):
             border_cells=self.config.border_cells,
             refined=self.config.refined,
         )
+        columns = (found.keypoints0, found.keypoints1, found.confidence[..., None])
+        together = torch.cat(columns, dim=-1).float()
+        # One copy from the device for the whole batch.
+        rows, valid = together.cpu().numpy(), found.valid.cpu().numpy()
         matches = []
         for i, (features0, features1) in enumerate(pairs):
-            valid = found.valid[i]
-            keypoints0, keypoints1, scores = (
-                t[i][valid].float().cpu().numpy()
-                for t in (found.keypoints0, found.keypoints1, found.confidence)
-            )
+            keypoints0, keypoints1, scores = np.split(rows[i][valid[i]], (2, 4), axis=1)
             matches.append(
                 Matches(
                     features0.transform.to_original(keypoints0),
                     features1.transform.to_original(keypoints1),
-                    scores,
+                    scores[:, 0],
                 )
             )
         return matches
+
+    def to_host(self, features: Features) -> Features | None:
+        if self.device.type != "cuda":
+            return None
+        maps = [
+            torch.empty_like(m, device="cpu", pin_memory=True).copy_(m) for m in features.data[:4]
+        ]
+        data = EDMFeatures(maps[0], maps[1], maps[2], maps[3], features.data.position_scale)
+        return replace(features, data=data)
+
+    def from_host(self, features: Features) -> Features:
+        return replace(features, data=features.data.to(self.device, non_blocking=True))
 
     def _together(self, features: Sequence[Features]) -> EDMFeatures:
         """One batch of images of equal shape, in full precision."""
