@@ -1,0 +1,450 @@
+"""Every command of README.md and docs/ runs on small rendered data, and every link leads somewhere.
+
+A command is a line of a code block, or code in a sentence, that starts with `edm-hloc`, `python` or
+`make`. It is run word for word in a folder where its inputs exist under the names that the
+documents use. It must say what follows it in its block, `…` standing for any text, and must fail if
+that starts with `edm-hloc:`. Other commands that fail, and words in capitals that are not explained
+here, fail the test.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import itertools
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from edm_hloc import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    "README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+    "datasets/README.md",
+    "edm_hloc/models/shipped/README.md",
+]
+
+# What stands for a number or a name.
+VALUES = {
+    "E": "2",
+    "C": "8",
+    "M": "0.1",
+    "N": "1",
+    "PRESET": "edm",
+    "GB": "2",
+    "W": "64",
+    "H": "48",
+}
+# Written by the commands.
+OUTPUTS = {"POSES", "RUN", "RUN2", "O"}  # and OUT…
+# Commands that take long even on small data, or need what only the network or nobody has here; they
+# are parsed. Those with "run" run in the slow test.
+ONLY_PARSED = {
+    "edm-hloc aachen": "run",
+    "edm-hloc inloc": "run",
+    "edm-hloc synth": "run",
+    "edm-hloc evaluate-poses": "run",
+    "edm-hloc demo": "run",
+    "edm-hloc export": "run",
+    "edm-hloc weights pull": "needs the network",
+    "edm-hloc weights verify edm-outdoor": "needs the network",
+}
+DONE: set[tuple[bool, str]] = set()  # commands in sentences, which stand for themselves
+FLAG = re.compile(r"--?[a-z][\w-]*")
+CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*$|[A-Z]$")
+COMMAND = re.compile(r"(\w+=\S+ +)*(\.venv/bin/)?(edm-hloc|python|make)( |$)")
+
+
+@dataclass(frozen=True)
+class Command:
+    text: str
+    said: tuple[str, ...]  # lines that it must say, the last ones if they are an error
+    in_block: bool
+
+
+def commands(document: str) -> list[Command]:
+    """All commands of a document: first those of its blocks, in their order."""
+    text = (ROOT / document).read_text("utf-8")
+    in_sentences = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    in_sentences = re.sub(r"^    .*$", "", in_sentences, flags=re.M)
+    fenced = re.findall(r"^```(?!python|diff|json)\w*\n(.*?)^```", text, re.S | re.M)
+    without = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    indented = re.findall(r"((?:^    .*\n)+)", without, re.M)
+    found = []
+    for block in fenced + indented:
+        lines = [line.split(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+        for i, line in enumerate(lines):
+            if COMMAND.match(line):
+                said: list[str] = []
+                for after in lines[i + 1 :]:
+                    if not after or COMMAND.match(after):
+                        break
+                    said.append(after)
+                found.append(Command(" ".join(line.split()), tuple(said), True))
+    for code in re.findall(r"`([^`]+)`", in_sentences):
+        line = " ".join(code.split())
+        if COMMAND.match(line) and " " in line and "\n\n" not in code:
+            found.append(Command(line, (), False))
+    return found
+
+
+def words(command: Command) -> list[str]:
+    """Of the command line, without environment, ellipses and the brackets of a usage line."""
+    found = shlex.split(re.sub(r"^(\w+=\S+ +)*(\.venv/bin/)?", "", command.text))
+    found = [word.rstrip("…") for word in found]
+    return [VALUES.get(word, word) for word in found if word]
+
+
+def test_documents_have_commands() -> None:
+    """The finder of commands finds those known to be there."""
+    texts = {command.text for document in DOCUMENTS for command in commands(document)}
+    assert "edm-hloc reconstruct IMAGES OUT" in texts
+    assert any(text.startswith("OMP_WAIT_POLICY=passive edm-hloc train") for text in texts)
+    assert sum(text.startswith("edm-hloc ") for text in texts) > 40
+
+
+# --------------------------------------------------------------------------- small data
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Fills a folder with the inputs, under the names that the documents use."""
+    from edm_hloc.colmap import read_model
+    from edm_hloc.localize import write_poses
+    from edm_hloc.synthetic.dataset import make_photo_collection
+
+    scene = tmp_path_factory.mktemp("docs") / "scene"
+    make_photo_collection(scene, views=4, size=(256, 192), seed=3)
+    photos = sorted((scene / "images").iterdir())
+    run = scene / "run"
+    assert cli.main(["reconstruct", str(scene / "images"), str(run), "--camera-mode=single"]) == 0
+    _bad_photos(scene, photos)
+    poses = {
+        image.name: image.cam_from_world() for image in read_model(run / "model").images.values()
+    }
+    write_poses(scene / "poses.txt", poses)
+
+    def fill(folder: Path) -> None:
+        for name in (
+            "IMAGES",
+            "MY_PHOTOS",
+            "PLACE",
+            "NEW_PHOTOS",
+            "PHOTOS",
+            "DIR",
+            "I",
+            "datasets/photos",
+            "datasets/my_photos",
+            "QUERIES",
+        ):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to(scene / "images")
+        for name in ("MODEL", "TRUTH"):
+            (folder / name).symlink_to(scene / "truth")
+        (folder / "FINISHED").symlink_to(run)
+        for name, photo in (("A", photos[0]), ("B", photos[1])):
+            (folder / name).symlink_to(photo)
+            (folder / f"{name}.jpg").symlink_to(photo)
+        names = [photo.name for photo in photos]
+        pairs = "".join(f"{a} {b}\n" for a, b in itertools.pairwise(names))
+        for name in ("PAIRS", "P"):
+            (folder / name).write_text(pairs)
+        (folder / "LIST").write_text("".join(f"{name}\n" for name in names))
+        shutil.copy(scene / "poses.txt", folder / "FILE")
+        shutil.copy(run / "database.db", folder / "DATABASE")
+        (folder / "O").mkdir()
+        (folder / "WRONG_PAIRS").write_text(f"{names[0]} other.jpg\n")
+        camera = "PINHOLE 640 480 500 500 320 240"
+        (folder / "WRONG_SIZE").write_text("".join(f"{name} {camera}\n" for name in names))
+        for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
+            (folder / name).symlink_to(scene / name)
+        (folder / "WEIGHTS").touch()
+
+    return fill
+
+
+def _bad_photos(scene: Path, photos: list[Path]) -> None:
+    for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
+        (scene / name).mkdir()
+        for photo in photos if name in ("BROKEN", "SIDEWAYS") else photos[: name == "ONE"]:
+            shutil.copy(photo, scene / name)
+    broken = scene / "BROKEN" / photos[2].name
+    broken.write_bytes(broken.read_bytes()[:300])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = Image.open(photos[-1]).transpose(Image.Transpose.ROTATE_90)
+    turned.save(scene / "SIDEWAYS" / photos[-1].name, exif=exif, quality=95)
+    for i in range(4):  # a wall, the floor, the sky …
+        shades = np.linspace(40 * i, 40 * i + 60, 192, dtype=np.uint8)
+        plain = np.repeat(shades[:, None], 256, axis=1)
+        Image.fromarray(plain if i % 2 else plain[::-1].copy()).save(scene / f"UNRELATED/{i}.jpg")
+
+
+def provide(command: list[str], folder: Path) -> None:
+    """A finished run where a command reads one that no earlier command has made."""
+    for word in command:
+        name, _, inside = word.partition("/")
+        is_output = name in OUTPUTS or name.startswith("OUT")
+        reads = inside or command[1] == "report"
+        if is_output and reads and not (folder / name).exists():
+            shutil.copytree(folder / "FINISHED", folder / name)
+        if CAPITALS.match(name) and not is_output and command[:2] != ["edm-hloc", "train"]:
+            known = (folder / name).exists() or name.startswith("NO_")
+            assert known, f"say in tests/test_docs.py what {name} stands for"
+
+
+# --------------------------------------------------------------------------- running
+
+
+def parse(command: list[str]) -> None:
+    """Ends with SystemExit if the command is not as the parser wants it."""
+    cli._parser().parse_args(command[1:])
+
+
+def train(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a training command but the training."""
+    pytest.importorskip("lightning", reason="training needs lightning")
+    from edm_hloc.training import trainer
+
+    started = []
+    monkeypatch.setattr(trainer, "run_training", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(trainer, "load_config", lambda *args: args)
+    arguments = command[2:] if "--out" in command else [*command[2:], "--out", "RUN"]
+    trainer.main(arguments)
+    (((config, settings), *_),) = started
+    monkeypatch.undo()
+    if not config.startswith("RUN"):  # else the file of an earlier run
+        trainer.load_config(config, settings)
+
+
+def script_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A script of the repository: its --help knows all the flags."""
+    script = ROOT / command[1]
+    assert script.is_file(), f"no script {command[1]}"
+    before, path = sys.argv, sys.path
+    sys.argv, sys.path = [str(script), "--help"], [str(script.parent), *path]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(script), run_name="__main__")
+        assert stop.value.code == 0
+    finally:
+        sys.argv, sys.path = before, path
+    shown = FLAG.findall(capsys.readouterr().out)
+    for flag in FLAG.findall(" ".join(command[2:])):
+        if flag.startswith("--"):
+            assert flag in shown, f"{command[1]} has no {flag}"
+
+
+def is_mention(command: Command) -> bool:
+    """`edm-hloc match-pairs` in a sentence names the command; so does one with a lone option."""
+    rest = words(command)[2:]
+    return not command.in_block and all(word.startswith("-") for word in rest[:1])
+
+
+def check(
+    command: Command,
+    folder: Path,
+    slow: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = words(command)
+    known = next(
+        (
+            why
+            for start, why in ONLY_PARSED.items()
+            if f"{shlex.join(line)} ".startswith(f"{start} ")
+        ),
+        None,
+    )
+    if line[0] == "make":
+        if shutil.which("make"):
+            subprocess.run(["make", "-n", *line[1:]], cwd=ROOT, check=True, capture_output=True)
+    elif line[0] == "python":
+        if line[1] != "-c":
+            script_help(line, capsys)
+    elif line[1] == "train":
+        train(line, monkeypatch)
+    elif is_mention(command):
+        assert line[1] in commands_of_the_parser() or line[1].startswith("-")
+        help_text = help_of(line[1], capsys) if not line[1].startswith("-") else line[1]
+        for word in line[2:]:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in help_text, f"{line[1]} has no {word}"
+    elif (known and not (slow and known == "run")) or (line[1] == "hloc" and not hloc_is_there()):
+        parse(line)
+    else:
+        provide(line, folder)
+        expanded = [
+            place
+            for word in line
+            for place in (sorted(str(p) for p in folder.glob(word)) if "*" in word else [word])
+        ]
+        expanded = [p.removeprefix(f"{folder}/") for p in expanded]
+        monkeypatch.chdir(folder)
+        code = cli.main(expanded[1:])
+        captured = capsys.readouterr()
+        said = " ".join(f"{captured.out} {captured.err}".split())
+        fails = any(line.startswith("edm-hloc:") for line in command.said)
+        assert (code != 0) == fails, f"{command.text}\n{said}"
+        for expected in command.said:
+            pattern = re.escape(" ".join(expected.split())).replace("…", ".*")
+            assert re.search(pattern, said), f"{command.text}\n{said}"
+
+
+def commands_of_the_parser() -> list[str]:
+    (group,) = (a for a in cli._parser()._actions if a.choices)
+    return list(group.choices or ())
+
+
+def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        cli._parser().parse_args([name, "--help"])
+    return capsys.readouterr().out
+
+
+def hloc_is_there() -> bool:
+    try:
+        importlib.import_module("hloc.match_dense")
+    except Exception:
+        return False
+    return True
+
+
+def run_all(
+    document: str,
+    fill: Callable[[Path], None],
+    tmp_path: Path,
+    slow: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    blocks = tmp_path / "blocks"  # the commands of the blocks build on each other
+    blocks.mkdir()
+    fill(blocks)
+    for number, command in enumerate(commands(document)):
+        if not command.in_block and (slow, command.text) in DONE:
+            continue
+        DONE.add((slow, command.text))
+        folder = blocks
+        if not command.in_block:
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            fill(folder)
+        check(command, folder, slow, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands(
+    document: str,
+    inputs: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_all(document, inputs, tmp_path, False, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_long_commands(
+    document: str,
+    inputs: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same with the commands that take minutes."""
+    from edm_hloc.synthetic.localization import make_aachen, make_inloc
+
+    def fill(folder: Path) -> None:
+        inputs(folder)
+        make_aachen(folder / "datasets/aachen_v1.1", 6, 1, 1, (320, 240), 0)
+        make_inloc(folder / "datasets/inloc", 8, 2, (320, 240), 0)
+        for dataset, number in (("aachen_v1.1", 50), ("inloc", 40)):
+            queries = [*_photos(folder / "datasets" / dataset, "query")]
+            database = [*_photos(folder / "datasets" / dataset, "db", "database")]
+            (folder / f"pairs-query-netvlad{number}.txt").write_text(
+                "".join(f"{q} {d}\n" for q in queries for d in database)
+            )
+
+    if any(f"{c.text} ".startswith(f"{s} ") for c in commands(document) for s in ONLY_PARSED):
+        run_all(document, fill, tmp_path, True, monkeypatch, capsys)
+
+
+def _photos(dataset: Path, *kinds: str) -> Iterator[str]:
+    root = next((r for r in (dataset / "images_upright",) if r.is_dir()), dataset)
+    for kind in kinds:
+        for path in sorted((root / kind).rglob("*")):
+            if path.suffix in (".jpg", ".JPG", ".png"):
+                yield path.relative_to(root).as_posix()
+
+
+# --------------------------------------------------------------------------- the rest of the text
+
+
+def test_a_wrong_command_is_noticed(
+    inputs: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    inputs(tmp_path)
+    for text, error in (
+        ("edm-hloc reconstruct IMAGES", SystemExit),
+        ("edm-hloc pairs IMAGES OUT --overlop 3", SystemExit),
+        ("edm-hloc pairs UNEXPLAINED OUT", AssertionError),
+        ("edm-hloc compare MODEL NO_MODEL", AssertionError),
+        ("edm-hloc aachen datasets/aachen_v1.1 OUT --dri-run", SystemExit),
+        ("python benchmarks/speed.py --none", AssertionError),
+        ("python benchmarks/none.py", AssertionError),
+        ("make none", subprocess.CalledProcessError if shutil.which("make") else None),
+    ):
+        if error:
+            with pytest.raises(error):
+                check(Command(text, (), True), tmp_path, False, monkeypatch, capsys)
+    wrong = Command("edm-hloc compare MODEL NO_MODEL", ("edm-hloc: another … message",), True)
+    with pytest.raises(AssertionError):
+        check(wrong, tmp_path, False, monkeypatch, capsys)
+    for text in ("edm-hloc reconstruckt", "edm-hloc match-pairs --positions"):
+        with pytest.raises(AssertionError):
+            check(Command(text, (), False), tmp_path, False, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"\w+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = ((ROOT / document).parent / name).resolve() if name else ROOT / document
+        assert path.exists(), f"{document} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
+            assert anchor in slugs, f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks(document: str) -> None:
+    """They parse, and what they import from this package is there."""
+    text = (ROOT / document).read_text("utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("edm_hloc"):
+                module = importlib.import_module(str(node.module))
+                for name in node.names:
+                    assert hasattr(module, name.name), f"{node.module} has no {name.name}"
