@@ -126,7 +126,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     scene = tmp_path_factory.mktemp("docs") / "scene"
-    make_photo_collection(scene, views=4, size=(256, 192), seed=3)
+    make_photo_collection(scene, views=5, size=(256, 192), seed=3)
     photos = sorted((scene / "images").iterdir())
     run = scene / "run"
     assert cli.main(["reconstruct", str(scene / "images"), str(run), "--camera-mode=single"]) == 0
