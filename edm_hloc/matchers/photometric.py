@@ -3,7 +3,8 @@
 A semi-dense network tells a point's place to about a pixel; the photos themselves tell it to a
 fraction of one. Each match keeps the point that is on the network's grid, so that an image's points
 repeat between its pairs, and moves the other: patches around both, related by the local affine map
-that neighbouring matches suggest, are aligned by damped Gauss-Newton steps (Lucas and Kanade),
+that neighbouring matches suggest, are aligned by damped Gauss-Newton steps (Lucas and Kanade, in
+the inverse form of Baker and Matthews),
 whatever the difference of brightness and contrast. The network's answer is a prior, so that along
 an edge, or where there is no texture, a point stays.
 """
@@ -25,7 +26,8 @@ from edm_hloc.matchers.base import Features, Matcher, Matches
 from edm_hloc.models.edm import CELL
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
-_CHUNK = 4096  # matches that are refined together
+_LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line
+_CHUNK = 512  # matches that are aligned together: what fits the cache of a CPU
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class RefinementConfig:
     radius: int = 8
     prior: float = 2.0
     noise: float = 0.15
-    iterations: int = 5
+    iterations: int = 4
     rounds: int = 2
     min_correlation: float = 0.7
     neighbours: int = 20
@@ -138,7 +140,9 @@ def local_affine_maps(
         fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
         squared = ((source @ fit - target) ** 2).sum(axis=2)
         weight = near / (1.0 + squared / 1.5**2)
-    return np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
+    maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
+    maps[np.linalg.det(maps) < _LEAST_DETERMINANT] = np.eye(2)
+    return maps
 
 
 def align(
@@ -157,7 +161,7 @@ def align(
         affine: (M, 2, 2), from image 0 to image 1 around each match.
     """
     device = image0.device
-    with_gradients = torch.cat([image1, _gradient(image1)])
+    template = torch.cat([image0, _gradient(image0)])
     points, correlation = [], []
     for start in range(0, len(points0), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -165,7 +169,7 @@ def align(
             torch.as_tensor(values[part], dtype=torch.float32, device=device)
             for values in (points0, points1, affine)
         )
-        moved, agreement = _align(image0, with_gradients, p0, p1, A, config)
+        moved, agreement = _align(template, image1, p0, p1, A, config)
         points.append(moved.cpu().numpy())
         correlation.append(agreement.cpu().numpy())
     if not points:
@@ -180,19 +184,28 @@ def _align(
     patch = torch.cartesian_prod(steps, steps)  # (P, 2)
     weight = torch.exp(-patch.square().sum(dim=1) / (2 * (config.radius / 1.7) ** 2))
     weight = weight / weight.sum()
-    template, _ = _normalise(_sample(image0, p0[:, None] + patch)[0], weight)
-    around = p1[:, None] + patch @ A.mT
+    values, *slopes = _sample(image0, p0[:, None] + patch)
+    template, contrast = _normalise(values, weight)
+    # Derivative of the normalised patch by the shift in image 1, taken from image 0 where it stays
+    # the same in all steps; what only changes mean and contrast does not count.
+    J = torch.stack(slopes, dim=-1) / contrast[..., None]
+    J = J - (weight[:, None] * J).sum(dim=1, keepdim=True)
+    along = (weight[:, None] * template[..., None] * J).sum(dim=1, keepdim=True)
+    J = (J - template[..., None] * along) @ torch.linalg.inv(A)
+    weighted = J.mT * weight
     damping = (config.noise / config.prior) ** 2
+    inverse = torch.linalg.inv(weighted @ J + damping * torch.eye(2, device=J.device))
+    weighted = inverse @ weighted
 
+    around = p1[:, None] + patch @ A.mT
     best_cost = torch.full_like(p1[:, 0], torch.inf)
     best = torch.zeros_like(p1)
     agreement = torch.zeros_like(best_cost)
     shift = torch.zeros_like(p1)
     for step in range(config.iterations + 1):
-        values, *slopes = _sample(image1, around + shift[:, None])
-        seen, contrast = _normalise(values, weight)
+        seen, _ = _normalise(_sample(image1, around + shift[:, None])[0], weight)
         difference = seen - template
-        squared = (weight * difference.square()).sum(dim=1)
+        squared = difference.square() @ weight
         cost = squared + damping * shift.square().sum(dim=1)
         better = cost < best_cost
         best_cost = torch.where(better, cost, best_cost)
@@ -200,14 +213,8 @@ def _align(
         agreement = torch.where(better, 1 - squared / 2, agreement)
         if step == config.iterations:
             break
-        # Derivative of the normalised patch: mean and contrast do not count.
-        J = torch.stack(slopes, dim=-1) / contrast[..., None]
-        J = J - (weight[:, None] * J).sum(dim=1, keepdim=True)
-        J = J - seen[..., None] * (weight[:, None] * seen[..., None] * J).sum(dim=1, keepdim=True)
-        weighted = J.mT * weight
-        H = weighted @ J + (damping + 1e-6) * torch.eye(2, device=J.device)
-        gradient = (weighted @ difference[..., None])[..., 0] + damping * shift
-        update = -torch.linalg.solve(H, gradient)
+        pull = damping * inverse @ shift[..., None]
+        update = -(weighted @ difference[..., None] + pull)[..., 0]
         # From the best place so far; half a step back where the last one did not help.
         shift = torch.where(better[:, None], shift + update, (shift + best) / 2)
         shift = shift.clamp(-2 * config.prior, 2 * config.prior)
@@ -216,8 +223,8 @@ def _align(
 
 def _normalise(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Patches (M, P) of mean 0 and contrast 1 (less if nearly flat), and their contrast (M, 1)."""
-    values = values - (weight * values).sum(dim=1, keepdim=True)
-    contrast = (weight * values.square()).sum(dim=1, keepdim=True).sqrt() + _FLAT
+    values = values - (values @ weight)[:, None]
+    contrast = (values.square() @ weight).sqrt()[:, None] + _FLAT
     return values / contrast, contrast
 
 
