@@ -80,6 +80,8 @@ class EDMMatcher(Matcher):
         cpu = self.device.type == "cpu"
         self._layout = torch.channels_last if cpu else torch.contiguous_format
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        if self.device.type == "cuda":
+            self._fuse_coarse_matching()
         self._encoder: EDM | OnnxEDM = self.model
         self._pair_matcher: EDM | OnnxEDM = self.model
         self._half_graphs = False
@@ -89,6 +91,14 @@ class EDMMatcher(Matcher):
         self.threshold = (
             self.weights.threshold if self.config.threshold is None else self.config.threshold
         )
+
+    def _fuse_coarse_matching(self) -> None:
+        try:
+            from edm_hloc.models import fused
+        except ModuleNotFoundError:  # no Triton, as on Windows: plain PyTorch does as well
+            return
+        if fused.works_on(self.device):
+            self.model.coarse_search = fused.fused_columns
 
     def _use_graphs(self, folder: Path) -> None:
         from edm_hloc.models.onnx_graphs import TENSORRT, OnnxEDM

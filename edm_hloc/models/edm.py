@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -675,6 +675,8 @@ class EDM(nn.Module):
         self.backbone = Backbone(config.widths)
         self.neck = CorrelationInjection(config)
         self.fine_matching = FineMatching(config)
+        # May be replaced by another of the same meaning, as `edm_hloc.models.fused` on a GPU.
+        self.coarse_search: Callable[..., tuple[Tensor, Tensor]] = confident_columns
 
     def position_scale(self, height: int, width: int) -> tuple[float, float]:
         """Factors on the row and column positions of an image of this size in pixels."""
@@ -725,7 +727,7 @@ class EDM(nn.Module):
         Rows that do not exceed `threshold` are left out where all pairs of the batch have them.
         A selection without gradient: training differentiates the similarities themselves.
         """
-        probability, column = confident_columns(
+        probability, column = self.coarse_search(
             coarse0.flatten(2).transpose(1, 2),
             coarse1.flatten(2).transpose(1, 2),
             self.config.temperature,
