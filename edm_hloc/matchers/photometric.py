@@ -4,9 +4,8 @@ A semi-dense network tells a point's place to about a pixel; the photos themselv
 fraction of one. Each match keeps the point that is on the network's grid, so that an image's points
 repeat between its pairs, and moves the other: patches around both, related by the local affine map
 that neighbouring matches suggest, are aligned by damped Gauss-Newton steps (Lucas and Kanade, in
-the inverse form of Baker and Matthews),
-whatever the difference of brightness and contrast. The network's answer is a prior, so that along
-an edge, or where there is no texture, a point stays.
+the inverse form of Baker and Matthews), whatever the difference of brightness and contrast. The
+network's answer is a prior, so that along an edge, or where there is no texture, a point stays.
 """
 
 from __future__ import annotations
