@@ -40,7 +40,7 @@ _MODEL_FILES = {
 # Of hundreds of wrong matches RANSAC finds 2 to 10 % that agree by chance: more than `min_inliers`.
 _MIN_INLIER_RATIO = 0.15
 _BATCH = 256  # pairs verified between two visits to the database
-_REFINED = 20_000  # points refined at a time at least, where poses are known
+_REFINED = 100_000  # points refined at a time at least, where poses are known
 
 
 @dataclass(frozen=True)
@@ -953,8 +953,8 @@ def _triangulate(
             model, database, images, folder, clear_points=clear, options=o
         )
         ids = sorted(model.point3D_ids())
-        # Each group costs COLMAP a look at the whole model: no more of them in a larger one.
-        group = max(_REFINED, len(ids) // 16)
+        # Before each group COLMAP checks the whole model: no more of them in a larger one.
+        group = max(_REFINED, len(ids) // 8)
         for start in range(0, len(ids), group):
             config = pycolmap.BundleAdjustmentConfig()  # without images: their cameras stay
             for i in ids[start : start + group]:
