@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
+import json
 import re
 import runpy
 import shlex
@@ -448,3 +449,40 @@ def test_python_blocks(document: str) -> None:
                 module = importlib.import_module(str(node.module))
                 for name in node.names:
                     assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+
+
+# --------------------------------------------------------------------------- the notebook
+
+
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
+
+
+def test_notebook_as_it_is_kept() -> None:
+    """It was run from the top, and its outputs are small and name no place on a computer."""
+    text = NOTEBOOK.read_text("utf-8")
+    assert len(text) < 500_000
+    assert not re.search(r"/(home|root|tmp|work|Users)/|\"ename\"", text)
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    pictures = [o for cell in cells for o in cell["outputs"] if "image/jpeg" in o.get("data", {})]
+    assert len(pictures) == 3
+    for line in re.findall(r"`(edm-hloc [^`]+)`", text):
+        parse(line.replace("\\n", " ").split())
+    for target in re.findall(r"\]\(([^)\s:]+)\)", text):
+        assert (NOTEBOOK.parent / target).exists()
+
+
+def test_notebook_runs(tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place)
+    client.execute()
+    said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    assert "7 photos, " in said
+    assert "Registered    7 of 9 images" in said
+    errors = [float(error) for error in re.findall(r"is ([\d.]+) cm off", said)]
+    assert len(errors) == 2
+    assert max(errors) < 50
