@@ -18,6 +18,7 @@ from edm_hloc.images import NetworkImage, PixelTransform, load_image
 from edm_hloc.matchers import registry
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher, RefinementConfig
 from tests.golden import reference_weights
 
 NAMES = registry.NAMES
@@ -327,6 +328,33 @@ def test_image_0_leaves_the_grid(name: str, matchers: dict[str, Matcher], tmp_pa
     step, start = (1, 0) if name == "eloftr" else (8, -0.5)
     np.testing.assert_allclose((found.keypoints1 - start) % step, 0, atol=1e-4)
     assert (np.abs((found.keypoints0 - start) % step) > 1e-3).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_points_that_repeat_stay_when_photos_refine(
+    name: str, matchers: dict[str, Matcher], tmp_path: Path
+) -> None:
+    matcher = matchers[name]
+    refined = RefinedMatcher(matcher, RefinementConfig(min_correlation=-1))
+    wide = texture(208, 128)
+    pair = []
+    for pixels in (wide[:, :192], wide[:, 16:]):
+        path = write(tmp_path / "image.png", pixels)
+        resize_max = matcher.preprocessing.resize_max
+        pair.append(refined.encode(load_image(path, resize_max=resize_max)))
+    plain = matcher.match(*(features.data[0] for features in pair))
+    found = refined.match(*pair)
+    assert len(found.scores) > 4
+
+    def kept(side: int) -> float:
+        places = {tuple(point) for point in np.round(plain[side], 3)}
+        return float(np.mean([tuple(point) in places for point in np.round(found[side], 3)]))
+
+    if name == "edm":  # one or the other
+        assert kept(0) + kept(1) > 0.95
+    else:
+        assert kept(1) == 1
+        assert kept(0) < 0.5
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,11 +56,14 @@ class Matcher(ABC):
         name: what `--matcher` takes.
         preprocessing: how images must be loaded for `encode`.
         batch_size: how many pairs `match_batch` likes at a time.
+        refines_image0: in every match image 0's point is the sub-pixel one, while those of image 1
+            repeat between pairs; else it is the one that is not on the 8 px grid.
     """
 
     name: str
     preprocessing: Preprocessing
     batch_size: int = 1
+    refines_image0: bool = False
 
     @property
     @abstractmethod

@@ -63,6 +63,7 @@ class ELoFTRMatcher(Matcher):
     """
 
     name = "eloftr"
+    refines_image0 = True
 
     def __init__(self, config: ELoFTRMatcherConfig | None = None) -> None:
         self.config = config or ELoFTRMatcherConfig()

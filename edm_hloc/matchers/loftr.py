@@ -52,6 +52,7 @@ class LoFTRMatcher(Matcher):
     """
 
     name = "loftr"
+    refines_image0 = True
 
     def __init__(self, config: LoFTRMatcherConfig | None = None) -> None:
         self.config = config or LoFTRMatcherConfig()

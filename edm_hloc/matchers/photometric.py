@@ -74,16 +74,19 @@ def refine(
     points0: np.ndarray,
     points1: np.ndarray,
     config: RefinementConfig,
+    *,
+    move_image0: bool = False,
 ) -> Refinement:
     """Moves one point of each match: image 0's if only the other is on the grid, else image 1's.
 
     Args:
         image0, image1: (1, H, W) grey in [0, 1]; sizes may differ.
         points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
+        move_image0: move image 0's point of all matches.
     """
     points0, points1 = (np.array(points, np.float32) for points in (points0, points1))
     correlation = np.zeros(len(points0), np.float32)
-    moves0 = _on_grid(points1) & ~_on_grid(points0)
+    moves0 = move_image0 | (_on_grid(points1) & ~_on_grid(points0))
     moves1 = ~moves0
     for _ in range(config.rounds):
         inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
@@ -286,7 +289,14 @@ class RefinedMatcher(Matcher):
         points0 = features0.transform.to_network(matches.keypoints0)
         points1 = features1.transform.to_network(matches.keypoints1)
         image0, image1 = features0.data[1].float(), features1.data[1].float()
-        refined = refine(image0, image1, points0, points1, self.config)
+        refined = refine(
+            image0,
+            image1,
+            points0,
+            points1,
+            self.config,
+            move_image0=self.matcher.refines_image0,
+        )
         kept = (
             (refined.correlation >= self.config.min_correlation)
             & _inside(refined.points0, image0)
