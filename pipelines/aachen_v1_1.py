@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matchers.photometric import RefinedMatcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -25,6 +25,7 @@ def run(
     retrieval: str = "edm",
     num_covis: int = 20,
     num_loc: int = 50,
+    matcher: MatcherName = "edm",
 ) -> Path:
     """Localize all queries of the dataset; gives the file to submit.
 
@@ -32,14 +33,15 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = AachenOptions(covisible=num_covis, retrieval=RetrievalOptions(retrieval, num_loc))
-    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
-    return localize_aachen(dataset, outputs, matcher, options)[2]
+    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    return localize_aachen(dataset, outputs, network, options)[2]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", type=Path, default=Path("datasets/aachen_v1.1"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/aachen_v1.1"))
+    parser.add_argument("--matcher", choices=NAMES, default="edm", help="the network")
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
     parser.add_argument("--retrieval", default="edm", help="or pairs-query-netvlad50.txt of hloc")
     parser.add_argument("--num_covis", type=int, default=20, help="partners of a database photo")
@@ -53,7 +55,7 @@ def main() -> None:
             sys.exit("Missing:\n" + "\n".join(problems))
         print("Nothing is missing.")
         return
-    settings = (args.weights, args.retrieval, args.num_covis, args.num_loc)
+    settings = (args.weights, args.retrieval, args.num_covis, args.num_loc, args.matcher)
     try:
         print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
     except EdmHlocError as error:

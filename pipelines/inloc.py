@@ -13,8 +13,8 @@ from pathlib import Path
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matchers.photometric import RefinedMatcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -24,6 +24,7 @@ def run(
     weights: str | None = None,
     retrieval: str = "edm",
     num_loc: int = 40,
+    matcher: MatcherName = "edm",
 ) -> Path:
     """Localize all queries of the dataset; gives the file to submit.
 
@@ -31,14 +32,15 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = InLocOptions(retrieval=RetrievalOptions(retrieval, num_loc))
-    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
-    return localize_inloc(dataset, outputs, matcher, options)[2]
+    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    return localize_inloc(dataset, outputs, network, options)[2]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", type=Path, default=Path("datasets/inloc"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/inloc"))
+    parser.add_argument("--matcher", choices=NAMES, default="edm", help="the network")
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
     parser.add_argument("--retrieval", default="edm", help="or pairs-query-netvlad40.txt of hloc")
     parser.add_argument("--num_loc", type=int, default=40, help="database photos of a query")
@@ -51,7 +53,7 @@ def main() -> None:
             sys.exit("Missing:\n" + "\n".join(problems))
         print("Nothing is missing.")
         return
-    settings = (args.weights, args.retrieval, args.num_loc)
+    settings = (args.weights, args.retrieval, args.num_loc, args.matcher)
     try:
         print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
     except EdmHlocError as error:

@@ -13,32 +13,36 @@ from pathlib import Path
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matchers.photometric import RefinedMatcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
 from edm_hloc.pairs import exhaustive
 from edm_hloc.reconstruct import Run, reconstruct
 
 
-def run(images: Path, outputs: Path, weights: str | None = None) -> Run:
+def run(
+    images: Path, outputs: Path, weights: str | None = None, matcher: MatcherName = "edm"
+) -> Run:
     """Match all pairs of the photos in `images` and reconstruct them into `outputs`.
 
     Raises:
         EdmHlocError: bad input, or no model; what was computed is kept.
     """
-    matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=weights)))
-    return reconstruct(images, outputs, exhaustive(find_images(images)), matcher)
+    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    return reconstruct(images, outputs, exhaustive(find_images(images)), network)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, default=Path("datasets/photos"))
     parser.add_argument("--outputs", type=Path, default=Path("outputs/sfm"))
+    parser.add_argument("--matcher", choices=NAMES, default="edm", help="the network")
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
     args = parser.parse_args()
     try:
-        statistics = run(args.images, args.outputs, args.weights).results["mapped"]["statistics"]
+        made = run(args.images, args.outputs, args.weights, args.matcher)
     except EdmHlocError as error:
         sys.exit(f"{error}")
+    statistics = made.results["mapped"]["statistics"]
     print(f"{statistics} in {args.outputs / 'model'}")
 
 

@@ -16,6 +16,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
     sub.add_argument("--views", type=int, default=12, help="number of photos to render")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--matcher", choices=options.MATCHERS, default="edm", help="the network")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
 
     sub = command("compare", _compare, "compare a model with another one, taken as the truth")
