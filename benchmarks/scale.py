@@ -6,10 +6,10 @@ Aachen's size is 6,697 database images in 130,000 pairs, and 1,015 queries in 50
 matches are synthetic: cameras go along a wall with relief, 0.7 m apart, each matched with the next
 20 as a semi-dense matcher does it: mostly where there is texture, one side of a match on its grid
 of 12.5 px, the other where the wall's point is, with 0.7 px of noise, and one match in ten wrong.
-Every photo is one file under many names. Each step runs in a process of its own, through the
-functions that `edm-hloc aachen` calls; its peak is the largest resident memory of that process
-while the step ran (its imports take some 440 MiB). `--full` takes quantization and retrieval at
-Aachen's full size. At 2,000 matches a pair that needs 25 GB of disk.
+The wall repeats itself every 45 m; every photo is one file under many names. Each step runs in a
+process of its own, through the functions that `edm-hloc aachen` calls; its peak is the largest
+resident memory of that process while the step ran (its imports take some 440 MiB). `--full` takes
+quantization and retrieval at Aachen's full size. At 2,000 matches a pair that needs 25 GB of disk.
 
 The growth of a step is the slope of its CPU time, and of its memory beyond the imports', over the
 size on logarithmic axes: 1 is linear.
@@ -49,6 +49,7 @@ from edm_hloc.visual_localization import QUERY_KEYPOINTS
 IMAGES, PAIRS, QUERIES, QUERY_PAIRS = 6697, 130_000, 1015, 50_000
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1450.0
 STEP = 0.7  # metres between cameras
+PERIOD = 64  # cameras
 GRID = 12.5  # px: 8 px at 1,024
 NOISE, WRONG = 0.7, 0.1
 IMPORTS = 440  # MiB
@@ -56,48 +57,66 @@ DESCRIPTOR = 8192  # numbers, as VLAD of 64 words over SIFT
 
 
 class World:
-    """Cameras along a wall; the first `images` of them are the database."""
+    """Cameras along a wall, numbered; those of the queries come after the database's.
+
+    The wall and the cameras' jitter repeat with every `PERIOD` cameras, and so do the matches: they
+    are made once.
+    """
 
     def __init__(self, part: float) -> None:
         self.images, self.queries = round(IMAGES * part), round(QUERIES * part)
         self.num_pairs, self.num_query_pairs = round(PAIRS * part), round(QUERY_PAIRS * part)
-        rng = np.random.default_rng(0)
-        number = self.images + self.queries
-        along = np.append(np.arange(self.images), rng.uniform(0, self.images - 1, self.queries))
-        self.centres = rng.normal(0, [0.1, 0.3, 0.5], (number, 3))
-        self.centres = self.centres + np.outer(STEP * along, [1.0, 0.0, 0.0])
-        self.along = along
-        angles = rng.normal(0, [4.0, 2.0, 2.0], (number, 3))
-        self.R = Rotation.from_euler("yxz", angles, degrees=True).as_matrix()  # cam from world
         database = [f"db/{i:05d}.jpg" for i in range(self.images)]
         self.names = database + [f"query/{i:05d}.jpg" for i in range(self.queries)]
+        rng = np.random.default_rng(0)
+        self.shift = rng.normal(0, [0.1, 0.3, 0.5], (2, PERIOD, 3))
+        angles = rng.normal(0, [4.0, 2.0, 2.0], (2 * PERIOD, 3))
+        self.R = Rotation.from_euler("yxz", angles, degrees=True).as_matrix()  # cam from world
+        self.R = self.R.reshape(2, PERIOD, 3, 3)
+        self.block = rng.integers(0, max(1, self.images // PERIOD), self.queries)
         y, x = np.mgrid[0 : HEIGHT / GRID, 0 : WIDTH / GRID]
         self.grid = np.stack([x.ravel(), y.ravel()], axis=1) * GRID + (GRID / 8 - 1) / 2
-        self.points = lru_cache(128)(self._points)  # of each image, and their texture
+        self.seen = lru_cache(256)(self._seen)
+        self.base_matches = lru_cache(2**15)(self._matches)
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Of the database: each image with the next ones, the nearest first in the list."""
+        """Of the database: each image with the next ones."""
         partners = -(-self.num_pairs // self.images) + 1
         found = [(i, i + k) for k in range(1, partners + 1) for i in range(self.images - k)]
         return sorted(found[: self.num_pairs])
 
     @property
     def query_pairs(self) -> list[tuple[int, int]]:
-        found = []
         number = min(self.images, self.num_query_pairs // self.queries)
-        for query in range(self.images, self.images + self.queries):
-            first = round(self.along[query] - number / 2)
-            first = min(max(first, 0), self.images - number)
-            found += [(query, first + k) for k in range(number)]
+        found = []
+        for query in range(self.queries):
+            first = self.block[query] * PERIOD + query % PERIOD - number // 2
+            first = min(max(int(first), 0), self.images - number)
+            found += [(self.images + query, first + k) for k in range(number)]
         return found
 
     def named(self, pairs: list[tuple[int, int]]) -> list[tuple[str, str]]:
         return [(self.names[a], self.names[b]) for a, b in pairs]
 
+    def place(self, image: int) -> tuple[int, int]:
+        """0 and its number along the wall, or 1 for a query."""
+        query = image - self.images
+        if query < 0:
+            return 0, image
+        return 1, int(self.block[query]) * PERIOD + query % PERIOD
+
+    def rotation(self, place: tuple[int, int]) -> np.ndarray:
+        return self.R[place[0], place[1] % PERIOD]
+
+    def centre(self, place: tuple[int, int]) -> np.ndarray:
+        x = STEP * (place[1] + 0.5 * place[0])
+        return self.shift[place[0], place[1] % PERIOD] + np.array([x, 0.0, 0.0])
+
     def pose(self, image: int) -> pycolmap.Rigid3d:
-        R = self.R[image]
-        return pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ self.centres[image])
+        place = self.place(image)
+        R = self.rotation(place)
+        return pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ self.centre(place))
 
     def camera(self) -> pycolmap.Camera:
         params = [FOCAL, WIDTH / 2, HEIGHT / 2]
@@ -105,44 +124,47 @@ class World:
             camera_id=1, model="SIMPLE_PINHOLE", width=WIDTH, height=HEIGHT, params=params
         )
 
-    def _points(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+    def _seen(self, place: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """(N, 3) points of the wall behind the grid of an image; their texture, 0 to 1."""
-        rays = np.column_stack(
-            [self.grid + 0.5 - [WIDTH / 2, HEIGHT / 2], np.full(len(self.grid), FOCAL)]
-        )
-        rays = rays @ self.R[image]
+        rays = self.grid + 0.5 - np.array([WIDTH / 2, HEIGHT / 2])
+        rays = np.column_stack([rays, np.full(len(rays), FOCAL)]) @ self.rotation(place)
         rays /= rays[:, 2:]
-        centre = self.centres[image]
+        centre = self.centre(place)
         depth = np.full(len(rays), 20.0)
-        for _ in range(15):
+        wave = 2 * np.pi / (STEP * PERIOD)
+        for _ in range(20):
             x, y = (centre + depth[:, None] * rays)[:, :2].T
-            depth = 20 + 2 * np.sin(0.35 * x) * np.cos(0.3 * y) - centre[2]
+            depth = 20 + 2 * np.sin(3 * wave * x) * np.cos(0.3 * y) - centre[2]
         points = centre + depth[:, None] * rays
         x, y, _ = points.T
-        texture = np.sin(1.3 * x + 2 * np.sin(0.7 * y)) + np.sin(1.7 * y + np.sin(2.1 * x))
+        texture = np.sin(9 * wave * x + 2 * np.sin(0.7 * y))
+        texture += np.sin(1.7 * y + np.sin(15 * wave * x))
         return points, 1 / (1 + np.exp(-3 * texture))
 
     def matches(self, pair: tuple[int, int], number: int) -> RawMatches:
-        rng = np.random.default_rng(pair)
+        a, b = self.place(pair[0]), self.place(pair[1])
+        start = a[1] - a[1] % PERIOD
+        return self.base_matches((a[0], a[1] - start), (b[0], b[1] - start), number)
+
+    def _matches(self, a: tuple[int, int], b: tuple[int, int], number: int) -> RawMatches:
+        rng = np.random.default_rng([*a, b[0], b[1] + IMAGES])
         swap = bool(rng.integers(2))  # which side is on its grid
-        a, b = pair[::-1] if swap else pair
-        points, texture = self.points(a)
+        if swap:
+            a, b = b, a
+        points, texture = self.seen(a)
         # more than can be seen, mostly where there is texture
         order = np.flatnonzero(rng.random(len(points)) < texture * min(1, 5 * number / len(points)))
         rng.shuffle(order)
-        seen = (points[order] - self.centres[b]) @ self.R[b].T
+        camera = (points[order] - self.centre(b)) @ self.rotation(b).T
         with np.errstate(divide="ignore", invalid="ignore"):
-            xy = FOCAL * seen[:, :2] / seen[:, 2:] + [WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5]
-        inside = (
-            (seen[:, 2] > 1) & (xy > 0).all(axis=1) & (xy < [WIDTH - 1, HEIGHT - 1]).all(axis=1)
-        )
+            xy = FOCAL * camera[:, :2] / camera[:, 2:] + [WIDTH / 2 - 0.5, HEIGHT / 2 - 0.5]
+        limit = np.array([WIDTH - 1.0, HEIGHT - 1.0])
+        inside = (camera[:, 2] > 1) & ((xy > 0) & (xy < limit)).all(axis=1)
         chosen = np.flatnonzero(inside)[:number]
         xy = xy[chosen] + rng.normal(0, NOISE, (len(chosen), 2))
         wrong = rng.random(len(chosen)) < WRONG
-        xy[wrong] = rng.uniform(0, [WIDTH - 1, HEIGHT - 1], (int(wrong.sum()), 2))
-        xy = xy.clip(0, [WIDTH - 1, HEIGHT - 1])
-        scores = rng.uniform(0.2, 1, len(chosen))
-        arrays = (self.grid[order[chosen]], xy, scores)
+        xy[wrong] = rng.uniform([0.0, 0.0], limit, (int(wrong.sum()), 2))
+        arrays = (self.grid[order[chosen]], xy.clip(0, limit), rng.uniform(0.2, 1, len(chosen)))
         found = RawMatches(*(array.astype(np.float32) for array in arrays))
         return found.swapped() if swap else found
 
@@ -363,6 +385,7 @@ def main() -> None:
     parser.add_argument("--matches", type=int, default=2000, help="raw matches of a pair")
     parser.add_argument("--scratch", type=Path, help="folder for the files, which are removed")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--tables", type=Path, nargs="+", help="only show the numbers of files")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -370,6 +393,10 @@ def main() -> None:
         results: dict[str, Any] = {}
         facts = STEPS[args.step](args.folder, World(args.parts[0]), args.matches, results)
         print(json.dumps({"steps": results, **facts}))
+        return
+    if args.tables:
+        parts = [part for path in args.tables for part in json.loads(path.read_text())["parts"]]
+        print(table(sorted(parts, key=lambda part: part["part"])))
         return
     parts = [run_part(part, tuple(STEPS), args.matches, args.scratch) for part in args.parts]
     if args.full:
