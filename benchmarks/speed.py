@@ -1,6 +1,6 @@
 """Measures what matching costs, stage by stage, beside the naive way in the same run.
 
-    python benchmarks/speed.py [--only abcdef] [--quick] [--weights NAME] [--json FILE]
+    python benchmarks/speed.py [--only abcdefg] [--quick] [--weights NAME] [--json FILE]
 
     a  one pair, stage by stage                       (as Table 6 of arXiv 2503.05122)
     b  a pair at several image sizes                  (as Table 5)
@@ -8,16 +8,18 @@
     d  photos with 20 partners each, to the final H5 files, encoded images reused or not
     e  parameters, operations, memory                 (as Table 12)
     f  growth of time and memory with the photos, and with the pairs of faked features
+    g  encodes that the order of pairs costs, beside the least there can be
 
 The naive way is what one writes first: both images of every pair go through the whole network, the
 dual softmax is made as two full matrices and their product, all of the best 0.35 of the rows are
 refined, and the keypoints are put together point by point in Python (`tests/oracles`). It uses the
 same weights and must find the same matches; the share it has in common with ours is printed.
 
-`--weights wide` is the full network carrying the shipped half-width weights: every channel twice,
-incoming weights halved. It costs what the full network costs and finds about the same matches as
-`edm_s`. Everything is a ratio within one run; on a busy computer `--cpu-time --threads 1` counts
-the process's own CPU time instead of the wall clock's.
+`--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide` is the full network
+carrying the shipped half-width weights: every channel twice, incoming weights halved. It costs
+what the full network costs and finds about the same matches as `edm_s`. Everything is a ratio
+within one run; on a busy computer `--cpu-time --threads 1` counts the process's own CPU time
+instead of the wall clock's.
 """
 
 from __future__ import annotations
@@ -48,13 +50,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm_hloc.aggregate import aggregate
-from edm_hloc.dense import DenseConfig, match_pairs
+from edm_hloc.dense import DenseConfig, count_encodes, match_pairs, order_pairs
 from edm_hloc.images import NetworkImage, PixelTransform, load_image
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches, confident_columns
+from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
+from edm_hloc.models.onnx_graphs import OnnxEDM
 from edm_hloc.store import (
     FeatureReader,
     FeatureWriter,
@@ -137,6 +140,7 @@ class Bench:
     peak: float
     weights: str
     scratch: Path
+    graphs: OnnxEDM | None
 
     def seconds(self, *functions: Callable[[], object]) -> list[float]:
         """Of each function, the fastest of some calls made in turn."""
@@ -283,9 +287,18 @@ def one_pair(bench: Bench) -> list[Row]:
         ),
     ]
     rows: list[Row] = []
+    work = {name: operations(our_call) for name, our_call, _ in stages}
+    if (graphs := bench.graphs) is not None:
+        g0, g1 = graphs.encode(image0), graphs.encode(image1)
+        for name, beside, graph_call in (
+            ("encode, ONNX Runtime", stages[0], lambda: graphs.encode(image0)),
+            ("match, ONNX Runtime", stages[-1], lambda: graphs.match(g0, g1, threshold=threshold)),
+        ):
+            work[name] = work[beside[0]]
+            stages.append((name, graph_call, beside[2]))
     for name, our_call, naive_call in stages:
         mine, theirs = bench.seconds(our_call, naive_call)
-        flops = operations(our_call)
+        flops = work[name]
         rows.append(
             {
                 "stage (640×480)": name,
@@ -486,13 +499,13 @@ def sizes_of_everything(bench: Bench) -> list[Row]:
         ours, search = (
             peak_bytes(lambda f=function, a=call: f(*a), device)
             for function in (
-                lambda *a: confident_columns(*a, bench.matcher.threshold),
-                lambda *a: confident_columns(*a, 0.0),
+                lambda *a: model.coarse_search(*a, bench.matcher.threshold),
+                lambda *a: model.coarse_search(*a, 0.0),
             )
         )
         naive = peak_bytes(naive_call, device) if small else None
         seconds = bench.seconds(
-            lambda a=call: confident_columns(*a, bench.matcher.threshold),
+            lambda a=call: model.coarse_search(*a, bench.matcher.threshold),
             *([naive_call] if small else []),
         )
         rows.append(
@@ -599,6 +612,49 @@ def growth_child(job: dict) -> Row:
     }
 
 
+# --- g: order of pairs ------------------------------------------------------------------------
+
+
+def orders(_: Bench) -> list[Row]:
+    """Encodes with room for some images, for pair lists in a random order and in ours.
+
+    No order needs fewer encodes than there are images; nor fewer than pairs / (room − 1), since an
+    image that comes to room − 1 others can be matched with no more than those.
+    """
+    rng = np.random.default_rng(0)
+    points = rng.random((1000, 2))
+    nearest = np.argsort(((points[:, None] - points) ** 2).sum(-1), axis=1)[:, 1:21]
+    edges = {tuple(sorted((i, int(j)))) for i in range(1000) for j in nearest[i]}
+    lists = {
+        "1,000 in a sequence, 20 partners": (
+            [(i, j) for i in range(1000) for j in range(i + 1, min(1000, i + 11))],
+            (20, 100),
+        ),
+        "1,000 on a plane, the 20 nearest": (sorted(edges), (50, 100, 200)),
+        "200, all pairs": ([(i, j) for i in range(200) for j in range(i + 1, 200)], (20, 100)),
+    }
+    rows: list[Row] = []
+    for name, (listed, rooms) in lists.items():
+        label = [f"{i:04d}" for i in rng.permutation(1000)]
+        pairs = [(label[i], label[j]) for i, j in rng.permutation(np.array(listed)).tolist()]
+        for room in rooms:
+            images = len({image for pair in pairs for image in pair})
+            least = max(images, -(-len(pairs) // (room - 1)))
+            encodes = count_encodes(order_pairs(pairs, room), room)
+            rows.append(
+                {
+                    "photos": name,
+                    "pairs": len(pairs),
+                    "room": room,
+                    "encodes, shuffled": count_encodes(pairs, room),
+                    "encodes": encodes,
+                    "lower bound": least,
+                    "times the bound": round(encodes / least, 2),
+                }
+            )
+    return rows
+
+
 # --- Running ------------------------------------------------------------------------------------
 
 
@@ -609,6 +665,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "d": ("Structure from motion, photos to final H5 files", sfm_workload),
     "e": ("Parameters, operations, memory", sizes_of_everything),
     "f": ("Growth", growth),
+    "g": ("Order of pairs", orders),
 }
 
 
@@ -637,10 +694,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="abcdef", help="the measurements, by letter")
+    parser.add_argument("--only", default="abcdefg", help="the measurements, by letter")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller: 1 to 2 minutes")
     parser.add_argument("--weights", default="edm_s", help="a name, a path, or wide (see above)")
     parser.add_argument("--device", help="by default the fastest there is")
+    parser.add_argument("--onnx", type=Path, help="folder of edm-hloc export, of these weights")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--cpu-time", action="store_true", help="for a busy computer")
     parser.add_argument("--photos", type=Path, help="of one scene; default: rendered, 640×480")
@@ -670,6 +728,8 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
     else:
         photos = args.photos
     names = sorted(p.name for p in photos.iterdir() if p.suffix.lower() in (".jpg", ".png"))
+    if len(names) < 3:
+        sys.exit(f"speed.py: {photos} holds {len(names)} photos (.jpg, .png); it takes at least 3.")
     bench = Bench(
         matcher=matcher,
         naive=NaiveMatcher(matcher),
@@ -681,6 +741,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
         peak=matrix_peak(matcher.device, clock),
         weights=weights,
         scratch=scratch,
+        graphs=None if args.onnx is None else OnnxEDM(args.onnx, matcher.device),
     )
     cuda = matcher.device.type == "cuda"
     results: Row = {
