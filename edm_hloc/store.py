@@ -56,7 +56,7 @@ _MERGE_BELOW_PAIRS = (8, 64, 512)
 _MAX_OPEN_SHARDS = 32
 # HDF5 keeps up to 32 MiB of a file's headers, unpacked to a multiple of that. Each is read once or
 # twice, far apart, so that this much does as well, and memory does not grow with the pairs.
-_HEADER_CACHE = 64 << 10
+_HEADER_CACHE = 16 << 10
 # Any HDF5 since 1.10 reads it, whichever wrote it. No compression: lzf and gzip save a quarter of
 # the space and write three times slower.
 _LIBVER = ("v108", "v110")
@@ -124,7 +124,7 @@ class _AtomicH5:
             self._identity = os.fstat(self._raw.fileno())
         except OSError as error:
             raise _cannot_write(path, error) from error
-        self.h5 = _with_small_cache(h5py.File(self._raw, "w", libver=_LIBVER))
+        self.h5 = h5py.File(self._raw, "w", libver=_LIBVER)
         self.h5.attrs["provenance"] = provenance_json
 
     def check(self) -> None:
