@@ -51,6 +51,7 @@ from edm_hloc.localize import (
 )
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.photometric import RefinedMatcher
 from edm_hloc.pairs import from_covisibility
 from edm_hloc.reconstruct import Run
 from edm_hloc.sfm import open_header, triangulate
@@ -71,7 +72,7 @@ def by_pipeline(
     if method == "truth":
         matcher = TruthMatcher(data, images=images)
     else:
-        matcher = EDMMatcher(EDMMatcherConfig(weights=args.weights))
+        matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=args.weights)))
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     if benchmark == "aachen":
         options = AachenOptions(args.covisible, retrieval, pose=pose_options(args))
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(640, 480))
     parser.add_argument("--covisible", type=int, default=8)
     parser.add_argument("--retrieved", type=int, default=8)
-    parser.add_argument("--retrieval", default="edm")
+    parser.add_argument("--retrieval", default="sift")
     parser.add_argument("--weights", help="of EDM; by default the best on this computer")
     args = parser.parse_args()
     half, size = args.queries // 2, (args.size[0], args.size[1])
