@@ -348,7 +348,7 @@ def hub_descriptors(
     except Exception as error:  # anything from no network to a missing module
         raise EdmHlocError(
             f"MegaLoc cannot be loaded from {repo or f'github.com/{name}'} ({error}). Without "
-            "network take --retrieval edm, or a file of descriptors made elsewhere."
+            "network take --retrieval sift, or a file of descriptors made elsewhere."
         ) from error
     model = model.eval().to(device)
     mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)

@@ -63,13 +63,13 @@ class RetrievalOptions:
     """Where the database images of each query come from.
 
     Attributes:
-        how: "edm", "sift" or "megaloc", which are computed; or a file: hloc's list of pairs, the
+        how: "sift", "edm" or "megaloc", which are computed; or a file: hloc's list of pairs, the
             query first, or H5 with hloc's global descriptors of all images.
         number: of images a query.
         vlad: the descriptors that are computed without a network.
     """
 
-    how: str = "edm"
+    how: str = "sift"
     number: int = 50
     vlad: VladConfig = field(default_factory=VladConfig)
 
@@ -92,7 +92,7 @@ class RetrievalOptions:
         if self.is_file and not Path(self.how).is_file():
             raise EdmHlocError(
                 f"No such retrieval file: {self.how}. Give hloc's list of pairs (such as "
-                "pairs-query-netvlad50.txt), an H5 file of global descriptors, or 'edm' to have "
+                "pairs-query-netvlad50.txt), an H5 file of global descriptors, or 'sift' to have "
                 "the pairs computed here."
             )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edm_hloc.reconstruct import Run
 
 _RETRIEVAL_HELP = (
-    "database photos of each query: edm or sift (computed here), megaloc (torch.hub), hloc's list "
+    "database photos of each query: sift or edm (computed here), megaloc (torch.hub), hloc's list "
     "of pairs, or an H5 file of global descriptors"
 )
 
@@ -104,7 +104,7 @@ def _add_keypoints(
 
 def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
     group = sub.add_argument_group("retrieval and poses")
-    group.add_argument("--retrieval", default="edm", metavar="HOW", help=_RETRIEVAL_HELP)
+    group.add_argument("--retrieval", default="sift", metavar="HOW", help=_RETRIEVAL_HELP)
     group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
     group.add_argument(
         "--ransac", type=float, default=max_error, help="inliers' error, px of the query photo"
