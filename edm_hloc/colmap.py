@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
             f"No COLMAP model in {path}: cameras, images and points3D, all .bin or all .txt, are "
             f"expected.{hint}"
         )
+    _check_lengths(path)
     with quiet_colmap():
         try:
             model = pycolmap.Reconstruction(path)
@@ -61,6 +63,48 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
         # pycolmap raises almost anything on damaged files
         except Exception as error:
             raise EdmHlocError(f"The COLMAP model in {path} is damaged: {error}") from error
+
+
+def _check_lengths(path: Path) -> None:
+    """COLMAP reads past the end of a binary file that was cut off, and may then never return."""
+    for name, skip in _RECORDS.items():
+        file = path / name
+        if not file.is_file():
+            continue
+        data = file.read_bytes()
+        try:
+            (count,) = struct.unpack_from("<Q", data)
+            position = 8
+            for _ in range(count):
+                position = skip(data, position)
+            whole = position <= len(data)
+        except (struct.error, ValueError):
+            whole = False
+        if not whole:
+            raise EdmHlocError(
+                f"The COLMAP model in {path} is damaged: {name} ends too early. "
+                "Copy it again, or make it again."
+            )
+
+
+def _after_image(data: bytes, start: int) -> int:
+    points = data.index(b"\0", start + 64) + 1  # id, rotation, translation, camera, name
+    return points + 8 + 24 * int(struct.unpack_from("<Q", data, points)[0])
+
+
+def _after_point(data: bytes, start: int) -> int:
+    return start + 51 + 8 * int(struct.unpack_from("<Q", data, start + 43)[0])
+
+
+def _after_frame(data: bytes, start: int) -> int:
+    return start + 68 + 16 * int(struct.unpack_from("<I", data, start + 64)[0])
+
+
+_RECORDS: dict[str, Callable[[bytes, int], int]] = {
+    "images.bin": _after_image,
+    "points3D.bin": _after_point,
+    "frames.bin": _after_frame,
+}
 
 
 def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
