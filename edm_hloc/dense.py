@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Container, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from tqdm import tqdm
 import edm_hloc
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import NetworkImage, image_stamps, load_image
-from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matchers.base import Features, Matcher, Matches
 from edm_hloc.store import RawMatches, RawMatchWriter
 
 logger = logging.getLogger(__name__)
@@ -297,10 +298,27 @@ def _match(
         shapes.update((name, tuple(i.tensor.shape)) for name, i in images.items() if i)
         return {name: matcher.encode(image) for name, image in images.items() if image}
 
+    pool = ThreadPoolExecutor(
+        matcher.threads, "match", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
+
     def match(batch: list[tuple[Pair, Features, Features]]) -> None:
+        features = [(features0, features1) for _, features0, features1 in batch]
+        if matcher.threads == 1:
+            store([pair for pair, *_ in batch], matcher.match_batch(features))
+            return
+        running.append(([pair for pair, *_ in batch], pool.submit(matcher.match_batch, features)))
+        if len(running) > 2 * matcher.threads:  # enough to keep all busy
+            finish_first()
+
+    def finish_first() -> None:
+        done, future = running.popleft()
+        store(done, future.result())
+
+    def store(done: list[Pair], found: list[Matches]) -> None:
         nonlocal matched, matches
-        found = matcher.match_batch([(features0, features1) for _, features0, features1 in batch])
-        for (pair, *_), raw in zip(batch, found, strict=True):
+        for pair, raw in zip(done, found, strict=True):
             writer.add(*pair, RawMatches(*raw))
             matched += 1
             matches += len(raw.scores)
@@ -336,7 +354,10 @@ def _match(
             cache.finished(position, pair)
         for batch in waiting.values():
             match(batch)
+        while running:
+            finish_first()
     finally:
+        pool.shutdown(cancel_futures=True)
         loader.close()
     return DenseSummary(
         matched=matched,

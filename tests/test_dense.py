@@ -6,6 +6,8 @@ import itertools
 import logging
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -125,6 +128,57 @@ def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None
         for pair in all_pairs():
             for x, y in zip(a.read(*pair), b.read(*pair), strict=True):
                 np.testing.assert_array_equal(x, y)
+
+
+class ThreadedMatcher(FakeMatcher):
+    """Notes how many calls there are at the same time, and takes longest for the first pairs."""
+
+    threads = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            wait = 0.05 / (1 + sum(self.matched.values()))
+        time.sleep(wait)
+        with self.lock:
+            found = [self.match(*pair) for pair in pairs]
+            self.now -= 1
+        return found
+
+
+def test_pairs_side_by_side_give_the_same_store(photos: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    plain, threaded = FakeMatcher(), ThreadedMatcher()
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
+    summary = match_pairs(photos, all_pairs(), threaded, tmp_path / "raw")
+    assert summary.matched == 28
+    assert 1 < threaded.most <= 3
+    assert torch.get_num_threads() == before
+    with RawMatchReader(tmp_path / "plain") as a, RawMatchReader(tmp_path / "raw") as b:
+        assert a.pairs() == b.pairs()
+        for pair in all_pairs():
+            for x, y in zip(a.read(*pair), b.read(*pair), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_an_error_in_a_thread_keeps_what_was_matched(photos: Path, tmp_path: Path) -> None:
+    class Failing(ThreadedMatcher):
+        def match(self, features0: Features, features1: Features) -> Matches:
+            if sum(self.matched.values()) == 15:
+                raise RuntimeError("no more")
+            return super().match(features0, features1)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        match_pairs(photos, all_pairs(), Failing(), tmp_path / "raw")
+    summary = match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+    assert summary.resumed >= 10
+    assert summary.resumed + summary.matched == 28
 
 
 def test_batches_and_half_features_give_the_same_matches(tmp_path: Path) -> None:
@@ -338,6 +392,8 @@ def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
 
 MEMORY = """
 import sys
+import threading
+import time
 from pathlib import Path
 import numpy as np
 from edm_hloc.aggregate import aggregate

@@ -56,6 +56,8 @@ class Matcher(ABC):
         name: what `--matcher` takes.
         preprocessing: how images must be loaded for `encode`.
         batch_size: how many pairs `match_batch` likes at a time.
+        threads: how many threads may call `match_batch` at the same time, with one thread of
+            torch's each: on a CPU pairs side by side are faster than cores that share a pair.
         refines_image0: in every match image 0's point is the sub-pixel one, while those of image 1
             repeat between pairs; else it is the one that is not on the 8 px grid.
     """
@@ -63,6 +65,7 @@ class Matcher(ABC):
     name: str
     preprocessing: Preprocessing
     batch_size: int = 1
+    threads: int = 1
     refines_image0: bool = False
 
     @property

@@ -88,6 +88,7 @@ class EDMMatcher(Matcher):
         if self.config.onnx is not None:
             self._use_graphs(self.config.onnx)
         self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
+        self.threads = torch.get_num_threads() if cpu else 1
         self.threshold = (
             self.weights.threshold if self.config.threshold is None else self.config.threshold
         )

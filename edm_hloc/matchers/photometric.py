@@ -11,7 +11,7 @@ network's answer is a prior, so that along an edge, or where there is no texture
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -260,6 +260,7 @@ class RefinedMatcher(Matcher):
         self.name = matcher.name
         self.preprocessing = matcher.preprocessing
         self.batch_size = matcher.batch_size
+        self.threads = matcher.threads
         self.device = getattr(matcher, "device", torch.device("cpu"))
 
     @property
@@ -274,6 +275,15 @@ class RefinedMatcher(Matcher):
 
     def match(self, features0: Features, features1: Features) -> Matches:
         return self.match_batch([(features0, features1)])[0]
+
+    def to_host(self, features: Features) -> Features | None:
+        inner, grey = features.data
+        on_host = self.matcher.to_host(inner)
+        return None if on_host is None else replace(features, data=(on_host, grey.cpu()))
+
+    def from_host(self, features: Features) -> Features:
+        inner, grey = features.data
+        return replace(features, data=(self.matcher.from_host(inner), grey.to(self.device)))
 
     @torch.inference_mode()
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
