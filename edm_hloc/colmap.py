@@ -8,6 +8,7 @@ import struct
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import pycolmap
@@ -71,15 +72,18 @@ def _check_lengths(path: Path) -> None:
         file = path / name
         if not file.is_file():
             continue
-        data = file.read_bytes()
         try:
-            (count,) = struct.unpack_from("<Q", data)
-            position = 8
-            for _ in range(count):
-                position = skip(data, position)
-            whole = position <= len(data)
-        except (struct.error, ValueError):
+            # Mapped, not read: of large models most of the bytes are passed over.
+            with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                (count,) = struct.unpack_from("<Q", data)
+                position = 8
+                for _ in range(count):
+                    position = skip(data, position)
+                whole = position <= len(data)
+        except (struct.error, ValueError):  # as of an empty file
             whole = False
+        except OSError:
+            continue  # COLMAP says what is wrong with it
         if not whole:
             raise EdmHlocError(
                 f"The COLMAP model in {path} is damaged: {name} ends too early. "
@@ -87,20 +91,23 @@ def _check_lengths(path: Path) -> None:
             )
 
 
-def _after_image(data: bytes, start: int) -> int:
-    points = data.index(b"\0", start + 64) + 1  # id, rotation, translation, camera, name
+def _after_image(data: mmap, start: int) -> int:
+    name = data.find(b"\0", start + 64)  # after id, rotation, translation and camera
+    if name < 0:
+        raise ValueError("the name has no end")
+    points = name + 1
     return points + 8 + 24 * int(struct.unpack_from("<Q", data, points)[0])
 
 
-def _after_point(data: bytes, start: int) -> int:
+def _after_point(data: mmap, start: int) -> int:
     return start + 51 + 8 * int(struct.unpack_from("<Q", data, start + 43)[0])
 
 
-def _after_frame(data: bytes, start: int) -> int:
+def _after_frame(data: mmap, start: int) -> int:
     return start + 68 + 16 * int(struct.unpack_from("<I", data, start + 64)[0])
 
 
-_RECORDS: dict[str, Callable[[bytes, int], int]] = {
+_RECORDS: dict[str, Callable[[mmap, int], int]] = {
     "images.bin": _after_image,
     "points3D.bin": _after_point,
     "frames.bin": _after_frame,
