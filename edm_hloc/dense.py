@@ -304,11 +304,12 @@ def _match(
     running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
 
     def match(batch: list[tuple[Pair, Features, Features]]) -> None:
+        names = [pair for pair, *_ in batch]
         features = [(features0, features1) for _, features0, features1 in batch]
         if matcher.threads == 1:
-            store([pair for pair, *_ in batch], matcher.match_batch(features))
+            store(names, matcher.match_batch(features))
             return
-        running.append(([pair for pair, *_ in batch], pool.submit(matcher.match_batch, features)))
+        running.append((names, pool.submit(matcher.match_batch, features)))
         if len(running) > 2 * matcher.threads:  # enough to keep all busy
             finish_first()
 

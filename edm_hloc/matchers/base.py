@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from edm_hloc.images import NetworkImage, PixelTransform
 
@@ -56,6 +57,7 @@ class Matcher(ABC):
         name: what `--matcher` takes.
         preprocessing: how images must be loaded for `encode`.
         batch_size: how many pairs `match_batch` likes at a time.
+        device: where the network runs.
         threads: how many threads may call `match_batch` at the same time, with one thread of
             torch's each: on a CPU pairs side by side are faster than cores that share a pair.
         refines_image0: in every match image 0's point is the sub-pixel one, while those of image 1
@@ -65,6 +67,7 @@ class Matcher(ABC):
     name: str
     preprocessing: Preprocessing
     batch_size: int = 1
+    device: torch.device = torch.device("cpu")
     threads: int = 1
     refines_image0: bool = False
 

@@ -261,7 +261,7 @@ class RefinedMatcher(Matcher):
         self.preprocessing = matcher.preprocessing
         self.batch_size = matcher.batch_size
         self.threads = matcher.threads
-        self.device = getattr(matcher, "device", torch.device("cpu"))
+        self.device = matcher.device
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:

@@ -63,6 +63,11 @@ class EDMConfig:
         """Channels of the maps that are matched."""
         return self.widths[-1]
 
+    def position_scale(self, height: int, width: int) -> tuple[float, float]:
+        """Factors on the row and column positions of an image of this size in pixels."""
+        size = self.train_size
+        return (1.0, 1.0) if size is None else (size / height, size / width)
+
 
 CONFIGS: dict[str, EDMConfig] = {
     "edm": EDMConfig(),
@@ -678,11 +683,6 @@ class EDM(nn.Module):
         # May be replaced by another of the same meaning, as `edm_hloc.models.fused` on a GPU.
         self.coarse_search: Callable[..., tuple[Tensor, Tensor]] = confident_columns
 
-    def position_scale(self, height: int, width: int) -> tuple[float, float]:
-        """Factors on the row and column positions of an image of this size in pixels."""
-        size = self.config.train_size
-        return (1.0, 1.0) if size is None else (size / height, size / width)
-
     def encode(
         self, images: Tensor, position_scale: tuple[float, float] | None = None
     ) -> EDMFeatures:
@@ -708,7 +708,7 @@ class EDM(nn.Module):
                 f"got {tuple(images.shape)}"
             )
         if position_scale is None:
-            position_scale = self.position_scale(*images.shape[-2:])
+            position_scale = self.config.position_scale(*images.shape[-2:])
         x8, x16, x32, fine = self.backbone(images)
         f8, f16, f32 = self.neck.encode(x8, x16, x32, position_scale)
         return EDMFeatures(f32, f16, f8, fine, position_scale)

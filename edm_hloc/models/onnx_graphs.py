@@ -13,7 +13,6 @@ exceed a threshold, which the caller applies. Keypoints are pixels of the networ
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ from edm_hloc.models.edm import (
     fold_batch_norms,
     similarity,
 )
-from edm_hloc.models.weights import WeightsInfo, config_to_json
+from edm_hloc.models.weights import WeightsInfo, config_from_json, config_to_json
 
 MOST_MATCHES = 3840  # of TensorRT's top-k
 ENCODE, MATCH = "encode.onnx", "match.onnx"
@@ -108,7 +107,7 @@ class _MatchGraph(nn.Module):
 
     def _features(self, f32: Tensor, f16: Tensor, f8: Tensor, fine: Tensor) -> EDMFeatures:
         height, width = (STRIDE * side for side in f32.shape[-2:])
-        return EDMFeatures(f32, f16, f8, fine, self.model.position_scale(height, width))
+        return EDMFeatures(f32, f16, f8, fine, self.model.config.position_scale(height, width))
 
     def _coarse(self, coarse0: Tensor, coarse1: Tensor) -> CoarseMatches:
         """The dual softmax in few operations that every runtime has, at any threshold."""
@@ -325,9 +324,7 @@ class OnnxEDM:
         metadata = self._metadata = self._session(ENCODE).get_modelmeta().custom_metadata_map
         if "topk" not in metadata:
             raise EdmHlocError(f"{folder / ENCODE} was not made by: edm-hloc export {folder}")
-        config = json.loads(metadata["edm_config"])
-        self.dim = int(config["widths"][-1])
-        self.train_size: int | None = config["train_size"]
+        self.config = config_from_json(metadata["edm_config"])
         self.topk = int(metadata["topk"])
         self.threshold = float(metadata["threshold"])
         self.refined = metadata["refined"]
@@ -374,13 +371,17 @@ class OnnxEDM:
             raise ValueError(f"sides must be multiples of {STRIDE}, got {tuple(images.shape)}")
         maps = [
             torch.empty(
-                batch, self.dim, height // s, width // s, dtype=self.dtype, device=self.device
+                batch,
+                self.config.dim,
+                height // s,
+                width // s,
+                dtype=self.dtype,
+                device=self.device,
             )
             for s in (32, 16, 8, 8)
         ]
         self._run(ENCODE, [images.to(self.device, torch.float32)], maps)
-        size = self.train_size
-        scale = (1.0, 1.0) if size is None else (size / height, size / width)
+        scale = self.config.position_scale(height, width)
         return EDMFeatures(maps[0], maps[1], maps[2], maps[3], scale)
 
     def match(
