@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edm_hloc.images import NetworkImage, PixelTransform
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.photometric import (
+    Photo,
     RefinedMatcher,
     RefinementConfig,
     local_affine_maps,
     refine,
+    strongest_corners,
 )
 
 HEIGHT, WIDTH = 160, 192
@@ -28,6 +32,16 @@ def texture(seed: int = 0) -> torch.Tensor:
         noise = torch.rand(1, 1, cells, cells, generator=generator)
         image += F.interpolate(noise, (HEIGHT, WIDTH), mode="bicubic") / 3
     return image[0].clamp(0, 1)
+
+
+def photo(image: torch.Tensor) -> Photo:
+    return Photo(image, strongest_corners(image))
+
+
+def at_corners(image: torch.Tensor) -> np.ndarray:
+    """The corners of the cells of `grid_points`."""
+    cells = (grid_points() / 8).astype(int)
+    return strongest_corners(image)[cells[:, 1], cells[:, 0]].astype(np.float32)
 
 
 def warped(image: torch.Tensor, A: np.ndarray, t: np.ndarray) -> torch.Tensor:
@@ -53,6 +67,28 @@ WARPS = {
 }
 
 
+def test_a_cell_s_corner_is_found_and_a_flat_cell_has_its_grid_point() -> None:
+    image = torch.full((1, 64, 72), 0.2)
+    image[:, 21:45, 30:51] = 0.9  # a bright rectangle: four corners
+    corners = strongest_corners(image)
+    assert corners.shape == (8, 9, 2)
+    for x, y in ((30, 21), (50, 21), (30, 44), (50, 44)):
+        found = corners[round(y / 8), round(x / 8)]
+        assert np.abs(found - [x, y]).max() <= 1
+    np.testing.assert_array_equal(corners[1, 1], [8, 8])
+    np.testing.assert_array_equal(corners[0, 0], [0, 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
+def test_corners_lie_in_their_cells(rows: int, columns: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = strongest_corners(torch.rand(1, 8 * rows, 8 * columns, generator=generator))
+    grid = 8 * np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1)
+    assert ((corners - grid >= -4) & (corners - grid < 4)).all()
+    assert ((corners >= 0) & (corners < [8 * columns, 8 * rows])).all()
+
+
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("moves", [0, 1])
 def test_known_warps_are_found_to_a_tenth_of_a_pixel(warp: str, moves: int) -> None:
@@ -60,15 +96,16 @@ def test_known_warps_are_found_to_a_tenth_of_a_pixel(warp: str, moves: int) -> N
     image0 = texture()
     image1 = (0.2 + 0.5 * warped(image0, A, t)) ** 1.3  # another exposure
     fixed = grid_points()
-    true = (fixed @ A.T + t).astype(np.float32)
-    guess = true + np.random.default_rng(1).normal(0, 0.8, true.shape).astype(np.float32)
+    guess = fixed @ A.T + t + np.random.default_rng(1).normal(0, 0.8, fixed.shape)
     if moves == 1:
-        found = refine(image0, image1, fixed, guess, CONFIG)
+        found = refine(photo(image0), photo(image1), fixed, guess, CONFIG)
         still, moved = found.points0, found.points1
     else:
-        found = refine(image1, image0, guess, fixed, CONFIG)
+        found = refine(photo(image1), photo(image0), guess, fixed, CONFIG)
         still, moved = found.points1, found.points0
-    np.testing.assert_array_equal(still, fixed)
+    np.testing.assert_array_equal(still, at_corners(image0))
+    true = still @ A.T + t
+    guess += true - (fixed @ A.T + t)
     inside = ((true > 12) & (true < np.array([WIDTH - 12, HEIGHT - 12]))).all(axis=1)
     before, after = (
         np.linalg.norm(points - true, axis=1)[inside & (found.correlation > 0.7)]
@@ -83,7 +120,7 @@ def test_known_warps_are_found_to_a_tenth_of_a_pixel(warp: str, moves: int) -> N
 def test_points_without_texture_stay_and_are_kept() -> None:
     grey = torch.full((1, HEIGHT, WIDTH), 0.4)
     points = grid_points()
-    found = refine(grey, grey + 0.1, points, points + 0.7, CONFIG)
+    found = refine(photo(grey), photo(grey + 0.1), points, points + 0.7, CONFIG)
     np.testing.assert_allclose(found.points1, points + 0.7, atol=1e-4)
     assert (found.correlation > 0.99).all()
 
@@ -92,30 +129,34 @@ def test_along_an_edge_points_stay_across_it_they_move() -> None:
     image = torch.sigmoid((torch.arange(WIDTH) - 96.0) / 1.5).expand(1, HEIGHT, WIDTH)
     points = grid_points()
     points = points[points[:, 0] == 96]
-    found = refine(image, image, points, points + np.float32([0.8, 0.8]), CONFIG)
-    np.testing.assert_allclose(found.points1[:, 0], points[:, 0], atol=0.1)
-    np.testing.assert_allclose(found.points1[:, 1], points[:, 1] + 0.8, atol=1e-3)
+    found = refine(
+        photo(image), photo(image), points, points + np.array([0.8, 0.8], np.float32), CONFIG
+    )
+    np.testing.assert_allclose(found.points1[:, 0], found.points0[:, 0], atol=0.1)
+    np.testing.assert_allclose(found.points1[:, 1], found.points0[:, 1] + 0.8, atol=1e-3)
 
 
 def test_patches_that_differ_have_a_low_correlation() -> None:
     points = grid_points()
-    found = refine(texture(0), texture(1), points, points + 0.3, CONFIG)
+    found = refine(photo(texture(0)), photo(texture(1)), points, points + 0.3, CONFIG)
     assert np.median(found.correlation) < CONFIG.min_correlation
 
 
 def test_points_move_no_further_than_the_prior_allows() -> None:
     points = grid_points()
-    guess = points + np.float32([30, 0])
+    guess = points + np.array([30, 0], np.float32)
     config = RefinementConfig(rounds=1)
-    found = refine(texture(0), texture(1), points, guess, config)
+    found = refine(photo(texture(0)), photo(texture(1)), points, guess, config)
+    guess += found.points0 - points
     assert np.abs(found.points1 - guess).max() <= 2 * config.prior + 1e-3
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_matches(count: int) -> None:
     points = grid_points()[:count]
-    found = refine(texture(), texture(), points, points, CONFIG)
-    np.testing.assert_allclose(found.points1, points, atol=0.01)
+    found = refine(photo(texture()), photo(texture()), points, points, CONFIG)
+    np.testing.assert_array_equal(found.points0, at_corners(texture())[:count])
+    np.testing.assert_allclose(found.points1, found.points0, atol=0.01)
     assert found.correlation.shape == (count,)
 
 
@@ -161,10 +202,11 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     given = Matches(transform.to_original(fixed), transform.to_original(guess), scores)
     matcher = RefinedMatcher(_Given(given))
     encoded = [matcher.encode(image) for image in images]
-    assert encoded[0].nbytes == 2 * HEIGHT * WIDTH
+    assert encoded[0].nbytes == 2 * HEIGHT * WIDTH + 4 * (HEIGHT // 8) * (WIDTH // 8)
     found = matcher.match(*encoded)
     kept = np.isin(found.scores, scores[~wrong])
     assert kept.sum() == (~wrong).sum()
+    true = at_corners(image0) + WARPS["shift"][1].astype(np.float32)
     expected = transform.to_original(true)[np.searchsorted(scores, found.scores)]
     error = np.linalg.norm(found.keypoints1 - expected, axis=1)[kept]
     assert np.percentile(error, 95) < 0.3
@@ -174,12 +216,14 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
 
 def test_points_that_leave_the_photo_are_dropped() -> None:
     image0 = texture()
-    image1 = warped(image0, np.eye(2), np.array([9.0, 0.0]))
-    fixed = np.float32([[184, 80], [96, 80]])
-    guess = np.float32([[190.5, 80], [104, 80]])  # the true ones are at 193 and 105
+    fixed = np.array([[184, 80], [96, 80]], np.float32)
+    corners = strongest_corners(image0)[[10, 10], [23, 12]].astype(np.float32)
+    shift = 193 - corners[0, 0]  # the first point's partner is just outside
+    image1 = warped(image0, np.eye(2), np.array([shift, 0.0]))
+    guess = fixed + np.array([shift - 2.5, 0], np.float32)
     matcher = RefinedMatcher(_Given(Matches(fixed, guess, np.ones(2, np.float32))))
     identity, size = PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)
     encoded = [matcher.encode(NetworkImage(i, identity, size)) for i in (image0, image1)]
     found = matcher.match(*encoded)
-    np.testing.assert_array_equal(found.keypoints0, fixed[1:])
-    assert (found.keypoints1 <= [WIDTH - 1, HEIGHT - 1]).all()
+    np.testing.assert_array_equal(found.keypoints0, corners[1:])
+    np.testing.assert_allclose(found.keypoints1, corners[1:] + np.array([shift, 0]), atol=0.2)

@@ -1,11 +1,13 @@
 """Moves one point of each match to where the patches around both points agree best.
 
 A semi-dense network tells a point's place to about a pixel; the photos themselves tell it to a
-fraction of one. Each match keeps the point that is on the network's grid, so that an image's points
-repeat between its pairs, and moves the other: patches around both, related by the local affine map
-that neighbouring matches suggest, are aligned by damped Gauss-Newton steps (Lucas and Kanade, in
-the inverse form of Baker and Matthews), whatever the difference of brightness and contrast. The
-network's answer is a prior, so that along an edge, or where there is no texture, a point stays.
+fraction of one, best at corners. So the point of each match that is on the network's grid goes to
+the strongest corner of its cell (Shi and Tomasi's measure), which is the same in all pairs of its
+image, so that points repeat. The other point is aligned with it: patches around both, related by
+the local affine map that neighbouring matches suggest, are brought together by damped Gauss-Newton
+steps (Lucas and Kanade, in the inverse form of Baker and Matthews), whatever the difference of
+brightness and contrast. The network's answer is a prior, so that along an edge, or where there is
+no texture, a point stays.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +29,7 @@ from edm_hloc.models.edm import CELL
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
 _LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line
+_CORNER = 5  # pixels a side of the neighbourhood that makes a corner
 _CHUNK = 512  # matches that are aligned together: what fits the cache of a CPU
 
 
@@ -60,6 +64,18 @@ class Alignment(NamedTuple):
     correlation: np.ndarray
 
 
+class Photo(NamedTuple):
+    """What refinement needs of a photo.
+
+    Attributes:
+        grey: (1, H, W) in [0, 1].
+        corners: (H / 8, W / 8, 2) int16 pixels (x, y): the strongest corner of each cell.
+    """
+
+    grey: Tensor
+    corners: np.ndarray
+
+
 class Refinement(NamedTuple):
     """Both points (M, 2) float32 of each match in pixels, and the correlation (M,) around them."""
 
@@ -68,34 +84,77 @@ class Refinement(NamedTuple):
     correlation: np.ndarray
 
 
+def strongest_corners(grey: Tensor) -> np.ndarray:
+    """The pixel of each cell where the image changes most in the direction it changes least.
+
+    Args:
+        grey: (1, H, W) in [0, 1], on the CPU.
+
+    Returns:
+        (H / 8, W / 8, 2) int16 pixels (x, y); a cell is the 8 px square around its grid point, cut
+        off at the image's border.
+    """
+    strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), _CORNER)
+    rows, columns = strength.shape[0] // CELL, strength.shape[1] // CELL
+    half = CELL // 2
+    padded = np.pad(strength, ((half, 0), (half, 0)), constant_values=-1.0)
+    cells = padded[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
+    dy, dx = (part.ravel() - half for part in np.mgrid[:CELL, :CELL])
+    # Where all is flat the grid point is as good as any.
+    cells = cells.transpose(0, 2, 1, 3).reshape(rows, columns, -1) - 1e-9 * (dx**2 + dy**2)
+    place = cells.argmax(axis=2)
+    y = np.arange(rows)[:, None] * CELL + dy[place]
+    x = np.arange(columns) * CELL + dx[place]
+    return np.stack([x, y], axis=2).astype(np.int16)
+
+
 def refine(
-    image0: Tensor,
-    image1: Tensor,
+    photo0: Photo,
+    photo1: Photo,
     points0: np.ndarray,
     points1: np.ndarray,
     config: RefinementConfig,
     *,
     move_image0: bool = False,
 ) -> Refinement:
-    """Moves one point of each match: image 0's if only the other is on the grid, else image 1's.
+    """Aligns one point of each match with a corner next to the other one.
+
+    It is image 0's if only the other is on the grid, else image 1's.
 
     Args:
-        image0, image1: (1, H, W) grey in [0, 1]; sizes may differ.
+        photo0, photo1: sizes may differ.
         points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
-        move_image0: move image 0's point of all matches.
+        move_image0: align image 0's point of all matches.
     """
     points0, points1 = (np.array(points, np.float32) for points in (points0, points1))
     correlation = np.zeros(len(points0), np.float32)
     moves0 = move_image0 | (_on_grid(points1) & ~_on_grid(points0))
     moves1 = ~moves0
+    inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
+    affine = local_affine_maps(points0, points1, moves1, config.neighbours)
+    points1[moves0], points0[moves0] = _to_corners(
+        points1[moves0], points0[moves0], inverse, photo1.corners
+    )
+    points0[moves1], points1[moves1] = _to_corners(
+        points0[moves1], points1[moves1], affine, photo0.corners
+    )
     for _ in range(config.rounds):
         inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
         affine = local_affine_maps(points0, points1, moves1, config.neighbours)
-        first = align(image1, image0, points1[moves0], points0[moves0], inverse, config)
-        second = align(image0, image1, points0[moves1], points1[moves1], affine, config)
+        first = align(photo1.grey, photo0.grey, points1[moves0], points0[moves0], inverse, config)
+        second = align(photo0.grey, photo1.grey, points0[moves1], points1[moves1], affine, config)
         points0[moves0], correlation[moves0] = first
         points1[moves1], correlation[moves1] = second
     return Refinement(points0, points1, correlation)
+
+
+def _to_corners(
+    fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray, corners: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Carries matches (N, 2), (N, 2) to the corners of the fixed points' cells."""
+    column, row = np.rint(fixed.T / CELL).astype(int)
+    found = corners[row.clip(0, len(corners) - 1), column.clip(0, corners.shape[1] - 1)]
+    return found, moving + (affine @ (found - fixed)[:, :, None])[:, :, 0]
 
 
 def _on_grid(points: np.ndarray) -> np.ndarray:
@@ -251,7 +310,8 @@ def _sample(image: Tensor, points: Tensor) -> Tensor:
 class RefinedMatcher(Matcher):
     """Another matcher whose matches are refined by the photos themselves.
 
-    It also keeps each photo, in half precision: two bytes a pixel of the network's input.
+    It also keeps each photo, in half precision, and its corners: 2.1 bytes a pixel of the network's
+    input.
     """
 
     def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
@@ -270,20 +330,25 @@ class RefinedMatcher(Matcher):
 
     def encode(self, image: NetworkImage) -> Features:
         features = self.matcher.encode(image)
-        grey = image.tensor.mean(dim=0, keepdim=True).half().to(self.device)
-        return Features((features, grey), image.transform, features.nbytes + grey.nbytes)
+        grey = image.tensor.mean(dim=0, keepdim=True)
+        photo = Photo(grey.half().to(self.device), strongest_corners(grey))
+        nbytes = features.nbytes + photo.grey.nbytes + photo.corners.nbytes
+        return Features((features, photo), image.transform, nbytes)
 
     def match(self, features0: Features, features1: Features) -> Matches:
         return self.match_batch([(features0, features1)])[0]
 
     def to_host(self, features: Features) -> Features | None:
-        inner, grey = features.data
+        inner, photo = features.data
         on_host = self.matcher.to_host(inner)
-        return None if on_host is None else replace(features, data=(on_host, grey.cpu()))
+        if on_host is None:
+            return None
+        return replace(features, data=(on_host, photo._replace(grey=photo.grey.cpu())))
 
     def from_host(self, features: Features) -> Features:
-        inner, grey = features.data
-        return replace(features, data=(self.matcher.from_host(inner), grey.to(self.device)))
+        inner, photo = features.data
+        on_device = photo._replace(grey=photo.grey.to(self.device))
+        return replace(features, data=(self.matcher.from_host(inner), on_device))
 
     @torch.inference_mode()
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
@@ -298,10 +363,13 @@ class RefinedMatcher(Matcher):
     def _refine(self, features0: Features, features1: Features, matches: Matches) -> Matches:
         points0 = features0.transform.to_network(matches.keypoints0)
         points1 = features1.transform.to_network(matches.keypoints1)
-        image0, image1 = features0.data[1].float(), features1.data[1].float()
+        photo0, photo1 = (
+            photo._replace(grey=photo.grey.float())
+            for photo in (features0.data[1], features1.data[1])
+        )
         refined = refine(
-            image0,
-            image1,
+            photo0,
+            photo1,
             points0,
             points1,
             self.config,
@@ -309,8 +377,8 @@ class RefinedMatcher(Matcher):
         )
         kept = (
             (refined.correlation >= self.config.min_correlation)
-            & _inside(refined.points0, image0)
-            & _inside(refined.points1, image1)
+            & _inside(refined.points0, photo0.grey)
+            & _inside(refined.points1, photo1.grey)
         )
         return Matches(
             features0.transform.to_original(refined.points0[kept]),

@@ -50,7 +50,7 @@ def write_condition(
         textures,
         DIFFICULTY,
         seed=seed,
-        overlap=(0.1, 0.3) if condition == "scale-2" else (0.35, 0.9),
+        overlap=(0.2, 0.55) if condition == "scale-2" else (0.35, 0.9),
         photometric=condition != "day-night",
         draw_cameras={"scale-2": _zoomed, "roll": _rolled}.get(condition),
     )

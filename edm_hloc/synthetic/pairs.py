@@ -36,8 +36,8 @@ class RenderedPairs:
     centre; 0 where there is none (sky).
     K0, K1: (B, 3, 3) where the top-left pixel's centre is (0, 0).
     T_0to1: (B, 4, 4) from camera 0 to camera 1.
-    overlap: (B,) share of an image's pixels seen in the other one, the smaller of the two
-    directions, measured at low resolution.
+    overlap: (B,) share of an image's pixels seen in the other one: the geometric mean of the two
+    directions, measured at low resolution. A photo's middle half, enlarged, overlaps it by 0.5.
     """
 
     image0: Tensor
@@ -242,13 +242,13 @@ def candidate_cameras(
     upright = rng.chance(n, 1, p=0.6)
     roll = rng.normal(n, 1) * torch.where(upright, 0.06, 0.2 + 0.4 * difficulty)
     change = rng.normal(n, views) * torch.where(
-        rng.chance(n, 1, p=0.6), 0.06, 0.1 + 0.6 * difficulty
+        rng.chance(n, 1, p=0.5), 0.06, 0.1 + 0.7 * difficulty
     )
     roll = (roll + change * (step > 0)).clamp(-1.6, 1.6)
     focal = rng.log_uniform(n, 1, low=0.65, high=1.6) * span
-    zoom = (rng.uniform(n, views, low=-1) * step * math.log(scale) * 0.6).exp()
+    zoom = (rng.uniform(n, views, low=-1) * math.log(1.2 + 2.3 * difficulty)).exp()
     other_camera = rng.chance(n, 1, p=0.7)
-    focal = focal * torch.where(other_camera, zoom, 1.0)
+    focal = focal * torch.where(other_camera & (step > 0), zoom, 1.0)
     return Cameras(intrinsics(focal, height, width), look_at(centre, target, roll))
 
 
@@ -294,14 +294,18 @@ def covisible(depth0: Tensor, xy: Tensor, z: Tensor, depth1: Tensor, tolerance: 
 
 
 def pair_overlap(depth: Tensor, cameras: Cameras) -> Tensor:
-    """(B, V-1) overlap of view 0 with each other view: the smaller share of covisible pixels."""
+    """(B, V-1) overlap of view 0 with each other view: the mean share of covisible pixels.
+
+    It is the geometric mean of both directions, so that a change of scale lowers it by its factor
+    and not by its square.
+    """
     views = depth.shape[1]
     first = depth[:, :1].expand(-1, views - 1, -1, -1)
     K0, T0 = cameras.K[:, :1], cameras.cam_from_world[:, :1]
     K1, T1 = cameras.K[:, 1:], cameras.cam_from_world[:, 1:]
     there = covisible(first, *warp(first, K0, T0, K1, T1), depth[:, 1:], 0.06)
     back = covisible(depth[:, 1:], *warp(depth[:, 1:], K1, T1, K0, T0), first, 0.06)
-    return torch.minimum(there.float().mean((2, 3)), back.float().mean((2, 3)))
+    return (there.float().mean((2, 3)) * back.float().mean((2, 3))).sqrt()
 
 
 def _well_placed(depth: Tensor) -> Tensor:
