@@ -196,6 +196,25 @@ def test_confident_columns(magnitude: float, threshold: float, block_bytes: int)
         assert above.any()
 
 
+def test_confident_columns_are_the_same_on_any_number_of_cores() -> None:
+    torch.manual_seed(3)
+    a = torch.randn(2, 61, 16)
+    b = a[:, torch.randperm(61)[:45]] + 0.1 * torch.randn(2, 45, 16)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(confident_columns(a, b, 0.1, 0.05, block_bytes=4 * 2 * 45 * 7))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (found[0][0] > 0).sum() > 40
+    for value, column in found[1:]:
+        torch.testing.assert_close(value, found[0][0], atol=1e-6, rtol=1e-6)
+        assert torch.equal(column, found[0][1])
+
+
 def test_confident_columns_of_equal_columns() -> None:
     """Two equal columns share a row's probability: either may be given, its value is exact."""
     a = torch.eye(4)[None] * 6

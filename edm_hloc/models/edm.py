@@ -19,8 +19,9 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -455,6 +456,20 @@ def best_columns(
     return log_probability.exp(), torch.cat(columns, dim=1)
 
 
+T = TypeVar("T")
+
+
+def _on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
+    """`work` of each share that is not empty, side by side with one thread of torch's each."""
+    shares = [share for share in shares if share]
+    if len(shares) == 1:
+        return [work(shares[0])]
+    with ThreadPoolExecutor(
+        len(shares), "coarse", initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(torch.no_grad()(work), shares))
+
+
 @torch.no_grad()
 def confident_columns(
     features0: Tensor,
@@ -488,38 +503,48 @@ def confident_columns(
     step = _block_rows(rows, batch, others, block_bytes)
     scaled = (features0.float() / (channels * temperature)).contiguous()
     transposed = features1.float().transpose(1, 2).contiguous()
-    # Memory that is used again: fresh pages for every block cost as much as its exponentials.
-    buffer = scaled.new_empty(batch * step * others)
     members = math.gcd(others, 16)  # maxima of groups are vectorised, `nonzero` is not
     groups = others // members
-    column_lse = scaled.new_full((batch, others), -math.inf)
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for start in range(0, rows, step):
-        block = scaled[:, start : start + step]
-        e = buffer[: batch * block.shape[1] * others].view(batch, -1, others)
-        with torch.autocast(features0.device.type, enabled=False):
-            torch.matmul(block, transposed, out=e)
-            peaks = e.unflatten(2, (members, groups)).amax(dim=2)
-            top = peaks.amax(dim=2, keepdim=True)
-            e.sub_(top).exp_()
-            total = e.sum(dim=2, keepdim=True)
-            level = top.amax(dim=1, keepdim=True)
-            sums = torch.matmul((top - level).exp().transpose(1, 2), e)
-        column_lse = torch.logaddexp(column_lse, (sums.log() + level)[:, 0])
 
-        least = total * threshold
-        promising = (peaks > top + least.log()).flatten().nonzero()[:, 0]
-        line, group = promising // groups, promising % groups  # line: a row of the flat block
-        few = e.view(-1, members, groups)[line, :, group]
-        index, member = (few > least.flatten()[line, None]).nonzero(as_tuple=True)
-        line, column = line[index], member * groups + group[index]
-        value = few[index, member]
-        pair = line // block.shape[1]
-        row = line + pair * (rows - block.shape[1]) + start
-        found.append(
-            (row, column, value / total.flatten()[line], top.flatten()[line] + value.log())
-        )
-    row, column, p, s = (torch.cat(parts) for parts in zip(*found, strict=True))
+    def search(starts: range) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        """Sums of the columns over some blocks, and their promising entries."""
+        # Memory that is used again: fresh pages for a block cost as much as its exponentials.
+        buffer = scaled.new_empty(batch * step * others)
+        column_lse = scaled.new_full((batch, others), -math.inf)
+        found = []
+        for start in starts:
+            block = scaled[:, start : start + step]
+            e = buffer[: batch * block.shape[1] * others].view(batch, -1, others)
+            with torch.autocast(features0.device.type, enabled=False):
+                torch.matmul(block, transposed, out=e)
+                peaks = e.unflatten(2, (members, groups)).amax(dim=2)
+                top = peaks.amax(dim=2, keepdim=True)
+                e.sub_(top).exp_()
+                total = e.sum(dim=2, keepdim=True)
+                level = top.amax(dim=1, keepdim=True)
+                sums = torch.matmul((top - level).exp().transpose(1, 2), e)
+            column_lse = torch.logaddexp(column_lse, (sums.log() + level)[:, 0])
+
+            least = total * threshold
+            promising = (peaks > top + least.log()).flatten().nonzero()[:, 0]
+            line, group = promising // groups, promising % groups  # line: a row of the flat block
+            few = e.view(-1, members, groups)[line, :, group]
+            index, member = (few > least.flatten()[line, None]).nonzero(as_tuple=True)
+            line, column = line[index], member * groups + group[index]
+            value = few[index, member]
+            pair = line // block.shape[1]
+            row = line + pair * (rows - block.shape[1]) + start
+            found.append(
+                (row, column, value / total.flatten()[line], top.flatten()[line] + value.log())
+            )
+        return column_lse, found
+
+    # Blocks fit a core's cache, which is too little to share: each core has its own.
+    cores = torch.get_num_threads() if features0.device.type == "cpu" else 1
+    parts = _on_cores(search, [range(k * step, rows, cores * step) for k in range(cores)])
+    column_lse = torch.stack([sums for sums, _ in parts]).logsumexp(dim=0)
+    found = [entries for _, some in parts for entries in some]
+    row, column, p, s = (torch.cat(values) for values in zip(*found, strict=True))
 
     pair = row // rows
     total_of_column = column_lse.flatten()[pair * others + column]
