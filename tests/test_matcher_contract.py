@@ -335,7 +335,7 @@ def test_points_that_repeat_go_to_the_corners_when_photos_refine(
     name: str, matchers: dict[str, Matcher], tmp_path: Path
 ) -> None:
     matcher = matchers[name]
-    refined = RefinedMatcher(matcher, RefinementConfig(min_correlation=-1))
+    refined = RefinedMatcher(matcher, RefinementConfig(min_correlation=-1, min_support=0))
     wide = texture(209, 128)
     between = (wide[:, 16:-1] / 2 + wide[:, 17:] / 2).astype(np.uint8)  # by half a pixel
     pair = []

@@ -16,6 +16,7 @@ from edm_hloc.matchers.photometric import (
     RefinedMatcher,
     RefinementConfig,
     local_affine_maps,
+    neighbour_support,
     refine,
     strongest_corners,
 )
@@ -169,6 +170,33 @@ def test_affine_maps_are_exact_on_an_affine_map_despite_outliers() -> None:
     target[wrong] += rng.uniform(-60, 60, (wrong.sum(), 2))
     maps = local_affine_maps(points, target, ~wrong, 12)
     assert np.median(np.abs(maps - A)) < 0.02
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_neighbours_support_what_is_right_and_not_what_is_wrong(warp: str) -> None:
+    A, t = WARPS[warp]
+    points = grid_points()
+    rng = np.random.default_rng(4)
+    depth = 6 * np.sin(points[:, :1] / 40) * [1, 0.2]  # a surface that is not flat
+    target = points @ A.T + t + depth + rng.normal(0, 1, points.shape)
+    wrong = rng.random(len(points)) < 0.3
+    target[wrong] = rng.uniform(0, [WIDTH, HEIGHT], (wrong.sum(), 2))
+    support = neighbour_support(points, target, 20)
+    assert ((support >= 0) & (support <= 1)).all()
+    assert (support[~wrong] >= CONFIG.min_support).mean() > 0.95
+    assert (support[wrong] >= CONFIG.min_support).mean() < 0.15
+
+
+def test_matches_of_unlike_photos_support_each_other_hardly() -> None:
+    rng = np.random.default_rng(5)
+    support = neighbour_support(grid_points(), rng.uniform(0, 192, grid_points().shape), 20)
+    assert (support >= CONFIG.min_support).mean() < 0.02
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_too_few_matches_to_ask_are_supported(count: int) -> None:
+    points = grid_points()[:count]
+    assert (neighbour_support(points, points[::-1], 20) == np.ones(count)).all()
 
 
 class _Given(Matcher):

@@ -46,6 +46,7 @@ class RefinementConfig:
         min_correlation: matches whose aligned patches agree less are dropped (normalised
             cross-correlation; flat patches count as agreeing).
         neighbours: matches that tell the affine map around each.
+        min_support: matches are dropped that fewer of their neighbours, as a share, agree with.
     """
 
     radius: int = 8
@@ -55,6 +56,7 @@ class RefinementConfig:
     rounds: int = 2
     min_correlation: float = 0.7
     neighbours: int = 20
+    min_support: float = 0.4
 
 
 class Alignment(NamedTuple):
@@ -191,19 +193,52 @@ def local_affine_maps(
     source = points0[nearest] - points0[chosen, None]
     source = np.concatenate([source, np.ones((*nearest.shape, 1))], axis=2)
     target = points1[nearest] - points1[chosen, None]
-    near = np.exp(-((distance / (3 * CELL)) ** 2))
-    # Worth half a neighbour at the distance of a cell; nearly nothing for the common shift.
-    prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
-    identity = np.eye(3)[:, :2]
-    weight = near
-    for _ in range(5):  # iteratively reweighted: a Cauchy loss of 1.5 px
-        weighted = (source * weight[..., None]).transpose(0, 2, 1)
-        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
-        squared = ((source @ fit - target) ** 2).sum(axis=2)
-        weight = near / (1.0 + squared / 1.5**2)
+    fit = _robust_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
     maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
     maps[np.linalg.det(maps) < _LEAST_DETERMINANT] = np.eye(2)
     return maps
+
+
+def neighbour_support(points0: np.ndarray, points1: np.ndarray, neighbours: int) -> np.ndarray:
+    """Share of each match's neighbours that lie where one affine map through the match has them.
+
+    Neighbours agree within half a cell and a tenth of their distance, which leaves room for depth.
+
+    Args:
+        points0, points1: (M, 2) pixels.
+        neighbours: nearest other matches in image 0 that are asked.
+
+    Returns:
+        (M,) in [0, 1]; 1 where there are too few matches to ask.
+    """
+    if len(points0) < 4:
+        return np.ones(len(points0))
+    distance, nearest = KDTree(points0).query(points0, k=min(neighbours + 1, len(points0)))
+    distance, nearest = distance[:, 1:], nearest[:, 1:]
+    source = points0[nearest] - points0[:, None]
+    source = np.concatenate([source, np.ones((*nearest.shape, 1))], axis=2)
+    target = points1[nearest] - points1[:, None]
+    # The map of the neighbours among themselves: a wrong match in their middle has no part in it.
+    fit = _robust_fit(source, target, np.ones_like(distance), 3.0)
+    away = np.linalg.norm(source[:, :, :2] @ fit[:, :2] - target, axis=2)
+    share: np.ndarray = (away < CELL / 2 + 0.1 * distance).mean(axis=1)
+    return share
+
+
+def _robust_fit(
+    source: np.ndarray, target: np.ndarray, weight: np.ndarray, scale: float
+) -> np.ndarray:
+    """Affine maps (N, 3, 2) of K points (N, K, 3) onto (N, K, 2): a Cauchy loss of `scale` px."""
+    # Worth half a neighbour at the distance of a cell; nearly nothing for the common shift.
+    prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
+    identity = np.eye(3)[:, :2]
+    near = weight
+    for _ in range(5):  # iteratively reweighted
+        weighted = (source * weight[..., None]).transpose(0, 2, 1)
+        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
+        squared = ((source @ fit - target) ** 2).sum(axis=2)
+        weight = near / (1.0 + squared / scale**2)
+    return fit
 
 
 def align(
@@ -363,6 +398,10 @@ class RefinedMatcher(Matcher):
     def _refine(self, features0: Features, features1: Features, matches: Matches) -> Matches:
         points0 = features0.transform.to_network(matches.keypoints0)
         points1 = features1.transform.to_network(matches.keypoints1)
+        support = neighbour_support(points0, points1, self.config.neighbours)
+        supported = support >= self.config.min_support
+        points0, points1 = points0[supported], points1[supported]
+        scores = matches.scores[supported]
         photo0, photo1 = (
             photo._replace(grey=photo.grey.float())
             for photo in (features0.data[1], features1.data[1])
@@ -383,5 +422,5 @@ class RefinedMatcher(Matcher):
         return Matches(
             features0.transform.to_original(refined.points0[kept]),
             features1.transform.to_original(refined.points1[kept]),
-            matches.scores[kept],
+            scores[kept],
         )
