@@ -27,8 +27,7 @@ from edm_hloc.dense import match_pairs
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
 from edm_hloc.matchers.base import Preprocessing
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matchers.photometric import RefinedMatcher
+from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs import Pair, exhaustive
 from edm_hloc.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.sfm import triangulate
@@ -41,8 +40,8 @@ queries, query-features.h5, query-matches.h5."""
 
 
 def edm(weights: str | None, size: int) -> WriteMatches:
-    config = EDMMatcherConfig(weights=weights, preprocessing=Preprocessing(resize_max=size))
-    matcher = RefinedMatcher(EDMMatcher(config))
+    preprocessing = Preprocessing(resize_max=size)
+    matcher = make_refined_matcher("edm", weights=weights, preprocessing=preprocessing)
 
     def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
         match_pairs(images, [*pairs, *queries], matcher, out / "raw")

@@ -50,8 +50,7 @@ from edm_hloc.localize import (
     read_poses,
 )
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matchers.photometric import RefinedMatcher
+from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs import from_covisibility
 from edm_hloc.reconstruct import Run
 from edm_hloc.sfm import open_header, triangulate
@@ -72,7 +71,7 @@ def by_pipeline(
     if method == "truth":
         matcher = TruthMatcher(data, images=images)
     else:
-        matcher = RefinedMatcher(EDMMatcher(EDMMatcherConfig(weights=args.weights)))
+        matcher = make_refined_matcher("edm", weights=args.weights)
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     if benchmark == "aachen":
         options = AachenOptions(args.covisible, retrieval, pose=pose_options(args))

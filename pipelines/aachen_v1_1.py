@@ -13,8 +13,7 @@ from pathlib import Path
 
 from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.matchers.photometric import RefinedMatcher
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -33,7 +32,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = AachenOptions(covisible=num_covis, retrieval=RetrievalOptions(retrieval, num_loc))
-    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    network = make_refined_matcher(matcher, weights=weights)
     return localize_aachen(dataset, outputs, network, options)[2]
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
-from edm_hloc.matchers.photometric import RefinedMatcher
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
 from edm_hloc.visual_localization import RetrievalOptions
 
 
@@ -32,7 +31,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = InLocOptions(retrieval=RetrievalOptions(retrieval, num_loc))
-    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    network = make_refined_matcher(matcher, weights=weights)
     return localize_inloc(dataset, outputs, network, options)[2]
 
 

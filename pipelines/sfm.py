@@ -13,8 +13,7 @@ from pathlib import Path
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
-from edm_hloc.matchers.photometric import RefinedMatcher
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
 from edm_hloc.pairs import exhaustive
 from edm_hloc.reconstruct import Run, reconstruct
 
@@ -27,7 +26,7 @@ def run(
     Raises:
         EdmHlocError: bad input, or no model; what was computed is kept.
     """
-    network = RefinedMatcher(make_matcher(matcher, weights=weights))
+    network = make_refined_matcher(matcher, weights=weights)
     return reconstruct(images, outputs, exhaustive(find_images(images)), network)
 
 

@@ -358,6 +358,26 @@ def test_points_that_repeat_go_to_the_corners_when_photos_refine(
         assert kept(0) < 0.5
 
 
+def test_candidates_are_the_matches_and_weaker_ones(
+    weights: dict[str, str], tmp_path: Path
+) -> None:
+    pixels = texture(192, 128)
+    small = cv2.resize(pixels, (128, 96), interpolation=cv2.INTER_AREA)  # harder to match
+    plain, more = (
+        registry.make_matcher("edm", weights=weights["edm"], topk=999, device="cpu", candidates=c)
+        for c in (False, True)
+    )
+    found, candidates = (
+        matcher.match(encode(matcher, tmp_path, pixels), encode(matcher, tmp_path, small))
+        for matcher in (plain, more)
+    )
+    assert more.confident == plain.confident == plain.threshold > more.threshold
+    trusted = candidates.scores >= more.confident
+    assert 0 < trusted.sum() < len(trusted)
+    np.testing.assert_array_equal(found.scores, candidates.scores[trusted])
+    assert plain.provenance != more.provenance
+
+
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module, extra in (
         ("eloftr", "transformers", "eloftr"),

@@ -206,8 +206,9 @@ class _Given(Matcher):
     preprocessing = Preprocessing(resize_max=None)
     provenance = {"weights": "none"}  # noqa: RUF012
 
-    def __init__(self, matches: Matches) -> None:
+    def __init__(self, matches: Matches, confident: float = 0.0) -> None:
         self.matches = matches
+        self.confident = confident
 
     def encode(self, image: NetworkImage) -> Features:
         return Features("given", image.transform, 0)
@@ -240,6 +241,20 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     assert np.percentile(error, 95) < 0.3
     assert matcher.provenance["weights"] == "none"
     assert matcher.provenance["refinement_radius"] == CONFIG.radius
+
+
+@pytest.mark.parametrize(("enough", "expected"), [(0, 60), (50, 60), (90, 90), (10_000, 192)])
+def test_weak_matches_fill_up_pairs_with_few(enough: int, expected: int) -> None:
+    image = texture()
+    points = grid_points()
+    scores = np.linspace(0.2, 0.8, len(points), dtype=np.float32)
+    confident = float(scores[-60])
+    matcher = RefinedMatcher(
+        _Given(Matches(points, points, scores), confident), RefinementConfig(enough=enough)
+    )
+    encoded = matcher.encode(NetworkImage(image, PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)))
+    found = matcher.match(encoded, encoded)
+    np.testing.assert_array_equal(found.scores, scores[-min(expected, len(points)) :])
 
 
 def test_points_that_leave_the_photo_are_dropped() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edm_hloc.errors import EdmHlocError
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edm_hloc.dense import DenseConfig
     from edm_hloc.keypoints import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
+    from edm_hloc.matchers.registry import MatcherName
     from edm_hloc.pairs import Pair
 
 MANY_PAIRS = 5000  # from here on the user is told of faster ways
@@ -120,25 +121,23 @@ def add_overwrite(sub: argparse.ArgumentParser) -> None:
 
 def make_matcher(args: argparse.Namespace) -> Matcher:
     from edm_hloc.matchers.base import Preprocessing
-    from edm_hloc.matchers.registry import make_matcher
+    from edm_hloc.matchers.registry import make_matcher, make_refined_matcher
 
     if getattr(args, "resize", 1024) < 32:
         raise EdmHlocError("--resize must be at least 32 px.")
-    matcher = make_matcher(
-        getattr(args, "matcher", "edm"),
-        weights=args.weights,
-        preprocessing=Preprocessing(resize_max=getattr(args, "resize", 1024)),
-        threshold=getattr(args, "threshold", None),
-        topk=getattr(args, "topk", None),
-        device=getattr(args, "device", None),
-        onnx=getattr(args, "onnx", None),
-    )
+    name: MatcherName = getattr(args, "matcher", "edm")
+    settings: dict[str, Any] = {
+        "weights": args.weights,
+        "preprocessing": Preprocessing(resize_max=getattr(args, "resize", 1024)),
+        "threshold": getattr(args, "threshold", None),
+        "topk": getattr(args, "topk", None),
+        "device": getattr(args, "device", None),
+        "onnx": getattr(args, "onnx", None),
+    }
+    refined = getattr(args, "refine", "photometric") != "none"
+    matcher = (make_refined_matcher if refined else make_matcher)(name, **settings)
     print(f"Weights     {matcher.weights}, on {matcher.device}")
-    if getattr(args, "refine", "photometric") == "none":
-        return matcher
-    from edm_hloc.matchers.photometric import RefinedMatcher
-
-    return RefinedMatcher(matcher)
+    return matcher
 
 
 def dense_config(args: argparse.Namespace) -> DenseConfig:

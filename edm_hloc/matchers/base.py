@@ -57,9 +57,12 @@ class Matcher(ABC):
         name: what `--matcher` takes.
         preprocessing: how images must be loaded for `encode`.
         batch_size: how many pairs `match_batch` likes at a time.
+        weights: what `str` of names the network's weights to people.
         device: where the network runs.
         threads: how many threads may call `match_batch` at the same time, with one thread of
             torch's each: on a CPU pairs side by side are faster than cores that share a pair.
+        confident: score from which a match counts by itself. Weaker ones are candidates, for
+            `RefinedMatcher` to choose from; most matchers give none.
         refines_image0: in every match image 0's point is the sub-pixel one, while those of image 1
             repeat between pairs; else it is the one that is not on the 8 px grid.
     """
@@ -67,8 +70,10 @@ class Matcher(ABC):
     name: str
     preprocessing: Preprocessing
     batch_size: int = 1
+    weights: Any = "none"
     device: torch.device = torch.device("cpu")
     threads: int = 1
+    confident: float = 0.0
     refines_image0: bool = False
 
     @property

@@ -28,6 +28,7 @@ class EDMMatcherConfig:
         weights: path, registry name, or None for the best on this computer.
         preprocessing: how photos become the network's input.
         threshold: smallest coarse probability; None for what the weights were made for.
+        candidates: also give matches below `threshold`, down to a probability of 0.05.
         topk: most matches a pair; None for 0.35 of the first image's cells.
         border_cells: matches this close (in 8 px cells) to an edge are dropped.
         refined: in which image matches leave the 8 px grid, see `EDM.match`.
@@ -51,6 +52,10 @@ class EDMMatcherConfig:
     batch_size: int | None = None
     onnx: Path | None = None
     half_cache: bool = False
+    candidates: bool = False
+
+
+CANDIDATE = 0.05  # probability from which a match is worth another look
 
 
 def default_device() -> str:
@@ -89,9 +94,12 @@ class EDMMatcher(Matcher):
             self._use_graphs(self.config.onnx)
         self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
         self.threads = torch.get_num_threads() if cpu else 1
-        self.threshold = (
+        self.confident = (
             self.weights.threshold if self.config.threshold is None else self.config.threshold
         )
+        self.threshold = self.confident
+        if self.config.candidates:
+            self.threshold = min(CANDIDATE, self.confident)
 
     def _fuse_coarse_matching(self) -> None:
         try:
@@ -121,7 +129,8 @@ class EDMMatcher(Matcher):
             "matcher": self.name,
             "architecture": self.weights.architecture,
             "weights_sha256": self.weights.sha256,
-            "threshold": self.threshold,
+            "threshold": self.confident,
+            **({"candidates": self.threshold} if self.config.candidates else {}),
             "topk": self.config.topk,
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,

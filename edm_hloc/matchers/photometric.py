@@ -47,6 +47,8 @@ class RefinementConfig:
             cross-correlation; flat patches count as agreeing).
         neighbours: matches that tell the affine map around each.
         min_support: matches are dropped that fewer of their neighbours, as a share, agree with.
+        enough: so many matches a pair are filled up with those that the matcher is less than
+            confident of, if the photos and their neighbours agree.
     """
 
     radius: int = 8
@@ -57,6 +59,7 @@ class RefinementConfig:
     min_correlation: float = 0.7
     neighbours: int = 20
     min_support: float = 0.4
+    enough: int = 400
 
 
 class Alignment(NamedTuple):
@@ -357,6 +360,8 @@ class RefinedMatcher(Matcher):
         self.batch_size = matcher.batch_size
         self.threads = matcher.threads
         self.device = matcher.device
+        self.confident = matcher.confident
+        self.weights = matcher.weights
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
@@ -396,12 +401,15 @@ class RefinedMatcher(Matcher):
         ]
 
     def _refine(self, features0: Features, features1: Features, matches: Matches) -> Matches:
+        config = self.config
         points0 = features0.transform.to_network(matches.keypoints0)
         points1 = features1.transform.to_network(matches.keypoints1)
-        support = neighbour_support(points0, points1, self.config.neighbours)
-        supported = support >= self.config.min_support
-        points0, points1 = points0[supported], points1[supported]
-        scores = matches.scores[supported]
+        support = neighbour_support(points0, points1, config.neighbours)
+        kept = support >= config.min_support
+        trusted = kept & (matches.scores >= self.confident)
+        if trusted.sum() >= config.enough:
+            kept = trusted
+        points0, points1, scores = points0[kept], points1[kept], matches.scores[kept]
         photo0, photo1 = (
             photo._replace(grey=photo.grey.float())
             for photo in (features0.data[1], features1.data[1])
@@ -411,16 +419,18 @@ class RefinedMatcher(Matcher):
             photo1,
             points0,
             points1,
-            self.config,
+            config,
             move_image0=self.matcher.refines_image0,
         )
-        kept = (
-            (refined.correlation >= self.config.min_correlation)
+        agree = (
+            (refined.correlation >= config.min_correlation)
             & _inside(refined.points0, photo0.grey)
             & _inside(refined.points1, photo1.grey)
-        )
+        ).nonzero()[0]
+        count = max(config.enough, int((scores[agree] >= self.confident).sum()))
+        best = np.sort(agree[np.argsort(-scores[agree], kind="stable")[:count]])
         return Matches(
-            features0.transform.to_original(refined.points0[kept]),
-            features1.transform.to_original(refined.points1[kept]),
-            scores[kept],
+            features0.transform.to_original(refined.points0[best]),
+            features1.transform.to_original(refined.points1[best]),
+            scores[best],
         )

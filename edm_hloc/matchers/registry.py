@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edm_hloc.errors import EdmHlocError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edm_hloc.matchers.edm import EDMMatcher
     from edm_hloc.matchers.eloftr import ELoFTRMatcher
     from edm_hloc.matchers.loftr import LoFTRMatcher
+    from edm_hloc.matchers.photometric import RefinedMatcher
 
 MatcherName = Literal["edm", "eloftr", "loftr"]
 NAMES: tuple[MatcherName, ...] = get_args(MatcherName)
@@ -29,6 +30,7 @@ def make_matcher(
     topk: int | None = None,
     device: str | None = None,
     onnx: Path | None = None,
+    candidates: bool = False,
 ) -> EDMMatcher | ELoFTRMatcher | LoFTRMatcher:
     """The matcher called `name`, with what all of them can be told; see their configurations.
 
@@ -47,7 +49,15 @@ def make_matcher(
         from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 
         return EDMMatcher(
-            EDMMatcherConfig(weights, preprocessing, threshold, topk, device=device, onnx=onnx)
+            EDMMatcherConfig(
+                weights,
+                preprocessing,
+                threshold,
+                topk,
+                device=device,
+                onnx=onnx,
+                candidates=candidates,
+            )
         )
     if onnx is not None:
         raise EdmHlocError(f"ONNX graphs are of the matcher edm, not of {name}.")
@@ -60,6 +70,19 @@ def make_matcher(
     from edm_hloc.matchers.loftr import LoFTRMatcher, LoFTRMatcherConfig
 
     return LoFTRMatcher(LoFTRMatcherConfig(weights, preprocessing, threshold, topk, device=device))
+
+
+def make_refined_matcher(
+    name: MatcherName, *, threshold: float | None = None, **settings: Any
+) -> RefinedMatcher:
+    """`make_matcher`, its matches refined by the photos.
+
+    Unless a threshold is given, EDM's less confident matches are looked at as well.
+    """
+    from edm_hloc.matchers.photometric import RefinedMatcher
+
+    matcher = make_matcher(name, threshold=threshold, candidates=threshold is None, **settings)
+    return RefinedMatcher(matcher)
 
 
 def _check_device(device: str) -> None:
