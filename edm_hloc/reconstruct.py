@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ from edm_hloc.sfm import (
 )
 from edm_hloc.store import RawMatchReader
 
+logger = logging.getLogger(__name__)
+
 # Merging within 2 px at the mean of what is merged: the longest tracks at a small error.
 RECONSTRUCTION_KEYPOINTS = QuantizationConfig(
     max_error=2.0, cell_size=2.0, max_kps=8192, position="mean"
@@ -60,6 +63,7 @@ class Run:
         out: output folder.
         settings: what the run was asked for.
         done: fingerprints of the steps whose files are in `out`.
+        sizes: bytes of the files of those steps, by name.
         results: one entry a step.
         seconds: wall-clock time of each step when it was last done.
         memory_mib: peak memory of the process by the end of each of these steps.
@@ -69,6 +73,7 @@ class Run:
     out: Path
     settings: dict[str, Any]
     done: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mib: dict[str, float | None] = field(default_factory=dict)
@@ -96,6 +101,7 @@ class Run:
                 run.done, run.results = before["done"], before["results"]
                 run.seconds = before["seconds"]
                 run.memory_mib = before.get("memory_mib", {})
+                run.sizes = before.get("sizes", {})
             except (OSError, ValueError, KeyError):
                 pass  # without a record every step but the matching is done again
         run.write()
@@ -108,7 +114,7 @@ class Run:
         files: Sequence[Path],
         work: Callable[[], dict[str, Any]],
     ) -> str:
-        """Do `work` unless its files are there and were made from the same things.
+        """Do `work` unless its files are there, whole, and were made from the same things.
 
         Args:
             name: of the step.
@@ -120,16 +126,23 @@ class Run:
             The step's fingerprint, for the steps that depend on it.
         """
         fingerprint = fingerprint_of(depends_on)
-        if self.done.get(name) == fingerprint and all(file.exists() for file in files):
-            return fingerprint
+        if self.done.get(name) == fingerprint:
+            changed = [file for file in files if not self._is_whole(file)]
+            if not changed:
+                return fingerprint
+            logger.warning("Made again, as it is not what this run had left: %s", changed[0])
         if self.done.pop(name, None) is not None:
             self.write()  # a kill from here on must not leave the step as done
         start = time.monotonic()
         self.results |= {key: asdict(summary) for key, summary in work().items()}
         self.measure(name, start)
         self.done[name] = fingerprint
+        self.sizes |= {file.name: _size(file) for file in files}
         self.write()
         return fingerprint
+
+    def _is_whole(self, file: Path) -> bool:
+        return file.exists() and _size(file) == self.sizes.get(file.name, _size(file))
 
     def measure(self, name: str, start: float) -> None:
         """Notes the time since `start` (monotonic) and the memory of a step that is done."""
@@ -142,6 +155,7 @@ class Run:
             "settings": self.settings,
             "versions": versions(),
             "done": self.done,
+            "sizes": self.sizes,
             "results": self.results,
             "seconds": self.seconds,
             "memory_mib": self.memory_mib,
@@ -153,6 +167,12 @@ class Run:
             temporary.replace(self.path)
         except OSError as error:
             raise EdmHlocError(f"Cannot write {self.path}: {error.strerror}.") from error
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def note_error(out: Path, message: str) -> None:

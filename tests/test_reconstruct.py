@@ -123,6 +123,27 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
     assert matcher.pairs == 0
 
 
+@pytest.mark.parametrize("name", ["features.h5", "database.db", "model/points3D.bin"])
+def test_a_cut_off_file_is_made_again(
+    name: str, scene: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    whole = (out / name).stat().st_size
+    with (out / name).open("r+b") as file:
+        file.truncate(whole // 2)
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    matcher = CountingMatcher(scene)
+    run = reconstruct(scene / "images", out, pairs_of(scene), matcher, cameras=cameras)
+    assert name.split("/")[0] in caplog.text
+    assert matcher.pairs == 0
+    assert (out / name).stat().st_size > 0.9 * whole
+    assert run.results["mapped"]["statistics"]["registered"] == 7
+    caplog.clear()
+    reconstruct(scene / "images", out, pairs_of(scene), matcher, cameras=cameras)
+    assert "Made again" not in caplog.text
+
+
 def test_a_damaged_record_costs_time_not_matches(
     scene: Path, finished: Path, tmp_path: Path
 ) -> None:
