@@ -431,9 +431,25 @@ def to_colmap(keypoints: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _new_database(path: Path) -> Iterator[pycolmap.Database]:
-    """A database that is filled in one transaction and appears at `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _new_database(path: Path, *sources: Path) -> Iterator[pycolmap.Database]:
+    """A database that is filled in one transaction and appears at `path` whole or not at all.
+
+    Args:
+        sources: files whose content goes into it. A disk that fills up in a transaction ends the
+            whole process, so there must be room beforehand.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The database takes 0.3 to 0.6 of its sources, and its log as much again.
+        needed = 1.5 * sum(source.stat().st_size for source in sources if source.exists())
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    if free < needed:
+        raise EdmHlocError(
+            f"Cannot write {path}: it may need {needed / 2**20:,.0f} MiB of disk space and there "
+            f"are {free / 2**20:,.0f}. Free some, then run again: what is already stored is kept."
+        )
     temporary = path.with_name(f".{path.name}.tmp")
     leftovers = [
         temporary.with_name(temporary.name + end) for end in ("", "-wal", "-shm", "-journal")
@@ -480,7 +496,10 @@ def build_database(
     """
     options = options or MappingOptions()
     cameras = cameras or CameraOptions()
-    with _new_database(Path(database)) as db, FeatureReader(features) as keypoints:
+    with (
+        _new_database(Path(database), Path(features), Path(matches)) as db,
+        FeatureReader(features) as keypoints,
+    ):
         names = keypoints.names()
         camera_of, skipped = photo_cameras(Path(images), names, cameras)
         if not camera_of:
@@ -879,7 +898,10 @@ def triangulate(
     model = read_model(reference)
     posed = posed_images(model)
     database, out = Path(database), Path(out)
-    with _new_database(database) as db, FeatureReader(features) as keypoints:
+    with (
+        _new_database(database, Path(features), Path(matches)) as db,
+        FeatureReader(features) as keypoints,
+    ):
         ids = {name: image.image_id for name, image in posed.items()}
         if not any(name in keypoints for name in ids):
             raise EdmHlocError(

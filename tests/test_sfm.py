@@ -568,6 +568,19 @@ def test_keypoint_uncertainty_widens_the_band(tmp_path: Path) -> None:
     assert inliers[1] > 0.9
 
 
+def test_a_disk_without_room_is_an_error_beforehand(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    database = tmp_path / "database.db"
+    with pytest.raises(
+        EdmHlocError, match=r"database\.db: it may need \d+ MiB .* are 0\. Free some"
+    ):
+        build_database(database, scene.images, scene.features, scene.matches, scene.pairs)
+    assert not any(tmp_path.iterdir())
+
+
 def test_triangulation_with_the_wrong_model(scene: Scene, tmp_path: Path) -> None:
     other = make_scene(tmp_path / "other", ["x.jpg", "y.jpg"])
 
