@@ -174,8 +174,11 @@ class Bench:
 
 def operations(function: Callable[[], object]) -> float:
     """Floating-point operations of the convolutions, matrix products and attention."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what happens in other threads is not counted
     with FlopCounterMode(display=False) as counter:
         function()
+    torch.set_num_threads(threads)
     return float(counter.get_total_flops())
 
 
