@@ -142,7 +142,7 @@ class Run:
         return fingerprint
 
     def _is_whole(self, file: Path) -> bool:
-        return file.exists() and _size(file) == self.sizes.get(file.name, _size(file))
+        return file.exists() and self.sizes.get(file.name) in (None, _size(file))
 
     def measure(self, name: str, start: float) -> None:
         """Notes the time since `start` (monotonic) and the memory of a step that is done."""

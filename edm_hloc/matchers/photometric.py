@@ -194,7 +194,6 @@ def local_affine_maps(
         return np.tile(np.eye(2), (int(chosen.sum()), 1, 1))
     distance, nearest = KDTree(points0).query(points0[chosen], k=count)
     source = points0[nearest] - points0[chosen, None]
-    source = np.concatenate([source, np.ones((*nearest.shape, 1))], axis=2)
     target = points1[nearest] - points1[chosen, None]
     fit = _robust_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
     maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
@@ -219,11 +218,10 @@ def neighbour_support(points0: np.ndarray, points1: np.ndarray, neighbours: int)
     distance, nearest = KDTree(points0).query(points0, k=min(neighbours + 1, len(points0)))
     distance, nearest = distance[:, 1:], nearest[:, 1:]
     source = points0[nearest] - points0[:, None]
-    source = np.concatenate([source, np.ones((*nearest.shape, 1))], axis=2)
     target = points1[nearest] - points1[:, None]
     # The map of the neighbours among themselves: a wrong match in their middle has no part in it.
     fit = _robust_fit(source, target, np.ones_like(distance), 3.0)
-    away = np.linalg.norm(source[:, :, :2] @ fit[:, :2] - target, axis=2)
+    away = np.linalg.norm(source @ fit[:, :2] - target, axis=2)
     share: np.ndarray = (away < CELL / 2 + 0.1 * distance).mean(axis=1)
     return share
 
@@ -231,7 +229,11 @@ def neighbour_support(points0: np.ndarray, points1: np.ndarray, neighbours: int)
 def _robust_fit(
     source: np.ndarray, target: np.ndarray, weight: np.ndarray, scale: float
 ) -> np.ndarray:
-    """Affine maps (N, 3, 2) of K points (N, K, 3) onto (N, K, 2): a Cauchy loss of `scale` px."""
+    """Affine maps (N, 3, 2), the shift last, of (N, K, 2) onto (N, K, 2) points.
+
+    They minimise a Cauchy loss of `scale` pixels, weighted by (N, K).
+    """
+    source = np.concatenate([source, np.ones((*source.shape[:2], 1))], axis=2)
     # Worth half a neighbour at the distance of a cell; nearly nothing for the common shift.
     prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
     identity = np.eye(3)[:, :2]
