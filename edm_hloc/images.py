@@ -127,6 +127,13 @@ class PixelTransform:
         return mapped.astype(kind, copy=False)
 
 
+def inside(points: np.ndarray, image: torch.Tensor) -> np.ndarray:
+    """Which points (N, 2), as (x, y), an image (…, H, W) has all four pixels around of."""
+    height, width = image.shape[-2:]
+    beyond: np.ndarray = np.maximum(-points, points - [width - 1, height - 1]).max(axis=1)
+    return beyond <= 0
+
+
 @dataclass(frozen=True)
 class NetworkImage:
     """An image as a network takes it."""

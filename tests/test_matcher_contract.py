@@ -1,4 +1,7 @@
-"""What every matcher promises: EDM with the shipped weights, the others with random ones."""
+"""What every matcher promises: EDM with the shipped weights, the others with random ones.
+
+"refined" is EDM as it is used by default: with a second look, and refined by the photos.
+"""
 
 from __future__ import annotations
 
@@ -84,10 +87,12 @@ def matchers(weights: dict[str, str]) -> dict[str, Matcher]:
 def make(name: str, weights: dict[str, str], **options: object) -> Matcher:
     if name == "loftr":  # full-size, and slow; its random weights are never sure
         options = {"threshold": 0.0, "preprocessing": Preprocessing(resize_max=192), **options}
+    if name == "refined":
+        return registry.make_refined_matcher("edm", weights="edm_s", device="cpu", **options)
     return registry.make_matcher(name, weights=weights[name], device="cpu", **options)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=[*NAMES, "refined"])
 def matcher(request: pytest.FixtureRequest, matchers: dict[str, Matcher]) -> Matcher:
     return matchers[request.param]
 
@@ -331,7 +336,7 @@ def test_image_0_leaves_the_grid(name: str, matchers: dict[str, Matcher], tmp_pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_points_that_repeat_go_to_the_corners_when_photos_refine(
+def test_refined_matches_have_a_corner_of_either_photo(
     name: str, matchers: dict[str, Matcher], tmp_path: Path
 ) -> None:
     matcher = matchers[name]
@@ -351,11 +356,9 @@ def test_points_that_repeat_go_to_the_corners_when_photos_refine(
         places = {tuple(point) for point in np.round(corners, 3)}
         return float(np.mean([tuple(point) in places for point in np.round(found[side], 3)]))
 
-    if name == "edm":  # one or the other
-        assert kept(0) + kept(1) > 0.95
-    else:
-        assert kept(1) == 1
-        assert kept(0) < 0.5
+    # half of them of one, half of the other; now and then the two fall together
+    assert 0.95 < kept(0) + kept(1) < 1.5
+    assert min(kept(0), kept(1)) > 0.3
 
 
 def test_candidates_are_the_matches_and_weaker_ones(

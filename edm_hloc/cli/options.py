@@ -66,7 +66,8 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
         "--refine",
         choices=("photometric", "none"),
         default="photometric",
-        help="move points to where the photos around them agree best, or leave the network's",
+        help="look again at pairs with few matches, and move points to where the photos around "
+        "them agree best; or leave the network's",
     )
     group.add_argument("--device", help="cuda, mps or cpu; by default the fastest there is")
     group.add_argument(

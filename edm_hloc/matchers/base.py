@@ -63,8 +63,7 @@ class Matcher(ABC):
             torch's each: on a CPU pairs side by side are faster than cores that share a pair.
         confident: score from which a match counts by itself. Weaker ones are candidates, for
             `RefinedMatcher` to choose from; most matchers give none.
-        refines_image0: in every match image 0's point is the sub-pixel one, while those of image 1
-            repeat between pairs; else it is the one that is not on the 8 px grid.
+        topk: most matches a pair, where that was asked for.
     """
 
     name: str
@@ -74,7 +73,7 @@ class Matcher(ABC):
     device: torch.device = torch.device("cpu")
     threads: int = 1
     confident: float = 0.0
-    refines_image0: bool = False
+    topk: int | None = None
 
     @property
     @abstractmethod

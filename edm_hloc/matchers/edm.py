@@ -78,6 +78,7 @@ class EDMMatcher(Matcher):
     def __init__(self, config: EDMMatcherConfig | None = None) -> None:
         self.config = config or EDMMatcherConfig()
         self.preprocessing = self.config.preprocessing
+        self.topk = self.config.topk
         self.device = torch.device(self.config.device or default_device())
         model, self.weights = weights_module.load(self.config.weights, self.device)
         self.model = fold_batch_norms(model)

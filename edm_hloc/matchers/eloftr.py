@@ -63,11 +63,11 @@ class ELoFTRMatcher(Matcher):
     """
 
     name = "eloftr"
-    refines_image0 = True
 
     def __init__(self, config: ELoFTRMatcherConfig | None = None) -> None:
         self.config = config or ELoFTRMatcherConfig()
         self.preprocessing = self.config.preprocessing
+        self.topk = self.config.topk
         self.device = torch.device(self.config.device or default_device())
         self.weights = str(self.config.weights or HUB_ID)
         model = _load(self.weights)

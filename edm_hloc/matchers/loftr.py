@@ -52,11 +52,11 @@ class LoFTRMatcher(Matcher):
     """
 
     name = "loftr"
-    refines_image0 = True
 
     def __init__(self, config: LoFTRMatcherConfig | None = None) -> None:
         self.config = config or LoFTRMatcherConfig()
         self.preprocessing = self.config.preprocessing
+        self.topk = self.config.topk
         self.device = torch.device(self.config.device or default_device())
         try:
             from kornia.feature.loftr.loftr import LoFTR, default_cfg

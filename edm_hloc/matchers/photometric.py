@@ -1,13 +1,13 @@
-"""Moves one point of each match to where the patches around both points agree best.
+"""Moves the points of matches to where the patches around both points agree best.
 
 A semi-dense network tells a point's place to about a pixel; the photos themselves tell it to a
-fraction of one, best at corners. So the point of each match that is on the network's grid goes to
-the strongest corner of its cell (Shi and Tomasi's measure), which is the same in all pairs of its
-image, so that points repeat. The other point is aligned with it: patches around both, related by
-the local affine map that neighbouring matches suggest, are brought together by damped Gauss-Newton
-steps (Lucas and Kanade, in the inverse form of Baker and Matthews), whatever the difference of
-brightness and contrast. The network's answer is a prior, so that along an edge, or where there is
-no texture, a point stays.
+fraction of one, best at corners. So each match gives two: the strongest corner (Shi and Tomasi's
+measure) of the cell around its point in one image, and where that corner is in the other. A cell's
+corner is the same in all pairs of its image, so that points repeat. Its partner is found by
+aligning the patches around both, related by the local affine map that neighbouring matches suggest,
+with damped Gauss-Newton steps (Lucas and Kanade, in the inverse form of Baker and Matthews),
+whatever the difference of brightness and contrast. The network's answer is a prior, so that along
+an edge, or where there is no texture, a point stays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from edm_hloc.images import NetworkImage
+from edm_hloc.images import NetworkImage, inside
 from edm_hloc.matchers.base import Features, Matcher, Matches
 from edm_hloc.models.edm import CELL
 
@@ -47,14 +47,14 @@ class RefinementConfig:
             cross-correlation; flat patches count as agreeing).
         neighbours: matches that tell the affine map around each.
         min_support: matches are dropped that fewer of their neighbours, as a share, agree with.
-        enough: so many matches a pair are filled up with those that the matcher is less than
-            confident of, if the photos and their neighbours agree.
+        enough: pairs with fewer matches are filled up to so many with those that the matcher is
+            less than confident of, if the photos and their neighbours agree.
     """
 
-    radius: int = 8
+    radius: int = 7
     prior: float = 2.0
     noise: float = 0.15
-    iterations: int = 4
+    iterations: int = 3
     rounds: int = 2
     min_correlation: float = 0.7
     neighbours: int = 20
@@ -74,7 +74,7 @@ class Photo(NamedTuple):
 
     Attributes:
         grey: (1, H, W) in [0, 1].
-        corners: (H / 8, W / 8, 2) int16 pixels (x, y): the strongest corner of each cell.
+        corners: (H / 8, W / 8, 2) float32 pixels (x, y): the strongest corner of each cell.
     """
 
     grey: Tensor
@@ -82,22 +82,24 @@ class Photo(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """Both points (M, 2) float32 of each match in pixels, and the correlation (M,) around them."""
+    """Aligned points (N, 2) float32 in pixels, the correlation (N,) of the patches around them,
+    and the match (N,) that each pair of points comes from."""
 
     points0: np.ndarray
     points1: np.ndarray
     correlation: np.ndarray
+    match: np.ndarray
 
 
 def strongest_corners(grey: Tensor) -> np.ndarray:
-    """The pixel of each cell where the image changes most in the direction it changes least.
+    """Where in each cell the image changes most in the direction it changes least.
 
     Args:
         grey: (1, H, W) in [0, 1], on the CPU.
 
     Returns:
-        (H / 8, W / 8, 2) int16 pixels (x, y); a cell is the 8 px square around its grid point, cut
-        off at the image's border.
+        (H / 8, W / 8, 2) float32 pixels (x, y), in the 8 px square around the cell's grid point, or
+        half a pixel beyond.
     """
     strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), _CORNER)
     rows, columns = strength.shape[0] // CELL, strength.shape[1] // CELL
@@ -110,7 +112,19 @@ def strongest_corners(grey: Tensor) -> np.ndarray:
     place = cells.argmax(axis=2)
     y = np.arange(rows)[:, None] * CELL + dy[place]
     x = np.arange(columns) * CELL + dx[place]
-    return np.stack([x, y], axis=2).astype(np.int16)
+    around = np.pad(strength, 1, mode="reflect")  # a peak at the border stays there
+    peak = strength[y, x]
+    dx = _vertex(around[y + 1, x], peak, around[y + 1, x + 2])
+    dy = _vertex(around[y, x + 1], peak, around[y + 2, x + 1])
+    return np.stack([x + dx, y + dy], axis=2).astype(np.float32)
+
+
+def _vertex(before: np.ndarray, peak: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where the parabola through values at −1, 0 and 1 is highest; 0 unless that is the middle."""
+    bend = np.maximum(2 * peak - before - after, 1e-12)
+    place = (after - before) / (2 * bend)
+    vertex: np.ndarray = np.where(np.abs(place) <= 0.5, place, 0.0)
+    return vertex
 
 
 def refine(
@@ -119,82 +133,76 @@ def refine(
     points0: np.ndarray,
     points1: np.ndarray,
     config: RefinementConfig,
-    *,
-    move_image0: bool = False,
 ) -> Refinement:
-    """Aligns one point of each match with a corner next to the other one.
+    """Two pairs of points for each match: a corner next to either point, and what it looks like.
 
-    It is image 0's if only the other is on the grid, else image 1's.
+    First come those whose corner is in image 0. A corner that several matches lead to is given
+    once, by the first of them.
 
     Args:
         photo0, photo1: sizes may differ.
-        points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
-        move_image0: align image 0's point of all matches.
+        points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0), best first.
     """
-    points0, points1 = (np.array(points, np.float32) for points in (points0, points1))
-    correlation = np.zeros(len(points0), np.float32)
-    moves0 = move_image0 | (_on_grid(points1) & ~_on_grid(points0))
-    moves1 = ~moves0
-    inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
-    affine = local_affine_maps(points0, points1, moves1, config.neighbours)
-    points1[moves0], points0[moves0] = _to_corners(
-        points1[moves0], points0[moves0], inverse, photo1.corners
-    )
-    points0[moves1], points1[moves1] = _to_corners(
-        points0[moves1], points1[moves1], affine, photo0.corners
-    )
-    for _ in range(config.rounds):
-        inverse = local_affine_maps(points1, points0, moves0, config.neighbours)
-        affine = local_affine_maps(points0, points1, moves1, config.neighbours)
-        first = align(photo1.grey, photo0.grey, points1[moves0], points0[moves0], inverse, config)
-        second = align(photo0.grey, photo1.grey, points0[moves1], points1[moves1], affine, config)
-        points0[moves0], correlation[moves0] = first
-        points1[moves1], correlation[moves1] = second
-    return Refinement(points0, points1, correlation)
+    affine = local_affine_maps(points0, points1, config.neighbours)
+    inverse = np.linalg.inv(affine)
+    first = _to_corners(points0, points1, affine, photo0.corners)
+    second = _to_corners(points1, points0, inverse, photo1.corners)
+    match = np.concatenate([first.match, second.match])
+    split = len(first.match)
+    points0 = np.concatenate([first.corners, second.others])
+    points1 = np.concatenate([first.others, second.corners])
+    correlation = np.zeros(len(match), np.float32)
+    affine = affine[match]
+    for number in range(config.rounds):
+        if number > 0:
+            affine = local_affine_maps(points0, points1, config.neighbours)
+        onto1, onto0 = affine[:split], np.linalg.inv(affine[split:])
+        in1 = align(photo0.grey, photo1.grey, points0[:split], points1[:split], onto1, config)
+        in0 = align(photo1.grey, photo0.grey, points1[split:], points0[split:], onto0, config)
+        points1[:split], points0[split:] = in1.points, in0.points
+        correlation = np.concatenate([in1.correlation, in0.correlation])
+    return Refinement(points0, points1, correlation, match)
+
+
+class _AtCorners(NamedTuple):
+    """Corners (N, 2), the other image's points (N, 2), and the match (N,) each is of."""
+
+    corners: np.ndarray
+    others: np.ndarray
+    match: np.ndarray
 
 
 def _to_corners(
-    fixed: np.ndarray, moving: np.ndarray, affine: np.ndarray, corners: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Carries matches (N, 2), (N, 2) to the corners of the fixed points' cells."""
-    column, row = np.rint(fixed.T / CELL).astype(int)
-    found = corners[row.clip(0, len(corners) - 1), column.clip(0, corners.shape[1] - 1)]
-    return found, moving + (affine @ (found - fixed)[:, :, None])[:, :, 0]
+    points: np.ndarray, others: np.ndarray, affine: np.ndarray, corners: np.ndarray
+) -> _AtCorners:
+    """Carries matches (M, 2), (M, 2) to the corners of the points' cells, each corner once."""
+    column, row = np.rint(points.T / CELL).astype(np.int64)
+    row, column = row.clip(0, len(corners) - 1), column.clip(0, corners.shape[1] - 1)
+    match = np.sort(np.unique(row * corners.shape[1] + column, return_index=True)[1])
+    found = corners[row[match], column[match]].astype(np.float32)
+    moves = (affine[match] @ (found - points[match])[:, :, None])[:, :, 0]
+    return _AtCorners(found, (others[match] + moves).astype(np.float32), match)
 
 
-def _on_grid(points: np.ndarray) -> np.ndarray:
-    away: np.ndarray = np.abs(points / CELL - np.rint(points / CELL)).max(axis=1)
-    return away < 1e-3
-
-
-def _inside(points: np.ndarray, image: Tensor) -> np.ndarray:
-    height, width = image.shape[-2:]
-    beyond: np.ndarray = np.maximum(-points, points - [width - 1, height - 1]).max(axis=1)
-    return beyond <= 0
-
-
-def local_affine_maps(
-    points0: np.ndarray, points1: np.ndarray, chosen: np.ndarray, neighbours: int
-) -> np.ndarray:
-    """How the surroundings of the chosen matches map from image 0 to image 1.
+def local_affine_maps(points0: np.ndarray, points1: np.ndarray, neighbours: int) -> np.ndarray:
+    """How the surroundings of matches map from image 0 to image 1.
 
     A robust fit to the nearest matches, drawn towards the identity where these are few or in a
     line.
 
     Args:
-        points0, points1: (M, 2) pixels of all matches.
-        chosen: (M,) bool, N of them.
+        points0, points1: (M, 2) pixels.
         neighbours: nearest other matches that count.
 
     Returns:
-        (N, 2, 2) matrices.
+        (M, 2, 2) matrices.
     """
     count = min(neighbours + 1, len(points0))
-    if count < 3 or not chosen.any():
-        return np.tile(np.eye(2), (int(chosen.sum()), 1, 1))
-    distance, nearest = KDTree(points0).query(points0[chosen], k=count)
-    source = points0[nearest] - points0[chosen, None]
-    target = points1[nearest] - points1[chosen, None]
+    if count < 3:
+        return np.tile(np.eye(2), (len(points0), 1, 1))
+    distance, nearest = KDTree(points0).query(points0, k=count)
+    source = points0[nearest] - points0[:, None]
+    target = points1[nearest] - points1[:, None]
     fit = _robust_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
     maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
     maps[np.linalg.det(maps) < _LEAST_DETERMINANT] = np.eye(2)
@@ -351,7 +359,7 @@ class RefinedMatcher(Matcher):
     """Another matcher whose matches are refined by the photos themselves.
 
     It also keeps each photo, in half precision, and its corners: 2.1 bytes a pixel of the network's
-    input.
+    input. Each match of the other gives up to two.
     """
 
     def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
@@ -363,6 +371,7 @@ class RefinedMatcher(Matcher):
         self.threads = matcher.threads
         self.device = matcher.device
         self.confident = matcher.confident
+        self.topk = matcher.topk
         self.weights = matcher.weights
 
     @property
@@ -411,25 +420,23 @@ class RefinedMatcher(Matcher):
         trusted = kept & (matches.scores >= self.confident)
         if trusted.sum() >= config.enough:
             kept = trusted
-        points0, points1, scores = points0[kept], points1[kept], matches.scores[kept]
+        # The best first, as `refine` wants them.
+        order = np.argsort(-np.where(kept, matches.scores, -1), kind="stable")[: kept.sum()]
+        scores = matches.scores[order]
         photo0, photo1 = (
             photo._replace(grey=photo.grey.float())
             for photo in (features0.data[1], features1.data[1])
         )
-        refined = refine(
-            photo0,
-            photo1,
-            points0,
-            points1,
-            config,
-            move_image0=self.matcher.refines_image0,
-        )
+        refined = refine(photo0, photo1, points0[order], points1[order], config)
+        scores = scores[refined.match]
         agree = (
             (refined.correlation >= config.min_correlation)
-            & _inside(refined.points0, photo0.grey)
-            & _inside(refined.points1, photo1.grey)
+            & inside(refined.points0, photo0.grey)
+            & inside(refined.points1, photo1.grey)
         ).nonzero()[0]
-        count = max(config.enough, int((scores[agree] >= self.confident).sum()))
+        count = max(2 * config.enough, int((scores[agree] >= self.confident).sum()))
+        if self.matcher.topk is not None:
+            count = min(count, self.matcher.topk)
         best = np.sort(agree[np.argsort(-scores[agree], kind="stable")[:count]])
         return Matches(
             features0.transform.to_original(refined.points0[best]),

@@ -75,14 +75,15 @@ def make_matcher(
 def make_refined_matcher(
     name: MatcherName, *, threshold: float | None = None, **settings: Any
 ) -> RefinedMatcher:
-    """`make_matcher`, its matches refined by the photos.
+    """`make_matcher` with a second look at pairs with few matches, refined by the photos.
 
     Unless a threshold is given, EDM's less confident matches are looked at as well.
     """
     from edm_hloc.matchers.photometric import RefinedMatcher
+    from edm_hloc.matchers.second_look import SecondLookMatcher
 
     matcher = make_matcher(name, threshold=threshold, candidates=threshold is None, **settings)
-    return RefinedMatcher(matcher)
+    return RefinedMatcher(SecondLookMatcher(matcher))
 
 
 def _check_device(device: str) -> None:
