@@ -82,7 +82,7 @@ class MappingOptions:
 
     mapper: Mapper = "incremental"
     max_error: float = 4.0
-    min_inliers: int = 15
+    min_inliers: int = 30
     min_tri_angle: float = 1.5
     two_view_points: bool = True
     refine_intrinsics: bool = True
