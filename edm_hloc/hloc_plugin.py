@@ -6,7 +6,8 @@
 
 Importing this module registers the models `edm`, `edm_s` and `eloftr`, and adds `CONFS` to
 `hloc.match_dense.confs`. Nothing else of hloc is touched. Image 0 is the one whose points leave the
-matcher's grid, as hloc expects.
+matcher's grid, as hloc expects. With `"refine": "photometric"` in a preset's `model` matches are
+made as by our own commands: with a second look at pairs with few, and refined by the photos.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ import torch
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import NetworkImage, PixelTransform
-from edm_hloc.matchers.base import Features
+from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
+from edm_hloc.matchers.registry import MatcherName, make_matcher, make_refined_matcher
 
 logger = logging.getLogger("hloc.edm_hloc")  # shown as hloc's own messages are
 
@@ -67,7 +68,7 @@ def _confs(matcher: str) -> dict[str, dict[str, Any]]:
 
 CONFS: dict[str, dict[str, Any]] = _confs("edm") | _confs("eloftr")
 
-_MODELS = {  # name: class, matcher, default weights
+_MODELS: dict[str, tuple[str, MatcherName, str | None]] = {  # name: class, matcher, default weights
     "edm": ("EDM", "edm", None),
     "edm_s": ("EDMS", "edm", "edm_s"),
     "eloftr": ("EfficientLoFTR", "eloftr", None),
@@ -157,7 +158,9 @@ def run_module(name: str, arguments: list[str]) -> None:
         ) from error
 
 
-def _model_class(base: type, path: str, class_name: str, matcher: str, weights: str | None) -> type:
+def _model_class(
+    base: type, path: str, class_name: str, matcher: MatcherName, weights: str | None
+) -> type:
     """A model of hloc, a subclass of its `BaseModel`, around one of our matchers."""
 
     class Model(base):
@@ -165,6 +168,7 @@ def _model_class(base: type, path: str, class_name: str, matcher: str, weights: 
             "weights": weights,
             "match_threshold": None,
             "max_num_matches": None,
+            "refine": "none",
         }
         required_inputs: ClassVar = ["image0", "image1"]
 
@@ -198,15 +202,19 @@ def _model_class(base: type, path: str, class_name: str, matcher: str, weights: 
     return Model
 
 
-def _make_matcher(name: str, conf: dict[str, Any]) -> EDMMatcher | ELoFTRMatcher:
+def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
     options: dict[str, Any] = {
         "weights": conf["weights"],
         "threshold": conf["match_threshold"],
         "topk": conf["max_num_matches"],
     }
-    if name == "eloftr":
-        return ELoFTRMatcher(ELoFTRMatcherConfig(**options))
-    return EDMMatcher(EDMMatcherConfig(**options, refined="image0"))
+    if conf["refine"] == "photometric":
+        return make_refined_matcher(name, **options)
+    if conf["refine"] != "none":
+        raise EdmHlocError(f"refine is {conf['refine']!r}: it must be 'photometric' or 'none'.")
+    if name == "edm":
+        return EDMMatcher(EDMMatcherConfig(**options, refined="image0"))
+    return make_matcher(name, **options)
 
 
 register()

@@ -29,6 +29,7 @@ from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import ModelPoints, localize_queries, read_poses
 from edm_hloc.sfm import triangulate
 from edm_hloc.store import FeatureReader, RawMatchReader
+from edm_hloc.synthetic.textures import TextureBank
 
 SKELETON = {
     "__init__.py": "__version__ = '1.5'",
@@ -155,6 +156,27 @@ def test_model_refines_image_0_and_encodes_once() -> None:
     assert (found["keypoints0"] - found["keypoints1"]).abs().median() < 1
     with pytest.raises(ValueError, match="32"), torch.no_grad():
         model({"image0": image[..., :-8], "image1": image})
+
+
+@pytest.mark.usefixtures("skeleton")
+def test_matches_refined_by_the_photos_are_a_key_away() -> None:
+    plugin()
+    texture = TextureBank.procedural(1, size=512, seed=0).textures[0, :256, :320]
+    image = texture[None, None].float() / 255
+    upside_down = image.flip((2, 3)).contiguous()
+    found = {}
+    for refine in ("none", "photometric"):
+        conf = {"name": "edm_s", "weights": None, "refine": refine}
+        model = load("edm_s")(conf).eval()
+        with torch.no_grad():
+            matches = model({"image0": image, "image1": upside_down})
+        there = torch.tensor([319.0, 255.0]) - matches["keypoints1"]
+        away = (there - matches["keypoints0"]).norm(dim=1)
+        found[refine] = int((away < 1).sum())
+    assert found["photometric"] > 200
+    assert found["none"] < 20
+    with pytest.raises(EdmHlocError, match="'photometric' or 'none'"):
+        load("edm_s")({"name": "edm_s", "weights": None, "refine": "loftr"})
 
 
 def test_a_matcher_of_hlocs_own_is_kept(skeleton: Path, caplog: pytest.LogCaptureFixture) -> None:
