@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -14,17 +15,18 @@ from tqdm import tqdm
 
 from edm_hloc.pairs_with_gt import PairWithPose, write_pairs_with_gt
 from edm_hloc.synthetic.layouts import Layout
-from edm_hloc.synthetic.pairs import PairSampler, candidate_cameras
+from edm_hloc.synthetic.pairs import DrawCameras, PairSampler, candidate_cameras
 from edm_hloc.synthetic.photometric import expose, lamps, noise, photograph
 from edm_hloc.synthetic.scene import Cameras, Random
 from edm_hloc.synthetic.textures import TextureBank
 
-Condition = Literal["plain", "low-texture", "day-night", "scale-2", "roll"]
-CONDITIONS: tuple[Condition, ...] = ("plain", "low-texture", "day-night", "scale-2", "roll")
+Condition = Literal["plain", "low-texture", "day-night", "scale-2", "roll", "turned"]
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 DIFFICULTY = 0.2  # of everything but the condition
 LOW_CONTRAST = 0.12  # of textures, to what they were
 ROLL = (15.0, 45.0)  # degrees, either way
+TURNED = (75.0, 180.0)
 
 
 def write_condition(
@@ -42,7 +44,8 @@ def write_condition(
     All conditions start from the same kind of pairs, moderately wide apart ("plain"):
     "low-texture" leaves an eighth of the textures' contrast, with the same noise; "day-night" takes
     the second photo by lamplight; "scale-2" zooms the first camera in until it shows everything
-    about twice as large as the second; "roll" turns the second camera by 15 to 45 degrees.
+    about twice as large as the second; "roll" turns the second camera by 15 to 45 degrees, "turned"
+    by 75 to 180.
     """
     if condition == "low-texture":
         textures = TextureBank(_fade(textures.textures))
@@ -52,7 +55,7 @@ def write_condition(
         seed=seed,
         overlap=(0.2, 0.55) if condition == "scale-2" else (0.35, 0.9),
         photometric=condition != "day-night",
-        draw_cameras={"scale-2": _zoomed, "roll": _rolled}.get(condition),
+        draw_cameras=_DRAW.get(condition),
     )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     listed = []
@@ -107,14 +110,27 @@ def _zoomed(
 
 
 def _rolled(
-    layout: Layout, rng: Random, count: int, difficulty: float, height: int, width: int
+    layout: Layout,
+    rng: Random,
+    count: int,
+    difficulty: float,
+    height: int,
+    width: int,
+    degrees: tuple[float, float] = ROLL,
 ) -> Cameras:
     cameras = candidate_cameras(layout, rng, count, difficulty, height, width)
     n, views = cameras.K.shape[:2]
-    low, high = np.radians(ROLL)
+    low, high = np.radians(degrees)
     angle = rng.uniform(n, views, low=float(low), high=float(high)) * rng.sign(n, views)
     angle[:, 0] = 0
     turn = torch.eye(4, device=angle.device).repeat(n, views, 1, 1)
     turn[..., 0, 0] = turn[..., 1, 1] = angle.cos()
     turn[..., 1, 0], turn[..., 0, 1] = angle.sin(), -angle.sin()
     return Cameras(cameras.K, turn @ cameras.cam_from_world)
+
+
+_DRAW: dict[str, DrawCameras] = {
+    "scale-2": _zoomed,
+    "roll": _rolled,
+    "turned": partial(_rolled, degrees=TURNED),
+}
