@@ -26,6 +26,7 @@ SETTINGS = (
         "--max-error 1 --cell-size 1",
         "--max-error 4 --cell-size 4",
         "--max-error 2 --cell-size 8",
+        "--max-keypoints 16384",
         "--max-keypoints 1000",
         "--camera-mode auto",
     ),
