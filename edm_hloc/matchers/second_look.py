@@ -38,7 +38,9 @@ class SecondLookConfig:
         tolerance: how far matches may be from one affine map to agree with it, as a share of the
             longer side: depth moves them.
         agreeing: so many confident matches make a map believable.
-        sure: with fewer than this that agree, thumbnails are asked as well.
+        sure: if fewer agree, as a share of the smaller image's cells, thumbnails are asked as well.
+        clear: thumbnails of which such a share agrees know better than the first look: repeated
+            and symmetric things look alike even upside down, but over less of the image.
         turn: degrees, and
         stretch: ratio of lengths, from which on images are different enough to look again.
         thumbnail: longest side of the thumbnails, pixels.
@@ -47,7 +49,8 @@ class SecondLookConfig:
     enough: float = 0.25
     tolerance: float = 0.04
     agreeing: int = 20
-    sure: int = 50
+    sure: float = 0.1
+    clear: float = 0.2
     turn: float = 12.0
     stretch: float = 1.25
     thumbnail: int = 256
@@ -59,10 +62,12 @@ class View(NamedTuple):
     Attributes:
         features: of the warped image, by the inner matcher.
         warp: (3, 3), from the network's input to the warped image, pixels.
+        cells: how many 8 px cells it has.
     """
 
     features: Features
     warp: np.ndarray
+    cells: int
 
     def back(self, keypoints: np.ndarray) -> np.ndarray:
         """Keypoints (M, 2) of the features in pixels of the network's input, float32."""
@@ -99,10 +104,15 @@ _THUMBNAILS = (
 
 
 class Hint(NamedTuple):
-    """An affine map (3, 3) from image 0 to image 1 in the network's pixels, and how many agree."""
+    """An affine map (3, 3) from image 0 to image 1 in the network's pixels, how many matches agree
+    with it, and which share of the smaller view's cells that is."""
 
     warp: np.ndarray
     agreeing: int
+    share: float
+
+
+_NO_HINT = Hint(np.eye(3), 0, 0.0)
 
 
 class SecondLookMatcher(Matcher):
@@ -134,7 +144,8 @@ class SecondLookMatcher(Matcher):
         scale = min(1.0, self.config.thumbnail / max(pixels.shape[1:]))
         small, first, second, third = (self._thumbnail(pixels, scale, k) for k in range(4))
         double = self._thumbnail(pixels, min(1.0, 2 * scale), 0)
-        views = (View(features, np.eye(3)), small, double, first, second, third)
+        whole = View(features, np.eye(3), pixels[0].numel() // CELL**2)
+        views = (whole, small, double, first, second, third)
         held = pixels.nbytes + sum(view.features.nbytes for view in views)
         return Features(Looks(pixels, *views), image.transform, held)
 
@@ -164,9 +175,9 @@ class SecondLookMatcher(Matcher):
         for i, (pair, matches) in enumerate(zip(looks, found, strict=True)):
             if self._confident(matches) < self._enough(*pair):
                 hints[i] = self._agreement((pair[0].whole, pair[1].whole), matches, pair[1])
-        unsure = [i for i, hint in hints.items() if hint.agreeing < self.config.sure]
+        unsure = [i for i, hint in hints.items() if hint.share < self.config.sure]
         for i, hint in zip(unsure, self._ask_thumbnails([looks[i] for i in unsure]), strict=True):
-            hints[i] = max(hints[i], hint, key=lambda hint: hint.agreeing)
+            hints[i] = self._better(hints[i], hint)
         again = {i: hint.warp for i, hint in hints.items() if self._pays(hint)}
         second = self._match_aligned([(looks[i], warp) for i, warp in again.items()])
         for i, matches in zip(again, second, strict=True):
@@ -200,25 +211,26 @@ class SecondLookMatcher(Matcher):
             onto = warp @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
         warped = cv2.warpAffine(image, onto[:2], size).reshape(size[1], size[0], -1)
         tensor = torch.from_numpy(np.ascontiguousarray(warped.transpose(2, 0, 1)))
-        return View(self.matcher.encode(NetworkImage(tensor, _SAME_PIXELS, size)), warp)
+        features = self.matcher.encode(NetworkImage(tensor, _SAME_PIXELS, size))
+        return View(features, warp, size[0] * size[1] // CELL**2)
 
     def _confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.confident).sum())
 
     def _enough(self, looks0: Looks, looks1: Looks) -> float:
-        pixels = min(looks.pixels[0].numel() for looks in (looks0, looks1))
-        share = self.config.enough * pixels / CELL**2
+        share = self.config.enough * min(looks0.whole.cells, looks1.whole.cells)
         return share if self.matcher.topk is None else min(share, self.matcher.topk)
 
     def _agreement(self, views: tuple[View, View], matches: Matches, looks1: Looks) -> Hint:
         """The map that most confident matches agree on: a similarity, or better an affine map."""
-        best = Hint(np.eye(3), 0)
+        best = _NO_HINT
         chosen = matches.scores >= self.confident
         if chosen.sum() < self.config.agreeing:
             return best
         points0 = views[0].back(matches.keypoints0[chosen])
         points1 = views[1].back(matches.keypoints1[chosen])
         tolerance = self.config.tolerance * max(looks1.pixels.shape[1:])
+        cells = min(view.cells for view in views)
         for fit in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
             rows, agree = fit(
                 points0,
@@ -233,12 +245,13 @@ class SecondLookMatcher(Matcher):
             sane = np.linalg.det(rows[:, :2]) > 0 and long < _SQUEEZED * short
             # With fewer the freedom of an affine map is not worth its risk.
             if sane and agree.sum() >= max(self.config.agreeing, best.agreeing):
-                best = Hint(np.vstack([rows, [0.0, 0.0, 1.0]]), int(agree.sum()))
+                count = int(agree.sum())
+                best = Hint(np.vstack([rows, [0.0, 0.0, 1.0]]), count, count / cells)
         return best
 
     def _ask_thumbnails(self, pairs: Sequence[tuple[Looks, Looks]]) -> list[Hint]:
         """What most matches of any two thumbnails of each pair agree on."""
-        best = [Hint(np.eye(3), 0)] * len(pairs)
+        best = [_NO_HINT] * len(pairs)
         if not pairs:
             return best
         for first, second in _THUMBNAILS:
@@ -246,8 +259,11 @@ class SecondLookMatcher(Matcher):
             found = self.matcher.match_batch([(a.features, b.features) for a, b in views])
             for i, matches in enumerate(found):
                 hint = self._agreement(views[i], matches, pairs[i][1])
-                best[i] = max(best[i], hint, key=lambda hint: hint.agreeing)
+                best[i] = self._better(best[i], hint)
         return best
+
+    def _better(self, first: Hint, second: Hint) -> Hint:
+        return max(first, second, key=lambda hint: (hint.share >= self.config.clear, hint.agreeing))
 
     def _pays(self, hint: Hint) -> bool:
         if hint.agreeing < self.config.agreeing:
