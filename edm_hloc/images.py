@@ -128,7 +128,7 @@ class PixelTransform:
 
 
 def inside(points: np.ndarray, image: torch.Tensor) -> np.ndarray:
-    """Which points (N, 2), as (x, y), an image (…, H, W) has all four pixels around of."""
+    """Which points (N, 2), as (x, y), lie within the outermost pixel centres of (…, H, W)."""
     height, width = image.shape[-2:]
     beyond: np.ndarray = np.maximum(-points, points - [width - 1, height - 1]).max(axis=1)
     return beyond <= 0

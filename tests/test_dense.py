@@ -451,5 +451,5 @@ def test_memory_does_not_grow_with_the_pairs(
     # The raw matches alone are 29 KiB a pair. Names and places take about 1 KiB; merging also holds
     # what one image has of all its pairs, and HDF5's buffers, which are filled by some pairs.
     matching, both = np.subtract(*reversed(peaks))
-    assert matching < 12 + (more - fewer) * 1.5 / 1024, peaks
+    assert matching < 8 + (more - fewer) * 1.5 / 1024, peaks
     assert both < 8 + (more - fewer) * 7 / 1024, peaks

@@ -99,3 +99,25 @@ class Matcher(ABC):
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """`match` of each pair, all first images of one size and all second images of one size."""
         return [self.match(features0, features1) for features0, features1 in pairs]
+
+
+class WrappingMatcher(Matcher):
+    """A matcher that makes more of another one's matches, and is like it in all else."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self.matcher = matcher
+        self.name = matcher.name
+        self.preprocessing = matcher.preprocessing
+        self.batch_size = matcher.batch_size
+        self.threads = matcher.threads
+        self.device = matcher.device
+        self.confident = matcher.confident
+        self.topk = matcher.topk
+        self.weights = matcher.weights
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        return self.match_batch([(features0, features1)])[0]
+
+    @abstractmethod
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """As `Matcher.match_batch`."""

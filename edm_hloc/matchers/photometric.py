@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from edm_hloc.images import NetworkImage, inside
-from edm_hloc.matchers.base import Features, Matcher, Matches
+from edm_hloc.matchers.base import Features, Matcher, Matches, WrappingMatcher
 from edm_hloc.models.edm import CELL
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
@@ -355,7 +355,7 @@ def _sample(image: Tensor, points: Tensor) -> Tensor:
     )[0]
 
 
-class RefinedMatcher(Matcher):
+class RefinedMatcher(WrappingMatcher):
     """Another matcher whose matches are refined by the photos themselves.
 
     It also keeps each photo, in half precision, and its corners: 2.1 bytes a pixel of the network's
@@ -363,16 +363,8 @@ class RefinedMatcher(Matcher):
     """
 
     def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
-        self.matcher = matcher
+        super().__init__(matcher)
         self.config = config or RefinementConfig()
-        self.name = matcher.name
-        self.preprocessing = matcher.preprocessing
-        self.batch_size = matcher.batch_size
-        self.threads = matcher.threads
-        self.device = matcher.device
-        self.confident = matcher.confident
-        self.topk = matcher.topk
-        self.weights = matcher.weights
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
@@ -385,9 +377,6 @@ class RefinedMatcher(Matcher):
         photo = Photo(grey.half().to(self.device), strongest_corners(grey))
         nbytes = features.nbytes + photo.grey.nbytes + photo.corners.nbytes
         return Features((features, photo), image.transform, nbytes)
-
-    def match(self, features0: Features, features1: Features) -> Matches:
-        return self.match_batch([(features0, features1)])[0]
 
     def to_host(self, features: Features) -> Features | None:
         inner, photo = features.data

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from edm_hloc.images import NetworkImage, PixelTransform, inside
-from edm_hloc.matchers.base import Features, Matcher, Matches
+from edm_hloc.matchers.base import Features, Matcher, Matches, WrappingMatcher
 from edm_hloc.models.edm import CELL
 
 _SAME_PIXELS = PixelTransform((1.0, 1.0))
@@ -115,23 +115,15 @@ class Hint(NamedTuple):
 _NO_HINT = Hint(np.eye(3), 0, 0.0)
 
 
-class SecondLookMatcher(Matcher):
+class SecondLookMatcher(WrappingMatcher):
     """Another matcher, that gets a second look at pairs in which it found little.
 
     It keeps each image's pixels, in half precision, and features of five thumbnails.
     """
 
     def __init__(self, matcher: Matcher, config: SecondLookConfig | None = None) -> None:
-        self.matcher = matcher
+        super().__init__(matcher)
         self.config = config or SecondLookConfig()
-        self.name = matcher.name
-        self.preprocessing = matcher.preprocessing
-        self.batch_size = matcher.batch_size
-        self.threads = matcher.threads
-        self.device = matcher.device
-        self.confident = matcher.confident
-        self.topk = matcher.topk
-        self.weights = matcher.weights
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
@@ -148,9 +140,6 @@ class SecondLookMatcher(Matcher):
         views = (whole, small, double, first, second, third)
         held = pixels.nbytes + sum(view.features.nbytes for view in views)
         return Features(Looks(pixels, *views), image.transform, held)
-
-    def match(self, features0: Features, features1: Features) -> Matches:
-        return self.match_batch([(features0, features1)])[0]
 
     def to_host(self, features: Features) -> Features | None:
         pixels, *views = features.data
