@@ -269,52 +269,58 @@ def align(
         points0, points1: (M, 2) pixels, the top-left pixel's centre at (0, 0).
         affine: (M, 2, 2), from image 0 to image 1 around each match.
     """
-    device = image0.device
-    template = torch.cat([image0, _gradient(image0)])
-    points, correlation = [], []
+    points, correlation = [np.zeros((0, 2), np.float32)], [np.zeros(0, np.float32)]
     for start in range(0, len(points0), _CHUNK):
         part = slice(start, start + _CHUNK)
         p0, p1, A = (
-            torch.as_tensor(values[part], dtype=torch.float32, device=device)
+            torch.as_tensor(values[part], dtype=torch.float32, device=image0.device)
             for values in (points0, points1, affine)
         )
-        moved, agreement = _align(template, image1, p0, p1, A, config)
+        moved, agreement = _align(image0, image1, p0, p1, A, config)
         points.append(moved.cpu().numpy())
         correlation.append(agreement.cpu().numpy())
-    if not points:
-        return Alignment(np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
     return Alignment(np.concatenate(points), np.concatenate(correlation))
 
 
 def _align(
     image0: Tensor, image1: Tensor, p0: Tensor, p1: Tensor, A: Tensor, config: RefinementConfig
 ) -> tuple[Tensor, Tensor]:
-    steps = torch.arange(-config.radius, config.radius + 1, device=p0.device, dtype=p0.dtype)
-    patch = torch.cartesian_prod(steps, steps)  # (P, 2)
+    wide = _square(config.radius + 1, p0.device)
+    patch = wide[1:-1, 1:-1].flatten(0, 1)  # (P, 2)
     weight = torch.exp(-patch.square().sum(dim=1) / (2 * (config.radius / 1.7) ** 2))
     weight = weight / weight.sum()
-    values, *slopes = _sample(image0, p0[:, None] + patch)
-    template, contrast = _normalise(values, weight)
-    # Derivative of the normalised patch by the shift in image 1, taken from image 0 where it stays
-    # the same in all steps; what only changes mean and contrast does not count.
-    J = torch.stack(slopes, dim=-1) / contrast[..., None]
-    J = J - (weight[:, None] * J).sum(dim=1, keepdim=True)
-    along = (weight[:, None] * template[..., None] * J).sum(dim=1, keepdim=True)
-    J = (J - template[..., None] * along) @ torch.linalg.inv(A)
-    weighted = J.mT * weight
+    seen = _sample(image0, p0, wide.flatten(0, 1) * _pixel(image0))
+    seen = seen.unflatten(1, wide.shape[:2])
+    values = seen[:, 1:-1, 1:-1].flatten(1)
+    dx = seen[:, 1:-1, 2:] - seen[:, 1:-1, :-2]
+    dy = seen[:, 2:, 1:-1] - seen[:, :-2, 1:-1]
+    J = torch.stack([dx, dy], dim=1).flatten(2) / 2
+    mean = values @ weight
+    contrast = _contrast(values, mean, weight)[:, None]
+    template = (values - mean[:, None]) / contrast
+    # Derivative of the normalised patch by the shift in image 1, (M, 2, P), taken from image 0
+    # where it stays the same in all steps; what only changes mean and contrast does not count.
+    J = torch.linalg.inv(A).mT @ J / contrast[..., None]
+    weighted = weight * template
+    J = J - (J @ weight)[..., None] - (J @ weighted[..., None]) * template[:, None]
     damping = (config.noise / config.prior) ** 2
-    inverse = torch.linalg.inv(weighted @ J + damping * torch.eye(2, device=J.device))
-    weighted = inverse @ weighted
+    inverse = torch.linalg.inv((J * weight) @ J.mT + damping * torch.eye(2, device=J.device))
+    # What a step asks of a patch: how much it is like the template, and where that is better. All
+    # three rows sum to zero, so that the mean of the patch does not matter.
+    basis = torch.cat([weighted[:, None], inverse @ (J * weight)], dim=1)
+    own = (basis @ template[..., None])[..., 0]
 
-    around = p1[:, None] + patch @ A.mT
+    around = patch @ (A.mT * _pixel(image1))
     best_cost = torch.full_like(p1[:, 0], torch.inf)
     best = torch.zeros_like(p1)
     agreement = torch.zeros_like(best_cost)
     shift = torch.zeros_like(p1)
     for step in range(config.iterations + 1):
-        seen, _ = _normalise(_sample(image1, around + shift[:, None])[0], weight)
-        difference = seen - template
-        squared = difference.square() @ weight
+        seen = _sample(image1, p1 + shift, around)
+        contrast = _contrast(seen, seen @ weight, weight)[:, None]
+        found = (basis @ seen[..., None])[..., 0] / contrast
+        power = (1 - _FLAT / contrast[:, 0]).square()
+        squared = power - 2 * found[:, 0] + own[:, 0]
         cost = squared + damping * shift.square().sum(dim=1)
         better = cost < best_cost
         best_cost = torch.where(better, cost, best_cost)
@@ -322,37 +328,41 @@ def _align(
         agreement = torch.where(better, 1 - squared / 2, agreement)
         if step == config.iterations:
             break
-        pull = damping * inverse @ shift[..., None]
-        update = -(weighted @ difference[..., None] + pull)[..., 0]
+        pull = damping * (inverse @ shift[..., None])[..., 0]
+        update = own[:, 1:] - found[:, 1:] - pull
         # From the best place so far; half a step back where the last one did not help.
         shift = torch.where(better[:, None], shift + update, (shift + best) / 2)
         shift = shift.clamp(-2 * config.prior, 2 * config.prior)
     return p1 + best, agreement
 
 
-def _normalise(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Patches (M, P) of mean 0 and contrast 1 (less if nearly flat), and their contrast (M, 1)."""
-    values = values - (values @ weight)[:, None]
-    contrast = (values.square() @ weight).sqrt()[:, None] + _FLAT
-    return values / contrast, contrast
+def _contrast(values: Tensor, mean: Tensor, weight: Tensor) -> Tensor:
+    """Standard deviation (M,) of patches (M, P), and what is taken for noise."""
+    variance = values.square() @ weight - mean.square()
+    return variance.clamp(min=0).sqrt() + _FLAT
 
 
-def _gradient(image: Tensor) -> Tensor:
-    """(2, H, W) derivatives in x and y of (1, H, W), per pixel: central differences."""
-    padded = F.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
-    x = (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
-    y = (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
-    return torch.cat([x, y])
+def _square(radius: int, device: torch.device) -> Tensor:
+    """(2·radius + 1, 2·radius + 1, 2) pixels (x, y) around (0, 0)."""
+    steps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=2)
 
 
-def _sample(image: Tensor, points: Tensor) -> Tensor:
-    """(C, H, W) at (M, P, 2) pixels: (C, M, P); the border repeats outside."""
-    height, width = image.shape[-2:]
-    size = torch.tensor([width, height], device=points.device)
-    grid = (2 * points + 1) / size - 1
+def _pixel(image: Tensor) -> Tensor:
+    """(2,) width and height of a pixel where the image is [−1, 1]², as for `grid_sample`."""
+    return 2 / torch.tensor([image.shape[-1], image.shape[-2]], device=image.device)
+
+
+def _sample(image: Tensor, points: Tensor, around: Tensor) -> Tensor:
+    """Values (M, P) of (1, H, W) around points (M, 2), pixels; the border repeats outside.
+
+    Args:
+        around: (P, 2) or (M, P, 2), the image being [−1, 1]².
+    """
+    grid = around + ((points + 0.5) * _pixel(image) - 1)[:, None]
     return F.grid_sample(
         image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
-    )[0]
+    )[0, 0]
 
 
 class RefinedMatcher(WrappingMatcher):
