@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from edm_hloc.adjustment import LINK, Links, adjust_keypoints, links_between
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.keypoints import QuantizationConfig, assign, quantize_image, unique_matches
 from edm_hloc.store import (
@@ -62,7 +63,8 @@ def aggregate(
     """Makes keypoints and match indices out of raw matches, as hloc would from the same ones.
 
     Both files replace older ones when everything is done; until then nothing is seen of them.
-    Memory holds the raw matches of one image; each pair is read twice.
+    Memory holds the raw matches of one image; each pair is read twice. Where `config.position` is
+    "adjusted" it also holds all keypoints.
 
     Args:
         raw: raw matches, in pixels of the original images (top-left pixel's centre at (0, 0)).
@@ -122,7 +124,8 @@ def aggregate_into(
     """Does the work of `aggregate` between open files, or objects that behave like them.
 
     Args:
-        scratch: folder for a temporary file of 4 bytes a raw match; None is the system's.
+        scratch: folder for temporary files, of 4 bytes a raw match and, where keypoints are
+            adjusted, 20 bytes a match; None is the system's.
     """
     asked = _without_repeats(pairs)
     ordered = _in_order_of_votes([pair for pair in asked if pair in raw])
@@ -137,7 +140,14 @@ def aggregate_into(
     fixed = set() if quantize_references else set(reference_of)
 
     num_keypoints = num_matches = 0
-    with _IdSpool(len(ordered), scratch) as spool:
+    adjusting = config.position == "adjusted"
+    held: dict[str, np.ndarray] = {}  # what is adjusted when all pairs are known
+    held_scores: dict[str, np.ndarray] = {}
+    affine: dict[int, np.ndarray] = {}
+    with (
+        _Spool(len(ordered), np.dtype(np.int32), scratch) as spool,
+        _Spool(len(ordered), LINK, scratch) as links,
+    ):
         for name in tqdm(sorted(pairs_of), desc="keypoints", unit="image", disable=None):
             own_pairs = [ordered[i] for i in pairs_of[name]]
             reads = [_read(raw, pair) for pair in own_pairs]
@@ -170,21 +180,39 @@ def aggregate_into(
                     f"The raw matches or reference keypoints of image {name!r} are damaged "
                     f"({error}): delete them and make them again."
                 ) from error
+            if adjusting:
+                held[name] = keypoints
             if name not in fixed:
-                features.add(name, keypoints, scores)
                 num_keypoints += len(keypoints)
+                if adjusting:
+                    held_scores[name] = scores
+                else:
+                    features.add(name, keypoints, scores)
 
             ends = np.cumsum([len(read.scores) for read in reads])
             for i, read, own in zip(pairs_of[name], reads, np.split(ids, ends[:-1]), strict=True):
-                other = spool.take(i, len(own))
-                if other is None:
-                    spool.put(i, own)
+                if i not in spool:
+                    spool.put(i, own.astype(np.int32))
                     continue
+                other = spool.take(i)
                 name0, name1 = ordered[i]
                 ids0, ids1 = (own, other) if name == name0 else (other, own)
                 matches0, scores0 = unique_matches(ids0, ids1, read.scores)
                 matches.add(name0, name1, matches0, scores0)
                 num_matches += int(np.count_nonzero(matches0 != -1))
+                if adjusting:
+                    kept = _kept(ids0, ids1, matches0)
+                    _, _, affine[i], linked = links_between(ordered[i], read, ids0, ids1, kept)
+                    links.put(i, linked)
+        if adjusting:
+            adjusted = adjust_keypoints(
+                held,
+                lambda: (Links(*ordered[i], affine[i], links.take(i)) for i in affine),
+                config.max_error,
+                fixed,
+            )
+            for name, keypoints in adjusted.items():
+                features.add(name, keypoints, held_scores[name])
     return AggregateSummary(
         images=len(pairs_of.keys() - fixed),
         pairs=len(ordered),
@@ -228,32 +256,43 @@ def _anchors(reference: FeatureReader | None, name: str) -> tuple[np.ndarray, np
     return keypoints.astype(np.float32), scores.astype(np.float32)
 
 
-class _IdSpool:
-    """Keeps on disk the keypoint ids of each pair's one image until its other image is done."""
+def _kept(ids0: np.ndarray, ids1: np.ndarray, matches0: np.ndarray) -> np.ndarray:
+    """Which raw matches (M,) between keypoints say what `matches0` (N0,) says: indices."""
+    among = np.flatnonzero((ids0 >= 0) & (ids0 < len(matches0)) & (ids1 >= 0))
+    kept: np.ndarray = among[matches0[ids0[among]] == ids1[among]]
+    return kept
 
-    def __init__(self, num_pairs: int, directory: Path | None) -> None:
+
+class _Spool:
+    """Keeps an array of each pair on disk."""
+
+    def __init__(self, num_pairs: int, dtype: np.dtype, directory: Path | None) -> None:
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 (closed in __exit__)
+        self._dtype = dtype
         self._offsets = np.full(num_pairs, -1, np.int64)
+        self._lengths = np.zeros(num_pairs, np.int64)
         self._end = 0
 
-    def put(self, pair: int, ids: np.ndarray) -> None:
+    def put(self, pair: int, values: np.ndarray) -> None:
         try:
             self._file.seek(self._end)
-            self._offsets[pair] = self._end
-            self._end += self._file.write(ids.astype(np.int32).tobytes())
+            self._offsets[pair], self._lengths[pair] = self._end, len(values)
+            self._end += self._file.write(values.tobytes())
         except OSError as error:
             raise EdmHlocError(
                 f"Cannot write a temporary file ({error.strerror or error}): free disk space."
             ) from error
 
-    def take(self, pair: int, length: int) -> np.ndarray | None:
-        """The (length,) int32 ids put there, None if there are none yet."""
-        if self._offsets[pair] < 0:
-            return None
-        self._file.seek(int(self._offsets[pair]))
-        return np.frombuffer(self._file.read(4 * length), np.int32)
+    def __contains__(self, pair: int) -> bool:
+        return bool(self._offsets[pair] >= 0)
 
-    def __enter__(self) -> _IdSpool:
+    def take(self, pair: int) -> np.ndarray:
+        """The values put there."""
+        self._file.seek(int(self._offsets[pair]))
+        size = int(self._lengths[pair]) * self._dtype.itemsize
+        return np.frombuffer(self._file.read(size), self._dtype)
+
+    def __enter__(self) -> _Spool:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -33,7 +33,9 @@ class QuantizationConfig:
             belong to their cell's keypoint at whatever distance, and (for localization) points of
             a query matched to an image of fixed keypoints are not binned.
         position: "bin", the centre of the bin, as hloc; or "mean", the mean of the points that
-            are assigned to the keypoint, weighted by their scores, which is more exact.
+            are assigned to the keypoint, weighted by their scores, which is more exact; or
+            "adjusted", that mean moved to where the matches of all pairs agree, more exact still,
+            which needs the keypoints of all images at once (see `adjustment.py`).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -42,7 +44,7 @@ class QuantizationConfig:
     max_error: float
     cell_size: float
     max_kps: int | None
-    position: Literal["bin", "mean"] = "bin"
+    position: Literal["bin", "mean", "adjusted"] = "bin"
 
     def __post_init__(self) -> None:
         # below a tenth of a pixel the rounding to 0.01 px would merge neighbouring cells
@@ -52,8 +54,8 @@ class QuantizationConfig:
             raise ValueError(f"cell_size must be 0 or more px, not {self.cell_size}")
         if self.max_kps is not None and self.max_kps < 1:
             raise ValueError(f"max_kps must be None or at least 1, not {self.max_kps}")
-        if self.position not in ("bin", "mean"):
-            raise ValueError(f"position must be bin or mean, not {self.position}")
+        if self.position not in ("bin", "mean", "adjusted"):
+            raise ValueError(f"position must be bin, mean or adjusted, not {self.position}")
 
     @property
     def cell_side(self) -> float:
@@ -136,7 +138,7 @@ def quantize_image(
         kept = np.argsort(best)[::-1][: config.max_kps]
         keypoints, best = keypoints[kept], best[kept]
         ids = assign(points, keypoints, config.max_error)
-    if config.position == "mean":
+    if config.position != "bin":
         keypoints = _mean_positions(keypoints, ids, points, scores)
     return QuantizedImage(keypoints, best, ids)
 

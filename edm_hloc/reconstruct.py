@@ -49,9 +49,9 @@ from edm_hloc.store import RawMatchReader
 
 logger = logging.getLogger(__name__)
 
-# Merging within 2 px at the mean of what is merged: the longest tracks at a small error.
+# Merging within 2 px, the matches of all pairs in agreement: long tracks at a small error.
 RECONSTRUCTION_KEYPOINTS = QuantizationConfig(
-    max_error=2.0, cell_size=2.0, max_kps=8192, position="mean"
+    max_error=2.0, cell_size=2.0, max_kps=8192, position="adjusted"
 )
 
 

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pycolmap
 from PIL import Image
 from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as ExifTag
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from edm_hloc.colmap import ModelStatistics, is_model, posed_images, quiet_colmap, read_model
@@ -48,9 +50,9 @@ class CameraOptions:
     """Which photos share a camera and what is known about it.
 
     Attributes:
-        mode: "auto" one camera for all photos whose EXIF data name the same camera, lens setting
-            and size, else one each; "single" one for all; "per-folder"; "per-image". Photos of
-            different sizes never share one.
+        mode: "auto" one camera for all photos whose EXIF data name the same camera (or none),
+            focal length and size, else one each; "single" one for all; "per-folder"; "per-image".
+            Photos of different sizes never share one.
         model: COLMAP's name of the camera model of photos that are not in `known`.
         known: cameras by image name (see `load_intrinsics`), which are not refined.
     """
@@ -75,6 +77,8 @@ class MappingOptions:
             points in one pair only; they steady the poses and make the model two to three times
             as large, with shorter tracks on average.
         refine_intrinsics: adjust focal length and distortion of the cameras that are not known.
+            Where that leads nowhere, as on photos taken going straight on, the incremental mapper
+            tries again without distortion.
         seed: of everything random. With one thread the incremental mapper repeats exactly, the
             global one nearly.
         threads: -1 for all cores.
@@ -142,6 +146,7 @@ class MappingSummary:
         unregistered: those that are not in the model, sorted.
         components: registered images of each separate model found, the one written first.
         seconds: wall-clock time.
+        undistorted: the photos did not tell the lens's distortion, so that it was left out.
     """
 
     statistics: ModelStatistics
@@ -149,6 +154,7 @@ class MappingSummary:
     unregistered: tuple[str, ...]
     components: tuple[int, ...]
     seconds: float
+    undistorted: bool = False
 
 
 # --------------------------------------------------------------------------- cameras
@@ -256,22 +262,26 @@ def _parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
     return camera
 
 
+_EXIF_CAMERA = (ExifTag.Make, ExifTag.Model)
+_EXIF_FOCAL = (ExifTag.FocalLength, ExifTag.FocalLengthIn35mmFilm)
+_EXIF_SENSOR = (ExifTag.FocalPlaneXResolution, ExifTag.FocalPlaneResolutionUnit)
+
+
 @dataclass(frozen=True)
 class _Photo:
-    """What the header of a photo says."""
+    """What the header of a photo says.
+
+    Attributes:
+        size: pixels.
+        exif: camera, lens setting and size; None without EXIF data.
+        names_camera: EXIF data tell the camera's maker or model.
+        tells_focal: they tell the focal length.
+    """
 
     size: tuple[int, int]
-    exif: tuple[object, ...] | None  # camera, lens setting and size; None without EXIF data
-
-
-_EXIF_CAMERA = (ExifTag.Make, ExifTag.Model)
-_NO_CAMERA = ("None",) * len(_EXIF_CAMERA)
-_EXIF_LENS = (
-    ExifTag.FocalLength,
-    ExifTag.FocalLengthIn35mmFilm,
-    ExifTag.FocalPlaneXResolution,
-    ExifTag.FocalPlaneResolutionUnit,
-)
+    exif: tuple[object, ...] | None = None
+    names_camera: bool = False
+    tells_focal: bool = False
 
 
 def open_header(path: Path) -> Image.Image:
@@ -290,30 +300,34 @@ def _read_photo(path: Path) -> _Photo:
         exif = image.getexif()
         if image.format == "TIFF":  # whose size Pillow gives as the orientation turns it
             size = (exif[ExifTag.ImageWidth], exif[ExifTag.ImageLength])
-        tags = [exif.get(tag) for tag in _EXIF_CAMERA]
-        tags += [exif.get_ifd(IFD.Exif).get(tag) for tag in _EXIF_LENS]
+        lens = exif.get_ifd(IFD.Exif)
+        camera = [exif.get(tag) for tag in _EXIF_CAMERA]
+        focal, sensor = ([lens.get(tag) for tag in tags] for tags in (_EXIF_FOCAL, _EXIF_SENSOR))
     except Exception:  # damaged EXIF data is no reason to do without the photo
-        tags = [None]
-    known = any(tag is not None for tag in tags)
-    return _Photo(size, (*map(str, tags), *size) if known else None)
+        return _Photo(size)
+    if not any(tag is not None for tag in (*camera, *focal, *sensor)):
+        return _Photo(size)
+    tags = map(str, (*camera, *focal, *sensor))
+    return _Photo(size, (*tags, *size), any(camera), any(focal))
 
 
-def _exif_camera(path: Path) -> tuple[str | None, float | None]:
-    """COLMAP's name of the camera in the EXIF data and its focal length in pixels, if any.
+def _exif_focal(path: Path) -> float | None:
+    """The focal length in pixels by the EXIF data, if they tell it.
 
     Decodes the photo; COLMAP knows many cameras' sensors, so that it finds more than the data say.
     """
     with quiet_colmap():
         bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
     if bitmap is not None:
-        return bitmap.exif_camera_model(), bitmap.exif_focal_length()
+        found: float | None = bitmap.exif_focal_length()
+        return found
     # a format that COLMAP does not read, such as WebP
     image = open_header(path)
     try:
         focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
     except Exception:
         focal = 0.0
-    return None, focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
+    return focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
 
 
 def photo_cameras(
@@ -330,7 +344,7 @@ def photo_cameras(
     groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
     sizes: dict[str, tuple[int, int]] = {}
     focals: dict[str, float | None] = {}
-    exif_cameras: dict[tuple[object, ...], tuple[str | None, float | None]] = {}
+    exif_focals: dict[tuple[object, ...], float | None] = {}
     skipped: dict[str, str] = {}
     known = options.known or {}
     for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=None):
@@ -351,11 +365,11 @@ def photo_cameras(
                 )
             groups["known", camera.model_name, photo.size, tuple(camera.params)].append(name)
             continue
-        if photo.exif is not None and photo.exif not in exif_cameras:
-            exif_cameras[photo.exif] = _exif_camera(root / name)
-        exif_name, focals[name] = exif_cameras.get(photo.exif or (), (None, None))
-        shared_by = {
-            "auto": exif_name or f"/{name}",
+        if photo.exif is not None and photo.exif not in exif_focals:
+            exif_focals[photo.exif] = _exif_focal(root / name)
+        focals[name] = exif_focals.get(photo.exif or ())
+        shared_by: object = {
+            "auto": photo.exif if photo.tells_focal else name,
             "single": "",
             "per-folder": name.rpartition("/")[0],
             "per-image": name,
@@ -401,10 +415,10 @@ def cameras_by_exif(
 
     def camera_in(name: str) -> tuple[object, ...] | None:
         try:
-            exif = _read_photo(root / name).exif
+            photo = _read_photo(root / name)
         except ImageError:
             return None
-        return exif if exif is not None and exif[: len(_EXIF_CAMERA)] != _NO_CAMERA else None
+        return photo.exif if photo.names_camera or photo.tells_focal else None
 
     wanted = {name: exif for name in names if (exif := camera_in(name)) is not None}
     if not wanted:
@@ -681,21 +695,27 @@ def map_database(
         all_images = db.read_all_images()
         fixed = {image.camera_id for image in all_images if image.name in fixed_names}
         all_fixed = fixed >= {image.camera_id for image in all_images}
+        given = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        connected = _most_connected(db, options.min_inliers)
     if not verification.verified_pairs:
         raise EdmHlocError(diagnose(database))
+    refine = options.refine_intrinsics and not all_fixed
+    undistorted = False
     with _new_model(out) as temporary, quiet_colmap():
         if options.mapper == "global":
-            refine = options.refine_intrinsics and not all_fixed
-            models = _map_globally(database, temporary, refine, options)
+            models = _with_points(_map_globally(database, temporary, refine, options))
         else:
-            models = _map_incrementally(
-                database, images, temporary, fixed, all_fixed, len(all_images), options
-            )
-        models = sorted(
-            (model for model in models if model.num_points3D()),
-            key=lambda model: (model.num_reg_images(), model.num_points3D()),
-            reverse=True,
-        )
+            several = _Mapping(database, images, temporary, fixed, len(all_images), options)
+            models = _with_points(several.run(refine, refine))
+            if refine and _is_doubtful(models, given, connected):
+                logger.info("Mapping once more, without distortion.")
+                again = _with_points(several.run(refine, False))
+                undistorted = _worth(again, given) > _worth(models, given)
+                models = again if undistorted else models
+            if not models:
+                logger.info("Mapping once more, from any pair of photos.")
+                models = _with_points(several.run(refine, False, any_start=True))
+                undistorted = refine
         if not models:
             raise EdmHlocError(diagnose(database))
         _write_model(models[0], images, temporary)
@@ -714,6 +734,7 @@ def map_database(
         unregistered=tuple(sorted(i.name for i in all_images if i.name not in registered)),
         components=components,
         seconds=time.monotonic() - start,
+        undistorted=undistorted,
     )
 
 
@@ -774,33 +795,108 @@ def _incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelin
     return o
 
 
-def _map_incrementally(
-    database: Path,
-    images: Path,
-    folder: Path,
-    fixed: set[int],
-    all_fixed: bool,
-    number: int,
-    options: MappingOptions,
-) -> list[pycolmap.Reconstruction]:
-    o = _incremental_options(options)
-    o.min_model_size = 3
-    o.constant_cameras = fixed
-    o.ba_refine_focal_length = o.ba_refine_extra_params = (
-        options.refine_intrinsics and not all_fixed
+class _Mapping(NamedTuple):
+    """What the incremental mapper works on.
+
+    Attributes:
+        database, images: of the photos.
+        folder: for its models.
+        fixed: cameras that stay as they are.
+        number: of photos.
+        options: of the geometry.
+    """
+
+    database: Path
+    images: Path
+    folder: Path
+    fixed: set[int]
+    number: int
+    options: MappingOptions
+
+    def run(
+        self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
+    ) -> list[pycolmap.Reconstruction]:
+        """All models it finds.
+
+        Args:
+            refine_focal, refine_distortion: of the cameras that are not fixed. Photos taken going
+                straight on do not tell distortion: it can grow beyond all bounds, and take the
+                model with it.
+            any_start: be content with pairs, such as all of those are, that COLMAP does not like to
+                start from, since they tell little depth.
+        """
+        o = _incremental_options(self.options)
+        o.min_model_size = 3
+        o.constant_cameras = self.fixed
+        o.ba_refine_focal_length = o.mapper.abs_pose_refine_focal_length = refine_focal
+        o.ba_refine_extra_params = o.mapper.abs_pose_refine_extra_params = refine_distortion
+        if any_start:
+            o.mapper.init_max_forward_motion = 1.0  # of all motion
+            o.mapper.init_min_tri_angle /= 2
+        with tqdm(total=self.number, desc="Mapping", unit="photo", disable=None) as progress:
+            models = pycolmap.incremental_mapping(
+                self.database,
+                self.images,
+                self.folder,
+                o,
+                initial_image_pair_callback=lambda: progress.update(2),
+                next_image_callback=lambda: progress.update(1),
+            )
+        return list(models.values())
+
+
+def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    """The models that have any, largest first."""
+    return sorted(
+        (model for model in models if model.num_points3D()),
+        key=lambda model: (model.num_reg_images(), model.num_points3D()),
+        reverse=True,
     )
-    o.mapper.abs_pose_refine_focal_length = o.ba_refine_focal_length
-    o.mapper.abs_pose_refine_extra_params = o.ba_refine_focal_length
-    with tqdm(total=number, desc="Mapping", unit="photo", disable=None) as progress:
-        models = pycolmap.incremental_mapping(
-            database,
-            images,
-            folder,
-            o,
-            initial_image_pair_callback=lambda: progress.update(2),
-            next_image_callback=lambda: progress.update(1),
-        )
-    return list(models.values())
+
+
+def _most_connected(db: pycolmap.Database, min_inliers: int) -> int:
+    """How many photos the verified pairs join at most."""
+    number = {image.image_id: i for i, image in enumerate(db.read_all_images())}
+    joined = [
+        [number[image_id] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
+        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
+        if inliers >= min_inliers
+    ]
+    if not joined:
+        return 0
+    rows, columns = np.array(joined).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number), len(number)))
+    return int(np.bincount(connected_components(graph, directed=False)[1]).max())
+
+
+def _is_doubtful(
+    models: Sequence[pycolmap.Reconstruction],
+    given: Mapping[int, pycolmap.Camera],
+    connected: int,
+) -> bool:
+    """Whether the largest model has photos with impossible cameras, or far too few photos."""
+    if not models:
+        return True
+    registered = models[0].num_reg_images()
+    return registered < connected / 2 or _worth(models, given)[0] < registered
+
+
+def _worth(
+    models: Sequence[pycolmap.Reconstruction], given: Mapping[int, pycolmap.Camera]
+) -> tuple[int, int]:
+    """Photos with a possible camera in the largest model, and the points that photos see there."""
+    if not models:
+        return 0, 0
+    posed = posed_images(models[0]).values()
+    possible = {id: _is_possible(camera, given[id]) for id, camera in models[0].cameras.items()}
+    return sum(possible[i.camera_id] for i in posed), models[0].compute_num_observations()
+
+
+def _is_possible(camera: pycolmap.Camera, given: pycolmap.Camera) -> bool:
+    """Whether a focal length is near what EXIF data say, or else what lenses have."""
+    if given.has_prior_focal_length:
+        return 0.7 < camera.mean_focal_length() / given.mean_focal_length() < 1.4
+    return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
 
 
 def _map_globally(

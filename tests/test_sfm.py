@@ -26,6 +26,7 @@ from edm_hloc.sfm import (
     CameraOptions,
     ImportSummary,
     MappingOptions,
+    _Mapping,
     build_database,
     diagnose,
     epipolar_errors,
@@ -74,13 +75,24 @@ def make_scene(
     centres: np.ndarray | None = None,
     split: int | None = None,
     uncertainty: float | None = None,
+    street: bool = False,
+    exif: Image.Exif | None = None,
 ) -> Scene:
     """Random points seen from an arc of cameras; matches by shared points, with some wrong.
 
-    With `split`, images before it share no matches with those from it on.
+    With `split`, images before it share no matches with those from it on. With `street` the
+    cameras walk straight on between two rows of houses instead.
     """
     rng = np.random.default_rng(seed)
     points = rng.uniform(-1, 1, (600, 3)) * [2.0, 1.5, 1.0]
+    targets = np.zeros((len(names), 3))
+    if street:
+        forward = np.arange(len(names))
+        centres = np.stack([0.3 * np.sin(forward), 0.05 * np.cos(forward), 5.0 * forward], axis=1)
+        targets = np.add(centres, [0.0, 0.0, 1.0])
+        length = centres[-1, 2] + 20
+        points = rng.uniform([-2.6, -2.5, 0], [-2.4, 1.2, length], (60 * len(names) + 200, 3))
+        points[::2, 0] *= -1
     if centres is None:
         angles = np.linspace(-0.5, 0.5, len(names))
         centres = 6 * np.stack([np.sin(angles), 0.15 * np.cos(5 * angles), -np.cos(angles)], axis=1)
@@ -93,14 +105,16 @@ def make_scene(
             path = images / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if photos:
-                Image.new("RGB", SIZE, (200, 100, 50)).save(path)
-            pose = look_at(centre, np.zeros(3))
+                with_exif = {"exif": exif} if exif else {}
+                Image.new("RGB", SIZE, (200, 100, 50)).save(path, **with_exif)
+            pose = look_at(centre, targets[i - 1])
             image = pycolmap.Image(name=name, camera_id=1, image_id=i)
             model.add_image_with_trivial_frame(image, pose)
             # in COLMAP's frame; features hold hloc's, half a pixel less
-            seen = CAMERA.img_from_cam(points @ pose.rotation.matrix().T + pose.translation)
-            seen = seen + rng.normal(0, noise, seen.shape)
-            inside = np.flatnonzero(np.all((seen > 0) & (seen < SIZE), axis=1))
+            there = points @ pose.rotation.matrix().T + pose.translation
+            seen = CAMERA.img_from_cam(there) + rng.normal(0, noise, (len(there), 2))
+            near = (there[:, 2] > 1) & (there[:, 2] < 25)
+            inside = np.flatnonzero(near & np.all((seen > 0) & (seen < SIZE), axis=1))
             clutter = rng.uniform(0, SIZE, (50, 2))
             keypoints = np.concatenate([seen[inside], clutter]) - 0.5
             order = rng.permutation(len(keypoints))
@@ -218,28 +232,42 @@ def test_sizes_never_share_a_camera(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "2 sizes" in caplog.text
 
 
-def exif(focal_35mm: int, model: str = "Model 5") -> Image.Exif:
+def exif(focal_35mm: int | None, model: str | None = "Model 5") -> Image.Exif:
     data = Image.Exif()
-    data[0x010F], data[0x0110], data[0x0112] = "Make", model, 6
-    data.get_ifd(0x8769)[0xA405] = focal_35mm
+    data[0x0112] = 6
+    if model is not None:
+        data[0x010F], data[0x0110] = "Make", model
+    if focal_35mm is not None:
+        data.get_ifd(0x8769)[0xA405] = focal_35mm
     return data
 
 
 def test_exif_focal_length_as_colmap_reads_it(tmp_path: Path) -> None:
-    names = ["a.jpg", "b.jpg", "c.jpg", "d.webp", "e.jpg"]
-    scene = make_scene(tmp_path, names)
-    for name, data in zip(names, (exif(35), exif(35), exif(50), exif(28), None), strict=True):
+    cameras = {
+        "a.jpg": exif(35),
+        "b.jpg": exif(35),
+        "c.jpg": exif(50),
+        "d.webp": exif(28),
+        "d2.webp": exif(28),
+        "e.jpg": None,
+        "f.jpg": exif(35, model=None),  # as some apps leave the data
+        "f2.jpg": exif(35, model=None),
+        "g.jpg": exif(None),  # a zoom lens at any length
+        "g2.jpg": exif(None),
+    }
+    scene = make_scene(tmp_path, list(cameras))
+    for name, data in cameras.items():
         with_exif = {"exif": data} if data else {}
         # portrait by EXIF, landscape by its pixels: the pixels count
         Image.new("RGB", SIZE).save(scene.images / name, **with_exif)
     imported = build(scene, tmp_path / "d.db", pairs=[])
-    assert (imported.cameras, imported.prior_focal) == (4, 4)
+    assert (imported.cameras, imported.prior_focal) == (7, 7)
     db = pycolmap.Database.open(tmp_path / "d.db")
     for image in db.read_all_images():
         camera = db.read_camera(image.camera_id)
         assert (camera.width, camera.height) == SIZE
-        assert camera.has_prior_focal_length == (image.name != "e.jpg")
-        if image.name == "d.webp":  # which COLMAP cannot read
+        assert camera.has_prior_focal_length == (image.name[0] not in "eg")
+        if image.name.endswith("webp"):  # which COLMAP cannot read
             assert camera.focal_length == pytest.approx(28 * 800 / np.hypot(36, 24))
         else:
             guess = pycolmap.infer_camera_from_image(scene.images / image.name)
@@ -496,6 +524,65 @@ def test_turning_on_the_spot_gives_a_reason(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="more places"):
         map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS, known=NAMES)
     assert [p.name for p in tmp_path.glob("*m*") if p.name.startswith(".")] == []
+
+
+def test_walking_straight_on_makes_a_model(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, [f"{i}.jpg" for i in range(8)], street=True, exif=exif(30))
+    build(scene, tmp_path / "d.db")
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.undistorted
+    assert (summary.statistics.registered, summary.unregistered) == (8, ())
+    (camera,) = read_model(tmp_path / "m").cameras.values()
+    assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.1)
+    assert camera.params[3] == 0.0
+    assert_near_truth(scene, tmp_path / "m", rotation=1.0, position=2.0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_model_with_an_impossible_camera_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    scene = make_scene(tmp_path, NAMES, exif=exif(30) if told else None)
+    build(scene, tmp_path / "d.db")
+    run = _Mapping.run
+
+    def diverging(
+        mapping: _Mapping, refine_focal: bool, refine_distortion: bool
+    ) -> list[pycolmap.Reconstruction]:
+        models = run(mapping, refine_focal, refine_distortion)
+        for camera in models[0].cameras.values() if refine_distortion else ():
+            camera.params = [(1.6 if told else 6.0) * camera.params[0], *camera.params[1:]]
+        return models
+
+    monkeypatch.setattr(_Mapping, "run", diverging)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.undistorted
+    assert summary.statistics.registered == len(NAMES)
+    for camera in read_model(tmp_path / "m").cameras.values():
+        assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.1)
+
+
+def test_half_a_model_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(tmp_path, NAMES, exif=exif(30))
+    build(scene, tmp_path / "d.db")
+    run, calls = _Mapping.run, []
+
+    def stopping(mapping: _Mapping, *refined: bool) -> list[pycolmap.Reconstruction]:
+        calls.append(refined)
+        models = run(mapping, *refined)
+        if calls == [(True, True)]:
+            for image_id in list(models[0].reg_image_ids())[2:]:
+                models[0].deregister_frame(models[0].images[image_id].frame_id)
+        return models
+
+    monkeypatch.setattr(_Mapping, "run", stopping)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert calls == [(True, True), (True, False)]
+    assert summary.statistics.registered == len(NAMES)
+    calls.append(())  # the same photos once more, with a mapper that does its work
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert calls[3:] == [(True, True)]
+    assert not summary.undistorted
 
 
 def test_other_files_are_not_overwritten(scene: Scene, database: Path, tmp_path: Path) -> None:

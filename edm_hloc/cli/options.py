@@ -88,9 +88,10 @@ def add_quantization(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--max-keypoints", type=int, default=8192, help="a photo; 0: no limit")
     group.add_argument(
         "--position",
-        choices=("mean", "bin"),
-        default="mean",
-        help="keypoints at the mean of their points, or at the centre of a bin as hloc",
+        choices=("adjusted", "mean", "bin"),
+        default="adjusted",
+        help="keypoints where the matches of all pairs agree, at the mean of their points, or at "
+        "the centre of a bin as hloc",
     )
 
 

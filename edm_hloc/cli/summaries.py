@@ -51,6 +51,11 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     if len(mapped["components"]) > 1:
         sizes = ", ".join(str(size) for size in mapped["components"])
         print(f"Parts       the photos fall into separate models of {sizes}; the largest is kept")
+    if mapped.get("undistorted"):
+        print(
+            "Distortion  left at zero: these photos do not tell it. Calibrate the camera (--known) "
+            "if you can"
+        )
     peak = run.peak_memory_mib
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {duration(seconds)}{memory}")
