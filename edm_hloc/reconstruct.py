@@ -36,6 +36,7 @@ from edm_hloc.aggregate import aggregate
 from edm_hloc.dense import DenseConfig, match_pairs
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import Pair, write_pairs
 from edm_hloc.sfm import (
@@ -45,7 +46,6 @@ from edm_hloc.sfm import (
     map_database,
     triangulate,
 )
-from edm_hloc.store import RawMatchReader
 
 logger = logging.getLogger(__name__)
 
@@ -220,17 +220,20 @@ def match_and_quantize(
     dense: DenseConfig | None = None,
     *,
     reference_features: Path | None = None,
+    masks: Path | None = None,
     overwrite: bool = False,
 ) -> str:
     """Pairs of photos → `features.h5` and `matches.h5` in the run's folder; their fingerprint.
 
     Images of `reference_features`, an H5 file of keypoints, keep those: their matches are indices
-    into them, and `features.h5` holds the other images only.
+    into them, and `features.h5` holds the other images only. Matches do not count where a photo's
+    mask in the folder `masks` is black (see `masks.py`).
 
     Raises:
         EdmHlocError: from any step; what was matched is kept.
     """
     out = run.out
+    mask_of = find_masks(masks, sorted({name for pair in pairs for name in pair})) if masks else {}
     write_pairs(out / "pairs.txt", pairs)
     start = time.monotonic()
     summary = match_pairs(
@@ -244,7 +247,7 @@ def match_and_quantize(
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize() -> dict[str, Any]:
-        with RawMatchReader(out / "raw_matches") as raw:
+        with MaskedMatchReader(out / "raw_matches", mask_of, image_root) as raw:
             return {
                 "keypoints": aggregate(
                     raw,
@@ -260,6 +263,10 @@ def match_and_quantize(
     depends_on: list[Any] = [shards, pairs, asdict(quantization)]
     if reference_features is not None:
         depends_on.append((str(reference_features), reference_features.stat().st_mtime_ns))
+    run.results.pop("masks", None)
+    if mask_of:
+        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in mask_of.items()})
+        run.results["masks"] = {"photos": len(mask_of)}
     return run.step(
         "keypoints",
         depends_on,
@@ -278,6 +285,7 @@ def reconstruct(
     dense: DenseConfig | None = None,
     cameras: CameraOptions | None = None,
     mapping: MappingOptions | None = None,
+    masks: Path | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Reconstruct the photos under `image_root` into `out`; see the module for its files.
@@ -291,6 +299,7 @@ def reconstruct(
         dense: memory and threads of the matching.
         cameras: which photos share a camera, and known intrinsics.
         mapping: options of the geometry.
+        masks: folder of images that are black where photos do not count (see `masks.py`).
         overwrite: do everything again.
 
     Returns:
@@ -307,10 +316,11 @@ def reconstruct(
         "quantization": asdict(quantization),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
+        "masks": None if masks is None else str(masks),
     }
     run = Run.begin(out, settings, overwrite=overwrite)
     matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, overwrite=overwrite
+        run, image_root, pairs, matcher, quantization, dense, masks=masks, overwrite=overwrite
     )
     features, matches = out / "features.h5", out / "matches.h5"
     database, model = out / "database.db", out / "model"
@@ -344,6 +354,7 @@ def triangulate_model(
     quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
     dense: DenseConfig | None = None,
     mapping: MappingOptions | None = None,
+    masks: Path | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Match `pairs` and triangulate points with the poses of the COLMAP model `reference`.
@@ -360,10 +371,11 @@ def triangulate_model(
         "matcher": dict(matcher.provenance),
         "quantization": asdict(quantization),
         "mapping": asdict(mapping),
+        "masks": None if masks is None else str(masks),
     }
     run = Run.begin(out, settings, overwrite=overwrite)
     matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, overwrite=overwrite
+        run, image_root, pairs, matcher, quantization, dense, masks=masks, overwrite=overwrite
     )
     stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
     features, matches = out / "features.h5", out / "matches.h5"

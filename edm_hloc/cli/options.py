@@ -93,6 +93,11 @@ def add_quantization(sub: argparse.ArgumentParser) -> None:
         help="keypoints where the matches of all pairs agree, at the mean of their points, or at "
         "the centre of a bin as hloc",
     )
+    group.add_argument(
+        "--masks",
+        type=Path,
+        help="folder with an image NAME.png for the photo NAME, black where nothing counts",
+    )
 
 
 def add_mapping(sub: argparse.ArgumentParser) -> None:

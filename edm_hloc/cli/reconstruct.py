@@ -57,6 +57,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
             dense=options.dense_config(args),
             cameras=CameraOptions(args.camera_mode, args.camera_model, known),
             mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
+            masks=args.masks,
             overwrite=args.overwrite,
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
@@ -77,6 +78,7 @@ def _triangulate(args: argparse.Namespace) -> None:
             options.make_matcher(args),
             quantization=options.quantization(args),
             dense=options.dense_config(args),
+            masks=args.masks,
             overwrite=args.overwrite,
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
@@ -94,6 +96,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "images": str(args.images),
         "matcher": dict(matcher.provenance),
         "quantization": asdict(quantization),
+        "masks": None if args.masks is None else str(args.masks),
     }
     run = Run.begin(args.out, settings, overwrite=args.overwrite)
     match_and_quantize(
@@ -103,6 +106,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         matcher,
         quantization,
         options.dense_config(args),
+        masks=args.masks,
         overwrite=args.overwrite,
     )
     summaries.print_matching(run)

@@ -26,6 +26,8 @@ def print_matching(run: Run) -> None:
             f"Rotated     {len(matching['rotated'])} photos carry an EXIF orientation, which is "
             f"ignored, e.g. {matching['rotated'][0]}"
         )
+    if "masks" in run.results:
+        print(f"Masks       of {run.results['masks']['photos']} photos")
     per_photo = keypoints["keypoints"] / max(1, keypoints["images"])
     print(f"Keypoints   {per_photo:,.0f} a photo; {keypoints['matches']:,} matches")
 

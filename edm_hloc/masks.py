@@ -1,0 +1,119 @@
+"""Leaves out the matches in masked parts of photos: people, cars, clouds, a watermark.
+
+Masks are as COLMAP's: for the photo NAME an image MASKS/NAME.png that is black where nothing
+counts. Matching does without them, so that other masks need no other matches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from edm_hloc.errors import EdmHlocError
+from edm_hloc.images import open_image
+from edm_hloc.store import RawMatches, RawMatchReader
+
+_RESOLUTION = 1024  # of the longest side at most, which is also that of matching
+_REMEMBERED = 4096  # masks of up to 100 kB each
+
+
+def find_masks(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The masks in a folder of the photos that have one.
+
+    The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
+
+    Raises:
+        EdmHlocError: none of the photos has one.
+    """
+    names = list(names)
+    found = {}
+    for name in names:
+        for path in (folder / f"{name}.png", (folder / name).with_suffix(".png")):
+            if path.is_file():
+                found[name] = path
+                break
+    if not found:
+        example = f", such as {folder / names[0]}.png" if names else ""
+        raise EdmHlocError(f"{folder} has masks for none of the {len(names)} photos{example}.")
+    return found
+
+
+class _Mask(NamedTuple):
+    """Where a photo counts: bits (h, ⌈w / 8⌉) of (h, w) pixels, and pixels of those each of the
+    photo's is, (x, y)."""
+
+    bits: np.ndarray
+    size: tuple[int, int]
+    scale: np.ndarray
+
+    def shows(self, points: np.ndarray) -> np.ndarray:
+        """(M,) bool, whether points (M, 2), pixels of the photo, are where it counts."""
+        last = np.array(self.size) - 1
+        x, y = ((points + 0.5) * self.scale).astype(np.int64).clip(0, last).T
+        shown: np.ndarray = (self.bits[y, x >> 3] >> (7 - (x & 7))) & 1 == 1
+        return shown
+
+
+def _read_mask(mask: Path, photo: Path) -> _Mask:
+    try:
+        grey = np.asarray(open_image(mask.read_bytes()).convert("L"))
+    except Exception as error:  # decoders meet garbage with almost any exception
+        reason = getattr(error, "strerror", None) or error
+        raise EdmHlocError(
+            f"Cannot read the mask {mask} ({reason}): make it again, or take it away."
+        ) from error
+    try:
+        width, height = open_image(photo.read_bytes()).size
+    except (OSError, ValueError) as error:
+        raise EdmHlocError(f"Cannot read the photo {photo} of the mask {mask}: {error}.") from error
+    if abs(np.log(grey.shape[1] / width * height / grey.shape[0])) > 0.01:
+        raise EdmHlocError(
+            f"The mask {mask} has {grey.shape[1]} × {grey.shape[0]} pixels, the photo {photo} "
+            f"{width} × {height}: a mask has the shape of its photo as it is stored, before any "
+            "rotation that EXIF data ask for."
+        )
+    counts = np.where(grey > 0, np.uint8(255), np.uint8(0))
+    scale = _RESOLUTION / max(counts.shape)
+    if scale < 1:
+        size = tuple(max(1, round(side * scale)) for side in counts.shape[::-1])
+        counts = cv2.resize(counts, size, interpolation=cv2.INTER_AREA)
+    size = counts.shape[1], counts.shape[0]
+    # what is black in part is black
+    return _Mask(np.packbits(counts == 255, axis=1), size, np.divide(size, (width, height)))
+
+
+class MaskedMatchReader(RawMatchReader):
+    """Reads raw matches, but for those where a mask of either photo is black.
+
+    Args:
+        path: of the raw matches.
+        masks: the mask of each photo that has one.
+        images: folder of the photos.
+    """
+
+    def __init__(self, path: Path, masks: Mapping[str, Path], images: Path) -> None:
+        super().__init__(path)
+        self.masks, self.images = masks, images
+        self._remembered: OrderedDict[str, _Mask] = OrderedDict()
+
+    def read(self, name0: str, name1: str) -> RawMatches:
+        """As of the base class. Raises EdmHlocError if a mask is damaged or has another shape."""
+        matches = super().read(name0, name1)
+        shown = np.ones(len(matches.scores), bool)
+        for name, points in ((name0, matches.keypoints0), (name1, matches.keypoints1)):
+            if name in self.masks:
+                shown &= self._mask(name).shows(points)
+        return RawMatches(*(values[shown] for values in matches))
+
+    def _mask(self, name: str) -> _Mask:
+        if name not in self._remembered:
+            if len(self._remembered) >= _REMEMBERED:
+                self._remembered.popitem(last=False)
+            self._remembered[name] = _read_mask(self.masks[name], self.images / name)
+        self._remembered.move_to_end(name)
+        return self._remembered[name]
