@@ -87,8 +87,8 @@ def adjust_keypoints(
     moving = [name for name in keypoints if name not in set(fixed)]
     now = dict(keypoints)
     for _ in tqdm(range(_SWEEPS), desc="adjusting keypoints", unit="sweep", disable=None):
-        weight = {name: np.full(len(keypoints[name]), _PRIOR) for name in moving}
-        moment = {name: np.zeros((len(keypoints[name]), 2)) for name in moving}
+        weight = {n: np.full(len(keypoints[n]), _PRIOR, np.float32) for n in moving}
+        moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
         for name0, name1, affine, matches in links():
             id0, id1 = matches["id0"], matches["id1"]
             away = now[name0][id0] @ affine.T + matches["shift"] - now[name1][id1]

@@ -553,10 +553,12 @@ def test_advice_on_quality() -> None:
         "results": {
             "imported": {"images": 3, "prior_focal": 1},
             "matching": {"rotated": ["b"]},
+            "mapped": {"undistorted": True},
         },
     }
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "The focal length of 2 photos was estimated" in said
+    assert "do not tell the lens's distortion" in said
     assert "1 photo with an EXIF orientation" in said
 
 

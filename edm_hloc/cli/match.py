@@ -24,9 +24,10 @@ def register(command: options.AddCommand) -> None:
 
 def _match(args: argparse.Namespace) -> None:
     from edm_hloc.images import load_image
-    from edm_hloc.report.pictures import draw_matches, write_picture
+    from edm_hloc.report.pictures import check_picture, draw_matches, write_picture
     from edm_hloc.store import RawMatches, write_raw_pair
 
+    check_picture(args.out)
     matcher = options.make_matcher(args)
     p = matcher.preprocessing
     encoded = [

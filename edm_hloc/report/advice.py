@@ -220,6 +220,13 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
 
 
 def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+    if facts.results.get("mapped", {}).get("undistorted"):
+        yield Advice(
+            "note",
+            "The photos do not tell the lens's distortion, as when they are taken going straight "
+            "on: it was left at zero. For an exact model calibrate the camera (--known), or add "
+            "photos that look to the side.",
+        )
     few = tuple(name for name, points in facts.registered.items() if points < FEW_POINTS)
     if few:
         yield Advice(

@@ -80,21 +80,26 @@ def ramp(share: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
+def check_picture(path: Path) -> None:
+    """Raises EdmHlocError if a picture of that name has an unknown suffix."""
+    if not cv2.haveImageWriter(path.name):
+        raise EdmHlocError(f"Cannot write a picture {path}: give it a name ending in .png or .jpg.")
+
+
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB to a PNG or JPEG file.
 
     Raises:
         EdmHlocError: unknown suffix or a folder that cannot be written.
     """
+    check_picture(path)
+    _, data = cv2.imencode(path.suffix, picture[..., ::-1])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        ok, data = cv2.imencode(path.suffix, picture[..., ::-1])
-        if ok:
-            path.write_bytes(data.tobytes())
-    except (OSError, cv2.error) as error:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
         raise EdmHlocError(
-            f"Cannot write the picture {path} ({str(error).strip()}): give it a name ending in "
-            ".png or .jpg in a folder you may write to."
+            f"Cannot write the picture {path} ({error.strerror}): choose a folder you may write to."
         ) from error
 
 

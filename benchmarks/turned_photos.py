@@ -1,0 +1,39 @@
+"""Reconstructs a folder's photos, a third turned onto their side and a third upside down.
+
+    python benchmarks/turned_photos.py IMAGES OUT
+
+OUT/images holds the photos so turned, without EXIF data, OUT/run what `edm-hloc reconstruct` makes
+of them with one camera for photos of one size.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from edm_hloc import cli
+from edm_hloc.images import find_images
+
+TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    for number, name in enumerate(find_images(args.images)):
+        path = args.out / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(args.images / name) as photo:
+            turn = TURNS[number % len(TURNS)]
+            pixels = photo.convert("RGB") if turn is None else photo.convert("RGB").transpose(turn)
+            pixels.save(path, quality=95)
+    command = ["reconstruct", str(args.out / "images"), str(args.out / "run")]
+    raise SystemExit(cli.main([*command, "--camera-mode", "single"]))
+
+
+if __name__ == "__main__":
+    main()
