@@ -22,6 +22,7 @@ from edm_hloc.synthetic.dataset import make_photo_collection
 SETTINGS = (
     (
         "",
+        "--position mean",
         "--position bin",
         "--max-error 1 --cell-size 1",
         "--max-error 4 --cell-size 4",

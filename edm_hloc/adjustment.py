@@ -84,7 +84,8 @@ def adjust_keypoints(
     Returns:
         (N, 2) float32 pixels by the names of the images that are not fixed.
     """
-    moving = [name for name in keypoints if name not in set(fixed)]
+    fixed = set(fixed)
+    moving = [name for name in keypoints if name not in fixed]
     now = dict(keypoints)
     for _ in tqdm(range(_SWEEPS), desc="adjusting keypoints", unit="sweep", disable=None):
         weight = {n: np.full(len(keypoints[n]), _PRIOR, np.float32) for n in moving}

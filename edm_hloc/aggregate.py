@@ -140,14 +140,11 @@ def aggregate_into(
     fixed = set() if quantize_references else set(reference_of)
 
     num_keypoints = num_matches = 0
-    adjusting = config.position == "adjusted"
-    held: dict[str, np.ndarray] = {}  # what is adjusted when all pairs are known
-    held_scores: dict[str, np.ndarray] = {}
-    affine: dict[int, np.ndarray] = {}
     with (
         _Spool(len(ordered), np.dtype(np.int32), scratch) as spool,
         _Spool(len(ordered), LINK, scratch) as links,
     ):
+        adjuster = _Adjuster(links, config.max_error) if config.position == "adjusted" else None
         for name in tqdm(sorted(pairs_of), desc="keypoints", unit="image", disable=None):
             own_pairs = [ordered[i] for i in pairs_of[name]]
             reads = [_read(raw, pair) for pair in own_pairs]
@@ -180,14 +177,12 @@ def aggregate_into(
                     f"The raw matches or reference keypoints of image {name!r} are damaged "
                     f"({error}): delete them and make them again."
                 ) from error
-            if adjusting:
-                held[name] = keypoints
             if name not in fixed:
                 num_keypoints += len(keypoints)
-                if adjusting:
-                    held_scores[name] = scores
-                else:
-                    features.add(name, keypoints, scores)
+            if adjuster:
+                adjuster.hold(name, keypoints, None if name in fixed else scores)
+            elif name not in fixed:
+                features.add(name, keypoints, scores)
 
             ends = np.cumsum([len(read.scores) for read in reads])
             for i, read, own in zip(pairs_of[name], reads, np.split(ids, ends[:-1]), strict=True):
@@ -200,19 +195,11 @@ def aggregate_into(
                 matches0, scores0 = unique_matches(ids0, ids1, read.scores)
                 matches.add(name0, name1, matches0, scores0)
                 num_matches += int(np.count_nonzero(matches0 != -1))
-                if adjusting:
+                if adjuster:
                     kept = _kept(ids0, ids1, matches0)
-                    _, _, affine[i], linked = links_between(ordered[i], read, ids0, ids1, kept)
-                    links.put(i, linked)
-        if adjusting:
-            adjusted = adjust_keypoints(
-                held,
-                lambda: (Links(*ordered[i], affine[i], links.take(i)) for i in affine),
-                config.max_error,
-                fixed,
-            )
-            for name, keypoints in adjusted.items():
-                features.add(name, keypoints, held_scores[name])
+                    adjuster.link(i, links_between(ordered[i], read, ids0, ids1, kept))
+        if adjuster:
+            adjuster.release(features)
     return AggregateSummary(
         images=len(pairs_of.keys() - fixed),
         pairs=len(ordered),
@@ -261,6 +248,36 @@ def _kept(ids0: np.ndarray, ids1: np.ndarray, matches0: np.ndarray) -> np.ndarra
     among = np.flatnonzero((ids0 >= 0) & (ids0 < len(matches0)) & (ids1 >= 0))
     kept: np.ndarray = among[matches0[ids0[among]] == ids1[among]]
     return kept
+
+
+class _Adjuster:
+    """Holds keypoints back until the matches of all pairs are known, and adjusts them to these."""
+
+    def __init__(self, links: _Spool, reach: float) -> None:
+        self._links, self._reach = links, reach
+        self._keypoints: dict[str, np.ndarray] = {}
+        self._scores: dict[str, np.ndarray] = {}
+        self._pairs: dict[int, tuple[str, str, np.ndarray]] = {}
+
+    def hold(self, name: str, keypoints: np.ndarray, scores: np.ndarray | None) -> None:
+        """Without scores they are fixed."""
+        self._keypoints[name] = keypoints
+        if scores is not None:
+            self._scores[name] = scores
+
+    def link(self, pair: int, links: Links) -> None:
+        self._pairs[pair] = links[:3]
+        self._links.put(pair, links.matches)
+
+    def release(self, features: FeatureWriter) -> None:
+        adjusted = adjust_keypoints(
+            self._keypoints,
+            lambda: (Links(*pair, self._links.take(i)) for i, pair in self._pairs.items()),
+            self._reach,
+            self._keypoints.keys() - self._scores.keys(),
+        )
+        for name, keypoints in adjusted.items():
+            features.add(name, keypoints, self._scores[name])
 
 
 class _Spool:
