@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,15 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr(cli.weights, "_weights", interrupted)
     assert run("weights", "list") == 130
     assert "goes on from there" in capsys.readouterr().err
+
+
+def test_a_kill_leaves_no_stack_trace() -> None:
+    program = (
+        "import os, signal, pycolmap\n"
+        "from edm_hloc import cli\n"
+        "cli.main(['weights', 'list'])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGTERM
+    assert ended.stderr == ""
