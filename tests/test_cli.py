@@ -254,3 +254,16 @@ def test_a_kill_leaves_no_stack_trace() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGTERM
     assert ended.stderr == ""
+
+
+def test_masks_that_are_not_there_leave_a_run_alone(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "masks"
+    for command in (
+        ["reconstruct", scene / "images", tmp_path / "out"],
+        ["triangulate", scene / "truth", scene / "images", tmp_path / "out"],
+    ):
+        assert cli.main([*map(str, command), "--masks", str(empty)]) == 1
+        assert f"{empty} has masks for none of the 7 photos" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -69,12 +69,13 @@ def _triangulate(args: argparse.Namespace) -> None:
     start = time.monotonic()
     if args.from_model is None and args.pairs == "exhaustive":
         args.from_model = args.model
+    pairs = options.list_pairs(args)
     with reporting(args.out):
         run = triangulate_model(
             args.model,
             args.images,
             args.out,
-            options.list_pairs(args),
+            pairs,
             options.make_matcher(args),
             quantization=options.quantization(args),
             dense=options.dense_config(args),
