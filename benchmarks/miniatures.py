@@ -33,6 +33,7 @@ from edm_hloc.evaluation.localization import (
     read_truth,
     table,
 )
+from edm_hloc.images import open_header
 from edm_hloc.inloc import (
     InLocDataset,
     InLocOptions,
@@ -53,7 +54,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs import from_covisibility
 from edm_hloc.reconstruct import Run
-from edm_hloc.sfm import open_header, triangulate
+from edm_hloc.sfm import triangulate
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from edm_hloc.visual_localization import RetrievalOptions, retrieve
 from tests.scenes import TruthMatcher

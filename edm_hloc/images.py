@@ -265,6 +265,23 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     raise ValueError("not a JPEG, PNG, TIFF, WebP, BMP or PPM image, or damaged")
 
 
+def open_header(path: Path) -> Image.Image:
+    """A photo of which only the header is decoded. Raises ImageError if it cannot be."""
+    try:
+        return open_image(path.read_bytes())
+    except Exception as error:  # decoders meet garbage with almost any exception
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"Cannot read image {path}: {reason}.") from error
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of the pixels as they are stored, before any rotation."""
+    if image.format != "TIFF":
+        return image.size
+    exif = image.getexif()  # Pillow gives the size of a TIFF as the orientation turns it
+    return exif[ExifTag.ImageWidth], exif[ExifTag.ImageLength]
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTag.Orientation, 1)

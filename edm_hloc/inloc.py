@@ -24,12 +24,11 @@ from tqdm import tqdm
 
 from edm_hloc.dense import DenseConfig
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import find_images
+from edm_hloc.images import find_images, open_header
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.reconstruct import Run, fingerprint_of
-from edm_hloc.sfm import open_header
 from edm_hloc.store import FeatureReader
 from edm_hloc.visual_localization import (
     RetrievalOptions,

@@ -15,22 +15,25 @@ import cv2
 import numpy as np
 
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import open_image
+from edm_hloc.images import open_header, open_image, stored_size
+from edm_hloc.pairs import Pair
 from edm_hloc.store import RawMatches, RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
 _REMEMBERED = 4096  # masks of up to 100 kB each
 
 
-def find_masks(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """The masks in a folder of the photos that have one.
+def find_masks(folder: Path | None, pairs: Iterable[Pair]) -> dict[str, Path]:
+    """The masks in a folder of the photos in pairs, by name; none without a folder.
 
     The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
 
     Raises:
         EdmHlocError: none of the photos has one.
     """
-    names = list(names)
+    if folder is None:
+        return {}
+    names = sorted({name for pair in pairs for name in pair})
     found = {}
     for name in names:
         for path in (folder / f"{name}.png", (folder / name).with_suffix(".png")):
@@ -67,10 +70,7 @@ def _read_mask(mask: Path, photo: Path) -> _Mask:
         raise EdmHlocError(
             f"Cannot read the mask {mask} ({reason}): make it again, or take it away."
         ) from error
-    try:
-        width, height = open_image(photo.read_bytes()).size
-    except (OSError, ValueError) as error:
-        raise EdmHlocError(f"Cannot read the photo {photo} of the mask {mask}: {error}.") from error
+    width, height = stored_size(open_header(photo))
     if abs(np.log(grey.shape[1] / width * height / grey.shape[0])) > 0.01:
         raise EdmHlocError(
             f"The mask {mask} has {grey.shape[1]} × {grey.shape[0]} pixels, the photo {photo} "

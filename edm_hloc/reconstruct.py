@@ -21,7 +21,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,20 +220,19 @@ def match_and_quantize(
     dense: DenseConfig | None = None,
     *,
     reference_features: Path | None = None,
-    masks: Path | None = None,
+    masks: Mapping[str, Path] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Pairs of photos → `features.h5` and `matches.h5` in the run's folder; their fingerprint.
 
     Images of `reference_features`, an H5 file of keypoints, keep those: their matches are indices
-    into them, and `features.h5` holds the other images only. Matches do not count where a photo's
-    mask in the folder `masks` is black (see `masks.py`).
+    into them, and `features.h5` holds the other images only. Matches do not count where the
+    mask of a photo is black (see `masks.py`).
 
     Raises:
         EdmHlocError: from any step; what was matched is kept.
     """
     out = run.out
-    mask_of = find_masks(masks, sorted({name for pair in pairs for name in pair})) if masks else {}
     write_pairs(out / "pairs.txt", pairs)
     start = time.monotonic()
     summary = match_pairs(
@@ -247,7 +246,7 @@ def match_and_quantize(
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize() -> dict[str, Any]:
-        with MaskedMatchReader(out / "raw_matches", mask_of, image_root) as raw:
+        with MaskedMatchReader(out / "raw_matches", masks or {}, image_root) as raw:
             return {
                 "keypoints": aggregate(
                     raw,
@@ -264,9 +263,9 @@ def match_and_quantize(
     if reference_features is not None:
         depends_on.append((str(reference_features), reference_features.stat().st_mtime_ns))
     run.results.pop("masks", None)
-    if mask_of:
-        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in mask_of.items()})
-        run.results["masks"] = {"photos": len(mask_of)}
+    if masks:
+        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
+        run.results["masks"] = {"photos": len(masks)}
     return run.step(
         "keypoints",
         depends_on,
@@ -318,9 +317,10 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
+    mask_of = find_masks(masks, pairs)
     run = Run.begin(out, settings, overwrite=overwrite)
     matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, masks=masks, overwrite=overwrite
+        run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
     )
     features, matches = out / "features.h5", out / "matches.h5"
     database, model = out / "database.db", out / "model"
@@ -373,9 +373,10 @@ def triangulate_model(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
+    mask_of = find_masks(masks, pairs)
     run = Run.begin(out, settings, overwrite=overwrite)
     matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, masks=masks, overwrite=overwrite
+        run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
     )
     stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
     features, matches = out / "features.h5", out / "matches.h5"

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pycolmap
-from PIL import Image
 from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as ExifTag
 from scipy.sparse import coo_array
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from edm_hloc.colmap import ModelStatistics, is_model, posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import load_image, open_image
+from edm_hloc.images import load_image, open_header, stored_size
 from edm_hloc.pairs import Pair, unique_pairs
 from edm_hloc.store import FeatureReader, MatchReader
 
@@ -284,22 +283,12 @@ class _Photo:
     tells_focal: bool = False
 
 
-def open_header(path: Path) -> Image.Image:
-    """A photo of which only the header is decoded. Raises ImageError if it cannot be."""
-    try:
-        return open_image(path.read_bytes())
-    except Exception as error:  # decoders meet garbage with almost any exception
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"Cannot read image {path}: {reason}.") from error
-
-
 def _read_photo(path: Path) -> _Photo:
     image = open_header(path)
     size = image.size
     try:
         exif = image.getexif()
-        if image.format == "TIFF":  # whose size Pillow gives as the orientation turns it
-            size = (exif[ExifTag.ImageWidth], exif[ExifTag.ImageLength])
+        size = stored_size(image)
         lens = exif.get_ifd(IFD.Exif)
         camera = [exif.get(tag) for tag in _EXIF_CAMERA]
         focal, sensor = ([lens.get(tag) for tag in tags] for tags in (_EXIF_FOCAL, _EXIF_SENSOR))

@@ -246,14 +246,26 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 def test_a_kill_leaves_no_stack_trace() -> None:
     program = (
-        "import os, signal, pycolmap\n"
-        "from edm_hloc import cli\n"
-        "cli.main(['weights', 'list'])\n"
-        "os.kill(os.getpid(), signal.SIGTERM)"
+        "import os, pathlib, signal\n"
+        "from edm_hloc.cli.report import reporting\n"
+        "with reporting(pathlib.Path('out')):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGTERM
     assert ended.stderr == ""
+
+
+def test_training_needs_no_pycolmap() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['pycolmap'] = None\n"
+        "from edm_hloc import cli\n"
+        "cli.main(['train', '--help'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "--minutes" in ended.stdout
 
 
 def test_masks_that_are_not_there_leave_a_run_alone(

@@ -18,6 +18,7 @@ from edm_hloc.store import FeatureReader, RawMatches, RawMatchWriter
 from tests.scenes import TruthMatcher
 
 SIZES = {"a.jpg": (313, 471), "sub/b.jpg": (2600, 1301), "c.png": (64, 64)}
+PAIRS = [("a.jpg", "sub/b.jpg"), ("c.png", "a.jpg")]
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def save_mask(folder: Path, name: str, counts: np.ndarray, mode: str = "L") -> P
 def read(folder: Path, matches: RawMatches, pair: tuple[str, str]) -> RawMatches:
     with RawMatchWriter(folder / "raw", {"weights": "abc"}) as writer:
         writer.add("a.jpg", "sub/b.jpg", matches)
-    masks = find_masks(folder / "masks", SIZES)
+    masks = find_masks(folder / "masks", PAIRS)
     with MaskedMatchReader(folder / "raw", masks, folder / "images") as reader:
         assert reader.provenance == {"weights": "abc"}
         assert ("sub/b.jpg", "a.jpg") in reader
@@ -91,7 +92,7 @@ def test_large_masks_are_black_wherever_they_are_in_part(photos: Path) -> None:
 
 def test_bad_masks_are_named(photos: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"masks for none of the 3 photos.*a\.jpg\.png"):
-        find_masks(photos / "masks", SIZES)
+        find_masks(photos / "masks", PAIRS)
     ones = np.ones((1, 2), np.float32)
     matches = RawMatches(ones, ones, np.ones(1, np.float32))
     mask = save_mask(photos, "a.jpg.png", np.ones((313, 471), bool))

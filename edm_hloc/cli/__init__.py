@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # photos, nor from other programs (on a busy computer a pair took half the time).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _log_to_terminal(args.verbose)
-    _end_quietly()
     try:
         args.command(args)
     except EdmHlocError as error:
@@ -62,16 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     return 0
-
-
-def _end_quietly() -> None:
-    """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
-    pycolmap would print from its import on."""
-    import pycolmap  # noqa: F401
-
-    with contextlib.suppress(ValueError):  # not in the main thread
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:

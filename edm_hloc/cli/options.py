@@ -170,7 +170,6 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
     from edm_hloc import pairs
     from edm_hloc.images import find_images
-    from edm_hloc.masks import find_masks
 
     names = find_images(args.images)
     if args.from_model is not None:
@@ -191,6 +190,4 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
             f"            All pairs of {len(names)} photos are many; for photos taken one after "
             "the other, --pairs sequential is much faster."
         )
-    if getattr(args, "masks", None) is not None:  # a wrong folder is told before a run begins
-        find_masks(args.masks, sorted({name for pair in listed for name in pair}))
     return listed

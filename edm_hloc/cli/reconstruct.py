@@ -69,13 +69,12 @@ def _triangulate(args: argparse.Namespace) -> None:
     start = time.monotonic()
     if args.from_model is None and args.pairs == "exhaustive":
         args.from_model = args.model
-    pairs = options.list_pairs(args)
     with reporting(args.out):
         run = triangulate_model(
             args.model,
             args.images,
             args.out,
-            pairs,
+            options.list_pairs(args),
             options.make_matcher(args),
             quantization=options.quantization(args),
             dense=options.dense_config(args),
@@ -88,6 +87,7 @@ def _triangulate(args: argparse.Namespace) -> None:
 def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from edm_hloc.masks import find_masks
     from edm_hloc.reconstruct import Run, match_and_quantize
 
     args.pairs, args.from_model = str(args.pairs_file), None
@@ -99,6 +99,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
     }
+    masks = find_masks(args.masks, pairs)
     run = Run.begin(args.out, settings, overwrite=args.overwrite)
     match_and_quantize(
         run,
@@ -107,7 +108,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         matcher,
         quantization,
         options.dense_config(args),
-        masks=args.masks,
+        masks=masks,
         overwrite=args.overwrite,
     )
     summaries.print_matching(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ def reporting(out: Path) -> Iterator[None]:
 
     Nothing that goes wrong here fails the run.
     """
+    _end_quietly()
     start = time.time()
     try:
         yield
@@ -44,6 +46,16 @@ def reporting(out: Path) -> Iterator[None]:
             _try(out)
         raise
     _try(out)
+
+
+def _end_quietly() -> None:
+    """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
+    pycolmap would print from its import on."""
+    import pycolmap  # noqa: F401
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _began(out: Path, start: float) -> bool:
