@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy  # noqa: F401 (before pycolmap, see edm_hloc.colmap)
 import pycolmap
 
+from edm_hloc.cameras import load_intrinsics
 from edm_hloc.colmap import ModelStatistics, quiet_colmap
 from edm_hloc.evaluation.models import compare
 from edm_hloc.reconstruct import peak_memory_mib
-from edm_hloc.sfm import load_intrinsics
 
 COLUMNS = (
     "scene", "intrinsics", "registered", "points", "track", "reproj. px",

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pycolmap
 
+from edm_hloc.cameras import read_intrinsics_list
 from edm_hloc.colmap import is_model, posed_images, read_model
 from edm_hloc.dense import DenseConfig
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import image_stamps
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import ModelPoints, PoseOptions, QueryPose, query_cameras
+from edm_hloc.mapping import MappingOptions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import from_covisibility
 from edm_hloc.reconstruct import Run, fingerprint_of, triangulate_model
-from edm_hloc.sfm import MappingOptions, read_intrinsics_list
 from edm_hloc.visual_localization import (
     QUERY_KEYPOINTS,
     RetrievalOptions,

@@ -123,6 +123,22 @@ def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
             model.images[int(fields[0])].name = fields[9].rstrip("\r")
 
 
+@contextlib.contextmanager
+def open_database(path: Path) -> Iterator[pycolmap.Database]:
+    """A COLMAP database, closed in the end.
+
+    Raises:
+        EdmHlocError: there is none.
+    """
+    if not path.is_file():
+        raise EdmHlocError(f"No COLMAP database {path}.")
+    database = pycolmap.Database.open(path)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     """The images of a model that have a pose, by name, sorted by name."""
     images = {image.name: image for image in model.images.values() if image.has_pose}

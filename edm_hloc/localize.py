@@ -22,10 +22,11 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
+from edm_hloc.cameras import CameraOptions, photo_cameras
 from edm_hloc.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import open_header
-from edm_hloc.sfm import CameraOptions, photo_cameras, to_colmap
+from edm_hloc.sfm import to_colmap
 from edm_hloc.store import FeatureReader, FeatureWriter, MatchReader
 
 logger = logging.getLogger(__name__)

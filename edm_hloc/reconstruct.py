@@ -33,19 +33,15 @@ import torch
 
 import edm_hloc
 from edm_hloc.aggregate import aggregate
+from edm_hloc.cameras import CameraOptions
 from edm_hloc.dense import DenseConfig, match_pairs
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.mapping import MappingOptions
 from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import Pair, write_pairs
-from edm_hloc.sfm import (
-    CameraOptions,
-    MappingOptions,
-    build_database,
-    map_database,
-    triangulate,
-)
+from edm_hloc.sfm import build_database, map_database, triangulate
 
 logger = logging.getLogger(__name__)
 

@@ -7,31 +7,31 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import pycolmap
-from PIL.ExifTags import IFD
-from PIL.ExifTags import Base as ExifTag
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from edm_hloc.colmap import ModelStatistics, is_model, posed_images, quiet_colmap, read_model
+from edm_hloc.cameras import CameraOptions, photo_cameras
+from edm_hloc.colmap import (
+    ModelStatistics,
+    open_database,
+    posed_images,
+    quiet_colmap,
+    read_model,
+)
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import load_image, open_header, stored_size
+from edm_hloc.images import load_image
+from edm_hloc.mapping import MappingOptions, find_models, incremental_options
 from edm_hloc.pairs import Pair, unique_pairs
 from edm_hloc.store import FeatureReader, MatchReader
 
 logger = logging.getLogger(__name__)
-
-CameraMode = Literal["auto", "single", "per-folder", "per-image"]
-Mapper = Literal["incremental", "global"]
 
 _MODEL_FILES = {
     f"{part}{end}"
@@ -42,55 +42,6 @@ _MODEL_FILES = {
 _MIN_INLIER_RATIO = 0.15
 _BATCH = 256  # pairs verified between two visits to the database
 _REFINED = 100_000  # points refined at a time at least, where poses are known
-
-
-@dataclass(frozen=True)
-class CameraOptions:
-    """Which photos share a camera and what is known about it.
-
-    Attributes:
-        mode: "auto" one camera for all photos whose EXIF data name the same camera (or none),
-            focal length and size, else one each; "single" one for all; "per-folder"; "per-image".
-            Photos of different sizes never share one.
-        model: COLMAP's name of the camera model of photos that are not in `known`.
-        known: cameras by image name (see `load_intrinsics`), which are not refined.
-    """
-
-    mode: CameraMode = "auto"
-    model: str = "SIMPLE_RADIAL"
-    known: Mapping[str, pycolmap.Camera] | None = None
-
-
-@dataclass(frozen=True)
-class MappingOptions:
-    """What a user may have to change about the geometry.
-
-    Attributes:
-        mapper: "incremental", robust, or "global", faster on many photos.
-        max_error: how far matches may be from their epipolar line and points from their
-            keypoints, pixels of the original photos. Keypoints found in reduced photos are less
-            exact by that factor: raise it for photos much larger than the matcher's input.
-        min_inliers: verified matches that a pair needs to count.
-        min_tri_angle: least angle between the rays to a point, degrees.
-        two_view_points: also use points that only two photos see. Semi-dense matchers find most
-            points in one pair only; they steady the poses and make the model two to three times
-            as large, with shorter tracks on average.
-        refine_intrinsics: adjust focal length and distortion of the cameras that are not known.
-            Where that leads nowhere, as on photos taken going straight on, the incremental mapper
-            tries again without distortion.
-        seed: of everything random. With one thread the incremental mapper repeats exactly, the
-            global one nearly.
-        threads: -1 for all cores.
-    """
-
-    mapper: Mapper = "incremental"
-    max_error: float = 4.0
-    min_inliers: int = 30
-    min_tri_angle: float = 1.5
-    two_view_points: bool = True
-    refine_intrinsics: bool = True
-    seed: int = 0
-    threads: int = -1
 
 
 @dataclass(frozen=True)
@@ -154,274 +105,6 @@ class MappingSummary:
     components: tuple[int, ...]
     seconds: float
     undistorted: bool = False
-
-
-# --------------------------------------------------------------------------- cameras
-
-
-def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Camera]:
-    """Known cameras of the images `names`, from whatever form they come in.
-
-    Args:
-        path: a folder with a COLMAP model (images are found by name); a COLMAP ``cameras.txt`` or
-            ``.bin`` that lies in such a folder or holds a single camera, which is then everyone's;
-            or a text file as hloc's, one image a line: name, camera model, width, height,
-            parameters.
-        names: images to find cameras for. A name that is not there is looked up without its
-            folders, if that is unambiguous.
-
-    Raises:
-        EdmHlocError: nothing can be read, or it has a camera for none of the images.
-    """
-    path = Path(path)
-    if path.is_dir() or (is_model(path.parent) and path.stem == "cameras"):
-        model = read_model(path if path.is_dir() else path.parent)
-        cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
-    elif path.name in ("cameras.txt", "cameras.bin"):
-        return dict.fromkeys(names, _only_camera(path))
-    else:
-        cameras = read_intrinsics_list(path)
-    by_file = defaultdict(list)
-    for name in cameras:
-        by_file[name.rpartition("/")[2]].append(name)
-    found = {}
-    for name in names:
-        same_file = by_file[name.rpartition("/")[2]]
-        if name in cameras:
-            found[name] = cameras[name]
-        elif len(same_file) == 1:
-            found[name] = cameras[same_file[0]]
-    if not found:
-        raise EdmHlocError(
-            f"{path} has intrinsics for none of the {len(names)} images; its names are like "
-            f"{next(iter(cameras), 'nothing')!r}."
-        )
-    if len(found) < len(set(names)):
-        logger.warning("%s has intrinsics for %d of %d images.", path, len(found), len(names))
-    return found
-
-
-def _only_camera(path: Path) -> pycolmap.Camera:
-    if path.suffix == ".bin":
-        raise EdmHlocError(f"{path} needs the rest of its model beside it to tell whose cameras.")
-    lines = [line.split() for line in _read_lines(path) if not line.startswith("#")]
-    if len(lines) != 1:
-        raise EdmHlocError(
-            f"{path} holds {len(lines)} cameras and no images.txt lies beside it to tell whose."
-        )
-    return _parse_camera(lines[0][1:], f"{path}")
-
-
-def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
-    """Cameras by image name from a list as hloc's: name, model, width, height, parameters.
-
-    Raises:
-        EdmHlocError: it cannot be read, or a line is something else.
-    """
-    cameras: dict[str, pycolmap.Camera] = {}
-    same: dict[str, pycolmap.Camera] = {}
-    for line in _read_lines(path):
-        if line.startswith("#"):
-            continue
-        words = line.split()
-        places = [i for i, w in enumerate(words) if w in pycolmap.CameraModelId.__members__ and i]
-        if not places:
-            raise EdmHlocError(
-                f"{path}: expected 'name MODEL width height parameters', got {line!r}."
-            )
-        # the last one, since a name may hold spaces and even such a word
-        name = line[: line.rindex(words[places[-1]])].strip()
-        text = " ".join(words[places[-1] :])
-        same.setdefault(text, _parse_camera(words[places[-1] :], f"{path}, {name}"))
-        cameras[name] = same[text]
-    return cameras
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return [s for line in path.read_text("utf-8-sig").split("\n") if (s := line.strip())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdmHlocError(f"Cannot read intrinsics from {path}: {error}.") from error
-
-
-def _parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
-    """From model, width, height and parameters, as in COLMAP's text files."""
-    try:
-        camera = pycolmap.Camera(
-            model=words[0],
-            width=int(words[1]),
-            height=int(words[2]),
-            params=[float(word) for word in words[3:]],
-        )
-        valid = camera.verify_params() and camera.mean_focal_length() > 0
-    except Exception:  # pycolmap raises almost anything
-        valid = False
-    if not valid:
-        raise EdmHlocError(f"{where}: not a camera in COLMAP's form: {' '.join(words)!r}.")
-    return camera
-
-
-_EXIF_CAMERA = (ExifTag.Make, ExifTag.Model)
-_EXIF_FOCAL = (ExifTag.FocalLength, ExifTag.FocalLengthIn35mmFilm)
-_EXIF_SENSOR = (ExifTag.FocalPlaneXResolution, ExifTag.FocalPlaneResolutionUnit)
-
-
-@dataclass(frozen=True)
-class _Photo:
-    """What the header of a photo says.
-
-    Attributes:
-        size: pixels.
-        exif: camera, lens setting and size; None without EXIF data.
-        names_camera: EXIF data tell the camera's maker or model.
-        tells_focal: they tell the focal length.
-    """
-
-    size: tuple[int, int]
-    exif: tuple[object, ...] | None = None
-    names_camera: bool = False
-    tells_focal: bool = False
-
-
-def _read_photo(path: Path) -> _Photo:
-    image = open_header(path)
-    size = image.size
-    try:
-        exif = image.getexif()
-        size = stored_size(image)
-        lens = exif.get_ifd(IFD.Exif)
-        camera = [exif.get(tag) for tag in _EXIF_CAMERA]
-        focal, sensor = ([lens.get(tag) for tag in tags] for tags in (_EXIF_FOCAL, _EXIF_SENSOR))
-    except Exception:  # damaged EXIF data is no reason to do without the photo
-        return _Photo(size)
-    if not any(tag is not None for tag in (*camera, *focal, *sensor)):
-        return _Photo(size)
-    tags = map(str, (*camera, *focal, *sensor))
-    return _Photo(size, (*tags, *size), any(camera), any(focal))
-
-
-def _exif_focal(path: Path) -> float | None:
-    """The focal length in pixels by the EXIF data, if they tell it.
-
-    Decodes the photo; COLMAP knows many cameras' sensors, so that it finds more than the data say.
-    """
-    with quiet_colmap():
-        bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
-    if bitmap is not None:
-        found: float | None = bitmap.exif_focal_length()
-        return found
-    # a format that COLMAP does not read, such as WebP
-    image = open_header(path)
-    try:
-        focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
-    except Exception:
-        focal = 0.0
-    return focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
-
-
-def photo_cameras(
-    root: Path, names: Iterable[str], options: CameraOptions
-) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
-    """The camera of each image (shared ones are one object, ids from 1), and the images skipped.
-
-    Raises:
-        EdmHlocError: no such camera model, or known intrinsics are for photos of another size.
-    """
-    if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
-        models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
-        raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    sizes: dict[str, tuple[int, int]] = {}
-    focals: dict[str, float | None] = {}
-    exif_focals: dict[tuple[object, ...], float | None] = {}
-    skipped: dict[str, str] = {}
-    known = options.known or {}
-    for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=None):
-        try:
-            photo = _read_photo(root / name)
-        except ImageError as error:
-            skipped[name] = str(error)
-            logger.warning("Skipping a photo: %s", error)
-            continue
-        sizes[name] = photo.size
-        if name in known:
-            camera = known[name]
-            if photo.size != (camera.width, camera.height):
-                raise EdmHlocError(
-                    f"The known intrinsics of {name} are for {camera.width} × {camera.height} "
-                    f"pixels, but {root / name} has {photo.size[0]} × {photo.size[1]}. "
-                    "Take the photos they were made for, or scale them."
-                )
-            groups["known", camera.model_name, photo.size, tuple(camera.params)].append(name)
-            continue
-        if photo.exif is not None and photo.exif not in exif_focals:
-            exif_focals[photo.exif] = _exif_focal(root / name)
-        focals[name] = exif_focals.get(photo.exif or ())
-        shared_by: object = {
-            "auto": photo.exif if photo.tells_focal else name,
-            "single": "",
-            "per-folder": name.rpartition("/")[0],
-            "per-image": name,
-        }[options.mode]
-        groups[options.mode, shared_by, photo.size].append(name)
-
-    if options.mode in ("single", "per-folder"):
-        split = Counter(group[1] for group in groups if group[0] != "known")
-        for folder, number in split.items():
-            if number > 1:
-                logger.warning(
-                    "Photos%s come in %d sizes: each size gets a camera of its own.",
-                    f" in {folder}" if folder else "",
-                    number,
-                )
-    cameras = {}
-    for camera_id, (group, members) in enumerate(groups.items(), start=1):
-        if group[0] == "known":
-            camera = pycolmap.Camera(known[members[0]].todict())
-            camera.camera_id, camera.has_prior_focal_length = camera_id, True
-        else:
-            width, height = sizes[members[0]]
-            focal = next((f for name in members if (f := focals[name])), None)
-            camera = pycolmap.Camera.create_from_model_name(
-                camera_id, options.model, focal or 1.2 * max(width, height), width, height
-            )
-            camera.has_prior_focal_length = focal is not None
-        cameras.update(dict.fromkeys(members, camera))
-    return dict(sorted(cameras.items())), skipped
-
-
-def cameras_by_exif(
-    root: Path, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
-) -> dict[str, pycolmap.Camera]:
-    """Cameras of images taken by the same ones as others, by their EXIF data.
-
-    Args:
-        root: folder of all images.
-        names: images to find cameras for.
-        known: cameras of other images. Of those with the same maker, model, lens setting and size
-            the one that most have is taken.
-    """
-
-    def camera_in(name: str) -> tuple[object, ...] | None:
-        try:
-            photo = _read_photo(root / name)
-        except ImageError:
-            return None
-        return photo.exif if photo.names_camera or photo.tells_focal else None
-
-    wanted = {name: exif for name in names if (exif := camera_in(name)) is not None}
-    if not wanted:
-        return {}
-    found: dict[tuple[object, ...], list[pycolmap.Camera]] = defaultdict(list)
-    for name, camera in known.items():
-        of_photo = camera_in(name)
-        if of_photo is not None and of_photo[-2:] == (camera.width, camera.height):
-            found[of_photo].append(camera)
-    best = {}
-    for of_photo, cameras in found.items():
-        number = Counter(camera.params_to_string() for camera in cameras)
-        best[of_photo] = max(cameras, key=lambda c: number[c.params_to_string()])
-    return {name: best[exif] for name, exif in wanted.items() if exif in best}
 
 
 # --------------------------------------------------------------------------- database
@@ -678,33 +361,13 @@ def map_database(
     options = options or MappingOptions()
     start = time.monotonic()
     database, images, out = Path(database), Path(images), Path(out)
-    with _open_database(database) as db:
-        verification = _verification(db)
-        fixed_names = set(known)
-        all_images = db.read_all_images()
-        fixed = {image.camera_id for image in all_images if image.name in fixed_names}
-        all_fixed = fixed >= {image.camera_id for image in all_images}
-        given = {camera.camera_id: camera for camera in db.read_all_cameras()}
-        connected = _most_connected(db, options.min_inliers)
-    if not verification.verified_pairs:
+    with open_database(database) as db:
+        verified_pairs = _verification(db).verified_pairs
+        names = [image.name for image in db.read_all_images()]
+    if not verified_pairs:
         raise EdmHlocError(diagnose(database))
-    refine = options.refine_intrinsics and not all_fixed
-    undistorted = False
     with _new_model(out) as temporary, quiet_colmap():
-        if options.mapper == "global":
-            models = _with_points(_map_globally(database, temporary, refine, options))
-        else:
-            several = _Mapping(database, images, temporary, fixed, len(all_images), options)
-            models = _with_points(several.run(refine, refine))
-            if refine and _is_doubtful(models, given, connected):
-                logger.info("Mapping once more, without distortion.")
-                again = _with_points(several.run(refine, False))
-                undistorted = _worth(again, given) > _worth(models, given)
-                models = again if undistorted else models
-            if not models:
-                logger.info("Mapping once more, from any pair of photos.")
-                models = _with_points(several.run(refine, False, any_start=True))
-                undistorted = refine
+        models, undistorted = find_models(database, images, temporary, options, known)
         if not models:
             raise EdmHlocError(diagnose(database))
         _write_model(models[0], images, temporary)
@@ -719,23 +382,12 @@ def map_database(
     registered = posed_images(models[0])
     return MappingSummary(
         statistics=statistics,
-        images=len(all_images),
-        unregistered=tuple(sorted(i.name for i in all_images if i.name not in registered)),
+        images=len(names),
+        unregistered=tuple(sorted(set(names) - registered.keys())),
         components=components,
         seconds=time.monotonic() - start,
         undistorted=undistorted,
     )
-
-
-@contextlib.contextmanager
-def _open_database(path: Path) -> Iterator[pycolmap.Database]:
-    if not path.is_file():
-        raise EdmHlocError(f"No COLMAP database {path}.")
-    database = pycolmap.Database.open(path)
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 def _write_model(model: pycolmap.Reconstruction, images: Path, folder: Path) -> None:
@@ -767,150 +419,9 @@ def _colour_black_points(
                 point.color = pixels[:, y, x]
 
 
-def _incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
-    o = pycolmap.IncrementalPipelineOptions()
-    o.min_num_matches = options.min_inliers
-    o.random_seed = options.seed
-    o.num_threads = options.threads
-    o.extract_colors = False  # later, of the model that is kept
-    o.mapper.init_max_error = options.max_error
-    o.mapper.abs_pose_max_error = 3 * options.max_error
-    o.mapper.filter_max_reproj_error = options.max_error
-    o.mapper.filter_min_tri_angle = options.min_tri_angle
-    o.triangulation.complete_max_reproj_error = options.max_error
-    o.triangulation.merge_max_reproj_error = options.max_error
-    o.triangulation.min_angle = options.min_tri_angle
-    o.triangulation.ignore_two_view_tracks = not options.two_view_points
-    return o
-
-
-class _Mapping(NamedTuple):
-    """What the incremental mapper works on.
-
-    Attributes:
-        database, images: of the photos.
-        folder: for its models.
-        fixed: cameras that stay as they are.
-        number: of photos.
-        options: of the geometry.
-    """
-
-    database: Path
-    images: Path
-    folder: Path
-    fixed: set[int]
-    number: int
-    options: MappingOptions
-
-    def run(
-        self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
-    ) -> list[pycolmap.Reconstruction]:
-        """All models it finds.
-
-        Args:
-            refine_focal, refine_distortion: of the cameras that are not fixed. Photos taken going
-                straight on do not tell distortion: it can grow beyond all bounds, and take the
-                model with it.
-            any_start: be content with pairs, such as all of those are, that COLMAP does not like to
-                start from, since they tell little depth.
-        """
-        o = _incremental_options(self.options)
-        o.min_model_size = 3
-        o.constant_cameras = self.fixed
-        o.ba_refine_focal_length = o.mapper.abs_pose_refine_focal_length = refine_focal
-        o.ba_refine_extra_params = o.mapper.abs_pose_refine_extra_params = refine_distortion
-        if any_start:
-            o.mapper.init_max_forward_motion = 1.0  # of all motion
-            o.mapper.init_min_tri_angle /= 2
-        with tqdm(total=self.number, desc="Mapping", unit="photo", disable=None) as progress:
-            models = pycolmap.incremental_mapping(
-                self.database,
-                self.images,
-                self.folder,
-                o,
-                initial_image_pair_callback=lambda: progress.update(2),
-                next_image_callback=lambda: progress.update(1),
-            )
-        return list(models.values())
-
-
-def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """The models that have any, largest first."""
-    return sorted(
-        (model for model in models if model.num_points3D()),
-        key=lambda model: (model.num_reg_images(), model.num_points3D()),
-        reverse=True,
-    )
-
-
-def _most_connected(db: pycolmap.Database, min_inliers: int) -> int:
-    """How many photos the verified pairs join at most."""
-    number = {image.image_id: i for i, image in enumerate(db.read_all_images())}
-    joined = [
-        [number[image_id] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
-        if inliers >= min_inliers
-    ]
-    if not joined:
-        return 0
-    rows, columns = np.array(joined).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number), len(number)))
-    return int(np.bincount(connected_components(graph, directed=False)[1]).max())
-
-
-def _is_doubtful(
-    models: Sequence[pycolmap.Reconstruction],
-    given: Mapping[int, pycolmap.Camera],
-    connected: int,
-) -> bool:
-    """Whether the largest model has photos with impossible cameras, or far too few photos."""
-    if not models:
-        return True
-    registered = models[0].num_reg_images()
-    return registered < connected / 2 or _worth(models, given)[0] < registered
-
-
-def _worth(
-    models: Sequence[pycolmap.Reconstruction], given: Mapping[int, pycolmap.Camera]
-) -> tuple[int, int]:
-    """Photos with a possible camera in the largest model, and the points that photos see there."""
-    if not models:
-        return 0, 0
-    posed = posed_images(models[0]).values()
-    possible = {id: _is_possible(camera, given[id]) for id, camera in models[0].cameras.items()}
-    return sum(possible[i.camera_id] for i in posed), models[0].compute_num_observations()
-
-
-def _is_possible(camera: pycolmap.Camera, given: pycolmap.Camera) -> bool:
-    """Whether a focal length is near what EXIF data say, or else what lenses have."""
-    if given.has_prior_focal_length:
-        return 0.7 < camera.mean_focal_length() / given.mean_focal_length() < 1.4
-    return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
-
-
-def _map_globally(
-    database: Path, folder: Path, refine: bool, options: MappingOptions
-) -> list[pycolmap.Reconstruction]:
-    o = pycolmap.GlobalPipelineOptions()
-    o.min_num_matches = options.min_inliers
-    o.random_seed = options.seed
-    o.num_threads = options.threads
-    o.mapper.bundle_adjustment.refine_focal_length = refine
-    o.mapper.bundle_adjustment.refine_extra_params = refine
-    o.mapper.retriangulation.ignore_two_view_tracks = not options.two_view_points
-    working = folder / "database.db"
-    shutil.copyfile(database, working)
-    if refine:
-        # changes the database: focal lengths from fundamental matrices, which the mapper needs
-        pycolmap.calibrate_view_graph(working)
-    models = folder / "models"
-    models.mkdir()
-    return list(pycolmap.global_mapping(working, folder, models, o).values())
-
-
 def diagnose(database: Path) -> str:
     """Why a database gives no model, and what to try: text for the user."""
-    with _open_database(Path(database)) as db:
+    with open_database(Path(database)) as db:
         found = _verification(db)
         names = {image.image_id: image.name for image in db.read_all_images()}
         inliers = Counter(dict.fromkeys(names, 0))
@@ -1052,7 +563,7 @@ def _triangulate(
     COLMAP refines all points at once, with a kilobyte for every observation: 46 GiB for the size of
     Aachen. With known poses they do not depend on each other.
     """
-    o = _incremental_options(options)
+    o = incremental_options(options)
     o.ba_global_max_refinements = 0
     refinement = o.get_global_bundle_adjustment()
     for clear in (True, False):  # refined points continue and merge more tracks

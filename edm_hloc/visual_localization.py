@@ -21,6 +21,7 @@ from typing import Any
 
 import pycolmap
 
+from edm_hloc.cameras import cameras_by_exif
 from edm_hloc.dense import DenseConfig
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images, image_stamps
@@ -50,7 +51,6 @@ from edm_hloc.retrieval import (
     sift_features,
     write_scores,
 )
-from edm_hloc.sfm import cameras_by_exif
 
 logger = logging.getLogger(__name__)
 

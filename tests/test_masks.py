@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edm_hloc.cameras import CameraOptions
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
 from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.reconstruct import reconstruct
-from edm_hloc.sfm import CameraOptions
 from edm_hloc.store import FeatureReader, RawMatches, RawMatchWriter
 from tests.scenes import TruthMatcher
 

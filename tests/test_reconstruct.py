@@ -11,16 +11,17 @@ from pathlib import Path
 import pycolmap
 import pytest
 
+from edm_hloc.cameras import CameraOptions, load_intrinsics
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images import find_images
+from edm_hloc.mapping import MappingOptions
 from edm_hloc.reconstruct import (
     RECONSTRUCTION_KEYPOINTS,
     Run,
     reconstruct,
     triangulate_model,
 )
-from edm_hloc.sfm import CameraOptions, MappingOptions, load_intrinsics
 from tests.scenes import TruthMatcher
 
 

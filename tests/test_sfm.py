@@ -19,18 +19,16 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from edm_hloc.cameras import CameraOptions, load_intrinsics
 from edm_hloc.colmap import quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
+from edm_hloc.mapping import MappingOptions, _Mapping
 from edm_hloc.sfm import (
-    CameraOptions,
     ImportSummary,
-    MappingOptions,
-    _Mapping,
     build_database,
     diagnose,
     epipolar_errors,
-    load_intrinsics,
     map_database,
     triangulate,
 )

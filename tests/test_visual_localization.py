@@ -16,6 +16,7 @@ from PIL.ExifTags import Base as ExifTag
 from scipy.io import savemat
 
 from edm_hloc.aachen import AachenOptions, localize_aachen
+from edm_hloc.cameras import cameras_by_exif
 from edm_hloc.cli import main
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
@@ -29,7 +30,7 @@ from edm_hloc.inloc import (
     scan_points,
 )
 from edm_hloc.localize import check_submission, read_log, read_poses
-from edm_hloc.sfm import MappingOptions, cameras_by_exif
+from edm_hloc.mapping import MappingOptions
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from edm_hloc.visual_localization import RetrievalOptions, localize_photos
 from tests.scenes import TruthMatcher

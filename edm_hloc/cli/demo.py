@@ -26,11 +26,11 @@ def register(command: options.AddCommand) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    from edm_hloc.cameras import CameraOptions
     from edm_hloc.evaluation.models import compare
     from edm_hloc.images import find_images
     from edm_hloc.pairs import exhaustive
     from edm_hloc.reconstruct import reconstruct
-    from edm_hloc.sfm import CameraOptions
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     start = time.monotonic()

@@ -143,8 +143,8 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 
 
 def _localize(args: argparse.Namespace) -> None:
+    from edm_hloc.cameras import load_intrinsics
     from edm_hloc.images import find_images
-    from edm_hloc.sfm import load_intrinsics
     from edm_hloc.visual_localization import localize_photos
 
     start = time.monotonic()

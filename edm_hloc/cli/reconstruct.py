@@ -39,8 +39,9 @@ def register(command: options.AddCommand) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
+    from edm_hloc.cameras import CameraOptions, load_intrinsics
+    from edm_hloc.mapping import MappingOptions
     from edm_hloc.reconstruct import reconstruct
-    from edm_hloc.sfm import CameraOptions, MappingOptions, load_intrinsics
 
     start = time.monotonic()
     pairs = options.list_pairs(args)
