@@ -340,7 +340,12 @@ def test_refined_matches_have_a_corner_of_either_photo(
     name: str, matchers: dict[str, Matcher], tmp_path: Path
 ) -> None:
     matcher = matchers[name]
-    refined = RefinedMatcher(matcher, RefinementConfig(min_correlation=-1, min_support=0))
+    refined = RefinedMatcher(
+        matcher,
+        RefinementConfig(
+            min_correlation=-1, min_support=0, min_aligned_support=0, least_to_grow=10_000
+        ),
+    )
     wide = texture(209, 128)
     between = (wide[:, 16:-1] / 2 + wide[:, 17:] / 2).astype(np.uint8)  # by half a pixel
     pair = []

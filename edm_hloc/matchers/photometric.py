@@ -8,6 +8,10 @@ aligning the patches around both, related by the local affine map that neighbour
 with damped Gauss-Newton steps (Lucas and Kanade, in the inverse form of Baker and Matthews),
 whatever the difference of brightness and contrast. The network's answer is a prior, so that along
 an edge, or where there is no texture, a point stays.
+
+Exact points tell wrong ones among them: a match stays if an affine map joins it with most of its
+neighbours. And they tell what the network missed: the corners of the cells beside them are looked
+for where the map has them, and what is found leads on to the next cells.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from edm_hloc.models.edm import CELL
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
 _LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line
 _CORNER = 5  # pixels a side of the neighbourhood that makes a corner
+_FAINT = 1e-4  # strength of a corner that is taken for noise
+_TWINS = 0.5  # pixels apart at most, in both photos together
+_MOST = 0.35  # matches a cell of image 0, as many as EDM gives; each may give two
 _CHUNK = 512  # matches that are aligned together: what fits the cache of a CPU
 
 
@@ -47,6 +54,9 @@ class RefinementConfig:
             cross-correlation; flat patches count as agreeing).
         neighbours: matches that tell the affine map around each.
         min_support: matches are dropped that fewer of their neighbours, as a share, agree with.
+        min_aligned_support: likewise once they are aligned, when neighbours agree more closely.
+        least_to_grow: pairs with fewer matches, which may all be chance, stay as they are.
+        min_grown_correlation: of the matches that are added beside others.
         enough: pairs with fewer matches are filled up to so many with those that the matcher is
             less than confident of, if the photos and their neighbours agree.
     """
@@ -56,9 +66,12 @@ class RefinementConfig:
     noise: float = 0.15
     iterations: int = 3
     rounds: int = 2
-    min_correlation: float = 0.7
+    min_correlation: float = 0.8
     neighbours: int = 20
     min_support: float = 0.4
+    min_aligned_support: float = 0.9
+    least_to_grow: int = 50
+    min_grown_correlation: float = 0.9
     enough: int = 400
 
 
@@ -75,10 +88,12 @@ class Photo(NamedTuple):
     Attributes:
         grey: (1, H, W) in [0, 1].
         corners: (H / 8, W / 8, 2) float32 pixels (x, y): the strongest corner of each cell.
+        textured: (H / 8, W / 8) bool: it is one.
     """
 
     grey: Tensor
     corners: np.ndarray
+    textured: np.ndarray
 
 
 class Refinement(NamedTuple):
@@ -91,7 +106,7 @@ class Refinement(NamedTuple):
     match: np.ndarray
 
 
-def strongest_corners(grey: Tensor) -> np.ndarray:
+def strongest_corners(grey: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Where in each cell the image changes most in the direction it changes least.
 
     Args:
@@ -99,7 +114,7 @@ def strongest_corners(grey: Tensor) -> np.ndarray:
 
     Returns:
         (H / 8, W / 8, 2) float32 pixels (x, y), in the 8 px square around the cell's grid point, or
-        half a pixel beyond.
+        half a pixel beyond; and (H / 8, W / 8) whether there is more than noise.
     """
     strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), _CORNER)
     rows, columns = strength.shape[0] // CELL, strength.shape[1] // CELL
@@ -116,7 +131,7 @@ def strongest_corners(grey: Tensor) -> np.ndarray:
     peak = strength[y, x]
     dx = _vertex(around[y + 1, x], peak, around[y + 1, x + 2])
     dy = _vertex(around[y, x + 1], peak, around[y + 2, x + 1])
-    return np.stack([x + dx, y + dy], axis=2).astype(np.float32)
+    return np.stack([x + dx, y + dy], axis=2).astype(np.float32), peak > _FAINT
 
 
 def _vertex(before: np.ndarray, peak: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -164,6 +179,66 @@ def refine(
     return Refinement(points0, points1, correlation, match)
 
 
+def grow(
+    photo0: Photo, photo1: Photo, found: Refinement, config: RefinementConfig, most: int
+) -> Refinement:
+    """Adds matches in cells that have none, beside those that have.
+
+    The corner of such a cell is looked for where the affine map around the nearest match has it,
+    first image 0's in image 1, then image 1's in image 0, and so on until there are `most` or
+    nothing is added. A cell is asked once.
+    """
+    photos = photo0, photo1
+    points = [found.points0, found.points1]
+    correlation, match = found.correlation, found.match
+    free = [photo.textured.copy() for photo in photos]
+    for cells, taken in zip(free, points, strict=True):
+        cells[_cells_of(taken, cells.shape)] = False
+    fresh = 0  # what was there before has been asked
+    while fresh < len(match) < most:
+        new = np.arange(fresh, len(match))
+        fresh = len(match)
+        onto1 = local_affine_maps(points[0], points[1], config.neighbours, new)
+        for here, affine in ((0, onto1), (1, np.linalg.inv(onto1))):
+            beside = _beside(points[here][new], free[here])
+            free[here][beside] = False
+            corners = photos[here].corners[beside]
+            if not len(corners):
+                continue
+            nearest = KDTree(points[here][new]).query(corners)[1]
+            source = new[nearest]
+            moves = (affine[nearest] @ (corners - points[here][source])[:, :, None])[:, :, 0]
+            guess = (points[1 - here][source] + moves).astype(np.float32)
+            grey, other = photos[here].grey, photos[1 - here].grey
+            aligned = align(grey, other, corners, guess, affine[nearest], config)
+            good = (
+                (aligned.correlation >= config.min_grown_correlation)
+                & (np.linalg.norm(aligned.points - guess, axis=1) <= config.prior / 2)
+                & inside(aligned.points, other)
+            ).nonzero()[0][: most - len(match)]
+            points[here] = np.concatenate([points[here], corners[good]])
+            points[1 - here] = np.concatenate([points[1 - here], aligned.points[good]])
+            correlation = np.concatenate([correlation, aligned.correlation[good]])
+            match = np.concatenate([match, match[source[good]]])
+            # there may be several in a cell of the other image: they came from different ones
+            cells = free[1 - here]
+            cells[_cells_of(aligned.points[good], cells.shape)] = False
+    return Refinement(points[0], points[1], correlation, match)
+
+
+def _cells_of(points: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns (N,) of the cells that points (N, 2) lie in."""
+    column, row = np.rint(points.T / CELL).astype(np.int64)
+    return row.clip(0, shape[0] - 1), column.clip(0, shape[1] - 1)
+
+
+def _beside(points: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows and columns of those of the cells (R, C) that are next to a cell with a point."""
+    taken = np.zeros(cells.shape, np.uint8)
+    taken[_cells_of(points, cells.shape)] = 1
+    return (cv2.dilate(taken, np.ones((3, 3), np.uint8)).astype(bool) & cells).nonzero()
+
+
 class _AtCorners(NamedTuple):
     """Corners (N, 2), the other image's points (N, 2), and the match (N,) each is of."""
 
@@ -176,15 +251,16 @@ def _to_corners(
     points: np.ndarray, others: np.ndarray, affine: np.ndarray, corners: np.ndarray
 ) -> _AtCorners:
     """Carries matches (M, 2), (M, 2) to the corners of the points' cells, each corner once."""
-    column, row = np.rint(points.T / CELL).astype(np.int64)
-    row, column = row.clip(0, len(corners) - 1), column.clip(0, corners.shape[1] - 1)
+    row, column = _cells_of(points, corners.shape)
     match = np.sort(np.unique(row * corners.shape[1] + column, return_index=True)[1])
     found = corners[row[match], column[match]].astype(np.float32)
     moves = (affine[match] @ (found - points[match])[:, :, None])[:, :, 0]
     return _AtCorners(found, (others[match] + moves).astype(np.float32), match)
 
 
-def local_affine_maps(points0: np.ndarray, points1: np.ndarray, neighbours: int) -> np.ndarray:
+def local_affine_maps(
+    points0: np.ndarray, points1: np.ndarray, neighbours: int, at: np.ndarray | None = None
+) -> np.ndarray:
     """How the surroundings of matches map from image 0 to image 1.
 
     A robust fit to the nearest matches, drawn towards the identity where these are few or in a
@@ -193,30 +269,36 @@ def local_affine_maps(points0: np.ndarray, points1: np.ndarray, neighbours: int)
     Args:
         points0, points1: (M, 2) pixels.
         neighbours: nearest other matches that count.
+        at: (N,) matches to tell it for; by default all.
 
     Returns:
-        (M, 2, 2) matrices.
+        (N, 2, 2) matrices.
     """
+    centres0, centres1 = (points0, points1) if at is None else (points0[at], points1[at])
     count = min(neighbours + 1, len(points0))
     if count < 3:
-        return np.tile(np.eye(2), (len(points0), 1, 1))
-    distance, nearest = KDTree(points0).query(points0, k=count)
-    source = points0[nearest] - points0[:, None]
-    target = points1[nearest] - points1[:, None]
+        return np.tile(np.eye(2), (len(centres0), 1, 1))
+    distance, nearest = KDTree(points0).query(centres0, k=count)
+    source = points0[nearest] - centres0[:, None]
+    target = points1[nearest] - centres1[:, None]
     fit = _robust_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
     maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
     maps[np.linalg.det(maps) < _LEAST_DETERMINANT] = np.eye(2)
     return maps
 
 
-def neighbour_support(points0: np.ndarray, points1: np.ndarray, neighbours: int) -> np.ndarray:
+def neighbour_support(
+    points0: np.ndarray, points1: np.ndarray, neighbours: int, aligned: bool = False
+) -> np.ndarray:
     """Share of each match's neighbours that lie where one affine map through the match has them.
 
-    Neighbours agree within half a cell and a tenth of their distance, which leaves room for depth.
+    Neighbours agree within half a cell and a tenth of their distance, which leaves room for depth;
+    aligned ones within half of that.
 
     Args:
         points0, points1: (M, 2) pixels.
         neighbours: nearest other matches in image 0 that are asked.
+        aligned: the matches have been.
 
     Returns:
         (M,) in [0, 1]; 1 where there are too few matches to ask.
@@ -228,9 +310,10 @@ def neighbour_support(points0: np.ndarray, points1: np.ndarray, neighbours: int)
     source = points0[nearest] - points0[:, None]
     target = points1[nearest] - points1[:, None]
     # The map of the neighbours among themselves: a wrong match in their middle has no part in it.
-    fit = _robust_fit(source, target, np.ones_like(distance), 3.0)
+    close = 0.5 if aligned else 1.0
+    fit = _robust_fit(source, target, np.ones_like(distance), 3.0 * close)
     away = np.linalg.norm(source @ fit[:, :2] - target, axis=2)
-    share: np.ndarray = (away < CELL / 2 + 0.1 * distance).mean(axis=1)
+    share: np.ndarray = (away < close * (CELL / 2 + 0.1 * distance)).mean(axis=1)
     return share
 
 
@@ -369,7 +452,8 @@ class RefinedMatcher(WrappingMatcher):
     """Another matcher whose matches are refined by the photos themselves.
 
     It also keeps each photo, in half precision, and its corners: 2.1 bytes a pixel of the network's
-    input. Each match of the other gives up to two.
+    input. Each match of the other gives up to two, and what is beside them is added until there
+    are as many as the network's own could give.
     """
 
     def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
@@ -384,8 +468,8 @@ class RefinedMatcher(WrappingMatcher):
     def encode(self, image: NetworkImage) -> Features:
         features = self.matcher.encode(image)
         grey = image.tensor.mean(dim=0, keepdim=True)
-        photo = Photo(grey.half().to(self.device), strongest_corners(grey))
-        nbytes = features.nbytes + photo.grey.nbytes + photo.corners.nbytes
+        photo = Photo(grey.half().to(self.device), *strongest_corners(grey))
+        nbytes = features.nbytes + sum(part.nbytes for part in photo)
         return Features((features, photo), image.transform, nbytes)
 
     def to_host(self, features: Features) -> Features | None:
@@ -427,18 +511,37 @@ class RefinedMatcher(WrappingMatcher):
             for photo in (features0.data[1], features1.data[1])
         )
         refined = refine(photo0, photo1, points0[order], points1[order], config)
-        scores = scores[refined.match]
         agree = (
             (refined.correlation >= config.min_correlation)
             & inside(refined.points0, photo0.grey)
             & inside(refined.points1, photo1.grey)
         ).nonzero()[0]
-        count = max(2 * config.enough, int((scores[agree] >= self.confident).sum()))
-        if self.matcher.topk is not None:
-            count = min(count, self.matcher.topk)
-        best = np.sort(agree[np.argsort(-scores[agree], kind="stable")[:count]])
+        score = scores[refined.match[agree]]
+        count = max(2 * config.enough, int((score >= self.confident).sum()))
+        best = agree[np.argsort(-score, kind="stable")[:count]]
+        most = self.matcher.topk or 2 * int(_MOST * photo0.textured.size)
+        refined = self._supported(_chosen(refined, best))
+        if len(refined.match) >= config.least_to_grow:
+            refined = self._supported(grow(photo0, photo1, refined, config, most))
+        refined = _chosen(refined, np.arange(len(refined.match))[:most])  # the best come first
         return Matches(
-            features0.transform.to_original(refined.points0[best]),
-            features1.transform.to_original(refined.points1[best]),
-            scores[best],
+            features0.transform.to_original(refined.points0),
+            features1.transform.to_original(refined.points1),
+            scores[refined.match],
         )
+
+    def _supported(self, found: Refinement) -> Refinement:
+        config, found = self.config, _distinct(found)
+        support = neighbour_support(found.points0, found.points1, config.neighbours, aligned=True)
+        return _chosen(found, (support >= config.min_aligned_support).nonzero()[0])
+
+
+def _chosen(found: Refinement, which: np.ndarray) -> Refinement:
+    return Refinement(*(values[which] for values in found))
+
+
+def _distinct(found: Refinement) -> Refinement:
+    """Without the matches that repeat an earlier one, as where both photos have the same corner."""
+    places = np.concatenate([found.points0, found.points1], axis=1)
+    twins = KDTree(places).query_pairs(_TWINS, output_type="ndarray")
+    return _chosen(found, np.setdiff1d(np.arange(len(places)), twins.max(axis=1, initial=-1)))
