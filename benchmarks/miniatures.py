@@ -86,7 +86,7 @@ def by_pipeline(
 def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> Found:
     """Poses by COLMAP's SIFT; only of queries that are localized."""
     options = RetrievalOptions(args.retrieval, args.retrieved)
-    run = Run.begin(out, {}, overwrite=False)
+    run = Run(out, {})
     features, matches = out / "features.h5", out / "matches.h5"
     points: PointSource
     if benchmark == "aachen":

@@ -148,36 +148,36 @@ def localize_aachen(
         "matcher": dict(matcher.provenance),
         "options": asdict(options),
     }
-    run = Run.begin(out, settings, overwrite=overwrite)
-    sfm = triangulate_model(
-        data.model,
-        data.images,
-        out / "sfm",
-        from_covisibility(data.model, options.covisible),
-        matcher,
-        quantization=options.quantization,
-        dense=dense,
-        mapping=options.mapping,
-        overwrite=overwrite,
-    )
-    run.results["sfm"] = sfm.results
-    points = ModelPoints(out / "sfm" / "model")
-    queries = list(cameras_known)
-    cameras, bad = query_cameras(data.images, queries, cameras_known)
-    found = retrieve(run, options.retrieval, data.images, queries, points.names())
-    matched = match_queries(
-        run,
-        data.images,
-        found,
-        matcher,
-        QUERY_KEYPOINTS,
-        dense,
-        out / "sfm" / "features.h5",
-        overwrite=overwrite,
-    )
-    matched = fingerprint_of([matched, sfm.done["model"]])
-    answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
-    label = f"{options.retrieval.label}{options.retrieval.number}"
-    submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"
-    submit(submission, answers, points)
-    return run, answers, submission
+    with Run.begin(out, settings, overwrite=overwrite) as run:
+        sfm = triangulate_model(
+            data.model,
+            data.images,
+            out / "sfm",
+            from_covisibility(data.model, options.covisible),
+            matcher,
+            quantization=options.quantization,
+            dense=dense,
+            mapping=options.mapping,
+            overwrite=overwrite,
+        )
+        run.results["sfm"] = sfm.results
+        points = ModelPoints(out / "sfm" / "model")
+        queries = list(cameras_known)
+        cameras, bad = query_cameras(data.images, queries, cameras_known)
+        found = retrieve(run, options.retrieval, data.images, queries, points.names())
+        matched = match_queries(
+            run,
+            data.images,
+            found,
+            matcher,
+            QUERY_KEYPOINTS,
+            dense,
+            out / "sfm" / "features.h5",
+            overwrite=overwrite,
+        )
+        matched = fingerprint_of([matched, sfm.done["model"]])
+        answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
+        label = f"{options.retrieval.label}{options.retrieval.number}"
+        submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"
+        submit(submission, answers, points)
+        return run, answers, submission

@@ -359,25 +359,27 @@ def localize_inloc(
         "matcher": dict(matcher.provenance),
         "options": asdict(options),
     }
-    run = Run.begin(out, settings, overwrite=overwrite)
-    cameras, bad = {}, {}
-    for query in queries:
-        try:
-            cameras[query] = query_camera(*open_header(data.root / query).size)
-        except ImageError as error:
-            bad[query] = str(error)
-    found = retrieve(run, options.retrieval, data.root, queries, database)
-    matched = match_queries(
-        run, data.root, found, matcher, options.quantization, dense, None, overwrite=overwrite
-    )
-    used = sorted({image for images in found.values() for image in images}.intersection(database))
-    folder = out / "scan_points"
-    missing = look_up_points(data.root, out / "features.h5", used, folder)
-    run.results["missing_scans"] = missing
-    points = ScanPoints(data.root, folder, set(used) - set(missing))
-    matched = fingerprint_of([matched, missing])
-    answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
-    label = f"{options.retrieval.label}{options.retrieval.number}"
-    submission = out / f"InLoc_{matcher.name}_{label}.txt"
-    submit(submission, answers, points)
-    return run, answers, submission
+    with Run.begin(out, settings, overwrite=overwrite) as run:
+        cameras, bad = {}, {}
+        for query in queries:
+            try:
+                cameras[query] = query_camera(*open_header(data.root / query).size)
+            except ImageError as error:
+                bad[query] = str(error)
+        found = retrieve(run, options.retrieval, data.root, queries, database)
+        matched = match_queries(
+            run, data.root, found, matcher, options.quantization, dense, None, overwrite=overwrite
+        )
+        used = sorted(
+            {image for images in found.values() for image in images}.intersection(database)
+        )
+        folder = out / "scan_points"
+        missing = look_up_points(data.root, out / "features.h5", used, folder)
+        run.results["missing_scans"] = missing
+        points = ScanPoints(data.root, folder, set(used) - set(missing))
+        matched = fingerprint_of([matched, missing])
+        answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
+        label = f"{options.retrieval.label}{options.retrieval.number}"
+        submission = out / f"InLoc_{matcher.name}_{label}.txt"
+        submit(submission, answers, points)
+        return run, answers, submission

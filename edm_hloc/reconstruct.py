@@ -21,7 +21,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from edm_hloc.aggregate import aggregate
 from edm_hloc.cameras import CameraOptions
 from edm_hloc.dense import DenseConfig, match_pairs
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.files import FolderLock
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.mapping import MappingOptions
 from edm_hloc.masks import MaskedMatchReader, find_masks
@@ -64,6 +65,7 @@ class Run:
         seconds: wall-clock time of each step when it was last done.
         memory_mib: peak memory of the process by the end of each of these steps.
         peak_memory_mib: of this process, at the last write.
+        error: why it ended, where it failed.
     """
 
     out: Path
@@ -74,34 +76,49 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mib: dict[str, float | None] = field(default_factory=dict)
     peak_memory_mib: float | None = None
+    error: str | None = None
 
     @property
     def path(self) -> Path:
         return self.out / "run.json"
 
     @classmethod
-    def begin(cls, out: Path, settings: dict[str, Any], *, overwrite: bool) -> Run:
-        """Start or continue the run in `out`.
+    @contextlib.contextmanager
+    def begin(cls, out: Path, settings: dict[str, Any], *, overwrite: bool) -> Iterator[Run]:
+        """Start or continue the run in `out`, which no other process writes into meanwhile.
+
+        An EdmHlocError that ends the block is recorded.
 
         Raises:
-            EdmHlocError: the folder cannot be made.
+            EdmHlocError: the folder cannot be made, or another process is at work there.
         """
-        run = cls(out, settings)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
-        if not overwrite and run.path.is_file():
+        with FolderLock(out):
+            run = cls(out, settings)
+            if not overwrite:
+                run._continue()
+            run.write()
             try:
-                before = json.loads(run.path.read_text("utf-8"))
-                run.done, run.results = before["done"], before["results"]
-                run.seconds = before["seconds"]
-                run.memory_mib = before.get("memory_mib", {})
-                run.sizes = before.get("sizes", {})
-            except (OSError, ValueError, KeyError):
-                pass  # without a record every step but the matching is done again
-        run.write()
-        return run
+                yield run
+            except EdmHlocError as error:
+                run.error = str(error)
+                with contextlib.suppress(EdmHlocError):
+                    run.write()
+                raise
+
+    def _continue(self) -> None:
+        """Takes over what an earlier run recorded."""
+        try:
+            before = json.loads(self.path.read_text("utf-8"))
+            self.done, self.results = before["done"], before["results"]
+            self.seconds = before["seconds"]
+            self.memory_mib = before.get("memory_mib", {})
+            self.sizes = before.get("sizes", {})
+        except (OSError, ValueError, KeyError):
+            pass  # without a record every step but the matching is done again
 
     def step(
         self,
@@ -147,7 +164,7 @@ class Run:
 
     def write(self) -> None:
         self.peak_memory_mib = peak_memory_mib()
-        record = {
+        record: dict[str, Any] = {
             "settings": self.settings,
             "versions": versions(),
             "done": self.done,
@@ -157,6 +174,8 @@ class Run:
             "memory_mib": self.memory_mib,
             "peak_memory_mib": self.peak_memory_mib,
         }
+        if self.error is not None:
+            record["error"] = self.error
         temporary = self.path.with_name(".run.json.tmp")
         try:
             temporary.write_text(json.dumps(record, indent=2, default=str), "utf-8")
@@ -169,14 +188,6 @@ def _size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def note_error(out: Path, message: str) -> None:
-    """Adds why a run ended to its record, for those who look at it later."""
-    path = out / "run.json"
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads(path.read_text("utf-8")) | {"error": message}
-        path.write_text(json.dumps(record, indent=2), "utf-8")
 
 
 def fingerprint_of(depends_on: Any) -> str:
@@ -314,30 +325,30 @@ def reconstruct(
         "masks": None if masks is None else str(masks),
     }
     mask_of = find_masks(masks, pairs)
-    run = Run.begin(out, settings, overwrite=overwrite)
-    matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
-    )
-    features, matches = out / "features.h5", out / "matches.h5"
-    database, model = out / "database.db", out / "model"
-
-    def verify() -> dict[str, Any]:
-        imported, verified = build_database(
-            database, image_root, features, matches, pairs, cameras, mapping
+    with Run.begin(out, settings, overwrite=overwrite) as run:
+        matched = match_and_quantize(
+            run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )
-        return {"imported": imported, "verified": verified}
+        features, matches = out / "features.h5", out / "matches.h5"
+        database, model = out / "database.db", out / "model"
 
-    def map_photos() -> dict[str, Any]:
-        return {"mapped": map_database(database, image_root, model, mapping, known=known)}
+        def verify() -> dict[str, Any]:
+            imported, verified = build_database(
+                database, image_root, features, matches, pairs, cameras, mapping
+            )
+            return {"imported": imported, "verified": verified}
 
-    verified = run.step(
-        "database",
-        [matched, cameras.mode, cameras.model, known, asdict(mapping)],
-        [database],
-        verify,
-    )
-    run.step("model", [verified], [model], map_photos)
-    return run
+        def map_photos() -> dict[str, Any]:
+            return {"mapped": map_database(database, image_root, model, mapping, known=known)}
+
+        verified = run.step(
+            "database",
+            [matched, cameras.mode, cameras.model, known, asdict(mapping)],
+            [database],
+            verify,
+        )
+        run.step("model", [verified], [model], map_photos)
+        return run
 
 
 def triangulate_model(
@@ -370,20 +381,20 @@ def triangulate_model(
         "masks": None if masks is None else str(masks),
     }
     mask_of = find_masks(masks, pairs)
-    run = Run.begin(out, settings, overwrite=overwrite)
-    matched = match_and_quantize(
-        run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
-    )
-    stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
-    features, matches = out / "features.h5", out / "matches.h5"
-    database, model = out / "database.db", out / "model"
-
-    def make_points() -> dict[str, Any]:
-        verified, mapped = triangulate(
-            reference, image_root, features, matches, pairs, database, model, mapping
+    with Run.begin(out, settings, overwrite=overwrite) as run:
+        matched = match_and_quantize(
+            run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )
-        return {"verified": verified, "mapped": mapped}
+        stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
+        features, matches = out / "features.h5", out / "matches.h5"
+        database, model = out / "database.db", out / "model"
 
-    depends_on = [matched, str(reference), stamps, asdict(mapping)]
-    run.step("model", depends_on, [model, database], make_points)
-    return run
+        def make_points() -> dict[str, Any]:
+            verified, mapped = triangulate(
+                reference, image_root, features, matches, pairs, database, model, mapping
+            )
+            return {"verified": verified, "mapped": mapped}
+
+        depends_on = [matched, str(reference), stamps, asdict(mapping)]
+        run.step("model", depends_on, [model, database], make_points)
+        return run

@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import queue
-import sqlite3
 import threading
 import time
 from collections import OrderedDict
@@ -37,6 +36,7 @@ import h5py
 import numpy as np
 
 from .errors import EdmHlocError
+from .files import FolderLock
 
 logger = logging.getLogger(__name__)
 
@@ -591,40 +591,6 @@ def write_raw_pair(
     file.commit()
 
 
-class _FolderLock:
-    """Keeps a second process from writing into the same folder.
-
-    SQLite's lock on an empty database is the one lock of the standard library that works on every
-    system and that the operating system itself gives back when the process dies, however it dies.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        path = directory / ".lock"
-        try:
-            # any thread may close the writer
-            self._connection = sqlite3.connect(
-                path, timeout=0, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.OperationalError as error:
-            raise EdmHlocError(
-                f"Cannot write into {directory} ({error}): choose another output folder."
-            ) from error
-        try:
-            self._connection.execute("PRAGMA journal_mode = MEMORY")  # no second file
-            self._connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            self._connection.close()
-            if "locked" in str(error):
-                raise EdmHlocError(
-                    f"Another process is writing matches into {directory}: wait until it ends, or "
-                    "choose another output folder."
-                ) from error
-            logger.warning("No lock on %s (%s): do not run two processes on it.", directory, error)
-
-    def release(self) -> None:
-        self._connection.close()
-
-
 class RawMatchWriter:
     """Writes raw matches into a folder of shards from a background thread.
 
@@ -660,7 +626,7 @@ class RawMatchWriter:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _cannot_write(self.directory, error) from error
-        self._lock = _FolderLock(self.directory)
+        self._lock = FolderLock(self.directory)
         try:
             for leftover in self.directory.glob(".matches-*.h5.tmp"):
                 leftover.unlink()

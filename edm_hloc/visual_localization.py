@@ -319,43 +319,45 @@ def localize_photos(
         "retrieval": asdict(retrieval),
         "pose": asdict(pose),
     }
-    run = Run.begin(out, settings, overwrite=overwrite)
-    root = _one_root(out / "images", {"database": image_root, "query": query_root})
-    there = image_stamps(root, points.names())
-    if not there:
-        raise EdmHlocError(
-            f"None of the photos of {model} is in {image_root}; it knows names like "
-            f"{points.names()[0].removeprefix('database/')!r}."
+    with Run.begin(out, settings, overwrite=overwrite) as run:
+        root = _one_root(out / "images", {"database": image_root, "query": query_root})
+        there = image_stamps(root, points.names())
+        if not there:
+            raise EdmHlocError(
+                f"None of the photos of {model} is in {image_root}; it knows names like "
+                f"{points.names()[0].removeprefix('database/')!r}."
+            )
+        in_model = cameras_by_exif(
+            root, [q for q in queries if q not in known], points.cameras(there)
         )
-    in_model = cameras_by_exif(root, [q for q in queries if q not in known], points.cameras(there))
-    run.results["cameras"] = {
-        "given": len(known),
-        "of_the_model": len(in_model),
-        "estimated": len(queries) - len(known) - len(in_model),
-    }
-    known |= in_model
-    cameras, problems = query_cameras(root, queries, known)
-    found = retrieve(run, retrieval, root, queries, list(there))
+        run.results["cameras"] = {
+            "given": len(known),
+            "of_the_model": len(in_model),
+            "estimated": len(queries) - len(known) - len(in_model),
+        }
+        known |= in_model
+        cameras, problems = query_cameras(root, queries, known)
+        found = retrieve(run, retrieval, root, queries, list(there))
 
-    keypoints = out / "model-keypoints.h5"
-    stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
+        keypoints = out / "model-keypoints.h5"
+        stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
 
-    def write_keypoints() -> dict[str, Any]:
-        write_model_keypoints(points, there, keypoints)
-        return {}
+        def write_keypoints() -> dict[str, Any]:
+            write_model_keypoints(points, there, keypoints)
+            return {}
 
-    run.step("model keypoints", [str(model), stamps, list(there)], [keypoints], write_keypoints)
-    matched = match_queries(
-        run, root, found, matcher, QUERY_KEYPOINTS, dense, keypoints, overwrite=overwrite
-    )
-    free = [query for query in queries if query not in known]
-    answers = find_poses(
-        run, matched, queries, cameras, problems, found, points, pose, uncalibrated=free
-    )
-    answers = [replace(a, query=a.query.removeprefix("query/")) for a in answers]
-    localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
-    write_poses(out / "poses.txt", localized)
-    return run, answers
+        run.step("model keypoints", [str(model), stamps, list(there)], [keypoints], write_keypoints)
+        matched = match_queries(
+            run, root, found, matcher, QUERY_KEYPOINTS, dense, keypoints, overwrite=overwrite
+        )
+        free = [query for query in queries if query not in known]
+        answers = find_poses(
+            run, matched, queries, cameras, problems, found, points, pose, uncalibrated=free
+        )
+        answers = [replace(a, query=a.query.removeprefix("query/")) for a in answers]
+        localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
+        write_poses(out / "poses.txt", localized)
+        return run, answers
 
 
 def _one_root(folder: Path, roots: Mapping[str, Path]) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edm_hloc import cli
+from edm_hloc.reconstruct import Run
 from edm_hloc.store import FeatureReader, MatchReader
 from tests.scenes import TruthMatcher
 from tests.test_edm_golden import reference_state
@@ -266,6 +267,19 @@ def test_training_needs_no_pycolmap() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 0
     assert "--minutes" in ended.stdout
+
+
+@pytest.mark.usefixtures("truth")
+def test_a_refused_command_leaves_a_run_at_work_alone(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with Run.begin(out, {}, overwrite=False):
+        before = (out / "run.json").read_bytes()
+        assert run("reconstruct", scene / "images", out) == 1
+        assert f"Another process is writing into {out}:" in capsys.readouterr().err
+        assert (out / "run.json").read_bytes() == before
+        assert not (out / "report.html").exists()
 
 
 def test_masks_that_are_not_there_leave_a_run_alone(

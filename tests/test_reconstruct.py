@@ -74,6 +74,7 @@ def test_files_and_record(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "pairs.txt", "raw_matches", "features.h5", "matches.h5", "database.db", "model", "run.json",
+        ".lock",
     }  # fmt: skip
     record = json.loads((finished / "run.json").read_text("utf-8"))
     assert record["settings"]["matcher"]["matcher"] == "truth"
@@ -172,6 +173,30 @@ def test_overwrite_and_other_settings(scene: Path, finished: Path, tmp_path: Pat
     assert (out / "model").is_dir()
     reconstruct(scene / "images", out, pairs_of(scene), other, overwrite=True)
     assert other.pairs == 21
+
+
+def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def run_now() -> Run:
+        return reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene))
+
+    def verify(*_: object) -> None:  # of the first, past its matching
+        before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+        with pytest.raises(EdmHlocError, match=f"Another process is writing into {out}"):
+            run_now()
+        assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+        raise EdmHlocError("the first fails")
+
+    monkeypatch.setattr("edm_hloc.reconstruct.build_database", verify)
+    with pytest.raises(EdmHlocError, match="the first fails"):
+        run_now()
+    assert json.loads((out / "run.json").read_text())["error"] == "the first fails"
+    monkeypatch.undo()
+    run_now()
+    assert "error" not in json.loads((out / "run.json").read_text())
 
 
 def test_bad_photos_are_left_out(scene: Path, tmp_path: Path) -> None:

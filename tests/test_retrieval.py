@@ -73,7 +73,7 @@ def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
 
 def test_pairs_from_a_file_of_descriptors(descriptors, tmp_path: Path) -> None:
     path, _ = descriptors
-    run = Run.begin(tmp_path / "out", {}, overwrite=False)
+    run = Run(tmp_path / "out", {})
     options = RetrievalOptions(str(path), 4)
     found = retrieve(run, options, tmp_path, NAMES[-2:], NAMES[:23])
     expected = retrieved((a, b) for a, b, _ in most_similar(path, NAMES[-2:], NAMES[:23], 4))
@@ -88,7 +88,7 @@ def test_pairs_from_a_file_of_descriptors(descriptors, tmp_path: Path) -> None:
 def test_pairs_from_hlocs_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listed = tmp_path / "pairs-query-netvlad50.txt"  # hloc ends it without a line break
     listed.write_text("query/b.jpg db/02.jpg\nquery/b.jpg db/01.jpg\nquery/b.jpg db/02.jpg")
-    run = Run.begin(tmp_path / "out", {}, overwrite=False)
+    run = Run(tmp_path / "out", {})
     found = retrieve(run, RetrievalOptions(str(listed), 2), tmp_path, NAMES[-2:], NAMES[:23])
     assert found == {"query/b.jpg": ["db/02.jpg", "db/01.jpg"]}
     assert "1 of 2 queries have no retrieved image and cannot be localized" in caplog.text
@@ -99,7 +99,7 @@ def test_pairs_from_hlocs_list(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_few_database_images_are_all_taken(tmp_path: Path) -> None:
-    run = Run.begin(tmp_path / "out", {}, overwrite=False)
+    run = Run(tmp_path / "out", {})
     found = retrieve(run, RetrievalOptions("sift", 5), tmp_path, ["q"], ["a", "b"])
     assert found == {"q": ["a", "b"]}
     assert not list(run.out.glob("*.h5"))

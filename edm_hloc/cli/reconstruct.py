@@ -101,16 +101,16 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "masks": None if args.masks is None else str(args.masks),
     }
     masks = find_masks(args.masks, pairs)
-    run = Run.begin(args.out, settings, overwrite=args.overwrite)
-    match_and_quantize(
-        run,
-        args.images,
-        pairs,
-        matcher,
-        quantization,
-        options.dense_config(args),
-        masks=masks,
-        overwrite=args.overwrite,
-    )
+    with Run.begin(args.out, settings, overwrite=args.overwrite) as run:
+        match_and_quantize(
+            run,
+            args.images,
+            pairs,
+            matcher,
+            quantization,
+            options.dense_config(args),
+            masks=masks,
+            overwrite=args.overwrite,
+        )
     summaries.print_matching(run)
     print(f"Written     {run.out / 'features.h5'} and {run.out / 'matches.h5'}, as hloc reads them")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,14 +35,10 @@ def reporting(out: Path) -> Iterator[None]:
     Nothing that goes wrong here fails the run.
     """
     _end_quietly()
-    start = time.time()
     try:
         yield
     except EdmHlocError as error:
-        if _began(out, start):
-            from edm_hloc.reconstruct import note_error
-
-            note_error(out, str(error))
+        if _is_recorded(out, error):
             _try(out)
         raise
     _try(out)
@@ -58,10 +54,12 @@ def _end_quietly() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _began(out: Path, start: float) -> bool:
-    """Whether this call wrote the run's record: wrong arguments leave an older run as it is."""
-    record = out / "run.json"
-    return record.is_file() and record.stat().st_mtime >= start - 1
+def _is_recorded(out: Path, error: EdmHlocError) -> bool:
+    """Whether the run in `out` ended so: wrong arguments leave an older run as it is."""
+    try:
+        return bool(json.loads((out / "run.json").read_text("utf-8")).get("error") == str(error))
+    except (OSError, ValueError):
+        return False
 
 
 def _try(out: Path) -> None:
