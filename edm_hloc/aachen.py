@@ -145,10 +145,9 @@ def localize_aachen(
     cameras_known = data.queries()
     settings = {
         "dataset": str(dataset),
-        "matcher": dict(matcher.provenance),
         "options": asdict(options),
     }
-    with Run.begin(out, settings, overwrite=overwrite) as run:
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         sfm = triangulate_model(
             data.model,
             data.images,

@@ -356,10 +356,9 @@ def localize_inloc(
     queries, database = data.queries(), data.database()
     settings = {
         "dataset": str(dataset),
-        "matcher": dict(matcher.provenance),
         "options": asdict(options),
     }
-    with Run.begin(out, settings, overwrite=overwrite) as run:
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         cameras, bad = {}, {}
         for query in queries:
             try:

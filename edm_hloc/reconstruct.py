@@ -34,7 +34,7 @@ import torch
 import edm_hloc
 from edm_hloc.aggregate import aggregate
 from edm_hloc.cameras import CameraOptions
-from edm_hloc.dense import DenseConfig, match_pairs
+from edm_hloc.dense import DenseConfig, match_pairs, run_provenance
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.files import FolderLock
 from edm_hloc.keypoints import QuantizationConfig
@@ -43,6 +43,7 @@ from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import Pair, write_pairs
 from edm_hloc.sfm import build_database, map_database, triangulate
+from edm_hloc.store import check_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -84,21 +85,25 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def begin(cls, out: Path, settings: dict[str, Any], *, overwrite: bool) -> Iterator[Run]:
+    def begin(
+        cls, out: Path, settings: dict[str, Any], matcher: Matcher, *, overwrite: bool
+    ) -> Iterator[Run]:
         """Start or continue the run in `out`, which no other process writes into meanwhile.
 
         An EdmHlocError that ends the block is recorded.
 
         Raises:
-            EdmHlocError: the folder cannot be made, or another process is at work there.
+            EdmHlocError: the folder cannot be made, another process is at work there, or its
+                matches were made with other settings; an older record stays as it is.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
         with FolderLock(out):
-            run = cls(out, settings)
+            run = cls(out, {"matcher": dict(matcher.provenance), **settings})
             if not overwrite:
+                check_provenance(out / "raw_matches", run_provenance(matcher))
                 run._continue()
             run.write()
             try:
@@ -318,14 +323,13 @@ def reconstruct(
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings = {
         "images": str(image_root),
-        "matcher": dict(matcher.provenance),
         "quantization": asdict(quantization),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
     mask_of = find_masks(masks, pairs)
-    with Run.begin(out, settings, overwrite=overwrite) as run:
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )
@@ -375,13 +379,12 @@ def triangulate_model(
     settings = {
         "reference": str(reference),
         "images": str(image_root),
-        "matcher": dict(matcher.provenance),
         "quantization": asdict(quantization),
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
     mask_of = find_masks(masks, pairs)
-    with Run.begin(out, settings, overwrite=overwrite) as run:
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )

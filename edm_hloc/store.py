@@ -591,6 +591,32 @@ def write_raw_pair(
     file.commit()
 
 
+def _as_stored(provenance: Provenance) -> dict[str, str | int | float | bool | None]:
+    return dict(json.loads(json.dumps(dict(provenance))))
+
+
+def check_provenance(directory: Path, provenance: Provenance) -> None:
+    """Raises EdmHlocError if a folder holds raw matches of another provenance; there need be no
+    folder."""
+    for path in _shards(directory)[-1:]:
+        with _open_h5(path) as h5, _reading(path):
+            _check_provenance(path, _provenance(h5), _as_stored(provenance))
+
+
+def _check_provenance(path: Path, stored: Provenance, now: Provenance) -> None:
+    differences = [
+        f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(stored.keys() | now.keys())
+        if stored.get(key) != now.get(key)
+    ]
+    if differences:
+        raise EdmHlocError(
+            f"{path.parent} holds matches made with other settings (see {path.name}):\n"
+            + "\n".join(differences)
+            + "\nChoose another output folder, or run with --overwrite to match them again."
+        )
+
+
 class RawMatchWriter:
     """Writes raw matches into a folder of shards from a background thread.
 
@@ -620,7 +646,7 @@ class RawMatchWriter:
         overwrite: bool = False,
     ) -> None:
         self.directory = Path(directory)
-        self._provenance = json.loads(json.dumps(dict(provenance)))
+        self._provenance = _as_stored(provenance)
         self._images = images
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -718,7 +744,7 @@ class RawMatchWriter:
         """Fills `_shards`, `_names` and `done`; removes shards that newer ones replaced."""
         for path in reversed(_shards(self.directory)):
             with _open_h5(path) as h5, _reading(path):
-                self._check_provenance(path, _provenance(h5))
+                _check_provenance(path, _provenance(h5), self._provenance)
                 entries = _entries(h5)
             fresh = [entry for entry in entries if entry.key not in self._names]
             if not fresh:
@@ -729,20 +755,6 @@ class RawMatchWriter:
                 self._names[entry.key] = entry.names
                 if self._images is None or entry.stamps == self._stamps(*entry.names):
                     self.done.add(entry.key)
-
-    def _check_provenance(self, path: Path, stored: Provenance) -> None:
-        now = self._provenance
-        differences = [
-            f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted(stored.keys() | now.keys())
-            if stored.get(key) != now.get(key)
-        ]
-        if differences:
-            raise EdmHlocError(
-                f"{self.directory} holds matches made with other settings (see {path.name}):\n"
-                + "\n".join(differences)
-                + "\nChoose another output folder, or run with --overwrite to match them again."
-            )
 
     def _stamps(self, name0: str, name1: str) -> tuple[Stamp | None, Stamp | None]:
         if self._images is None:

@@ -310,23 +310,24 @@ def localize_photos(
     queries = [f"query/{name}" for name in find_images(query_root)]
     known = {f"query/{name}": camera for name, camera in (known or {}).items()}
     retrieval = retrieval or RetrievalOptions(number=20)
+    retrieval.check()
     pose = pose or PoseOptions()
+    in_database = [name.removeprefix("database/") for name in points.names()]
+    there = [f"database/{name}" for name in image_stamps(image_root, in_database)]
+    if not there:
+        raise EdmHlocError(
+            f"None of the photos of {model} is in {image_root}; it knows names like "
+            f"{in_database[0]!r}."
+        )
     settings = {
         "model": str(model),
         "images": str(image_root),
         "queries": str(query_root),
-        "matcher": dict(matcher.provenance),
         "retrieval": asdict(retrieval),
         "pose": asdict(pose),
     }
-    with Run.begin(out, settings, overwrite=overwrite) as run:
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         root = _one_root(out / "images", {"database": image_root, "query": query_root})
-        there = image_stamps(root, points.names())
-        if not there:
-            raise EdmHlocError(
-                f"None of the photos of {model} is in {image_root}; it knows names like "
-                f"{points.names()[0].removeprefix('database/')!r}."
-            )
         in_model = cameras_by_exif(
             root, [q for q in queries if q not in known], points.cameras(there)
         )
@@ -337,7 +338,7 @@ def localize_photos(
         }
         known |= in_model
         cameras, problems = query_cameras(root, queries, known)
-        found = retrieve(run, retrieval, root, queries, list(there))
+        found = retrieve(run, retrieval, root, queries, there)
 
         keypoints = out / "model-keypoints.h5"
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
@@ -346,7 +347,7 @@ def localize_photos(
             write_model_keypoints(points, there, keypoints)
             return {}
 
-        run.step("model keypoints", [str(model), stamps, list(there)], [keypoints], write_keypoints)
+        run.step("model keypoints", [str(model), stamps, there], [keypoints], write_keypoints)
         matched = match_queries(
             run, root, found, matcher, QUERY_KEYPOINTS, dense, keypoints, overwrite=overwrite
         )

@@ -203,6 +203,7 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
     assert focal == pytest.approx(352, rel=0.05)
     with pytest.raises(EdmHlocError, match="None of the photos of"):
         localize_photos(tmp_path / "a/sfm/model", queries, queries, tmp_path / "x", matcher)
+    assert not (tmp_path / "x").exists()
 
 
 def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:

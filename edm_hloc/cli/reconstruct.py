@@ -96,12 +96,11 @@ def _match_pairs(args: argparse.Namespace) -> None:
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
         "images": str(args.images),
-        "matcher": dict(matcher.provenance),
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
     }
     masks = find_masks(args.masks, pairs)
-    with Run.begin(args.out, settings, overwrite=args.overwrite) as run:
+    with Run.begin(args.out, settings, matcher, overwrite=args.overwrite) as run:
         match_and_quantize(
             run,
             args.images,
