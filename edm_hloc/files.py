@@ -1,4 +1,4 @@
-"""What all that write files share: one process at a time in a folder."""
+"""What all that write files share: files whole or not at all, one process at a time in a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ from pathlib import Path
 from edm_hloc.errors import EdmHlocError
 
 logger = logging.getLogger(__name__)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Writes a file under a temporary name, then renames it: what has its name is whole.
+
+    Raises:
+        EdmHlocError: it cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.replace(path)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 class FolderLock:

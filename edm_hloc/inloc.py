@@ -9,6 +9,7 @@ Published settings (hloc's) are the defaults. In the output folder, beside the f
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import shutil
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from edm_hloc.dense import DenseConfig
 from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.files import write_whole
 from edm_hloc.images import find_images, open_header
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import PoseOptions, QueryPose
@@ -253,13 +255,9 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
                 if len(missing) <= _WARNED:
                     logger.warning("%s gives no points. %s", name, error)
                 continue
-            temporary = path.with_name(f".{path.name}.tmp.npy")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(temporary, points)
-                temporary.replace(path)
-            except OSError as error:
-                raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+            file = io.BytesIO()
+            np.save(file, points)
+            write_whole(path, file.getvalue())
     if len(missing) > _WARNED:
         logger.warning("%d more images give no points.", len(missing) - _WARNED)
     return missing

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from edm_hloc.cameras import CameraOptions, photo_cameras
 from edm_hloc.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.files import write_whole
 from edm_hloc.images import open_header
 from edm_hloc.sfm import to_colmap
 from edm_hloc.store import FeatureReader, FeatureWriter, MatchReader
@@ -537,14 +538,8 @@ def _resume(log: Path, fingerprint: str) -> dict[str, QueryPose]:
             except (ValueError, TypeError, KeyError):
                 break  # cut off by a kill
             done[pose.query] = pose
-    temporary = log.with_name(f".{log.name}.tmp")
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        records = [json.dumps(asdict(pose)) for pose in done.values()]
-        temporary.write_text("\n".join([header, *records]) + "\n", "utf-8")
-        temporary.replace(log)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {log}: {error.strerror}.") from error
+    records = [json.dumps(asdict(pose)) for pose in done.values()]
+    write_whole(log, "\n".join([header, *records]) + "\n")
     return done
 
 
@@ -585,13 +580,7 @@ def write_poses(
         if short in lines:
             raise EdmHlocError(f"Two queries are called {short}: the benchmark needs other names.")
         lines[short] = " ".join([short, *map(repr, to_numbers(pose))])
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(f"{line}\n" for line in lines.values()), "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    write_whole(path, "".join(f"{line}\n" for line in lines.values()))
 
 
 def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 
 from edm_hloc.colmap import posed_images, read_model
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,7 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
             raise EdmHlocError(f"{pair} cannot be stored in a list of pairs: rename the image.")
         separator = "\t" if any(c.isspace() for name in pair for c in name) else " "
         lines.append(f"{pair[0]}{separator}{pair[1]}\n")
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+    write_whole(path, "".join(lines))
 
 
 def read_pairs(path: Path, names: Iterable[str] = ()) -> list[Pair]:

@@ -36,7 +36,7 @@ from edm_hloc.aggregate import aggregate
 from edm_hloc.cameras import CameraOptions
 from edm_hloc.dense import DenseConfig, match_pairs, run_provenance
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.files import FolderLock
+from edm_hloc.files import FolderLock, write_whole
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.mapping import MappingOptions
 from edm_hloc.masks import MaskedMatchReader, find_masks
@@ -181,12 +181,7 @@ class Run:
         }
         if self.error is not None:
             record["error"] = self.error
-        temporary = self.path.with_name(".run.json.tmp")
-        try:
-            temporary.write_text(json.dumps(record, indent=2, default=str), "utf-8")
-            temporary.replace(self.path)
-        except OSError as error:
-            raise EdmHlocError(f"Cannot write {self.path}: {error.strerror}.") from error
+        write_whole(self.path, json.dumps(record, indent=2, default=str))
 
 
 def _size(path: Path) -> int:

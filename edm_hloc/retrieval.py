@@ -26,6 +26,7 @@ from scipy.cluster.vq import kmeans2, vq
 from tqdm import tqdm
 
 from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.files import write_whole
 from edm_hloc.images import load_image
 from edm_hloc.models.weights import load as load_weights
 from edm_hloc.pairs import Pair
@@ -154,11 +155,7 @@ def most_similar(
 
 def write_scores(path: Path, found: Iterable[tuple[str, str, float]]) -> None:
     """Writes query, image and score, a line each, beside hloc's list of pairs, which has none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{a} {b} {score:.6f}\n" for a, b, score in found), "utf-8")
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    write_whole(path, "".join(f"{a} {b} {score:.6f}\n" for a, b, score in found))
 
 
 def retrieved(pairs: Iterable[Pair]) -> dict[str, list[str]]:

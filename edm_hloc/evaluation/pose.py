@@ -18,6 +18,7 @@ from edm_hloc.colmap import quiet_colmap
 from edm_hloc.dense import DenseConfig, match_pairs
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
+from edm_hloc.files import write_whole
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.store import RawMatchReader
 
@@ -276,7 +277,7 @@ def evaluate_pose(
         ],
         "pairs": {name: [_as_json(r) for r in found] for name, found in results.items()},
     }
-    (out / "pose.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    write_whole(out / "pose.json", json.dumps(content, indent=1) + "\n")
     return results
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pycolmap
 
 from edm_hloc.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def export_ply(model: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, quiet_colmap():
         path = Path(folder) / "points.ply"
         read.export_PLY(path)
-        _write(out, path.read_bytes())
+        write_whole(out, path.read_bytes())
 
 
 def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> None:
@@ -129,7 +129,7 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
         points = out.with_name("sparse_pc.ply")
         export_ply(model, points)
         record["ply_file_path"] = points.name
-    _write(out, json.dumps(record, indent=2).encode())
+    write_whole(out, json.dumps(record, indent=2).encode())
 
 
 def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
@@ -150,13 +150,3 @@ def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
         values |= {"fl_x": focal, "fl_y": focal}
     values = dict.fromkeys(_DISTORTION[kind], 0.0) | values
     return {"camera_model": kind, "w": camera.width, "h": camera.height, **values}
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        shutil.move(temporary, path)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 import edm_hloc
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.files import write_whole
 from edm_hloc.report.advice import Advice, advise, plural
 from edm_hloc.report.collect import RunFacts, collect
 from edm_hloc.report.histograms import histogram
@@ -59,14 +59,8 @@ def make_report(out: Path, images: Path | None = None) -> Path:
     out = Path(out)
     facts = collect(out, images)
     payload = make_payload(facts)
-    page = render(facts, payload)
     path = out / NAME
-    temporary = path.with_name(f".{NAME}.tmp")
-    try:
-        temporary.write_text(page, "utf-8", errors="replace")
-        temporary.replace(path)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    write_whole(path, render(facts, payload).encode("utf-8", "replace"))
     return path
 
 
