@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edm_hloc import cli
+from edm_hloc.pairs import write_pairs
 from edm_hloc.reconstruct import Run
 from edm_hloc.store import FeatureReader, MatchReader
 from tests.scenes import TruthMatcher
@@ -245,14 +246,22 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "goes on from there" in capsys.readouterr().err
 
 
-def test_a_kill_leaves_no_stack_trace() -> None:
+@pytest.mark.parametrize("command", ["reconstruct", "match-pairs"])
+def test_a_kill_leaves_no_stack_trace(scene: Path, tmp_path: Path, command: str) -> None:
+    listed = tmp_path / "pairs.txt"
+    write_pairs(listed, [tuple(sorted(p.name for p in (scene / "images").iterdir())[:2])])
+    pairs = [listed] if command == "match-pairs" else []
     program = (
-        "import os, pathlib, signal\n"
-        "from edm_hloc.cli.report import reporting\n"
-        "with reporting(pathlib.Path('out')):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)"
+        "import os, signal, sys\n"
+        "from edm_hloc import cli\n"
+        "cli.options.make_matcher = lambda args: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main(sys.argv[1:])"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, command, scene / "images", *pairs, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == -signal.SIGTERM
     assert ended.stderr == ""
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edm_hloc.cli import options
+from edm_hloc.cli.report import end_quietly
 from edm_hloc.errors import EdmHlocError
 
 
@@ -38,6 +39,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from edm_hloc.evaluation.pose_pairs import read_pose_pairs
     from edm_hloc.matchers.base import Matcher
 
+    end_quietly()
     pairs = read_pose_pairs(args.truth, args.images, args.resize)
     chosen = [pair for pair in pairs if pair.rotation <= args.max_rotation]
     if not chosen:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
-from edm_hloc.cli.report import reporting
+from edm_hloc.cli.report import end_quietly, reporting
 
 
 def register(command: options.AddCommand) -> None:
@@ -91,6 +91,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from edm_hloc.masks import find_masks
     from edm_hloc.reconstruct import Run, match_and_quantize
 
+    end_quietly()
     args.pairs, args.from_model = str(args.pairs_file), None
     pairs = options.list_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)

@@ -34,7 +34,7 @@ def reporting(out: Path) -> Iterator[None]:
 
     Nothing that goes wrong here fails the run.
     """
-    _end_quietly()
+    end_quietly()
     try:
         yield
     except EdmHlocError as error:
@@ -44,7 +44,7 @@ def reporting(out: Path) -> Iterator[None]:
     _try(out)
 
 
-def _end_quietly() -> None:
+def end_quietly() -> None:
     """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
     pycolmap would print from its import on."""
     import pycolmap  # noqa: F401
