@@ -58,6 +58,7 @@ from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
 from edm_hloc.models.onnx_graphs import OnnxEDM
+from edm_hloc.pairs import Pair
 from edm_hloc.store import (
     FeatureReader,
     FeatureWriter,
@@ -70,7 +71,6 @@ from edm_hloc.store import (
 from edm_hloc.synthetic.dataset import make_photo_collection
 from tests.oracles import hloc_quantization
 
-Pair = tuple[str, str]
 Row = dict[str, object]
 HLOC = QuantizationConfig(max_error=2, cell_size=8, max_kps=8192)  # with hloc's "bin" position
 MOST_MATRIX_BYTES = 3 << 30  # of the naive way, which holds four such matrices

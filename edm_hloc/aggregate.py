@@ -16,6 +16,7 @@ from tqdm import tqdm
 from edm_hloc.adjustment import LINK, Links, adjust_keypoints, links_between
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.keypoints import QuantizationConfig, assign, quantize_image, unique_matches
+from edm_hloc.pairs import Pair, unique_pairs
 from edm_hloc.store import (
     FeatureReader,
     FeatureWriter,
@@ -26,8 +27,6 @@ from edm_hloc.store import (
 )
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def aggregate_into(
         scratch: folder for temporary files, of 4 bytes a raw match and, where keypoints are
             adjusted, 20 bytes a match; None is the system's.
     """
-    asked = _without_repeats(pairs)
+    asked = unique_pairs(pairs)
     ordered = _in_order_of_votes([pair for pair in asked if pair in raw])
     missing = tuple(pair for pair in asked if pair not in raw)
     if missing:
@@ -207,15 +206,6 @@ def aggregate_into(
         matches=num_matches,
         missing_pairs=missing,
     )
-
-
-def _without_repeats(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs in their first order, without self pairs."""
-    unique: dict[Pair, None] = {}
-    for name0, name1 in pairs:
-        if name0 != name1 and (name1, name0) not in unique:
-            unique[name0, name1] = None
-    return list(unique)
 
 
 def _in_order_of_votes(pairs: list[Pair]) -> list[Pair]:

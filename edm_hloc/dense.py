@@ -22,11 +22,10 @@ import edm_hloc
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import NetworkImage, image_stamps, load_image
 from edm_hloc.matchers.base import Features, Matcher, Matches
+from edm_hloc.pairs import Pair
 from edm_hloc.store import RawMatches, RawMatchWriter
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[str, str]
 
 _WAITING_BATCHES = 4  # pairs of rare shapes do not hold memory for longer than this
 

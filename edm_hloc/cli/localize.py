@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edm_hloc.cli import options, summaries
+from edm_hloc.cli import options
 from edm_hloc.cli.report import reporting
 from edm_hloc.errors import EdmHlocError
 
@@ -254,6 +254,8 @@ def _print_answers(
     run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
 ) -> None:
     """`submitted`: whether queries without a pose get that of a database photo."""
+    from edm_hloc.reconstruct import duration
+
     summary = run.results["localized"]
     print(
         f"Localized   {summary['localized']} of {summary['queries']} queries, "
@@ -267,7 +269,7 @@ def _print_answers(
             print(f"            {answer.query}: {answer.reason}")
         if len(found) > 10:
             print(f"            and {len(found) - 10} more, see queries.jsonl")
-    print(f"Time        {summaries.duration(seconds)}")
+    print(f"Time        {duration(seconds)}")
 
 
 def _check(args: argparse.Namespace) -> None:

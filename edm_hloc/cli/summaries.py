@@ -33,6 +33,8 @@ def print_matching(run: Run) -> None:
 
 
 def print_reconstruction(run: Run, seconds: float) -> None:
+    from edm_hloc.reconstruct import duration
+
     print_matching(run)
     verified = run.results["verified"]
     print(
@@ -62,9 +64,3 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {duration(seconds)}{memory}")
     print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -18,6 +18,7 @@ import numpy as np
 
 import edm_hloc
 from edm_hloc.files import write_whole
+from edm_hloc.reconstruct import duration
 from edm_hloc.report.advice import Advice, advise, plural
 from edm_hloc.report.collect import RunFacts, collect
 from edm_hloc.report.histograms import histogram
@@ -189,7 +190,7 @@ def _headline(facts: RunFacts) -> str:
             )
     seconds = sum(seconds for _, seconds, _ in _stages(facts))
     if seconds:
-        tiles.append(("Time", escape(_duration(seconds))))
+        tiles.append(("Time", escape(duration(seconds))))
     peak = facts.record.get("peak_memory_mib")
     if peak:
         tiles.append(("Peak memory", f"{peak / 1024:.1f}<small> GiB</small>"))
@@ -470,7 +471,7 @@ def _stage_table(facts: RunFacts) -> str:
             text = f"{memory / 1024:.2f} GiB" if memory else "–"
             cell = f'<td class="num">{text}</td>'
         rows.append(
-            f'<tr><td>{escape(name)}</td><td class="num">{escape(_duration(seconds))}</td>{cell}'
+            f'<tr><td>{escape(name)}</td><td class="num">{escape(duration(seconds))}</td>{cell}'
             f'<td class="wide"><span class="share" style="width:{width:.1f}%"></span></td></tr>'
         )
     head = '<th scope="col">Stage</th><th scope="col" class="num">Time</th>'
@@ -503,13 +504,3 @@ def _lines(value: Any, prefix: str = "") -> str:
     if len(text) > 400:
         text = f"{text[:400]} …"
     return f"{prefix}: {text}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
