@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,60 +139,32 @@ def aggregate_into(
     fixed = set() if quantize_references else set(reference_of)
 
     num_keypoints = num_matches = 0
-    with (
-        _Spool(len(ordered), np.dtype(np.int32), scratch) as spool,
-        _Spool(len(ordered), LINK, scratch) as links,
-    ):
-        adjuster = _Adjuster(links, config.max_error) if config.position == "adjusted" else None
+    with ExitStack() as stack:
+        spool = stack.enter_context(_Spool(len(ordered), np.dtype(np.int32), scratch))
+        adjuster = None
+        if config.position == "adjusted":
+            links = stack.enter_context(_Spool(len(ordered), LINK, scratch))
+            adjuster = _Adjuster(links, config.max_error)
         for name in tqdm(sorted(pairs_of), desc="keypoints", unit="image", disable=None):
             own_pairs = [ordered[i] for i in pairs_of[name]]
             reads = [_read(raw, pair) for pair in own_pairs]
-            points = [
-                read.keypoints0 if name == name0 else read.keypoints1
-                for read, (name0, _) in zip(reads, own_pairs, strict=True)
-            ]
-            reference = reference_of.get(name)
-            try:
-                if reference is not None and name in fixed:
-                    keypoints = reference.keypoints(name)
-                    ids = assign(np.concatenate(points), keypoints, config.max_error)
-                else:
-                    anchors, weights = _anchors(reference, name)
-                    # A query keeps its own points where only fixed keypoints are opposite.
-                    keep = [
-                        config.max_kps is None and name == name0 and name1 in fixed
-                        for name0, name1 in own_pairs
-                    ]
-                    lengths = [len(anchors), *map(len, points)]
-                    keypoints, scores, ids = quantize_image(
-                        np.concatenate([anchors, *points]),
-                        np.concatenate([weights, *(read.scores for read in reads)]),
-                        config,
-                        binned=~np.repeat([False, *keep], lengths),
-                    )
-                    ids = ids[len(anchors) :]
-            except ValueError as error:
-                raise EdmHlocError(
-                    f"The raw matches or reference keypoints of image {name!r} are damaged "
-                    f"({error}): delete them and make them again."
-                ) from error
-            if name not in fixed:
+            keypoints, scores, ids = _keypoints_of(
+                name, own_pairs, reads, reference_of.get(name), fixed, config
+            )
+            if scores is not None:
                 num_keypoints += len(keypoints)
             if adjuster:
-                adjuster.hold(name, keypoints, None if name in fixed else scores)
-            elif name not in fixed:
+                adjuster.hold(name, keypoints, scores)
+            elif scores is not None:
                 features.add(name, keypoints, scores)
-
-            ends = np.cumsum([len(read.scores) for read in reads])
-            for i, read, own in zip(pairs_of[name], reads, np.split(ids, ends[:-1]), strict=True):
+            for i, read, own in zip(pairs_of[name], reads, ids, strict=True):
                 if i not in spool:
                     spool.put(i, own.astype(np.int32))
                     continue
                 other = spool.take(i)
-                name0, name1 = ordered[i]
-                ids0, ids1 = (own, other) if name == name0 else (other, own)
+                ids0, ids1 = (own, other) if name == ordered[i][0] else (other, own)
                 matches0, scores0 = unique_matches(ids0, ids1, read.scores)
-                matches.add(name0, name1, matches0, scores0)
+                matches.add(*ordered[i], matches0, scores0)
                 num_matches += int(np.count_nonzero(matches0 != -1))
                 if adjuster:
                     kept = _kept(ids0, ids1, matches0)
@@ -221,6 +193,49 @@ def _read(raw: RawMatchReader, pair: Pair) -> RawMatches:
             f"Raw matches of {pair} differ in length from one array to another: match them again."
         )
     return matches
+
+
+def _keypoints_of(
+    name: str,
+    pairs: Sequence[Pair],
+    reads: Sequence[RawMatches],
+    reference: FeatureReader | None,
+    fixed: Collection[str],
+    config: QuantizationConfig,
+) -> tuple[np.ndarray, np.ndarray | None, list[np.ndarray]]:
+    """An image's keypoints (N, 2), their scores (N,) or None where they are fixed, and for each of
+    its pairs the keypoints that the matches' points belong to (M,)."""
+    points = [
+        read.keypoints0 if name == name0 else read.keypoints1
+        for read, (name0, _) in zip(reads, pairs, strict=True)
+    ]
+    scores: np.ndarray | None = None
+    try:
+        if reference is not None and name in fixed:
+            keypoints = reference.keypoints(name)
+            ids = assign(np.concatenate(points), keypoints, config.max_error)
+        else:
+            anchors, weights = _anchors(reference, name)
+            # A query keeps its own points where only fixed keypoints are opposite.
+            keep = [
+                config.max_kps is None and name == name0 and name1 in fixed
+                for name0, name1 in pairs
+            ]
+            lengths = [len(anchors), *map(len, points)]
+            keypoints, scores, ids = quantize_image(
+                np.concatenate([anchors, *points]),
+                np.concatenate([weights, *(read.scores for read in reads)]),
+                config,
+                binned=~np.repeat([False, *keep], lengths),
+            )
+            ids = ids[len(anchors) :]
+    except ValueError as error:
+        raise EdmHlocError(
+            f"The raw matches or reference keypoints of image {name!r} are damaged "
+            f"({error}): delete them and make them again."
+        ) from error
+    ends = np.cumsum([len(read.scores) for read in reads])
+    return keypoints, scores, np.split(ids, ends[:-1])
 
 
 def _anchors(reference: FeatureReader | None, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -123,6 +124,17 @@ def read_results(features_path, matches_path, pairs):
         groups = {pair: h5[pair_key(*pair)] for pair in pairs}
         matches = {p: (g["matches0"][()], g["matching_scores0"][()]) for p, g in groups.items()}
     return features, matches
+
+
+@pytest.mark.parametrize(("position", "files"), [("mean", 1), ("adjusted", 2)])
+def test_temporary_files(position, files, monkeypatch):
+    opened = []
+    make = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **o: opened.append(o) or make(**o))
+    pairs = [("a", "b"), ("b", "c")]
+    raw = make_raw(np.random.default_rng(0), pairs, [20])
+    run_in_memory(raw, pairs, QuantizationConfig(2, 2, 8192, position=position))
+    assert len(opened) == files
 
 
 # --------------------------------------------------------------------------- same as hloc
