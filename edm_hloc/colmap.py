@@ -40,12 +40,8 @@ def is_model(path: Path) -> bool:
     )
 
 
-def read_model(path: Path) -> pycolmap.Reconstruction:
-    """Reads a COLMAP model, binary or text, with or without rigs and frames.
-
-    Raises:
-        EdmHlocError: the folder holds no model or a damaged one.
-    """
+def check_model(path: Path) -> None:
+    """Raises EdmHlocError if a folder holds no COLMAP model; reads none of it."""
     path = Path(path)
     if not is_model(path):
         inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
@@ -54,6 +50,16 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
             f"No COLMAP model in {path}: cameras, images and points3D, all .bin or all .txt, are "
             f"expected.{hint}"
         )
+
+
+def read_model(path: Path) -> pycolmap.Reconstruction:
+    """Reads a COLMAP model, binary or text, with or without rigs and frames.
+
+    Raises:
+        EdmHlocError: the folder holds no model or a damaged one.
+    """
+    check_model(path)
+    path = Path(path)
     _check_lengths(path)
     with quiet_colmap():
         try:

@@ -34,6 +34,7 @@ import torch
 import edm_hloc
 from edm_hloc.aggregate import aggregate
 from edm_hloc.cameras import CameraOptions
+from edm_hloc.colmap import check_model
 from edm_hloc.dense import DenseConfig, match_pairs, run_provenance
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.files import FolderLock, write_whole
@@ -381,6 +382,7 @@ def triangulate_model(
     Raises:
         EdmHlocError: bad input; what was computed is kept.
     """
+    check_model(reference)
     mapping = mapping or MappingOptions()
     settings = {
         "reference": str(reference),

@@ -230,6 +230,27 @@ def test_user_errors(
         assert "Traceback" not in error
 
 
+def test_wrong_paths_are_told_before_weights_are_loaded(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(args: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(cli.options, "make_matcher", load)
+    listed, none = tmp_path / "pairs.txt", tmp_path / "none"
+    model, images, out = scene / "truth", scene / "images", tmp_path / "out"
+    write_pairs(listed, [tuple(sorted(p.name for p in images.iterdir())[:2])])
+    for arguments in (
+        ["localize", none, images, images, out],
+        ["localize", model, none, images, out],
+        ["localize", model, images, none, out],
+        ["localize", model, images, images, out, "--known", none],
+        ["triangulate", none, images, out, "--pairs", listed],
+    ):
+        assert run(*arguments) == 1
+        assert str(none) in capsys.readouterr().err
+
+
 def test_weights_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("weights", "list") == 0
     said = capsys.readouterr().out

@@ -239,3 +239,9 @@ def test_triangulation_with_known_poses(scene: Path, tmp_path: Path) -> None:
 def test_times_for_people() -> None:
     said = [duration(seconds) for seconds in (3.14, 42.0, 119.7, 3600.0, 9000.0)]
     assert said == ["3.1 s", "42 s", "2 min 0 s", "1 h 0 min", "2 h 30 min"]
+
+
+def test_no_model_to_triangulate_with(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="No COLMAP model in"):
+        triangulate_model(tmp_path, scene / "images", tmp_path / "out", [], TruthMatcher(scene))
+    assert not (tmp_path / "out").exists()

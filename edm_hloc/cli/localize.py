@@ -144,11 +144,14 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 
 def _localize(args: argparse.Namespace) -> None:
     from edm_hloc.cameras import load_intrinsics
+    from edm_hloc.colmap import check_model
     from edm_hloc.images import find_images
     from edm_hloc.visual_localization import localize_photos
 
     start = time.monotonic()
     settings = _pose_options(args)
+    check_model(args.model)
+    find_images(args.images)  # told before the weights are loaded
     names = find_images(args.queries)
     known = load_intrinsics(args.known, names) if args.known is not None else None
     with reporting(args.out):

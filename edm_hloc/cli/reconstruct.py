@@ -65,9 +65,11 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _triangulate(args: argparse.Namespace) -> None:
+    from edm_hloc.colmap import check_model
     from edm_hloc.reconstruct import triangulate_model
 
     start = time.monotonic()
+    check_model(args.model)
     if args.from_model is None and args.pairs == "exhaustive":
         args.from_model = args.model
     with reporting(args.out):
