@@ -192,7 +192,13 @@ class _FeatureCache:
 
 
 class _ImageLoader:
-    """Decodes images ahead of their use in threads."""
+    """Decodes images ahead of their use in threads.
+
+    Attributes:
+        shapes: of the images decoded so far.
+        skipped: those that cannot be read, with the reason.
+        rotated: those whose EXIF orientation was ignored.
+    """
 
     def __init__(self, root: Path, matcher: Matcher, config: DenseConfig) -> None:
         p = matcher.preprocessing
@@ -203,17 +209,114 @@ class _ImageLoader:
         self.ahead = config.load_ahead
         self.pool = ThreadPoolExecutor(config.load_threads, thread_name_prefix="load-image")
         self.pending: dict[str, Future[NetworkImage]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.skipped: dict[str, str] = {}
+        self.rotated: set[str] = set()
 
-    def request(self, name: str) -> None:
-        if name not in self.pending and len(self.pending) < self.ahead:
-            self.pending[name] = self.pool.submit(self._load, self.root / name)
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Start on the images needed next, in this order; others hold no place any more."""
+        for name in self.pending.keys() - set(names):
+            self.pending.pop(name).cancel()
+        for name in names:
+            if name not in self.pending and len(self.pending) < self.ahead:
+                self.pending[name] = self.pool.submit(self._load, self.root / name)
 
-    def get(self, name: str) -> NetworkImage:
+    def get(self, name: str) -> NetworkImage | None:
+        """An image, or None if it cannot be read."""
         future = self.pending.pop(name, None) or self.pool.submit(self._load, self.root / name)
-        return future.result()
+        try:
+            image = future.result()
+        except ImageError as error:
+            self.skipped[name] = str(error)
+            logger.warning("Skipping a photo: %s", error)
+            return None
+        if image.exif_orientation != 1:
+            self.rotated.add(name)
+        self.shapes[name] = tuple(image.tensor.shape)
+        return image
+
+    def can_read(self, pair: Pair) -> bool:
+        """As far as is known."""
+        return self.skipped.keys().isdisjoint(pair)
 
     def close(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _encode(
+    pair: Pair, loader: _ImageLoader, matcher: Matcher, held: Container[str] = ()
+) -> dict[str, Features] | None:
+    """The features of a pair's images that are not held; None if one cannot be read."""
+    if not loader.can_read(pair):
+        return None
+    images: dict[str, NetworkImage] = {}
+    for name in pair:
+        if name not in held:
+            image = loader.get(name)
+            if image is None:
+                return None  # before the partner is decoded, or encoded, in vain
+            images[name] = image
+    return {name: matcher.encode(image) for name, image in images.items()}
+
+
+class _Batches:
+    """Pairs on their way through the matcher into the store, those of equal shapes together.
+
+    Attributes:
+        matched: pairs stored.
+        matches: of all those pairs.
+    """
+
+    def __init__(self, matcher: Matcher, writer: RawMatchWriter) -> None:
+        self.matcher, self.writer = matcher, writer
+        self.matched = self.matches = 0
+        # By the shapes of both images, with what they need of the cache.
+        self.waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Pair, Features, Features]]] = {}
+        self.running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
+        self.pool = ThreadPoolExecutor(
+            matcher.threads, "match", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def add(
+        self, pair: Pair, shapes: tuple[tuple[int, ...], ...], both: tuple[Features, Features]
+    ) -> None:
+        """Take a pair; its batch is matched when it is full, or when too many wait."""
+        waiting, size = self.waiting, self.matcher.batch_size
+        waiting.setdefault(shapes, []).append((pair, *both))
+        if len(waiting[shapes]) == size:
+            self._match(waiting.pop(shapes))
+        elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * size:
+            self._match(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+
+    def finish(self) -> None:
+        """Match and store all that is left."""
+        for batch in self.waiting.values():
+            self._match(batch)
+        while self.running:
+            self._store_first()
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def _match(self, batch: list[tuple[Pair, Features, Features]]) -> None:
+        pairs = [pair for pair, *_ in batch]
+        features = [(features0, features1) for _, features0, features1 in batch]
+        if self.matcher.threads == 1:
+            self._store(pairs, self.matcher.match_batch(features))
+            return
+        self.running.append((pairs, self.pool.submit(self.matcher.match_batch, features)))
+        if len(self.running) > 2 * self.matcher.threads:  # enough to keep all busy
+            self._store_first()
+
+    def _store_first(self) -> None:
+        pairs, future = self.running.popleft()
+        self._store(pairs, future.result())
+
+    def _store(self, pairs: list[Pair], found: list[Matches]) -> None:
+        for pair, raw in zip(pairs, found, strict=True):
+            self.writer.add(*pair, RawMatches(*raw))
+            self.matched += 1
+            self.matches += len(raw.scores)
 
 
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
@@ -266,66 +369,11 @@ def _match(
     resumed: int,
     start: float,
 ) -> DenseSummary:
-    loader = _ImageLoader(image_root, matcher, config)
-    skipped: dict[str, str] = {}
-    rotated: set[str] = set()
-    encoded = matched = matches = 0
-    shapes: dict[str, tuple[int, ...]] = {}
-    # Pairs that wait for others of the same two shapes, with what they need of the cache.
-    waiting: dict[tuple[tuple[int, ...], ...], list[tuple[Pair, Features, Features]]] = {}
-
-    def load(name: str) -> NetworkImage | None:
-        if name in skipped:
-            return None
-        try:
-            image = loader.get(name)
-        except ImageError as error:
-            skipped[name] = str(error)
-            logger.warning("Skipping a photo: %s", error)
-            return None
-        if image.exif_orientation != 1:
-            rotated.add(name)
-        return image
-
-    def encode(pair: Pair, held: Container[str] = ()) -> dict[str, Features] | None:
-        """The features of a pair's images that are not held; None if one cannot be read."""
-        nonlocal encoded
-        images = {name: load(name) for name in pair if name not in held}
-        if None in images.values():
-            return None  # before the partner is encoded in vain
-        encoded += len(images)
-        shapes.update((name, tuple(i.tensor.shape)) for name, i in images.items() if i)
-        return {name: matcher.encode(image) for name, image in images.items() if image}
-
-    pool = ThreadPoolExecutor(
-        matcher.threads, "match", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
-
-    def match(batch: list[tuple[Pair, Features, Features]]) -> None:
-        names = [pair for pair, *_ in batch]
-        features = [(features0, features1) for _, features0, features1 in batch]
-        if matcher.threads == 1:
-            store(names, matcher.match_batch(features))
-            return
-        running.append((names, pool.submit(matcher.match_batch, features)))
-        if len(running) > 2 * matcher.threads:  # enough to keep all busy
-            finish_first()
-
-    def finish_first() -> None:
-        done, future = running.popleft()
-        store(done, future.result())
-
-    def store(done: list[Pair], found: list[Matches]) -> None:
-        nonlocal matched, matches
-        for pair, raw in zip(done, found, strict=True):
-            writer.add(*pair, RawMatches(*raw))
-            matched += 1
-            matches += len(raw.scores)
-
+    loader, batches = _ImageLoader(image_root, matcher, config), _Batches(matcher, writer)
     try:
         # The first pair tells how many images fit, and with that the order of the pairs.
-        first = next((found for pair in pairs if (found := encode(pair))), {})
+        first = next((f for pair in pairs if (f := _encode(pair, loader, matcher))), {})
+        encoded = len(first)
         size = max((features.nbytes for features in first.values()), default=config.cache_bytes)
         room = config.cache_bytes
         if any(matcher.to_host(features) is not None for features in first.values()):
@@ -335,38 +383,28 @@ def _match(
         for name, features in first.items():
             cache.add(name, features, keep=tuple(first))
         for position, pair in enumerate(tqdm(pairs, desc="Matching", unit="pair", disable=None)):
-            for upcoming in pairs[position : position + 4 * config.load_ahead]:
-                if skipped.keys().isdisjoint(upcoming):
-                    for name in upcoming:
-                        if name not in cache:
-                            loader.request(name)
-            fresh = encode(pair, held=cache)
+            upcoming = filter(loader.can_read, pairs[position : position + 4 * config.load_ahead])
+            loader.prefetch([name for p in upcoming for name in p if name not in cache])
+            fresh = _encode(pair, loader, matcher, held=cache)
             if fresh is not None:
+                encoded += len(fresh)
                 for name, features in fresh.items():
                     cache.add(name, features, keep=pair)
-                both = shapes[pair[0]], shapes[pair[1]]
-                features0, features1 = (cache.get(name, keep=pair) for name in pair)
-                waiting.setdefault(both, []).append((pair, features0, features1))
-                if len(waiting[both]) == matcher.batch_size:
-                    match(waiting.pop(both))
-                elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * matcher.batch_size:
-                    match(waiting.pop(max(waiting, key=lambda key: len(waiting[key]))))
+                both = cache.get(pair[0], keep=pair), cache.get(pair[1], keep=pair)
+                batches.add(pair, (loader.shapes[pair[0]], loader.shapes[pair[1]]), both)
             cache.finished(position, pair)
-        for batch in waiting.values():
-            match(batch)
-        while running:
-            finish_first()
+        batches.finish()
     finally:
-        pool.shutdown(cancel_futures=True)
+        batches.close()
         loader.close()
     return DenseSummary(
-        matched=matched,
+        matched=batches.matched,
         resumed=resumed,
         encoded=encoded,
         images=len({name for pair in pairs for name in pair}),
-        skipped=skipped,
-        skipped_pairs=len(pairs) - matched,
-        rotated=tuple(sorted(rotated)),
-        matches=matches,
+        skipped=loader.skipped,
+        skipped_pairs=len(pairs) - batches.matched,
+        rotated=tuple(sorted(loader.rotated)),
+        matches=batches.matches,
         seconds=time.monotonic() - start,
     )

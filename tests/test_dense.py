@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -277,6 +278,23 @@ def test_unreadable_photos_are_skipped(
         assert log.count(str(photos / name)) == 1
 
 
+def test_partners_of_an_unreadable_photo_are_not_decoded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path, **options: Any) -> NetworkImage:
+        decoded.append(path.name)
+        return load_image(path, **options)
+
+    decoded: list[str] = []
+    monkeypatch.setattr("edm_hloc.dense.load_image", load)
+    (photos / "bad.png").write_bytes(b"")
+    pairs = [(name, "bad.png") for name in names()] + [(names()[6], names()[7])]
+    summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    assert (summary.matched, summary.skipped_pairs, list(summary.skipped)) == (1, 8, ["bad.png"])
+    # the first one, before it is known, and those of the good pair
+    assert sorted(decoded) == ["bad.png", *(Path(names()[i]).name for i in (0, 6, 7))]
+
+
 def test_no_readable_photo_at_all(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"")
@@ -395,6 +413,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 import numpy as np
 from edm_hloc.aggregate import aggregate
 from edm_hloc.dense import DenseConfig, match_pairs
