@@ -183,8 +183,9 @@ def _model_class(
             return {name: torch.from_numpy(array) for name, array in found._asdict().items()}
 
         def _encode(self, image: torch.Tensor) -> Features:
-            # hloc passes an image anew for each of its pairs.
-            key = hashlib.sha1(image.cpu().numpy().tobytes()).digest() + repr(image.shape).encode()
+            # hloc passes an image anew for each of its pairs, on the device; ours are on the CPU.
+            image = image.cpu()
+            key = hashlib.sha1(image.numpy().tobytes()).digest() + repr(image.shape).encode()
             if key not in self.remembered:
                 height, width = image.shape[-2:]
                 encoded = self.matcher.encode(
