@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
 from edm_hloc.colmap import open_database, posed_images
+from edm_hloc.errors import EdmHlocError
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,17 @@ class MappingOptions:
         mapper: "incremental", robust, or "global", faster on many photos.
         max_error: how far matches may be from their epipolar line and points from their
             keypoints, pixels of the original photos. Keypoints found in reduced photos are less
-            exact by that factor: raise it for photos much larger than the matcher's input.
+            exact by that factor: raise it for photos much larger than the matcher's input. The
+            global mapper has its own bound for points, 4 px and a hundredth of the focal length.
         min_inliers: verified matches that a pair needs to count.
-        min_tri_angle: least angle between the rays to a point, degrees.
+        min_tri_angle: least angle between the rays to a point, degrees; the global mapper takes
+            no less than 1.5.
         two_view_points: also use points that only two photos see. Semi-dense matchers find most
             points in one pair only; they steady the poses and make the model two to three times
             as large, with shorter tracks on average.
-        refine_intrinsics: adjust focal length and distortion of the cameras that are not known.
-            Where that leads nowhere, as on photos taken going straight on, the incremental mapper
-            tries again without distortion.
+        refine_intrinsics: adjust focal length and distortion of the cameras that are not known,
+            which for the global mapper must be all or none. Where that leads nowhere, as on photos
+            taken going straight on, the incremental mapper tries again without distortion.
         seed: of everything random. With one thread the incremental mapper repeats exactly, the
             global one nearly.
         threads: -1 for all cores.
@@ -52,6 +55,18 @@ class MappingOptions:
     refine_intrinsics: bool = True
     seed: int = 0
     threads: int = -1
+
+
+def check_known(
+    known: Collection[object], every: Collection[object], options: MappingOptions
+) -> None:
+    """Raises EdmHlocError if only some of all cameras are known, which the mapper cannot keep."""
+    some = not set(known).isdisjoint(every) and not set(known).issuperset(every)
+    if some and options.mapper == "global" and options.refine_intrinsics:
+        raise EdmHlocError(
+            "Intrinsics are known of some of the photos only, and the global mapper adjusts those "
+            "of all or none: give them for all photos, or take the incremental mapper."
+        )
 
 
 def find_models(
@@ -68,6 +83,9 @@ def find_models(
 
     Returns:
         The models that have points, largest first, and whether distortion was left out.
+
+    Raises:
+        EdmHlocError: the mapper cannot keep the known cameras, see `check_known`.
     """
     known = set(known)
     with open_database(database) as db:
@@ -75,7 +93,9 @@ def find_models(
         given = {camera.camera_id: camera for camera in db.read_all_cameras()}
         connected = _most_connected(db, options.min_inliers)
     fixed = {image.camera_id for image in photos if image.name in known}
-    refine = options.refine_intrinsics and not fixed >= {image.camera_id for image in photos}
+    every = {image.camera_id for image in photos}
+    check_known(fixed, every, options)
+    refine = options.refine_intrinsics and not fixed >= every
     if options.mapper == "global":
         return _with_points(_map_globally(database, folder, refine, options)), False
     several = _Mapping(database, images, folder, fixed, len(photos), options)
@@ -213,6 +233,8 @@ def _map_globally(
     o.num_threads = options.threads
     o.mapper.bundle_adjustment.refine_focal_length = refine
     o.mapper.bundle_adjustment.refine_extra_params = refine
+    o.mapper.min_tri_angle_deg = options.min_tri_angle
+    o.mapper.retriangulation.min_angle = options.min_tri_angle
     o.mapper.retriangulation.ignore_two_view_tracks = not options.two_view_points
     working = folder / "database.db"
     shutil.copyfile(database, working)

@@ -39,7 +39,7 @@ from edm_hloc.dense import DenseConfig, match_pairs, run_provenance
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.files import FolderLock, write_whole
 from edm_hloc.keypoints import QuantizationConfig
-from edm_hloc.mapping import MappingOptions
+from edm_hloc.mapping import MappingOptions, check_known
 from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import Pair, write_pairs
@@ -335,6 +335,7 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
+    check_known(known, {name for pair in pairs for name in pair}, mapping)
     mask_of = find_masks(masks, pairs)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(

@@ -218,6 +218,20 @@ def test_bad_photos_are_left_out(scene: Path, tmp_path: Path) -> None:
     assert run.results["mapped"]["statistics"]["registered"] == 6
 
 
+def test_what_the_global_mapper_cannot_keep_is_told_first(scene: Path, tmp_path: Path) -> None:
+    known = load_intrinsics(scene / "truth", find_images(scene / "images")[:3])
+    with pytest.raises(EdmHlocError, match="all or none"):
+        reconstruct(
+            scene / "images",
+            tmp_path / "out",
+            pairs_of(scene),
+            TruthMatcher(scene),
+            cameras=CameraOptions(known=known),
+            mapping=MappingOptions(mapper="global"),
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_overlap_says_why(scene: Path, tmp_path: Path) -> None:
     nonsense = TruthMatcher(scene, outliers=1.0)
     with pytest.raises(EdmHlocError, match="No model could be made of the 7 photos"):

@@ -387,6 +387,9 @@ def test_known_and_unknown_cameras_mix(scene: Scene, tmp_path: Path) -> None:
         camera = model.cameras[image.camera_id]
         assert same(camera) == (image.name in known)
         assert camera.focal_length == pytest.approx(550, rel=0.02)
+    options = MappingOptions(mapper="global", threads=1)
+    with pytest.raises(EdmHlocError, match="all or none"):
+        map_database(tmp_path / "d.db", scene.images, tmp_path / "g", options, known=known)
 
 
 # --------------------------------------------------------------------------- mapping
@@ -432,6 +435,24 @@ def test_mapping_finds_the_truth(scene: Scene, database: Path, tmp_path: Path, m
     assert again.statistics.mean_reprojection_error == pytest.approx(
         summary.statistics.mean_reprojection_error, rel=1e-6 if mapper == "incremental" else 1e-2
     )
+
+
+def test_points_of_the_global_mapper_have_the_least_angle(
+    scene: Scene, database: Path, tmp_path: Path
+) -> None:
+    options = MappingOptions(mapper="global", min_tri_angle=52, threads=1)
+    summary = map_database(database, scene.images, tmp_path / "m", options)
+    assert summary.statistics.points > 100
+    model = read_model(tmp_path / "m")
+    assert min(widest_angle(model, point) for point in model.points3D.values()) > 52
+
+
+def widest_angle(model: pycolmap.Reconstruction, point: pycolmap.Point3D) -> float:
+    """Between two rays to a point, degrees."""
+    seen_by = {element.image_id for element in point.track.elements}
+    rays = np.array([point.xyz - model.images[i].projection_center() for i in seen_by])
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    return float(np.rad2deg(np.arccos((rays @ rays.T).min().clip(-1, 1))))
 
 
 def test_points_of_two_views_are_an_option(tmp_path: Path) -> None:

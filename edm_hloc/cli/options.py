@@ -107,7 +107,7 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="INTRINSICS",
         help="known intrinsics, kept as they are: a COLMAP model or its cameras.txt, or a list "
-        "with 'name MODEL width height parameters' a line",
+        "with 'name MODEL width height parameters' a line; for --mapper global of all photos",
     )
     group.add_argument(
         "--camera-mode",
