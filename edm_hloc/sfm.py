@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ _MODEL_FILES = {
 # Of hundreds of wrong matches RANSAC finds 2 to 10 % that agree by chance: more than `min_inliers`.
 _MIN_INLIER_RATIO = 0.15
 _BATCH = 256  # pairs verified between two visits to the database
+_CACHED_IMAGES = 256  # whose rays stay in memory, where poses are known: 24 bytes a keypoint
 _REFINED = 100_000  # points refined at a time at least, where poses are known
 
 
@@ -598,21 +600,19 @@ def _verify_known_poses(
         i: camera_of[i].cam_from_img_threshold(options.max_error * n) for i, n in noise.items()
     }
 
+    @lru_cache(_CACHED_IMAGES)
     def rays_of(image_id: int) -> np.ndarray:
         keypoints = db.read_keypoints(image_id)[:, :2].astype(np.float64)
         points = np.asarray(camera_of[image_id].cam_from_img(keypoints))
         return np.concatenate([points, np.ones((len(points), 1))], axis=1)
 
-    rays: dict[int, np.ndarray] = {}
     pairs = sorted(pycolmap.pair_id_to_image_pair(i) for i in db.read_num_matches()[0])
     for a, b in tqdm(pairs, desc="Verifying", unit="pair", disable=None):
-        if a not in rays:  # pairs are sorted by their first image
-            rays = {}
-        rays |= {i: rays_of(i) for i in (a, b) if i not in rays}
         matches = db.read_matches(a, b)
         cam2_from_cam1 = pose_of[b] * pose_of[a].inverse()
         E = pycolmap.essential_matrix_from_pose(cam2_from_cam1)
-        error_a, error_b = epipolar_errors(rays[a][matches[:, 0]], rays[b][matches[:, 1]], E)
+        rays = rays_of(a)[matches[:, 0]], rays_of(b)[matches[:, 1]]
+        error_a, error_b = epipolar_errors(*rays, E)
         geometry = pycolmap.TwoViewGeometry(
             # left UNDEFINED, the triangulation would silently ignore the pair
             config=pycolmap.TwoViewGeometryConfiguration.CALIBRATED,

@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from edm_hloc import sfm
 from edm_hloc.cameras import CameraOptions, load_intrinsics
 from edm_hloc.colmap import quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError
@@ -672,6 +674,36 @@ def test_keypoint_uncertainty_widens_the_band(tmp_path: Path) -> None:
         inliers.append(verified.inliers / verified.matches)
     assert inliers[0] < 0.6  # 4 px of noise in both images, a band of 4 px
     assert inliers[1] > 0.9
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often the keypoints of each image were read."""
+    number: Counter[int] = Counter()
+    read = pycolmap.Database.read_keypoints
+
+    def counted(database: pycolmap.Database, image_id: int) -> np.ndarray:
+        number[image_id] += 1
+        return read(database, image_id)
+
+    monkeypatch.setattr(pycolmap.Database, "read_keypoints", counted)
+    return number
+
+
+def test_known_poses_keep_few_images_in_memory(
+    scene: Scene, tmp_path: Path, reads: Counter[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inliers = []
+    for room, most in ((256, 1), (2, 5)):  # of 6 images, each in 5 pairs
+        monkeypatch.setattr(sfm, "_CACHED_IMAGES", room)
+        reads.clear()
+        verified, _ = triangulate(
+            scene.truth, scene.images, scene.features, scene.matches, scene.pairs,
+            tmp_path / "d.db", tmp_path / "m", THREADS,
+        )  # fmt: skip
+        assert max(reads.values()) == most
+        inliers.append(verified.inliers)
+    assert inliers[0] == inliers[1]
 
 
 def test_a_disk_without_room_is_an_error_beforehand(
