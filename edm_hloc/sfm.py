@@ -298,7 +298,7 @@ def _verify(db: pycolmap.Database, options: MappingOptions) -> None:
     with progress, ThreadPoolExecutor(_cores(options)) as pool:
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
-            points = {i: points_of(i) for pair in batch for i in pair}
+            points = {i: points_of(i) for i in {i for pair in batch for i in pair}}
             both = [(points[a], points[b]) for a, b in batch]
             matches = [db.read_matches(a, b) for a, b in batch]
             for (a, b), geometry in zip(

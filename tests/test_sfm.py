@@ -690,6 +690,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     return number
 
 
+def test_verification_reads_keypoints_once(
+    scene: Scene, tmp_path: Path, reads: Counter[int]
+) -> None:
+    build(scene, tmp_path / "d.db")
+    assert set(reads.values()) == {1}
+
+
 def test_known_poses_keep_few_images_in_memory(
     scene: Scene, tmp_path: Path, reads: Counter[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
