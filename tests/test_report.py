@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import shutil
+import weakref
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -159,6 +160,27 @@ def test_numbers_of_the_page_are_those_of_the_run(finished: Path) -> None:
     ):
         assert word in page.text
     assert "mapping.min_inliers: 30" in page.text
+
+
+def test_keypoints_of_few_photos_are_in_memory(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_points = payload_module.PairSource.keypoints
+    given: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def watched(source: payload_module.PairSource, name: str) -> np.ndarray:
+        nonlocal most
+        points = read_points(source, name)
+        given.append(weakref.ref(points))
+        most = max(most, sum(ref() is not None for ref in given))
+        return points
+
+    monkeypatch.setattr(payload_module.PairSource, "keypoints", watched)
+    payload = payload_module.make_payload(collect(finished))
+    assert all(photo.keypoints > 100 for photo in payload.photos.values())
+    assert len(payload.photos) == 7
+    assert most <= 3
 
 
 def test_lines_lie_where_the_matches_are(finished: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,26 +57,25 @@ def make_payload(facts: RunFacts) -> Payload:
     best = _best_partners(facts)
     shown = _shown_pairs(facts, gallery, best)
     thumbnails, unreadable = _thumbnails(facts, shown, notes)
-    keypoints: dict[str, np.ndarray] = {}
+    sizes = {name: (camera.width, camera.height) for name, camera in facts.cameras.items()}
+    sizes |= {name: thumbnail.photo_size for name, thumbnail in thumbnails.items()}
+    counted: dict[str, tuple[int, np.ndarray]] = {}
     with facts.tolerant("Keypoints"), PairSource(facts) as source:
-        keypoints = _keypoints(facts, source)
+        for name, points in _keypoints(facts, source):
+            counted[name] = len(points), _grid(points, sizes.get(name))
     photos, entries = {}, []
     for i, name in enumerate(facts.names):
-        thumbnail = thumbnails.get(name)
-        size = thumbnail.photo_size if thumbnail else None
-        if size is None and name in facts.cameras:
-            size = facts.cameras[name].width, facts.cameras[name].height
-        points = keypoints.get(name, np.zeros((0, 2)))
-        grid = _grid(points, size)
-        photos[name] = PhotoFacts(size, len(points), float((grid > 0).mean()))
+        thumbnail, size = thumbnails.get(name), sizes.get(name)
+        number, grid = counted.get(name, (0, _grid(np.zeros((0, 2)), size)))
+        photos[name] = PhotoFacts(size, number, float((grid > 0).mean()))
         entries.append(
             {
                 "name": name,
                 "thumb": _text(thumbnail.webp) if thumbnail else None,
                 "size": size,
-                "keypoints": len(points),
+                "keypoints": number,
                 "coverage": photos[name].coverage,
-                "grid": _text(grid.tobytes()) if len(points) else None,
+                "grid": _text(grid.tobytes()) if number else None,
                 "points": facts.registered.get(name),
                 "best": best.get(i),
                 "href": _href(facts, name),
@@ -136,20 +136,21 @@ def _thumbnails(
     return make_thumbnails(paths, side)
 
 
-def _keypoints(facts: RunFacts, source: PairSource) -> dict[str, np.ndarray]:
-    """Of every photo; where no keypoints were made yet, the points of its raw matches."""
-    found = {name: source.keypoints(name) for name in facts.names}
-    if any(len(points) for points in found.values()):
-        return found
-    gathered: dict[str, list[np.ndarray]] = {}
-    for a, b in facts.pairs:
-        matches = source.read(facts.names[a], facts.names[b])
-        if matches is not None:
-            gathered.setdefault(facts.names[a], []).append(matches.points0)
-            gathered.setdefault(facts.names[b], []).append(matches.points1)
-    return {
-        name: np.unique(np.concatenate(points).round(), axis=0) for name, points in gathered.items()
-    }
+def _keypoints(facts: RunFacts, source: PairSource) -> Iterator[tuple[str, np.ndarray]]:
+    """Of one photo after the other; where there are none yet, the points of its raw matches."""
+    if any(len(source.keypoints(name)) for name in facts.names):
+        for name in facts.names:
+            yield name, source.keypoints(name)
+        return
+    partners: dict[str, list[str]] = defaultdict(list)
+    for i, j in facts.pairs.tolist():
+        partners[facts.names[i]].append(facts.names[j])
+        partners[facts.names[j]].append(facts.names[i])
+    for name, others in partners.items():
+        read = (source.read(name, other) for other in others)
+        found = [matches.points0 for matches in read if matches is not None]
+        if found:
+            yield name, np.unique(np.concatenate(found).round(), axis=0)
 
 
 def _grid(points: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
