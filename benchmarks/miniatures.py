@@ -33,7 +33,7 @@ from edm_hloc.evaluation.localization import (
     read_truth,
     table,
 )
-from edm_hloc.images import open_header
+from edm_hloc.images import photo_size
 from edm_hloc.inloc import (
     InLocDataset,
     InLocOptions,
@@ -99,7 +99,7 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
     else:
         rooms = InLocDataset(data)
         images, queries, database = data, rooms.queries(), rooms.database()
-        cameras = {q: query_camera(*open_header(data / q).size) for q in queries}
+        cameras = {q: query_camera(*photo_size(data / q)) for q in queries}
         found = retrieve(run, options, images, queries, database)
         pairs = []
     query_pairs = [(query, image) for query, names in found.items() for image in names]

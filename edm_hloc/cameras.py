@@ -166,16 +166,16 @@ class _Photo:
 
 
 def _read_photo(path: Path) -> _Photo:
-    image = open_header(path)
-    size = image.size
-    try:
-        exif = image.getexif()
-        size = stored_size(image)
-        lens = exif.get_ifd(IFD.Exif)
-        camera = [exif.get(tag) for tag in _EXIF_CAMERA]
-        focal, sensor = ([lens.get(tag) for tag in tags] for tags in (_EXIF_FOCAL, _EXIF_SENSOR))
-    except Exception:  # damaged EXIF data is no reason to do without the photo
-        return _Photo(size)
+    with open_header(path) as image:
+        size = image.size
+        try:
+            exif = image.getexif()
+            size = stored_size(image)
+            lens = exif.get_ifd(IFD.Exif)
+            camera = [exif.get(tag) for tag in _EXIF_CAMERA]
+            focal, sensor = ([lens.get(t) for t in tags] for tags in (_EXIF_FOCAL, _EXIF_SENSOR))
+        except Exception:  # damaged EXIF data is no reason to do without the photo
+            return _Photo(size)
     if not any(tag is not None for tag in (*camera, *focal, *sensor)):
         return _Photo(size)
     tags = map(str, (*camera, *focal, *sensor))
@@ -193,12 +193,12 @@ def _exif_focal(path: Path) -> float | None:
         found: float | None = bitmap.exif_focal_length()
         return found
     # a format that COLMAP does not read, such as WebP
-    image = open_header(path)
-    try:
-        focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
-    except Exception:
-        focal = 0.0
-    return focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
+    with open_header(path) as image:
+        try:
+            focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)
+        except Exception:
+            focal = 0.0
+        return focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
 
 
 def photo_cameras(

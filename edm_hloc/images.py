@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
@@ -10,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -224,7 +226,7 @@ def _decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
     if not data:
         raise ImageError(f"Cannot read image {path}: the file is empty.")
     try:
-        with open_image(data) as image:
+        with open_image(io.BytesIO(data)) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many: shrink it")
             if grayscale:
@@ -252,26 +254,31 @@ _TURN_BACK = {
 }
 
 
-def open_image(data: bytes) -> ImageFile.ImageFile:
+def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
     """`PIL.Image.open` without its limit on the size, which is global and below today's phones'."""
     Image.init()
+    start = file.read(16)
     for name in _FORMATS:
         factory, accept = Image.OPEN[name]
         try:
-            if accept is None or accept(data[:16]) is True:
-                return factory(io.BytesIO(data), "")
+            if accept is None or accept(start) is True:
+                file.seek(0)
+                return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
     raise ValueError("not a JPEG, PNG, TIFF, WebP, BMP or PPM image, or damaged")
 
 
-def open_header(path: Path) -> Image.Image:
-    """A photo of which only the header is decoded. Raises ImageError if it cannot be."""
-    try:
-        return open_image(path.read_bytes())
-    except Exception as error:  # decoders meet garbage with almost any exception
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"Cannot read image {path}: {reason}.") from error
+@contextlib.contextmanager
+def open_header(path: Path) -> Iterator[Image.Image]:
+    """A photo of which only the header is read. Raises ImageError if it cannot be."""
+    with contextlib.ExitStack() as opened:
+        try:
+            image = open_image(opened.enter_context(path.open("rb")))
+        except Exception as error:  # decoders meet garbage with almost any exception
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"Cannot read image {path}: {reason}.") from error
+        yield image
 
 
 def stored_size(image: Image.Image) -> tuple[int, int]:
@@ -280,6 +287,15 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
         return image.size
     exif = image.getexif()  # Pillow gives the size of a TIFF as the orientation turns it
     return exif[ExifTag.ImageWidth], exif[ExifTag.ImageLength]
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """`stored_size` of a photo, of which only the header is read. Raises ImageError."""
+    with open_header(path) as image:
+        try:
+            return stored_size(image)
+        except Exception:  # damaged EXIF data is no reason to do without the photo
+            return image.size
 
 
 def _orientation(image: Image.Image) -> int:

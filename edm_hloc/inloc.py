@@ -26,7 +26,7 @@ from tqdm import tqdm
 from edm_hloc.dense import DenseConfig
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.files import write_whole
-from edm_hloc.images import find_images, open_header
+from edm_hloc.images import find_images, photo_size
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
@@ -266,7 +266,7 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
 def _world_points(dataset: Path, name: str, keypoints: np.ndarray) -> np.ndarray:
     T = scan_alignment(dataset, name)
     scan = read_scan(dataset / f"{name}.mat")
-    size = open_header(dataset / name).size
+    size = photo_size(dataset / name)
     height, width = scan.shape[:2]
     scale = np.array([width, height]) / np.array(size)  # 1 in the dataset itself
     points = scan_points(scan, (keypoints + 0.5) * scale - 0.5)
@@ -360,7 +360,7 @@ def localize_inloc(
         cameras, bad = {}, {}
         for query in queries:
             try:
-                cameras[query] = query_camera(*open_header(data.root / query).size)
+                cameras[query] = query_camera(*photo_size(data.root / query))
             except ImageError as error:
                 bad[query] = str(error)
         found = retrieve(run, options.retrieval, data.root, queries, database)

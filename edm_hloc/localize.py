@@ -26,7 +26,7 @@ from edm_hloc.cameras import CameraOptions, photo_cameras
 from edm_hloc.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.files import write_whole
-from edm_hloc.images import open_header
+from edm_hloc.images import photo_size
 from edm_hloc.sfm import to_colmap
 from edm_hloc.store import FeatureReader, FeatureWriter, MatchReader
 
@@ -270,7 +270,7 @@ def query_cameras(
             continue
         camera = known[name]
         try:
-            size = open_header(root / name).size
+            size = photo_size(root / name)
         except ImageError as error:
             problems[name] = str(error)
             continue

@@ -6,6 +6,7 @@ counts. Matching does without them, so that other masks need no other matches.
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import open_header, open_image, stored_size
+from edm_hloc.images import open_image, photo_size
 from edm_hloc.pairs import Pair
 from edm_hloc.store import RawMatches, RawMatchReader
 
@@ -64,13 +65,13 @@ class _Mask(NamedTuple):
 
 def _read_mask(mask: Path, photo: Path) -> _Mask:
     try:
-        grey = np.asarray(open_image(mask.read_bytes()).convert("L"))
+        grey = np.asarray(open_image(io.BytesIO(mask.read_bytes())).convert("L"))
     except Exception as error:  # decoders meet garbage with almost any exception
         reason = getattr(error, "strerror", None) or error
         raise EdmHlocError(
             f"Cannot read the mask {mask} ({reason}): make it again, or take it away."
         ) from error
-    width, height = stored_size(open_header(photo))
+    width, height = photo_size(photo)
     if abs(np.log(grey.shape[1] / width * height / grey.shape[0])) > 0.01:
         raise EdmHlocError(
             f"The mask {mask} has {grey.shape[1]} × {grey.shape[0]} pixels, the photo {photo} "

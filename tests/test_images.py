@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import tracemalloc
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,8 @@ from edm_hloc.images import (
     image_stamps,
     load_image,
     network_size,
+    open_header,
+    photo_size,
 )
 
 WIDTH, HEIGHT = 471, 313
@@ -206,7 +209,7 @@ def test_exif_orientation_is_ignored_and_reported(
         image = load_image(path)
         load_image(path)
     assert image.exif_orientation == orientation
-    assert image.original_size == (WIDTH, HEIGHT)
+    assert image.original_size == photo_size(path) == (WIDTH, HEIGHT)
     assert np.abs(stored(path, False) - np.asarray(photo)).max() <= 6
     # one warning a photo, however often it is loaded
     warnings = [record.getMessage() for record in caplog.records]
@@ -321,6 +324,36 @@ def test_a_header_that_promises_too_much(tmp_path: Path, photo: Image.Image) -> 
     path.write_bytes(b"P5 90000 90000 255\n" + bytes(1000))
     with pytest.raises(ImageError, match=r"a\.pgm: 90000 × 90000 pixels are too many"):
         load_image(path)
+
+
+def test_headers_are_read_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.ppm"
+    with path.open("wb") as file:
+        file.write(b"P6 9000 8000 255\n")
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    try:
+        assert photo_size(path) == (9000, 8000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with open_header(path) as image:
+        file = image.fp
+    assert file.closed
+
+
+def test_headers_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("Dear diary, today I took no photo.")
+    for name, reason in (
+        ("none", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("empty", "not a JPEG"),
+        ("text", "not a JPEG"),
+    ):
+        with pytest.raises(ImageError, match=rf"Cannot read image .*{name}\.jpg: {reason}"):
+            photo_size(tmp_path / f"{name}.jpg")
 
 
 # --------------------------------------------------------------------------- size

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth, table
@@ -259,9 +260,12 @@ def test_queries_of_another_size_are_named(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((313, 471), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((300, 471), np.uint8))
     (tmp_path / "c.png").write_bytes(b"no image")
-    names = ["a.png", "b.png", "c.png", "d.png"]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # of a photo to be turned, of which Pillow turns the size
+    Image.new("L", (471, 313)).save(tmp_path / "e.tif", exif=exif)
+    names = ["a.png", "b.png", "c.png", "d.png", "e.tif"]
     cameras, problems = query_cameras(tmp_path, names, dict.fromkeys(names, CAMERA))
-    assert list(cameras) == ["a.png"]
+    assert list(cameras) == ["a.png", "e.tif"]
     assert "471 × 313 pixels, but" in problems["b.png"]
     assert "471 × 300" in problems["b.png"]
     assert "Cannot read image" in problems["c.png"]

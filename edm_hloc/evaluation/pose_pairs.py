@@ -13,7 +13,7 @@ import pycolmap
 
 from edm_hloc.colmap import is_model, posed_images, read_model
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import open_image
+from edm_hloc.images import photo_size
 from edm_hloc.pairs_with_gt import read_pairs_with_gt
 
 logger = logging.getLogger(__name__)
@@ -180,14 +180,7 @@ def _read_index(path: Path, *required: str) -> dict[str, Any]:
 
 def _sizes(images: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """(width, height) of photos, from their headers."""
-    sizes = {}
-    for name in set(names):
-        try:
-            with open_image((images / name).read_bytes()) as image:
-                sizes[name] = image.size
-        except (OSError, ValueError) as error:
-            raise EdmHlocError(f"Cannot read image {images / name}: {error}.") from error
-    return sizes
+    return {name: photo_size(images / name) for name in set(names)}
 
 
 def _pinhole(K: np.ndarray, width: int, height: int) -> pycolmap.Camera:

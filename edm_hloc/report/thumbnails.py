@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def make_thumbnail(path: Path, side: int) -> Thumbnail:
 def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """(H, W, 3) uint8 RGB, larger than needed, and the photo's own size."""
     try:
-        image = open_image(path.read_bytes())
+        image = open_image(io.BytesIO(path.read_bytes()))
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             size = image.size
             image.draft("RGB", (2 * side, 2 * side))  # decodes at a half, a quarter or an eighth
