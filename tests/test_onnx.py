@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from edm_hloc.cli import main
 from edm_hloc.dense import match_pairs
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.models import weights
+from edm_hloc.models import onnx_graphs, weights
 from edm_hloc.models.edm import EDM, EDMFeatures
-from edm_hloc.models.onnx_graphs import MATCH, OnnxConfig, OnnxEDM, OnnxSummary, export
+from edm_hloc.models.onnx_graphs import MATCH, TENSORRT, OnnxConfig, OnnxEDM, OnnxSummary, export
 from edm_hloc.store import RawMatchReader
 
 pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 CPU = torch.device("cpu")
 
@@ -167,9 +168,47 @@ def test_matcher_encodes_with_the_graph(
     assert min(shares_in_common(tmp_path / "plain", tmp_path / "graphs")) > 0.95
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_matching_with_tensorrt_is_noted(
+    trained: Path, exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K of the graphs may cut matches off. ONNX Runtime leaves out TensorRT where it is not."""
+    monkeypatch.setattr(onnx_graphs, "_providers", lambda *_: TENSORRT_AND_CPU)
+    config = EDMMatcherConfig(trained, device="cpu")
+    graphs = EDMMatcher(dataclasses.replace(config, onnx=exported[0]))
+    assert graphs.provenance == {**EDMMatcher(config).provenance, "graphs_topk": 400}
+
+
+TENSORRT_AND_CPU = [TENSORRT, "CPUExecutionProvider"]
+
+
+def half_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[bool]:
+    """What TensorRT is told when both graphs are loaded."""
+    said: set[bool] = set()
+    session = onnxruntime.InferenceSession
+
+    def noting(path: str, options: object, *, providers: list[str], provider_options: list) -> Any:
+        said.update(o["trt_fp16_enable"] for o in provider_options if "trt_fp16_enable" in o)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
+    graphs = OnnxEDM(folder, CPU, TENSORRT_AND_CPU)
+    graphs.match(*(graphs.encode(image) for image in views(64, 96)))
+    return said
+
+
+def test_full_precision_stays_so_with_tensorrt(
+    exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert half_is_allowed(exported[0], monkeypatch) == {False}
+
+
 @pytest.mark.slow
 def test_half_precision_on_the_command_line(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "graphs"
     assert main(["export", str(folder), "--weights", "edm_s", "--half", "--topk", "500"]) == 0
@@ -185,3 +224,4 @@ def test_half_precision_on_the_command_line(
     assert min(shares_in_common(tmp_path / "plain", tmp_path / "half")) > 0.8
     with pytest.raises(EdmHlocError, match="half_graphs"):
         match_pairs(photos, PAIRS, half, tmp_path / "plain")
+    assert half_is_allowed(folder, monkeypatch) == {True}

@@ -36,8 +36,9 @@ class EDMMatcherConfig:
         batch_size: pairs that go through the network together; None for 8 on a GPU and 1 on a
             CPU, which gains nothing from more. The matches are the same, to rounding.
         onnx: folder of `edm-hloc export`, whose graphs ONNX Runtime runs where they are faster:
-            `encode` always, `match` with TensorRT. They give the same matches, to rounding
-            (those exported in half precision: about the same).
+            `encode` always, `match` with TensorRT. They give the same matches, to rounding (those
+            exported in half precision: about the same); `match` no more of a pair than it was
+            exported for.
         half_cache: keep encoded images in half precision: half the memory, and slightly other
             matches.
     """
@@ -90,7 +91,7 @@ class EDMMatcher(Matcher):
             self._fuse_coarse_matching()
         self._encoder: EDM | OnnxEDM = self.model
         self._pair_matcher: EDM | OnnxEDM = self.model
-        self._half_graphs = False
+        self._of_graphs: dict[str, bool | int] = {}  # what they change, for the provenance
         if self.config.onnx is not None:
             self._use_graphs(self.config.onnx)
         self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
@@ -120,9 +121,11 @@ class EDMMatcher(Matcher):
                 f"them with edm-hloc export {folder} --weights {self.weights.name}"
             )
         self._encoder = graphs
-        self._half_graphs = graphs.dtype == torch.float16
+        if graphs.dtype == torch.float16:
+            self._of_graphs["half_graphs"] = True
         if TENSORRT in graphs.providers:
             self._pair_matcher = graphs
+            self._of_graphs["graphs_topk"] = graphs.topk
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
@@ -136,7 +139,7 @@ class EDMMatcher(Matcher):
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,
             **({"half_cache": True} if self.config.half_cache else {}),
-            **({"half_graphs": True} if self._half_graphs else {}),
+            **self._of_graphs,
             **asdict(self.preprocessing),
         }
 

@@ -320,8 +320,11 @@ class OnnxEDM:
         self.folder = folder
         self.providers = list(providers or _providers(runtime, device))
         self._runtime = runtime
-        self._sessions: dict[str, Any] = {}
-        metadata = self._metadata = self._session(ENCODE).get_modelmeta().custom_metadata_map
+        # TensorRT must know the precision beforehand.
+        graph = self._load(ENCODE, ["CPUExecutionProvider"])
+        half = graph.get_outputs()[0].type == "tensor(float16)"
+        self.dtype = torch.float16 if half else torch.float32
+        metadata = self._metadata = graph.get_modelmeta().custom_metadata_map
         if "topk" not in metadata:
             raise EdmHlocError(f"{folder / ENCODE} was not made by: edm-hloc export {folder}")
         self.config = config_from_json(metadata["edm_config"])
@@ -329,13 +332,23 @@ class OnnxEDM:
         self.threshold = float(metadata["threshold"])
         self.refined = metadata["refined"]
         self.weights_sha256 = metadata["weights_sha256"]
-        half = self._session(ENCODE).get_outputs()[0].type == "tensor(float16)"
-        self.dtype = torch.float16 if half else torch.float32
+        on_cpu = self.providers == ["CPUExecutionProvider"]
+        self._sessions = {ENCODE: graph if on_cpu else self._load(ENCODE, self.providers)}
 
     def _session(self, name: str) -> Any:
         """The graph, made ready at its first use."""
-        if name in self._sessions:
-            return self._sessions[name]
+        if name not in self._sessions:
+            session = self._load(name, self.providers)
+            if session.get_modelmeta().custom_metadata_map != self._metadata:
+                raise EdmHlocError(
+                    f"The graphs in {self.folder} were not made together: edm-hloc export "
+                    f"{self.folder}"
+                )
+            self._sessions[name] = session
+        return self._sessions[name]
+
+    def _load(self, name: str, providers: list[str]) -> Any:
+        """Made ready to be run by the first of the providers that can."""
         path = self.folder / name
         remedy = f"edm-hloc export {self.folder}"
         if not path.is_file():
@@ -345,24 +358,25 @@ class OnnxEDM:
         options.intra_op_num_threads = torch.get_num_threads()
         # Threads that wait must not take the cores from those that decode photos.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        tensorrt = {
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": str(self.folder),
-            "trt_fp16_enable": True,  # of what the graph has in half precision
-        }
-        settings = [tensorrt if p == TENSORRT else {} for p in self.providers]
+        settings = [
+            {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": str(self.folder),
+                # a permission for the whole graph, not only for what is half in it
+                "trt_fp16_enable": self.dtype == torch.float16,
+            }
+            if provider == TENSORRT
+            else {}
+            for provider in providers
+        ]
         try:
-            session = self._runtime.InferenceSession(
-                str(path), options, providers=self.providers, provider_options=settings
+            return self._runtime.InferenceSession(
+                str(path), options, providers=providers, provider_options=settings
             )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise EdmHlocError(
                 f"{path} cannot be used ({error}). Make it again: {remedy}"
             ) from error
-        if self._sessions and session.get_modelmeta().custom_metadata_map != self._metadata:
-            raise EdmHlocError(f"The graphs in {self.folder} were not made together: {remedy}")
-        self._sessions[name] = session
-        return session
 
     def encode(self, images: Tensor) -> EDMFeatures:
         """As `EDM.encode`."""
