@@ -42,8 +42,8 @@ from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
 from edm_hloc.pairs import from_covisibility
 from edm_hloc.reconstruct import peak_memory_mib
-from edm_hloc.retrieval import DescriptorWriter, most_similar
-from edm_hloc.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.retrieval import most_similar
+from edm_hloc.store import DescriptorWriter, RawMatches, RawMatchReader, RawMatchWriter
 from edm_hloc.visual_localization import QUERY_KEYPOINTS
 
 IMAGES, PAIRS, QUERIES, QUERY_PAIRS = 6697, 130_000, 1015, 50_000

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import h5py
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2, vq
@@ -30,7 +29,7 @@ from edm_hloc.files import write_whole
 from edm_hloc.images import load_image
 from edm_hloc.models.weights import load as load_weights
 from edm_hloc.pairs import Pair
-from edm_hloc.store import Provenance, _Reader, _Writer
+from edm_hloc.store import DescriptorReader, DescriptorWriter, Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -41,53 +40,6 @@ _BLOCK = 2048  # images whose descriptors are in memory at a time, on either sid
 _SIFT_SIZE, _SIFT_FEATURES = 640, 1500
 _HUB = ("gmberton/MegaLoc", "get_trained_model", 322)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-# --------------------------------------------------------------------------- hloc's files
-
-
-class DescriptorReader(_Reader):
-    """Reads global descriptors, ours or hloc's. Raises EdmHlocError if missing or damaged."""
-
-    def names(self) -> list[str]:
-        """All images in the file, sorted."""
-        found: list[str] = []
-
-        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            parent, _, last = name.rpartition("/")
-            if last == "global_descriptor" and isinstance(item, h5py.Dataset):
-                found.append(parent)
-
-        self._h5.visititems(visit)
-        return sorted(found)
-
-    def read(self, names: Sequence[str]) -> np.ndarray:
-        """(len(names), D) float32.
-
-        Raises:
-            EdmHlocError: an image is not there, or the lengths differ.
-        """
-        rows = []
-        for name in names:
-            item = self._h5.get(f"{name}/global_descriptor")
-            if item is None:
-                raise EdmHlocError(
-                    f"{self.path} has no descriptor of {name!r}: make it with all images, or give "
-                    "another file."
-                )
-            rows.append(np.asarray(item, np.float32).ravel())
-        if len({len(row) for row in rows}) > 1:
-            raise EdmHlocError(f"The descriptors in {self.path} differ in length.")
-        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
-
-
-class DescriptorWriter(_Writer):
-    """Writes global descriptors as hloc does; use it in a ``with`` block."""
-
-    def add(self, name: str, descriptor: np.ndarray) -> None:
-        group = self._create_group(name)
-        group.create_dataset("global_descriptor", data=np.asarray(descriptor, np.float32))
-        self._file.check()
 
 
 # --------------------------------------------------------------------------- search

@@ -1,4 +1,4 @@
-"""Reads and writes every H5 file: crash-safe raw matches, and hloc's keypoint and match files.
+"""Reads and writes every H5 file: crash-safe raw matches; hloc's keypoints, matches, descriptors.
 
 Formats (keypoints are (x, y) in pixels of the original image, hloc's frame):
 
@@ -12,6 +12,8 @@ Formats (keypoints are (x, y) in pixels of the original image, hloc's frame):
   attribute ``uncertainty`` of ``keypoints`` where known; ``provenance`` as above.
 * *Matches*: group ``a/b`` with ``matches0`` (N0,) int32, −1 for none, and ``matching_scores0``
   float16; ``provenance`` as above.
+* *Descriptors*: group = image name with ``global_descriptor`` (D,) float32; ``provenance`` as
+  above.
 
 Everything is written under a temporary name, synced and renamed: a file with a final name is whole.
 """
@@ -27,7 +29,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -247,6 +249,19 @@ class _Reader:
         with _reading(self.path):
             self.provenance = _provenance(self._h5)
 
+    def _groups_with(self, dataset: str) -> list[str]:
+        """The names of all groups that hold a data set of that name, sorted."""
+        found: list[str] = []
+
+        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            parent, _, last = name.rpartition("/")
+            if last == dataset and isinstance(item, h5py.Dataset):
+                found.append(parent)
+
+        with _reading(self.path):
+            self._h5.visititems(visit)
+        return sorted(found)
+
     def close(self) -> None:
         self._h5.close()
 
@@ -262,16 +277,7 @@ class FeatureReader(_Reader):
 
     def names(self) -> list[str]:
         """The names of all images in the file, sorted."""
-        found: list[str] = []
-
-        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            parent, _, last = name.rpartition("/")
-            if last == "keypoints" and isinstance(item, h5py.Dataset):
-                found.append(parent)
-
-        with _reading(self.path):
-            self._h5.visititems(visit)
-        return sorted(found)
+        return self._groups_with("keypoints")
 
     def __contains__(self, name: str) -> bool:
         return isinstance(self._h5.get(f"{name}/keypoints"), h5py.Dataset)
@@ -342,6 +348,35 @@ class MatchReader(_Reader):
             if f"{key}/matches0" in self._h5:
                 return key, reverse
         return None
+
+
+class DescriptorReader(_Reader):
+    """Reads global descriptors, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+
+    def names(self) -> list[str]:
+        """The names of all images in the file, sorted."""
+        return self._groups_with("global_descriptor")
+
+    def read(self, names: Sequence[str]) -> np.ndarray:
+        """(len(names), D) float32.
+
+        Raises:
+            EdmHlocError: an image is not there, or the lengths differ.
+        """
+        rows = []
+        for name in names:
+            with _reading(self.path):
+                item = self._h5.get(f"{name}/global_descriptor")
+                row = None if item is None else np.asarray(item, np.float32).ravel()
+            if row is None:
+                raise EdmHlocError(
+                    f"{self.path} has no descriptor of {name!r}: make it with all images, or give "
+                    "another file."
+                )
+            rows.append(row)
+        if len({len(row) for row in rows}) > 1:
+            raise EdmHlocError(f"The descriptors in {self.path} differ in length.")
+        return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
 # --------------------------------------------------------------------------- final files
@@ -432,6 +467,17 @@ class MatchWriter(_Writer):
         group = self._create_group(key)
         group.create_dataset("matches0", data=np.asarray(matches0, np.int32))
         group.create_dataset("matching_scores0", data=np.asarray(scores0, np.float16))
+        self._file.check()
+
+
+class DescriptorWriter(_Writer):
+    """Writes global descriptors as hloc does; use it in a ``with`` block."""
+
+    def add(self, name: str, descriptor: np.ndarray) -> None:
+        """Adds one image. Raises EdmHlocError as `FeatureWriter.add`."""
+        _check_name(name)
+        group = self._create_group(name)
+        group.create_dataset("global_descriptor", data=np.asarray(descriptor, np.float32))
         self._file.check()
 
 

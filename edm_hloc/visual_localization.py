@@ -41,7 +41,6 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import read_pairs, write_pairs
 from edm_hloc.reconstruct import Run, fingerprint_of, match_and_quantize
 from edm_hloc.retrieval import (
-    DescriptorReader,
     VladConfig,
     compute_descriptors,
     edm_features,
@@ -51,6 +50,7 @@ from edm_hloc.retrieval import (
     sift_features,
     write_scores,
 )
+from edm_hloc.store import DescriptorReader
 
 logger = logging.getLogger(__name__)
 

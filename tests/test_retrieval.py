@@ -12,8 +12,6 @@ import pytest
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.reconstruct import Run
 from edm_hloc.retrieval import (
-    DescriptorReader,
-    DescriptorWriter,
     VladConfig,
     compute_descriptors,
     edm_features,
@@ -24,6 +22,7 @@ from edm_hloc.retrieval import (
     sift_features,
     vlad,
 )
+from edm_hloc.store import DescriptorReader, DescriptorWriter
 from edm_hloc.visual_localization import RetrievalOptions, retrieve
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]

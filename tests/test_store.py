@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from edm_hloc import store
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.store import (
+    DescriptorReader,
+    DescriptorWriter,
     FeatureReader,
     FeatureWriter,
     MatchReader,
@@ -563,6 +565,7 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
         lambda: RawMatchWriter(tmp_path, PROVENANCE),
         lambda: FeatureReader(shard),
         lambda: MatchReader(shard),
+        lambda: DescriptorReader(shard),
     ):
         with pytest.raises(EdmHlocError, match=rf"{shard.name} is damaged"):
             read()
@@ -571,8 +574,29 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
     RawMatchWriter(tmp_path, PROVENANCE).close()
 
 
+def test_damage_within_descriptors_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "global.h5"
+    names = [f"{i}.jpg" for i in range(200)]
+    with DescriptorWriter(path, PROVENANCE) as writer:
+        for name in names:
+            writer.add(name, np.ones(64))
+        with pytest.raises(EdmHlocError, match="cannot be stored in an H5 file"):
+            writer.add("a//b.jpg", np.ones(64))
+        with pytest.raises(EdmHlocError, match="written once"):
+            writer.add("0.jpg", np.ones(64))
+    with DescriptorReader(path) as reader:
+        assert reader.names() == sorted(names)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2].ljust(len(data), b"\0"))
+    with DescriptorReader(path) as reader:
+        with pytest.raises(EdmHlocError, match=r"global\.h5 is damaged"):
+            reader.names()
+        with pytest.raises(EdmHlocError, match=r"global\.h5"):
+            reader.read(names)
+
+
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    for reader in (RawMatchReader, FeatureReader, MatchReader):
+    for reader in (RawMatchReader, FeatureReader, MatchReader, DescriptorReader):
         with pytest.raises(EdmHlocError, match="nowhere"):
             reader(tmp_path / "nowhere")
 

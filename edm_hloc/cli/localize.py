@@ -337,7 +337,8 @@ def _synth(args: argparse.Namespace) -> None:
 
 def _retrieve(args: argparse.Namespace) -> None:
     from edm_hloc.pairs import write_pairs
-    from edm_hloc.retrieval import DescriptorReader, most_similar, select_names, write_scores
+    from edm_hloc.retrieval import most_similar, select_names, write_scores
+    from edm_hloc.store import DescriptorReader
 
     with DescriptorReader(args.descriptors) as reader:
         names = reader.names()
