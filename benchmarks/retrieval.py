@@ -19,10 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc.images import find_images, load_image
+from edm_hloc.matchers.edm import default_device
 from edm_hloc.retrieval import (
     LocalFeatures,
     compute_descriptors,
@@ -99,7 +101,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--k", type=int, default=8)
     args = parser.parse_args()
-    methods: dict[str, LocalFeatures] = {"sift": sift_features, "edm": edm_features()[0]}
+    device = torch.device(default_device())
+    methods: dict[str, LocalFeatures] = {"sift": sift_features, "edm": edm_features(device)[0]}
     if args.what == "places":
         for method, local in methods.items():
             start = time.process_time()

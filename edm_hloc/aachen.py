@@ -163,7 +163,9 @@ def localize_aachen(
         points = ModelPoints(out / "sfm" / "model")
         queries = list(cameras_known)
         cameras, bad = query_cameras(data.images, queries, cameras_known)
-        found = retrieve(run, options.retrieval, data.images, queries, points.names())
+        found = retrieve(
+            run, options.retrieval, data.images, queries, points.names(), matcher.device
+        )
         matched = match_queries(
             run,
             data.images,

@@ -363,7 +363,7 @@ def localize_inloc(
                 cameras[query] = query_camera(*photo_size(data.root / query))
             except ImageError as error:
                 bad[query] = str(error)
-        found = retrieve(run, options.retrieval, data.root, queries, database)
+        found = retrieve(run, options.retrieval, data.root, queries, database, matcher.device)
         matched = match_queries(
             run, data.root, found, matcher, options.quantization, dense, None, overwrite=overwrite
         )

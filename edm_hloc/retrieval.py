@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,10 @@ logger = logging.getLogger(__name__)
 LocalFeatures = Callable[[Path], np.ndarray]
 """A photo → its (N, D) float32 local descriptors. Raises ImageError."""
 
+_THREADS = 2  # that read photos
 _BLOCK = 2048  # images whose descriptors are in memory at a time, on either side
 _SIFT_SIZE, _SIFT_FEATURES = 640, 1500
+_EDM_SIZE = 512
 _HUB = ("gmberton/MegaLoc", "get_trained_model", 322)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -46,46 +47,35 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def most_similar(
-    descriptors: Path,
-    queries: Sequence[str],
-    database: Sequence[str],
-    k: int,
-    *,
-    database_descriptors: Path | None = None,
-    block: int = _BLOCK,
+    descriptors: Path, queries: Sequence[str], database: Sequence[str], k: int
 ) -> list[tuple[str, str, float]]:
     """The `k` database images nearest to each query, best first: query, image, dot product.
 
     Exact; memory holds two blocks of descriptors. An image is never paired with itself.
 
     Args:
-        descriptors: H5 file with the queries' descriptors, and the database's.
+        descriptors: H5 file with the descriptors of all.
         queries, database: names.
         k: images for each query.
-        database_descriptors: another file with the database's descriptors.
-        block: images a block.
 
     Raises:
-        EdmHlocError: a file cannot be read, a descriptor is missing, or `k` is below 1.
+        EdmHlocError: the file cannot be read, a descriptor is missing, or `k` is below 1.
     """
     if k < 1:
         raise EdmHlocError("The number of images to retrieve must be at least 1.")
     found: list[tuple[str, str, float]] = []
-    with (
-        DescriptorReader(descriptors) as reader,
-        DescriptorReader(database_descriptors or descriptors) as other,
-    ):
-        for some in _blocks(queries, block):
+    with DescriptorReader(descriptors) as reader:
+        for some in _blocks(queries):
             rows = reader.read(some)
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
-            for start in range(0, len(database), block):
-                names = database[start : start + block]
-                columns = other.read(names)
+            for start in range(0, len(database), _BLOCK):
+                names = database[start : start + _BLOCK]
+                columns = reader.read(names)
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
-                        f"Queries have descriptors of length {rows.shape[1]}, the database of "
-                        f"{columns.shape[1]}: {descriptors} is of another method."
+                        f"The queries have descriptors of length {rows.shape[1]} in {descriptors}, "
+                        f"the database of {columns.shape[1]}: they are of two methods."
                     )
                 scores = rows @ columns.T
                 index = {name: i for i, name in enumerate(names)}
@@ -118,9 +108,9 @@ def retrieved(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     return {query: list(names) for query, names in images.items()}
 
 
-def _blocks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), size):
-        yield names[start : start + size]
+def _blocks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(names), _BLOCK):
+        yield names[start : start + _BLOCK]
 
 
 # --------------------------------------------------------------------------- VLAD
@@ -151,7 +141,6 @@ def compute_descriptors(
     local: LocalFeatures,
     config: VladConfig | None = None,
     provenance: Provenance | None = None,
-    threads: int = 2,
 ) -> dict[str, str]:
     """Writes VLAD descriptors of all images; gives why images have none, by name.
 
@@ -163,7 +152,6 @@ def compute_descriptors(
         local: local descriptors of a photo.
         config: the vocabulary.
         provenance: stored in the file.
-        threads: that read photos.
 
     Raises:
         EdmHlocError: no image of the database can be read, or the file cannot be written.
@@ -181,7 +169,7 @@ def compute_descriptors(
     rng = np.random.default_rng(config.seed)
     step = max(1, len(database) // config.images)
     sample = []
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for _, found in _progress(pool, extract, database[::step][: config.images], "Vocabulary"):
             if found is not None and len(found):
                 rows = rng.permutation(len(found))[: config.per_image]
@@ -253,17 +241,16 @@ def sift_features(path: Path) -> np.ndarray:
     return np.sqrt(found).astype(np.float32)
 
 
-def edm_features(size: int = 512) -> tuple[LocalFeatures, str]:
+def edm_features(device: torch.device) -> tuple[LocalFeatures, str]:
     """Features of EDM's backbone, one of length 1 for every 16 px, and the weights' SHA-256.
 
     The best weights on this computer are taken, whatever the matcher is.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, weights = load_weights(None, device)
 
     @torch.inference_mode()
     def local(path: Path) -> np.ndarray:
-        image = load_image(path, resize_max=size, divisor=32)
+        image = load_image(path, resize_max=_EDM_SIZE, divisor=32)
         x16 = model.backbone(image.tensor[None].to(device))[1]
         rows = torch.nn.functional.normalize(x16[0].flatten(1).T.float(), dim=1)
         return rows.cpu().numpy()
@@ -275,7 +262,7 @@ def edm_features(size: int = 512) -> tuple[LocalFeatures, str]:
 
 
 def hub_descriptors(
-    image_root: Path, names: Sequence[str], out: Path, device: str = "cpu", repo: str | None = None
+    image_root: Path, names: Sequence[str], out: Path, device: torch.device
 ) -> dict[str, str]:
     """Writes MegaLoc's descriptors (8,448 numbers) of all images; gives why images have none.
 
@@ -285,18 +272,16 @@ def hub_descriptors(
         image_root, names: the images.
         out: H5 file to write, hloc's format.
         device: of the network.
-        repo: local copy of the repository.
 
     Raises:
         EdmHlocError: the network cannot be loaded, or the file not be written.
     """
     name, entry, size = _HUB
-    load = partial(torch.hub.load, trust_repo=True)
     try:
-        model = load(repo, entry, source="local") if repo else load(name, entry)
+        model = torch.hub.load(name, entry, trust_repo=True)
     except Exception as error:  # anything from no network to a missing module
         raise EdmHlocError(
-            f"MegaLoc cannot be loaded from {repo or f'github.com/{name}'} ({error}). Without "
+            f"MegaLoc cannot be loaded from github.com/{name} ({error}). Without "
             "network take --retrieval sift, or a file of descriptors made elsewhere."
         ) from error
     model = model.eval().to(device)

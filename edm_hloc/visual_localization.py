@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pycolmap
+import torch
 
 from edm_hloc.cameras import cameras_by_exif
 from edm_hloc.dense import DenseConfig
@@ -103,8 +104,16 @@ def retrieve(
     image_root: Path,
     queries: Sequence[str],
     database: Sequence[str],
+    device: torch.device | str = "cpu",
 ) -> dict[str, list[str]]:
     """The database images of each query, best first; a step of `run`.
+
+    Args:
+        run: which it belongs to.
+        options: where they come from.
+        image_root: folder of all images.
+        queries, database: names.
+        device: of a network that computes descriptors.
 
     Raises:
         EdmHlocError: a file cannot be read, or none of the queries is in it.
@@ -132,7 +141,9 @@ def retrieve(
     elif not options.is_file and len(database) <= options.number:
         found = {query: list(database) for query in queries}
     else:
-        found = _by_descriptors(run, options, image_root, queries, database, scored)
+        found = _by_descriptors(
+            run, options, image_root, queries, database, torch.device(device), scored
+        )
     missing = [query for query in queries if query not in found]
     if missing:
         logger.warning(
@@ -153,6 +164,7 @@ def _by_descriptors(
     image_root: Path,
     queries: Sequence[str],
     database: Sequence[str],
+    device: torch.device,
     scored: Path,
 ) -> dict[str, list[str]]:
     descriptors = Path(options.how)
@@ -162,9 +174,11 @@ def _by_descriptors(
 
         def compute() -> dict[str, Any]:
             if options.how == "megaloc":
-                hub_descriptors(image_root, everything, descriptors)
+                hub_descriptors(image_root, everything, descriptors, device)
             else:
-                local, of = (sift_features, "sift") if options.how == "sift" else edm_features()
+                local, of = (
+                    edm_features(device) if options.how == "edm" else (sift_features, "sift")
+                )
                 made_by = {"retrieval": "vlad", "of": of, **asdict(options.vlad)}
                 compute_descriptors(
                     image_root, database, queries, descriptors, local, options.vlad, made_by
@@ -338,7 +352,7 @@ def localize_photos(
         }
         known |= in_model
         cameras, problems = query_cameras(root, queries, known)
-        found = retrieve(run, retrieval, root, queries, there)
+        found = retrieve(run, retrieval, root, queries, there, matcher.device)
 
         keypoints = out / "model-keypoints.h5"
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())

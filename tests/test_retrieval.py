@@ -8,7 +8,9 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from edm_hloc import retrieval, visual_localization
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.reconstruct import Run
 from edm_hloc.retrieval import (
@@ -41,17 +43,18 @@ def descriptors(tmp_path: Path) -> tuple[Path, np.ndarray]:
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
-def test_search_is_exact_in_blocks_of_any_size(descriptors, block: int) -> None:
+def test_search_is_exact_in_blocks_of_any_size(descriptors, block: int, monkeypatch) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK", block)
     path, rows = descriptors
     database = NAMES[:23]
-    found = most_similar(path, NAMES[20:], database, 6, block=block)
+    found = most_similar(path, NAMES[20:], database, 6)
     scores = rows[20:] @ rows[:23].T
     scores[np.arange(3), np.arange(20, 23)] = -np.inf  # never itself
     expected = [(NAMES[20 + i], database[j]) for i in range(5) for j in np.argsort(-scores[i])[:6]]
     assert [(a, b) for a, b, _ in found] == expected
     best = np.sort(scores, axis=1)[:, ::-1][:, :6]
     np.testing.assert_allclose([s for *_, s in found], best.ravel(), rtol=1e-5)
-    assert len(most_similar(path, NAMES[-1:], database, 99, block=block)) == 23
+    assert len(most_similar(path, NAMES[-1:], database, 99)) == 23
 
 
 def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
@@ -60,10 +63,13 @@ def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
         most_similar(path, NAMES[-1:], ["db/99.jpg"], 1)
     with pytest.raises(EdmHlocError, match="at least 1"):
         most_similar(path, NAMES[-1:], NAMES[:2], 0)
-    with DescriptorWriter(tmp_path / "other.h5", {}) as writer:
-        writer.add("db/00.jpg", np.zeros(8))
-    with pytest.raises(EdmHlocError, match="of length 16, the database of 8"):
-        most_similar(path, NAMES[-1:], ["db/00.jpg"], 1, database_descriptors=tmp_path / "other.h5")
+    with DescriptorWriter(tmp_path / "both.h5", {}) as writer:
+        writer.add("a", np.zeros(16))
+        writer.add("b", np.zeros(8))
+    with pytest.raises(EdmHlocError, match=r"of length 16 in .*both\.h5, the database of 8"):
+        most_similar(tmp_path / "both.h5", ["a"], ["b"], 1)
+    with pytest.raises(EdmHlocError, match="differ in length"):
+        most_similar(tmp_path / "both.h5", ["a"], ["a", "b"], 1)
     assert select_names(NAMES, ["query"]) == NAMES[-2:]
     assert select_names(NAMES, listed=["db/03.jpg", "elsewhere"]) == ["db/03.jpg"]
     with pytest.raises(EdmHlocError, match="begins with night"):
@@ -123,7 +129,7 @@ def test_a_changed_copy_is_found_again(kind: str, tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), pixels)
     (tmp_path / "query/bad.png").write_bytes(b"")
-    local = sift_features if kind == "sift" else edm_features(256)[0]
+    local = sift_features if kind == "sift" else edm_features(torch.device("cpu"))[0]
     database = [name for name in paintings if name.startswith("db")]
     out = tmp_path / "global.h5"
     config = VladConfig(words=16)
@@ -137,19 +143,34 @@ def test_a_changed_copy_is_found_again(kind: str, tmp_path: Path) -> None:
         assert np.linalg.norm(reader.read(reader.names()), axis=1) == pytest.approx(1)
 
 
-def test_a_network_from_torch_hub(tmp_path: Path) -> None:
-    repo = tmp_path / "repo"
-    repo.mkdir()
-    (repo / "hubconf.py").write_text(
-        "import torch\n"
-        "def get_trained_model():\n"
-        "    return torch.nn.Sequential(torch.nn.AvgPool2d(322), torch.nn.Flatten())\n"
-    )
+def test_a_network_from_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Sequential(torch.nn.AvgPool2d(322), torch.nn.Flatten())
+    monkeypatch.setattr(torch.hub, "load", lambda *_, **__: network)
+    cpu = torch.device("cpu")
     cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 40, 3), (0, 127, 255), np.uint8))
-    skipped = hub_descriptors(tmp_path, ["a.png", "b.png"], tmp_path / "m.h5", repo=str(repo))
+    skipped = hub_descriptors(tmp_path, ["a.png", "b.png"], tmp_path / "m.h5", cpu)
     assert list(skipped) == ["b.png"]
     with DescriptorReader(tmp_path / "m.h5") as reader:
         red = (np.array([1, 127 / 255, 0]) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         np.testing.assert_allclose(reader.read(["a.png"])[0], red, atol=3e-3)
-    with pytest.raises(EdmHlocError, match="MegaLoc cannot be loaded"):
-        hub_descriptors(tmp_path, ["a.png"], tmp_path / "m.h5", repo=str(tmp_path / "none"))
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load", no_network)
+    with pytest.raises(EdmHlocError, match=r"MegaLoc cannot be loaded .*no network"):
+        hub_descriptors(tmp_path, ["a.png"], tmp_path / "m.h5", cpu)
+
+
+@pytest.mark.parametrize("how", ["megaloc", "edm"])
+def test_networks_run_on_the_device_asked_for(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*arguments: object) -> None:
+        raise EdmHlocError(f"on {arguments[-1]!r}")
+
+    monkeypatch.setattr(visual_localization, "hub_descriptors", reached)
+    monkeypatch.setattr(retrieval, "load_weights", reached)
+    run = Run.begin(tmp_path / "out", {}, overwrite=False)
+    with pytest.raises(EdmHlocError, match=r"on device.*meta"):
+        retrieve(run, RetrievalOptions(how, 2), tmp_path, NAMES[-2:], NAMES[:5], "meta")
