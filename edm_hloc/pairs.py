@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Pair = tuple[str, str]
 
 _BLOCK = 256  # rows of an images × images table that are in memory at a time
+_MAX_ROTATION = 30.0  # degrees between two cameras that look about the same way
 
 
 def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
@@ -162,9 +163,10 @@ def from_model(model: Path, num_matched: int) -> list[Pair]:
     Raises:
         EdmHlocError: as those two.
     """
-    if read_model(model).num_points3D():
-        return from_covisibility(model, num_matched)
-    return from_poses(model, num_matched)
+    reconstruction = read_model(model)
+    if reconstruction.num_points3D():
+        return _covisible(reconstruction, model, num_matched)
+    return _near(reconstruction, model, num_matched)
 
 
 def from_covisibility(model: Path, num_matched: int) -> list[Pair]:
@@ -173,7 +175,12 @@ def from_covisibility(model: Path, num_matched: int) -> list[Pair]:
     Raises:
         EdmHlocError: the model cannot be read or no two images share a point.
     """
-    reconstruction = read_model(model)
+    return _covisible(read_model(model), model, num_matched)
+
+
+def _covisible(
+    reconstruction: pycolmap.Reconstruction, model: Path, num_matched: int
+) -> list[Pair]:
     names, sees = _visibility(reconstruction)
     shared_by_image = sees.T.tocsr()
     pairs = []
@@ -188,7 +195,7 @@ def from_covisibility(model: Path, num_matched: int) -> list[Pair]:
     return unique_pairs(pairs)
 
 
-def from_poses(model: Path, num_matched: int, max_rotation: float = 30.0) -> list[Pair]:
+def from_poses(model: Path, num_matched: int, max_rotation: float = _MAX_ROTATION) -> list[Pair]:
     """Each image of a COLMAP model with the `num_matched` nearest that look about the same way.
 
     Args:
@@ -199,7 +206,16 @@ def from_poses(model: Path, num_matched: int, max_rotation: float = 30.0) -> lis
     Raises:
         EdmHlocError: the model cannot be read or no two cameras look about the same way.
     """
-    images = posed_images(read_model(model))
+    return _near(read_model(model), model, num_matched, max_rotation)
+
+
+def _near(
+    reconstruction: pycolmap.Reconstruction,
+    model: Path,
+    num_matched: int,
+    max_rotation: float = _MAX_ROTATION,
+) -> list[Pair]:
+    images = posed_images(reconstruction)
     names = list(images)
     centres = np.array([image.projection_center() for image in images.values()]).reshape(-1, 3)
     centres -= centres.mean(axis=0) if len(names) else 0.0

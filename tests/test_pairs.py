@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edm_hloc import pairs as pairs_module
+from edm_hloc.colmap import read_model
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.pairs import (
     exhaustive,
@@ -158,7 +160,7 @@ def write_model(
     return folder
 
 
-def test_covisibility_golden(tmp_path: Path) -> None:
+def test_covisibility_golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # shared points: 0–1 three, 0–2 two, 1–2 one, 2–3 one, 4 none; one track meets image 3 twice
     tracks = [[0, 1], [0, 1], [0, 1, 2], [0, 2], [2, 3, 3]]
     model = write_model(tmp_path / "m", np.eye(5, 3), np.zeros(5), tracks)
@@ -171,7 +173,13 @@ def test_covisibility_golden(tmp_path: Path) -> None:
     assert from_covisibility(model, 99) == [
         ("0.jpg", "1.jpg"), ("0.jpg", "2.jpg"), ("1.jpg", "2.jpg"), ("2.jpg", "3.jpg"),
     ]  # fmt: skip
-    assert from_model(model, 1) == from_covisibility(model, 1)
+    expected = from_covisibility(model, 1)
+    reads = []
+    monkeypatch.setattr(
+        pairs_module, "read_model", lambda path: reads.append(path) or read_model(path)
+    )
+    assert from_model(model, 1) == expected
+    assert reads == [model]
     with pytest.raises(EdmHlocError, match="at least 1"):
         from_covisibility(model, 0)
 
