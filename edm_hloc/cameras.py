@@ -91,7 +91,7 @@ def _only_camera(path: Path) -> pycolmap.Camera:
         raise EdmHlocError(
             f"{path} holds {len(lines)} cameras and no images.txt lies beside it to tell whose."
         )
-    return _parse_camera(lines[0][1:], f"{path}")
+    return parse_camera(lines[0][1:], f"{path}")
 
 
 def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
@@ -114,7 +114,7 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
         # the last one, since a name may hold spaces and even such a word
         name = line[: line.rindex(words[places[-1]])].strip()
         text = " ".join(words[places[-1] :])
-        same.setdefault(text, _parse_camera(words[places[-1] :], f"{path}, {name}"))
+        same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
         cameras[name] = same[text]
     return cameras
 
@@ -126,8 +126,8 @@ def _read_lines(path: Path) -> list[str]:
         raise EdmHlocError(f"Cannot read intrinsics from {path}: {error}.") from error
 
 
-def _parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
-    """From model, width, height and parameters, as in COLMAP's text files."""
+def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
+    """From model, width, height and parameters, as COLMAP's texts. Raises EdmHlocError if wrong."""
     try:
         camera = pycolmap.Camera(
             model=words[0],

@@ -21,7 +21,7 @@ from edm_hloc.pairs import Pair
 from edm_hloc.store import RawMatches, RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
-_REMEMBERED = 4096  # masks of up to 100 kB each
+_REMEMBERED = 4096  # masks of up to 131 kB each
 
 
 def find_masks(folder: Path | None, pairs: Iterable[Pair]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.aachen import AachenDataset
+from edm_hloc.cameras import parse_camera
 from edm_hloc.colmap import posed_images, read_model
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import image_stamps
@@ -280,17 +281,10 @@ def _read_queries(facts: RunFacts) -> None:
         facts.queries = read_log(log)
     for answer in facts.queries:
         if answer.pose is not None and answer.status == "localized":
-            camera = _parse_camera(answer.camera)
+            camera = parse_camera(answer.camera.split(), f"{log}, {answer.query}")
             facts.cameras[answer.query] = camera
             kind = f"query-{answer.confidence}"
             facts.views.append(View(answer.query, answer.pose, picture_size(camera), kind))
-
-
-def _parse_camera(text: str) -> pycolmap.Camera:
-    model, width, height, *params = text.split()
-    return pycolmap.Camera(
-        model=model, width=int(width), height=int(height), params=[float(p) for p in params]
-    )
 
 
 # --------------------------------------------------------------------------- pairs
