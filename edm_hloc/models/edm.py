@@ -470,6 +470,75 @@ def _on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
         return list(pool.map(torch.no_grad()(work), shares))
 
 
+class _Block(NamedTuple):
+    """The similarities of R rows of each pair, as they are searched.
+
+    Attributes:
+        start: the first of these rows.
+        e: (B, R, M) exponentials, relative to the rows' maxima.
+        top: (B, R, 1) those maxima.
+        peaks: (B, R, G) maxima of groups of similarities; group g is of columns g, g + G, …
+    """
+
+    start: int
+    e: Tensor
+    top: Tensor
+    peaks: Tensor
+
+
+class _Entries(NamedTuple):
+    """Entries of the similarities that may be the largest of their rows.
+
+    Attributes:
+        row: (E,) of all pairs' rows, one pair after the other: pair · N + row of the pair.
+        column: (E,) of the pair's columns.
+        share: (E,) row softmax.
+        s: (E,) similarity.
+    """
+
+    row: Tensor
+    column: Tensor
+    share: Tensor
+    s: Tensor
+
+
+def _column_sums(block: _Block) -> Tensor:
+    """(B, M) log-sum-exps of the columns."""
+    level = block.top.amax(dim=1, keepdim=True)
+    sums = torch.matmul((block.top - level).exp().transpose(1, 2), block.e)
+    return (sums.log() + level)[:, 0]
+
+
+def _promising(block: _Block, rows: int, threshold: float) -> _Entries:
+    """Entries whose row softmax exceeds `threshold`; `rows` is N."""
+    start, e, top, peaks = block
+    size, groups = peaks.shape[1:]
+    total = e.sum(dim=2, keepdim=True)
+    least = total * threshold
+    promising = (peaks > top + least.log()).flatten().nonzero()[:, 0]
+    line, group = promising // groups, promising % groups  # line: pair · R + row of the block
+    few = e.view(-1, e.shape[2] // groups, groups)[line, :, group]
+    index, member = (few > least.flatten()[line, None]).nonzero(as_tuple=True)
+    line, column = line[index], member * groups + group[index]
+    row = line + line // size * (rows - size) + start
+    value = few[index, member]
+    return _Entries(row, column, value / total.flatten()[line], top.flatten()[line] + value.log())
+
+
+def _sums_again(
+    scaled: Tensor, transposed: Tensor, pair: Tensor, column: Tensor, step: int
+) -> Tensor:
+    """(E,) log-sum-exps of single columns of the pairs' matrices, `step` columns at a time."""
+    sums = scaled.new_empty(len(column))
+    for part in torch.arange(len(column), device=column.device).split(step):
+        for i in pair[part].unique():
+            here = part[pair[part] == i]
+            with torch.autocast(scaled.device.type, enabled=False):
+                alone = torch.matmul(scaled[i], transposed[i][:, column[here]])
+            sums[here] = alone.logsumexp(dim=0)
+    return sums
+
+
 @torch.no_grad()
 def confident_columns(
     features0: Tensor,
@@ -503,40 +572,24 @@ def confident_columns(
     step = _block_rows(rows, batch, others, block_bytes)
     scaled = (features0.float() / (channels * temperature)).contiguous()
     transposed = features1.float().transpose(1, 2).contiguous()
-    members = math.gcd(others, 16)  # maxima of groups are vectorised, `nonzero` is not
-    groups = others // members
+    members = math.gcd(others, 16)  # of a group: maxima are vectorised, `nonzero` is not
 
-    def search(starts: range) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    def search(starts: range) -> tuple[Tensor, list[_Entries]]:
         """Sums of the columns over some blocks, and their promising entries."""
         # Memory that is used again: fresh pages for a block cost as much as its exponentials.
         buffer = scaled.new_empty(batch * step * others)
         column_lse = scaled.new_full((batch, others), -math.inf)
         found = []
         for start in starts:
-            block = scaled[:, start : start + step]
-            e = buffer[: batch * block.shape[1] * others].view(batch, -1, others)
-            with torch.autocast(features0.device.type, enabled=False):
-                torch.matmul(block, transposed, out=e)
-                peaks = e.unflatten(2, (members, groups)).amax(dim=2)
+            some = scaled[:, start : start + step]
+            e = buffer[: batch * some.shape[1] * others].view(batch, -1, others)
+            with torch.autocast(scaled.device.type, enabled=False):
+                torch.matmul(some, transposed, out=e)
+                peaks = e.unflatten(2, (members, -1)).amax(dim=2)
                 top = peaks.amax(dim=2, keepdim=True)
-                e.sub_(top).exp_()
-                total = e.sum(dim=2, keepdim=True)
-                level = top.amax(dim=1, keepdim=True)
-                sums = torch.matmul((top - level).exp().transpose(1, 2), e)
-            column_lse = torch.logaddexp(column_lse, (sums.log() + level)[:, 0])
-
-            least = total * threshold
-            promising = (peaks > top + least.log()).flatten().nonzero()[:, 0]
-            line, group = promising // groups, promising % groups  # line: a row of the flat block
-            few = e.view(-1, members, groups)[line, :, group]
-            index, member = (few > least.flatten()[line, None]).nonzero(as_tuple=True)
-            line, column = line[index], member * groups + group[index]
-            value = few[index, member]
-            pair = line // block.shape[1]
-            row = line + pair * (rows - block.shape[1]) + start
-            found.append(
-                (row, column, value / total.flatten()[line], top.flatten()[line] + value.log())
-            )
+                block = _Block(start, e.sub_(top).exp_(), top, peaks)
+                column_lse = torch.logaddexp(column_lse, _column_sums(block))
+            found.append(_promising(block, rows, threshold))
         return column_lse, found
 
     # Blocks fit a core's cache, which is too little to share: each core has its own.
@@ -544,19 +597,14 @@ def confident_columns(
     parts = _on_cores(search, [range(k * step, rows, cores * step) for k in range(cores)])
     column_lse = torch.stack([sums for sums, _ in parts]).logsumexp(dim=0)
     found = [entries for _, some in parts for entries in some]
-    row, column, p, s = (torch.cat(values) for values in zip(*found, strict=True))
+    row, column, share, s = (torch.cat(values) for values in zip(*found, strict=True))
 
     pair = row // rows
-    total_of_column = column_lse.flatten()[pair * others + column]
-    # Of columns far below the largest similarity the sum may have underflowed: made anew.
+    lse = column_lse.flatten()[pair * others + column]
+    # Of columns far below the largest similarity the sum may have underflowed.
     low = (s < column_lse.max() - _COMMON_SCALE).nonzero()[:, 0]
-    for part in low.split(step):
-        for i in pair[part].unique():
-            here = part[pair[part] == i]
-            with torch.autocast(features0.device.type, enabled=False):
-                alone = torch.matmul(scaled[i], transposed[i][:, column[here]])
-            total_of_column[here] = alone.logsumexp(dim=0)
-    candidate = p * (s - total_of_column).exp()
+    lse[low] = _sums_again(scaled, transposed, pair[low], column[low], step)
+    candidate = share * (s - lse).exp()
     probability = candidate.new_zeros(batch * rows).scatter_reduce_(0, row, candidate, "amax")
     best = candidate == probability[row]
     columns = column.new_zeros(batch * rows)
