@@ -688,8 +688,7 @@ def wide_weights(folder: Path) -> Path:
                 value = value / 2 if dim == 1 else value
         state[name] = value.contiguous()
     path = folder / "wide.safetensors"
-    metadata = {"edm_config": weights_module.config_to_json(config), "threshold": "0.2"}
-    save_file(state, path, metadata)
+    save_file(state, path, weights_module.metadata_of(config, threshold=0.2))
     return path
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.models.edm import CONFIGS, EDM, EDMConfig, EDMMatches, RealNVP, similarity
+from edm_hloc.models.weights import load
 from edm_hloc.synthetic.pairs import PairSampler, RenderedPairs
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import PRESETS, RealData, Stage, TrainConfig, load_config
@@ -866,6 +867,25 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
         assert file.metadata()["pairs"] == str(through.pairs + started.pairs)
     kept = dict(through.model.named_parameters())
     assert all(torch.allclose(v, kept[k], atol=0.1) for k, v in started.model.named_parameters())
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_what_is_loaded_is_the_network_that_was_trained(few: FewBatches, tmp_path: Path) -> None:
+    changes = {"attention_scale": 10.0, "temperature": 0.2, "bins": 8, "bidirectional": False}
+    network = dataclasses.replace(TINY, layers=("self", "cross"), train_size=832, **changes)
+    config = tiny_config(model=network, steps=1, threshold=0.3, validations=0)
+    trained = run_training(config, tmp_path, source=few, accelerator="cpu").model
+    loaded, info = load(tmp_path / "weights.safetensors")
+    assert loaded.config == network
+    assert info.threshold == 0.3
+    batch = few.batch(2, 64, 64, 0)
+    with torch.no_grad():
+        matches = [
+            m.match(m.encode(batch.image0), m.encode(batch.image1), topk=20, threshold=0.0)
+            for m in (trained.half().float(), loaded)  # they are stored in half precision
+        ]
+    for expected, found in zip(*matches, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.usefixtures("_no_pictures")

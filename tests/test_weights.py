@@ -72,7 +72,7 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
     save_file(
         half,
         tmp_path / "own.safetensors",
-        {"edm_config": weights.config_to_json(config), "threshold": "0.1", "licence": "MIT"},
+        weights.metadata_of(config, threshold=0.1) | {"licence": "MIT"},
     )
     model, info = load(tmp_path / "own.safetensors")
     assert model.config == config
@@ -81,6 +81,18 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
     torch.testing.assert_close(
         model.backbone.conv1.weight, small_state["backbone.conv1.weight"], atol=1e-3, rtol=1e-3
     )
+
+
+def test_the_shipped_file_says_which_network_it_is() -> None:
+    path = weights.REGISTRY["edm_s"].path
+    assert weights.stored_config(weights.read_state(path)[1], path) == CONFIGS["edm_s"]
+
+
+def test_a_network_that_is_not_known(tmp_path: Path, small_state: dict) -> None:
+    for config in ("no JSON", "{}", '{"widths": [1], "layers": [], "of_tomorrow": 1}'):
+        save_file(small_state, tmp_path / "w.safetensors", {"config": config})
+        with pytest.raises(WeightsError, match=r"w\.safetensors belongs to another network"):
+            load(tmp_path / "w.safetensors")
 
 
 def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:

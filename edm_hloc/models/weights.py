@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -189,13 +190,16 @@ def load(
     """
     entry, path, reason = _find(weights)
     state, metadata = read_state(path)
-    architecture = entry.architecture if entry else _architecture_of(state, path)
-    config = CONFIGS[architecture]
-    if "edm_config" in metadata:
-        config = config_from_json(metadata["edm_config"])
+    config = stored_config(metadata, path)
+    if config is None:
+        architecture = entry.architecture if entry else _architecture_of(state, path)
+        config = CONFIGS[architecture]
+    else:
+        same = (name for name, known in CONFIGS.items() if known.widths == config.widths)
+        architecture = next(same, "custom")
     model = EDM(config)
     _load_strictly(model, state, path, architecture)
-    threshold = entry.threshold if entry else CONFIG_THRESHOLDS[architecture]
+    threshold = entry.threshold if entry else CONFIG_THRESHOLDS.get(architecture, 0.2)
     info = WeightsInfo(
         name=entry.name if entry else path.stem,
         path=path,
@@ -208,8 +212,30 @@ def load(
     return model.eval().requires_grad_(False).to(device), info
 
 
+def metadata_of(config: EDMConfig, threshold: float) -> dict[str, str]:
+    """What a safetensors file has to say of its network, so that `load` makes the same one."""
+    return {"config": config_to_json(config), "threshold": str(threshold)}
+
+
+def stored_config(metadata: Mapping[str, str], path: Path) -> EDMConfig | None:
+    """The network that a file's metadata describes; None if it does not.
+
+    Raises:
+        WeightsError: the description is of no network that is known here.
+    """
+    if "config" not in metadata:
+        return None
+    try:
+        return config_from_json(metadata["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"{path} belongs to another network or version: its description of the network "
+            f"cannot be read ({error})."
+        ) from error
+
+
 def config_to_json(config: EDMConfig) -> str:
-    """The `edm_config` entry of a safetensors file's metadata."""
+    """The fields of a network's configuration as a JSON object."""
     return json.dumps(asdict(config))
 
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from edm_hloc import __version__
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.models.edm import EDM
+from edm_hloc.models.weights import metadata_of
 from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.curves import CurveFile, draw_curves
 from edm_hloc.training.ema import averaged_copy, update_average
@@ -356,7 +357,7 @@ class _Run:
             self.out / "weights.safetensors",
             {
                 "format": "pt",
-                "config": json.dumps(dataclasses.asdict(self.config.model)),
+                **metadata_of(self.config.model, self.config.threshold),
                 "training": json.dumps(dataclasses.asdict(self.config)),
                 "steps": progress.step,
                 "pairs": progress.pairs + progress.earlier_pairs,
