@@ -889,6 +889,20 @@ def test_what_is_loaded_is_the_network_that_was_trained(few: FewBatches, tmp_pat
 
 
 @pytest.mark.usefixtures("_no_pictures")
+def test_weights_of_another_network_are_no_start(few: FewBatches, tmp_path: Path) -> None:
+    network = dataclasses.replace(TINY, attention_scale=10.0)
+    first = tiny_config(model=network, steps=1, validations=0)
+    run_training(first, tmp_path / "a", source=few, accelerator="cpu")
+    other = dataclasses.replace(network, train_size=832)  # a run at another size may go on
+    for name in ("checkpoint.pt", "weights.safetensors"):
+        initial = str(tmp_path / "a" / name)
+        with pytest.raises(EdmHlocError, match=r"--set 'model=\{\"attention_scale\": 10\.0\}'"):
+            run_training(tiny_config(initial=initial), tmp_path / "b", source=few)
+        config = dataclasses.replace(first, model=other, initial=initial)
+        run_training(config, tmp_path / name, source=few, accelerator="cpu")
+
+
+@pytest.mark.usefixtures("_no_pictures")
 def test_clock_budget_ends_the_run_and_anneals(few: FewBatches, tmp_path: Path) -> None:
     config = tiny_config(steps=None, minutes=0.03, validations=0)
     start = time.monotonic()

@@ -21,15 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
 from edm_hloc import __version__
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.models.edm import EDM
-from edm_hloc.models.weights import metadata_of
+from edm_hloc.models.edm import EDM, EDMConfig
+from edm_hloc.models.weights import config_from_json, metadata_of, read_state, stored_config
 from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.curves import CurveFile, draw_curves
 from edm_hloc.training.ema import averaged_copy, update_average
@@ -425,20 +423,32 @@ def _load_initial(path: Path, model: EDM, average: EDM) -> _Progress:
     progress = _Progress()
     try:
         if path.suffix == ".safetensors":
-            state = average_state = load_file(path)
-            with safe_open(path, "pt") as file:
-                known = file.metadata() or {}
+            state, known = read_state(path)
+            average_state, network = state, stored_config(known, path)
             progress.pairs = int(known.get("pairs", 0))
             progress.seconds = 3600 * float(known.get("hours", 0))
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             state, average_state = checkpoint["model"], checkpoint["average"]
+            network = config_from_json(json.dumps(json.loads(checkpoint["config"])["model"]))
             progress = _Progress(**checkpoint["progress"])
+        if network is not None:
+            _check_network(network, model.config)
         model.load_state_dict(state)
         average.load_state_dict(average_state)
     except Exception as error:
         raise EdmHlocError(f"cannot start training from {path}: {error}") from error
     return progress
+
+
+def _check_network(theirs: EDMConfig, ours: EDMConfig) -> None:
+    """Refuse weights of another network, even where their shapes fit."""
+    # Another size of the training images changes no weight's meaning.
+    theirs = dataclasses.replace(theirs, train_size=ours.train_size)
+    then, now = dataclasses.asdict(theirs), dataclasses.asdict(ours)
+    differing = json.dumps({k: v for k, v in then.items() if v != now[k]})
+    if theirs != ours:
+        raise EdmHlocError(f"they are of another network; train it with --set 'model={differing}'")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
