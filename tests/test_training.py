@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
@@ -625,6 +626,20 @@ def test_colmap_model_gives_pairs(tmp_path: Path) -> None:
     assert batch.image0.shape == (2, 1, 128, 160)
     with pytest.raises(EdmHlocError, match="no folder"):
         RealSource(RealData("colmap", str(tmp_path / "none"), str(tmp_path / "model")), 0.05)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_photos_are_read_as_they_are_stored(tmp_path: Path, orientation: int) -> None:
+    """As COLMAP reads them: its models, and depth maps, are in the pixels of the file."""
+    data = make_megadepth(tmp_path, rendered_pair())
+    (scene,) = RealSource(data, 0.05).scenes
+    expected = scene.read(0)[0].image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(expected).save(tmp_path / "imgs/0.jpg", quality=100, exif=exif)
+    found = scene.read(0)[0].image
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() < 8
 
 
 def test_index_errors_name_the_file(tmp_path: Path) -> None:

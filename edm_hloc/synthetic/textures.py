@@ -21,6 +21,18 @@ logger = logging.getLogger(__name__)
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 
 
+def read_grey(path: Path) -> np.ndarray:
+    """(H, W) uint8 as stored, whatever its EXIF orientation; ImageError if unreadable."""
+    try:
+        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        photo = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    except (OSError, cv2.error) as error:
+        raise ImageError(f"cannot read {path}: {error}") from error
+    if photo is None:
+        raise ImageError(f"cannot read {path}: not an image")
+    return photo
+
+
 class TextureBank:
     """N square grey textures with their mip pyramids, sampled by texture number and texel.
 
@@ -174,9 +186,9 @@ class TextureBank:
         textures: list[np.ndarray] = []
         for path in tqdm(_some(paths, limit), desc="textures", unit="photo", disable=None):
             try:
-                photo = _read_grey(path)
+                photo = read_grey(path)
             except ImageError as error:
-                logger.warning("%s", error)
+                logger.warning("left out of the textures: %s", error)
                 continue
             if min(photo.shape) >= size // 2:
                 textures.extend(_squares(photo, size))
@@ -334,16 +346,6 @@ def _some(items: list, limit: int | None) -> list:
     if limit is None or len(items) <= limit:
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
-
-
-def _read_grey(path: Path) -> np.ndarray:
-    data = np.fromfile(path, np.uint8)
-    photo = None
-    if data.size:
-        photo = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if photo is None:
-        raise ImageError(f"{path} is no readable photo; left out of the textures")
-    return photo
 
 
 def _squares(photo: np.ndarray, size: int) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
 from edm_hloc.training.step import PairBatch
 from edm_hloc.training.supervision import (
@@ -170,17 +171,6 @@ class PairList(NamedTuple):
 
     length: int
     read: Callable[[int], tuple[View, View, Array]]
-
-
-def read_grey(path: Path) -> Array:
-    """(H, W) uint8; ImageError if unreadable."""
-    try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except (OSError, cv2.error) as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
-    if image is None:
-        raise ImageError(f"cannot read {path}: not an image")
-    return image
 
 
 def _read_index(path: Path) -> dict[str, Any]:
