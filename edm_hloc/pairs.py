@@ -181,7 +181,7 @@ def from_covisibility(model: Path, num_matched: int) -> list[Pair]:
 def _covisible(
     reconstruction: pycolmap.Reconstruction, model: Path, num_matched: int
 ) -> list[Pair]:
-    names, sees = _visibility(reconstruction)
+    names, sees = visibility(reconstruction)
     shared_by_image = sees.T.tocsr()
     pairs = []
     for rows in _blocks(len(names)):
@@ -239,8 +239,11 @@ def _near(
     return unique_pairs(pairs)
 
 
-def _visibility(model: pycolmap.Reconstruction) -> tuple[list[str], csr_array]:
-    """Names of the posed images and (images, points) int32, 1 where an image sees a point."""
+def visibility(model: pycolmap.Reconstruction) -> tuple[list[str], csr_array]:
+    """Names of the posed images and (images, points) int32, 1 where an image sees a point.
+
+    Images and points are in the order of `posed_images` and of `model.points3D`.
+    """
     images = posed_images(model)
     index = {image.image_id: i for i, image in enumerate(images.values())}
     tracks = [

@@ -30,7 +30,7 @@ from edm_hloc.synthetic.pairs import PairSampler, RenderedPairs
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import PRESETS, RealData, Stage, TrainConfig, load_config
 from edm_hloc.training.curves import CurveFile, draw_curves, read_curve
-from edm_hloc.training.datasets import RealSource, View, fit, sparse_truth
+from edm_hloc.training.datasets import RealSource, View, colmap_scenes, fit, sparse_truth
 from edm_hloc.training.ema import averaged_copy, update_average
 from edm_hloc.training.export import export_weights
 from edm_hloc.training.losses import (
@@ -626,6 +626,43 @@ def test_colmap_model_gives_pairs(tmp_path: Path) -> None:
     assert batch.image0.shape == (2, 1, 128, 160)
     with pytest.raises(EdmHlocError, match="no folder"):
         RealSource(RealData("colmap", str(tmp_path / "none"), str(tmp_path / "model")), 0.05)
+
+
+def test_colmap_pairs_equal_plain_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pycolmap = pytest.importorskip("pycolmap")
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 1, 1, 9
+    options.num_points3D, options.track_length = 400, 3
+    model = pycolmap.synthesize_dataset(options)
+    names = sorted(image.name for image in model.images.values())
+    sees: dict[str, set[int]] = {name: set() for name in names}
+    for number, point in model.points3D.items():
+        for element in point.track.elements:
+            sees[model.images[element.image_id].name].add(number)
+    # Behind some that saw it, which so have no pixel for it.
+    moved = min(sees[names[0]])
+    model.points3D[moved].xyz = 3 * model.find_image_with_name(names[0]).projection_center()
+    for image in model.images.values():
+        if (image.cam_from_world() * model.points3D[moved].xyz)[2] <= 0:
+            sees[image.name].discard(moved)
+    model.write(tmp_path)
+    counts = [(a, b, len(sees[a] & sees[b])) for i, a in enumerate(names) for b in names[i + 1 :]]
+    least = int(np.median([count for _, _, count in counts]))
+    monkeypatch.setattr("edm_hloc.training.datasets.MIN_SHARED_POINTS", least)
+    read: list[str] = []
+    monkeypatch.setattr(
+        "edm_hloc.training.datasets.read_grey",
+        lambda path: read.append(path.name) or np.zeros((768, 1024), np.uint8),
+    )
+    with monkeypatch.context() as patch:
+        patch.delattr(np, "intersect1d")  # not for each image with each
+        (scene,) = colmap_scenes(tmp_path, tmp_path)
+    found = []
+    for number in range(scene.length):
+        view0, _, _ = scene.read(number)
+        found.append((read[-2], read[-1], len(view0.points)))
+    assert found == [c for c in counts if c[2] >= least]
+    assert 0 < scene.length < len(counts)
 
 
 @pytest.mark.parametrize("orientation", [3, 6])

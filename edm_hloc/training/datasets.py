@@ -267,7 +267,7 @@ def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[PairList
 @dataclass(frozen=True)
 class _SparseImage:
     name: str
-    ids: Array  # sorted
+    points: Array  # numbers of those it sees
     pixels: Array  # of the points, as the model projects them
     size: tuple[int, int]  # width, height
     K: Array
@@ -277,31 +277,32 @@ class _SparseImage:
 def colmap_scenes(model: Path, images: Path) -> list[PairList]:
     """The pairs of a COLMAP model that share enough points."""
     try:
+        from scipy.sparse import triu
+
         from edm_hloc.colmap import posed_images, read_model
+        from edm_hloc.pairs import visibility
     except ImportError as error:
-        raise EdmHlocError("training on a COLMAP model needs pycolmap") from error
+        raise EdmHlocError("training on a COLMAP model needs pycolmap and scipy") from error
 
     reconstruction = read_model(model)
+    xyz = np.array([p.xyz for p in reconstruction.points3D.values()]).reshape(-1, 3)
+    names, sees = visibility(reconstruction)
+    posed = posed_images(reconstruction)
     views = []
-    for name, image in posed_images(reconstruction).items():
-        ids = np.array(sorted({p.point3D_id for p in image.points2D if p.has_point3D()}))
-        if len(ids) < MIN_SHARED_POINTS:
-            continue
-        xyz = np.stack([reconstruction.points3D[i].xyz for i in ids])
+    for i, name in enumerate(names):
+        image, seen = posed[name], slice(*sees.indptr[i : i + 2])
+        points = sees.indices[seen]
         pose = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
         camera = reconstruction.cameras[image.camera_id]
         # From COLMAP's pixel frame to that of the network.
-        pixels = camera.img_from_cam(xyz @ pose[:3, :3].T + pose[:3, 3]) - 0.5
+        pixels = camera.img_from_cam(xyz[points] @ pose[:3, :3].T + pose[:3, 3]) - 0.5
         K = camera.calibration_matrix() - np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
         keep = np.isfinite(pixels).all(axis=1)
+        sees.data[seen] = keep
         size = (camera.width, camera.height)
-        views.append(_SparseImage(name, ids[keep], pixels[keep], size, K, pose))
-
-    pairs = []
-    for i, a in enumerate(views):
-        for b in views[i + 1 :]:
-            if len(np.intersect1d(a.ids, b.ids, assume_unique=True)) >= MIN_SHARED_POINTS:
-                pairs.append((a, b))
+        views.append(_SparseImage(name, points[keep], pixels[keep], size, K, pose))
+    enough = triu(sees @ sees.T >= MIN_SHARED_POINTS, k=1)
+    pairs = [(views[i], views[j]) for i, j in sorted(zip(*enough.nonzero(), strict=True))]
     if not pairs:
         raise EdmHlocError(
             f"no two images of the model {model} share {MIN_SHARED_POINTS} points; "
@@ -318,7 +319,7 @@ def colmap_scenes(model: Path, images: Path) -> list[PairList]:
 
     def read(number: int) -> tuple[View, View, Array]:
         a, b = pairs[number]
-        _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
+        _, in_a, in_b = np.intersect1d(a.points, b.points, assume_unique=True, return_indices=True)
         T = b.cam_from_world @ np.linalg.inv(a.cam_from_world)
         return view(a, a.pixels[in_a]), view(b, b.pixels[in_b]), T
 
