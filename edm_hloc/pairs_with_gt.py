@@ -1,14 +1,14 @@
-"""Lists of image pairs with their true relative pose, in the format SuperGlue introduced."""
+"""Files of image pairs with their true relative pose: SuperGlue's lists, LoFTR's indices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.errors import EdmHlocError, ImageError
 
 
 class PairWithPose(NamedTuple):
@@ -77,3 +77,36 @@ def write_pairs_with_gt(path: Path, pairs: Iterable[PairWithPose]) -> None:
         words = [pair.name0, pair.name1, str(pair.rotation0), str(pair.rotation1)]
         lines.append(" ".join([*words, *(f"{v:.17g}" for v in numbers)]))
     Path(path).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def read_index(path: Path, *required: str) -> dict[str, Any]:
+    """The arrays of an index file of LoFTR's, by name.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or lacks one of the `required`.
+    """
+    try:
+        with np.load(path, allow_pickle=True) as file:  # the format has object arrays
+            content = dict(file)
+    except Exception as error:  # pickles raise anything
+        raise EdmHlocError(f"{path} is not an index file as LoFTR has them: {error}.") from error
+    missing = [name for name in required if name not in content]
+    if missing:
+        raise EdmHlocError(f"The index file {path} lacks {', '.join(missing)}.")
+    return content
+
+
+def read_scannet_pose(scene: Path, frame: int) -> np.ndarray:
+    """(4, 4) cam_from_world of a frame in a scene's folder of ScanNet, which has the inverse.
+
+    Raises:
+        ImageError: it cannot be read, or is not finite, as where ScanNet lost track.
+    """
+    path = scene / "pose" / f"{frame}.txt"
+    try:
+        world_from_cam = np.loadtxt(path).reshape(4, 4)
+        if not np.isfinite(world_from_cam).all():
+            raise ValueError("it is not finite")
+    except (OSError, ValueError) as error:
+        raise ImageError(f"Cannot read the pose {path}: {error}.") from error
+    return np.linalg.inv(world_from_cam)

@@ -270,6 +270,9 @@ def test_scannet_index(tmp_path: Path) -> None:
     point = np.array([[0.1, 0.2, 3.0]] * 9) @ T_0TO1[:3, :3].T + T_0TO1[:3, 3]
     photo1 = (project(K1, point) + 0.5) * (1296 / 640, 968 / 480) - 0.5
     assert measure_pair(pair, photo, photo1).near == 9
+    np.savetxt(scene / "pose" / "15.txt", np.full((4, 4), -np.inf))  # where ScanNet lost track
+    with pytest.raises(EdmHlocError, match=r"15\.txt: it is not finite"):
+        read_pose_pairs(index, tmp_path, 640)
     (scene / "pose" / "15.txt").unlink()
     with pytest.raises(EdmHlocError, match=r"15\.txt"):
         read_pose_pairs(index, tmp_path, 640)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pycolmap
@@ -14,7 +13,7 @@ import pycolmap
 from edm_hloc.colmap import is_model, posed_images, read_model
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import photo_size
-from edm_hloc.pairs_with_gt import read_pairs_with_gt
+from edm_hloc.pairs_with_gt import read_index, read_pairs_with_gt, read_scannet_pose
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +124,7 @@ def _from_model(path: Path, images: Path, resize_max: int) -> list[PosePair]:
 
 
 def _megadepth(path: Path, root: Path) -> list[PosePair]:
-    index = _read_index(path, "image_paths", "intrinsics", "poses", "pair_infos")
+    index = read_index(path, "image_paths", "intrinsics", "poses", "pair_infos")
     numbers = [tuple(int(v) for v in info[0]) for info in index["pair_infos"]]
     names = {i: str(index["image_paths"][i]) for pair in numbers for i in pair}
     sizes = _sizes(root, list(names.values()))
@@ -142,40 +141,21 @@ def _megadepth(path: Path, root: Path) -> list[PosePair]:
 
 
 def _scannet(path: Path, intrinsics: Path, root: Path) -> list[PosePair]:
-    index = _read_index(path, "name")
+    index = read_index(path, "name")
     cameras: dict[str, pycolmap.Camera] = {}
     pairs = []
     for scene, scan, *frames in index["name"]:
         folder = f"scene{int(scene):04d}_{int(scan):02d}"
         if folder not in cameras:
-            K = np.asarray(_read_index(intrinsics, folder)[folder], float).reshape(-1)
+            K = np.asarray(read_index(intrinsics, folder)[folder], float).reshape(-1)
             K = K.reshape(4, 4)[:3, :3] if K.size == 16 else K.reshape(3, 3)
             cameras[folder] = _pinhole(K, 640, 480)
-        poses = []
-        for frame in frames:
-            pose_path = root / folder / "pose" / f"{int(frame)}.txt"
-            try:
-                world_from_cam = np.loadtxt(pose_path).reshape(4, 4)
-            except (OSError, ValueError) as error:
-                raise EdmHlocError(f"Cannot read the pose {pose_path}: {error}.") from error
-            poses.append(np.linalg.inv(world_from_cam))
+        pose0, pose1 = (read_scannet_pose(root / folder, int(frame)) for frame in frames)
         a, b = (f"{folder}/color/{int(frame)}.jpg" for frame in frames)
         sizes = _sizes(root, [a, b])
-        camera, T = cameras[folder], poses[1] @ np.linalg.inv(poses[0])
+        camera, T = cameras[folder], pose1 @ np.linalg.inv(pose0)
         pairs.append(PosePair(a, b, camera, camera, sizes[a], sizes[b], T))
     return pairs
-
-
-def _read_index(path: Path, *required: str) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=True) as file:  # the format has object arrays
-            content = dict(file)
-    except Exception as error:  # pickles raise anything
-        raise EdmHlocError(f"{path} is not an index file as LoFTR has them: {error}.") from error
-    missing = [name for name in required if name not in content]
-    if missing:
-        raise EdmHlocError(f"The index file {path} lacks {', '.join(missing)}.")
-    return content
 
 
 def _sizes(images: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import h5py
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.pairs_with_gt import read_index, read_scannet_pose
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
 from edm_hloc.training.step import PairBatch
@@ -173,26 +174,13 @@ class PairList(NamedTuple):
     read: Callable[[int], tuple[View, View, Array]]
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=True) as file:  # the format has object arrays
-            return dict(file)
-    except Exception as error:
-        raise EdmHlocError(f"{path} is not an index file: {error}") from error
-
-
-def _require(index: dict[str, Any], path: Path, *names: str) -> None:
-    missing = [n for n in names if n not in index]
-    if missing:
-        raise EdmHlocError(f"index file {path} lacks {', '.join(missing)}")
-
-
 def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[PairList]:
     """One list of pairs a scene of MegaDepth-like data (see the module's docstring)."""
 
     def scene(path: Path) -> PairList:
-        content = _read_index(path)
-        _require(content, path, "image_paths", "depth_paths", "intrinsics", "poses", "pair_infos")
+        content = read_index(
+            path, "image_paths", "depth_paths", "intrinsics", "poses", "pair_infos"
+        )
         pairs = [i[0] for i in content["pair_infos"] if i[1] >= min_overlap]
 
         def view(i: int) -> View:
@@ -221,11 +209,10 @@ def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[PairLi
 def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[PairList]:
     """One list of pairs an index file of ScanNet-like data (see the module's docstring)."""
     intrinsics_path = index / "intrinsics.npz"
-    intrinsics = _read_index(intrinsics_path)
+    intrinsics = read_index(intrinsics_path)
 
     def scene(path: Path) -> PairList:
-        content = _read_index(path)
-        _require(content, path, "name", "score")
+        content = read_index(path, "name", "score")
         pairs = content["name"][content["score"] >= min_overlap]
 
         def view(folder: str, frame: int) -> View:
@@ -238,24 +225,16 @@ def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[PairList
                 raise ImageError(f"cannot read the depth map {depth_path}: not an image")
             image = read_grey(root / folder / "color" / f"{frame}.jpg")
             image = cv2.resize(image, depth.shape[::-1], interpolation=cv2.INTER_AREA)
-            _require(intrinsics, intrinsics_path, folder)
+            if folder not in intrinsics:
+                raise EdmHlocError(f"The index file {intrinsics_path} lacks {folder}.")
             K = np.asarray(intrinsics[folder], float).reshape(3, 3)
             return View(image, depth.astype(np.float32) / 1000, K, None)
-
-        def pose(folder: str, frame: int) -> Array:
-            path = root / folder / "pose" / f"{frame}.txt"
-            try:
-                world_from_cam = np.loadtxt(path)
-            except (OSError, ValueError) as error:
-                raise ImageError(f"cannot read the pose {path}: {error}") from error
-            if world_from_cam.shape != (4, 4) or not np.isfinite(world_from_cam).all():
-                raise ImageError(f"{path} is no pose")
-            return np.linalg.inv(world_from_cam)
 
         def read(number: int) -> tuple[View, View, Array]:
             number0, number1, frame0, frame1 = (int(v) for v in pairs[number])
             folder = f"scene{number0:04d}_{number1:02d}"
-            T = pose(folder, frame1) @ np.linalg.inv(pose(folder, frame0))
+            pose0, pose1 = (read_scannet_pose(root / folder, frame) for frame in (frame0, frame1))
+            T = pose1 @ np.linalg.inv(pose0)
             return view(folder, frame0), view(folder, frame1), T
 
         return PairList(len(pairs), read)
