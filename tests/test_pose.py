@@ -96,6 +96,8 @@ def test_pose_error_is_the_larger_angle() -> None:
     assert pose_error(None, T_0TO1) == np.inf
     assert rotation_angle(rotation((0, 0, 1), 1e-6)) == pytest.approx(1e-6)
     assert rotation_angle(rotation((0, 1, 1), 180.0)) == pytest.approx(180.0)
+    several = np.array([rotation((1, 0, 2), degrees) for degrees in (1e-6, 30.0, 170.0)])
+    assert rotation_angle(several) == pytest.approx([1e-6, 30.0, 170.0])
 
 
 def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:

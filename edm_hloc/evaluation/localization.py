@@ -10,6 +10,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.evaluation.pose_pairs import rotation_angle
 from edm_hloc.localize import read_poses
 
 Thresholds = Sequence[tuple[float, float]]
@@ -48,9 +49,7 @@ def pose_errors(pose: pycolmap.Rigid3d, truth: pycolmap.Rigid3d) -> tuple[float,
     """Distance of the two camera centres, and angle between the orientations in degrees."""
     position = np.linalg.norm(pose.inverse().translation - truth.inverse().translation)
     difference = pose.rotation.matrix() @ truth.rotation.matrix().T
-    # The chord gives small angles exactly, where the trace has lost them to rounding.
-    chord = np.linalg.norm(difference - np.eye(3)) / np.sqrt(8)
-    return float(position), float(np.degrees(2 * np.arcsin(min(1.0, chord))))
+    return float(position), float(rotation_angle(difference))
 
 
 def evaluate(

@@ -10,6 +10,7 @@ import pycolmap
 
 from edm_hloc.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.errors import EdmHlocError
+from edm_hloc.evaluation.pose_pairs import rotation_angle
 
 _PROPOSALS = 200  # cameras that propose an alignment
 _REFITS = 3
@@ -107,8 +108,8 @@ def compare(model: Path, truth: Path) -> ModelComparison:
     return ModelComparison(
         images=len(true),
         registered=len(common),
-        rotation_median=float(np.median(np.degrees(rotation))),
-        rotation_max=float(np.degrees(rotation).max()),
+        rotation_median=float(np.median(rotation)),
+        rotation_max=float(rotation.max()),
         position_median=float(np.median(position)),
         position_max=float(position.max()),
         extent=extent,
@@ -137,7 +138,7 @@ def align(
 
     def errors(similarity: Similarity) -> np.ndarray:
         rotation, position = _errors(similarity, rotations, centres, true_rotations, true_centres)
-        return np.hypot(rotation, position / spread)
+        return np.hypot(np.radians(rotation), position / spread)
 
     best, least = None, np.inf
     for i in range(0, len(centres), 1 + len(centres) // _PROPOSALS):
@@ -183,12 +184,10 @@ def _errors(
     true_rotations: np.ndarray,
     true_centres: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Angles in radians and distances in the truth's units, each (N,)."""
+    """Angles in degrees and distances in the truth's units, each (N,)."""
     difference = np.einsum("nij,kj,nlk->nil", rotations, similarity.R, true_rotations)
-    # The chord gives small angles exactly, where the trace has lost them to rounding.
-    chord = np.linalg.norm(difference - np.eye(3), axis=(1, 2))
-    rotation = 2 * np.arcsin(np.clip(chord / np.sqrt(8), 0, 1))
-    return rotation, np.linalg.norm(similarity(centres) - true_centres, axis=1)
+    distance = np.linalg.norm(similarity(centres) - true_centres, axis=1)
+    return rotation_angle(difference), distance
 
 
 def _poses(images: list[pycolmap.Image]) -> tuple[np.ndarray, np.ndarray]:

@@ -65,7 +65,8 @@ def pose_error(pose: Pose | None, T_0to1: np.ndarray) -> float:
     true = T_0to1[:3, 3]
     lengths = float(np.linalg.norm(t) * np.linalg.norm(true))
     cosine = min(1.0, abs(float(t @ true)) / lengths) if lengths > 0 else 0.0
-    return max(rotation_angle(R @ T_0to1[:3, :3].T), float(np.degrees(np.arccos(cosine))))
+    rotation = float(rotation_angle(R @ T_0to1[:3, :3].T))
+    return max(rotation, float(np.degrees(np.arccos(cosine))))
 
 
 def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | None:

@@ -41,13 +41,14 @@ class PosePair:
     @property
     def rotation(self) -> float:
         """Angle between the two cameras in degrees."""
-        return rotation_angle(self.T_0to1[:3, :3])
+        return float(rotation_angle(self.T_0to1[:3, :3]))
 
 
-def rotation_angle(R: np.ndarray) -> float:
-    """Angle of a (3, 3) rotation in degrees, exact for small ones too."""
-    chord = np.linalg.norm(R - np.eye(3))
-    return float(np.degrees(2 * np.arcsin(min(1.0, chord / np.sqrt(8)))))
+def rotation_angle(R: np.ndarray) -> np.ndarray:
+    """Angles of (…, 3, 3) rotations in degrees."""
+    # The chord gives small angles exactly, where the trace has lost them to rounding.
+    chord = np.linalg.norm(R - np.eye(3), axis=(-2, -1))
+    return np.degrees(2 * np.arcsin(np.minimum(1.0, chord / np.sqrt(8))))
 
 
 def read_pose_pairs(truth: Path, images: Path, resize_max: int) -> list[PosePair]:
