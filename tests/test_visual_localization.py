@@ -113,6 +113,11 @@ def test_the_pose_of_a_cutout_comes_from_its_scan(inloc: Path, tmp_path: Path) -
         assert rotation < 0.1
 
 
+def test_equal_intrinsics_are_one_camera_of_the_truth(aachen: Path) -> None:
+    truth = pycolmap.Reconstruction(aachen / "truth")
+    assert (truth.num_images(), truth.num_cameras()) == (10, 3)
+
+
 # --------------------------------------------------------------------------- end to end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,22 @@ class _Paint:
     contrast: float = 0.75
 
 
+@dataclass(frozen=True)
+class _View:
+    """A rendered photo; K in hloc's frame, depth (H, W) along the optical axis, 0 for the sky."""
+
+    name: str
+    K: np.ndarray
+    cam_from_world: np.ndarray  # (4, 4)
+    size: tuple[int, int]
+    depth: np.ndarray
+
+    @property
+    def colmap_params(self) -> list[float]:
+        """Focal length and principal point, in COLMAP's frame."""
+        return [float(self.K[0, 0]), float(self.K[0, 2]) + 0.5, float(self.K[1, 2]) + 0.5]
+
+
 def make_photo_collection(
     out_dir: Path,
     views: int = 12,
@@ -66,19 +83,17 @@ def make_photo_collection(
     bank = _paintings(seed) if textures is None else textures
     cameras = _arc(views, height, width, Random(seed))
     images_dir = out_dir / "images"
-    images_dir.mkdir(parents=True, exist_ok=True)
     rng = Random(seed + 1)
+    taken = []
     for number in range(views):
         one = Cameras(cameras.K[:, number, None], cameras.cam_from_world[:, number, None])
         photo, depth = _photo(shapes, paints, one, bank, height, width, rng)
-        name = f"view_{number:02d}"
-        # imencode and tofile, since cv2.imwrite fails on some non-ASCII paths.
-        _, blob = cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        blob.tofile(images_dir / f"{name}.jpg")
+        view = _view(f"view_{number:02d}.jpg", one, size, depth)
+        _write_photo(images_dir / view.name, photo)
         if depth_maps:
-            (out_dir / "depth").mkdir(exist_ok=True)
-            np.save(out_dir / "depth" / f"{name}.npy", depth)
-    _write_truth(out_dir / "truth", cameras, size, [f"view_{k:02d}.jpg" for k in range(views)])
+            _write_depth(out_dir / "depth", view)
+        taken.append(view)
+    _write_truth(out_dir / "truth", taken)
     return images_dir
 
 
@@ -154,21 +169,47 @@ def _arc(views: int, height: int, width: int, rng: Random) -> Cameras:
     return Cameras(intrinsics(focal, height, width)[None], T[None])
 
 
-def _write_truth(folder: Path, cameras: Cameras, size: tuple[int, int], names: list[str]) -> None:
+def _view(name: str, camera: Cameras, size: tuple[int, int], depth: np.ndarray) -> _View:
+    K = camera.K[0, 0].double().numpy()
+    T = camera.cam_from_world[0, 0].double().numpy()
+    U, _, Vt = np.linalg.svd(T[:3, :3])  # single precision left it a little off
+    T[:3, :3] = U @ Vt
+    return _View(name, K, T, size, depth)
+
+
+def _write_photo(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # imencode and tofile, since cv2.imwrite fails on some non-ASCII paths.
+    _, blob = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    blob.tofile(path)
+
+
+def _write_depth(folder: Path, view: _View) -> None:
+    path = (folder / view.name).with_suffix(".npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, view.depth)
+
+
+def _write_truth(folder: Path, views: Sequence[_View]) -> None:
+    """A COLMAP model in text form with the photos' cameras; equal intrinsics are one camera."""
     import pycolmap  # here, so that rendering needs torch, NumPy and OpenCV only
 
     model = pycolmap.Reconstruction()
-    K = cameras.K[0, 0].double().numpy()
-    # COLMAP's frame has the centre of the top-left pixel at (0.5, 0.5).
-    params = [K[0, 0], K[0, 2] + 0.5, K[1, 2] + 0.5]
-    camera = pycolmap.Camera(
-        model="SIMPLE_PINHOLE", width=size[0], height=size[1], params=params, camera_id=1
-    )
-    model.add_camera_with_trivial_rig(camera)
-    for number, name in enumerate(names, 1):
-        image = pycolmap.Image(name=name, camera_id=1, image_id=number)
-        T = cameras.cam_from_world[0, number - 1, :3].double().numpy()
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(T))
+    numbers: dict[tuple, int] = {}
+    for k, view in enumerate(views, start=1):
+        (width, height), params = view.size, view.colmap_params
+        camera_id = numbers.setdefault((width, height, *params), len(numbers) + 1)
+        if not model.exists_camera(camera_id):
+            camera = pycolmap.Camera(
+                model="SIMPLE_PINHOLE",
+                width=width,
+                height=height,
+                params=params,
+                camera_id=camera_id,
+            )
+            model.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=view.name, camera_id=camera_id, image_id=k)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(view.cam_from_world[:3]))
     folder.mkdir(parents=True, exist_ok=True)
     model.write_text(folder)
 

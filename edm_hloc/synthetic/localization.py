@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from edm_hloc.synthetic import layouts
-from edm_hloc.synthetic.dataset import _arc, _paintings, _photo, _square
+from edm_hloc.synthetic.dataset import (
+    _arc,
+    _paintings,
+    _photo,
+    _square,
+    _View,
+    _view,
+    _write_depth,
+    _write_photo,
+    _write_truth,
+)
 from edm_hloc.synthetic.dressing import random_materials
 from edm_hloc.synthetic.photometric import lamps, noise
 from edm_hloc.synthetic.render import Lights, render, render_depth
@@ -33,22 +42,6 @@ _CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
 _HOLES = 12  # in each scan
 _SURFACES = 6  # of a room
 _TEXTURE_SIZE = 1024
-
-
-@dataclass(frozen=True)
-class _View:
-    """A rendered photo; K in hloc's frame, depth (H, W) along the optical axis, 0 for the sky."""
-
-    name: str
-    K: np.ndarray
-    cam_from_world: np.ndarray  # (4, 4)
-    size: tuple[int, int]
-    depth: np.ndarray
-
-    @property
-    def colmap_params(self) -> list[float]:
-        """Focal length and principal point, in COLMAP's frame."""
-        return [float(self.K[0, 0]), float(self.K[0, 2]) + 0.5, float(self.K[1, 2]) + 0.5]
 
 
 # --------------------------------------------------------------------------- Aachen
@@ -112,7 +105,8 @@ def make_aachen(
             for view in queries
         ]
         _write_text(out / "queries" / f"{hour}_time_queries_with_intrinsics.txt", lines)
-    _write_truth(out / "truth", [*database, *by_day, *by_night], {"day": by_day, "night": by_night})
+    _write_truth(out / "truth", [*database, *by_day, *by_night])
+    _write_queries(out / "truth" / "queries", {"day": by_day, "night": by_night})
     return out
 
 
@@ -257,7 +251,8 @@ def make_inloc(
     if depth_maps:
         for view in everything:
             _write_depth(out / "depth", view)
-    _write_truth(out / "truth", everything, groups)
+    _write_truth(out / "truth", everything)
+    _write_queries(out / "truth" / "queries", groups)
     return out
 
 
@@ -389,50 +384,17 @@ def _write_scan(path: Path, view: _View, world_from_scan: np.ndarray, rng: Rando
 # --------------------------------------------------------------------------- files
 
 
-def _view(name: str, camera: Cameras, size: tuple[int, int], depth: np.ndarray) -> _View:
-    K = camera.K[0, 0].double().numpy()
-    T = camera.cam_from_world[0, 0].double().numpy()
-    U, _, Vt = np.linalg.svd(T[:3, :3])  # single precision left it a little off
-    T[:3, :3] = U @ Vt
-    return _View(name, K, T, size, depth)
-
-
-def _write_photo(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, blob = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    blob.tofile(path)
-
-
-def _write_depth(folder: Path, view: _View) -> None:
-    path = (folder / view.name).with_suffix(".npy")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, view.depth)
-
-
 def _write_text(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-def _write_truth(folder: Path, views: Sequence[_View], groups: dict[str, list[_View]]) -> None:
+def _write_queries(folder: Path, groups: dict[str, list[_View]]) -> None:
+    """The true poses of each group of queries, `truth/queries/GROUP.txt`."""
     import pycolmap
 
     from edm_hloc.localize import write_poses
 
-    model = pycolmap.Reconstruction()
-    for k, view in enumerate(views, start=1):
-        camera = pycolmap.Camera(
-            camera_id=k,
-            model="SIMPLE_PINHOLE",
-            width=view.size[0],
-            height=view.size[1],
-            params=view.colmap_params,
-        )
-        model.add_camera_with_trivial_rig(camera)
-        image = pycolmap.Image(name=view.name, camera_id=k, image_id=k)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(view.cam_from_world[:3]))
-    folder.mkdir(parents=True, exist_ok=True)
-    model.write_text(folder)
     for group, queries in groups.items():
         poses = {view.name: pycolmap.Rigid3d(view.cam_from_world[:3]) for view in queries}
-        write_poses(folder / "queries" / f"{group}.txt", poses)
+        write_poses(folder / f"{group}.txt", poses)
