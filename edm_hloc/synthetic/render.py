@@ -68,7 +68,7 @@ def render(
     """
     batch, views = cameras.K.shape[:2]
     grid = _Grid(batch * views, height, width, cameras.K.device)
-    looks = _Looks.prepare(shapes, materials, cameras, lights)
+    looks = _Looks.prepare(materials, cameras, lights)
     q, grey = _cast(grid, shapes, cameras, looks, bank)
     assert grey is not None
     image = grid.untile(grey).clamp(0, 1).view(batch, views, height, width)
@@ -382,9 +382,7 @@ class _Looks:
     diffuse: Tensor  # (I,)
 
     @classmethod
-    def prepare(
-        cls, shapes: Shapes, materials: Materials, cameras: Cameras, lights: Lights
-    ) -> _Looks:
+    def prepare(cls, materials: Materials, cameras: Cameras, lights: Lights) -> _Looks:
         views = cameras.K.shape[1]
 
         def each(value: Tensor) -> Tensor:
