@@ -46,8 +46,8 @@ SOURCE = (
     "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/InLoc/ "
     "(see https://www.visuallocalization.net/datasets)."
 )
-_FOCAL = 28 / 36  # of a query's longer side: 28 mm on a film 36 mm wide
-_CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
+QUERY_FOCAL = 28 / 36  # of a query's longer side: 28 mm on a film 36 mm wide
+CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
 _SMOOTH = 0.1  # neighbours in a scan whose distances differ by more do not lie on one surface
 _CACHED_IMAGES = 256
 _WARNED = 5  # images without a scan that are named
@@ -214,7 +214,7 @@ class ScanPoints:
         options = pycolmap.AbsolutePoseEstimationOptions()
         options.ransac.random_seed = 0
         camera = pycolmap.Camera.create_from_model_name(
-            1, "SIMPLE_PINHOLE", width / 2 / math.tan(_CUTOUT_FOV / 2), width, height
+            1, "SIMPLE_PINHOLE", width / 2 / math.tan(CUTOUT_FOV / 2), width, height
         )
         world = points[known] @ T[:3, :3].T + T[:3, 3]
         found = pycolmap.estimate_and_refine_absolute_pose(
@@ -320,7 +320,7 @@ class InLocDataset:
 
 def query_camera(width: int, height: int) -> pycolmap.Camera:
     """The phone of the queries: a focal length of 4032 · 28 / 36 px at 4032 × 3024."""
-    focal = max(width, height) * _FOCAL
+    focal = max(width, height) * QUERY_FOCAL
     params = [focal, width / 2, height / 2]
     camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=width, height=height, params=params)
     camera.has_prior_focal_length = True

@@ -37,8 +37,6 @@ from edm_hloc.synthetic.textures import TextureBank, dead_leaves, facade
 _MODEL_GRID = 16  # px between the points of the miniature's SIFT model
 _SAME_DEPTH = 0.01  # a point is seen where the depth agrees to this share
 _SCANS = 2  # scanner positions in each building
-_INLOC_FOCAL = 28 / 36  # of the longer side: the phone of the queries
-_CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
 _HOLES = 12  # in each scan
 _SURFACES = 6  # of a room
 _TEXTURE_SIZE = 1024
@@ -215,6 +213,8 @@ def make_inloc(
         size: (width, height) of the photos of the database; queries are one less in both.
         depth_maps: write also `depth/NAME.npy`, (H, W) float32.
     """
+    from edm_hloc.inloc import CUTOUT_FOV, QUERY_FOCAL
+
     database: list[_View] = []
     groups: dict[str, list[_View]] = {}
     for number, building in enumerate(("DUC1", "DUC2")):
@@ -234,7 +234,7 @@ def make_inloc(
             for yaw in yaws:
                 name = f"database/cutouts/{building}/{scan_id}/DUC_cutout_{scan_id}_{yaw:g}_0.jpg"
                 T = _level(spot, math.radians(yaw))
-                focal = size[0] / 2 / math.tan(_CUTOUT_FOV / 2)
+                focal = size[0] / 2 / math.tan(CUTOUT_FOV / 2)
                 pixels, view = painter.photo(name, T, focal, size, world)
                 _write_photo(out / name, pixels)
                 _write_scan(out / f"{name}.mat", view, (world @ scanner).numpy(), rng)
@@ -244,7 +244,7 @@ def make_inloc(
         for k in range((queries + 1 - number) // 2):
             name = f"query/iphone7/IMG_{700 + 100 * number + k:04d}.JPG"
             T = _free_view(room, rng, small)
-            pixels, view = painter.photo(name, T, max(small) * _INLOC_FOCAL, small, world)
+            pixels, view = painter.photo(name, T, max(small) * QUERY_FOCAL, small, world)
             _write_photo(out / name, pixels)
             groups[building].append(view)
     everything = [*database, *(view for group in groups.values() for view in group)]
