@@ -166,7 +166,10 @@ def test_match_writes_h5_and_picture(
     a, b = sorted((scene / "images").iterdir())[:2]
     picture = tmp_path / "new folder" / "m.png"
     assert (
-        run("match", a, b, "--weights", untrained, "--out", picture, "--threshold", 0, "--topk", 50)
+        run(
+            *("match", a, b, "--weights", untrained, "--refine", "none", "--out", picture),
+            *("--threshold", 0, "--topk", 50),
+        )
         == 0
     )
     assert "untrained" in capsys.readouterr().out

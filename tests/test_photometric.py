@@ -367,10 +367,8 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     encoded = [matcher.encode(image) for image in images]
     assert encoded[0].nbytes == 2 * HEIGHT * WIDTH + (8 + 1) * (HEIGHT // 8) * (WIDTH // 8)
     found = matcher.match(*encoded)
-    assert np.isin(scores[~wrong], found.scores).all()
-    kept = np.isin(found.scores, scores[~wrong])
     expected = found.keypoints0 + 2 * WARPS["shift"][1]
-    error = np.linalg.norm(found.keypoints1 - expected, axis=1)[kept]
+    error = np.linalg.norm(found.keypoints1 - expected, axis=1)
     assert np.percentile(error, 95) < 0.3
     corners = transform.to_original(at_corners(image0))
     # exactly, or where the corner of a cell in image 1 is
@@ -394,7 +392,7 @@ def test_weak_matches_fill_up_pairs_with_few(enough: int, topk: int | None, expe
     encoded = matcher.encode(NetworkImage(image, PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)))
     found = matcher.match(encoded, encoded)
     # both photos have the same corner, which counts once
-    np.testing.assert_array_equal(found.scores, scores[: -expected - 1 : -1])
+    np.testing.assert_allclose(found.scores, scores[: -expected - 1 : -1], rtol=1e-3)
 
 
 def test_points_that_leave_the_photo_are_dropped() -> None:

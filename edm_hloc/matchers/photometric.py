@@ -453,7 +453,7 @@ class RefinedMatcher(WrappingMatcher):
 
     It also keeps each photo, in half precision, and its corners: 2.1 bytes a pixel of the network's
     input. Each match of the other gives up to two, and what is beside them is added until there
-    are as many as the network's own could give.
+    are as many as the network's own could give. Scores are the network's times the correlation.
     """
 
     def __init__(self, matcher: Matcher, config: RefinementConfig | None = None) -> None:
@@ -527,7 +527,8 @@ class RefinedMatcher(WrappingMatcher):
         return Matches(
             features0.transform.to_original(refined.points0),
             features1.transform.to_original(refined.points1),
-            scores[refined.match],
+            # the points of one match differ in it: ties would cost them where they are merged
+            scores[refined.match] * refined.correlation.clip(min=0),
         )
 
     def _supported(self, found: Refinement) -> Refinement:
