@@ -55,6 +55,8 @@ class RefinementConfig:
         neighbours: matches that tell the affine map around each.
         min_support: matches are dropped that fewer of their neighbours, as a share, agree with.
         min_aligned_support: likewise once they are aligned, when neighbours agree more closely.
+        sure_correlation: matches whose patches agree so well need no such support, as what stands
+            alone in front of a wall has none.
         least_to_grow: pairs with fewer matches, which may all be chance, stay as they are.
         min_grown_correlation: of the matches that are added beside others.
         enough: pairs with fewer matches are filled up to so many with those that the matcher is
@@ -70,6 +72,7 @@ class RefinementConfig:
     neighbours: int = 20
     min_support: float = 0.4
     min_aligned_support: float = 0.9
+    sure_correlation: float = 0.97
     least_to_grow: int = 50
     min_grown_correlation: float = 0.9
     enough: int = 400
@@ -534,7 +537,8 @@ class RefinedMatcher(WrappingMatcher):
     def _supported(self, found: Refinement) -> Refinement:
         config, found = self.config, _distinct(found)
         support = neighbour_support(found.points0, found.points1, config.neighbours, aligned=True)
-        return _chosen(found, (support >= config.min_aligned_support).nonzero()[0])
+        sure = found.correlation >= config.sure_correlation
+        return _chosen(found, (sure | (support >= config.min_aligned_support)).nonzero()[0])
 
 
 def _chosen(found: Refinement, which: np.ndarray) -> Refinement:
