@@ -171,6 +171,6 @@ def test_networks_run_on_the_device_asked_for(
 
     monkeypatch.setattr(visual_localization, "hub_descriptors", reached)
     monkeypatch.setattr(retrieval, "load_weights", reached)
-    run = Run.begin(tmp_path / "out", {}, overwrite=False)
+    run = Run(tmp_path / "out", {})
     with pytest.raises(EdmHlocError, match=r"on device.*meta"):
         retrieve(run, RetrievalOptions(how, 2), tmp_path, NAMES[-2:], NAMES[:5], "meta")
