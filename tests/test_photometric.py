@@ -333,6 +333,29 @@ def test_pairs_with_few_matches_do_not_grow(least: int, grows: bool) -> None:
     assert len(KDTree(places).query_pairs(0.5)) == 0
 
 
+@pytest.mark.parametrize(("sure", "stays"), [(0.97, True), (2.0, False)])
+def test_what_stands_alone_stays_if_the_patches_agree_very_well(sure: float, stays: bool) -> None:
+    image0 = texture()
+    image1 = warped(image0, np.eye(2), np.array([4.0, 0.0]))
+    image1[:, 70:96, 86:112] = image0[:, 70:96, 93:119]  # a thing in front of the wall
+    points = grid_points()
+    before = (points == [104, 80]).all(axis=1)
+    target = points + np.where(before[:, None], [-7, 0], [4, 0]).astype(np.float32)
+    assert before.sum() == 1
+    given = _Given(Matches(points, target, np.ones(len(points), np.float32)))
+    config = RefinementConfig(min_support=0, sure_correlation=sure, radius=4)
+    matcher = RefinedMatcher(given, config)
+    size = (WIDTH, HEIGHT)
+    encoded = [
+        matcher.encode(NetworkImage(i, PixelTransform((1.0, 1.0)), size)) for i in (image0, image1)
+    ]
+    found = matcher.match(*encoded)
+    moved = found.keypoints1 - found.keypoints0
+    alone = np.abs(moved - [-7, 0]).max(axis=1) < 0.5
+    assert alone.any() == stays
+    assert (np.abs(moved - [4, 0]).max(axis=1) < 0.5).sum() > 100
+
+
 class _Given(Matcher):
     """Gives the matches it was made with."""
 

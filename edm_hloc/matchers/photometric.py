@@ -523,26 +523,33 @@ class RefinedMatcher(WrappingMatcher):
         count = max(2 * config.enough, int((score >= self.confident).sum()))
         best = agree[np.argsort(-score, kind="stable")[:count]]
         most = self.matcher.topk or 2 * int(_MOST * photo0.textured.size)
-        refined = self._supported(_chosen(refined, best))
-        if len(refined.match) >= config.least_to_grow:
-            refined = self._supported(grow(photo0, photo1, refined, config, most))
-        refined = _chosen(refined, np.arange(len(refined.match))[:most])  # the best come first
+        refined = _distinct(_chosen(refined, best))
+        sure = refined.correlation >= config.sure_correlation
+        found = self._supported(refined)
+        if len(found.match) >= config.least_to_grow:
+            found = self._supported(_distinct(grow(photo0, photo1, found, config, most)))
+        found = _distinct(_joined(found, _chosen(refined, sure.nonzero()[0])))
+        # The points of one match differ in correlation: ties would cost them where they are merged.
+        scores = scores[found.match] * found.correlation.clip(min=0)
+        order = np.argsort(-scores, kind="stable")[:most]
         return Matches(
-            features0.transform.to_original(refined.points0),
-            features1.transform.to_original(refined.points1),
-            # the points of one match differ in it: ties would cost them where they are merged
-            scores[refined.match] * refined.correlation.clip(min=0),
+            features0.transform.to_original(found.points0[order]),
+            features1.transform.to_original(found.points1[order]),
+            scores[order],
         )
 
     def _supported(self, found: Refinement) -> Refinement:
-        config, found = self.config, _distinct(found)
-        support = neighbour_support(found.points0, found.points1, config.neighbours, aligned=True)
-        sure = found.correlation >= config.sure_correlation
-        return _chosen(found, (sure | (support >= config.min_aligned_support)).nonzero()[0])
+        count = self.config.neighbours
+        support = neighbour_support(found.points0, found.points1, count, aligned=True)
+        return _chosen(found, (support >= self.config.min_aligned_support).nonzero()[0])
 
 
 def _chosen(found: Refinement, which: np.ndarray) -> Refinement:
     return Refinement(*(values[which] for values in found))
+
+
+def _joined(first: Refinement, second: Refinement) -> Refinement:
+    return Refinement(*(np.concatenate(both) for both in zip(first, second, strict=True)))
 
 
 def _distinct(found: Refinement) -> Refinement:
