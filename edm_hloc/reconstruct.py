@@ -105,7 +105,7 @@ class Run:
             run = cls(out, {"matcher": dict(matcher.provenance), **settings})
             if not overwrite:
                 check_provenance(out / "raw_matches", run_provenance(matcher))
-                run._continue()
+                run._continue(run._before())
             run.write()
             try:
                 yield run
@@ -115,16 +115,22 @@ class Run:
                     run.write()
                 raise
 
-    def _continue(self) -> None:
-        """Takes over what an earlier run recorded."""
+    def _before(self) -> dict[str, dict[str, Any]]:
+        """What an earlier run recorded; empty without a whole record, and then every step but the
+        matching is done again."""
         try:
-            before = json.loads(self.path.read_text("utf-8"))
-            self.done, self.results = before["done"], before["results"]
-            self.seconds = before["seconds"]
-            self.memory_mib = before.get("memory_mib", {})
-            self.sizes = before.get("sizes", {})
-        except (OSError, ValueError, KeyError):
-            pass  # without a record every step but the matching is done again
+            record = json.loads(self.path.read_text("utf-8"))
+            parts = {"sizes": {}, "memory_mib": {}, **record}  # which the oldest have not
+        except (OSError, ValueError, TypeError):
+            parts = {}
+        names = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
+        whole = all(isinstance(parts.get(name), dict) for name in names)
+        return {name: parts[name] if whole else {} for name in names}
+
+    def _continue(self, before: dict[str, dict[str, Any]]) -> None:
+        self.done, self.sizes = before["done"], before["sizes"]
+        self.results = before["results"]
+        self.seconds, self.memory_mib = before["seconds"], before["memory_mib"]
 
     def step(
         self,

@@ -23,6 +23,7 @@ from edm_hloc.reconstruct import (
     reconstruct,
     triangulate_model,
 )
+from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
 
@@ -145,6 +146,15 @@ def test_a_cut_off_file_is_made_again(
     caplog.clear()
     reconstruct(scene / "images", out, pairs_of(scene), matcher, cameras=cameras)
     assert "Made again" not in caplog.text
+
+
+@pytest.mark.parametrize("part", ["all", "results", "done"])
+def test_what_is_no_record_counts_as_none(part: str, finished: Path, tmp_path: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    damaged = [] if part == "all" else {**record, part: [1]}
+    (tmp_path / "run.json").write_text(json.dumps(damaged))
+    with Run.begin(tmp_path, {}, FakeMatcher(), overwrite=False) as run:
+        assert (run.done, run.results) == ({}, {})
 
 
 def test_a_damaged_record_costs_time_not_matches(

@@ -364,6 +364,9 @@ def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
     (copy / "run.json").write_text("{")
     with pytest.raises(EdmHlocError, match="Cannot read the run's record"):
         make_report(copy)
+    (copy / "run.json").write_text(json.dumps({"settings": {}, "results": [1]}))
+    with pytest.raises(EdmHlocError, match="is not the record of a run"):
+        make_report(copy)
 
 
 def test_photos_that_have_moved(
@@ -429,6 +432,9 @@ def test_wrong_arguments_leave_an_older_run_alone(
     assert cli.main(["reconstruct", images, str(copy), "--weights", "nowhere.ckpt"]) == 1
     assert (copy / "run.json").read_bytes() == before
     assert (copy / "report.html").stat().st_mtime == 1e9
+    (copy / "run.json").write_text("[]")
+    assert cli.main(["reconstruct", images, str(copy), "--weights", "nowhere.ckpt"]) == 1
+    assert "nowhere.ckpt" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------- large runs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -56,9 +55,11 @@ def end_quietly() -> None:
 
 def _is_recorded(out: Path, error: EdmHlocError) -> bool:
     """Whether the run in `out` ended so: wrong arguments leave an older run as it is."""
+    from edm_hloc.report.collect import read_record
+
     try:
-        return bool(json.loads((out / "run.json").read_text("utf-8")).get("error") == str(error))
-    except (OSError, ValueError):
+        return bool(read_record(out).get("error") == str(error))
+    except EdmHlocError:
         return False
 
 

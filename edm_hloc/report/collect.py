@@ -150,7 +150,8 @@ def read_record(out: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise EdmHlocError(f"Cannot read the run's record {path}: {error}.") from error
-    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+    parts = [record.get("settings"), record.get("results", {})] if isinstance(record, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
         raise EdmHlocError(f"{path} is not the record of a run.")
     return record
 
