@@ -144,6 +144,7 @@ def localize_aachen(
     options.retrieval.check()
     cameras_known = data.queries()
     settings = {
+        "command": "aachen",
         "dataset": str(dataset),
         "options": asdict(options),
     }

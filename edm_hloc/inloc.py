@@ -353,6 +353,7 @@ def localize_inloc(
     options.retrieval.check()
     queries, database = data.queries(), data.database()
     settings = {
+        "command": "inloc",
         "dataset": str(dataset),
         "options": asdict(options),
     }

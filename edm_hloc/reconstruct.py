@@ -60,7 +60,7 @@ class Run:
 
     Attributes:
         out: output folder.
-        settings: what the run was asked for.
+        settings: what the run was asked for, and by which "command".
         done: fingerprints of the steps whose files are in `out`.
         sizes: bytes of the files of those steps, by name.
         results: one entry a step.
@@ -95,7 +95,8 @@ class Run:
 
         Raises:
             EdmHlocError: the folder cannot be made, another process is at work there, or its
-                matches were made with other settings; an older record stays as it is.
+                files are another command's, or its matches were made with other settings; an
+                older record stays as it is.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,10 @@ class Run:
         with FolderLock(out):
             run = cls(out, {"matcher": dict(matcher.provenance), **settings})
             if not overwrite:
+                before = run._before()
+                run._check_command(before["settings"].get("command"))
                 check_provenance(out / "raw_matches", run_provenance(matcher))
-                run._continue(run._before())
+                run._continue(before)
             run.write()
             try:
                 yield run
@@ -126,6 +129,15 @@ class Run:
         names = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
         whole = all(isinstance(parts.get(name), dict) for name in names)
         return {name: parts[name] if whole else {} for name in names}
+
+    def _check_command(self, before: str | None) -> None:
+        """Raises EdmHlocError if another command made the files; the oldest records name none."""
+        now = self.settings.get("command")
+        if before not in (None, now):
+            raise EdmHlocError(
+                f"{self.out} holds what edm-hloc {before} made, and edm-hloc {now} would write "
+                "over it. Choose another output folder, or run with --overwrite."
+            )
 
     def _continue(self, before: dict[str, dict[str, Any]]) -> None:
         self.done, self.sizes = before["done"], before["sizes"]
@@ -335,6 +347,7 @@ def reconstruct(
     cameras, mapping = cameras or CameraOptions(), mapping or MappingOptions()
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings = {
+        "command": "reconstruct",
         "images": str(image_root),
         "quantization": asdict(quantization),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
@@ -392,6 +405,7 @@ def triangulate_model(
     check_model(reference)
     mapping = mapping or MappingOptions()
     settings = {
+        "command": "triangulate",
         "reference": str(reference),
         "images": str(image_root),
         "quantization": asdict(quantization),

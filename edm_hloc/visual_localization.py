@@ -334,6 +334,7 @@ def localize_photos(
             f"{in_database[0]!r}."
         )
     settings = {
+        "command": "localize",
         "model": str(model),
         "images": str(image_root),
         "queries": str(query_root),

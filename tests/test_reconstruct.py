@@ -187,6 +187,26 @@ def test_overwrite_and_other_settings(scene: Path, finished: Path, tmp_path: Pat
     assert other.pairs == 21
 
 
+def test_another_command_does_not_write_over_a_run(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    pairs, matcher = pairs_of(scene)[:9], TruthMatcher(scene)
+    with pytest.raises(
+        EdmHlocError, match="out holds what edm-hloc reconstruct made, and edm-hloc triangulate"
+    ):
+        triangulate_model(scene / "truth", scene / "images", out, pairs, matcher)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    record = json.loads((out / "run.json").read_text())
+    del record["settings"]["command"]  # as the oldest records are
+    (out / "run.json").write_text(json.dumps(record))
+    triangulate_model(scene / "truth", scene / "images", out, pairs, matcher)
+    reconstruct(scene / "images", out, pairs_of(scene), matcher, overwrite=True)
+    assert json.loads((out / "run.json").read_text())["settings"]["command"] == "reconstruct"
+
+
 def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     pairs = options.list_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
+        "command": "match-pairs",
         "images": str(args.images),
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
