@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pycolmap
@@ -201,31 +201,38 @@ def _exif_focal(path: Path) -> float | None:
         return focal * float(np.hypot(*image.size) / np.hypot(36, 24)) if focal > 0 else None
 
 
-def photo_cameras(
-    root: Path, names: Iterable[str], options: CameraOptions
-) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
-    """The camera of each image (shared ones are one object, ids from 1), and the images skipped.
+class _Groups(NamedTuple):
+    """Images by the camera that took them.
 
-    Raises:
-        EdmHlocError: no such camera model, or known intrinsics are for photos of another size.
+    Attributes:
+        images: names by how the camera is told ("known" or the mode), what tells it, and the size.
+        focals: of images without known intrinsics, by the EXIF data.
+        skipped: images that cannot be read, with the reason.
     """
+
+    images: dict[tuple[str, object, tuple[int, int]], list[str]]
+    focals: dict[str, float | None]
+    skipped: dict[str, str]
+
+    def focal(self, members: Sequence[str]) -> float | None:
+        return next((focal for name in members if (focal := self.focals[name])), None)
+
+
+def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Groups:
+    """Reads the headers of images. Raises as `photo_cameras`."""
     if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
         models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
         raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
-    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
-    sizes: dict[str, tuple[int, int]] = {}
-    focals: dict[str, float | None] = {}
+    groups = _Groups(defaultdict(list), {}, {})
     exif_focals: dict[tuple[object, ...], float | None] = {}
-    skipped: dict[str, str] = {}
     known = options.known or {}
-    for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=None):
+    off = None if names else True
+    for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=off):
         try:
             photo = _read_photo(root / name)
         except ImageError as error:
-            skipped[name] = str(error)
-            logger.warning("Skipping a photo: %s", error)
+            groups.skipped[name] = str(error)
             continue
-        sizes[name] = photo.size
         if name in known:
             camera = known[name]
             if photo.size != (camera.width, camera.height):
@@ -234,21 +241,51 @@ def photo_cameras(
                     f"pixels, but {root / name} has {photo.size[0]} × {photo.size[1]}. "
                     "Take the photos they were made for, or scale them."
                 )
-            groups["known", camera.model_name, photo.size, tuple(camera.params)].append(name)
+            same = camera.model_name, tuple(camera.params)
+            groups.images["known", same, photo.size].append(name)
             continue
         if photo.exif is not None and photo.exif not in exif_focals:
             exif_focals[photo.exif] = _exif_focal(root / name)
-        focals[name] = exif_focals.get(photo.exif or ())
+        groups.focals[name] = exif_focals.get(photo.exif or ())
         shared_by: object = {
             "auto": photo.exif if photo.tells_focal else name,
             "single": "",
             "per-folder": name.rpartition("/")[0],
             "per-image": name,
         }[options.mode]
-        groups[options.mode, shared_by, photo.size].append(name)
+        groups.images[options.mode, shared_by, photo.size].append(name)
+    return groups
 
+
+def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> None:
+    """Raises EdmHlocError if no model can be made with such cameras; reads no more than it needs.
+
+    Photos that cannot be read are passed over.
+    """
+    fisheye = "FISHEYE" in options.model
+    known = options.known or {}
+    groups = _group(root, [name for name in names if fisheye or name in known], options)
+    for (told_by, *_), members in groups.images.items():
+        # COLMAP takes all pairs of such a camera for degenerate
+        if told_by != "known" and not groups.focal(members):
+            raise EdmHlocError(
+                f"The camera model {options.model} needs a focal length, and none is known of "
+                f"{members[0]}: its EXIF data do not tell it. Give the intrinsics by --known, or "
+                "take another camera model."
+            )
+
+
+def photo_cameras(
+    root: Path, names: Collection[str], options: CameraOptions
+) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
+    """The camera of each image (shared ones are one object, ids from 1), and the images skipped.
+
+    Raises:
+        EdmHlocError: no such camera model, or known intrinsics are for photos of another size.
+    """
+    groups = _group(root, names, options)
     if options.mode in ("single", "per-folder"):
-        split = Counter(group[1] for group in groups if group[0] != "known")
+        split = Counter(group[1] for group in groups.images if group[0] != "known")
         for folder, number in split.items():
             if number > 1:
                 logger.warning(
@@ -257,19 +294,20 @@ def photo_cameras(
                     number,
                 )
     cameras = {}
-    for camera_id, (group, members) in enumerate(groups.items(), start=1):
-        if group[0] == "known":
+    known = options.known or {}
+    for camera_id, ((told_by, _, size), members) in enumerate(groups.images.items(), start=1):
+        if told_by == "known":
             camera = pycolmap.Camera(known[members[0]].todict())
             camera.camera_id, camera.has_prior_focal_length = camera_id, True
         else:
-            width, height = sizes[members[0]]
-            focal = next((f for name in members if (f := focals[name])), None)
+            width, height = size
+            focal = groups.focal(members)
             camera = pycolmap.Camera.create_from_model_name(
                 camera_id, options.model, focal or 1.2 * max(width, height), width, height
             )
             camera.has_prior_focal_length = focal is not None
         cameras.update(dict.fromkeys(members, camera))
-    return dict(sorted(cameras.items())), skipped
+    return dict(sorted(cameras.items())), groups.skipped
 
 
 def cameras_by_exif(

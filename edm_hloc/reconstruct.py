@@ -33,7 +33,7 @@ import torch
 
 import edm_hloc
 from edm_hloc.aggregate import aggregate
-from edm_hloc.cameras import CameraOptions
+from edm_hloc.cameras import CameraOptions, check_cameras
 from edm_hloc.colmap import check_model
 from edm_hloc.dense import DenseConfig, match_pairs, run_provenance
 from edm_hloc.errors import EdmHlocError
@@ -354,7 +354,9 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
-    check_known(known, {name for pair in pairs for name in pair}, mapping)
+    names = sorted({name for pair in pairs for name in pair})
+    check_known(known, names, mapping)
+    check_cameras(image_root, names, cameras)
     mask_of = find_masks(masks, pairs)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(

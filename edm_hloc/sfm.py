@@ -190,6 +190,8 @@ def build_database(
     ):
         names = keypoints.names()
         camera_of, skipped = photo_cameras(Path(images), names, cameras)
+        for reason in skipped.values():
+            logger.warning("Skipping a photo: %s", reason)
         if not camera_of:
             raise EdmHlocError(
                 f"None of the {len(names)} images in {features} can be read in {images}. "

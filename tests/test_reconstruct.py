@@ -262,6 +262,33 @@ def test_what_the_global_mapper_cannot_keep_is_told_first(scene: Path, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        (CameraOptions(model="FOO"), "No camera model 'FOO'"),
+        (CameraOptions(model="OPENCV_FISHEYE"), "OPENCV_FISHEYE needs a focal length.*view_00.jpg"),
+        (
+            CameraOptions(
+                known={
+                    "view_03.jpg": pycolmap.Camera(
+                        model="PINHOLE", width=64, height=48, params=[50, 50, 32, 24]
+                    )
+                }
+            ),
+            "intrinsics of view_03.jpg are for 64 × 48",
+        ),
+    ],
+)
+def test_impossible_cameras_are_told_before_the_matching(
+    cameras: CameraOptions, message: str, scene: Path, tmp_path: Path
+) -> None:
+    matcher = CountingMatcher(scene)
+    with pytest.raises(EdmHlocError, match=message):
+        reconstruct(scene / "images", tmp_path / "out", pairs_of(scene), matcher, cameras=cameras)
+    assert matcher.pairs == 0
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_overlap_says_why(scene: Path, tmp_path: Path) -> None:
     nonsense = TruthMatcher(scene, outliers=1.0)
     with pytest.raises(EdmHlocError, match="No model could be made of the 7 photos"):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from edm_hloc import sfm
-from edm_hloc.cameras import CameraOptions, load_intrinsics
+from edm_hloc.cameras import CameraOptions, check_cameras, load_intrinsics
 from edm_hloc.colmap import quiet_colmap, read_model
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
@@ -273,6 +273,21 @@ def test_exif_focal_length_as_colmap_reads_it(tmp_path: Path) -> None:
             guess = pycolmap.infer_camera_from_image(scene.images / image.name)
             np.testing.assert_allclose(camera.params, guess.params)
     db.close()
+
+
+def test_fisheye_lenses_need_a_focal_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["exif.jpg", "bare.jpg", "broken.jpg"]
+    Image.new("L", SIZE).save(tmp_path / "exif.jpg", exif=exif(35))
+    Image.new("L", SIZE).save(tmp_path / "bare.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    fisheye = CameraOptions(model="SIMPLE_RADIAL_FISHEYE")
+    with pytest.raises(EdmHlocError, match=r"none is known of bare\.jpg"):
+        check_cameras(tmp_path, names, fisheye)
+    check_cameras(tmp_path, names, replace(fisheye, known={"bare.jpg": CAMERA}))
+    check_cameras(tmp_path, names, replace(fisheye, mode="single"))
+    assert caplog.text == ""  # broken.jpg is told of when it is skipped
 
 
 def test_unreadable_photos_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
