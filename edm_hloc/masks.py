@@ -6,6 +6,7 @@ counts. Matching does without them, so that other masks need no other matches.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -15,25 +16,29 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import open_image, photo_size
 from edm_hloc.pairs import Pair
 from edm_hloc.store import RawMatches, RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
 _REMEMBERED = 4096  # masks of up to 131 kB each
+_REMEDY = "Make this mask again, or take it away."
 
 
-def find_masks(folder: Path | None, pairs: Iterable[Pair]) -> dict[str, Path]:
+def find_masks(folder: Path | None, pairs: Iterable[Pair], images: Path) -> dict[str, Path]:
     """The masks in a folder of the photos in pairs, by name; none without a folder.
 
     The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
 
     Raises:
-        EdmHlocError: none of the photos has one.
+        EdmHlocError: there is no such folder, none of the photos under `images` has a mask in it,
+            or a mask's header cannot be read or tells another shape than its photo's.
     """
     if folder is None:
         return {}
+    if not folder.is_dir():
+        raise EdmHlocError(f"No such folder of masks: {folder}. Check the path.")
     names = sorted({name for pair in pairs for name in pair})
     found = {}
     for name in names:
@@ -44,7 +49,26 @@ def find_masks(folder: Path | None, pairs: Iterable[Pair]) -> dict[str, Path]:
     if not found:
         example = f", such as {folder / names[0]}.png" if names else ""
         raise EdmHlocError(f"{folder} has masks for none of the {len(names)} photos{example}.")
+    for name, mask in found.items():
+        try:
+            size = photo_size(mask)
+        except ImageError as error:
+            raise EdmHlocError(f"{error} {_REMEDY}") from error
+        with contextlib.suppress(ImageError):  # of the photo, which is skipped in its turn
+            _size_beneath(mask, size, images / name)
     return found
+
+
+def _size_beneath(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, int]:
+    """The size of a mask's photo. Raises EdmHlocError if the mask has another shape."""
+    width, height = photo_size(photo)
+    if abs(np.log(size[0] / width * height / size[1])) > 0.01:
+        raise EdmHlocError(
+            f"The mask {mask} has {size[0]} × {size[1]} pixels, the photo {photo} "
+            f"{width} × {height}: a mask has the shape of its photo as it is stored, before any "
+            "rotation that EXIF data ask for."
+        )
+    return width, height
 
 
 class _Mask(NamedTuple):
@@ -68,16 +92,8 @@ def _read_mask(mask: Path, photo: Path) -> _Mask:
         grey = np.asarray(open_image(io.BytesIO(mask.read_bytes())).convert("L"))
     except Exception as error:  # decoders meet garbage with almost any exception
         reason = getattr(error, "strerror", None) or error
-        raise EdmHlocError(
-            f"Cannot read the mask {mask} ({reason}): make it again, or take it away."
-        ) from error
-    width, height = photo_size(photo)
-    if abs(np.log(grey.shape[1] / width * height / grey.shape[0])) > 0.01:
-        raise EdmHlocError(
-            f"The mask {mask} has {grey.shape[1]} × {grey.shape[0]} pixels, the photo {photo} "
-            f"{width} × {height}: a mask has the shape of its photo as it is stored, before any "
-            "rotation that EXIF data ask for."
-        )
+        raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
+    beneath = _size_beneath(mask, grey.shape[::-1], photo)
     counts = np.where(grey > 0, np.uint8(255), np.uint8(0))
     scale = _RESOLUTION / max(counts.shape)
     if scale < 1:
@@ -85,7 +101,7 @@ def _read_mask(mask: Path, photo: Path) -> _Mask:
         counts = cv2.resize(counts, size, interpolation=cv2.INTER_AREA)
     size = counts.shape[1], counts.shape[0]
     # what is black in part is black
-    return _Mask(np.packbits(counts == 255, axis=1), size, np.divide(size, (width, height)))
+    return _Mask(np.packbits(counts == 255, axis=1), size, np.divide(size, beneath))
 
 
 class MaskedMatchReader(RawMatchReader):

@@ -357,7 +357,7 @@ def reconstruct(
     names = sorted({name for pair in pairs for name in pair})
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
-    mask_of = find_masks(masks, pairs)
+    mask_of = find_masks(masks, pairs, image_root)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
@@ -414,7 +414,7 @@ def triangulate_model(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
-    mask_of = find_masks(masks, pairs)
+    mask_of = find_masks(masks, pairs, image_root)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite

@@ -319,6 +319,7 @@ def test_masks_that_are_not_there_leave_a_run_alone(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     empty = tmp_path / "masks"
+    empty.mkdir()
     for command in (
         ["reconstruct", scene / "images", tmp_path / "out"],
         ["triangulate", scene / "truth", scene / "images", tmp_path / "out"],

@@ -103,7 +103,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
     }
-    masks = find_masks(args.masks, pairs)
+    masks = find_masks(args.masks, pairs, args.images)
     with Run.begin(args.out, settings, matcher, overwrite=args.overwrite) as run:
         match_and_quantize(
             run,
