@@ -111,11 +111,15 @@ class MaskedMatchReader(RawMatchReader):
         path: of the raw matches.
         masks: the mask of each photo that has one.
         images: folder of the photos.
+
+    Attributes:
+        shown, hidden: whether any match that was read is where photos count, and where not.
     """
 
     def __init__(self, path: Path, masks: Mapping[str, Path], images: Path) -> None:
         super().__init__(path)
         self.masks, self.images = masks, images
+        self.shown = self.hidden = False
         self._remembered: OrderedDict[str, _Mask] = OrderedDict()
 
     def read(self, name0: str, name1: str) -> RawMatches:
@@ -125,6 +129,8 @@ class MaskedMatchReader(RawMatchReader):
         for name, points in ((name0, matches.keypoints0), (name1, matches.keypoints1)):
             if name in self.masks:
                 shown &= self._mask(name).shows(points)
+        self.shown |= bool(shown.any())
+        self.hidden |= not shown.all()
         return RawMatches(*(values[shown] for values in matches))
 
     def _mask(self, name: str) -> _Mask:

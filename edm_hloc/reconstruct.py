@@ -283,17 +283,17 @@ def match_and_quantize(
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize() -> dict[str, Any]:
-        with MaskedMatchReader(out / "raw_matches", masks or {}, image_root) as raw:
-            return {
-                "keypoints": aggregate(
-                    raw,
-                    pairs,
-                    features,
-                    matches,
-                    quantization,
-                    reference_features=reference_features,
+        raw = MaskedMatchReader(out / "raw_matches", masks or {}, image_root)
+        with raw:
+            summary = aggregate(
+                raw, pairs, features, matches, quantization, reference_features=reference_features
+            )
+            if raw.hidden and not raw.shown:
+                raise EdmHlocError(
+                    "The masks leave none of the matches: photos count where their masks are "
+                    "white. Are these black there?"
                 )
-            }
+            return {"keypoints": summary}
 
     shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
     depends_on: list[Any] = [shards, pairs, asdict(quantization)]

@@ -119,6 +119,22 @@ def test_a_mask_that_is_cut_off_is_named(photos: Path) -> None:
         read(photos, matches, ("a.jpg", "sub/b.jpg"))
 
 
+def test_masks_that_leave_nothing_are_named(scene: Path, tmp_path: Path) -> None:
+    names = find_images(scene / "images")
+    for name in names:
+        save_mask(tmp_path, f"{name}.png", np.zeros((240, 320), bool))
+    pairs = list(itertools.pairwise(names))
+    for _ in range(2):  # also where everything is matched already
+        with pytest.raises(EdmHlocError, match="masks leave none of the matches"):
+            reconstruct(
+                scene / "images",
+                tmp_path / "out",
+                pairs,
+                TruthMatcher(scene),
+                masks=tmp_path / "masks",
+            )
+
+
 def test_a_reconstruction_without_the_left_half(scene: Path, tmp_path: Path) -> None:
     names = find_images(scene / "images")
     pairs = list(itertools.combinations(names, 2))
