@@ -92,6 +92,28 @@ def test_wrong_arguments() -> None:
         assert exit_.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong", "right"),
+    [
+        ("--topk", ["0", "-3", "many"], ["1"]),
+        ("--threshold", ["2", "1", "-0.1", "nan", "inf"], ["0", "0.99"]),
+        ("--seed", ["-1", "99999999999999", "2147483648"], ["0", "2147483647"]),
+        ("--cache", ["nan", "-1", "inf"], ["0", "0.5"]),
+    ],
+)
+def test_numbers_out_of_range(
+    option: str, wrong: list[str], right: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["reconstruct", "a", "b"], ["localize", "a", "b", "c", "d"]):
+        for number in wrong:
+            with pytest.raises(SystemExit) as exit_:
+                run(*command, f"{option}={number}")
+            assert exit_.value.code == 2
+            assert f"argument {option}: " in capsys.readouterr().err
+        for number in right:
+            cli._parser().parse_args([*command, f"{option}={number}"])
+
+
 @pytest.mark.usefixtures("truth")
 def test_reconstruct_and_compare(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

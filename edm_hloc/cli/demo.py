@@ -15,7 +15,7 @@ def register(command: options.AddCommand) -> None:
     sub = command("demo", _demo, "reconstruct a synthetic scene and compare it with its truth")
     sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
     sub.add_argument("--views", type=int, default=12, help="number of photos to render")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=options.SEED, default=0)
     sub.add_argument("--matcher", choices=options.MATCHERS, default="edm", help="the network")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
 

@@ -72,7 +72,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("--views", type=int, help="photos of the database")
     sub.add_argument("--queries", type=int, default=8)
     sub.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("W", "H"))
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=options.SEED, default=0)
 
     sub = command("retrieve", _retrieve, "list the database photos most similar to each query")
     sub.add_argument("descriptors", type=Path, metavar="H5", help="global descriptors, as hloc's")
@@ -113,7 +113,7 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
     group.add_argument(
         "--clusters", action="store_true", help="one pose for each group that shares points"
     )
-    group.add_argument("--seed", type=int, default=0, help="of RANSAC")
+    group.add_argument("--seed", type=options.SEED, default=0, help="of RANSAC")
     options.add_matcher(sub)
     options.add_overwrite(sub)
 
@@ -122,7 +122,7 @@ def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     from edm_hloc.localize import PoseOptions
     from edm_hloc.visual_localization import RetrievalOptions
 
-    if args.ransac <= 0:
+    if not args.ransac > 0:
         raise EdmHlocError("--ransac must be more than 0 px.")
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     retrieval.check()

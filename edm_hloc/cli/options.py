@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edm_hloc.errors import EdmHlocError
 
@@ -28,6 +29,26 @@ class AddCommand(Protocol):
     """Adds a command to the parser; gives its own parser."""
 
     def __call__(self, name: str, function: Command, text: str) -> argparse.ArgumentParser: ...
+
+
+Number = TypeVar("Number", int, float)
+
+
+def between(kind: type[Number], least: float, below: float = math.inf) -> Callable[[str], Number]:
+    """Reads an argument that is a number from `least` on and smaller than `below`."""
+
+    def read(text: str) -> Number:
+        value = kind(text)
+        if not least <= value < below:
+            limit = f" and below {below:,}" if below < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be at least {least:,}{limit}, not {text}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says it where the text is no number at all
+    return read
+
+
+SEED = between(int, 0, 2**31)  # COLMAP's range
 
 
 def add_pairs(sub: argparse.ArgumentParser) -> None:
@@ -60,8 +81,12 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--matcher", choices=MATCHERS, default="edm", help="the network")
     group.add_argument("--weights", help=WEIGHTS_HELP)
     group.add_argument("--resize", type=int, default=1024, help="longest side matched, in px")
-    group.add_argument("--threshold", type=float, help="least confidence; default by the weights")
-    group.add_argument("--topk", type=int, help="most matches a pair; default by the size")
+    group.add_argument(
+        "--threshold", type=between(float, 0, 1), help="least confidence; default by the weights"
+    )
+    group.add_argument(
+        "--topk", type=between(int, 1), help="most matches a pair; default by the size"
+    )
     group.add_argument(
         "--refine",
         choices=("photometric", "none"),
@@ -77,7 +102,11 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
         help="of edm-hloc export: ONNX Runtime encodes the photos, faster than PyTorch on a CPU",
     )
     group.add_argument(
-        "--cache", type=float, default=2.0, metavar="GB", help="memory for encoded photos"
+        "--cache",
+        type=between(float, 0),
+        default=2.0,
+        metavar="GB",
+        help="memory for encoded photos",
     )
 
 
@@ -117,7 +146,7 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--camera-model", default="SIMPLE_RADIAL", help="COLMAP's name of it")
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
-    group.add_argument("--seed", type=int, default=0, help="of the random parts of the geometry")
+    group.add_argument("--seed", type=SEED, default=0, help="of the random parts of the geometry")
 
 
 def add_overwrite(sub: argparse.ArgumentParser) -> None:
