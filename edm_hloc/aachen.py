@@ -28,6 +28,7 @@ from edm_hloc.reconstruct import Run, fingerprint_of, triangulate_model
 from edm_hloc.visual_localization import (
     QUERY_KEYPOINTS,
     RetrievalOptions,
+    check_retrieval,
     find_poses,
     match_queries,
     retrieve,
@@ -141,8 +142,10 @@ def localize_aachen(
     problems = data.problems()
     if problems:
         raise EdmHlocError("\n".join(problems))
-    options.retrieval.check()
     cameras_known = data.queries()
+    pairs = from_covisibility(data.model, options.covisible)
+    database = list(dict.fromkeys(name for pair in pairs for name in pair))
+    check_retrieval(options.retrieval, list(cameras_known), database)
     settings = {
         "command": "aachen",
         "dataset": str(dataset),
@@ -153,7 +156,7 @@ def localize_aachen(
             data.model,
             data.images,
             out / "sfm",
-            from_covisibility(data.model, options.covisible),
+            pairs,
             matcher,
             quantization=options.quantization,
             dense=dense,

@@ -34,6 +34,7 @@ from edm_hloc.reconstruct import Run, fingerprint_of
 from edm_hloc.store import FeatureReader
 from edm_hloc.visual_localization import (
     RetrievalOptions,
+    check_retrieval,
     find_poses,
     match_queries,
     retrieve,
@@ -350,8 +351,8 @@ def localize_inloc(
     problems = data.problems()
     if problems:
         raise EdmHlocError("\n".join(problems))
-    options.retrieval.check()
     queries, database = data.queries(), data.database()
+    check_retrieval(options.retrieval, queries, database)
     settings = {
         "command": "inloc",
         "dataset": str(dataset),

@@ -98,6 +98,43 @@ class RetrievalOptions:
             )
 
 
+def check_retrieval(
+    options: RetrievalOptions, queries: Sequence[str], database: Sequence[str]
+) -> None:
+    """Raises EdmHlocError if a file is given that cannot be read or holds none of the queries."""
+    options.check()
+    if options.is_file and Path(options.how).suffix == ".h5":
+        _described(Path(options.how), queries, database)
+    elif options.is_file:
+        _listed(options, queries, database)
+
+
+def _listed(
+    options: RetrievalOptions, queries: Sequence[str], database: Sequence[str]
+) -> dict[str, list[str]]:
+    """The images that hloc's list has of each query. Raises EdmHlocError if it has none."""
+    found = retrieved(read_pairs(Path(options.how), [*queries, *database]))
+    found = {q: found[q][: options.number] for q in queries if q in found}
+    if not found:
+        raise EdmHlocError(
+            f"{options.how} lists none of the {len(queries)} queries. Names must be relative to "
+            f"the image folder, like {queries[0]!r}."
+        )
+    return found
+
+
+def _described(descriptors: Path, queries: Sequence[str], database: Sequence[str]) -> set[str]:
+    """The images in an H5 file. Raises EdmHlocError if no query or no other is among them."""
+    with DescriptorReader(descriptors) as reader:
+        known = set(reader.names())
+    if known.isdisjoint(queries) or known.isdisjoint(database):
+        raise EdmHlocError(
+            f"{descriptors} has no descriptors of the queries or of the database; its names are "
+            f"like {min(known, default='nothing')!r}."
+        )
+    return known
+
+
 def retrieve(
     run: Run,
     options: RetrievalOptions,
@@ -123,13 +160,7 @@ def retrieve(
     listed, scored = run.out / f"pairs-{name}", run.out / f"scores-{name}"
     given = Path(options.how)
     if options.is_file and given.suffix != ".h5":
-        found = retrieved(read_pairs(given, [*queries, *database]))
-        found = {q: found[q][: options.number] for q in queries if q in found}
-        if not found:
-            raise EdmHlocError(
-                f"{given} lists none of the {len(queries)} queries. Names must be relative to the "
-                f"image folder, like {queries[0]!r}."
-            )
+        found = _listed(options, queries, database)
         unknown = {image for images in found.values() for image in images} - set(database)
         if unknown:
             logger.warning(
@@ -188,13 +219,7 @@ def _by_descriptors(
         stamps = image_stamps(image_root, everything)
         depends_on = [stamps, database, options.how, asdict(options.vlad)]
         run.step("descriptors", depends_on, [descriptors], compute)
-    with DescriptorReader(descriptors) as reader:
-        known = set(reader.names())
-    if known.isdisjoint(queries) or known.isdisjoint(database):
-        raise EdmHlocError(
-            f"{descriptors} has no descriptors of the queries or of the database; its names are "
-            f"like {min(known, default='nothing')!r}."
-        )
+    known = _described(descriptors, queries, database)
     found = most_similar(
         descriptors,
         [query for query in queries if query in known],
@@ -324,7 +349,6 @@ def localize_photos(
     queries = [f"query/{name}" for name in find_images(query_root)]
     known = {f"query/{name}": camera for name, camera in (known or {}).items()}
     retrieval = retrieval or RetrievalOptions(number=20)
-    retrieval.check()
     pose = pose or PoseOptions()
     in_database = [name.removeprefix("database/") for name in points.names()]
     there = [f"database/{name}" for name in image_stamps(image_root, in_database)]
@@ -333,6 +357,7 @@ def localize_photos(
             f"None of the photos of {model} is in {image_root}; it knows names like "
             f"{in_database[0]!r}."
         )
+    check_retrieval(retrieval, queries, there)
     settings = {
         "command": "localize",
         "model": str(model),

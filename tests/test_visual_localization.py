@@ -31,6 +31,7 @@ from edm_hloc.inloc import (
 )
 from edm_hloc.localize import check_submission, read_log, read_poses
 from edm_hloc.mapping import MappingOptions
+from edm_hloc.store import DescriptorWriter
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from edm_hloc.visual_localization import RetrievalOptions, localize_photos
 from tests.scenes import TruthMatcher
@@ -183,6 +184,39 @@ def test_inloc(inloc: Path, tmp_path: Path) -> None:
     run, more, _ = localize_inloc(dataset, tmp_path / "out", matcher, options)
     assert run.results["missing_scans"] == []
     assert sum(a.correspondences for a in more) > sum(a.correspondences for a in answers)
+
+
+def test_useless_files_are_told_before_a_run_begins(
+    aachen: Path, inloc: Path, tmp_path: Path
+) -> None:
+    listed, descriptors = tmp_path / "pairs-query-netvlad2.txt", tmp_path / "global.h5"
+    listed.write_text("query/z.jpg db/1.jpg\n")
+    with DescriptorWriter(descriptors, {}) as writer:
+        writer.add("db/1.jpg", np.ones(4))
+    matcher, out = TruthMatcher(aachen, images="images_upright"), tmp_path / "out"
+    images = aachen / "images_upright"
+    for file, message in ((listed, "lists none of the"), (descriptors, "has no descriptors of")):
+        retrieval = RetrievalOptions(str(file), 2)
+        with pytest.raises(EdmHlocError, match=message):
+            localize_aachen(aachen, out, matcher, AachenOptions(retrieval=retrieval))
+        with pytest.raises(EdmHlocError, match=message):
+            localize_inloc(inloc, out, matcher, InLocOptions(retrieval=retrieval))
+        with pytest.raises(EdmHlocError, match=message):
+            localize_photos(
+                aachen / "3D-models/aachen_v_1_1",
+                images,
+                images / "query",
+                out,
+                matcher,
+                retrieval=retrieval,
+            )
+    damaged = tmp_path / "aachen"
+    shutil.copytree(aachen, damaged)
+    file = next(damaged.glob("3D-models/aachen_v_1_1/images.*"))
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(EdmHlocError, match="aachen_v_1_1"):
+        localize_aachen(damaged, out, matcher, AachenOptions(retrieval=ALL))
+    assert not out.exists()
 
 
 def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
