@@ -133,7 +133,16 @@ def from_file(path: Path, names: Iterable[str]) -> list[Pair]:
         EdmHlocError: as `read_pairs`; or no pair is left.
     """
     known = frozenset(names)
-    pairs = unique_pairs(read_pairs(path, known))
+    return among(known, unique_pairs(read_pairs(path, known)), path)
+
+
+def among(names: Iterable[str], pairs: Sequence[Pair], path: Path) -> list[Pair]:
+    """The pairs whose images are among `names`; the others, of `path`, are left out with a warning.
+
+    Raises:
+        EdmHlocError: no pair is left.
+    """
+    known = frozenset(names)
     unknown = sorted({name for pair in pairs for name in pair} - known)
     found = [pair for pair in pairs if known.issuperset(pair)]
     if not found:

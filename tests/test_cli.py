@@ -255,6 +255,29 @@ def test_user_errors(
         assert "Traceback" not in error
 
 
+def test_options_for_other_lists_of_pairs_are_not_ignored(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out, model = scene / "images", tmp_path / "list.txt", scene / "truth"
+    for wrong, message in (
+        (["--overlap", 3], "--overlap is for --pairs sequential only"),
+        (["--loop-step", 3, "--from-model", model], "--loop-step is for --pairs sequential only"),
+        (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model only"),
+    ):
+        assert run("pairs", images, out, *wrong) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("pairs", images, out, "--from-model", model, "--pairs", "sequential")
+    assert "not allowed with" in capsys.readouterr().err
+    assert not out.exists()
+
+    (tmp_path / "renamed").mkdir()
+    for number in range(2):
+        shutil.copy(images / f"view_0{number}.jpg", tmp_path / "renamed" / f"{number}.jpg")
+    assert run("pairs", tmp_path / "renamed", out, "--from-model", model) == 1
+    assert "It names 'view_00.jpg', which is not there" in capsys.readouterr().err
+
+
 def test_wrong_paths_are_told_before_weights_are_loaded(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,25 +53,29 @@ SEED = between(int, 0, 2**31)  # COLMAP's range
 
 def add_pairs(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("which photos to match with which")
-    group.add_argument(
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
         "--pairs",
-        default="exhaustive",
         metavar="HOW",
-        help="exhaustive, sequential (photos in the order of their names), or a file with two "
-        "names a line",
+        help="exhaustive (which is the default), sequential (photos in the order of their names), "
+        "or a file with two names a line",
     )
-    group.add_argument(
+    either.add_argument(
         "--from-model",
         type=Path,
         metavar="MODEL",
         help="instead, partners that see most points in common in this COLMAP model, or the "
         "nearest cameras where it has no points",
     )
-    group.add_argument("--partners", type=int, default=20, help="a photo, for --from-model")
-    group.add_argument("--overlap", type=int, default=10, help="next photos, for sequential")
+    group.add_argument(
+        "--partners", type=between(int, 1), help="a photo, for --from-model; 20 by default"
+    )
+    group.add_argument(
+        "--overlap", type=between(int, 1), help="next photos, for sequential; 10 by default"
+    )
     group.add_argument(
         "--loop-step",
-        type=int,
+        type=between(int, 1),
         help="for sequential: also match every so many photos with one another, to close loops",
     )
 
@@ -200,21 +204,29 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
     from edm_hloc import pairs
     from edm_hloc.images import find_images
 
+    by_model, in_order = args.from_model is not None, args.pairs == "sequential"
+    for option, value, given, needed in (
+        ("--partners", args.partners, by_model, "--from-model"),
+        ("--overlap", args.overlap, in_order, "--pairs sequential"),
+        ("--loop-step", args.loop_step, in_order, "--pairs sequential"),
+    ):
+        if value is not None and not given:
+            raise EdmHlocError(f"{option} is for {needed} only: add that, or leave {option} out.")
     names = find_images(args.images)
-    if args.from_model is not None:
-        found = pairs.from_model(args.from_model, args.partners)
-        known = set(names)
-        listed = [pair for pair in found if known.issuperset(pair)]
-    elif args.pairs == "exhaustive":
+    every = not by_model and args.pairs in (None, "exhaustive")
+    if by_model:
+        found = pairs.from_model(args.from_model, args.partners or 20)
+        listed = pairs.among(names, found, args.from_model)
+    elif every:
         listed = pairs.exhaustive(names)
-    elif args.pairs == "sequential":
-        listed = pairs.sequential(names, args.overlap, args.loop_step)
+    elif in_order:
+        listed = pairs.sequential(names, args.overlap or 10, args.loop_step)
     else:
         listed = pairs.from_file(Path(args.pairs), names)
     print(f"Photos      {len(names)} in {args.images}, {len(listed):,} pairs")
     if not listed:
         raise EdmHlocError(f"There is no pair to match: {args.images} holds {len(names)} photo(s).")
-    if args.pairs == "exhaustive" and args.from_model is None and len(listed) > MANY_PAIRS:
+    if every and len(listed) > MANY_PAIRS:
         print(
             f"            All pairs of {len(names)} photos are many; for photos taken one after "
             "the other, --pairs sequential is much faster."

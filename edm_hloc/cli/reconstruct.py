@@ -22,8 +22,9 @@ def register(command: options.AddCommand) -> None:
 
     sub = command("match-pairs", _match_pairs, "match listed pairs into hloc's H5 files")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("pairs_file", type=Path, metavar="PAIRS", help="two names a line")
+    sub.add_argument("pairs", metavar="PAIRS", help="two names a line")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
+    sub.set_defaults(from_model=None, partners=None, overlap=None, loop_step=None)
     options.add_matcher(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
@@ -70,7 +71,7 @@ def _triangulate(args: argparse.Namespace) -> None:
 
     start = time.monotonic()
     check_model(args.model)
-    if args.from_model is None and args.pairs == "exhaustive":
+    if args.from_model is None and args.pairs is None:
         args.from_model = args.model
     with reporting(args.out):
         run = triangulate_model(
@@ -94,7 +95,6 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from edm_hloc.reconstruct import Run, match_and_quantize
 
     end_quietly()
-    args.pairs, args.from_model = str(args.pairs_file), None
     pairs = options.list_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
