@@ -8,9 +8,10 @@ import io
 import logging
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import cv2
@@ -24,6 +25,8 @@ from .errors import EdmHlocError, ImageError
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
+_RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
+_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".gif", ".psd", *_RAW_SUFFIXES)
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM")
 _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure
 
@@ -37,7 +40,7 @@ def find_images(root: Path) -> list[str]:
     Images are known by their suffix (`IMAGE_SUFFIXES`, in any case). Hidden files and folders are
     left out. Linked folders are followed unless the link leads back to a folder it lies in. A name
     that a list of pairs or an H5 file cannot hold (tabs, line breaks, not valid Unicode) is left
-    out with a warning.
+    out with a warning, and so are photos of kinds that are not read.
 
     Raises:
         EdmHlocError: there is no such folder, it cannot be read, or it holds no images.
@@ -45,8 +48,13 @@ def find_images(root: Path) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise EdmHlocError(f"No such folder of images: {root}. Check the path.")
-    names = []
+    names, others = [], Counter[str]()
     for name in _walk(root, "", frozenset()):
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in _UNREAD_SUFFIXES:
+            others[suffix] += 1
+        if suffix not in IMAGE_SUFFIXES:
+            continue
         try:
             name.encode("utf-8")
             holdable = name.splitlines() == [name] and "\t" not in name
@@ -56,16 +64,23 @@ def find_images(root: Path) -> list[str]:
             names.append(name)
         else:
             logger.warning("Image %r in %s is left out: rename it first.", name, root)
+    unread = ""
+    if others:
+        kinds = ", ".join(sorted(others))
+        unread = f"{others.total()} files ({kinds}) are of a kind that is not read: "
+        unread += "convert them to JPEG."
     if not names:
         raise EdmHlocError(
             f"No images in {root}: there must be files ending in {', '.join(IMAGE_SUFFIXES)} in it "
-            "or in its subfolders."
+            f"or in its subfolders. {unread}".rstrip()
         )
+    if unread:
+        _warn_once(f"In {root} {unread}")
     return sorted(names)
 
 
 def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Names below the folder root/prefix; `above` are the identities of the folders it lies in."""
+    """Files below the folder root/prefix; `above` are the identities of the folders it lies in."""
     folder = root / prefix
     try:
         status = folder.stat()
@@ -83,7 +98,7 @@ def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterato
         name = f"{prefix}{entry.name}"
         if entry.is_dir():
             yield from _walk(root, f"{name}/", above | {identity})
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+        else:
             yield name
 
 
@@ -188,7 +203,10 @@ def load_image(
     path = Path(path)
     pixels, orientation = _decode(path, grayscale)
     if orientation != 1:
-        _warn_of_orientation(path, orientation)
+        _warn_once(
+            f"{path} carries EXIF orientation {orientation}, which is ignored: its pixels are used "
+            "as they are stored."
+        )
     height, width = pixels.shape[:2]
     size = network_size(width, height, resize_max=resize_max, divisor=divisor)
     resized = _resize(pixels, size)
@@ -198,13 +216,9 @@ def load_image(
     return NetworkImage(tensor, transform, (width, height), orientation)
 
 
-@functools.cache  # once per photo, however often it is loaded
-def _warn_of_orientation(path: Path, orientation: int) -> None:
-    logger.warning(
-        "%s carries EXIF orientation %d, which is ignored: its pixels are used as they are stored.",
-        path,
-        orientation,
-    )
+@functools.cache  # however often a photo is loaded, or a folder listed
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

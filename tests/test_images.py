@@ -606,6 +606,21 @@ def test_names_no_list_can_hold_are_left_out(
     assert "rename" in caplog.text
 
 
+def test_photos_of_other_kinds_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.HEIC", "sub/b.heic", "sub/c.cr2", ".hidden.heic", "notes.txt")
+    with pytest.raises(EdmHlocError, match=r"No images.* 3 files \(\.cr2, \.heic\) .* to JPEG\.$"):
+        find_images(tmp_path)
+    touch(tmp_path, "d.jpg")
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        for _ in range(2):
+            assert find_images(tmp_path) == ["d.jpg"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"In {tmp_path} 3 files (.cr2, .heic) are of a kind that is not read: convert them to JPEG."
+    ]
+
+
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"No such folder.*nowhere"):
         find_images(tmp_path / "nowhere")
