@@ -134,15 +134,24 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
     """A COLMAP database, closed in the end.
 
     Raises:
-        EdmHlocError: there is none.
+        EdmHlocError: there is none, or a damaged one.
     """
     if not path.is_file():
         raise EdmHlocError(f"No COLMAP database {path}.")
-    database = pycolmap.Database.open(path)
     try:
-        yield database
-    finally:
-        database.close()
+        with quiet_colmap():
+            database = pycolmap.Database.open(path)
+        try:
+            yield database
+        finally:
+            database.close()
+    except RuntimeError as error:
+        if "SQLite" in str(error) or "database factory" in str(error):
+            raise EdmHlocError(
+                f"The COLMAP database {path} is damaged ({error}): delete it, and the same command "
+                "makes it anew."
+            ) from error
+        raise
 
 
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:

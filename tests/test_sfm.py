@@ -554,6 +554,15 @@ def test_no_matches_no_model_but_a_reason(scene: Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.parametrize("whole", [0, 8192])
+def test_a_scrambled_database_is_named(database: Path, tmp_path: Path, whole: int) -> None:
+    data = bytearray(database.read_bytes())
+    data[whole:] = np.random.default_rng(0).bytes(len(data) - whole)
+    (tmp_path / "d.db").write_bytes(data)
+    with pytest.raises(EdmHlocError, match=r"database .*d\.db is damaged .* delete it"):
+        map_database(tmp_path / "d.db", tmp_path, tmp_path / "model")
+
+
 def test_turning_on_the_spot_gives_a_reason(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, NAMES[:4], centres=np.array([[0.0, 0.0, -6.0]] * 4), noise=0.1)
     build(scene, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(NAMES, CAMERA)))
