@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -377,6 +378,43 @@ def test_config_errors_name_the_remedy(tmp_path: Path) -> None:
         load_config("edm_s", {"learningrate": 1})
     with pytest.raises(EdmHlocError, match="either minutes or steps"):
         run_training(TrainConfig(model=TINY), tmp_path / "run")
+    for length in ({"steps": 0}, {"minutes": -1.0}):
+        with pytest.raises(EdmHlocError, match="longer than 0"):
+            load_config("edm_s", length)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("learning_rate", "abc", "float"),
+        ("learning_rate", True, "float"),
+        ("seed", 0.5, "int"),
+        ("minutes", "long", "float | None"),
+        ("textures", 3, "str | None"),
+        ("difficulty", [0.1], "tuple[float, float]"),
+        ("difficulty", ["a", "b"], "tuple[float, float]"),
+        ("schedule", "linear", "Literal['cosine', 'paper']"),
+    ],
+)
+def test_settings_of_another_type_are_named(name: str, value: object, kind: str) -> None:
+    with pytest.raises(EdmHlocError, match=rf"{name} is .*, not {re.escape(kind)}$"):
+        load_config("edm_s", {name: value})
+
+
+def test_what_lightning_refuses_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="cannot train with accelerator 'foo'"):
+        run_training(TrainConfig(model=TINY, steps=1), tmp_path / "run", accelerator="foo")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_from_another_file_is_named(tmp_path: Path) -> None:
+    torch.save({"other": 1}, tmp_path / "other.pt")
+    (tmp_path / "text").write_text("root:x:0:0:root:/root:/bin/bash\n" * 20)
+    for name in ("other.pt", "text"):
+        initial = str(tmp_path / name)
+        config = TrainConfig(model=TINY, steps=1, initial=initial)
+        with pytest.raises(EdmHlocError, match=f"from {initial}: it is damaged, or no checkpoint"):
+            run_training(config, tmp_path / "run", accelerator="cpu")
 
 
 @pytest.mark.parametrize("name", PRESETS)

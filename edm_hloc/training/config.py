@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -123,6 +123,15 @@ class TrainConfig:
     checkpoints: int = 30
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(TrainConfig)
+        for name, hint in hints.items():
+            value = getattr(self, name)
+            if not _is(value, hint):
+                kind = hint.__name__ if hint in (int, float, str) else str(hint)
+                kind = kind.replace("typing.", "")
+                raise EdmHlocError(f"the training setting {name} is {value!r}, not {kind}")
+        if any(length is not None and length <= 0 for length in (self.minutes, self.steps)):
+            raise EdmHlocError("a training run must be longer than 0 minutes or steps")
         ends = [s.until for s in self.stages]
         if not ends or ends[-1] != 1.0 or ends != sorted(ends):
             raise EdmHlocError(f"training stages must end at rising shares up to 1.0, got {ends}")
@@ -161,6 +170,22 @@ class TrainConfig:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def _is(value: object, hint: Any) -> bool:
+    """Whether a value is of a type; int counts as float."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is tuple:
+        if isinstance(value, tuple) and parts[-1] is Ellipsis:
+            return all(_is(item, parts[0]) for item in value)
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is, value, parts))
+    if parts:
+        return any(_is(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 _FROM_SCRATCH_ON_CPU = TrainConfig(

@@ -116,7 +116,13 @@ def run_training(
     """
     if (config.minutes is None) == (config.steps is None):
         raise EdmHlocError("give a training run its length: either minutes or steps")
-    fabric = Fabric(accelerator=accelerator, devices=devices, precision=config.precision)  # type: ignore[arg-type]
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=config.precision)  # type: ignore[arg-type]
+    except Exception as error:  # Lightning raises almost anything
+        raise EdmHlocError(
+            f"cannot train with accelerator {accelerator!r}, devices {devices!r} and precision "
+            f"{config.precision!r}: {error}"
+        ) from error
     fabric.launch()
     torch.manual_seed(mix_seeds(config.seed, STREAM_WEIGHTS))
     model = EDM(config.model)
@@ -428,10 +434,7 @@ def _load_initial(path: Path, model: EDM, average: EDM) -> _Progress:
             progress.pairs = int(known.get("pairs", 0))
             progress.seconds = 3600 * float(known.get("hours", 0))
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            state, average_state = checkpoint["model"], checkpoint["average"]
-            network = config_from_json(json.dumps(json.loads(checkpoint["config"])["model"]))
-            progress = _Progress(**checkpoint["progress"])
+            state, average_state, network, progress = _read_run(path)
         if network is not None:
             _check_network(network, model.config)
         model.load_state_dict(state)
@@ -439,6 +442,19 @@ def _load_initial(path: Path, model: EDM, average: EDM) -> _Progress:
     except Exception as error:
         raise EdmHlocError(f"cannot start training from {path}: {error}") from error
     return progress
+
+
+def _read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any], EDMConfig, _Progress]:
+    """Weights, their average, network and progress of a checkpoint."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        network = config_from_json(json.dumps(json.loads(checkpoint["config"])["model"]))
+        progress = _Progress(**checkpoint["progress"])
+        return checkpoint["model"], checkpoint["average"], network, progress
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises almost anything
+        raise EdmHlocError("it is damaged, or no checkpoint.pt of a training run") from error
 
 
 def _check_network(theirs: EDMConfig, ours: EDMConfig) -> None:
