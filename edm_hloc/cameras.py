@@ -135,7 +135,8 @@ def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
             height=int(words[2]),
             params=[float(word) for word in words[3:]],
         )
-        valid = camera.verify_params() and camera.mean_focal_length() > 0
+        focal = camera.mean_focal_length()
+        valid = camera.verify_params() and focal > 0 and np.isfinite(camera.params).all()
     except Exception:  # pycolmap raises almost anything
         valid = False
     if not valid:

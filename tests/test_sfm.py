@@ -360,6 +360,8 @@ def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
         ("a.jpg 640 480 500", "expected 'name MODEL width"),
         ("a.jpg PINHOLE 640 480 500", "not a camera"),
         ("a.jpg PINHOLE 640 x 5 5 5 5", "not a camera"),
+        ("a.jpg PINHOLE 640 480 5 5 nan 5", "not a camera"),
+        ("a.jpg SIMPLE_RADIAL 640 480 5 5 5 inf", "not a camera"),
         ("b.jpg PINHOLE 640 480 5 5 5 5", "none of the 1 images"),
         ("", "none of the 1 images"),
     ],
