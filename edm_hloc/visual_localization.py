@@ -377,8 +377,9 @@ def localize_photos(
             "estimated": len(queries) - len(known) - len(in_model),
         }
         known |= in_model
-        cameras, problems = query_cameras(root, queries, known)
-        found = retrieve(run, retrieval, root, queries, there, matcher.device)
+        cameras, problems = _query_cameras(query_root, queries, known)
+        usable = [query for query in queries if query not in problems]
+        found = retrieve(run, retrieval, root, usable, there, matcher.device)
 
         keypoints = out / "model-keypoints.h5"
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
@@ -395,10 +396,42 @@ def localize_photos(
         answers = find_poses(
             run, matched, queries, cameras, problems, found, points, pose, uncalibrated=free
         )
-        answers = [replace(a, query=a.query.removeprefix("query/")) for a in answers]
+        inside = str(root / "query")  # as decoders name photos that end too early
+        answers = [
+            replace(
+                a,
+                query=a.query.removeprefix("query/"),
+                reason=a.reason.replace(inside, str(query_root)),
+            )
+            for a in answers
+        ]
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
         write_poses(out / "poses.txt", localized)
         return run, answers
+
+
+def _query_cameras(
+    root: Path, queries: Sequence[str], known: Mapping[str, pycolmap.Camera]
+) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
+    """`query_cameras` of the photos under `root`, whose names in the run begin with "query/".
+
+    Raises:
+        EdmHlocError: none of the queries has a camera.
+    """
+    name_of = {query.removeprefix("query/"): query for query in queries}
+    cameras, problems = query_cameras(
+        root, list(name_of), {name: known[q] for name, q in name_of.items() if q in known}
+    )
+    for reason in problems.values():
+        logger.warning("Skipping a query: %s", reason)
+    if not cameras:
+        raise EdmHlocError(
+            f"None of the {len(queries)} queries can be used: {next(iter(problems.values()))}"
+        )
+    return (
+        {name_of[name]: camera for name, camera in cameras.items()},
+        {name_of[name]: reason for name, reason in problems.items()},
+    )
 
 
 def _one_root(folder: Path, roots: Mapping[str, Path]) -> Path:

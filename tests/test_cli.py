@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -16,8 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edm_hloc import cli
+from edm_hloc.images import find_images
 from edm_hloc.pairs import write_pairs
-from edm_hloc.reconstruct import Run
+from edm_hloc.reconstruct import Run, triangulate_model
 from edm_hloc.store import FeatureReader, MatchReader
 from tests.scenes import TruthMatcher
 from tests.test_edm_golden import reference_state
@@ -253,6 +255,51 @@ def test_user_errors(
         error = capsys.readouterr().err
         assert message in error, arguments
         assert "Traceback" not in error
+
+
+@pytest.fixture(scope="module")
+def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the scene with points."""
+    out = tmp_path_factory.mktemp("model")
+    names = find_images(scene / "images")
+    pairs = list(itertools.combinations(names, 2))
+    triangulate_model(scene / "truth", scene / "images", out, pairs, TruthMatcher(scene))
+    return out / "model"
+
+
+@pytest.mark.usefixtures("truth")
+def test_queries_that_cannot_be_read_are_told_once_by_their_path(
+    scene: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queries, out = tmp_path / "q", tmp_path / "out"
+    queries.mkdir()
+    photo = scene / "images" / "view_00.jpg"
+    shutil.copy(photo, queries / "good.jpg")
+    (queries / "zero.jpg").write_bytes(b"")
+    (queries / "short.jpg").write_bytes(photo.read_bytes()[:3000])
+    assert run("localize", model, scene / "images", queries, out) == 0
+    said = capsys.readouterr().out
+    assert "Localized   1 of 3 queries" in said
+    assert f"zero.jpg: Cannot read image {queries}/zero.jpg" in said
+    assert f"short.jpg: Cannot read image {queries}/short.jpg" in said
+    assert caplog.text.count("zero.jpg") == 1
+
+
+@pytest.mark.usefixtures("truth")
+def test_no_query_localized_is_an_error(
+    scene: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = scene / "images", tmp_path / "out"
+    assert run("localize", model, images, images, out, "--min-inliers", 10**6) == 1
+    said = capsys.readouterr()
+    assert "Localized   0 of 7 queries" in said.out
+    assert "None of the 7 queries was localized" in said.err
+    assert (out / "poses.txt").is_file()
+    assert (out / "report.html").is_file()
 
 
 def test_options_for_other_lists_of_pairs_are_not_ignored(

@@ -178,6 +178,11 @@ def _localize(args: argparse.Namespace) -> None:
         _print_answers(run, answers, time.monotonic() - start, submitted=False)
         poses, log = run.out / "poses.txt", run.out / "queries.jsonl"
         print(f"Written     {poses} and, with all details, {log}")
+    if not run.results["localized"]["localized"]:
+        raise EdmHlocError(
+            f"None of the {len(answers)} queries was localized: check that they show what the "
+            "model does, look at the matches in the report, or try a larger --retrieved."
+        )
 
 
 def _aachen(args: argparse.Namespace) -> None:
