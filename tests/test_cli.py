@@ -362,21 +362,28 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "goes on from there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "match-pairs"])
-def test_a_kill_leaves_no_stack_trace(scene: Path, tmp_path: Path, command: str) -> None:
-    listed = tmp_path / "pairs.txt"
-    write_pairs(listed, [tuple(sorted(p.name for p in (scene / "images").iterdir())[:2])])
-    pairs = [listed] if command == "match-pairs" else []
+@pytest.mark.parametrize(
+    ("command", "killed_in"),
+    [
+        ("reconstruct I O", "cli.options.list_pairs"),
+        ("match-pairs I P O", "cli.options.list_pairs"),
+        ("triangulate M I O", "colmap.check_model"),
+        ("localize M I Q O", "colmap.check_model"),
+        ("demo O", "cli.options.make_matcher"),
+        ("evaluate pose T I O", "evaluation.pose_pairs.read_pose_pairs"),
+    ],
+)
+def test_a_kill_leaves_no_stack_trace(command: str, killed_in: str) -> None:
+    module, _, function = killed_in.rpartition(".")
     program = (
         "import os, signal, sys\n"
         "from edm_hloc import cli\n"
-        "cli.options.make_matcher = lambda args: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"import edm_hloc.{module} as module\n"
+        f"module.{function} = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "cli.main(sys.argv[1:])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program, command, scene / "images", *pairs, tmp_path / "out"],
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", program, *command.split()], capture_output=True, text=True
     )
     assert ended.returncode == -signal.SIGTERM
     assert ended.stderr == ""

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
-from edm_hloc.cli.report import reporting
+from edm_hloc.cli.report import end_quietly, reporting
 from edm_hloc.errors import EdmHlocError
 
 
@@ -26,6 +26,7 @@ def register(command: options.AddCommand) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.cameras import CameraOptions
     from edm_hloc.evaluation.models import compare
     from edm_hloc.images import find_images

@@ -34,12 +34,12 @@ def register(command: options.AddCommand) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.evaluation.baselines import ALIKEDMatcher, SIFTMatcher
     from edm_hloc.evaluation.pose import evaluate_pose, summarise, table
     from edm_hloc.evaluation.pose_pairs import read_pose_pairs
     from edm_hloc.matchers.base import Matcher
 
-    end_quietly()
     pairs = read_pose_pairs(args.truth, args.images, args.resize)
     chosen = [pair for pair in pairs if pair.rotation <= args.max_rotation]
     if not chosen:

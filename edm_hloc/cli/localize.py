@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edm_hloc.cli import options
-from edm_hloc.cli.report import reporting
+from edm_hloc.cli.report import end_quietly, reporting
 from edm_hloc.errors import EdmHlocError
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 
 
 def _localize(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.cameras import load_intrinsics
     from edm_hloc.colmap import check_model
     from edm_hloc.images import find_images
@@ -186,6 +187,7 @@ def _localize(args: argparse.Namespace) -> None:
 
 
 def _aachen(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 
     start = time.monotonic()
@@ -212,6 +214,7 @@ def _aachen(args: argparse.Namespace) -> None:
 
 
 def _inloc(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
 
     start = time.monotonic()

@@ -40,6 +40,7 @@ def register(command: options.AddCommand) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.cameras import CameraOptions, load_intrinsics
     from edm_hloc.mapping import MappingOptions
     from edm_hloc.reconstruct import reconstruct
@@ -66,6 +67,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _triangulate(args: argparse.Namespace) -> None:
+    end_quietly()
     from edm_hloc.colmap import check_model
     from edm_hloc.reconstruct import triangulate_model
 
@@ -89,12 +91,12 @@ def _triangulate(args: argparse.Namespace) -> None:
 
 
 def _match_pairs(args: argparse.Namespace) -> None:
+    end_quietly()
     from dataclasses import asdict
 
     from edm_hloc.masks import find_masks
     from edm_hloc.reconstruct import Run, match_and_quantize
 
-    end_quietly()
     pairs = options.list_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {

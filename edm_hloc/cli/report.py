@@ -33,7 +33,6 @@ def reporting(out: Path) -> Iterator[None]:
 
     Nothing that goes wrong here fails the run.
     """
-    end_quietly()
     try:
         yield
     except EdmHlocError as error:
@@ -45,8 +44,8 @@ def reporting(out: Path) -> Iterator[None]:
 
 def end_quietly() -> None:
     """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
-    pycolmap would print from its import on."""
-    import pycolmap  # noqa: F401
+    pycolmap would print from its import on: commands that take long begin with this."""
+    import edm_hloc.colmap  # noqa: F401
 
     with contextlib.suppress(ValueError):  # not in the main thread
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
