@@ -288,6 +288,11 @@ def test_queries_that_cannot_be_read_are_told_once_by_their_path(
     assert f"short.jpg: Cannot read image {queries}/short.jpg" in said
     assert caplog.text.count("zero.jpg") == 1
 
+    record = (out / "run.json").read_bytes()
+    assert run("reconstruct", scene / "images", out) == 1
+    assert f"{out} holds what edm-hloc localize made" in capsys.readouterr().err
+    assert (out / "run.json").read_bytes() == record
+
 
 @pytest.mark.usefixtures("truth")
 def test_no_query_localized_is_an_error(
