@@ -330,6 +330,15 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
     assert "It names 'view_00.jpg', which is not there" in capsys.readouterr().err
 
 
+def test_the_demo_does_not_write_over_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    assert run("demo", tmp_path) == 1
+    assert f"{tmp_path} holds another run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
 def test_wrong_paths_are_told_before_weights_are_loaded(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,8 @@ def _demo(args: argparse.Namespace) -> None:
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     start = time.monotonic()
+    if (args.out / "run.json").exists() and not any(args.out.glob("scene_*")):
+        raise EdmHlocError(f"{args.out} holds another run: choose another folder for the demo.")
     matcher = options.make_matcher(args)
     scene = args.out / f"scene_{args.views}_{args.seed}"
     if not (scene / "truth" / "cameras.txt").is_file():
