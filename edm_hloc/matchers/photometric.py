@@ -34,7 +34,7 @@ from edm_hloc.models.edm import CELL
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
 _LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line
 _CORNER = 5  # pixels a side of the neighbourhood that makes a corner
-_FAINT = 1e-4  # strength of a corner that is taken for noise
+_FAINT = 3e-4  # strength of a corner that is taken for noise
 _TWINS = 0.5  # pixels apart at most, in both photos together
 _MOST = 0.35  # matches a cell of image 0, as many as EDM gives; each may give two
 _CHUNK = 512  # matches that are aligned together: what fits the cache of a CPU
@@ -71,7 +71,7 @@ class RefinementConfig:
     min_correlation: float = 0.8
     neighbours: int = 20
     min_support: float = 0.4
-    min_aligned_support: float = 0.9
+    min_aligned_support: float = 0.8
     sure_correlation: float = 0.97
     least_to_grow: int = 50
     min_grown_correlation: float = 0.9
