@@ -22,7 +22,7 @@ import edm_hloc
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import NetworkImage, image_stamps, load_image
 from edm_hloc.matchers.base import Features, Matcher, Matches
-from edm_hloc.pairs import Pair
+from edm_hloc.pairs import Pair, names_in
 from edm_hloc.store import RawMatches, RawMatchWriter
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def order_pairs(pairs: Sequence[Pair], capacity: int) -> list[Pair]:
     """
     if not pairs:
         return []
-    names = sorted({name for pair in pairs for name in pair})
+    names = names_in(pairs)
     index = {name: i for i, name in enumerate(names)}
     ends = np.array([[index[a], index[b]] for a, b in pairs], dtype=np.int32).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), (len(names),) * 2)
@@ -345,7 +345,7 @@ def match_pairs(
     config = config or DenseConfig()
     start = time.monotonic()
     pairs = list(dict.fromkeys(pairs))
-    names = sorted({name for pair in pairs for name in pair})
+    names = names_in(pairs)
     stamps = image_stamps(image_root, names)
     with RawMatchWriter(
         raw_directory, run_provenance(matcher), stamps, overwrite=overwrite
@@ -401,7 +401,7 @@ def _match(
         matched=batches.matched,
         resumed=resumed,
         encoded=encoded,
-        images=len({name for pair in pairs for name in pair}),
+        images=len(names_in(pairs)),
         skipped=loader.skipped,
         skipped_pairs=len(pairs) - batches.matched,
         rotated=tuple(sorted(loader.rotated)),

@@ -18,7 +18,7 @@ import numpy as np
 
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import open_image, photo_size
-from edm_hloc.pairs import Pair
+from edm_hloc.pairs import Pair, names_in
 from edm_hloc.store import RawMatches, RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
@@ -39,7 +39,7 @@ def find_masks(folder: Path | None, pairs: Iterable[Pair], images: Path) -> dict
         return {}
     if not folder.is_dir():
         raise EdmHlocError(f"No such folder of masks: {folder}. Check the path.")
-    names = sorted({name for pair in pairs for name in pair})
+    names = names_in(pairs)
     found = {}
     for name in names:
         for path in (folder / f"{name}.png", (folder / name).with_suffix(".png")):

@@ -31,6 +31,11 @@ def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     return list(seen.values())
 
 
+def names_in(pairs: Iterable[Pair]) -> list[str]:
+    """The images of pairs, each once, sorted."""
+    return sorted({name for pair in pairs for name in pair})
+
+
 # --------------------------------------------------------------------------- by rule
 
 
@@ -143,7 +148,7 @@ def among(names: Iterable[str], pairs: Sequence[Pair], path: Path) -> list[Pair]
         EdmHlocError: no pair is left.
     """
     known = frozenset(names)
-    unknown = sorted({name for pair in pairs for name in pair} - known)
+    unknown = [name for name in names_in(pairs) if name not in known]
     found = [pair for pair in pairs if known.issuperset(pair)]
     if not found:
         hint = f" It names {unknown[0]!r}, which is not there." if unknown else ""

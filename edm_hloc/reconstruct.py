@@ -42,7 +42,7 @@ from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.mapping import MappingOptions, check_known
 from edm_hloc.masks import MaskedMatchReader, find_masks
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.pairs import Pair, write_pairs
+from edm_hloc.pairs import Pair, names_in, write_pairs
 from edm_hloc.sfm import build_database, map_database, triangulate
 from edm_hloc.store import check_provenance
 
@@ -354,7 +354,7 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if masks is None else str(masks),
     }
-    names = sorted({name for pair in pairs for name in pair})
+    names = names_in(pairs)
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
     mask_of = find_masks(masks, pairs, image_root)

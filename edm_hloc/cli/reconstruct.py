@@ -43,13 +43,14 @@ def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.cameras import CameraOptions, load_intrinsics
     from edm_hloc.mapping import MappingOptions
+    from edm_hloc.pairs import names_in
     from edm_hloc.reconstruct import reconstruct
 
     start = time.monotonic()
     pairs = options.list_pairs(args)
     known = None
     if args.known is not None:
-        known = load_intrinsics(args.known, sorted({name for pair in pairs for name in pair}))
+        known = load_intrinsics(args.known, names_in(pairs))
     with reporting(args.out):
         run = reconstruct(
             args.images,

@@ -29,14 +29,13 @@ from torch import Tensor
 
 from edm_hloc.images import NetworkImage, inside
 from edm_hloc.matchers.base import Features, Matcher, Matches, WrappingMatcher
-from edm_hloc.models.edm import CELL
+from edm_hloc.models.edm import CELL, default_topk
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
 _LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line
 _CORNER = 5  # pixels a side of the neighbourhood that makes a corner
 _FAINT = 3e-4  # strength of a corner that is taken for noise
 _TWINS = 0.5  # pixels apart at most, in both photos together
-_MOST = 0.35  # matches a cell of image 0, as many as EDM gives; each may give two
 _CHUNK = 512  # matches that are aligned together: what fits the cache of a CPU
 
 
@@ -210,8 +209,9 @@ def grow(
                 continue
             nearest = KDTree(points[here][new]).query(corners)[1]
             source = new[nearest]
-            moves = (affine[nearest] @ (corners - points[here][source])[:, :, None])[:, :, 0]
-            guess = (points[1 - here][source] + moves).astype(np.float32)
+            guess = _carried(
+                corners, points[here][source], points[1 - here][source], affine[nearest]
+            )
             grey, other = photos[here].grey, photos[1 - here].grey
             aligned = align(grey, other, corners, guess, affine[nearest], config)
             good = (
@@ -257,8 +257,15 @@ def _to_corners(
     row, column = _cells_of(points, corners.shape)
     match = np.sort(np.unique(row * corners.shape[1] + column, return_index=True)[1])
     found = corners[row[match], column[match]].astype(np.float32)
-    moves = (affine[match] @ (found - points[match])[:, :, None])[:, :, 0]
-    return _AtCorners(found, (others[match] + moves).astype(np.float32), match)
+    return _AtCorners(found, _carried(found, points[match], others[match], affine[match]), match)
+
+
+def _carried(
+    corners: np.ndarray, points: np.ndarray, others: np.ndarray, affine: np.ndarray
+) -> np.ndarray:
+    """Where the maps (N, 2, 2) around matches (N, 2), (N, 2) have corners (N, 2) next to them."""
+    moves = (affine @ (corners - points)[:, :, None])[:, :, 0]
+    return (others + moves).astype(np.float32)
 
 
 def local_affine_maps(
@@ -522,7 +529,7 @@ class RefinedMatcher(WrappingMatcher):
         score = scores[refined.match[agree]]
         count = max(2 * config.enough, int((score >= self.confident).sum()))
         best = agree[np.argsort(-score, kind="stable")[:count]]
-        most = self.matcher.topk or 2 * int(_MOST * photo0.textured.size)
+        most = self.matcher.topk or 2 * default_topk(photo0.textured.size)  # each may give two
         refined = _distinct(_chosen(refined, best))
         sure = refined.correlation >= config.sure_correlation
         found = self._supported(refined)

@@ -470,6 +470,11 @@ def _on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
         return list(pool.map(torch.no_grad()(work), shares))
 
 
+def default_topk(cells: int) -> int:
+    """K where none is asked for: 0.35 of the cells of image 0."""
+    return max(1, int(0.35 * cells))
+
+
 class _Block(NamedTuple):
     """The similarities of R rows of each pair, as they are searched.
 
@@ -857,7 +862,7 @@ class EDM(nn.Module):
         """
         (h0, w0), sides1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
         if topk is None:
-            topk = max(1, int(0.35 * h0 * w0))
+            topk = default_topk(h0 * w0)
         coarse0, coarse1 = self.interact(features0, features1)
         cells = self.coarse_match(coarse0, coarse1, topk, threshold)
         found = self.locate(features0, features1, coarse0, coarse1, cells, refined)

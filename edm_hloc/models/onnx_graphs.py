@@ -34,6 +34,7 @@ from edm_hloc.models.edm import (
     EDMFeatures,
     EDMMatches,
     RefinedImage,
+    default_topk,
     fold_batch_norms,
     similarity,
 )
@@ -420,7 +421,7 @@ class OnnxEDM:
                 f"The graphs were made for at most {self.topk} matches refined in "
                 f"{self.refined!r}: export them again for others."
             )
-        limit = min(topk or int(0.35 * sides0[0] * sides0[1]) or 1, self.topk)
+        limit = min(topk or default_topk(sides0[0] * sides0[1]), self.topk)
         batch = features0.f8.shape[0]
         inputs = [m.to(self.device, self.dtype) for f in (features0, features1) for m in f[:4]]
         outputs = [

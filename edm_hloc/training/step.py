@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edm_hloc.models.edm import CELL, EDM, CoarseMatches, EDMFeatures, best_columns
+from edm_hloc.models.edm import (
+    CELL,
+    EDM,
+    CoarseMatches,
+    EDMFeatures,
+    best_columns,
+    default_topk,
+)
 from edm_hloc.training.config import TrainConfig
 from edm_hloc.training.losses import (
     dual_softmax_entries,
@@ -17,8 +24,6 @@ from edm_hloc.training.losses import (
     total_loss,
 )
 from edm_hloc.training.supervision import Supervision, fine_targets, grid_points, pad_with_truth
-
-INFERENCE_SHARE = 0.35  # of the cells are matched at inference; the fine stage sees the same
 
 
 class PairBatch(NamedTuple):
@@ -130,7 +135,8 @@ class TrainingStep(nn.Module):
     def _draw_predicted(self, confidence: Tensor, generator: torch.Generator) -> Tensor:
         """Draw rows at random among those that inference would take: (B, K) cells of image 0."""
         rows = confidence.shape[1]
-        kept = confidence.topk(max(1, int(INFERENCE_SHARE * rows)), dim=1).indices
+        # the fine stage sees as many as at inference
+        kept = confidence.topk(default_topk(rows), dim=1).indices
         count = min(self.config.fine_matches, kept.shape[1])
         order = torch.rand(kept.shape, generator=generator).argsort(dim=1)[:, :count]
         return kept.gather(1, order.to(kept.device))
