@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +30,8 @@ EPIPOLAR_PX = 1.0
 EPIPOLAR_SQUARED = 1e-4  # LoFTR's for outdoor scenes; its sum of squares on the image plane z = 1
 # Pairs are also listed apart by the angle between their cameras: from, to (degrees).
 ROTATIONS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
+# RANSAC draws at random, and one draw moves an AUC by more than matchers differ.
+SEEDS = range(5)
 
 Pose = tuple[np.ndarray, np.ndarray]  # R (3, 3), t (3,) from camera 0 to camera 1
 
@@ -69,7 +72,7 @@ def pose_error(pose: Pose | None, T_0to1: np.ndarray) -> float:
     return max(rotation, float(np.degrees(np.arccos(cosine))))
 
 
-def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | None:
+def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -> Pose | None:
     """OpenCV's RANSAC with LoFTR's settings: 0.5 px over the mean focal length.
 
     Args:
@@ -78,7 +81,8 @@ def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | No
     if len(x0) < 5:
         return None
     focal = (pair.camera0.mean_focal_length() + pair.camera1.mean_focal_length()) / 2
-    cv2.setRNGSeed(0)
+    order = np.random.default_rng(seed).permutation(len(x0))  # OpenCV always draws the same
+    x0, x1 = x0[order], x1[order]
     E, mask = cv2.findEssentialMat(
         x0, x1, np.eye(3), threshold=0.5 / focal, prob=0.99999, method=cv2.RANSAC
     )
@@ -94,7 +98,7 @@ def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | No
     return pose
 
 
-def estimate_colmap(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | None:
+def estimate_colmap(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -> Pose | None:
     """COLMAP's LO-RANSAC at 1.5 px, and its refinement on the inliers.
 
     Args:
@@ -104,7 +108,7 @@ def estimate_colmap(x0: np.ndarray, x1: np.ndarray, pair: PosePair) -> Pose | No
         return None
     options = pycolmap.RANSACOptions()
     options.max_error = 1.5
-    options.random_seed = 0
+    options.random_seed = seed
     found = pycolmap.estimate_essential_matrix(x0, x1, pair.camera0, pair.camera1, options)
     if found is None:
         return None
@@ -126,7 +130,8 @@ class PairResult:
         near: of these, those whose symmetric distance from the epipolar lines is at most 1 px
             of the evaluation's frame (the larger of both images).
         near_squared: those whose sum of squared distances on the planes z = 1 is below 1e-4.
-        colmap, opencv: pose errors in degrees, see `estimate_colmap`, `estimate_opencv`.
+        colmap, opencv: pose errors in degrees, one a seed of RANSAC, see `estimate_colmap`,
+            `estimate_opencv`.
     """
 
     name0: str
@@ -135,8 +140,8 @@ class PairResult:
     matches: int
     near: int
     near_squared: int
-    colmap: float
-    opencv: float
+    colmap: tuple[float, ...]
+    opencv: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ class PoseSummary:
         precision: share of all matches within 1 px of the epipolar lines, mean over pairs;
             pairs without matches count 0, as in LoFTR's evaluation.
         precision_squared: likewise at LoFTR's threshold for outdoor scenes.
-        colmap, opencv: AUC at 5, 10, 20 degrees in %.
+        colmap, opencv: AUC at 5, 10, 20 degrees in %, mean over the seeds.
+        colmap_spread, opencv_spread: standard deviation of that at 5 degrees over the seeds.
     """
 
     matcher: str
@@ -159,7 +165,9 @@ class PoseSummary:
     precision: float
     precision_squared: float
     colmap: tuple[float, ...]
+    colmap_spread: float
     opencv: tuple[float, ...]
+    opencv_spread: float
 
 
 def measure_pair(pair: PosePair, keypoints0: np.ndarray, keypoints1: np.ndarray) -> PairResult:
@@ -184,8 +192,12 @@ def measure_pair(pair: PosePair, keypoints0: np.ndarray, keypoints1: np.ndarray)
         matches=len(keypoints0),
         near=int((pixels <= EPIPOLAR_PX**2).sum()),
         near_squared=int((squared0 + squared1 < EPIPOLAR_SQUARED).sum()),
-        colmap=pose_error(estimate_colmap(points0, points1, pair), pair.T_0to1),
-        opencv=pose_error(estimate_opencv(rays0, rays1, pair), pair.T_0to1),
+        colmap=tuple(
+            pose_error(estimate_colmap(points0, points1, pair, seed), pair.T_0to1) for seed in SEEDS
+        ),
+        opencv=tuple(
+            pose_error(estimate_opencv(rays0, rays1, pair, seed), pair.T_0to1) for seed in SEEDS
+        ),
     )
 
 
@@ -219,6 +231,8 @@ def summarise(matcher: str, results: Sequence[PairResult]) -> list[PoseSummary]:
         chosen = [r for r in results if low < r.rotation <= high or (low == r.rotation == 0)]
         if not chosen or ((low, high) != whole and len(chosen) == len(results)):
             continue
+        colmap, colmap_spread = _mean_auc([r.colmap for r in chosen])
+        opencv, opencv_spread = _mean_auc([r.opencv for r in chosen])
         summaries.append(
             PoseSummary(
                 matcher=matcher,
@@ -229,11 +243,19 @@ def summarise(matcher: str, results: Sequence[PairResult]) -> list[PoseSummary]:
                 precision_squared=float(
                     np.mean([r.near_squared / max(1, r.matches) for r in chosen])
                 ),
-                colmap=tuple(100 * a for a in pose_auc([r.colmap for r in chosen])),
-                opencv=tuple(100 * a for a in pose_auc([r.opencv for r in chosen])),
+                colmap=colmap,
+                colmap_spread=colmap_spread,
+                opencv=opencv,
+                opencv_spread=opencv_spread,
             )
         )
     return summaries
+
+
+def _mean_auc(errors: Sequence[tuple[float, ...]]) -> tuple[tuple[float, ...], float]:
+    """Errors of the pairs, one a seed → mean over the seeds in %, spread of the first."""
+    areas = 100 * np.array([pose_auc(of_seed) for of_seed in zip(*errors, strict=True)])
+    return tuple(map(float, areas.mean(axis=0))), float(areas[:, 0].std())
 
 
 def evaluate_pose(
@@ -282,9 +304,12 @@ def evaluate_pose(
     return results
 
 
-def _as_json(result: PairResult) -> dict[str, str | float | None]:
+def _as_json(result: PairResult) -> dict[str, Any]:
     """JSON has no infinity: a pose that was not found is null."""
-    return {k: None if v == np.inf else v for k, v in dataclasses.asdict(result).items()}
+    written = dataclasses.asdict(result)
+    for estimator in ("colmap", "opencv"):
+        written[estimator] = [None if e == np.inf else e for e in written[estimator]]
+    return written
 
 
 COLUMNS = (
@@ -306,8 +331,13 @@ def table(summaries: Sequence[PoseSummary]) -> str:
                 f"{s.matches:,.0f}",
                 f"{100 * s.precision:.1f}",
                 f"{100 * s.precision_squared:.1f}",
-                " / ".join(f"{a:.1f}" for a in s.colmap),
-                " / ".join(f"{a:.1f}" for a in s.opencv),
+                _areas(s.colmap, s.colmap_spread),
+                _areas(s.opencv, s.opencv_spread),
             )
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _areas(areas: tuple[float, ...], spread: float) -> str:
+    first, *others = (f"{a:.1f}" for a in areas)
+    return " / ".join([f"{first} ± {spread:.1f}", *others])
