@@ -193,7 +193,7 @@ def _exif_focal(path: Path) -> float | None:
     if bitmap is not None:
         found: float | None = bitmap.exif_focal_length()
         return found
-    # a format that COLMAP does not read, such as WebP
+    # a format that COLMAP does not read, such as WebP and HEIC
     with open_header(path) as image:
         try:
             focal = float(image.getexif().get_ifd(IFD.Exif).get(ExifTag.FocalLengthIn35mmFilm) or 0)

@@ -9,7 +9,7 @@ import logging
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -25,9 +25,12 @@ from .errors import EdmHlocError, ImageError
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
+HEIC_SUFFIXES = (".heic", ".heif")  # of phones; read where pillow-heif is installed
 _RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
-_UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".gif", ".psd", *_RAW_SUFFIXES)
+_UNREAD_SUFFIXES = (".avif", ".jxl", ".gif", ".psd", *_RAW_SUFFIXES)
+_HEIC_REMEDY = "pip install 'edm_hloc[heic]'"
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure
 
 
@@ -37,7 +40,8 @@ _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure
 def find_images(root: Path) -> list[str]:
     """The names of all images below a folder: paths relative to it, with "/", sorted.
 
-    Images are known by their suffix (`IMAGE_SUFFIXES`, in any case). Hidden files and folders are
+    Images are known by their suffix (`IMAGE_SUFFIXES`, in any case; `HEIC_SUFFIXES` too, if
+    pillow-heif is installed). Hidden files and folders are
     left out. Linked folders are followed unless the link leads back to a folder it lies in. A name
     that a list of pairs or an H5 file cannot hold (tabs, line breaks, not valid Unicode) is left
     out with a warning, and so are photos of kinds that are not read.
@@ -49,11 +53,12 @@ def find_images(root: Path) -> list[str]:
     if not root.is_dir():
         raise EdmHlocError(f"No such folder of images: {root}. Check the path.")
     names, others = [], Counter[str]()
+    readable = IMAGE_SUFFIXES if _heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
     for name in _walk(root, "", frozenset()):
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix in _UNREAD_SUFFIXES:
-            others[suffix] += 1
-        if suffix not in IMAGE_SUFFIXES:
+        if suffix not in readable:
+            if suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
+                others[suffix] += 1
             continue
         try:
             name.encode("utf-8")
@@ -69,6 +74,8 @@ def find_images(root: Path) -> list[str]:
         kinds = ", ".join(sorted(others))
         unread = f"{others.total()} files ({kinds}) are of a kind that is not read: "
         unread += "convert them to JPEG."
+        if not others.keys().isdisjoint(HEIC_SUFFIXES):
+            unread += f" HEIC: {_HEIC_REMEDY}."
     if not names:
         raise EdmHlocError(
             f"No images in {root}: there must be files ending in {', '.join(IMAGE_SUFFIXES)} in it "
@@ -189,10 +196,11 @@ def load_image(
     """Reads an image at the network's size, resampled once from the stored pixels.
 
     The EXIF orientation is ignored, as hloc and COLMAP do, so that pixels agree with theirs; a
-    warning says so once for each photo that carries one. Transparency is ignored. Safe in threads.
+    warning says so at the first photo that carries one. Transparency is ignored. Safe in threads.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP or PPM; of several frames the first.
+        path: JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC; of several frames the first. HEIC, which
+            says itself how to turn its pixels, comes upright.
         resize_max: longest side in pixels, None for no limit; smaller images are not enlarged.
         divisor: both sides of the result are multiples of it.
         grayscale: (1, H, W), else RGB, (3, H, W).
@@ -203,10 +211,7 @@ def load_image(
     path = Path(path)
     pixels, orientation = _decode(path, grayscale)
     if orientation != 1:
-        _warn_once(
-            f"{path} carries EXIF orientation {orientation}, which is ignored: its pixels are used "
-            "as they are stored."
-        )
+        _warn_once("EXIF orientations are ignored: pixels are used as photos store them.")
     height, width = pixels.shape[:2]
     size = network_size(width, height, resize_max=resize_max, divisor=divisor)
     resized = _resize(pixels, size)
@@ -280,7 +285,22 @@ def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
                 return factory(file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
-    raise ValueError("not a JPEG, PNG, TIFF, WebP, BMP or PPM image, or damaged")
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS:
+        reader = _heic_reader()
+        if reader is None:
+            raise ValueError(f"HEIC, which needs pillow-heif: {_HEIC_REMEDY}, or convert it")
+        file.seek(0)
+        return reader(file)
+    raise ValueError("not a JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC image, or damaged")
+
+
+@functools.cache
+def _heic_reader() -> Callable[[IO[bytes]], ImageFile.ImageFile] | None:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    return HeifImageFile
 
 
 @contextlib.contextmanager

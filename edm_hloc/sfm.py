@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +27,7 @@ from edm_hloc.colmap import (
     read_model,
 )
 from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.images import load_image
+from edm_hloc.images import HEIC_SUFFIXES, load_image
 from edm_hloc.mapping import MappingOptions, find_models, incremental_options
 from edm_hloc.pairs import Pair, unique_pairs
 from edm_hloc.store import FeatureReader, MatchReader
@@ -352,6 +352,8 @@ def map_database(
 ) -> MappingSummary:
     """Reconstructs poses and points and writes the largest connected model to `out`, binary.
 
+    Where the photos fall apart, the other models go to `parts_folder(out)`.
+
     Args:
         database: COLMAP database with verified pairs (see `build_database`).
         images: folder of the photos, for the colours of the points.
@@ -375,13 +377,17 @@ def map_database(
         if not models:
             raise EdmHlocError(diagnose(database))
         _write_model(models[0], images, temporary)
+        _write_parts(models[1:], images, parts_folder(out))
         statistics = ModelStatistics.of(models[0])
     components = tuple(model.num_reg_images() for model in models)
     if len(components) > 1:
         logger.warning(
-            "The photos fall into %d separate models of %s images; the largest was kept.",
+            "The photos fall into %d separate models of %s images; %s is the largest, the others "
+            "are in %s.",
             len(components),
             ", ".join(map(str, components)),
+            out,
+            parts_folder(out),
         )
     registered = posed_images(models[0])
     return MappingSummary(
@@ -394,11 +400,25 @@ def map_database(
     )
 
 
+def parts_folder(model: Path) -> Path:
+    """Where the models of the other parts of the photos are, in folders `2`, `3`, …, smaller and
+    smaller; there is none where the photos hold together."""
+    return model.with_name(f"{model.name}_parts")
+
+
+def _write_parts(models: Sequence[pycolmap.Reconstruction], images: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier mapping
+    for number, model in enumerate(models, start=2):
+        part = folder / str(number)
+        part.mkdir(parents=True)
+        _write_model(model, images, part)
+
+
 def _write_model(model: pycolmap.Reconstruction, images: Path, folder: Path) -> None:
     """Colours the points and leaves only this model in the folder."""
     model.extract_colors_for_all_images(images)
     for image in posed_images(model).values():
-        if image.name.lower().endswith(".webp"):  # which COLMAP cannot read
+        if image.name.lower().endswith((".webp", *HEIC_SUFFIXES)):  # which COLMAP cannot read
             _colour_black_points(model, image, images / image.name)
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -23,6 +23,7 @@ from PIL import Image
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import (
     PixelTransform,
+    _warn_once,
     find_images,
     image_stamps,
     load_image,
@@ -205,16 +206,18 @@ def test_exif_orientation_is_ignored_and_reported(
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo.save(path, exif=exif, **options)
+    (tmp_path / "other").write_bytes(path.read_bytes())
+    _warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "edm_hloc"):
         image = load_image(path)
-        load_image(path)
+        load_image(tmp_path / "other")
     assert image.exif_orientation == orientation
     assert image.original_size == photo_size(path) == (WIDTH, HEIGHT)
     assert np.abs(stored(path, False) - np.asarray(photo)).max() <= 6
-    # one warning a photo, however often it is loaded
+    # one warning, however many photos there are: summaries and report name them
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == (orientation != 1)
-    assert all(str(path) in text and f"orientation {orientation}" in text for text in warnings)
+    assert all("EXIF orientations are ignored" in text for text in warnings)
 
 
 @pytest.mark.parametrize("value", [0, 9, 300])
@@ -558,7 +561,7 @@ def test_find_images(tmp_path: Path) -> None:
         "jpg",
         "movie.mp4",
         "b.jpg.part",
-        "IMG_3.HEIC",
+        "IMG_3.CR2",
     ]
     touch(tmp_path, *images, *others)
     (tmp_path / "folder.jpg").mkdir()
@@ -609,16 +612,33 @@ def test_names_no_list_can_hold_are_left_out(
 def test_photos_of_other_kinds_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    touch(tmp_path, "a.HEIC", "sub/b.heic", "sub/c.cr2", ".hidden.heic", "notes.txt")
-    with pytest.raises(EdmHlocError, match=r"No images.* 3 files \(\.cr2, \.heic\) .* to JPEG\.$"):
+    touch(tmp_path, "a.GIF", "sub/b.gif", "sub/c.cr2", ".hidden.gif", "notes.txt")
+    with pytest.raises(EdmHlocError, match=r"No images.* 3 files \(\.cr2, \.gif\) .* to JPEG\.$"):
         find_images(tmp_path)
     touch(tmp_path, "d.jpg")
     with caplog.at_level(logging.WARNING, "edm_hloc"):
         for _ in range(2):
             assert find_images(tmp_path) == ["d.jpg"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"In {tmp_path} 3 files (.cr2, .heic) are of a kind that is not read: convert them to JPEG."
+        f"In {tmp_path} 3 files (.cr2, .gif) are of a kind that is not read: convert them to JPEG."
     ]
+
+
+def test_heic_is_found_only_where_it_can_be_read(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(photo).save(tmp_path / "a.HEIC", quality=-1, chroma=444)
+    assert find_images(tmp_path) == ["a.HEIC"]
+    assert photo_size(tmp_path / "a.HEIC") == (WIDTH, HEIGHT)
+    colours = np.abs(stored(tmp_path / "a.HEIC", grayscale=False) - np.asarray(photo))
+    assert np.median(colours) <= 2
+    assert colours.max() <= 12
+    monkeypatch.setattr("edm_hloc.images._heic_reader", lambda: None)
+    with pytest.raises(EdmHlocError, match=r"1 files \(\.heic\).*pip install 'edm_hloc\[heic\]'"):
+        find_images(tmp_path)
+    with pytest.raises(ImageError, match=r"a\.HEIC: HEIC, which needs pillow-heif: pip install"):
+        load_image(tmp_path / "a.HEIC")
 
 
 def test_no_images(tmp_path: Path) -> None:

@@ -523,7 +523,7 @@ def test_two_photos_make_a_model(tmp_path: Path) -> None:
     assert summary.statistics.points > 300
 
 
-def test_largest_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"{i}.jpg" for i in range(9)]
     scene = make_scene(tmp_path, names, split=4)
     build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
@@ -536,6 +536,14 @@ def test_largest_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
         assert summary.unregistered == tuple(names[:4])
         assert set(read_model(tmp_path / "m").reg_image_ids()) == {5, 6, 7, 8, 9}
         assert "2 separate models of 5, 4 images" in caplog.text
+        (part,) = (tmp_path / "m_parts").iterdir()
+        assert part.name == "2"
+        assert set(read_model(part).reg_image_ids()) == {1, 2, 3, 4}
+    # what one mapping left is gone after the next, which needs no parts
+    whole = make_scene(tmp_path / "whole", names)
+    build(whole, tmp_path / "whole.db", CameraOptions(mode="single"))
+    map_database(tmp_path / "whole.db", whole.images, tmp_path / "m", THREADS)
+    assert not (tmp_path / "m_parts").exists()
 
 
 def test_no_matches_no_model_but_a_reason(scene: Scene, tmp_path: Path) -> None:

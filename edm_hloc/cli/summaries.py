@@ -34,6 +34,7 @@ def print_matching(run: Run) -> None:
 
 def print_reconstruction(run: Run, seconds: float) -> None:
     from edm_hloc.reconstruct import duration
+    from edm_hloc.sfm import parts_folder
 
     print_matching(run)
     verified = run.results["verified"]
@@ -54,7 +55,8 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         print(f"Missing     {', '.join(missing[:5])}{more}")
     if len(mapped["components"]) > 1:
         sizes = ", ".join(str(size) for size in mapped["components"])
-        print(f"Parts       the photos fall into separate models of {sizes}; the largest is kept")
+        others = parts_folder(run.out / "model")
+        print(f"Parts       the photos fall into separate models of {sizes}; others in {others}")
     if mapped.get("undistorted"):
         print(
             "Distortion  left at zero: these photos do not tell it. Calibrate the camera (--known) "

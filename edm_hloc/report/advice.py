@@ -198,8 +198,8 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
         )
     if apart:
         parts = facts.results.get("mapped", {}).get("components", [])
-        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found and the "
-        sizes += "largest was kept."
+        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found; this page "
+        sizes += "shows the largest, and the others are in model_parts."
         yield Advice(
             "warning",
             f"{plural(len(apart), 'photo')} did not register: they match one another, but none of "
