@@ -53,10 +53,10 @@ from edm_hloc.localize import (
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs import from_covisibility
-from edm_hloc.reconstruct import Run
+from edm_hloc.pairs_from_retrieval import RetrievalOptions, retrieve
+from edm_hloc.run import Run
 from edm_hloc.sfm import triangulate
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
-from edm_hloc.visual_localization import RetrievalOptions, retrieve
 from tests.scenes import TruthMatcher
 
 Found = tuple[Mapping[str, pycolmap.Rigid3d], Sequence[QueryPose]]

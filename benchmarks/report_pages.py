@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from edm_hloc.colmap import quiet_colmap
 from edm_hloc.pairs import write_pairs
-from edm_hloc.reconstruct import peak_memory_mib, versions
 from edm_hloc.report.page import make_report
+from edm_hloc.run import peak_memory_mib, versions
 from edm_hloc.store import FeatureWriter, MatchWriter
 from edm_hloc.synthetic.dataset import make_photo_collection
 

@@ -41,8 +41,8 @@ from edm_hloc.aggregate import aggregate
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
 from edm_hloc.pairs import from_covisibility
-from edm_hloc.reconstruct import peak_memory_mib
 from edm_hloc.retrieval import most_similar
+from edm_hloc.run import peak_memory_mib
 from edm_hloc.store import DescriptorWriter, RawMatches, RawMatchReader, RawMatchWriter
 from edm_hloc.visual_localization import QUERY_KEYPOINTS
 

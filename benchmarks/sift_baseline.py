@@ -25,7 +25,7 @@ import pycolmap
 from edm_hloc.cameras import load_intrinsics
 from edm_hloc.colmap import ModelStatistics, quiet_colmap
 from edm_hloc.evaluation.models import compare
-from edm_hloc.reconstruct import peak_memory_mib
+from edm_hloc.run import peak_memory_mib
 
 COLUMNS = (
     "scene", "intrinsics", "registered", "points", "track", "reproj. px",

@@ -24,16 +24,10 @@ from edm_hloc.localize import ModelPoints, PoseOptions, QueryPose, query_cameras
 from edm_hloc.mapping import MappingOptions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs import from_covisibility
-from edm_hloc.reconstruct import Run, fingerprint_of, triangulate_model
-from edm_hloc.visual_localization import (
-    QUERY_KEYPOINTS,
-    RetrievalOptions,
-    check_retrieval,
-    find_poses,
-    match_queries,
-    retrieve,
-    submit,
-)
+from edm_hloc.pairs_from_retrieval import RetrievalOptions, check_retrieval, retrieve
+from edm_hloc.reconstruct import triangulate_model
+from edm_hloc.run import Run, fingerprint_of
+from edm_hloc.visual_localization import QUERY_KEYPOINTS, find_poses, match_queries, submit
 
 SOURCE = (
     "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/"

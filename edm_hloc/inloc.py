@@ -30,16 +30,10 @@ from edm_hloc.images import find_images, photo_size
 from edm_hloc.keypoints import QuantizationConfig
 from edm_hloc.localize import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.reconstruct import Run, fingerprint_of
+from edm_hloc.pairs_from_retrieval import RetrievalOptions, check_retrieval, retrieve
+from edm_hloc.run import Run, fingerprint_of
 from edm_hloc.store import FeatureReader
-from edm_hloc.visual_localization import (
-    RetrievalOptions,
-    check_retrieval,
-    find_poses,
-    match_queries,
-    retrieve,
-    submit,
-)
+from edm_hloc.visual_localization import find_poses, match_queries, submit
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ import numpy as np
 
 from edm_hloc.errors import EdmHlocError, ImageError
 from edm_hloc.images import open_image, photo_size
-from edm_hloc.pairs import Pair, names_in
 from edm_hloc.store import RawMatches, RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
@@ -26,8 +25,8 @@ _REMEMBERED = 4096  # masks of up to 131 kB each
 _REMEDY = "Make this mask again, or take it away."
 
 
-def find_masks(folder: Path | None, pairs: Iterable[Pair], images: Path) -> dict[str, Path]:
-    """The masks in a folder of the photos in pairs, by name; none without a folder.
+def find_masks(folder: Path | None, names: Sequence[str], images: Path) -> dict[str, Path]:
+    """The masks in a folder of the photos `names`, by name; none without a folder.
 
     The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
 
@@ -39,7 +38,6 @@ def find_masks(folder: Path | None, pairs: Iterable[Pair], images: Path) -> dict
         return {}
     if not folder.is_dir():
         raise EdmHlocError(f"No such folder of masks: {folder}. Check the path.")
-    names = names_in(pairs)
     found = {}
     for name in names:
         for path in (folder / f"{name}.png", (folder / name).with_suffix(".png")):

@@ -14,7 +14,7 @@ from pathlib import Path
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
-from edm_hloc.visual_localization import RetrievalOptions
+from edm_hloc.pairs_from_retrieval import RetrievalOptions
 
 
 def run(

@@ -15,7 +15,8 @@ from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
 from edm_hloc.pairs import exhaustive
-from edm_hloc.reconstruct import Run, reconstruct
+from edm_hloc.reconstruct import reconstruct
+from edm_hloc.run import Run
 
 
 def run(

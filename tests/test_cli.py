@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from edm_hloc import cli
 from edm_hloc.images import find_images
 from edm_hloc.pairs import write_pairs
-from edm_hloc.reconstruct import Run, triangulate_model
+from edm_hloc.reconstruct import triangulate_model
+from edm_hloc.run import Run
 from edm_hloc.store import FeatureReader, MatchReader
 from tests.scenes import TruthMatcher
 from tests.test_edm_golden import reference_state
@@ -314,7 +315,9 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
     for wrong, message in (
         (["--overlap", 3], "--overlap is for --pairs sequential only"),
         (["--loop-step", 3, "--from-model", model], "--loop-step is for --pairs sequential only"),
-        (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model only"),
+        (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model and --pairs"),
+        (["--retrieval", "edm"], "--retrieval is for --pairs retrieval only"),
+        (["--pairs", "retrieval"], "--pairs retrieval is for reconstruct, triangulate and"),
     ):
         assert run("pairs", images, out, *wrong) == 1
         assert message in capsys.readouterr().err

@@ -11,8 +11,8 @@ import pytest
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.files import write_whole
 from edm_hloc.pairs import write_pairs
-from edm_hloc.reconstruct import Run
 from edm_hloc.retrieval import write_scores
+from edm_hloc.run import Run
 
 
 def test_text_and_bytes(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from edm_hloc.cameras import CameraOptions
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.images import find_images
 from edm_hloc.masks import MaskedMatchReader, find_masks
+from edm_hloc.pairs import names_in
 from edm_hloc.reconstruct import reconstruct
 from edm_hloc.store import FeatureReader, RawMatches, RawMatchWriter
 from tests.scenes import TruthMatcher
@@ -40,7 +41,7 @@ def save_mask(folder: Path, name: str, counts: np.ndarray, mode: str = "L") -> P
 def read(folder: Path, matches: RawMatches, pair: tuple[str, str]) -> RawMatches:
     with RawMatchWriter(folder / "raw", {"weights": "abc"}) as writer:
         writer.add("a.jpg", "sub/b.jpg", matches)
-    masks = find_masks(folder / "masks", PAIRS, folder / "images")
+    masks = find_masks(folder / "masks", names_in(PAIRS), folder / "images")
     with MaskedMatchReader(folder / "raw", masks, folder / "images") as reader:
         assert reader.provenance == {"weights": "abc"}
         assert ("sub/b.jpg", "a.jpg") in reader
@@ -93,21 +94,21 @@ def test_large_masks_are_black_wherever_they_are_in_part(photos: Path) -> None:
 def test_bad_masks_are_named(photos: Path) -> None:
     folder, images = photos / "masks", photos / "images"
     with pytest.raises(EdmHlocError, match="No such folder of masks"):
-        find_masks(folder, PAIRS, images)
+        find_masks(folder, names_in(PAIRS), images)
     folder.mkdir()
     with pytest.raises(EdmHlocError, match=r"masks for none of the 3 photos.*a\.jpg\.png"):
-        find_masks(folder, PAIRS, images)
+        find_masks(folder, names_in(PAIRS), images)
     mask = save_mask(photos, "a.jpg.png", np.ones((313, 471), bool))
     with pytest.raises(EdmHlocError, match=r"a\.jpg\.png has 471 × 313 pixels.*313 × 471"):
-        find_masks(folder, PAIRS, images)
+        find_masks(folder, names_in(PAIRS), images)
     mask.write_bytes(mask.read_bytes()[:60])  # a whole header
     with pytest.raises(EdmHlocError, match=r"has 471 × 313 pixels"):
-        find_masks(folder, PAIRS, images)
+        find_masks(folder, names_in(PAIRS), images)
     (images / "a.jpg").write_bytes(b"")  # a run goes on without it
-    assert find_masks(folder, PAIRS, images) == {"a.jpg": mask}
+    assert find_masks(folder, names_in(PAIRS), images) == {"a.jpg": mask}
     mask.write_bytes(mask.read_bytes()[:6])
     with pytest.raises(EdmHlocError, match=r"Cannot read image .*a\.jpg\.png.*this mask again"):
-        find_masks(folder, PAIRS, images)
+        find_masks(folder, names_in(PAIRS), images)
 
 
 def test_a_mask_that_is_cut_off_is_named(photos: Path) -> None:

@@ -16,13 +16,10 @@ from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images import find_images
 from edm_hloc.mapping import MappingOptions
-from edm_hloc.reconstruct import (
-    RECONSTRUCTION_KEYPOINTS,
-    Run,
-    duration,
-    reconstruct,
-    triangulate_model,
-)
+from edm_hloc.pairs import read_pairs
+from edm_hloc.pairs_from_retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.reconstruct import RECONSTRUCTION_KEYPOINTS, reconstruct, triangulate_model
+from edm_hloc.run import Run, duration
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
@@ -98,6 +95,26 @@ def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:
     comparison = compare(tmp_path / "model", scene / "truth")
     assert comparison.rotation_median < 0.15
     assert comparison.position_median < 0.3
+
+
+def test_photos_that_look_alike(scene: Path, tmp_path: Path) -> None:
+    """A photo that cannot be read is told of, and a second run computes nothing."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    names = find_images(images)
+    (images / "bad.png").write_bytes(b"")
+    photos = SimilarPhotos(tuple(find_images(images)), RetrievalOptions("sift", 4))
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    made = set()
+    for _ in range(2):
+        run = reconstruct(images, out, photos, TruthMatcher(scene), cameras=cameras)
+        assert run.results["mapped"]["statistics"]["registered"] == 7
+        assert set(run.results["matching"]["skipped"]) == {"bad.png"}
+        made.add((out / "global-feats-sift.h5").stat().st_mtime_ns)
+    assert len(made) == 1
+    listed = read_pairs(out / "pairs.txt")
+    assert all(sum(name in pair for pair in listed) >= 4 for name in names)
+    assert len(listed) < 7 * 6 / 2
 
 
 def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: Path) -> None:

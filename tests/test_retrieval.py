@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from edm_hloc import retrieval, visual_localization
+from edm_hloc import pairs_from_retrieval, retrieval
 from edm_hloc.errors import EdmHlocError
-from edm_hloc.reconstruct import Run
+from edm_hloc.pairs_from_retrieval import (
+    RetrievalOptions,
+    SimilarPhotos,
+    retrieve,
+    similar_pairs,
+)
 from edm_hloc.retrieval import (
     VladConfig,
     compute_descriptors,
@@ -24,8 +29,8 @@ from edm_hloc.retrieval import (
     sift_features,
     vlad,
 )
+from edm_hloc.run import Run
 from edm_hloc.store import DescriptorReader, DescriptorWriter
-from edm_hloc.visual_localization import RetrievalOptions, retrieve
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
 
@@ -162,6 +167,46 @@ def test_a_network_from_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         hub_descriptors(tmp_path, ["a.png"], tmp_path / "m.h5", cpu)
 
 
+def test_pairs_of_photos_that_look_alike(
+    descriptors: tuple[Path, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rows = descriptors
+    unknown = "db/99.jpg"
+    photos = SimilarPhotos((*NAMES, unknown), RetrievalOptions(str(path), 3))
+    photos.check()
+    found = similar_pairs(Run(tmp_path, {}), photos, tmp_path)
+    scores = rows @ rows.T
+    np.fill_diagonal(scores, -np.inf)
+    nearest = np.argsort(-scores, axis=1)[:, :3]
+    expected = {frozenset((NAMES[i], NAMES[j])) for i, row in enumerate(nearest) for j in row}
+    # the one that nothing is known of, with those before it
+    expected |= {frozenset((unknown, name)) for name in NAMES[-2:]}
+    assert {frozenset(pair) for pair in found} == expected
+    assert len(found) == len(expected)
+    assert f"1 photos have no global descriptor, such as {unknown}" in caplog.text
+    scored = (tmp_path / "scores-netvlad3.txt").read_text().splitlines()
+    assert scored[0].split()[:2] == [NAMES[0], NAMES[nearest[0, 0]]]
+
+
+def test_all_pairs_of_few_photos(tmp_path: Path) -> None:
+    photos = SimilarPhotos(("a", "b", "c"), RetrievalOptions("edm", 2))
+    found = similar_pairs(Run(tmp_path, {}), photos, tmp_path / "nowhere")
+    assert found == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_what_similar_photos_refuse(descriptors: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, _ = descriptors
+    (tmp_path / "list.txt").write_text("a b\n")
+    for names, how, message in (
+        (("a",), "edm", "no pair to match"),
+        (("a", "b"), "missing.h5", r"No such retrieval file: missing\.h5"),
+        (("a", "b"), str(tmp_path / "list.txt"), r"list\.txt is no H5 file.*--pairs"),
+        (("a", "b"), str(path), "has no descriptors of the queries"),
+    ):
+        with pytest.raises(EdmHlocError, match=message):
+            SimilarPhotos(names, RetrievalOptions(how, 2)).check()
+
+
 @pytest.mark.parametrize("how", ["megaloc", "edm"])
 def test_networks_run_on_the_device_asked_for(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +214,7 @@ def test_networks_run_on_the_device_asked_for(
     def reached(*arguments: object) -> None:
         raise EdmHlocError(f"on {arguments[-1]!r}")
 
-    monkeypatch.setattr(visual_localization, "hub_descriptors", reached)
+    monkeypatch.setattr(pairs_from_retrieval, "hub_descriptors", reached)
     monkeypatch.setattr(retrieval, "load_weights", reached)
     run = Run(tmp_path / "out", {})
     with pytest.raises(EdmHlocError, match=r"on device.*meta"):

@@ -31,9 +31,10 @@ from edm_hloc.inloc import (
 )
 from edm_hloc.localize import check_submission, read_log, read_poses
 from edm_hloc.mapping import MappingOptions
+from edm_hloc.pairs_from_retrieval import RetrievalOptions
 from edm_hloc.store import DescriptorWriter
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
-from edm_hloc.visual_localization import RetrievalOptions, localize_photos
+from edm_hloc.visual_localization import localize_photos
 from tests.scenes import TruthMatcher
 
 ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is computed

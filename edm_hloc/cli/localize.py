@@ -16,7 +16,7 @@ from edm_hloc.errors import EdmHlocError
 if TYPE_CHECKING:
     from edm_hloc.keypoints import QuantizationConfig
     from edm_hloc.localize import QueryPose
-    from edm_hloc.reconstruct import Run
+    from edm_hloc.run import Run
 
 _RETRIEVAL_HELP = (
     "database photos of each query: sift or edm (computed here), megaloc (torch.hub), hloc's list "
@@ -120,7 +120,7 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
 
 def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     from edm_hloc.localize import PoseOptions
-    from edm_hloc.visual_localization import RetrievalOptions
+    from edm_hloc.pairs_from_retrieval import RetrievalOptions
 
     if not args.ransac > 0:
         raise EdmHlocError("--ransac must be more than 0 px.")
@@ -265,7 +265,7 @@ def _print_answers(
     run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
 ) -> None:
     """`submitted`: whether queries without a pose get that of a database photo."""
-    from edm_hloc.reconstruct import duration
+    from edm_hloc.run import duration
 
     summary = run.results["localized"]
     print(

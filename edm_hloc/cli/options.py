@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matchers.registry import MatcherName
     from edm_hloc.pairs import Pair
+    from edm_hloc.pairs_from_retrieval import SimilarPhotos
 
 MANY_PAIRS = 5000  # from here on the user is told of faster ways
 MATCHERS = ("edm", "eloftr", "loftr")  # edm_hloc.matchers.registry.NAMES
@@ -58,7 +59,7 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
         "--pairs",
         metavar="HOW",
         help="exhaustive (which is the default), sequential (photos in the order of their names), "
-        "or a file with two names a line",
+        "retrieval (photos that look alike), or a file with two names a line",
     )
     either.add_argument(
         "--from-model",
@@ -68,7 +69,15 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
         "nearest cameras where it has no points",
     )
     group.add_argument(
-        "--partners", type=between(int, 1), help="a photo, for --from-model; 20 by default"
+        "--partners",
+        type=between(int, 1),
+        help="a photo, for --from-model and --pairs retrieval; 20 by default",
+    )
+    group.add_argument(
+        "--retrieval",
+        metavar="HOW",
+        help="for --pairs retrieval: edm (which is the default) or sift (computed here), megaloc "
+        "(torch.hub), or an H5 file of global descriptors",
     )
     group.add_argument(
         "--overlap", type=between(int, 1), help="next photos, for sequential; 10 by default"
@@ -200,26 +209,40 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
         raise EdmHlocError(f"Wrong quantization: {error}.") from None
 
 
+def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
+    """The pairs, or which photos they are to be found among."""
+    if args.pairs != "retrieval":
+        return list_pairs(args)
+    from edm_hloc.images import find_images
+    from edm_hloc.pairs_from_retrieval import RetrievalOptions, SimilarPhotos
+
+    _check_pair_options(args)
+    options = RetrievalOptions(args.retrieval or "edm", args.partners or 20)
+    photos = SimilarPhotos(tuple(find_images(args.images)), options)
+    photos.check()
+    print(f"Photos      {len(photos.names)} in {args.images}, each with {options.number} like it")
+    return photos
+
+
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
     from edm_hloc import pairs
     from edm_hloc.images import find_images
 
-    by_model, in_order = args.from_model is not None, args.pairs == "sequential"
-    for option, value, given, needed in (
-        ("--partners", args.partners, by_model, "--from-model"),
-        ("--overlap", args.overlap, in_order, "--pairs sequential"),
-        ("--loop-step", args.loop_step, in_order, "--pairs sequential"),
-    ):
-        if value is not None and not given:
-            raise EdmHlocError(f"{option} is for {needed} only: add that, or leave {option} out.")
+    _check_pair_options(args)
+    if args.pairs == "retrieval":
+        raise EdmHlocError(
+            "--pairs retrieval is for reconstruct, triangulate and match-pairs, which keep the "
+            "descriptors and leave the list in OUT/pairs.txt. From a file of descriptors "
+            "edm-hloc retrieve makes a list."
+        )
     names = find_images(args.images)
-    every = not by_model and args.pairs in (None, "exhaustive")
-    if by_model:
+    every = args.from_model is None and args.pairs in (None, "exhaustive")
+    if args.from_model is not None:
         found = pairs.from_model(args.from_model, args.partners or 20)
         listed = pairs.among(names, found, args.from_model)
     elif every:
         listed = pairs.exhaustive(names)
-    elif in_order:
+    elif args.pairs == "sequential":
         listed = pairs.sequential(names, args.overlap or 10, args.loop_step)
     else:
         listed = pairs.from_file(Path(args.pairs), names)
@@ -228,7 +251,20 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
         raise EdmHlocError(f"There is no pair to match: {args.images} holds {len(names)} photo(s).")
     if every and len(listed) > MANY_PAIRS:
         print(
-            f"            All pairs of {len(names)} photos are many; for photos taken one after "
-            "the other, --pairs sequential is much faster."
+            f"            All pairs of {len(names)} photos are many. --pairs retrieval is much "
+            "faster, and so is --pairs sequential for photos taken one after the other."
         )
     return listed
+
+
+def _check_pair_options(args: argparse.Namespace) -> None:
+    by_model, in_order = args.from_model is not None, args.pairs == "sequential"
+    alike = args.pairs == "retrieval"
+    for option, value, given, needed in (
+        ("--partners", args.partners, by_model or alike, "--from-model and --pairs retrieval"),
+        ("--retrieval", args.retrieval, alike, "--pairs retrieval"),
+        ("--overlap", args.overlap, in_order, "--pairs sequential"),
+        ("--loop-step", args.loop_step, in_order, "--pairs sequential"),
+    ):
+        if value is not None and not given:
+            raise EdmHlocError(f"{option} is for {needed} only: add that, or leave {option} out.")

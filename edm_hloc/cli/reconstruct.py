@@ -24,7 +24,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
     sub.add_argument("pairs", metavar="PAIRS", help="two names a line")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
-    sub.set_defaults(from_model=None, partners=None, overlap=None, loop_step=None)
+    sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
     options.add_matcher(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
@@ -43,14 +43,13 @@ def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.cameras import CameraOptions, load_intrinsics
     from edm_hloc.mapping import MappingOptions
-    from edm_hloc.pairs import names_in
-    from edm_hloc.reconstruct import reconstruct
+    from edm_hloc.reconstruct import names_of, reconstruct
 
     start = time.monotonic()
-    pairs = options.list_pairs(args)
+    pairs = options.choose_pairs(args)
     known = None
     if args.known is not None:
-        known = load_intrinsics(args.known, names_in(pairs))
+        known = load_intrinsics(args.known, names_of(pairs))
     with reporting(args.out):
         run = reconstruct(
             args.images,
@@ -81,7 +80,7 @@ def _triangulate(args: argparse.Namespace) -> None:
             args.model,
             args.images,
             args.out,
-            options.list_pairs(args),
+            options.choose_pairs(args),
             options.make_matcher(args),
             quantization=options.quantization(args),
             dense=options.dense_config(args),
@@ -96,9 +95,10 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from edm_hloc.masks import find_masks
-    from edm_hloc.reconstruct import Run, match_and_quantize
+    from edm_hloc.reconstruct import list_pairs, match_and_quantize, names_of
+    from edm_hloc.run import Run
 
-    pairs = options.list_pairs(args)
+    pairs = options.choose_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
         "command": "match-pairs",
@@ -106,12 +106,13 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
     }
-    masks = find_masks(args.masks, pairs, args.images)
+    masks = find_masks(args.masks, names_of(pairs), args.images)
     with Run.begin(args.out, settings, matcher, overwrite=args.overwrite) as run:
+        listed = list_pairs(run, pairs, args.images, matcher)
         match_and_quantize(
             run,
             args.images,
-            pairs,
+            listed,
             matcher,
             quantization,
             options.dense_config(args),
