@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ class Run:
             raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
         with FolderLock(out):
             run = cls(out, {"matcher": dict(matcher.provenance), **settings})
-            if not overwrite:
-                before = run._before()
+            before = run._before()
+            if overwrite:
+                run._remove(before["sizes"])
+            else:
                 run._check_command(before["settings"].get("command"))
                 check_provenance(out / "raw_matches", run_provenance(matcher))
                 run._continue(before)
@@ -103,6 +106,15 @@ class Run:
         names = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
         whole = all(isinstance(parts.get(name), dict) for name in names)
         return {name: parts[name] if whole else {} for name in names}
+
+    def _remove(self, files: Iterable[str]) -> None:
+        """Removes what an earlier run, perhaps of another command, had made by its record."""
+        for name in files:
+            path = self.out / Path(name).name  # nothing elsewhere, whatever the record says
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def _check_command(self, before: str | None) -> None:
         """Raises EdmHlocError if another command made the files; the oldest records name none."""

@@ -224,6 +224,22 @@ def test_another_command_does_not_write_over_a_run(
     assert json.loads((out / "run.json").read_text())["settings"]["command"] == "reconstruct"
 
 
+def test_overwriting_removes_what_the_other_command_made(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "mine.txt").touch()
+    (tmp_path / "elsewhere").touch()
+    record = json.loads((out / "run.json").read_text())
+    record["sizes"]["../elsewhere"] = record["sizes"]["gone.h5"] = 0
+    (out / "run.json").write_text(json.dumps(record))
+    with Run.begin(out, {"command": "localize"}, TruthMatcher(scene), overwrite=True):
+        left = {path.name for path in out.iterdir()}
+        assert left == {"pairs.txt", "raw_matches", "run.json", ".lock", "mine.txt"}
+    assert (tmp_path / "elsewhere").exists()
+
+
 def test_a_second_run_in_the_folder_is_refused_until_the_first_has_ended(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,11 +179,7 @@ def _localize(args: argparse.Namespace) -> None:
         _print_answers(run, answers, time.monotonic() - start, submitted=False)
         poses, log = run.out / "poses.txt", run.out / "queries.jsonl"
         print(f"Written     {poses} and, with all details, {log}")
-    if not run.results["localized"]["localized"]:
-        raise EdmHlocError(
-            f"None of the {len(answers)} queries was localized: check that they show what the "
-            "model does, look at the matches in the report, or try a larger --retrieved."
-        )
+    _stop_without_poses(run)
 
 
 def _aachen(args: argparse.Namespace) -> None:
@@ -211,6 +207,7 @@ def _aachen(args: argparse.Namespace) -> None:
         )
         _print_answers(run, answers, time.monotonic() - start)
         print(f"Written     {submission}")
+    _stop_without_poses(run)
 
 
 def _inloc(args: argparse.Namespace) -> None:
@@ -243,6 +240,16 @@ def _inloc(args: argparse.Namespace) -> None:
             )
         _print_answers(run, answers, time.monotonic() - start)
         print(f"Written     {submission}")
+    _stop_without_poses(run)
+
+
+def _stop_without_poses(run: Run) -> None:
+    summary = run.results["localized"]
+    if not summary["localized"]:
+        raise EdmHlocError(
+            f"None of the {summary['queries']} queries was localized: check that they show what "
+            "the model does, look at the matches in the report, or try a larger --retrieved."
+        )
 
 
 def _stop_at(problems: Sequence[str]) -> None:
