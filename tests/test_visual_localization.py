@@ -17,7 +17,7 @@ from scipy.io import savemat
 
 from edm_hloc.aachen import AachenOptions, localize_aachen
 from edm_hloc.cameras import cameras_by_exif
-from edm_hloc.cli import main
+from edm_hloc.cli import main, options
 from edm_hloc.errors import EdmHlocError
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
 from edm_hloc.inloc import (
@@ -334,3 +334,14 @@ def test_the_shipped_weights_localize_well(benchmark: str, tmp_path: Path) -> No
     (submission,) = Path(out).glob(f"{benchmark[0].upper()}*.txt")
     groups = evaluate(read_poses(submission), read_truth(tmp_path / "data/truth/queries"))
     assert all(group.recall == (1, 1, 1) for group in groups)
+
+
+def test_a_benchmark_without_any_pose_fails(
+    inloc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its submission is written all the same, with the poses of database photos."""
+    monkeypatch.setattr(options, "make_matcher", lambda args: TruthMatcher(inloc, images="."))
+    out = tmp_path / "out"
+    assert main(["inloc", str(inloc), str(out), "--min-inliers", str(10**6)]) == 1
+    assert "None of the 4 queries was localized" in capsys.readouterr().err
+    assert len(list(out.glob("InLoc*.txt"))) == 1
