@@ -220,7 +220,7 @@ class SimilarPhotos:
     """
 
     names: tuple[str, ...]
-    options: RetrievalOptions = field(default_factory=lambda: RetrievalOptions(number=20))
+    options: RetrievalOptions = RetrievalOptions("edm", 20)
 
     def check(self) -> None:
         """Raises EdmHlocError if there is nothing to pair, or a file that cannot be used."""
