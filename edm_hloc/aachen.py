@@ -50,7 +50,9 @@ class AachenOptions:
     covisible: int = 20
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     quantization: QuantizationConfig = field(
-        default_factory=lambda: QuantizationConfig(max_error=2.0, cell_size=8.0, max_kps=8192)
+        default_factory=lambda: QuantizationConfig(
+            max_error=2.0, cell_size=8.0, max_kps=8192, position="adjusted"
+        )
     )
     mapping: MappingOptions = field(default_factory=MappingOptions)
     pose: PoseOptions = field(default_factory=lambda: PoseOptions(max_error=12.0))

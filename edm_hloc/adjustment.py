@@ -71,6 +71,8 @@ def adjust_keypoints(
     links: Callable[[], Iterable[Links]],
     reach: float,
     fixed: Iterable[str] = (),
+    *,
+    progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """Keypoints that minimise a robust sum of squared disagreements with all links.
 
@@ -80,6 +82,7 @@ def adjust_keypoints(
         reach: pixels that a keypoint may move along each axis. It also stays between the outermost
             keypoints of its image.
         fixed: names of images whose keypoints are given and stay.
+        progress: show a bar.
 
     Returns:
         (N, 2) float32 pixels by the names of the images that are not fixed.
@@ -87,7 +90,8 @@ def adjust_keypoints(
     fixed = set(fixed)
     moving = [name for name in keypoints if name not in fixed]
     now = dict(keypoints)
-    for _ in tqdm(range(_SWEEPS), desc="adjusting keypoints", unit="sweep", disable=None):
+    shown = None if progress else True  # None: on a terminal
+    for _ in tqdm(range(_SWEEPS), desc="adjusting keypoints", unit="sweep", disable=shown):
         weight = {n: np.full(len(keypoints[n]), _PRIOR, np.float32) for n in moving}
         moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
         for name0, name1, affine, matches in links():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,8 @@ def aggregate(
 
     Both files replace older ones when everything is done; until then nothing is seen of them.
     Memory holds the raw matches of one image; each pair is read twice. Where `config.position` is
-    "adjusted" it also holds all keypoints.
+    "adjusted" it also holds all keypoints, unless all pairs have an image of fixed keypoints: such
+    as the queries of a localization, which are adjusted one by one.
 
     Args:
         raw: raw matches, in pixels of the original images (top-left pixel's centre at (0, 0)).
@@ -137,16 +138,21 @@ def aggregate_into(
             pairs_of[name].append(i)
     reference_of = {n: reference for reference in references for n in pairs_of if n in reference}
     fixed = set() if quantize_references else set(reference_of)
+    adjusted = config.position == "adjusted"
+    together = adjusted and any(fixed.isdisjoint(pair) for pair in ordered)
 
     num_keypoints = num_matches = 0
     with ExitStack() as stack:
         spool = stack.enter_context(_Spool(len(ordered), np.dtype(np.int32), scratch))
         adjuster = None
-        if config.position == "adjusted":
+        if together:
             links = stack.enter_context(_Spool(len(ordered), LINK, scratch))
             adjuster = _Adjuster(links, config.max_error)
-        for name in tqdm(sorted(pairs_of), desc="keypoints", unit="image", disable=None):
+        # those that are fixed come first, so that the others can be adjusted to them at once
+        in_order = sorted(pairs_of, key=lambda name: (name not in fixed, name))
+        for name in tqdm(in_order, desc="keypoints", unit="image", disable=None):
             own_pairs = [ordered[i] for i in pairs_of[name]]
+            to_fixed: list[Links] = []
             reads = [_read(raw, pair) for pair in own_pairs]
             keypoints, scores, ids = _keypoints_of(
                 name, own_pairs, reads, reference_of.get(name), fixed, config
@@ -155,8 +161,6 @@ def aggregate_into(
                 num_keypoints += len(keypoints)
             if adjuster:
                 adjuster.hold(name, keypoints, scores)
-            elif scores is not None:
-                features.add(name, keypoints, scores)
             for i, read, own in zip(pairs_of[name], reads, ids, strict=True):
                 if i not in spool:
                     spool.put(i, own.astype(np.int32))
@@ -166,9 +170,19 @@ def aggregate_into(
                 matches0, scores0 = unique_matches(ids0, ids1, read.scores)
                 matches.add(*ordered[i], matches0, scores0)
                 num_matches += int(np.count_nonzero(matches0 != -1))
-                if adjuster:
+                if adjusted:
                     kept = _kept(ids0, ids1, matches0)
-                    adjuster.link(i, links_between(ordered[i], read, ids0, ids1, kept))
+                    found = links_between(ordered[i], read, ids0, ids1, kept)
+                    if adjuster:
+                        adjuster.link(i, found)
+                    else:
+                        to_fixed.append(found)
+            if scores is not None and not adjuster:
+                if to_fixed:
+                    keypoints = _adjusted_to(
+                        reference_of, name, keypoints, to_fixed, config.max_error
+                    )
+                features.add(name, keypoints, scores)
         if adjuster:
             adjuster.release(features)
     return AggregateSummary(
@@ -253,6 +267,19 @@ def _kept(ids0: np.ndarray, ids1: np.ndarray, matches0: np.ndarray) -> np.ndarra
     among = np.flatnonzero((ids0 >= 0) & (ids0 < len(matches0)) & (ids1 >= 0))
     kept: np.ndarray = among[matches0[ids0[among]] == ids1[among]]
     return kept
+
+
+def _adjusted_to(
+    reference_of: Mapping[str, FeatureReader],
+    name: str,
+    keypoints: np.ndarray,
+    links: Sequence[Links],
+    reach: float,
+) -> np.ndarray:
+    """The keypoints (N, 2) of an image whose links are all to images of fixed keypoints."""
+    fixed = {other for found in links for other in (found.name0, found.name1)} - {name}
+    every = {name: keypoints, **{other: reference_of[other].keypoints(other) for other in fixed}}
+    return adjust_keypoints(every, lambda: links, reach, fixed, progress=False)[name]
 
 
 class _Adjuster:

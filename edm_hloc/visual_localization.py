@@ -44,8 +44,11 @@ from edm_hloc.run import Run, fingerprint_of
 
 logger = logging.getLogger(__name__)
 
-# Keypoints of queries stay where the matcher put them: nothing but their own poses hangs on them.
-QUERY_KEYPOINTS = QuantizationConfig(max_error=2.0, cell_size=8.0, max_kps=None)
+# Keypoints of queries are not merged: nothing but their own poses hangs on them. They move as far
+# as the points that they were matched to are from the keypoints those belong to.
+QUERY_KEYPOINTS = QuantizationConfig(
+    max_error=2.0, cell_size=8.0, max_kps=None, position="adjusted"
+)
 
 
 def match_queries(

@@ -119,6 +119,33 @@ def test_fixed_keypoints_stay_and_draw_the_others() -> None:
         assert error(features, name) < 0.6 * error(before, name)
 
 
+@pytest.mark.parametrize("query", ["a", "z"])  # before and after the fixed ones by name
+def test_a_query_moves_as_far_as_the_keypoints_it_is_matched_to(query: str) -> None:
+    """Keypoints of the database lie 0.7 px to the right of the points that matches have there."""
+    points = np.stack(np.meshgrid(np.arange(20), np.arange(15)), axis=2).reshape(-1, 2) * 11.0
+    at_query = view("a", points).astype(np.float32)
+    raw, database = RawInMemory(), {}
+    for name in "bcd":
+        there = view(name, points).astype(np.float32)
+        raw[query, name] = RawMatches(at_query, there, np.ones(len(points), np.float32))
+        database[name] = there + np.float32([0.7, 0.0]), None
+    config = replace(CONFIG, max_kps=None)
+    features, matches = quantized(raw, config, references=[ReferenceInMemory(database)])
+    assert set(features) == {query}
+    assert all(len(pair_matches[0]) == len(points) for pair_matches in matches.values())
+    # In the query 0.7 px to the right in b, c and d are 0.7 up, 0.35 to the right, 0.7 to the left.
+    moves = np.array([np.linalg.inv(VIEWS[name]) @ (0.7, 0.0) for name in "bcd"])
+    moved = (features[query][0] - at_query).reshape(15, 20, 2)[1:-1, 1:-1]  # the outermost stay
+    assert np.ptp(moved, axis=(0, 1)).max() < 2e-3
+    # What minimises the robust sum of the three and of the first place: a fixed point of means.
+    expected = np.zeros(2)
+    for _ in range(200):
+        away = [VIEWS[name] @ (expected - move) for name, move in zip("bcd", moves, strict=True)]
+        weight = 1 / (1 + np.sum(np.square(away), axis=1))
+        expected = weight @ moves / (weight.sum() + 0.05)
+    np.testing.assert_allclose(np.median(moved, axis=(0, 1)), expected, atol=0.02)
+
+
 def test_two_keypoints_meet_by_closed_form() -> None:
     # One link of weight 1 and two priors: each gives way by a third of what the weights leave.
     first = {

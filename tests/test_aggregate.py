@@ -135,6 +135,12 @@ def test_temporary_files(position, files, monkeypatch):
     raw = make_raw(np.random.default_rng(0), pairs, [20])
     run_in_memory(raw, pairs, QuantizationConfig(2, 2, 8192, position=position))
     assert len(opened) == files
+    # one image of each pair has fixed keypoints: the others are adjusted one by one
+    reference = make_reference(np.random.default_rng(1), ["b"], (471, 313))
+    run_in_memory(
+        raw, pairs, QuantizationConfig(2, 2, 8192, position=position), references=[reference]
+    )
+    assert len(opened) == files + 1
 
 
 # --------------------------------------------------------------------------- same as hloc
