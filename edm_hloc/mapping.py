@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Mapper = Literal["incremental", "global"]
 
+_POSSIBLE = 0.9  # share of a model's photos with a possible focal length, below which it is doubted
+
 
 @dataclass(frozen=True)
 class MappingOptions:
@@ -102,8 +104,8 @@ def find_models(
     models, undistorted = _with_points(several.run(refine, refine)), False
     worth = _worth(models, given)
     registered = models[0].num_reg_images() if models else 0
-    # impossible cameras, or far too few photos
-    if refine and (registered < connected / 2 or worth[0] < registered):
+    # far too few photos, or impossible cameras: a few of many are no reason to map all again
+    if refine and (registered < connected / 2 or worth[0] < _POSSIBLE * registered):
         logger.info("Mapping once more, without distortion.")
         again = _with_points(several.run(refine, False))
         if _worth(again, given) > worth:

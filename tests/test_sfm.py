@@ -640,6 +640,28 @@ def test_half_a_model_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not summary.undistorted
 
 
+@pytest.mark.parametrize(("wrong", "mappings"), [(1, 1), (2, 2)])
+def test_one_impossible_camera_of_many_is_no_reason_to_map_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, mappings: int
+) -> None:
+    scene = make_scene(tmp_path, [f"{i}.jpg" for i in range(10)])
+    build(scene, tmp_path / "d.db", CameraOptions(mode="per-image"))
+    run, number = _Mapping.run, 0
+
+    def diverging(mapping: _Mapping, *refine: bool) -> list[pycolmap.Reconstruction]:
+        nonlocal number
+        number += 1
+        models = run(mapping, *refine)
+        for camera in list(models[0].cameras.values())[:wrong]:
+            camera.params = [6.0 * camera.params[0], *camera.params[1:]]
+        return models
+
+    monkeypatch.setattr(_Mapping, "run", diverging)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.statistics.registered == 10
+    assert number == mappings
+
+
 def test_other_files_are_not_overwritten(scene: Scene, database: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(EdmHlocError, match="holds other things"):
