@@ -105,7 +105,7 @@ def _described(descriptors: Path, queries: Sequence[str], database: Sequence[str
         known = set(reader.names())
     if known.isdisjoint(queries) or known.isdisjoint(database):
         raise EdmHlocError(
-            f"{descriptors} has no descriptors of the queries or of the database; its names are "
+            f"{descriptors} has no descriptors of these images, queries or database; its names are "
             f"like {min(known, default='nothing')!r}."
         )
     return known

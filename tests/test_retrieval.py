@@ -201,7 +201,7 @@ def test_what_similar_photos_refuse(descriptors: tuple[Path, np.ndarray], tmp_pa
         (("a",), "edm", "no pair to match"),
         (("a", "b"), "missing.h5", r"No such retrieval file: missing\.h5"),
         (("a", "b"), str(tmp_path / "list.txt"), r"list\.txt is no H5 file.*--pairs"),
-        (("a", "b"), str(path), "has no descriptors of the queries"),
+        (("a", "b"), str(path), "has no descriptors of these images"),
     ):
         with pytest.raises(EdmHlocError, match=message):
             SimilarPhotos(names, RetrievalOptions(how, 2)).check()
