@@ -23,8 +23,8 @@ def print_matching(run: Run) -> None:
         print(f"            with {matching['skipped_pairs']} of the pairs")
     if matching["rotated"]:
         print(
-            f"Rotated     {len(matching['rotated'])} photos carry an EXIF orientation, which is "
-            f"ignored, e.g. {matching['rotated'][0]}"
+            f"Rotated     {len(matching['rotated'])} by their EXIF data, which is ignored, e.g. "
+            f"{matching['rotated'][0]}"
         )
     if "masks" in run.results:
         print(f"Masks       of {run.results['masks']['photos']} photos")
