@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +226,12 @@ class SimilarPhotos:
         """Raises EdmHlocError if there is nothing to pair, or a file that cannot be used."""
         if len(self.names) < 2:
             raise EdmHlocError(f"There is no pair to match: there are {len(self.names)} photo(s).")
-        self.options.check()
-        if not self.options.is_file:
-            return
-        if Path(self.options.how).suffix != ".h5":
+        if self.options.is_file and Path(self.options.how).suffix != ".h5":
             raise EdmHlocError(
                 f"{self.options.how} is no H5 file of global descriptors. A list of pairs goes in "
                 "with --pairs."
             )
-        _described(Path(self.options.how), self.names, self.names)
+        check_retrieval(self.options, self.names, self.names)
 
 
 def similar_pairs(
@@ -249,11 +246,9 @@ def similar_pairs(
         EdmHlocError: the descriptors cannot be computed or read.
     """
     names, options = photos.names, photos.options
-    number = min(options.number, len(names) - 1)
-    if not options.is_file and number == len(names) - 1:
+    if not options.is_file and options.number >= len(names) - 1:
         return exhaustive(names)
-    scored = run.out / f"scores-{options.label}{number}.txt"
-    options = replace(options, number=number)
+    scored = run.out / f"scores-{options.label}{options.number}.txt"
     found = _by_descriptors(run, options, image_root, names, names, torch.device(device), scored)
     missing = [name for name in names if name not in found]
     if missing:

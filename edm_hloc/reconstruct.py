@@ -109,7 +109,7 @@ def names_of(pairs: Sequence[Pair] | SimilarPhotos) -> Sequence[str]:
     return pairs.names if isinstance(pairs, SimilarPhotos) else names_in(pairs)
 
 
-def list_pairs(
+def find_pairs(
     run: Run, pairs: Sequence[Pair] | SimilarPhotos, image_root: Path, matcher: Matcher
 ) -> Sequence[Pair]:
     """The pairs, which are looked for if they are not given. Raises EdmHlocError."""
@@ -166,7 +166,7 @@ def reconstruct(
     check_cameras(image_root, names, cameras)
     mask_of = find_masks(masks, names, image_root)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
-        pairs = list_pairs(run, pairs, image_root, matcher)
+        pairs = find_pairs(run, pairs, image_root, matcher)
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )
@@ -224,7 +224,7 @@ def triangulate_model(
     }
     mask_of = find_masks(masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
-        pairs = list_pairs(run, pairs, image_root, matcher)
+        pairs = find_pairs(run, pairs, image_root, matcher)
         matched = match_and_quantize(
             run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
         )

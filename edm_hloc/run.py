@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,12 @@ class Run:
         whole = all(isinstance(parts.get(name), dict) for name in names)
         return {name: parts[name] if whole else {} for name in names}
 
-    def _remove(self, files: Iterable[str]) -> None:
-        """Removes what an earlier run, perhaps of another command, had made by its record."""
-        for name in files:
-            path = self.out / Path(name).name  # nothing elsewhere, whatever the record says
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _remove(self, names: Container[str]) -> None:
+        """Removes what an earlier run, perhaps of another command, had made by its record, and
+        nothing outside the folder, whatever the record says."""
+        for path in self.out.iterdir():
+            if path.name in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_command(self, before: str | None) -> None:
         """Raises EdmHlocError if another command made the files; the oldest records name none."""

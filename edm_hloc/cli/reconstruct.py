@@ -95,7 +95,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from edm_hloc.masks import find_masks
-    from edm_hloc.reconstruct import list_pairs, match_and_quantize, names_of
+    from edm_hloc.reconstruct import find_pairs, match_and_quantize, names_of
     from edm_hloc.run import Run
 
     pairs = options.choose_pairs(args)
@@ -108,7 +108,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     }
     masks = find_masks(args.masks, names_of(pairs), args.images)
     with Run.begin(args.out, settings, matcher, overwrite=args.overwrite) as run:
-        listed = list_pairs(run, pairs, args.images, matcher)
+        listed = find_pairs(run, pairs, args.images, matcher)
         match_and_quantize(
             run,
             args.images,
