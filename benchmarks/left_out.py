@@ -21,18 +21,18 @@ import numpy as np
 import pycolmap
 from sift_files import write_sift
 
-from edm_hloc.aggregate import aggregate
-from edm_hloc.colmap import posed_images, read_model
-from edm_hloc.dense import match_pairs
+from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.registry import make_refined_matcher
-from edm_hloc.pairs import Pair, exhaustive
-from edm_hloc.reconstruct import RECONSTRUCTION_KEYPOINTS
-from edm_hloc.sfm import triangulate
-from edm_hloc.store import RawMatchReader
-from edm_hloc.visual_localization import QUERY_KEYPOINTS
+from edm_hloc.matching.engine import match_pairs
+from edm_hloc.matching.store import RawMatchReader
+from edm_hloc.pairs.rules import Pair, exhaustive
+from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
+from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """(images, pairs of the model, pairs of the queries, folder) → features.h5, matches.h5 and, of the

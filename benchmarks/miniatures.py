@@ -25,7 +25,6 @@ from sift_files import write_sift
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.evaluation.localization import (
     AACHEN_THRESHOLDS,
     INLOC_THRESHOLDS,
@@ -33,16 +32,8 @@ from edm_hloc.evaluation.localization import (
     read_truth,
     table,
 )
-from edm_hloc.images import photo_size
-from edm_hloc.inloc import (
-    InLocDataset,
-    InLocOptions,
-    ScanPoints,
-    localize_inloc,
-    look_up_points,
-    query_camera,
-)
-from edm_hloc.localize import (
+from edm_hloc.images.photos import photo_size
+from edm_hloc.localization.queries import (
     ModelPoints,
     PointSource,
     PoseOptions,
@@ -50,12 +41,21 @@ from edm_hloc.localize import (
     localize_queries,
     read_poses,
 )
+from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
-from edm_hloc.pairs import from_covisibility
-from edm_hloc.pairs_from_retrieval import RetrievalOptions, retrieve
-from edm_hloc.run import Run
-from edm_hloc.sfm import triangulate
+from edm_hloc.pairs.from_retrieval import RetrievalOptions, retrieve
+from edm_hloc.pairs.rules import from_covisibility
+from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
+from edm_hloc.pipelines.inloc import (
+    InLocDataset,
+    InLocOptions,
+    ScanPoints,
+    localize_inloc,
+    look_up_points,
+    query_camera,
+)
+from edm_hloc.pipelines.run import Run
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from tests.scenes import TruthMatcher
 

@@ -26,9 +26,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from edm_hloc.aggregate import aggregate, aggregate_into
-from edm_hloc.keypoints import QuantizationConfig
-from edm_hloc.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.keypoints.aggregation import aggregate, aggregate_into
+from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.matching.store import RawMatches, RawMatchReader, RawMatchWriter
 from tests.oracles import hloc_quantization
 
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1500.0

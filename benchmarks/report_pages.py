@@ -21,11 +21,11 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from edm_hloc.colmap import quiet_colmap
-from edm_hloc.pairs import write_pairs
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.matching.store import FeatureWriter, MatchWriter
+from edm_hloc.pairs.rules import write_pairs
+from edm_hloc.pipelines.run import peak_memory_mib, versions
 from edm_hloc.report.page import make_report
-from edm_hloc.run import peak_memory_mib, versions
-from edm_hloc.store import FeatureWriter, MatchWriter
 from edm_hloc.synthetic.dataset import make_photo_collection
 
 SIZE = (1280, 960)

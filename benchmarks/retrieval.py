@@ -23,9 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from edm_hloc.images import find_images, load_image
+from edm_hloc.images.photos import find_images, load_image
 from edm_hloc.matchers.edm import default_device
-from edm_hloc.retrieval import (
+from edm_hloc.pairs.retrieval import (
     LocalFeatures,
     compute_descriptors,
     edm_features,

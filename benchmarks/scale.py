@@ -35,16 +35,16 @@ import pycolmap
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from edm_hloc import sfm
-from edm_hloc.aachen import AachenOptions
-from edm_hloc.aggregate import aggregate
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.localize import ModelPoints, PoseOptions, localize_queries
-from edm_hloc.pairs import from_covisibility
-from edm_hloc.retrieval import most_similar
-from edm_hloc.run import peak_memory_mib
-from edm_hloc.store import DescriptorWriter, RawMatches, RawMatchReader, RawMatchWriter
-from edm_hloc.visual_localization import QUERY_KEYPOINTS
+from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.mapping.mappers import sfm
+from edm_hloc.matching.store import DescriptorWriter, RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.pairs.retrieval import most_similar
+from edm_hloc.pairs.rules import from_covisibility
+from edm_hloc.pipelines.aachen import AachenOptions
+from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
+from edm_hloc.pipelines.run import peak_memory_mib
 
 IMAGES, PAIRS, QUERIES, QUERY_PAIRS = 6697, 130_000, 1015, 50_000
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1450.0

@@ -19,13 +19,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy  # noqa: F401 (before pycolmap, see edm_hloc.colmap)
+import numpy  # noqa: F401 (before pycolmap, see edm_hloc.base.colmap)
 import pycolmap
 
-from edm_hloc.cameras import load_intrinsics
-from edm_hloc.colmap import ModelStatistics, quiet_colmap
+from edm_hloc.base.colmap import ModelStatistics, quiet_colmap
 from edm_hloc.evaluation.models import compare
-from edm_hloc.run import peak_memory_mib
+from edm_hloc.images.cameras import load_intrinsics
+from edm_hloc.pipelines.run import peak_memory_mib
 
 COLUMNS = (
     "scene", "intrinsics", "registered", "points", "track", "reproj. px",

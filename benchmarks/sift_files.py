@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.colmap import quiet_colmap
-from edm_hloc.pairs import Pair, unique_pairs
-from edm_hloc.store import FeatureWriter, MatchWriter
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.matching.store import FeatureWriter, MatchWriter
+from edm_hloc.pairs.rules import Pair, unique_pairs
 
 
 def write_sift(

@@ -49,17 +49,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm_hloc.aggregate import aggregate
-from edm_hloc.dense import DenseConfig, count_encodes, match_pairs, order_pairs
-from edm_hloc.images import NetworkImage, PixelTransform, load_image
-from edm_hloc.keypoints import QuantizationConfig
+from edm_hloc.images.photos import NetworkImage, PixelTransform, load_image
+from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
-from edm_hloc.models.onnx_graphs import OnnxEDM
-from edm_hloc.pairs import Pair
-from edm_hloc.store import (
+from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.store import (
     FeatureReader,
     FeatureWriter,
     MatchReader,
@@ -68,6 +64,10 @@ from edm_hloc.store import (
     RawMatchReader,
     RawMatchWriter,
 )
+from edm_hloc.models import weights as weights_module
+from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
+from edm_hloc.models.onnx import OnnxEDM
+from edm_hloc.pairs.rules import Pair
 from edm_hloc.synthetic.dataset import make_photo_collection
 from tests.oracles import hloc_quantization
 

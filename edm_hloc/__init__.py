@@ -4,11 +4,11 @@ __version__ = "0.1.0"
 
 
 def register() -> None:
-    """Makes EDM and EfficientLoFTR matchers of hloc, see `edm_hloc.hloc_plugin`.
+    """Makes EDM and EfficientLoFTR matchers of hloc, see `edm_hloc.interop.hloc_plugin`.
 
     Raises:
         EdmHlocError: hloc is not installed, too old, or cannot be imported.
     """
-    from edm_hloc import hloc_plugin
+    from edm_hloc.interop import hloc_plugin
 
     hloc_plugin.register()

@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
-from edm_hloc.pairs_from_retrieval import RetrievalOptions
+from edm_hloc.pairs.from_retrieval import RetrievalOptions
+from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 
 
 def run(

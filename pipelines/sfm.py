@@ -11,12 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import find_images
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import find_images
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
-from edm_hloc.pairs import exhaustive
-from edm_hloc.reconstruct import reconstruct
-from edm_hloc.run import Run
+from edm_hloc.pairs.rules import exhaustive
+from edm_hloc.pipelines.reconstruct import reconstruct
+from edm_hloc.pipelines.run import Run
 
 
 def run(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from edm_hloc.images import NetworkImage
+from edm_hloc.images.photos import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 
 

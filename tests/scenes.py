@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.images import NetworkImage, load_image
+from edm_hloc.images.photos import NetworkImage, load_image
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 
 

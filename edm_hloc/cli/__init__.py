@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from edm_hloc import __version__
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import (
     demo,
     evaluate,
@@ -22,7 +23,6 @@ from edm_hloc.cli import (
     show,
     weights,
 )
-from edm_hloc.errors import EdmHlocError
 
 # in the order of --help
 COMMANDS = (reconstruct, localize, match, report, show, demo, evaluate, weights, export, hloc)

@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.report import end_quietly, reporting
-from edm_hloc.errors import EdmHlocError
 
 
 def register(command: options.AddCommand) -> None:
@@ -27,11 +27,11 @@ def register(command: options.AddCommand) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.cameras import CameraOptions
     from edm_hloc.evaluation.models import compare
-    from edm_hloc.images import find_images
-    from edm_hloc.pairs import exhaustive
-    from edm_hloc.reconstruct import reconstruct
+    from edm_hloc.images.cameras import CameraOptions
+    from edm_hloc.images.photos import find_images
+    from edm_hloc.pairs.rules import exhaustive
+    from edm_hloc.pipelines.reconstruct import reconstruct
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     start = time.monotonic()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
 from edm_hloc.cli.report import end_quietly
-from edm_hloc.errors import EdmHlocError
 
 
 def register(command: options.AddCommand) -> None:

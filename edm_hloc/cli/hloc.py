@@ -29,7 +29,7 @@ def register(command: options.AddCommand) -> None:
 
 
 def _hloc(args: argparse.Namespace) -> None:
-    from edm_hloc.hloc_plugin import run_module
+    from edm_hloc.interop.hloc_plugin import run_module
 
     module = args.module.removeprefix("hloc.")
     try:
@@ -41,7 +41,7 @@ def _hloc(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from edm_hloc.doctor import diagnose
+    from edm_hloc.interop.doctor import diagnose
 
     found = diagnose()
     for name, version in found.versions.items():
@@ -55,7 +55,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _repair_database(args: argparse.Namespace) -> None:
-    from edm_hloc.doctor import repair_database
+    from edm_hloc.interop.doctor import repair_database
 
     done = repair_database(args.database)
     if not done.repaired:

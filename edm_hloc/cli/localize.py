@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
 from edm_hloc.cli.report import end_quietly, reporting
-from edm_hloc.errors import EdmHlocError
 
 if TYPE_CHECKING:
-    from edm_hloc.keypoints import QuantizationConfig
-    from edm_hloc.localize import QueryPose
-    from edm_hloc.run import Run
+    from edm_hloc.keypoints.quantization import QuantizationConfig
+    from edm_hloc.localization.queries import QueryPose
+    from edm_hloc.pipelines.run import Run
 
 _RETRIEVAL_HELP = (
     "database photos of each query: sift or edm (computed here), megaloc (torch.hub), hloc's list "
@@ -119,8 +119,8 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
 
 
 def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    from edm_hloc.localize import PoseOptions
-    from edm_hloc.pairs_from_retrieval import RetrievalOptions
+    from edm_hloc.localization.queries import PoseOptions
+    from edm_hloc.pairs.from_retrieval import RetrievalOptions
 
     if not args.ransac > 0:
         raise EdmHlocError("--ransac must be more than 0 px.")
@@ -144,10 +144,10 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 
 def _localize(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.cameras import load_intrinsics
-    from edm_hloc.colmap import check_model
-    from edm_hloc.images import find_images
-    from edm_hloc.visual_localization import localize_photos
+    from edm_hloc.base.colmap import check_model
+    from edm_hloc.images.cameras import load_intrinsics
+    from edm_hloc.images.photos import find_images
+    from edm_hloc.pipelines.localize import localize_photos
 
     start = time.monotonic()
     settings = _pose_options(args)
@@ -184,7 +184,7 @@ def _localize(args: argparse.Namespace) -> None:
 
 def _aachen(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.aachen import AachenDataset, AachenOptions, localize_aachen
+    from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 
     start = time.monotonic()
     if args.covisible < 1:
@@ -212,7 +212,7 @@ def _aachen(args: argparse.Namespace) -> None:
 
 def _inloc(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.inloc import InLocDataset, InLocOptions, localize_inloc
+    from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
 
     start = time.monotonic()
     keypoints = _keypoints(args, InLocOptions().quantization)
@@ -272,7 +272,7 @@ def _print_answers(
     run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
 ) -> None:
     """`submitted`: whether queries without a pose get that of a database photo."""
-    from edm_hloc.run import duration
+    from edm_hloc.pipelines.run import duration
 
     summary = run.results["localized"]
     print(
@@ -291,8 +291,8 @@ def _print_answers(
 
 
 def _check(args: argparse.Namespace) -> None:
-    from edm_hloc.images import find_images
-    from edm_hloc.localize import check_submission
+    from edm_hloc.images.photos import find_images
+    from edm_hloc.localization.queries import check_submission
 
     queries: list[str] = []
     for path in args.queries:
@@ -320,7 +320,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         read_truth,
         table,
     )
-    from edm_hloc.localize import read_poses
+    from edm_hloc.localization.queries import read_poses
 
     thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
     print(table(evaluate(read_poses(args.file), read_truth(args.truth), thresholds), thresholds))
@@ -351,9 +351,9 @@ def _synth(args: argparse.Namespace) -> None:
 
 
 def _retrieve(args: argparse.Namespace) -> None:
-    from edm_hloc.pairs import write_pairs
-    from edm_hloc.retrieval import most_similar, select_names, write_scores
-    from edm_hloc.store import DescriptorReader
+    from edm_hloc.matching.store import DescriptorReader
+    from edm_hloc.pairs.retrieval import most_similar, select_names, write_scores
+    from edm_hloc.pairs.rules import write_pairs
 
     with DescriptorReader(args.descriptors) as reader:
         names = reader.names()

@@ -23,9 +23,9 @@ def register(command: options.AddCommand) -> None:
 
 
 def _match(args: argparse.Namespace) -> None:
-    from edm_hloc.images import load_image
+    from edm_hloc.images.photos import load_image
+    from edm_hloc.matching.store import RawMatches, write_raw_pair
     from edm_hloc.report.pictures import check_picture, draw_matches, write_picture
-    from edm_hloc.store import RawMatches, write_raw_pair
 
     check_picture(args.out)
     matcher = options.make_matcher(args)
@@ -46,7 +46,7 @@ def _match(args: argparse.Namespace) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    from edm_hloc.pairs import write_pairs
+    from edm_hloc.pairs.rules import write_pairs
 
     write_pairs(args.out, options.list_pairs(args))
     print(f"Written     {args.out}")

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 
 if TYPE_CHECKING:
-    from edm_hloc.dense import DenseConfig
-    from edm_hloc.keypoints import QuantizationConfig
+    from edm_hloc.keypoints.quantization import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matchers.registry import MatcherName
-    from edm_hloc.pairs import Pair
-    from edm_hloc.pairs_from_retrieval import SimilarPhotos
+    from edm_hloc.matching.engine import DenseConfig
+    from edm_hloc.pairs.from_retrieval import SimilarPhotos
+    from edm_hloc.pairs.rules import Pair
 
 MANY_PAIRS = 5000  # from here on the user is told of faster ways
 MATCHERS = ("edm", "eloftr", "loftr")  # edm_hloc.matchers.registry.NAMES
@@ -190,13 +190,13 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
 
 
 def dense_config(args: argparse.Namespace) -> DenseConfig:
-    from edm_hloc.dense import DenseConfig
+    from edm_hloc.matching.engine import DenseConfig
 
     return DenseConfig(cache_bytes=int(args.cache * 1e9))
 
 
 def quantization(args: argparse.Namespace) -> QuantizationConfig:
-    from edm_hloc.keypoints import QuantizationConfig
+    from edm_hloc.keypoints.quantization import QuantizationConfig
 
     try:
         return QuantizationConfig(
@@ -213,8 +213,8 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     """The pairs, or which photos they are to be found among."""
     if args.pairs != "retrieval":
         return list_pairs(args)
-    from edm_hloc.images import find_images
-    from edm_hloc.pairs_from_retrieval import RetrievalOptions, SimilarPhotos
+    from edm_hloc.images.photos import find_images
+    from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
 
     _check_pair_options(args)
     options = RetrievalOptions(args.retrieval or "edm", args.partners or 20)
@@ -225,8 +225,8 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
 
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
-    from edm_hloc import pairs
-    from edm_hloc.images import find_images
+    from edm_hloc.images.photos import find_images
+    from edm_hloc.pairs import rules as pairs
 
     _check_pair_options(args)
     if args.pairs == "retrieval":

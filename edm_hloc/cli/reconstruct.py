@@ -41,9 +41,9 @@ def register(command: options.AddCommand) -> None:
 
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.cameras import CameraOptions, load_intrinsics
-    from edm_hloc.mapping import MappingOptions
-    from edm_hloc.reconstruct import names_of, reconstruct
+    from edm_hloc.images.cameras import CameraOptions, load_intrinsics
+    from edm_hloc.mapping.mappers import MappingOptions
+    from edm_hloc.pipelines.reconstruct import names_of, reconstruct
 
     start = time.monotonic()
     pairs = options.choose_pairs(args)
@@ -68,8 +68,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 def _triangulate(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.colmap import check_model
-    from edm_hloc.reconstruct import triangulate_model
+    from edm_hloc.base.colmap import check_model
+    from edm_hloc.pipelines.reconstruct import triangulate_model
 
     start = time.monotonic()
     check_model(args.model)
@@ -94,9 +94,9 @@ def _match_pairs(args: argparse.Namespace) -> None:
     end_quietly()
     from dataclasses import asdict
 
-    from edm_hloc.masks import find_masks
-    from edm_hloc.reconstruct import find_pairs, match_and_quantize, names_of
-    from edm_hloc.run import Run
+    from edm_hloc.images.masks import find_masks
+    from edm_hloc.pipelines.reconstruct import find_pairs, match_and_quantize, names_of
+    from edm_hloc.pipelines.run import Run
 
     pairs = options.choose_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
-from edm_hloc.errors import EdmHlocError
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def reporting(out: Path) -> Iterator[None]:
 def end_quietly() -> None:
     """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
     pycolmap would print from its import on: commands that take long begin with this."""
-    import edm_hloc.colmap  # noqa: F401
+    import edm_hloc.base.colmap  # noqa: F401
 
     with contextlib.suppress(ValueError):  # not in the main thread
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:

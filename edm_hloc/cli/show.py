@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
-from edm_hloc.errors import EdmHlocError
 
 
 def register(command: options.AddCommand) -> None:
@@ -31,7 +31,7 @@ def register(command: options.AddCommand) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    from edm_hloc.colmap import read_model
+    from edm_hloc.base.colmap import read_model
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
     from edm_hloc.report.pictures import write_picture
     from edm_hloc.report.scene import Points, build_scene, views_of
@@ -54,7 +54,7 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from edm_hloc.report import exports
+    from edm_hloc.interop import exports
 
     suffix = args.out.suffix.lower()
     if suffix == ".ply":

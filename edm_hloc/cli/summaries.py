@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edm_hloc.run import Run
+    from edm_hloc.pipelines.run import Run
 
 
 def print_matching(run: Run) -> None:
@@ -33,8 +33,8 @@ def print_matching(run: Run) -> None:
 
 
 def print_reconstruction(run: Run, seconds: float) -> None:
-    from edm_hloc.run import duration
-    from edm_hloc.sfm import parts_folder
+    from edm_hloc.mapping.sfm import parts_folder
+    from edm_hloc.pipelines.run import duration
 
     print_matching(run)
     verified = run.results["verified"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
-from edm_hloc.errors import EdmHlocError
 
 
 def register(command: options.AddCommand) -> None:

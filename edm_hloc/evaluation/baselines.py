@@ -13,9 +13,9 @@ import numpy as np
 import pycolmap
 import torch
 
-from edm_hloc.colmap import quiet_colmap
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import NetworkImage
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.pose_pairs import rotation_angle
-from edm_hloc.localize import read_poses
+from edm_hloc.localization.queries import read_poses
 
 Thresholds = Sequence[tuple[float, float]]
 """Greatest errors of position, in the world's unit, and of rotation, in degrees."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.colmap import ModelStatistics, posed_images, read_model
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 
 _PROPOSALS = 200  # cameras that propose an alignment

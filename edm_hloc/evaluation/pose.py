@@ -15,13 +15,13 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from edm_hloc.colmap import quiet_colmap
-from edm_hloc.dense import DenseConfig, match_pairs
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
-from edm_hloc.files import write_whole
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.store import RawMatchReader
+from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.matching.store import RawMatchReader
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.colmap import is_model, posed_images, read_model
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import photo_size
-from edm_hloc.pairs_with_gt import read_index, read_pairs_with_gt, read_scannet_pose
+from edm_hloc.base.colmap import is_model, posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import photo_size
+from edm_hloc.pairs.with_truth import read_index, read_pairs_with_gt, read_scannet_pose
 
 logger = logging.getLogger(__name__)
 

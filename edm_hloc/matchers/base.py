@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edm_hloc.images import NetworkImage, PixelTransform
+from edm_hloc.images.photos import NetworkImage, PixelTransform
 
 
 @dataclass(frozen=True)

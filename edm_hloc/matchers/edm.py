@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import NetworkImage
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM, EDMFeatures, RefinedImage, fold_batch_norms
 
 if TYPE_CHECKING:
-    from edm_hloc.models.onnx_graphs import OnnxEDM
+    from edm_hloc.models.onnx import OnnxEDM
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class EDMMatcher(Matcher):
 
     def _fuse_coarse_matching(self) -> None:
         try:
-            from edm_hloc.models import fused
+            from edm_hloc.models import coarse_triton
         except ModuleNotFoundError:  # no Triton, as on Windows: plain PyTorch does as well
             return
-        if fused.works_on(self.device):
-            self.model.coarse_search = fused.fused_columns
+        if coarse_triton.works_on(self.device):
+            self.model.coarse_search = coarse_triton.fused_columns
 
     def _use_graphs(self, folder: Path) -> None:
-        from edm_hloc.models.onnx_graphs import TENSORRT, OnnxEDM
+        from edm_hloc.models.onnx import TENSORRT, OnnxEDM
 
         graphs = OnnxEDM(folder, self.device)
         if graphs.weights_sha256 != self.weights.sha256:

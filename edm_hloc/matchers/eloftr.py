@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import NetworkImage
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.matchers.registry import missing_library, state_sha256

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from edm_hloc.images import NetworkImage
+from edm_hloc.images.photos import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.matchers.registry import missing_library, state_sha256

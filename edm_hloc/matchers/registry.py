@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edm_hloc.matchers.edm import EDMMatcher
     from edm_hloc.matchers.eloftr import ELoFTRMatcher
     from edm_hloc.matchers.loftr import LoFTRMatcher
-    from edm_hloc.matchers.photometric import RefinedMatcher
+    from edm_hloc.refinement.photometric import RefinedMatcher
 
 MatcherName = Literal["edm", "eloftr", "loftr"]
 NAMES: tuple[MatcherName, ...] = get_args(MatcherName)
@@ -79,8 +79,8 @@ def make_refined_matcher(
 
     Unless a threshold is given, EDM's less confident matches are looked at as well.
     """
-    from edm_hloc.matchers.photometric import RefinedMatcher
-    from edm_hloc.matchers.second_look import SecondLookMatcher
+    from edm_hloc.refinement.photometric import RefinedMatcher
+    from edm_hloc.refinement.second_look import SecondLookMatcher
 
     matcher = make_matcher(name, threshold=threshold, candidates=threshold is None, **settings)
     return RefinedMatcher(SecondLookMatcher(matcher))

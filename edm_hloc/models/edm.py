@@ -758,7 +758,7 @@ class EDM(nn.Module):
         self.backbone = Backbone(config.widths)
         self.neck = CorrelationInjection(config)
         self.fine_matching = FineMatching(config)
-        # May be replaced by another of the same meaning, as `edm_hloc.models.fused` on a GPU.
+        # May be replaced by another of the same meaning, as `models.coarse_triton` on a GPU.
         self.coarse_search: Callable[..., tuple[Tensor, Tensor]] = confident_columns
 
     def encode(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.edm import CONFIGS, EDM, EDMConfig
 
 ENVIRONMENT_VARIABLE = "EDM_HLOC_WEIGHTS"

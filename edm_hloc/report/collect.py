@@ -17,17 +17,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pycolmap
 
-from edm_hloc.aachen import AachenDataset
-from edm_hloc.cameras import parse_camera
-from edm_hloc.colmap import posed_images, read_model
-from edm_hloc.errors import EdmHlocError
-from edm_hloc.images import image_stamps
-from edm_hloc.inloc import InLocDataset, ScanPoints
-from edm_hloc.localize import ModelPoints, PointSource, QueryPose, read_log
-from edm_hloc.pairs import Pair, read_pairs
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import parse_camera
+from edm_hloc.images.photos import image_stamps
+from edm_hloc.localization.queries import ModelPoints, PointSource, QueryPose, read_log
+from edm_hloc.mapping.sfm import diagnose, to_colmap
+from edm_hloc.matching.store import FeatureReader, MatchReader, RawMatchReader
+from edm_hloc.pairs.rules import Pair, read_pairs
+from edm_hloc.pipelines.aachen import AachenDataset
+from edm_hloc.pipelines.inloc import InLocDataset, ScanPoints
 from edm_hloc.report.scene import Points, View, picture_size, views_of
-from edm_hloc.sfm import diagnose, to_colmap
-from edm_hloc.store import FeatureReader, MatchReader, RawMatchReader
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ import cv2
 import numpy as np
 
 import edm_hloc
-from edm_hloc.files import write_whole
+from edm_hloc.base.files import write_whole
+from edm_hloc.pipelines.run import duration
 from edm_hloc.report.advice import Advice, advise, plural
 from edm_hloc.report.collect import RunFacts, collect
 from edm_hloc.report.histograms import histogram
 from edm_hloc.report.model_pictures import draw_model
 from edm_hloc.report.payload import Payload, make_payload
 from edm_hloc.report.scene import Scene
-from edm_hloc.run import duration
 
 logger = logging.getLogger(__name__)
 

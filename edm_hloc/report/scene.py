@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
-from edm_hloc.colmap import posed_images
+from edm_hloc.base.colmap import posed_images
 
 _BORDER = 1.0  # points farther outside the bulk than this many times its size are left out
 _BULK = (2.0, 98.0)  # percentiles

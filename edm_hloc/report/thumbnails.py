@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from edm_hloc.errors import ImageError
-from edm_hloc.images import load_image, open_image
+from edm_hloc.base.errors import ImageError
+from edm_hloc.images.photos import load_image, open_image
 
 logger = logging.getLogger(__name__)
 

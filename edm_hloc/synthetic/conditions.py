@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm_hloc.pairs_with_gt import PairWithPose, write_pairs_with_gt
+from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
 from edm_hloc.synthetic.layouts import Layout
 from edm_hloc.synthetic.pairs import DrawCameras, PairSampler, candidate_cameras
 from edm_hloc.synthetic.photometric import expose, lamps, noise, photograph

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.synthetic.dressing import random_lights, random_materials
 from edm_hloc.synthetic.layouts import LAYOUTS, Layout
 from edm_hloc.synthetic.photometric import photograph

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm_hloc.errors import EdmHlocError, ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 
 _BITS = 12  # of the fixed-point texel coordinates' fraction
 

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm_hloc.errors import EdmHlocError, ImageError
-from edm_hloc.pairs_with_gt import read_index, read_scannet_pose
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.pairs.with_truth import read_index, read_scannet_pose
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
 from edm_hloc.training.step import PairBatch
@@ -258,8 +258,8 @@ def colmap_scenes(model: Path, images: Path) -> list[PairList]:
     try:
         from scipy.sparse import triu
 
-        from edm_hloc.colmap import posed_images, read_model
-        from edm_hloc.pairs import visibility
+        from edm_hloc.base.colmap import posed_images, read_model
+        from edm_hloc.pairs.rules import visibility
     except ImportError as error:
         raise EdmHlocError("training on a COLMAP model needs pycolmap and scipy") from error
 

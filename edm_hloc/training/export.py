@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.edm import EDM
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm_hloc.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.edm import CELL, EDM, STRIDE, RefinedImage
-from edm_hloc.pairs_with_gt import read_pairs_with_gt
+from edm_hloc.pairs.with_truth import read_pairs_with_gt
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch
 

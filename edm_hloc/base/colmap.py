@@ -1,0 +1,190 @@
+"""Reading COLMAP models and keeping COLMAP quiet: what every user of pycolmap here shares."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import pycolmap
+
+from edm_hloc.base.errors import EdmHlocError
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("cameras", "images", "points3D")
+_FATAL_ONLY = 3
+
+
+@contextlib.contextmanager
+def quiet_colmap() -> Iterator[None]:
+    """Keeps COLMAP's own log off the terminal, unless this package logs at DEBUG."""
+    before = pycolmap.logging.minloglevel
+    if not logger.isEnabledFor(logging.DEBUG):
+        pycolmap.logging.minloglevel = _FATAL_ONLY
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder holds a COLMAP model, binary or text."""
+    return any(
+        all((path / f"{part}{end}").is_file() for part in _PARTS) for end in (".bin", ".txt")
+    )
+
+
+def check_model(path: Path) -> None:
+    """Raises EdmHlocError if a folder holds no COLMAP model; reads none of it."""
+    path = Path(path)
+    if not is_model(path):
+        inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
+        hint = f" Did you mean {inside[0]}?" if inside else ""
+        raise EdmHlocError(
+            f"No COLMAP model in {path}: cameras, images and points3D, all .bin or all .txt, are "
+            f"expected.{hint}"
+        )
+
+
+def read_model(path: Path) -> pycolmap.Reconstruction:
+    """Reads a COLMAP model, binary or text, with or without rigs and frames.
+
+    Raises:
+        EdmHlocError: the folder holds no model or a damaged one.
+    """
+    check_model(path)
+    path = Path(path)
+    _check_lengths(path)
+    with quiet_colmap():
+        try:
+            model = pycolmap.Reconstruction(path)
+            if not (path / "cameras.bin").is_file():
+                _restore_names(model, path / "images.txt")
+            return model
+        # pycolmap raises almost anything on damaged files
+        except Exception as error:
+            raise EdmHlocError(f"The COLMAP model in {path} is damaged: {error}") from error
+
+
+def _check_lengths(path: Path) -> None:
+    """COLMAP reads past the end of a binary file that was cut off, and may then never return."""
+    for name, skip in _RECORDS.items():
+        file = path / name
+        if not file.is_file():
+            continue
+        try:
+            # Mapped, not read: of large models most of the bytes are passed over.
+            with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                (count,) = struct.unpack_from("<Q", data)
+                position = 8
+                for _ in range(count):
+                    position = skip(data, position)
+                whole = position <= len(data)
+        except (struct.error, ValueError):  # as of an empty file
+            whole = False
+        except OSError:
+            continue  # COLMAP says what is wrong with it
+        if not whole:
+            raise EdmHlocError(
+                f"The COLMAP model in {path} is damaged: {name} ends too early. "
+                "Copy it again, or make it again."
+            )
+
+
+def _after_image(data: mmap, start: int) -> int:
+    name = data.find(b"\0", start + 64)  # after id, rotation, translation and camera
+    if name < 0:
+        raise ValueError("the name has no end")
+    points = name + 1
+    return points + 8 + 24 * int(struct.unpack_from("<Q", data, points)[0])
+
+
+def _after_point(data: mmap, start: int) -> int:
+    return start + 51 + 8 * int(struct.unpack_from("<Q", data, start + 43)[0])
+
+
+def _after_frame(data: mmap, start: int) -> int:
+    return start + 68 + 16 * int(struct.unpack_from("<I", data, start + 64)[0])
+
+
+_RECORDS: dict[str, Callable[[mmap, int], int]] = {
+    "images.bin": _after_image,
+    "points3D.bin": _after_point,
+    "frames.bin": _after_frame,
+}
+
+
+def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
+    """COLMAP cuts names at the first space as it reads text models."""
+    lines = images_txt.read_text("utf-8").split("\n")
+    for line in [line for line in lines if not line.startswith("#")][::2]:
+        fields = line.split(maxsplit=9)
+        if len(fields) == 10:
+            model.images[int(fields[0])].name = fields[9].rstrip("\r")
+
+
+@contextlib.contextmanager
+def open_database(path: Path) -> Iterator[pycolmap.Database]:
+    """A COLMAP database, closed in the end.
+
+    Raises:
+        EdmHlocError: there is none, or a damaged one.
+    """
+    if not path.is_file():
+        raise EdmHlocError(f"No COLMAP database {path}.")
+    try:
+        with quiet_colmap():
+            database = pycolmap.Database.open(path)
+        try:
+            yield database
+        finally:
+            database.close()
+    except RuntimeError as error:
+        if "SQLite" in str(error) or "database factory" in str(error):
+            raise EdmHlocError(
+                f"The COLMAP database {path} is damaged ({error}): delete it, and the same command "
+                "makes it anew."
+            ) from error
+        raise
+
+
+def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
+    """The images of a model that have a pose, by name, sorted by name."""
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    return dict(sorted(images.items()))
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """How large and how consistent a model is.
+
+    Attributes:
+        registered: images with a pose.
+        points: 3D points.
+        mean_track_length: images that see a point, on average; 0 without points.
+        mean_reprojection_error: mean over the points, pixels of the original photos; 0 without.
+    """
+
+    registered: int
+    points: int
+    mean_track_length: float
+    mean_reprojection_error: float
+
+    @staticmethod
+    def of(model: pycolmap.Reconstruction) -> ModelStatistics:
+        """Measures a model; a point's error is the mean over the images that see it."""
+        points = model.num_points3D()
+        if points:
+            model.update_point_3d_errors()
+        return ModelStatistics(
+            registered=len(posed_images(model)),
+            points=points,
+            mean_track_length=model.compute_mean_track_length() if points else 0.0,
+            mean_reprojection_error=model.compute_mean_reprojection_error() if points else 0.0,
+        )

@@ -1,0 +1,152 @@
+"""A COLMAP model in other programs' files: COLMAP binary and text, PLY, nerfstudio."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
+
+logger = logging.getLogger(__name__)
+
+# nerfstudio's camera model of each of COLMAP's, and where each parameter goes.
+_NERFSTUDIO = {
+    "SIMPLE_PINHOLE": ("OPENCV", ("f", "cx", "cy")),
+    "PINHOLE": ("OPENCV", ("fl_x", "fl_y", "cx", "cy")),
+    "SIMPLE_RADIAL": ("OPENCV", ("f", "cx", "cy", "k1")),
+    "RADIAL": ("OPENCV", ("f", "cx", "cy", "k1", "k2")),
+    "OPENCV": ("OPENCV", ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")),
+    "OPENCV_FISHEYE": ("OPENCV_FISHEYE", ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4")),
+    "SIMPLE_RADIAL_FISHEYE": ("OPENCV_FISHEYE", ("f", "cx", "cy", "k1")),
+    "RADIAL_FISHEYE": ("OPENCV_FISHEYE", ("f", "cx", "cy", "k1", "k2")),
+}
+_DISTORTION = {"OPENCV": ("k1", "k2", "p1", "p2"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4")}
+# COLMAP's camera looks along +z with y down, OpenGL's along −z with y up.
+_OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def export_binary(model: Path, out: Path) -> None:
+    """COLMAP's binary files into the folder `out`."""
+    _export_colmap(read_model(model), out, ".bin", lambda m, folder: m.write_binary(folder))
+
+
+def export_text(model: Path, out: Path) -> None:
+    """COLMAP's text files into the folder `out`."""
+    _export_colmap(read_model(model), out, ".txt", lambda m, folder: m.write_text(folder))
+
+
+def _export_colmap(
+    model: pycolmap.Reconstruction,
+    out: Path,
+    suffix: str,
+    write: Callable[[pycolmap.Reconstruction, Path], None],
+) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # a folder with both forms would be read in the older one
+        other = {".bin": ".txt", ".txt": ".bin"}[suffix]
+        clash = next(iter(sorted(out.glob(f"cameras{other}"))), None)
+        if clash is not None:
+            raise EdmHlocError(f"{out} holds a model in another form ({clash.name}): give another.")
+        with tempfile.TemporaryDirectory(dir=out) as temporary, quiet_colmap():
+            write(model, Path(temporary))
+            for path in Path(temporary).iterdir():
+                path.replace(out / path.name)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write into {out}: {error.strerror or error}.") from error
+
+
+def export_ply(model: Path, out: Path) -> None:
+    """Points with their colours as a binary PLY file.
+
+    Raises:
+        EdmHlocError: no model, no points, or the file cannot be written.
+    """
+    read = read_model(model)
+    if not read.num_points3D():
+        raise EdmHlocError(f"The model in {model} has no points to write.")
+    with tempfile.TemporaryDirectory() as folder, quiet_colmap():
+        path = Path(folder) / "points.ply"
+        read.export_PLY(path)
+        write_whole(out, path.read_bytes())
+
+
+def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> None:
+    """nerfstudio's `transforms.json` and, beside it, the points as `sparse_pc.ply`.
+
+    Poses are world from camera in OpenGL's convention; the world stays that of the model, which
+    `applied_transform` says. Intrinsics and distortion stand with each photo, as COLMAP has them
+    (pixel centres at half numbers, which nerfstudio expects too). Photos are referred to where they
+    are, or under `images/` if the folder is not given.
+
+    Args:
+        model: COLMAP model.
+        out: the JSON file.
+        images: folder of the photos.
+
+    Raises:
+        EdmHlocError: no model, a camera model that nerfstudio does not know, or a file cannot be
+            written.
+    """
+    read = read_model(model)
+    frames, kinds = [], set()
+    for name, image in posed_images(read).items():
+        camera = read.cameras[image.camera_id]
+        path = f"images/{name}" if images is None else (Path(images).resolve() / name).as_posix()
+        intrinsics = nerfstudio_camera(camera)
+        kinds.add(str(intrinsics.pop("camera_model")))
+        world_from_cam = np.eye(4)
+        world_from_cam[:3] = image.cam_from_world().inverse().matrix()
+        frames.append(
+            {
+                "file_path": path,
+                **intrinsics,
+                "transform_matrix": (world_from_cam @ _OPENGL).tolist(),
+                "colmap_im_id": image.image_id,
+            }
+        )
+    if not frames:
+        raise EdmHlocError(f"The model in {model} has no posed images.")
+    if len(kinds) > 1:
+        raise EdmHlocError(
+            "nerfstudio takes photos of one kind of lens, but the model has both fisheye and "
+            "other cameras: export them apart."
+        )
+    record: dict[str, object] = {
+        "camera_model": kinds.pop(),
+        "frames": frames,
+        "applied_transform": np.eye(4)[:3].tolist(),
+    }
+    if read.num_points3D():
+        points = out.with_name("sparse_pc.ply")
+        export_ply(model, points)
+        record["ply_file_path"] = points.name
+    write_whole(out, json.dumps(record, indent=2).encode())
+
+
+def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
+    """Intrinsics in nerfstudio's names.
+
+    Raises:
+        EdmHlocError: it does not know such a camera.
+    """
+    if camera.model_name not in _NERFSTUDIO:
+        raise EdmHlocError(
+            f"nerfstudio does not know the camera model {camera.model_name}: it takes "
+            f"{', '.join(_NERFSTUDIO)}. Undistort the photos first (colmap image_undistorter)."
+        )
+    kind, names = _NERFSTUDIO[camera.model_name]
+    values = dict(zip(names, map(float, camera.params), strict=True))
+    focal = values.pop("f", None)
+    if focal is not None:
+        values |= {"fl_x": focal, "fl_y": focal}
+    values = dict.fromkeys(_DISTORTION[kind], 0.0) | values
+    return {"camera_model": kind, "w": camera.width, "h": camera.height, **values}

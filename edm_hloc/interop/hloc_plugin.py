@@ -1,0 +1,218 @@
+"""Makes EDM and EfficientLoFTR matchers of hloc: `import edm_hloc.hloc_plugin` is all.
+
+    from hloc import match_dense
+    import edm_hloc.hloc_plugin
+    match_dense.main(match_dense.confs["edm"], pairs, images, outputs)
+
+That registers the models `edm`, `edm_s` and `eloftr`, and adds `CONFS` to
+`hloc.match_dense.confs`. Nothing else of hloc is touched. Image 0 is the one whose points leave the
+matcher's grid, as hloc expects. With `"refine": "photometric"` in a preset's `model` matches are
+made as by our own commands: with a second look at pairs with few, and refined by the photos.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib
+import importlib.util
+import logging
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import NetworkImage, PixelTransform
+from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matchers.registry import MatcherName, make_matcher, make_refined_matcher
+
+logger = logging.getLogger("hloc.edm_hloc")  # shown as hloc's own messages are
+
+HOW_TO_INSTALL = "pip install 'git+https://github.com/cvg/Hierarchical-Localization'"
+_REMEMBERED_BYTES = 1 << 30  # features of images that were encoded last
+
+
+class HlocError(EdmHlocError, ImportError):
+    """hloc is not there, too old, or cannot be imported."""
+
+
+def _confs(matcher: str) -> dict[str, dict[str, Any]]:
+    """Presets in hloc's form; lengths in pixels of the original images."""
+
+    def conf(name: str, resize_max: int, max_error: int, cell_size: int) -> dict[str, Any]:
+        return {
+            "output": f"matches-{name}",
+            "model": {"name": matcher, "weights": None},
+            "preprocessing": {"grayscale": True, "resize_max": resize_max, "dfactor": 32},
+            "max_error": max_error,
+            "cell_size": cell_size,
+        }
+
+    return {
+        # as exact as can be, but many keypoints: for small scenes
+        matcher: conf(matcher, 1024, 1, 1),
+        # keypoints on a coarser grid, so that thousands of images stay manageable
+        f"{matcher}_aachen": conf(f"{matcher}_aachen", 1024, 2, 8),
+        # photos of 4032 px and cutouts of 1600 px, matched pair by pair and never triangulated
+        f"{matcher}_inloc": conf(f"{matcher}_inloc", 1600, 2, 2),
+        # with `features_ref`: matches go to keypoints that another detector found
+        f"{matcher}_superpoint": conf(f"{matcher}_superpoint", 1024, 4, 4),
+    }
+
+
+CONFS: dict[str, dict[str, Any]] = _confs("edm") | _confs("eloftr")
+
+_MODELS: dict[str, tuple[str, MatcherName, str | None]] = {  # name: class, matcher, default weights
+    "edm": ("EDM", "edm", None),
+    "edm_s": ("EDMS", "edm", "edm_s"),
+    "eloftr": ("EfficientLoFTR", "eloftr", None),
+}
+
+
+def register() -> None:
+    """Adds the models and presets to hloc; a second call changes nothing.
+
+    A preset or model of hloc's own with one of these names stays as it is.
+
+    Raises:
+        HlocError: hloc is not installed, too old, or cannot be imported.
+    """
+    match_dense = import_hloc("match_dense")
+    matchers = import_hloc("matchers")
+    base_model = import_hloc("utils.base_model").BaseModel
+    for name, (class_name, matcher, weights) in _MODELS.items():
+        path = f"hloc.matchers.{name}"
+        if path in sys.modules:
+            continue
+        if importlib.util.find_spec(path) is not None:
+            logger.warning("hloc has a matcher %r of its own, which is kept.", name)
+            continue
+        module = ModuleType(path, f"{class_name} from edm_hloc.")
+        setattr(module, class_name, _model_class(base_model, path, class_name, matcher, weights))
+        sys.modules[path] = module
+        setattr(matchers, name, module)
+    for name, conf in CONFS.items():
+        match_dense.confs.setdefault(name, copy.deepcopy(conf))
+
+
+def import_hloc(name: str) -> ModuleType:
+    """The module `hloc.<name>`.
+
+    Raises:
+        HlocError: hloc is not installed, too old, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(f"hloc.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == "hloc":
+            raise HlocError(f"hloc is not installed: {HOW_TO_INSTALL}") from None
+        if str(error.name).startswith("hloc."):
+            raise HlocError(
+                f"The installed hloc has no module {error.name}: check the name, or update hloc if "
+                f"it is old: {HOW_TO_INSTALL}"
+            ) from None
+        raise HlocError(f"hloc needs {error.name}, which is not installed.") from None
+    except (ImportError, RuntimeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise HlocError(
+            f"hloc.{name} cannot be imported ({reason}): its libraries do not fit each other, "
+            "often torchvision and torch."
+        ) from error
+
+
+def run_module(name: str, arguments: list[str]) -> None:
+    """Runs the command line of the module `hloc.<name>` with the plugin registered.
+
+    Raises:
+        EdmHlocError: hloc cannot be used, has no such module, it is no command, or it fails.
+    """
+    register()
+    module = import_hloc(name)
+    path = getattr(module, "__file__", None)
+    statements = ast.parse(Path(path).read_text("utf-8")).body if path else []
+    main = [s for s in statements if isinstance(s, ast.If) and "__main__" in ast.unparse(s.test)]
+    if not main:
+        raise EdmHlocError(f"hloc.{name} is no command: it has no part for `python -m`.")
+    # Only this part runs, in the module as it was imported: run as a program, hloc.match_dense
+    # would make its presets anew, without ours.
+    code = compile(ast.Module([*main[0].body], type_ignores=[]), str(path), "exec")
+    sys.argv = [f"hloc.{name}", *arguments]
+    try:
+        exec(code, dict(vars(module)))
+    except EdmHlocError:
+        raise
+    except Exception as error:  # hloc checks little of what it is given
+        logging.getLogger(__name__).info("Where hloc failed:", exc_info=True)
+        reason = f"{type(error).__name__}: {error}".strip()
+        if "Traceback" in reason:  # of a process that loads images
+            reason = reason.splitlines()[-1]
+        raise EdmHlocError(
+            f"hloc.{name} failed ({reason}). Check its arguments; edm-hloc doctor lists what is "
+            f"known to be broken in it, and edm-hloc hloc -v {name} … shows where it failed."
+        ) from error
+
+
+def _model_class(
+    base: type, path: str, class_name: str, matcher: MatcherName, weights: str | None
+) -> type:
+    """A model of hloc, a subclass of its `BaseModel`, around one of our matchers."""
+
+    class Model(base):
+        default_conf: ClassVar = {
+            "weights": weights,
+            "match_threshold": None,
+            "max_num_matches": None,
+            "refine": "none",
+        }
+        required_inputs: ClassVar = ["image0", "image1"]
+
+        def _init(self, conf: dict[str, Any]) -> None:
+            self.matcher = _make_matcher(matcher, {**conf, "weights": conf["weights"] or weights})
+            self.remembered: OrderedDict[bytes, Features] = OrderedDict()
+            logger.info("Weights %s, on %s", self.matcher.weights, self.matcher.device)
+
+        def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            """Grey images (1, 1, H, W) in [0, 1] → keypoints0/1 (M, 2) in their pixels, scores."""
+            found = self.matcher.match(self._encode(data["image0"]), self._encode(data["image1"]))
+            return {name: torch.from_numpy(array) for name, array in found._asdict().items()}
+
+        def _encode(self, image: torch.Tensor) -> Features:
+            # hloc passes an image anew for each of its pairs, on the device; ours are on the CPU.
+            image = image.cpu()
+            key = hashlib.sha1(image.numpy().tobytes()).digest() + repr(image.shape).encode()
+            if key not in self.remembered:
+                height, width = image.shape[-2:]
+                encoded = self.matcher.encode(
+                    NetworkImage(image[0], PixelTransform((1.0, 1.0)), (width, height))
+                )
+                self.remembered[key] = encoded
+                used = sum(features.nbytes for features in self.remembered.values())
+                while used > _REMEMBERED_BYTES and len(self.remembered) > 2:
+                    used -= self.remembered.popitem(last=False)[1].nbytes
+            self.remembered.move_to_end(key)
+            return self.remembered[key]
+
+    Model.__name__ = Model.__qualname__ = class_name
+    Model.__module__ = path  # by which hloc tells the classes a module defines from others
+    return Model
+
+
+def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
+    options: dict[str, Any] = {
+        "weights": conf["weights"],
+        "threshold": conf["match_threshold"],
+        "topk": conf["max_num_matches"],
+    }
+    if conf["refine"] == "photometric":
+        return make_refined_matcher(name, **options)
+    if conf["refine"] != "none":
+        raise EdmHlocError(f"refine is {conf['refine']!r}: it must be 'photometric' or 'none'.")
+    if name == "edm":
+        return EDMMatcher(EDMMatcherConfig(**options, refined="image0"))
+    return make_matcher(name, **options)

@@ -1,0 +1,112 @@
+"""Files of image pairs with their true relative pose: SuperGlue's lists, LoFTR's indices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError, ImageError
+
+
+class PairWithPose(NamedTuple):
+    """Two images and the truth about them.
+
+    Attributes:
+        name0, name1: of the images, relative to their folder.
+        rotation0, rotation1: EXIF rotations in quarter turns.
+        K0, K1: (3, 3) intrinsics where the top-left pixel's centre is (0, 0).
+        T_0to1: (4, 4) from camera 0 to camera 1.
+    """
+
+    name0: str
+    name1: str
+    rotation0: int
+    rotation1: int
+    K0: np.ndarray
+    K1: np.ndarray
+    T_0to1: np.ndarray
+
+
+def read_pairs_with_gt(path: Path) -> list[PairWithPose]:
+    """Read a list; a line has two names, two EXIF rotations, K0 and K1 (9 numbers each, row by
+    row) and T_0to1 (16 numbers).
+
+    Raises:
+        EdmHlocError: the file cannot be read, or is malformed; with the line's number.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EdmHlocError(f"Cannot read the list of pairs {path}: {error}.") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            values = np.array(words[4:], dtype=float)
+            if len(values) != 34 or not np.isfinite(values).all():
+                raise ValueError
+            pairs.append(
+                PairWithPose(
+                    words[0],
+                    words[1],
+                    int(words[2]),
+                    int(words[3]),
+                    values[:9].reshape(3, 3),
+                    values[9:18].reshape(3, 3),
+                    values[18:].reshape(4, 4),
+                )
+            )
+        except ValueError:
+            raise EdmHlocError(
+                f"{path}, line {number}: not a pair with its truth (two names, two rotations, "
+                "K0, K1 and T_0to1: 38 words)."
+            ) from None
+    return pairs
+
+
+def write_pairs_with_gt(path: Path, pairs: Iterable[PairWithPose]) -> None:
+    """Write a list that `read_pairs_with_gt` reads; names must not contain white space."""
+    lines = []
+    for pair in pairs:
+        numbers = np.concatenate([m.ravel() for m in (pair.K0, pair.K1, pair.T_0to1)])
+        words = [pair.name0, pair.name1, str(pair.rotation0), str(pair.rotation1)]
+        lines.append(" ".join([*words, *(f"{v:.17g}" for v in numbers)]))
+    Path(path).write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def read_index(path: Path, *required: str) -> dict[str, Any]:
+    """The arrays of an index file of LoFTR's, by name.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or lacks one of the `required`.
+    """
+    try:
+        with np.load(path, allow_pickle=True) as file:  # the format has object arrays
+            content = dict(file)
+    except Exception as error:  # pickles raise anything
+        raise EdmHlocError(f"{path} is not an index file as LoFTR has them: {error}.") from error
+    missing = [name for name in required if name not in content]
+    if missing:
+        raise EdmHlocError(f"The index file {path} lacks {', '.join(missing)}.")
+    return content
+
+
+def read_scannet_pose(scene: Path, frame: int) -> np.ndarray:
+    """(4, 4) cam_from_world of a frame in a scene's folder of ScanNet, which has the inverse.
+
+    Raises:
+        ImageError: it cannot be read, or is not finite, as where ScanNet lost track.
+    """
+    path = scene / "pose" / f"{frame}.txt"
+    try:
+        world_from_cam = np.loadtxt(path).reshape(4, 4)
+        if not np.isfinite(world_from_cam).all():
+            raise ValueError("it is not finite")
+    except (OSError, ValueError) as error:
+        raise ImageError(f"Cannot read the pose {path}: {error}.") from error
+    return np.linalg.inv(world_from_cam)

@@ -1,0 +1,184 @@
+"""Aachen Day-Night v1.1, from the dataset's folder to a file that can be submitted.
+
+Published settings (hloc's for semi-dense matchers) are the defaults. In the output folder:
+
+    sfm/                               the model with known poses (files as `pipelines.reconstruct`)
+    pairs-query-*.txt … queries.jsonl  see `edm_hloc.pipelines.localize`
+    Aachen-v1.1_*.txt                  the submission
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pycolmap
+
+from edm_hloc.base.colmap import is_model, posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import read_intrinsics_list
+from edm_hloc.images.photos import image_stamps
+from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.localization.queries import ModelPoints, PoseOptions, QueryPose, query_cameras
+from edm_hloc.mapping.mappers import MappingOptions
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.engine import DenseConfig
+from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
+from edm_hloc.pairs.rules import from_covisibility
+from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, match_queries, submit
+from edm_hloc.pipelines.reconstruct import triangulate_model
+from edm_hloc.pipelines.run import Run, fingerprint_of
+
+SOURCE = (
+    "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/"
+    "Aachen-Day-Night/ (see https://www.visuallocalization.net/datasets)."
+)
+
+
+@dataclass(frozen=True)
+class AachenOptions:
+    """Settings of the pipeline.
+
+    Attributes:
+        covisible: images that each database image is matched with.
+        retrieval: database images of each query.
+        quantization: keypoints of the database.
+        mapping: triangulation.
+        pose: of the queries.
+    """
+
+    covisible: int = 20
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
+    quantization: QuantizationConfig = field(
+        default_factory=lambda: QuantizationConfig(
+            max_error=2.0, cell_size=8.0, max_kps=8192, position="adjusted"
+        )
+    )
+    mapping: MappingOptions = field(default_factory=MappingOptions)
+    pose: PoseOptions = field(default_factory=lambda: PoseOptions(max_error=12.0))
+
+
+@dataclass(frozen=True)
+class AachenDataset:
+    """Where things are in the dataset's folder."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        nested = self.root / "images" / "images_upright"  # as its archives unpack
+        return nested if nested.is_dir() else self.root / "images_upright"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "3D-models" / "aachen_v_1_1"
+
+    @property
+    def query_lists(self) -> list[Path]:
+        """Of day and night."""
+        names = (f"{hour}_time_queries_with_intrinsics.txt" for hour in ("day", "night"))
+        return [self.root / "queries" / name for name in names]
+
+    def queries(self) -> dict[str, pycolmap.Camera]:
+        """Cameras of all queries by name. Raises EdmHlocError if a list cannot be read."""
+        cameras: dict[str, pycolmap.Camera] = {}
+        for path in self.query_lists:
+            cameras |= read_intrinsics_list(path)
+        return cameras
+
+    def problems(self) -> list[str]:
+        """What is missing for a run, each with where to get it; nothing if all is there."""
+        if not self.root.is_dir():
+            return [
+                f"No such folder: {self.root}. Give the folder of Aachen Day-Night v1.1, with "
+                f"images_upright, 3D-models and queries in it. {SOURCE}"
+            ]
+        found = []
+        if not self.images.is_dir():
+            found.append(
+                f"{self.images}/ is missing: unpack images/database_and_query_images.zip there."
+            )
+        if not is_model(self.model):
+            found.append(
+                f"{self.model}/ holds no COLMAP model (cameras, images, points3D): unpack "
+                "aachen_v1_1.zip there."
+            )
+        for path in self.query_lists:
+            if not path.is_file():
+                found.append(f"{path} is missing: it lies in the dataset's folder queries/.")
+        return [*found, SOURCE] if found else []
+
+    def missing_photos(self) -> list[str]:
+        """Names of photos of the model and of queries that are not on disk."""
+        names = [*posed_images(read_model(self.model)), *self.queries()]
+        there = image_stamps(self.images, names)
+        return [name for name in names if name not in there]
+
+
+def localize_aachen(
+    dataset: Path,
+    out: Path,
+    matcher: Matcher,
+    options: AachenOptions | None = None,
+    dense: DenseConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[Run, list[QueryPose], Path]:
+    """Localizes all queries; a run that is in `out` already is continued.
+
+    Returns:
+        The record of the run, the answers, and the submission's path.
+
+    Raises:
+        EdmHlocError: something is missing in the dataset, or a step fails; what was computed is
+            kept. A query that fails raises nothing.
+    """
+    options = options or AachenOptions()
+    data = AachenDataset(Path(dataset))
+    problems = data.problems()
+    if problems:
+        raise EdmHlocError("\n".join(problems))
+    cameras_known = data.queries()
+    pairs = from_covisibility(data.model, options.covisible)
+    database = list(dict.fromkeys(name for pair in pairs for name in pair))
+    check_retrieval(options.retrieval, list(cameras_known), database)
+    settings = {
+        "command": "aachen",
+        "dataset": str(dataset),
+        "options": asdict(options),
+    }
+    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
+        sfm = triangulate_model(
+            data.model,
+            data.images,
+            out / "sfm",
+            pairs,
+            matcher,
+            quantization=options.quantization,
+            dense=dense,
+            mapping=options.mapping,
+            overwrite=overwrite,
+        )
+        run.results["sfm"] = sfm.results
+        points = ModelPoints(out / "sfm" / "model")
+        queries = list(cameras_known)
+        cameras, bad = query_cameras(data.images, queries, cameras_known)
+        found = retrieve(
+            run, options.retrieval, data.images, queries, points.names(), matcher.device
+        )
+        matched = match_queries(
+            run,
+            data.images,
+            found,
+            matcher,
+            QUERY_KEYPOINTS,
+            dense,
+            out / "sfm" / "features.h5",
+            overwrite=overwrite,
+        )
+        matched = fingerprint_of([matched, sfm.done["model"]])
+        answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
+        label = f"{options.retrieval.label}{options.retrieval.number}"
+        submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"
+        submit(submission, answers, points)
+        return run, answers, submission

@@ -1,0 +1,369 @@
+"""Evaluation of relative pose: metrics in closed form, file formats, and a run end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main
+from edm_hloc.evaluation.baselines import SIFTMatcher
+from edm_hloc.evaluation.pose import (
+    SEEDS,
+    PairResult,
+    estimate_colmap,
+    evaluate_pose,
+    measure_pair,
+    pose_auc,
+    pose_error,
+    summarise,
+    table,
+)
+from edm_hloc.evaluation.pose_pairs import PosePair, read_pose_pairs, rotation_angle
+from edm_hloc.images.photos import load_image
+from edm_hloc.pairs.with_truth import PairWithPose, read_pairs_with_gt, write_pairs_with_gt
+from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
+from edm_hloc.synthetic.textures import TextureBank
+from tests.scenes import TruthMatcher
+
+SIZES = ((471, 313), (320, 240))  # width, height
+
+
+def rotation(axis: tuple[float, float, float], degrees: float) -> np.ndarray:
+    unit = np.array(axis) / np.linalg.norm(axis)
+    return cv2.Rodrigues(unit * np.radians(degrees))[0]
+
+
+K0 = np.array([[410.0, 0, 231.5], [0, 415.0, 160.25], [0, 0, 1]])
+K1 = np.array([[300.0, 0, 158.0], [0, 298.0, 121.5], [0, 0, 1]])
+T_0TO1 = np.eye(4)
+T_0TO1[:3, :3] = rotation((0.2, 1, 0.1), 20.0)
+T_0TO1[:3, 3] = (-1.2, 0.1, 0.3)
+
+
+def write_photo(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0]), np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, noise)[1].tobytes())
+
+
+def project(K: np.ndarray, points: np.ndarray) -> np.ndarray:
+    seen = points @ K.T
+    return seen[:, :2] / seen[:, 2:]
+
+
+def true_matches(number: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of random points in both photos, where the top-left pixel's centre is (0, 0)."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-2, -1.5, 4), (2, 1.5, 9), (number, 3))
+    return project(K0, points), project(K1, points @ T_0TO1[:3, :3].T + T_0TO1[:3, 3])
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    for i, size in enumerate(SIZES):
+        write_photo(tmp_path / "photos" / f"{i}.png", size)
+    write_pairs_with_gt(
+        tmp_path / "pairs.txt", [PairWithPose("0.png", "1.png", 0, 0, K0, K1, T_0TO1)]
+    )
+    return tmp_path
+
+
+# --- Metrics ---------------------------------------------------------------------------------
+
+
+def test_auc_in_closed_form() -> None:
+    assert pose_auc([0.0, 0.0]) == [1.0, 1.0, 1.0]
+    assert pose_auc([np.inf, 30.0]) == [0.0, 0.0, 0.0]
+    # Recall rises from 0 to 1 as the error goes to 4, and stays: 2 + 1 of 5, 2 + 6 of 10, …
+    np.testing.assert_allclose(pose_auc([4.0]), [0.6, 0.8, 0.9])
+    # To ½ at 2, to 1 at 8: up to 5 it is 0.5 + (0.5 + 0.5) / 2 · 3, flat after the last below.
+    np.testing.assert_allclose(pose_auc([2.0, 8.0], (5.0,)), [(0.5 + 1.5) / 5])
+    with pytest.raises(ValueError, match="no error"):
+        pose_auc([])
+
+
+def test_pose_error_is_the_larger_angle() -> None:
+    turned = rotation((1, 0, 0), 3.0) @ T_0TO1[:3, :3]
+    assert pose_error((turned, T_0TO1[:3, 3]), T_0TO1) == pytest.approx(3.0)
+    t = rotation(tuple(np.cross(T_0TO1[:3, 3], (1, 0, 0))), 7.0) @ T_0TO1[:3, 3]
+    assert pose_error((turned, 5 * t), T_0TO1) == pytest.approx(7.0)
+    assert pose_error((T_0TO1[:3, :3], -T_0TO1[:3, 3]), T_0TO1) == pytest.approx(0.0, abs=1e-5)
+    assert pose_error(None, T_0TO1) == np.inf
+    assert rotation_angle(rotation((0, 0, 1), 1e-6)) == pytest.approx(1e-6)
+    assert rotation_angle(rotation((0, 1, 1), 180.0)) == pytest.approx(180.0)
+    several = np.array([rotation((1, 0, 2), degrees) for degrees in (1e-6, 30.0, 170.0)])
+    assert rotation_angle(several) == pytest.approx([1e-6, 30.0, 170.0])
+
+
+def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:
+    (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
+    x0, x1 = true_matches()
+    result = measure_pair(pair, x0, x1)
+    assert result.matches == result.near == result.near_squared == 300
+    assert len(result.colmap) == len(result.opencv) == len(SEEDS)
+    assert max(result.colmap) < 1e-3
+    assert max(result.opencv) < 1e-3
+    # A point moved across its epipolar line by d px is d px away there, and at most twice that
+    # in the other photo, whose focal length is longer.
+    for d, near in ((0.45, 300), (1.05, 0)):
+        moved = x1 + d * normals(x0)
+        assert measure_pair(pair, x0, moved).near == near
+    nothing = np.empty((0, 2))
+    none = measure_pair(pair, nothing, nothing)
+    assert (none.matches, none.near) == (0, 0)
+    assert none.colmap == none.opencv == (np.inf,) * len(SEEDS)
+
+
+def normals(x0: np.ndarray) -> np.ndarray:
+    """Unit normals of the epipolar lines in image 1, which is the coarser one."""
+    x, y, z = T_0TO1[:3, 3]
+    E = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ T_0TO1[:3, :3]
+    F = np.linalg.inv(K1).T @ E @ np.linalg.inv(K0)
+    lines = np.column_stack([x0, np.ones(len(x0))]) @ F.T
+    return lines[:, :2] / np.linalg.norm(lines[:, :2], axis=1, keepdims=True)
+
+
+def test_half_a_pixel_would_be_noticed(listed: Path) -> None:
+    """The pixel frames are right: with the centre of the first pixel at (½, ½) it is worse."""
+    (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
+    x0, x1 = true_matches()
+    assert max(measure_pair(pair, x0, x1).colmap) < 1e-3
+    assert min(measure_pair(pair, x0 + 0.5, x1).colmap) > 1e-2
+
+
+def test_photos_are_measured_at_the_size_of_matching(listed: Path) -> None:
+    """2 px in a photo of 471 px are 1 px where its longest side is 235."""
+    x0, x1 = true_matches()
+    moved = x1 + 1.4 * normals(x0)
+    for resize, near in ((1024, 0), (160, 300)):
+        (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", resize)
+        assert max(pair.camera0.width, pair.camera1.width) == min(resize, 471)
+        result = measure_pair(pair, x0, moved)
+        assert result.near == near
+        assert max(measure_pair(pair, x0, x1).colmap) < 0.05  # sizes are whole pixels
+
+
+def test_outliers_are_rejected(listed: Path) -> None:
+    (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
+    x0, x1 = true_matches()
+    x1[::3] = np.random.default_rng(1).uniform(0, 300, (100, 2))
+    result = measure_pair(pair, x0, x1)
+    assert 200 <= result.near < 215
+    assert max(*result.colmap, *result.opencv) < 0.5
+    assert estimate_colmap(x0[:4], x1[:4], pair, 0) is None
+    noisy = measure_pair(pair, x0 + np.random.default_rng(2).normal(0, 0.3, x0.shape), x1)
+    assert len(set(noisy.colmap)) > 1  # each seed draws otherwise
+    assert len(set(noisy.opencv)) > 1
+
+
+def test_summaries_by_rotation() -> None:
+    def result(rotation: float, error: float, near: int = 5) -> PairResult:
+        return PairResult("a", "b", rotation, 10, near, near, (error, error / 2), (np.inf,) * 2)
+
+    summaries = summarise("m", [result(0.0, 0.0), result(30.0, np.inf, 0), result(90.0, 4.0)])
+    assert [(s.rotations, s.pairs) for s in summaries] == [
+        ((0, 180), 3), ((0, 30), 2), ((60, 180), 1)
+    ]  # fmt: skip
+    assert summaries[0].precision == pytest.approx(1 / 3)
+    # Errors of 4 degrees and of 2: at 5 degrees 60 and 80 %, each 10 from their mean.
+    np.testing.assert_allclose(summaries[2].colmap, [70, 85, 92.5])
+    assert summaries[2].colmap_spread == pytest.approx(10)
+    assert (summaries[2].opencv, summaries[2].opencv_spread) == ((0, 0, 0), 0)
+    assert "70.0 ± 10.0 / 85.0 / 92.5" in table(summaries).splitlines()[-1]
+    assert len(summarise("m", [result(10.0, 1.0)])) == 1  # no second row for the same pairs
+
+
+# --- Formats ---------------------------------------------------------------------------------
+
+
+def same_pose(pair: PosePair) -> None:
+    np.testing.assert_allclose(pair.T_0to1, T_0TO1, atol=1e-12)
+    for camera, K, size in ((pair.camera0, K0, SIZES[0]), (pair.camera1, K1, SIZES[1])):
+        assert (camera.width, camera.height) == size
+        expected = K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+        np.testing.assert_allclose(camera.calibration_matrix(), expected, atol=1e-9)
+    assert pair.rotation == pytest.approx(20.0)
+
+
+def test_list_of_pairs(listed: Path) -> None:
+    (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
+    same_pose(pair)
+    (again,) = read_pairs_with_gt(listed / "pairs.txt")
+    np.testing.assert_array_equal(again.T_0to1, T_0TO1)  # written to the last bit
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.png b.png 0 0 1 2 3", "line 2"),
+        ("0.png 1.png 0 0 " + " ".join(["nan"] * 34), "line 2"),
+        ("0.png 1.png 1 0 " + " ".join(["1"] * 34), "EXIF rotation"),
+        ("0.png gone.png 0 0 " + " ".join(["1"] * 34), "gone.png"),
+    ],
+)
+def test_bad_lists_are_explained(listed: Path, line: str, message: str) -> None:
+    with (listed / "pairs.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(EdmHlocError, match=message):
+        read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
+
+
+def test_colmap_model(listed: Path) -> None:
+    model = pycolmap.Reconstruction()
+    poses = (np.eye(4), T_0TO1)
+    for i, (K, (width, height)) in enumerate(zip((K0, K1), SIZES, strict=True), 1):
+        params = [K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5]
+        model.add_camera_with_trivial_rig(
+            pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params, camera_id=i)
+        )
+        image = pycolmap.Image(name=f"{i - 1}.png", camera_id=i, image_id=i)
+        R = pycolmap.Rotation3d(poses[i - 1][:3, :3])
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(R, poses[i - 1][:3, 3]))
+    (listed / "model").mkdir()
+    model.write(listed / "model")
+    (pair,) = read_pose_pairs(listed / "model", listed / "photos", 1024)
+    same_pose(pair)
+    (listed / "photos" / "1.png").unlink()
+    with pytest.raises(EdmHlocError, match="fewer than two"):
+        read_pose_pairs(listed / "model", listed / "photos", 1024)
+
+
+def test_megadepth_index(listed: Path) -> None:
+    """As LoFTR's `megadepth_test_1500_scene_info`: object arrays, poses from the world."""
+    world = np.eye(4)
+    world[:3, :3], world[:3, 3] = rotation((1, 2, 3), 40.0), (3, 2, 1)
+    info = np.empty(1, object)
+    info[0] = ((0, 2), 0.3, np.zeros(4))
+    index = listed / "index"
+    index.mkdir()
+    np.savez(
+        index / "0015_0.1_0.3.npz",
+        image_paths=np.array(["photos/0.png", None, "photos/1.png"], object),
+        intrinsics=np.array([K0, None, K1], object),
+        poses=np.array([world, None, T_0TO1 @ world], object),
+        pair_infos=info,
+    )
+    for truth in (index, index / "0015_0.1_0.3.npz"):
+        (pair,) = read_pose_pairs(truth, listed, 64)  # measured in photos as they are
+        same_pose(pair)
+        assert pair.name1 == "photos/1.png"
+    (index / "0015_0.1_0.3.npz").write_bytes(b"junk")
+    with pytest.raises(EdmHlocError, match="0015"):
+        read_pose_pairs(index, listed, 64)
+
+
+def test_scannet_index(tmp_path: Path) -> None:
+    """As LoFTR's `scannet_test_1500`: intrinsics of the depth map, poses to the world."""
+    scene = tmp_path / "scene0707_03"
+    (scene / "pose").mkdir(parents=True)
+    world_from_0 = np.eye(4)
+    world_from_0[:3, :3] = rotation((1, 0, 1), 70.0)
+    for frame, pose in ((15, world_from_0), (585, world_from_0 @ np.linalg.inv(T_0TO1))):
+        np.savetxt(scene / "pose" / f"{frame}.txt", pose)
+        write_photo(scene / "color" / f"{frame}.jpg", (1296, 968))
+    index = tmp_path / "index"
+    index.mkdir()
+    np.savez(index / "test.npz", name=np.array([[707, 3, 15, 585]]))
+    np.savez(index / "intrinsics.npz", scene0707_03=K1)
+    (pair,) = read_pose_pairs(index, tmp_path, 640)
+    np.testing.assert_allclose(pair.T_0to1, T_0TO1, atol=1e-9)
+    assert (pair.camera0.width, pair.camera0.height, pair.size0) == (640, 480, (1296, 968))
+    # A pixel of the photo lies where the same point of the depth map does.
+    x0 = project(K1, np.array([[0.1, 0.2, 3.0]] * 9))
+    photo = (x0 + 0.5) * (1296 / 640, 968 / 480) - 0.5
+    point = np.array([[0.1, 0.2, 3.0]] * 9) @ T_0TO1[:3, :3].T + T_0TO1[:3, 3]
+    photo1 = (project(K1, point) + 0.5) * (1296 / 640, 968 / 480) - 0.5
+    assert measure_pair(pair, photo, photo1).near == 9
+    np.savetxt(scene / "pose" / "15.txt", np.full((4, 4), -np.inf))  # where ScanNet lost track
+    with pytest.raises(EdmHlocError, match=r"15\.txt: it is not finite"):
+        read_pose_pairs(index, tmp_path, 640)
+    (scene / "pose" / "15.txt").unlink()
+    with pytest.raises(EdmHlocError, match=r"15\.txt"):
+        read_pose_pairs(index, tmp_path, 640)
+
+
+def test_neither_model_nor_index(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="neither a COLMAP model"):
+        read_pose_pairs(tmp_path, tmp_path, 640)
+    with pytest.raises(EdmHlocError, match="no file or folder"):
+        read_pose_pairs(tmp_path / "gone", tmp_path, 640)
+
+
+# --- Whole runs ------------------------------------------------------------------------------
+
+
+def test_evaluation_of_the_truth_and_of_sift(scene: Path, tmp_path: Path) -> None:
+    """Exact matches give exact poses through files and formats; SIFT stands its ground."""
+    pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:4]
+    matchers = {"truth": TruthMatcher(scene, noise=0.0, outliers=0.0), "sift": SIFTMatcher()}
+    results = evaluate_pose(pairs, scene / "images", matchers, tmp_path)
+    truth, sift = (summarise(name, results[name])[0] for name in matchers)
+    assert truth.precision > 0.99
+    assert truth.colmap[0] > 99
+    assert truth.opencv[0] > 98
+    assert sift.precision > 0.5
+    assert sift.colmap[2] > 60
+    content = json.loads((tmp_path / "pose.json").read_text())
+    assert len(content["pairs"]["sift"]) == 4
+    assert content["matchers"]["sift"]["max_features"] == 8192
+
+
+def test_sift_finds_a_shift_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
+    """SIFT's pixel frame is hloc's, at full size and reduced."""
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (250, 330)).astype(np.float32), (0, 0), 2.5)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    for name, part in (("0", image[:213, :311]), ("1", image[20:233, 10:321])):
+        (tmp_path / f"{name}.png").write_bytes(cv2.imencode(".png", part)[1].tobytes())
+    for resize in (None, 240):
+        matcher = SIFTMatcher(resize)
+        features = [
+            matcher.encode(load_image(tmp_path / f"{i}.png", resize_max=resize, divisor=1))
+            for i in (0, 1)
+        ]
+        found = matcher.match(*features)
+        assert len(found.scores) > 50
+        shift = np.median(found.keypoints0 - found.keypoints1, axis=0)
+        np.testing.assert_allclose(shift, (10, 20), atol=0.1)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_conditions_are_what_they_say(condition: str, tmp_path: Path) -> None:
+    textures = TextureBank.procedural(count=8, size=128)
+    truth = write_condition(condition, tmp_path, 3, textures, seed=5, height=96, width=128)
+    pairs = read_pairs_with_gt(truth)
+    assert len(pairs) == 3
+    images = [
+        cv2.imread(str(tmp_path / "images" / name), cv2.IMREAD_GRAYSCALE).astype(float)
+        for pair in pairs
+        for name in (pair.name0, pair.name1)
+    ]
+    assert {image.shape for image in images} == {(96, 128)}
+    zoom = np.median([pair.K0[0, 0] / pair.K1[0, 0] for pair in pairs])
+    assert (zoom > 1.5) == (condition == "scale-2")
+    # The angle of the image's upright direction between both cameras.
+    rolls = [abs(np.degrees(np.arctan2(p.T_0to1[1, 0], p.T_0to1[0, 0]))) for p in pairs]
+    low, high = {"roll": (14, 60), "turned": (60, 180)}.get(condition, (0, 14))
+    assert low < np.median(rolls) < high
+    if condition == "day-night":
+        means = np.array([image.mean() for image in images]).reshape(-1, 2)
+        assert (means[:, 1] < 0.8 * means[:, 0]).mean() > 0.5
+    again = write_condition(
+        condition, tmp_path / "again", 1, textures, seed=5, height=96, width=128
+    )
+    assert read_pairs_with_gt(again)[0].T_0to1.tobytes() == pairs[0].T_0to1.tobytes()
+
+
+def test_command(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", "pose", str(scene / "truth"), str(scene / "images")]
+    options = ["--resize", "160", "--max-rotation", "20", "--no-sift"]
+    assert main([*arguments, str(tmp_path / "out"), *options]) == 0
+    assert "| edm | 0–180 |" in capsys.readouterr().out
+    assert main(["evaluate", "pose", str(tmp_path), str(tmp_path), str(tmp_path / "o")]) == 1
+    assert "neither a COLMAP model" in capsys.readouterr().err

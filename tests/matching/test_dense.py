@@ -1,0 +1,474 @@
+"""Pair lists: encode once, order and cache, resume after anything, skip what cannot be read."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.photos import NetworkImage, load_image
+from edm_hloc.matchers.base import Features, Matches
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.models.edm import EDM
+from tests.fakes import FakeMatcher
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight grey photos; the level of photo i is 10 + i."""
+    root = tmp_path / "photos"
+    (root / "a b").mkdir(parents=True)
+    for i in range(8):
+        Image.new("L", (40 + i, 50), 10 + i).save(root / "a b" / f"é {i}.png")
+    return root
+
+
+def names(count: int = 8) -> list[str]:
+    return [f"a b/é {i}.png" for i in range(count)]
+
+
+def all_pairs(count: int = 8) -> list[tuple[str, str]]:
+    return list(itertools.combinations(names(count), 2))
+
+
+def test_each_image_is_encoded_once(photos: Path, tmp_path: Path) -> None:
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert sorted(matcher.encoded) == [10 + i for i in range(8)]
+    assert (summary.encoded, summary.images, summary.matched, summary.matches) == (8, 8, 28, 84)
+    assert max(matcher.matched.values()) == 1
+    with RawMatchReader(tmp_path / "raw") as raw:
+        assert sorted(raw.pairs()) == sorted(all_pairs())
+        for i, j in itertools.combinations(range(8), 2):
+            found = raw.read(names()[i], names()[j])
+            points = np.arange(6, dtype=np.float32).reshape(3, 2)
+            np.testing.assert_array_equal(found.keypoints0, points + 10 + i)
+            np.testing.assert_array_equal(found.keypoints1, points + 10 + j)
+
+
+def test_backbone_runs_once_per_image(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with the real network and its backbone counted."""
+    from safetensors.torch import save_file
+
+    from tests.test_edm_golden import reference_state
+
+    save_file(reference_state("edm_s"), tmp_path / "w.safetensors")
+    matcher = EDMMatcher(EDMMatcherConfig(weights=tmp_path / "w.safetensors", device="cpu"))
+    calls = []
+    matcher.model.backbone.register_forward_hook(lambda *args: calls.append(args[1][0].shape[0]))
+    match_pairs(photos, all_pairs(5), matcher, tmp_path / "raw")
+    assert isinstance(matcher.model, EDM)
+    assert calls == [1] * 5
+
+
+def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Path) -> None:
+    roomy, tight = FakeMatcher(), FakeMatcher()
+    match_pairs(photos, all_pairs(), roomy, tmp_path / "a")
+    match_pairs(photos, all_pairs(), tight, tmp_path / "b", DenseConfig(cache_bytes=450))
+    assert roomy.matched == tight.matched
+    # 28 pairs, 4 images at a time: each encode can serve at most 3 new pairs
+    assert 10 <= len(tight.encoded) <= 18
+    # even with room for one image a pair has both
+    match_pairs(photos, all_pairs(3), FakeMatcher(), tmp_path / "c", DenseConfig(cache_bytes=100))
+    assert len(RawMatchReader(tmp_path / "c").pairs()) == 3
+
+
+class BatchMatcher(FakeMatcher):
+    """Likes three pairs at a time, and refuses pairs of several shapes together."""
+
+    batch_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def encode(self, image: NetworkImage) -> Features:
+        features = super().encode(image)
+        return Features((features.data, image.tensor.shape), features.transform, features.nbytes)
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        assert len({(f0.data[1], f1.data[1]) for f0, f1 in pairs}) == 1
+        self.batches.append(len(pairs))
+        plain = [[Features(f.data[0], f.transform, f.nbytes) for f in pair] for pair in pairs]
+        return [self.match(*pair) for pair in plain]
+
+
+def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None:
+    for i in (2, 5):
+        Image.new("L", (90, 30), 10 + i).save(photos / names()[i])
+    plain, batched = FakeMatcher(), BatchMatcher()
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
+    summary = match_pairs(
+        photos, all_pairs(), batched, tmp_path / "raw", DenseConfig(cache_bytes=450)
+    )
+    assert summary.matched == sum(batched.batches) == 28
+    assert batched.matched == plain.matched
+    # 15 pairs of upright photos, 1 of wide ones, 12 mixed in two orders: few are left over
+    assert batched.batches.count(3) >= 7
+    with RawMatchReader(tmp_path / "plain") as a, RawMatchReader(tmp_path / "raw") as b:
+        for pair in all_pairs():
+            for x, y in zip(a.read(*pair), b.read(*pair), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+class ThreadedMatcher(FakeMatcher):
+    """Notes how many calls there are at the same time, and takes longest for the first pairs."""
+
+    threads = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            wait = 0.05 / (1 + sum(self.matched.values()))
+        time.sleep(wait)
+        with self.lock:
+            found = [self.match(*pair) for pair in pairs]
+            self.now -= 1
+        return found
+
+
+def test_pairs_side_by_side_give_the_same_store(photos: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    plain, threaded = FakeMatcher(), ThreadedMatcher()
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
+    summary = match_pairs(photos, all_pairs(), threaded, tmp_path / "raw")
+    assert summary.matched == 28
+    assert 1 < threaded.most <= 3
+    assert torch.get_num_threads() == before
+    with RawMatchReader(tmp_path / "plain") as a, RawMatchReader(tmp_path / "raw") as b:
+        assert a.pairs() == b.pairs()
+        for pair in all_pairs():
+            for x, y in zip(a.read(*pair), b.read(*pair), strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+def test_an_error_in_a_thread_keeps_what_was_matched(photos: Path, tmp_path: Path) -> None:
+    class Failing(ThreadedMatcher):
+        def match(self, features0: Features, features1: Features) -> Matches:
+            if sum(self.matched.values()) == 15:
+                raise RuntimeError("no more")
+            return super().match(features0, features1)
+
+    with pytest.raises(RuntimeError, match="no more"):
+        match_pairs(photos, all_pairs(), Failing(), tmp_path / "raw")
+    summary = match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+    assert summary.resumed >= 10
+    assert summary.resumed + summary.matched == 28
+
+
+def test_batches_and_half_features_give_the_same_matches(tmp_path: Path) -> None:
+    """With the real network: three pairs at once, and features kept in half precision."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    scene = cv2.resize(rng.integers(0, 256, (40, 60), np.uint8), (480, 320))
+    for i in range(4):
+        Image.fromarray(scene[10 * i : 10 * i + 160, 20 * i : 20 * i + 224]).save(root / f"{i}.png")
+    pairs = [(f"{i}.png", f"{j}.png") for i, j in itertools.combinations(range(4), 2)]
+    settings = {"weights": "edm_s", "device": "cpu"}
+    matchers = {
+        "one": EDMMatcher(EDMMatcherConfig(**settings)),
+        "three": EDMMatcher(EDMMatcherConfig(**settings, batch_size=3)),
+        "half": EDMMatcher(EDMMatcherConfig(**settings, half_cache=True)),
+    }
+    for name, matcher in matchers.items():
+        match_pairs(root, pairs, matcher, tmp_path / name)
+    stored = {name: RawMatchReader(tmp_path / name) for name in matchers}
+    for pair in pairs:
+        one, three, half = (stored[name].read(*pair) for name in matchers)
+        assert len(one.scores) > 50
+        np.testing.assert_allclose(three.scores, one.scores, atol=1e-4)
+        np.testing.assert_allclose(three.keypoints0, one.keypoints0, atol=1e-3)
+        np.testing.assert_allclose(three.keypoints1, one.keypoints1, atol=1e-3)
+        cells = [
+            {tuple(row) for row in np.round(np.hstack([m.keypoints0, m.keypoints1])).tolist()}
+            for m in (one, half)
+        ]
+        assert len(cells[0] & cells[1]) > 0.9 * max(map(len, cells))
+    for reader in stored.values():
+        reader.close()
+    image = load_image(root / "0.png")
+    full, half_features = matchers["one"].encode(image), matchers["half"].encode(image)
+    assert full.nbytes == 2 * half_features.nbytes == full.data.nbytes
+    with pytest.raises(EdmHlocError, match="half_cache"):
+        match_pairs(root, pairs, matchers["half"], tmp_path / "one")
+
+
+def test_resume(photos: Path, tmp_path: Path) -> None:
+    class Interrupted(FakeMatcher):
+        def match(self, features0, features1):  # type: ignore[no-untyped-def]
+            if sum(self.matched.values()) == 11:
+                raise KeyboardInterrupt
+            return super().match(features0, features1)
+
+    with pytest.raises(KeyboardInterrupt):
+        match_pairs(photos, all_pairs(), Interrupted(), tmp_path / "raw")
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert (summary.resumed, summary.matched) == (11, 17)
+    assert len(RawMatchReader(tmp_path / "raw").pairs()) == 28
+
+    again = FakeMatcher()
+    assert match_pairs(photos, all_pairs(), again, tmp_path / "raw").resumed == 28
+    assert again.encoded == []
+
+    with pytest.raises(EdmHlocError, match=r"setting: 1\.0 there, 2\.0 now"):
+        match_pairs(photos, all_pairs(), FakeMatcher(setting=2.0), tmp_path / "raw")
+    other = FakeMatcher(setting=2.0)
+    match_pairs(photos, all_pairs(), other, tmp_path / "raw", overwrite=True)
+    assert sum(other.matched.values()) == 28
+
+
+def test_a_changed_photo_is_matched_again(photos: Path, tmp_path: Path) -> None:
+    match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+    Image.new("L", (41, 50), 77).save(photos / names()[3])
+    matcher = FakeMatcher()
+    summary = match_pairs(photos, all_pairs(), matcher, tmp_path / "raw")
+    assert (summary.matched, summary.resumed) == (7, 21)
+    found = RawMatchReader(tmp_path / "raw").read(names()[0], names()[3])
+    assert found.keypoints1[0, 0] == 77
+
+
+def test_unreadable_photos_are_skipped(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = (photos / names()[0]).read_bytes()
+    (photos / names()[0]).write_bytes(good[: len(good) // 2])
+    (photos / names()[5]).write_bytes(b"")
+    (photos / names()[6]).write_text("not a photo")
+    pairs = [*all_pairs(), (names()[1], "gone.jpg")]
+    with caplog.at_level(logging.WARNING):
+        summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    log = caplog.text
+    assert sorted(summary.skipped) == sorted([names()[0], names()[5], names()[6], "gone.jpg"])
+    assert all(name in summary.skipped[name] for name in summary.skipped)
+    assert summary.matched == 10
+    assert summary.skipped_pairs == len(pairs) - 10
+    assert summary.encoded == 5
+    again = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    # nothing is encoded for the sake of a partner that cannot be read
+    assert (again.encoded, again.resumed, len(again.skipped)) == (0, 10, 4)
+    for name in summary.skipped:
+        assert log.count(str(photos / name)) == 1
+
+
+def test_partners_of_an_unreadable_photo_are_not_decoded(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path, **options: Any) -> NetworkImage:
+        decoded.append(path.name)
+        return load_image(path, **options)
+
+    decoded: list[str] = []
+    monkeypatch.setattr("edm_hloc.matching.engine.load_image", load)
+    (photos / "bad.png").write_bytes(b"")
+    pairs = [(name, "bad.png") for name in names()] + [(names()[6], names()[7])]
+    summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    assert (summary.matched, summary.skipped_pairs, list(summary.skipped)) == (1, 8, ["bad.png"])
+    # the first one, before it is known, and those of the good pair
+    assert sorted(decoded) == ["bad.png", *(Path(names()[i]).name for i in (0, 6, 7))]
+
+
+def test_no_readable_photo_at_all(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(EdmHlocError, match=r"None of the photos.*a\.jpg"):
+        match_pairs(tmp_path, [("a.jpg", "b.jpg")], FakeMatcher(), tmp_path / "raw")
+
+
+def test_rotated_photos_are_named_once(photos: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (40, 50), 99).save(photos / "turned.jpg", exif=exif)
+    pairs = [("turned.jpg", name) for name in names()]
+    summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+    assert summary.rotated == ("turned.jpg",)
+
+
+def test_nothing_to_do(photos: Path, tmp_path: Path) -> None:
+    summary = match_pairs(photos, [], FakeMatcher(), tmp_path / "raw")
+    assert (summary.matched, summary.resumed, summary.encoded) == (0, 0, 0)
+
+
+def test_store_errors_reach_the_caller(photos: Path, tmp_path: Path) -> None:
+    with RawMatchWriter(tmp_path / "raw", {}) as busy:
+        with pytest.raises(EdmHlocError, match="Another process"):
+            match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
+        busy.add("a", "b", RawMatches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 14), st.integers(15, 29)), unique=True, max_size=60),
+    st.integers(2, 12),
+)
+def test_ordering_keeps_the_pairs(edges: list[tuple[int, int]], capacity: int) -> None:
+    pairs = [(f"{a}", f"{b}") for a, b in edges]
+    ordered = order_pairs(pairs, capacity)
+    assert sorted(ordered) == sorted(pairs)
+    assert count_encodes(ordered, capacity) == encodes(ordered, capacity)
+
+
+def encodes(order: list[tuple[str, str]], capacity: int) -> int:
+    """Cache misses of an order of pairs when the image needed again latest leaves."""
+    uses: dict[str, list[int]] = {}
+    for position, pair in enumerate(order):
+        for name in pair:
+            uses.setdefault(name, []).append(position)
+    inside: set[str] = set()
+    misses = 0
+    for position, pair in enumerate(order):
+        for name in pair:
+            if name not in inside:
+                misses += 1
+                inside.add(name)
+        while len(inside) > capacity:
+            later = {n: next((u for u in uses[n] if u > position), 10**9) for n in inside}
+            inside.remove(max(inside - set(pair), key=lambda n: later[n]))
+    return misses
+
+
+def test_ordering_beats_the_given_order() -> None:
+    """A shuffled sequence comes out near the bound, all pairs far below row by row."""
+    rng = np.random.default_rng(0)
+    label = [f"{i:03d}" for i in rng.permutation(120)]
+    near = [(label[i], label[j]) for i in range(120) for j in range(i + 1, min(120, i + 6))]
+    near = [near[i] for i in rng.permutation(len(near))]
+    assert count_encodes(near, 12) > 600
+    assert count_encodes(order_pairs(near, 12), 12) <= 1.05 * 120
+
+    every = list(itertools.combinations(sorted(label), 2))
+    lower_bound = len(every) / 11  # an encode can serve at most 11 pairs with 12 in memory
+    assert count_encodes(order_pairs(every, 12), 12) <= 1.15 * lower_bound
+    assert count_encodes(every, 12) >= 8 * lower_bound
+
+    # Photos of a plane, each with its 20 nearest: every image at least once.
+    points = rng.random((300, 2))
+    nearest = np.argsort(((points[:, None] - points) ** 2).sum(-1), axis=1)[:, 1:21]
+    found = {tuple(sorted((i, int(j)))) for i in range(300) for j in nearest[i]}
+    plane = [(f"{a:03d}", f"{b:03d}") for a, b in rng.permutation(sorted(found))]
+    assert count_encodes(plane, 60) > 10 * 300
+    assert count_encodes(order_pairs(plane, 60), 60) <= 1.3 * 300
+
+
+class FakeGpuMatcher(FakeMatcher):
+    """Keeps features on a pretended device, and counts what goes to the host and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves: Counter[str] = Counter()
+
+    def to_host(self, features: Features) -> Features:
+        assert not isinstance(features.data, str)
+        self.moves["to host"] += 1
+        return Features(str(features.data), features.transform, features.nbytes)
+
+    def from_host(self, features: Features) -> Features:
+        assert isinstance(features.data, str)
+        self.moves["back"] += 1
+        return Features(int(features.data), features.transform, features.nbytes)
+
+
+def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
+    """With 4 images on the device and room for the others on the host nothing is made twice."""
+    plain, roomy, tight = FakeMatcher(), FakeGpuMatcher(), FakeGpuMatcher()
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
+    for name, matcher, host in (("roomy", roomy, 1000), ("tight", tight, 200)):
+        config = DenseConfig(cache_bytes=450, host_cache_bytes=host)
+        match_pairs(photos, all_pairs(), matcher, tmp_path / name, config)
+        assert matcher.matched == plain.matched
+    assert len(roomy.encoded) == 8
+    assert roomy.moves["back"] >= 4
+    assert 8 < len(tight.encoded) < 18
+
+
+MEMORY = """
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+import numpy as np
+from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.matchers.base import Features, Matches
+from edm_hloc.matching.store import RawMatchReader
+from tests.fakes import FakeMatcher
+
+class Large(FakeMatcher):
+    def encode(self, image):
+        return Features(np.ones(1 << 18, np.float32), image.transform, 1 << 20)
+    def match(self, features0, features1):
+        rng = np.random.default_rng(0)
+        points = rng.uniform(0, 40, (2, 1500, 2)).astype(np.float32)
+        return Matches(points[0], points[1], rng.random(1500, np.float32))
+
+root, out, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+names = sorted(path.name for path in root.iterdir())
+rng = np.random.default_rng(1)
+every = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+pairs = [every[i] for i in rng.permutation(len(every))[:count]]
+peak = lambda: Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
+match_pairs(root, pairs, Large(), out / "raw", DenseConfig(cache_bytes=16 << 20))
+matching = peak()
+with RawMatchReader(out / "raw") as raw:
+    aggregate(raw, pairs, out / "f.h5", out / "m.h5", QuantizationConfig(2, 8, 8192))
+print(matching, peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak of memory")
+@pytest.mark.parametrize(
+    ("images", "fewer", "more"),
+    [(100, 300, 1200), pytest.param(1000, 2000, 12000, marks=pytest.mark.slow)],
+)
+def test_memory_does_not_grow_with_the_pairs(
+    images: int, fewer: int, more: int, tmp_path: Path
+) -> None:
+    """Features faked: 16 of them fit the cache; peak memory of whole runs in own processes."""
+    (tmp_path / "photos").mkdir()
+    for i in range(images):
+        Image.new("L", (48, 48), i % 256).save(tmp_path / "photos" / f"{i:04d}.png")
+    peaks = []
+    for count in (fewer, more):
+        arguments = [str(tmp_path / "photos"), str(tmp_path / str(count)), str(count)]
+        run = subprocess.run(
+            [sys.executable, "-c", MEMORY, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        peaks.append([int(kib) / 1024 for kib in run.stdout.split()[-2:]])
+    # The raw matches alone are 29 KiB a pair. Names and places take about 1 KiB; merging also holds
+    # what one image has of all its pairs, and HDF5's buffers, which are filled by some pairs.
+    matching, both = np.subtract(*reversed(peaks))
+    assert matching < 8 + (more - fewer) * 1.5 / 1024, peaks
+    assert both < 8 + (more - fewer) * 7 / 1024, peaks

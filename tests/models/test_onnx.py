@@ -1,0 +1,227 @@
+"""The exported graphs: PyTorch's matches at any size, batch and precision, and clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main
+from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matching.engine import match_pairs
+from edm_hloc.matching.store import RawMatchReader
+from edm_hloc.models import onnx_graphs, weights
+from edm_hloc.models.edm import EDM, EDMFeatures
+from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxConfig, OnnxEDM, OnnxSummary, export
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped weights in a network whose positions depend on the image's size."""
+    shipped, _ = weights.load("edm_s")
+    config = dataclasses.replace(shipped.config, train_size=256)
+    path = tmp_path_factory.mktemp("weights") / "scaled.safetensors"
+    save_file(shipped.state_dict(), path, weights.metadata_of(config, 0.2))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> EDM:
+    return weights.load(trained)[0]
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OnnxSummary]:
+    folder = tmp_path_factory.mktemp("onnx")
+    return folder, export(*weights.load(trained), folder, OnnxConfig(topk=400))
+
+
+def views(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two overlapping parts of random textures, (B, 1, height, width) and a narrower one."""
+    generator = torch.Generator().manual_seed(height)
+    texture = torch.rand(batch, 1, height // 4, width // 4 + 8, generator=generator)
+    scene = interpolate(texture, (height, width + 32), mode="bicubic").clamp(0, 1)
+    return scene[..., :width], scene[..., 32:width].contiguous()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(64, 96, 1), (192, 160, 1), (96, 224, 3)])
+def test_same_matches_as_pytorch(
+    shape: tuple[int, int, int], model: EDM, exported: tuple[Path, OnnxSummary]
+) -> None:
+    graphs = OnnxEDM(exported[0], CPU)
+    images = views(*shape)
+    ours, theirs = ([m.encode(image) for image in images] for m in (graphs, model))
+    for a, b in zip(ours, theirs, strict=True):
+        assert isinstance(a, EDMFeatures)
+        assert a.position_scale == pytest.approx(b.position_scale)
+        for x, y in zip(a[:4], b[:4], strict=True):
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+    call = {"topk": 300, "threshold": 0.1, "border_cells": 1}
+    found, wanted = graphs.match(*ours, **call), model.match(*theirs, **call)
+    for i in range(shape[2]):
+        sets = []
+        for matches in (found, wanted):
+            columns = [matches.keypoints0, matches.keypoints1, matches.confidence[..., None]]
+            rows = torch.cat([c[i] for c in columns], dim=1)[matches.valid[i]]
+            sets.append(rows[rows[:, 1].argsort(stable=True)].double().numpy())
+        assert len(sets[1]) > 10
+        assert len(sets[0]) == len(sets[1])
+        distance = np.abs(sets[0][:, None] - sets[1][None]).max(-1).min(1)
+        assert (distance < 1e-3).mean() > 0.99
+
+
+def test_the_check_of_the_export(exported: tuple[Path, OnnxSummary]) -> None:
+    _, summary = exported
+    assert summary.feature_error < 1e-4
+    assert summary.in_common > 0.98
+    assert summary.keypoint_error < 0.05
+    assert all(path.is_file() for path in summary.paths)
+
+
+def test_few_cells_and_limits(exported: tuple[Path, OnnxSummary]) -> None:
+    """An image of fewer cells than K; and calls that the graphs were not made for."""
+    graphs = OnnxEDM(exported[0], CPU)
+    features = [graphs.encode(image) for image in views(32, 64)]
+    found = graphs.match(*features, topk=400, threshold=-1.0)
+    assert found.keypoints0.shape == (1, 400, 2)
+    assert (found.confidence[0, 32:] == 0).all()  # 4 × 8 cells
+    assert graphs.match(*features).keypoints0.shape[1] == int(0.35 * 32)
+    with pytest.raises(EdmHlocError, match="at most 400"):
+        graphs.match(*features, topk=401)
+    with pytest.raises(EdmHlocError, match="'best'"):
+        graphs.match(*features, refined="image1")
+    with pytest.raises(ValueError, match="multiples of 32"):
+        graphs.encode(torch.zeros(1, 1, 60, 64))
+    with pytest.raises(EdmHlocError, match="mps"):
+        OnnxEDM(exported[0], torch.device("mps"))
+
+
+def test_other_weights_and_damaged_graphs(
+    exported: tuple[Path, OnnxSummary], tmp_path: Path
+) -> None:
+    with pytest.raises(EdmHlocError, match=r"No such file.*edm-hloc export"):
+        EDMMatcher(EDMMatcherConfig("edm_s", device="cpu", onnx=tmp_path))
+    for path in exported[1].paths:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / MATCH).write_bytes(b"no graph")
+    graphs = OnnxEDM(tmp_path, CPU)  # `match` is read when it is needed
+    features = [graphs.encode(image) for image in views(64, 96)]
+    with pytest.raises(EdmHlocError, match=f"{MATCH} cannot be used"):
+        graphs.match(*features)
+    with pytest.raises(EdmHlocError, match="other weights"):
+        EDMMatcher(EDMMatcherConfig("edm_s", device="cpu", onnx=exported[0]))
+
+
+def test_too_many_matches_for_tensorrt(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="3840"):
+        export(*weights.load("edm_s"), tmp_path, OnnxConfig(topk=3841))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    scene = (views(128, 192)[0][0, 0].numpy() * 255).astype(np.uint8)
+    for i in range(3):
+        Image.fromarray(scene[:, 16 * i : 160 + 16 * i]).save(root / f"{i}.png")
+    return root
+
+
+PAIRS = [("0.png", "1.png"), ("0.png", "2.png"), ("1.png", "2.png")]
+
+
+def shares_in_common(first: Path, second: Path) -> list[float]:
+    with RawMatchReader(first) as a, RawMatchReader(second) as b:
+        shares = []
+        for pair in PAIRS:
+            cells = [
+                {tuple(row) for row in np.round(np.hstack(r.read(*pair)[:2]), 1).tolist()}
+                for r in (a, b)
+            ]
+            assert len(cells[0]) > 20
+            shares.append(len(cells[0] & cells[1]) / max(map(len, cells)))
+    return shares
+
+
+def test_matcher_encodes_with_the_graph(
+    trained: Path, exported: tuple[Path, OnnxSummary], photos: Path, tmp_path: Path
+) -> None:
+    config = EDMMatcherConfig(trained, device="cpu")
+    plain, graphs = EDMMatcher(config), EDMMatcher(dataclasses.replace(config, onnx=exported[0]))
+    graphs.model.backbone.register_forward_hook(lambda *_: pytest.fail("PyTorch encoded"))
+    assert plain.provenance == graphs.provenance
+    match_pairs(photos, PAIRS, plain, tmp_path / "plain")
+    match_pairs(photos, PAIRS, graphs, tmp_path / "graphs")
+    assert min(shares_in_common(tmp_path / "plain", tmp_path / "graphs")) > 0.95
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_matching_with_tensorrt_is_noted(
+    trained: Path, exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K of the graphs may cut matches off. ONNX Runtime leaves out TensorRT where it is not."""
+    monkeypatch.setattr(onnx_graphs, "_providers", lambda *_: TENSORRT_AND_CPU)
+    config = EDMMatcherConfig(trained, device="cpu")
+    graphs = EDMMatcher(dataclasses.replace(config, onnx=exported[0]))
+    assert graphs.provenance == {**EDMMatcher(config).provenance, "graphs_topk": 400}
+
+
+TENSORRT_AND_CPU = [TENSORRT, "CPUExecutionProvider"]
+
+
+def half_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[bool]:
+    """What TensorRT is told when both graphs are loaded."""
+    said: set[bool] = set()
+    session = onnxruntime.InferenceSession
+
+    def noting(path: str, options: object, *, providers: list[str], provider_options: list) -> Any:
+        said.update(o["trt_fp16_enable"] for o in provider_options if "trt_fp16_enable" in o)
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
+    graphs = OnnxEDM(folder, CPU, TENSORRT_AND_CPU)
+    graphs.match(*(graphs.encode(image) for image in views(64, 96)))
+    return said
+
+
+def test_full_precision_stays_so_with_tensorrt(
+    exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert half_is_allowed(exported[0], monkeypatch) == {False}
+
+
+@pytest.mark.slow
+def test_half_precision_on_the_command_line(
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "graphs"
+    assert main(["export", str(folder), "--weights", "edm_s", "--half", "--topk", "500"]) == 0
+    assert "of the matches are the same" in capsys.readouterr().out
+    graphs = OnnxEDM(folder, CPU)
+    features = [graphs.encode(image) for image in views(96, 160)]
+    assert features[0].f8.dtype == torch.float16
+    assert graphs.match(*features).valid.sum() > 10
+    config = EDMMatcherConfig("edm_s", device="cpu")
+    half = EDMMatcher(dataclasses.replace(config, onnx=folder))
+    match_pairs(photos, PAIRS, EDMMatcher(config), tmp_path / "plain")
+    match_pairs(photos, PAIRS, half, tmp_path / "half")
+    assert min(shares_in_common(tmp_path / "plain", tmp_path / "half")) > 0.8
+    with pytest.raises(EdmHlocError, match="half_graphs"):
+        match_pairs(photos, PAIRS, half, tmp_path / "plain")
+    assert half_is_allowed(folder, monkeypatch) == {True}

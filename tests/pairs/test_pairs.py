@@ -1,0 +1,251 @@
+"""Lists of pairs: by rule, from files with awkward names, from models with known answers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs.rules import (
+    exhaustive,
+    from_covisibility,
+    from_file,
+    from_model,
+    from_poses,
+    read_pairs,
+    sequential,
+    unique_pairs,
+    write_pairs,
+)
+from edm_hloc.pairs.rules import rules as pairs_module
+
+NAMES = [f"{i}.jpg" for i in range(7)]
+file_names = st.text(
+    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=8
+).map(lambda text: f"{text}.jpg")
+
+
+def undirected(pairs: list[tuple[str, str]]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in pairs}
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES))))
+def test_unique_pairs_keep_order_and_first_direction(pairs: list[tuple[str, str]]) -> None:
+    found = unique_pairs(pairs)
+    assert undirected(found) == {frozenset(p) for p in pairs if p[0] != p[1]}
+    assert len(undirected(found)) == len(found)
+    places = [pairs.index(pair) for pair in found]
+    assert places == sorted(places)
+    assert all((b, a) not in pairs[:place] for place, (a, b) in zip(places, found, strict=True))
+
+
+def test_exhaustive() -> None:
+    pairs = exhaustive([*NAMES, NAMES[0]])
+    assert len(pairs) == len(undirected(pairs)) == 7 * 6 // 2
+    assert exhaustive(["b", "a", "c"]) == [("b", "a"), ("b", "c"), ("a", "c")]
+
+
+def test_sequential_golden() -> None:
+    assert sequential(["a", "b", "c", "d"], overlap=2) == [
+        ("a", "b"), ("a", "c"), ("b", "c"), ("b", "d"), ("c", "d"),
+    ]  # fmt: skip
+    # 0, 3 and 6 are the loop images; nothing is there twice
+    looped = sequential(NAMES, overlap=1, loop_step=3)
+    chain = {frozenset(NAMES[i : i + 2]) for i in range(6)}
+    loop = {frozenset((NAMES[a], NAMES[b])) for a, b in ((0, 3), (0, 6), (3, 6))}
+    assert undirected(looped) == chain | loop
+    assert len(looped) == 9
+    assert undirected(sequential(NAMES, 99)) == undirected(exhaustive(NAMES))
+
+
+@pytest.mark.parametrize(("overlap", "step"), [(0, None), (1, 0), (-1, 2)])
+def test_sequential_refuses_nonsense(overlap: int, step: int | None) -> None:
+    with pytest.raises(EdmHlocError, match="at least 1"):
+        sequential(NAMES, overlap, step)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(file_names, file_names), min_size=1))
+def test_any_names_survive_a_file(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.txt"
+    write_pairs(path, pairs)
+    assert read_pairs(path) == pairs
+
+
+def test_files_are_those_of_hloc(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "pairs.txt"
+    write_pairs(path, [("db/1.jpg", "query/é.jpg"), ("a b.jpg", "c.jpg")])
+    assert path.read_bytes() == "db/1.jpg query/é.jpg\na b.jpg\tc.jpg\n".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["pairs.txt"]
+    with pytest.raises(EdmHlocError, match="rename"):
+        write_pairs(path, [("a\tb.jpg", "c.jpg")])
+
+
+def test_file_with_spaces_windows_line_ends_and_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_bytes("\ufeffa.jpg  b.jpg\r\n\r\nb.jpg a.jpg\r\na.jpg a.jpg\r\n".encode())
+    assert from_file(path, ["a.jpg", "b.jpg"]) == [("a.jpg", "b.jpg")]
+    path.write_text("my photo 1.jpg my photo 2.jpg\na.jpg\t my photo 1.jpg\n")
+    names = ["my photo 1.jpg", "my photo 2.jpg", "a.jpg"]
+    assert from_file(path, names) == [(names[0], names[1]), (names[2], names[0])]
+    with pytest.raises(EdmHlocError, match=r"pairs\.txt, line 1: expected two image names"):
+        read_pairs(path)
+    path.write_text("x y z\n")  # "x" + "y z" or "x y" + "z"?
+    with pytest.raises(EdmHlocError, match="tab"):
+        from_file(path, ["x", "y z", "x y", "z"])
+
+
+def test_unknown_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text("0.jpg 1.jpg\n0.jpg nowhere.jpg\n")
+    with caplog.at_level(logging.WARNING):
+        assert from_file(path, NAMES) == [("0.jpg", "1.jpg")]
+    assert "1 pairs left out" in caplog.text
+    assert "nowhere.jpg" in caplog.text
+    with pytest.raises(EdmHlocError, match="no pair of the images"):
+        from_file(path, ["x.jpg"])
+    with pytest.raises(EdmHlocError, match=r"missing\.txt"):
+        read_pairs(tmp_path / "missing.txt")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EdmHlocError, match="Cannot read"):
+        read_pairs(path)
+
+
+# --------------------------------------------------------------------------- models
+
+
+def write_model(
+    folder: Path,
+    centres: np.ndarray,
+    turns: np.ndarray,
+    tracks: list[list[int]] | None = None,
+    names: list[str] | None = None,
+) -> Path:
+    """Cameras at `centres` turned about y by `turns` degrees, and one point for each track."""
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 500, 640, 480)
+    model.add_camera_with_trivial_rig(camera)
+    tracks = tracks or []
+    for i, (centre, turn) in enumerate(zip(centres, turns, strict=True)):
+        angle = np.deg2rad(turn)
+        rotation = np.array(
+            [[np.cos(angle), 0, -np.sin(angle)], [0, 1, 0], [np.sin(angle), 0, np.cos(angle)]]
+        )
+        image = pycolmap.Image(
+            name=names[i] if names else f"{i}.jpg",
+            keypoints=np.zeros((sum(t.count(i) for t in tracks), 2)),
+            camera_id=1,
+            image_id=i + 1,
+        )
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(rotation), -rotation @ centre)
+        model.add_image_with_trivial_frame(image, pose)
+    used = [0] * len(centres)
+    for track in tracks:
+        elements = pycolmap.Track()
+        for i in track:
+            elements.add_element(i + 1, used[i])
+            used[i] += 1
+        model.add_point3D(np.zeros(3), elements)
+    folder.mkdir(parents=True)
+    model.write_text(folder)
+    return folder
+
+
+def test_covisibility_golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # shared points: 0–1 three, 0–2 two, 1–2 one, 2–3 one, 4 none; one track meets image 3 twice
+    tracks = [[0, 1], [0, 1], [0, 1, 2], [0, 2], [2, 3, 3]]
+    model = write_model(tmp_path / "m", np.eye(5, 3), np.zeros(5), tracks)
+    # image 2 prefers 0; of 1 and 3, which share as much with it, the first
+    assert from_covisibility(model, 1) == [
+        ("0.jpg", "1.jpg"),
+        ("2.jpg", "0.jpg"),
+        ("3.jpg", "2.jpg"),
+    ]
+    assert from_covisibility(model, 99) == [
+        ("0.jpg", "1.jpg"), ("0.jpg", "2.jpg"), ("1.jpg", "2.jpg"), ("2.jpg", "3.jpg"),
+    ]  # fmt: skip
+    expected = from_covisibility(model, 1)
+    reads = []
+    monkeypatch.setattr(
+        pairs_module, "read_model", lambda path: reads.append(path) or read_model(path)
+    )
+    assert from_model(model, 1) == expected
+    assert reads == [model]
+    with pytest.raises(EdmHlocError, match="at least 1"):
+        from_covisibility(model, 0)
+
+
+def test_covisibility_equals_plain_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edm_hloc.pairs.rules._BLOCK", 5)  # several blocks, the last one short
+    rng = np.random.default_rng(0)
+    tracks = [list(map(int, rng.choice(23, rng.integers(2, 6), replace=False))) for _ in range(200)]
+    model = write_model(tmp_path / "m", rng.normal(size=(23, 3)), np.zeros(23), tracks)
+    count = np.zeros((23, 23), int)
+    for track in tracks:
+        for a in track:
+            for b in track:
+                count[a, b] += a != b
+    expected = set()
+    order = sorted(range(23), key=str)  # names are sorted as text
+    for a in order:
+        ranked = sorted((b for b in order if count[a, b]), key=lambda b: -count[a, b])
+        least = count[a, ranked[3]]
+        expected |= {frozenset((a, b)) for b in ranked if count[a, b] > least}
+    found = {frozenset(int(n[:-4]) for n in pair) for pair in from_covisibility(model, 4)}
+    assert expected <= found  # ties at the fourth place may go either way
+    assert all(count[tuple(pair)] > 0 for pair in found)
+    assert len(found) <= 23 * 4
+
+
+def test_poses_golden(tmp_path: Path) -> None:
+    # on a line 0, 1, 2, 4, 8; camera 1 looks away
+    centres = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0], [8, 0, 0]], float)
+    model = write_model(tmp_path / "m", centres + 1e6, np.array([0, 90, 10, 20, 45.0]))
+    assert from_poses(model, 1, max_rotation=30) == [
+        ("0.jpg", "2.jpg"), ("3.jpg", "2.jpg"), ("4.jpg", "3.jpg"),
+    ]  # fmt: skip
+    assert undirected(from_poses(model, 9, max_rotation=25)) == undirected(
+        [("0.jpg", "2.jpg"), ("0.jpg", "3.jpg"), ("2.jpg", "3.jpg"), ("3.jpg", "4.jpg")]
+    )
+    assert len(from_poses(model, 9, max_rotation=180)) == 10
+    assert from_model(model, 1) == from_poses(model, 1)
+    with pytest.raises(EdmHlocError, match="larger rotation"):
+        from_poses(model, 3, max_rotation=1)
+
+
+def test_poses_equal_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edm_hloc.pairs.rules._BLOCK", 4)
+    rng = np.random.default_rng(1)
+    centres, turns = rng.normal(size=(13, 3)), rng.uniform(0, 90, 13)
+    names = [f"{i:02}.jpg" for i in range(13)]
+    model = write_model(tmp_path / "m", centres, turns, names=names)
+    expected = []
+    for i in range(13):
+        near = [j for j in range(13) if j != i and abs(turns[i] - turns[j]) <= 30]
+        near.sort(key=lambda j: np.linalg.norm(centres[i] - centres[j]))
+        expected += [(names[i], names[j]) for j in near[:3]]
+    assert from_poses(model, 3) == unique_pairs(expected)
+
+
+def test_models_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="No COLMAP model in"):
+        from_covisibility(tmp_path, 3)
+    model = write_model(tmp_path / "0", np.eye(3), np.zeros(3))
+    with pytest.raises(EdmHlocError, match=r"Did you mean .*0\?"):
+        from_poses(tmp_path, 3)
+    with pytest.raises(EdmHlocError, match="poses instead"):
+        from_covisibility(model, 3)
+    (model / "images.txt").write_text("1 2 3\n")
+    with pytest.raises(EdmHlocError, match="damaged"):
+        from_poses(model, 3)

@@ -1,0 +1,347 @@
+"""Aachen and InLoc in miniature, and one's own photos, end to end with a perfect matcher."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+from PIL.ExifTags import Base as ExifTag
+from scipy.io import savemat
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main, options
+from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
+from edm_hloc.images.cameras import cameras_by_exif
+from edm_hloc.localization.queries import check_submission, read_log, read_poses
+from edm_hloc.mapping.mappers import MappingOptions
+from edm_hloc.matching.store import DescriptorWriter
+from edm_hloc.pairs.from_retrieval import RetrievalOptions
+from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
+from edm_hloc.pipelines.inloc import (
+    InLocOptions,
+    ScanPoints,
+    localize_inloc,
+    query_camera,
+    read_scan,
+    scan_alignment,
+    scan_points,
+)
+from edm_hloc.pipelines.localize import localize_photos
+from edm_hloc.synthetic.localization import make_aachen, make_inloc
+from tests.scenes import TruthMatcher
+
+ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is computed
+
+
+@pytest.fixture(scope="module")
+def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("aachen")
+    return make_aachen(folder, 6, 2, 2, size=(320, 240), seed=3, depth_maps=True)
+
+
+@pytest.fixture(scope="module")
+def inloc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inloc")
+    return make_inloc(folder, 24, 4, size=(320, 240), seed=3, depth_maps=True)
+
+
+# --------------------------------------------------------------------------- scans
+
+
+def test_scans_between_pixels_at_edges_and_in_holes() -> None:
+    y, x = np.mgrid[:5, :7].astype(float)
+    scan = np.stack([x, y, np.full_like(x, 100.0)], axis=2)  # smooth: interpolated exactly
+    pixels = np.array([[0.0, 0.0], [2.25, 3.5], [6.4, 4.4], [-0.4, 0.0], [7.0, 1.0], [-1.0, 2.0]])
+    points = scan_points(scan, pixels)
+    np.testing.assert_allclose(points[:2], [[0, 0, 100], [2.25, 3.5, 100]])
+    np.testing.assert_allclose(points[2:4], [[6, 4, 100], [0, 0, 100]])  # held at the border
+    assert np.isnan(points[4:]).all()  # outside
+    scan[:, 4:] *= 3  # an edge: nothing between the surfaces
+    np.testing.assert_allclose(scan_points(scan, [[3.4, 1.0], [3.6, 1.0]])[:, 2], [100, 300])
+    scan[2, 2] = np.nan
+    found = scan_points(scan, [[2.2, 2.2], [1.2, 1.2]])
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1], [1, 1, 100])  # a neighbour is missing: the nearest
+
+
+def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
+    name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
+    with pytest.raises(EdmHlocError, match=r"No scan .*DUC_cutout_024_0_0\.jpg\.mat"):
+        read_scan(tmp_path / f"{name}.mat")
+    (tmp_path / "a.mat").write_bytes(b"no mat")
+    with pytest.raises(EdmHlocError, match="damaged or no scan"):
+        read_scan(tmp_path / "a.mat")
+    points = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
+    savemat(tmp_path / "old.mat", {"XYZcut": points})
+    with h5py.File(tmp_path / "new.mat", "w", userblock_size=512) as file:
+        file["XYZcut"] = points.T  # as MATLAB's -v7.3 orders axes
+    for name_of_format in ("old", "new"):
+        np.testing.assert_array_equal(read_scan(tmp_path / f"{name_of_format}.mat"), points)
+    savemat(tmp_path / "b.mat", {"XYZcut": np.zeros((4, 5))})
+    with pytest.raises(EdmHlocError, match=r"XYZcut is \(4, 5\)"):
+        read_scan(tmp_path / "b.mat")
+    path = tmp_path / "database/alignments/DUC1/transformations/DUC_trans_024.txt"
+    with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt"):
+        scan_alignment(tmp_path, name)
+    path.parent.mkdir(parents=True)
+    rows = [f"{k} 0 0 {k}" for k in range(11)]
+    path.write_text("\n".join(rows))
+    np.testing.assert_array_equal(scan_alignment(tmp_path, name)[:, 0], [7, 8, 9, 10])
+    path.write_text("\n".join(rows[:9]))
+    with pytest.raises(EdmHlocError, match="lines 8 to 11"):
+        scan_alignment(tmp_path, name)
+
+
+def test_the_phone_of_the_queries() -> None:
+    camera = query_camera(4032, 3024)
+    np.testing.assert_allclose(camera.params, [4032 * 28 / 36, 2016, 1512])
+    assert query_camera(3024, 4032).params[0] == camera.params[0]
+
+
+def test_the_pose_of_a_cutout_comes_from_its_scan(inloc: Path, tmp_path: Path) -> None:
+    truth = pycolmap.Reconstruction(inloc / "truth")
+    cutouts = [image for image in truth.images.values() if image.name.startswith("database")]
+    for image in cutouts[:3]:
+        pose = ScanPoints(inloc, tmp_path, [image.name]).pose(image.name)
+        position, rotation = pose_errors(pose, image.cam_from_world())
+        assert position < 0.01
+        assert rotation < 0.1
+
+
+def test_equal_intrinsics_are_one_camera_of_the_truth(aachen: Path) -> None:
+    truth = pycolmap.Reconstruction(aachen / "truth")
+    assert (truth.num_images(), truth.num_cameras()) == (10, 3)
+
+
+# --------------------------------------------------------------------------- end to end
+
+
+def test_aachen(aachen: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "aachen"
+    shutil.copytree(aachen, dataset)
+    matcher = TruthMatcher(aachen, images="images_upright")
+    options = AachenOptions(retrieval=ALL)
+    run, answers, submission = localize_aachen(dataset, tmp_path / "out", matcher, options)
+    assert check_submission(submission, [a.query for a in answers]) == []
+    groups = evaluate(read_poses(submission), read_truth(dataset / "truth" / "queries"))
+    assert [(g.group, g.queries, g.recall) for g in groups] == [
+        ("day", 2, (1, 1, 1)),
+        ("night", 2, (1, 1, 1)),
+    ]
+    # again: nothing is matched or mapped anew, and the answers are the same
+    model = (tmp_path / "out/sfm/model/points3D.bin").stat().st_mtime_ns
+    run, again, _ = localize_aachen(dataset, tmp_path / "out", matcher, options)
+    assert run.results["matching"]["matched"] == 0
+    assert (tmp_path / "out/sfm/model/points3D.bin").stat().st_mtime_ns == model
+    assert again == answers == read_log(tmp_path / "out" / "queries.jsonl")
+
+    # other points of the same keypoints: poses are found anew
+    options = replace(options, mapping=MappingOptions(two_view_points=False))
+    _, others, _ = localize_aachen(dataset, tmp_path / "out", matcher, options)
+    assert all(a.correspondences < b.correspondences for a, b in zip(others, answers, strict=True))
+
+    # a photo that cannot be read, a query that the retrieval forgot
+    (dataset / "images_upright" / answers[0].query).write_bytes(b"")
+    images = [f"db/{k}.jpg" for k in range(1, 7)]
+    listed = tmp_path / "pairs-query-netvlad50.txt"
+    listed.write_text("".join(f"{a.query} {i}\n" for a in answers[:3] for i in images))
+    options = AachenOptions(retrieval=RetrievalOptions(str(listed), 50))
+    _, answers, submission = localize_aachen(dataset, tmp_path / "out2", matcher, options)
+    assert [a.status for a in answers] == ["closest", "localized", "localized", "failed"]
+    assert "Cannot read image" in answers[0].reason
+    assert "retrieval lists no database image" in answers[3].reason
+    assert submission.name == "Aachen-v1.1_truth_netvlad50.txt"
+    assert check_submission(submission, [a.query for a in answers]) == []
+
+
+def test_inloc(inloc: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "inloc"
+    shutil.copytree(inloc, dataset)
+    matcher = TruthMatcher(inloc, images=".")
+    options = InLocOptions(retrieval=ALL)
+    missing = sorted(dataset.glob("database/cutouts/DUC1/024/*.mat"))[0]
+    missing.rename(tmp_path / "away.mat")
+    run, answers, submission = localize_inloc(dataset, tmp_path / "out", matcher, options)
+    assert run.results["missing_scans"] == [missing.relative_to(dataset).as_posix()[:-4]]
+    assert [a.status for a in answers] == ["localized"] * 4
+    truth = read_truth(dataset / "truth" / "queries")
+    groups = evaluate(read_poses(submission), truth, ((0.01, 0.1),))
+    assert [(g.group, g.recall) for g in groups] == [("DUC1", (1,)), ("DUC2", (1,))]
+    used = {name for a in answers for name in a.inliers_of}
+    assert not used.intersection(run.results["missing_scans"])
+    run, again, _ = localize_inloc(dataset, tmp_path / "out", matcher, options)
+    assert again == answers
+    assert len(run.results["missing_scans"]) == 1
+
+    # the scan is found: it counts from now on
+    (tmp_path / "away.mat").rename(missing)
+    run, more, _ = localize_inloc(dataset, tmp_path / "out", matcher, options)
+    assert run.results["missing_scans"] == []
+    assert sum(a.correspondences for a in more) > sum(a.correspondences for a in answers)
+
+
+def test_useless_files_are_told_before_a_run_begins(
+    aachen: Path, inloc: Path, tmp_path: Path
+) -> None:
+    listed, descriptors = tmp_path / "pairs-query-netvlad2.txt", tmp_path / "global.h5"
+    listed.write_text("query/z.jpg db/1.jpg\n")
+    with DescriptorWriter(descriptors, {}) as writer:
+        writer.add("db/1.jpg", np.ones(4))
+    matcher, out = TruthMatcher(aachen, images="images_upright"), tmp_path / "out"
+    images = aachen / "images_upright"
+    for file, message in ((listed, "lists none of the"), (descriptors, "has no descriptors of")):
+        retrieval = RetrievalOptions(str(file), 2)
+        with pytest.raises(EdmHlocError, match=message):
+            localize_aachen(aachen, out, matcher, AachenOptions(retrieval=retrieval))
+        with pytest.raises(EdmHlocError, match=message):
+            localize_inloc(inloc, out, matcher, InLocOptions(retrieval=retrieval))
+        with pytest.raises(EdmHlocError, match=message):
+            localize_photos(
+                aachen / "3D-models/aachen_v_1_1",
+                images,
+                images / "query",
+                out,
+                matcher,
+                retrieval=retrieval,
+            )
+    damaged = tmp_path / "aachen"
+    shutil.copytree(aachen, damaged)
+    file = next(damaged.glob("3D-models/aachen_v_1_1/images.*"))
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(EdmHlocError, match="aachen_v_1_1"):
+        localize_aachen(damaged, out, matcher, AachenOptions(retrieval=ALL))
+    assert not out.exists()
+
+
+def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
+    matcher = TruthMatcher(aachen, images="images_upright")
+    options = AachenOptions(retrieval=ALL)
+    localize_aachen(aachen, tmp_path / "a", matcher, options)
+    images, queries = aachen / "images_upright", aachen / "images_upright/query/day"
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=320, height=240, params=[352, 160, 120])
+    truth = {
+        k.removeprefix("query/day/"): p
+        for k, p in read_truth(aachen / "truth/queries/day.txt")["day"].items()
+    }
+    known = dict.fromkeys(list(truth)[:1], camera)
+    run, answers = localize_photos(
+        tmp_path / "a/sfm/model", images, queries, tmp_path / "own", matcher, known=known
+    )
+    assert {a.query for a in answers} == set(truth)
+    found = read_poses(run.out / "poses.txt")
+    errors = [pose_errors(found[name], pose)[0] for name, pose in truth.items()]
+    assert errors[0] < 0.25
+    assert errors[1] < 1.0  # its focal length was not known
+    focal = float(answers[1].camera.split()[3])
+    assert focal == pytest.approx(352, rel=0.05)
+    with pytest.raises(EdmHlocError, match="None of the photos of"):
+        localize_photos(tmp_path / "a/sfm/model", queries, queries, tmp_path / "x", matcher)
+    assert not (tmp_path / "x").exists()
+
+
+def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
+    def take(name: str, size: tuple[int, int] = (64, 48), **tags: str) -> None:
+        image, exif = Image.new("L", size), Image.Exif()
+        for tag, value in tags.items():
+            exif[getattr(ExifTag, tag)] = value
+        image.save(tmp_path / f"{name}.jpg", exif=exif)
+
+    phone = {"Make": "Maker", "Model": "One"}
+    for name in ("a", "b", "c", "new"):
+        take(name, **phone)
+    take("other", Make="Maker", Model="Two")
+    take("turned", (48, 64), **phone)
+    take("bare")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+
+    def camera(focal: float) -> pycolmap.Camera:
+        return pycolmap.Camera(model="SIMPLE_PINHOLE", width=64, height=48, params=[focal, 32, 24])
+
+    known = {"a.jpg": camera(60), "b.jpg": camera(70), "c.jpg": camera(70), "bare.jpg": camera(9)}
+    new = ["new.jpg", "other.jpg", "turned.jpg", "bare.jpg", "broken.jpg", "missing.jpg"]
+    found = cameras_by_exif(tmp_path, new, known)
+    assert {name: c.params[0] for name, c in found.items()} == {"new.jpg": 70}
+
+
+def test_what_the_command_line_says(
+    aachen: Path, inloc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["aachen", str(tmp_path / "none"), out]) == 1
+    assert "No such folder" in capsys.readouterr().err
+    assert main(["aachen", str(inloc), out, "--dry-run"]) == 1
+    message = capsys.readouterr().err
+    assert "images_upright" in message
+    assert "aachen_v1_1.zip" in message
+    assert "https://data.ciirc.cvut.cz" in message
+    assert main(["aachen", str(aachen), out, "--dry-run"]) == 0
+    assert main(["inloc", str(inloc), out, "--dry-run"]) == 0
+    message = capsys.readouterr().out
+    assert "has everything" in message
+    assert "4 queries, 24 cutouts" in message
+    one_list = tmp_path / "one_list"
+    shutil.copytree(aachen, one_list)
+    (one_list / "queries" / "night_time_queries_with_intrinsics.txt").unlink()
+    (one_list / "images_upright" / "db" / "2.jpg").unlink()
+    assert main(["aachen", str(one_list), out]) == 1
+    assert "night_time_queries_with_intrinsics.txt is missing" in capsys.readouterr().err
+    shutil.copytree(aachen / "queries", one_list / "queries", dirs_exist_ok=True)
+    assert main(["aachen", str(one_list), out, "--dry-run"]) == 1
+    assert "1 photos of the model or the queries\n  db/2.jpg" in capsys.readouterr().err
+    assert not Path(out).exists()
+    assert main(["inloc", str(inloc), out, "--max-error", "0"]) == 1
+    assert "max_error must be at least 0.1 px" in capsys.readouterr().err
+    assert main(["aachen", str(aachen), out, "--retrieval", "none.txt"]) == 1
+    assert "No such retrieval file: none.txt" in capsys.readouterr().err
+    poses, queries = str(aachen / "truth/queries/day.txt"), str(aachen / "images_upright/query")
+    assert main(["check-submission", poses, "--queries", queries]) == 1
+    assert "names go without folders" in capsys.readouterr().err
+    assert main(["evaluate-poses", poses, str(aachen / "truth/queries/day.txt")]) == 0
+    assert "100.0 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["aachen_v1_1", "inloc"])
+def test_pipelines_say_what_is_missing(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipeline = importlib.import_module(f"pipelines.{name}")
+    data = request.getfixturevalue(name.split("_")[0])
+    for arguments, wrong in ((["--dry-run"], data.parent), ([], tmp_path / "none")):
+        out = ["--outputs", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", [name, "--dataset", str(wrong), *out, *arguments])
+        with pytest.raises(SystemExit, match=f"(?s){wrong}.*visuallocalization"):
+            pipeline.main()
+    monkeypatch.setattr("sys.argv", [name, "--dataset", str(data), "--dry-run"])
+    pipeline.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", ["aachen", "inloc"])
+def test_the_shipped_weights_localize_well(benchmark: str, tmp_path: Path) -> None:
+    data, out = str(tmp_path / "data"), str(tmp_path / "out")
+    views = "12" if benchmark == "aachen" else "32"
+    assert main(["synth", benchmark, data, "--views", views, "--queries", "4", "--seed", "4"]) == 0
+    # InLoc's 48 px are meant for photos 4,032 px wide
+    more = ["--covisible", "5"] if benchmark == "aachen" else ["--ransac", "8"]
+    assert main([benchmark, data, out, "--retrieved", "5", *more]) == 0
+    (submission,) = Path(out).glob(f"{benchmark[0].upper()}*.txt")
+    groups = evaluate(read_poses(submission), read_truth(tmp_path / "data/truth/queries"))
+    assert all(group.recall == (1, 1, 1) for group in groups)
+
+
+def test_a_benchmark_without_any_pose_fails(
+    inloc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its submission is written all the same, with the poses of database photos."""
+    monkeypatch.setattr(options, "make_matcher", lambda args: TruthMatcher(inloc, images="."))
+    out = tmp_path / "out"
+    assert main(["inloc", str(inloc), str(out), "--min-inliers", str(10**6)]) == 1
+    assert "None of the 4 queries was localized" in capsys.readouterr().err
+    assert len(list(out.glob("InLoc*.txt"))) == 1

@@ -1,0 +1,251 @@
+"""The second look: turned, nearer and tilted photos, thumbnails, and when it is not taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import KDTree
+
+from edm_hloc.images.photos import NetworkImage, PixelTransform
+from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.registry import make_matcher
+from edm_hloc.refinement.second_look import SecondLookConfig, SecondLookMatcher
+from edm_hloc.synthetic.textures import TextureBank
+
+WIDTH, HEIGHT = 320, 256
+
+
+def photo(seed: int = 0) -> np.ndarray:
+    """(H, W) float32 in [0, 1], textured at all scales."""
+    bank = TextureBank.procedural(1, size=512, seed=seed)
+    return bank.textures[0, :HEIGHT, :WIDTH].numpy().astype(np.float32) / 255
+
+
+def turned(degrees: float, scale: float = 1.0) -> np.ndarray:
+    """(3, 3): about the middle of the photo."""
+    middle = (WIDTH - 1) / 2, (HEIGHT - 1) / 2
+    return np.vstack([cv2.getRotationMatrix2D(middle, degrees, scale), [0, 0, 1]])
+
+
+def warped(image: np.ndarray, warp: np.ndarray) -> np.ndarray:
+    return cv2.warpAffine(image, warp[:2], (WIDTH, HEIGHT), flags=cv2.INTER_AREA)
+
+
+def network_image(pixels: np.ndarray, scale: float = 1.0) -> NetworkImage:
+    height, width = pixels.shape
+    size = round(width * scale), round(height * scale)
+    return NetworkImage(torch.from_numpy(pixels)[None], PixelTransform((scale, scale)), size)
+
+
+@pytest.fixture(scope="module")
+def edm() -> Matcher:
+    return make_matcher("edm", weights="edm_s", device="cpu")
+
+
+def right(found: Matches, warp: np.ndarray, scale: float = 1.0, within: float = 3.0) -> int:
+    """Matches that obey a warp of the network's pixels to so many of them."""
+    points0, points1 = ((points + 0.5) / scale - 0.5 for points in found[:2])
+    away = np.linalg.norm(points0 @ warp[:2, :2].T + warp[:2, 2] - points1, axis=1)
+    return int((away < within).sum())
+
+
+WARPS = {
+    "a quarter turn": turned(90),
+    "upside down": turned(180),
+    "three quarters": turned(-90),
+    "50 degrees": turned(50),
+    "twice as near": turned(0, 2.0),
+    "twice as far": turned(5, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", WARPS)
+def test_it_finds_what_the_first_look_misses(name: str, edm: Matcher) -> None:
+    image0, image1 = photo(), warped(photo(), WARPS[name])
+    matcher = SecondLookMatcher(edm)
+    images = [network_image(image, 1.5) for image in (image0, image1)]
+    first = edm.match(*(edm.encode(image) for image in images))
+    found = matcher.match(*(matcher.encode(image) for image in images))
+    assert right(found, WARPS[name], 1.5) > 1.5 * right(first, WARPS[name], 1.5)
+    # 40 × 32 cells; of twice as far, a quarter is seen
+    assert right(found, WARPS[name], 1.5) > 150
+    assert right(found, WARPS[name], 1.5) > 0.9 * len(found.scores)
+    for points in found[:2]:
+        assert (points >= 0).all()
+        assert (points <= np.array([1.5 * WIDTH, 1.5 * HEIGHT]) - 1).all()
+
+
+def test_pairs_of_a_batch_are_looked_at_each_for_itself(edm: Matcher) -> None:
+    matcher = SecondLookMatcher(edm)
+    shots = [photo(), *(warped(photo(), warp) for warp in WARPS.values()), photo(5)]
+    first, *others = (matcher.encode(network_image(shot)) for shot in shots)
+    alone = [matcher.match(first, other) for other in others]
+    together = matcher.match_batch([(first, other) for other in others])
+    for one, same in zip(alone, together, strict=True):
+        rows = [np.hstack([found.keypoints0, found.keypoints1]) for found in (one, same)]
+        away, nearest = KDTree(rows[0]).query(rows[1])
+        # but for the last of equals, where there are more matches than are taken
+        assert len(rows[0]) == len(rows[1])
+        assert (away < 1e-2).mean() > 0.95
+        assert len(np.unique(nearest)) > 0.95 * len(rows[0])
+
+
+class Counting(Matcher):
+    """Gives the same matches for all pairs, and counts its work."""
+
+    name = "counting"
+    preprocessing = Preprocessing()
+    provenance = {"matcher": "counting"}  # noqa: RUF012
+
+    def __init__(self, matches: Matches, confident: float = 0.0) -> None:
+        self.matches = matches
+        self.confident = confident
+        self.encoded: list[tuple[int, ...]] = []
+        self.matched = 0
+
+    def encode(self, image: NetworkImage) -> Features:
+        self.encoded.append(tuple(image.tensor.shape))
+        return Features("given", image.transform, 1000)
+
+    def match(self, features0: Features, features1: Features) -> Matches:
+        self.matched += 1
+        return self.matches
+
+    def to_host(self, features: Features) -> Features | None:
+        return Features("host", features.transform, features.nbytes)
+
+    def from_host(self, features: Features) -> Features:
+        return Features("device", features.transform, features.nbytes)
+
+
+def given(warp: np.ndarray, count: int, wrong: int = 0, score: float = 0.5) -> Matches:
+    rng = np.random.default_rng(count)
+    points0 = rng.uniform([0, 0], [WIDTH - 1, HEIGHT - 1], (count, 2))
+    points1 = points0 @ warp[:2, :2].T + warp[:2, 2]
+    points1[:wrong] = rng.uniform([0, 0], [WIDTH - 1, HEIGHT - 1], (wrong, 2))
+    return Matches(
+        points0.astype(np.float32), points1.astype(np.float32), np.full(count, score, np.float32)
+    )
+
+
+CASES = [
+    # matches, topk, how often the inner matcher is asked for a pair
+    (given(turned(40), 400), None, 1),  # there are enough
+    (given(turned(40), 60), 60, 1),  # there cannot be more
+    (given(turned(5), 200), None, 1),  # the images lie alike: nothing to gain
+    (given(turned(40), 200), None, 2),
+    (given(turned(40), 200, wrong=50), None, 2),
+    (given(turned(0, 1.4), 200), None, 2),
+    (given(turned(40), 100), None, 7),  # thumbnails may know better, but give the same
+    (given(turned(40), 10), None, 6),  # too few: thumbnails, in vain
+    (given(turned(40), 100, wrong=95), None, 6),
+    (given(turned(40), 100, score=0.1), None, 6),  # none that counts
+]
+
+
+@pytest.mark.parametrize(("matches", "topk", "asked"), CASES)
+def test_when_a_pair_is_looked_at_again(matches: Matches, topk: int | None, asked: int) -> None:
+    inner = Counting(matches, confident=0.2)
+    inner.topk = topk
+    matcher = SecondLookMatcher(inner)
+    features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
+    encoded = len(inner.encoded)
+    assert matcher.match(*features) is matches  # the second found no more
+    assert inner.matched == asked
+    assert len(inner.encoded) == encoded + (asked in (2, 7))
+    assert matcher.topk == topk
+
+
+def test_the_nearer_image_keeps_its_frame() -> None:
+    for scale, larger in ((0.5, 0), (2.0, 1)):
+        inner = Counting(given(turned(0, scale), 60))
+        matcher = SecondLookMatcher(inner)
+        pair = [photo(), cv2.resize(photo(1), (160, 128))]
+        features = [matcher.encode(network_image(image)) for image in pair]
+        matcher.match(*features)
+        assert inner.encoded[-1] == (1, *pair[larger].shape)
+
+
+def test_what_an_image_holds() -> None:
+    inner = Counting(given(np.eye(3), 4))
+    matcher = SecondLookMatcher(inner, SecondLookConfig(thumbnail=96))
+    image = np.random.default_rng(0).random((192, 384)).astype(np.float32)
+    features = matcher.encode(network_image(image))
+    small, double, across = (1, 64, 96), (1, 96, 192), (1, 96, 64)
+    assert inner.encoded == [(1, 192, 384), small, across, small, across, double]
+    assert features.nbytes == 6 * 1000 + 2 * image.size
+    moved = matcher.from_host(matcher.to_host(features))
+    assert {view.features.data for view in moved.data[1:]} == {"device"}
+    assert moved.nbytes == features.nbytes
+    assert moved.transform == features.transform
+    for name, quarters in (("small", 0), ("turned1", 1), ("turned2", 2), ("turned3", 3)):
+        view = getattr(features.data, name)
+        ends = np.array([[0, 0], [383, 191]], np.float32)
+        inside = view.features.transform.to_original(ends @ view.warp[:2, :2].T + view.warp[:2, 2])
+        assert inside.min() == pytest.approx(0, abs=1e-4)
+        angle = math.atan2(view.warp[1, 0], view.warp[0, 0])
+        assert math.degrees(angle) % 360 == pytest.approx(90 * quarters)
+        np.testing.assert_allclose(view.back(inside), ends, atol=1e-3)
+
+
+def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
+    warp = turned(40)
+    first, second = given(warp, 140), given(np.eye(3), 300)
+
+    class Twice(Counting):
+        def match(self, features0: Features, features1: Features) -> Matches:
+            self.matched += 1
+            return first if self.matched == 1 else second
+
+    matcher = SecondLookMatcher(Twice(first))
+    features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
+    found = matcher.match(*features)
+    assert len(found.scores) > 140
+    kept = found.keypoints0[:, None] == first.keypoints0
+    kept = kept.all(axis=2).any(axis=1)
+    new = found.keypoints0[~kept]
+
+    def cells(points: np.ndarray) -> set[tuple[int, ...]]:
+        return {tuple(cell) for cell in np.rint(points / 8).astype(int)}
+
+    assert cells(found.keypoints0[kept]).isdisjoint(cells(new))
+    assert cells(found.keypoints0) == cells(first.keypoints0) | cells(new)
+    assert right(found, warp) == len(found.scores)
+
+
+def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_unsure() -> None:
+    wrong, true = given(turned(40), 100), given(np.eye(3), 60)
+
+    class ByThumbnails(Counting):
+        def match(self, features0: Features, features1: Features) -> Matches:
+            self.matched += 1
+            # 6 × 8 cells, of which the third pair of thumbnails agrees in all
+            return {1: wrong, 4: true}.get(self.matched, given(np.eye(3), 0))
+
+    for clear, angle in ((0.2, 90.0), (9.0, 40.0)):
+        inner = ByThumbnails(wrong)
+        matcher = SecondLookMatcher(inner, SecondLookConfig(thumbnail=64, clear=clear))
+        features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
+        with mock.patch.object(matcher, "_match_aligned", return_value=[true]) as aligned:
+            matcher.match(*features)
+        warp = aligned.call_args.args[0][0][1]
+        assert abs(math.degrees(math.atan2(warp[1, 0], warp[0, 0]))) == pytest.approx(angle, abs=1)
+
+
+def test_settings_are_part_of_the_provenance() -> None:
+    inner = Counting(given(np.eye(3), 4))
+    changed = SecondLookConfig(enough=0.1)
+    provenances = [SecondLookMatcher(inner, config).provenance for config in (None, changed)]
+    assert provenances[0] != provenances[1]
+    assert all(p["matcher"] == "counting" for p in provenances)
+
+
+def test_no_pairs(edm: Matcher) -> None:
+    none: Sequence[tuple[Features, Features]] = []
+    assert SecondLookMatcher(edm).match_batch(none) == []
