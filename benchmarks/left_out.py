@@ -29,7 +29,7 @@ from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.matching.engine import match_pairs
-from edm_hloc.matching.store import RawMatchReader
+from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS

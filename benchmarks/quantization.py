@@ -26,9 +26,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.keypoints.aggregation import aggregate, aggregate_into
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matching.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
 from tests.oracles import hloc_quantization
 
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1500.0
@@ -37,7 +39,7 @@ WIDTH, HEIGHT, FOCAL = 1600, 1200, 1500.0
 class RawInMemory(dict):
     """Stands in for a `RawMatchReader`."""
 
-    def read(self, name0: str, name1: str) -> RawMatches:
+    def read(self, name0: str, name1: str) -> Matches:
         return self[name0, name1]
 
 
@@ -78,7 +80,7 @@ def make_matches(images: int, partners: int, matches: int, seed: int = 0) -> Raw
             points0, points1 = (views[k][shared] + rng.normal(0, 0.7, (matches, 2)) for k in (i, j))
             wrong = rng.random(matches) < 0.05
             points1[wrong] = rng.uniform(0, [WIDTH - 1, HEIGHT - 1], (wrong.sum(), 2))
-            raw[f"{i:04d}.jpg", f"{j:04d}.jpg"] = RawMatches(
+            raw[f"{i:04d}.jpg", f"{j:04d}.jpg"] = Matches(
                 points0.astype(np.float32),
                 points1.astype(np.float32),
                 rng.beta(2, 1, matches).astype(np.float32),

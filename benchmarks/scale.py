@@ -35,11 +35,14 @@ import pycolmap
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
 from edm_hloc.mapping.mappers import sfm
-from edm_hloc.matching.store import DescriptorWriter, RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
+from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.retrieval import most_similar
 from edm_hloc.pairs.rules import from_covisibility
 from edm_hloc.pipelines.aachen import AachenOptions
@@ -141,12 +144,12 @@ class World:
         texture += np.sin(1.7 * y + np.sin(15 * wave * x))
         return points, 1 / (1 + np.exp(-3 * texture))
 
-    def matches(self, pair: tuple[int, int], number: int) -> RawMatches:
+    def matches(self, pair: tuple[int, int], number: int) -> Matches:
         a, b = self.place(pair[0]), self.place(pair[1])
         start = a[1] - a[1] % PERIOD
         return self.base_matches((a[0], a[1] - start), (b[0], b[1] - start), number)
 
-    def _matches(self, a: tuple[int, int], b: tuple[int, int], number: int) -> RawMatches:
+    def _matches(self, a: tuple[int, int], b: tuple[int, int], number: int) -> Matches:
         rng = np.random.default_rng([*a, b[0], b[1] + IMAGES])
         swap = bool(rng.integers(2))  # which side is on its grid
         if swap:
@@ -165,7 +168,7 @@ class World:
         wrong = rng.random(len(chosen)) < WRONG
         xy[wrong] = rng.uniform([0.0, 0.0], limit, (int(wrong.sum()), 2))
         arrays = (self.grid[order[chosen]], xy.clip(0, limit), rng.uniform(0.2, 1, len(chosen)))
-        found = RawMatches(*(array.astype(np.float32) for array in arrays))
+        found = Matches(*(array.astype(np.float32) for array in arrays))
         return found.swapped() if swap else found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import quiet_colmap
-from edm_hloc.matching.store import FeatureWriter, MatchWriter
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 

@@ -49,21 +49,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, PixelTransform, load_image
 from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
-from edm_hloc.matching.store import (
-    FeatureReader,
-    FeatureWriter,
-    MatchReader,
-    MatchWriter,
-    RawMatches,
-    RawMatchReader,
-    RawMatchWriter,
-)
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
 from edm_hloc.models.onnx import OnnxEDM
@@ -435,7 +430,7 @@ def _naive_matches(bench: Bench, pairs: list[Pair], folder: Path) -> None:
             points0, points1, scores = (t.cpu().numpy() for t in found)
             transforms = (i.transform for i in images)
             keypoints = (t.to_original(x) for t, x in zip(transforms, (points0, points1)))  # noqa: B905
-            writer.add(*pair, RawMatches(*keypoints, scores))
+            writer.add(*pair, Matches(*keypoints, scores))
 
 
 def _naive_merge(pairs: list[Pair], folder: Path) -> None:

@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 
 
 class FakeMatcher(Matcher):

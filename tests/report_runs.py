@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edm_hloc import cli
-from edm_hloc.matchers.base import Features, Matches
+from edm_hloc.base.matches import Matches
+from edm_hloc.matchers.base import Features
 from tests.scenes import TruthMatcher
 
 # Seven names for the seven photos of the scene; a "/" makes a folder.

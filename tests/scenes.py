@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, load_image
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 
 
 class TruthMatcher(Matcher):

@@ -351,7 +351,7 @@ def _synth(args: argparse.Namespace) -> None:
 
 
 def _retrieve(args: argparse.Namespace) -> None:
-    from edm_hloc.matching.store import DescriptorReader
+    from edm_hloc.pairs.descriptors import DescriptorReader
     from edm_hloc.pairs.retrieval import most_similar, select_names, write_scores
     from edm_hloc.pairs.rules import write_pairs
 

@@ -24,8 +24,8 @@ def register(command: options.AddCommand) -> None:
 
 def _match(args: argparse.Namespace) -> None:
     from edm_hloc.images.photos import load_image
-    from edm_hloc.matching.store import RawMatches, write_raw_pair
-    from edm_hloc.report.pictures import check_picture, draw_matches, write_picture
+    from edm_hloc.images.pictures import check_picture, draw_matches, write_picture
+    from edm_hloc.matching.writer import write_raw_pair
 
     check_picture(args.out)
     matcher = options.make_matcher(args)
@@ -39,8 +39,8 @@ def _match(args: argparse.Namespace) -> None:
     names = args.image0.name, args.image1.name
     if names[0] == names[1]:
         names = args.image0.as_posix().lstrip("./"), args.image1.as_posix().lstrip("./")
-    write_picture(args.out, draw_matches(args.image0, args.image1, *found, lines=args.lines))
-    write_raw_pair(h5, *names, RawMatches(*found), dict(matcher.provenance))
+    write_picture(args.out, draw_matches(args.image0, args.image1, found, lines=args.lines))
+    write_raw_pair(h5, *names, found, dict(matcher.provenance))
     print(f"Matches     {len(found.scores):,}")
     print(f"Written     {args.out} and {h5}")
 

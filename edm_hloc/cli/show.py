@@ -32,8 +32,8 @@ def register(command: options.AddCommand) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
+    from edm_hloc.images.pictures import write_picture
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
-    from edm_hloc.report.pictures import write_picture
     from edm_hloc.report.scene import Points, build_scene, views_of
 
     if min(args.size) < 16 or max(args.size) > 8192:

@@ -21,7 +21,7 @@ from edm_hloc.base.files import write_whole
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import DenseConfig, match_pairs
-from edm_hloc.matching.store import RawMatchReader
+from edm_hloc.matching.reader import RawMatchReader
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import open_image, photo_size
-from edm_hloc.matching.store import RawMatches, RawMatchReader
+from edm_hloc.matching.reader import RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching
 _REMEMBERED = 4096  # masks of up to 131 kB each
@@ -120,7 +121,7 @@ class MaskedMatchReader(RawMatchReader):
         self.shown = self.hidden = False
         self._remembered: OrderedDict[str, _Mask] = OrderedDict()
 
-    def read(self, name0: str, name1: str) -> RawMatches:
+    def read(self, name0: str, name1: str) -> Matches:
         """As of the base class. Raises EdmHlocError if a mask is damaged or has another shape."""
         matches = super().read(name0, name1)
         shown = np.ones(len(matches.scores), bool)
@@ -129,7 +130,7 @@ class MaskedMatchReader(RawMatchReader):
                 shown &= self._mask(name).shows(points)
         self.shown |= bool(shown.any())
         self.hidden |= not shown.all()
-        return RawMatches(*(values[shown] for values in matches))
+        return matches[shown]
 
     def _mask(self, name: str) -> _Mask:
         if name not in self._remembered:

@@ -180,7 +180,7 @@ def _model_class(
         def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             """Grey images (1, 1, H, W) in [0, 1] → keypoints0/1 (M, 2) in their pixels, scores."""
             found = self.matcher.match(self._encode(data["image0"]), self._encode(data["image1"]))
-            return {name: torch.from_numpy(array) for name, array in found._asdict().items()}
+            return {name: torch.from_numpy(array) for name, array in found.arrays().items()}
 
         def _encode(self, image: torch.Tensor) -> Features:
             # hloc passes an image anew for each of its pairs, on the device; ours are on the CPU.

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from edm_hloc.matching.store import RawMatches
+from edm_hloc.base.matches import Matches
 
 _SWEEPS = 15
 _STEP = 0.7  # of the way; a whole one lets two keypoints swap their errors for ever
@@ -43,7 +43,7 @@ class Links(NamedTuple):
 
 
 def links_between(
-    pair: tuple[str, str], raw: RawMatches, ids0: np.ndarray, ids1: np.ndarray, kept: np.ndarray
+    pair: tuple[str, str], raw: Matches, ids0: np.ndarray, ids1: np.ndarray, kept: np.ndarray
 ) -> Links:
     """The links of a pair.
 

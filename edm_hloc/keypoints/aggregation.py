@@ -14,21 +14,17 @@ import numpy as np
 from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import Provenance
+from edm_hloc.base.matches import Matches
 from edm_hloc.keypoints.adjustment import LINK, Links, adjust_keypoints, links_between
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchWriter
 from edm_hloc.keypoints.quantization import (
     QuantizationConfig,
     assign,
     quantize_image,
     unique_matches,
 )
-from edm_hloc.matching.store import (
-    FeatureReader,
-    FeatureWriter,
-    MatchWriter,
-    Provenance,
-    RawMatches,
-    RawMatchReader,
-)
+from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 logger = logging.getLogger(__name__)
@@ -205,7 +201,7 @@ def _in_order_of_votes(pairs: list[Pair]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: (min(pairs_per_image[name] for name in pair), pair))
 
 
-def _read(raw: RawMatchReader, pair: Pair) -> RawMatches:
+def _read(raw: RawMatchReader, pair: Pair) -> Matches:
     matches = raw.read(*pair)
     if not len(matches.keypoints0) == len(matches.keypoints1) == len(matches.scores):
         raise EdmHlocError(
@@ -217,7 +213,7 @@ def _read(raw: RawMatchReader, pair: Pair) -> RawMatches:
 def _keypoints_of(
     name: str,
     pairs: Sequence[Pair],
-    reads: Sequence[RawMatches],
+    reads: Sequence[Matches],
     reference: FeatureReader | None,
     fixed: Collection[str],
     config: QuantizationConfig,

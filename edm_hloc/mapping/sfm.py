@@ -28,8 +28,8 @@ from edm_hloc.base.colmap import (
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.photos import HEIC_SUFFIXES, load_image
+from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.mappers import MappingOptions, find_models, incremental_options
-from edm_hloc.matching.store import FeatureReader, MatchReader
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, PixelTransform
 
 
@@ -20,19 +20,6 @@ class Preprocessing:
     resize_max: int | None = 1024
     divisor: int = 32
     grayscale: bool = True
-
-
-class Matches(NamedTuple):
-    """Correspondences of one pair, in pixels of the original images (hloc's frame).
-
-    Attributes:
-        keypoints0, keypoints1: (M, 2) float32 as (x, y), top-left pixel centre at (0, 0).
-        scores: (M,) float32 in [0, 1].
-    """
-
-    keypoints0: np.ndarray
-    keypoints1: np.ndarray
-    scores: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM, EDMFeatures, RefinedImage, fold_batch_norms
 

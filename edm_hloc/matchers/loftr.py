@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.matchers.registry import missing_library, state_sha256
 from edm_hloc.models.weights import WeightsError, read_state

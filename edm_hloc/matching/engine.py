@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 import edm_hloc
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, image_stamps, load_image
-from edm_hloc.matchers.base import Features, Matcher, Matches
-from edm_hloc.matching.store import RawMatches, RawMatchWriter
+from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
 
 logger = logging.getLogger(__name__)
@@ -314,7 +315,7 @@ class _Batches:
 
     def _store(self, pairs: list[Pair], found: list[Matches]) -> None:
         for pair, raw in zip(pairs, found, strict=True):
-            self.writer.add(*pair, RawMatches(*raw))
+            self.writer.add(*pair, raw)
             self.matched += 1
             self.matches += len(raw.scores)
 

@@ -18,7 +18,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.photos import image_stamps
-from edm_hloc.matching.store import DescriptorReader
+from edm_hloc.pairs.descriptors import DescriptorReader
 from edm_hloc.pairs.retrieval import (
     VladConfig,
     compute_descriptors,

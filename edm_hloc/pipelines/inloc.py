@@ -26,11 +26,11 @@ from tqdm import tqdm
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.photos import find_images, photo_size
+from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.queries import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import DenseConfig
-from edm_hloc.matching.store import FeatureReader
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
 from edm_hloc.pipelines.localize import find_poses, match_queries, submit
 from edm_hloc.pipelines.run import Run, fingerprint_of

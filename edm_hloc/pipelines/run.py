@@ -24,7 +24,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, write_whole
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.store import check_provenance
+from edm_hloc.matching.shards import check_provenance
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, inside
-from edm_hloc.matchers.base import Features, Matcher, Matches, WrappingMatcher
+from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
 from edm_hloc.models.edm import CELL, default_topk
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, PixelTransform, inside
-from edm_hloc.matchers.base import Features, Matcher, Matches, WrappingMatcher
+from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
 from edm_hloc.models.edm import CELL
 
 _SAME_PIXELS = PixelTransform((1.0, 1.0))

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.masks import MaskedMatchReader, find_masks
 from edm_hloc.images.photos import find_images
-from edm_hloc.matching.store import FeatureReader, RawMatches, RawMatchWriter
+from edm_hloc.keypoints.h5 import FeatureReader
+from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import names_in
 from edm_hloc.pipelines.reconstruct import reconstruct
 from tests.scenes import TruthMatcher
@@ -38,7 +40,7 @@ def save_mask(folder: Path, name: str, counts: np.ndarray, mode: str = "L") -> P
     return path
 
 
-def read(folder: Path, matches: RawMatches, pair: tuple[str, str]) -> RawMatches:
+def read(folder: Path, matches: Matches, pair: tuple[str, str]) -> Matches:
     with RawMatchWriter(folder / "raw", {"weights": "abc"}) as writer:
         writer.add("a.jpg", "sub/b.jpg", matches)
     masks = find_masks(folder / "masks", names_in(PAIRS), folder / "images")
@@ -69,7 +71,7 @@ def test_matches_where_either_mask_is_black_are_left_out(
     points1 = np.concatenate(
         [points1, np.array([[0, 0], [2599, 0], [0, 0], [0, 1300]], np.float32)]
     )
-    matches = RawMatches(points0, points1, rng.random(504, np.float32))
+    matches = Matches(points0, points1, rng.random(504, np.float32))
     pair = ("sub/b.jpg", "a.jpg") if swapped else ("a.jpg", "sub/b.jpg")
     found = read(photos, matches, pair)
     expected = (points0[:, 0] < 156.5) & (points1[:, 1] < 100 * 1301 / 260 - 0.5)
@@ -86,7 +88,7 @@ def test_large_masks_are_black_wherever_they_are_in_part(photos: Path) -> None:
     spots[black[:, 1], black[:, 0]] = False
     save_mask(photos, "sub/b.jpg.png", spots)
     points = np.concatenate([black, [[1010, 600], [1000, 620], [20, 20]]]).astype(np.float32)
-    matches = RawMatches(np.ones((6, 2), np.float32), points, np.arange(6, dtype=np.float32))
+    matches = Matches(np.ones((6, 2), np.float32), points, np.arange(6, dtype=np.float32))
     found = read(photos, matches, ("a.jpg", "sub/b.jpg"))
     assert found.scores.tolist() == [3, 4, 5]
 
@@ -113,7 +115,7 @@ def test_bad_masks_are_named(photos: Path) -> None:
 
 def test_a_mask_that_is_cut_off_is_named(photos: Path) -> None:
     ones = np.ones((1, 2), np.float32)
-    matches = RawMatches(ones, ones, np.ones(1, np.float32))
+    matches = Matches(ones, ones, np.ones(1, np.float32))
     mask = save_mask(photos, "a.jpg.png", np.ones((471, 313), bool))
     mask.write_bytes(mask.read_bytes()[:60])
     with pytest.raises(EdmHlocError, match=r"Cannot read image .*a\.jpg\.png.*this mask again"):

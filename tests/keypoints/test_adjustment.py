@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edm_hloc.base.matches import Matches
 from edm_hloc.keypoints.adjustment import LINK, Links, adjust_keypoints, links_between
 from edm_hloc.keypoints.aggregation import aggregate_into
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matching.store import RawMatches
 from tests.test_aggregate import RawInMemory, ReferenceInMemory, Sink, assert_same
 
 NAMES = ("a", "b", "c", "d")
@@ -48,7 +48,7 @@ def corners_of_a_plane(seed: int = 0, wrong: float = 0.0) -> tuple[RawInMemory, 
         swapped = rng.random(len(in_b)) < wrong
         in_b[swapped] = in_b[swapped] + rng.normal(0, 30, (swapped.sum(), 2))
         scores = rng.uniform(0.5, 1, len(in_a))
-        raw[a, b] = RawMatches(*(x.astype(np.float32) for x in (in_a, in_b, scores)))
+        raw[a, b] = Matches(*(x.astype(np.float32) for x in (in_a, in_b, scores)))
     return raw, points
 
 
@@ -95,7 +95,7 @@ def test_where_matches_agree_nothing_moves() -> None:
     raw = RawInMemory()
     for a, b in itertools.combinations(NAMES, 2):
         arrays = view(a, points), view(b, points), rng.uniform(0.5, 1, len(points))
-        raw[a, b] = RawMatches(*(x.astype(np.float32) for x in arrays))
+        raw[a, b] = Matches(*(x.astype(np.float32) for x in arrays))
     means, _ = quantized(raw, replace(CONFIG, position="mean"))
     adjusted, _ = quantized(raw, CONFIG)
     for name, (keypoints, _) in adjusted.items():
@@ -127,7 +127,7 @@ def test_a_query_moves_as_far_as_the_keypoints_it_is_matched_to(query: str) -> N
     raw, database = RawInMemory(), {}
     for name in "bcd":
         there = view(name, points).astype(np.float32)
-        raw[query, name] = RawMatches(at_query, there, np.ones(len(points), np.float32))
+        raw[query, name] = Matches(at_query, there, np.ones(len(points), np.float32))
         database[name] = there + np.float32([0.7, 0.0]), None
     config = replace(CONFIG, max_kps=None)
     features, matches = quantized(raw, config, references=[ReferenceInMemory(database)])
@@ -176,7 +176,7 @@ def test_keypoints_stay_among_those_of_their_image() -> None:
 
 def test_links_of_a_pair_that_tells_no_map() -> None:
     rng = np.random.default_rng(0)
-    few = RawMatches(*(rng.random((3, 2), np.float32) for _ in range(2)), np.ones(3, np.float32))
+    few = Matches(*(rng.random((3, 2), np.float32) for _ in range(2)), np.ones(3, np.float32))
     kept = np.array([0, 2])
     links = links_between(("a", "b"), few, np.array([4, 5, 6]), np.array([7, 8, 9]), kept)
     np.testing.assert_array_equal(links.affine, np.eye(2))
@@ -186,9 +186,7 @@ def test_links_of_a_pair_that_tells_no_map() -> None:
 
 
 def test_no_matches_at_all() -> None:
-    empty = RawMatches(
-        np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, "f4")
-    )
+    empty = Matches(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0, "f4"))
     features, matches = quantized(RawInMemory({("a", "b"): empty}), CONFIG)
     assert [len(keypoints) for keypoints, _ in features.values()] == [0, 0]
     assert len(matches["a", "b"][0]) == 0

@@ -16,16 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import pair_key
+from edm_hloc.base.matches import Matches
 from edm_hloc.keypoints.aggregation import AggregateSummary, aggregate, aggregate_into
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matching.store import (
-    FeatureReader,
-    FeatureWriter,
-    RawMatches,
-    RawMatchReader,
-    RawMatchWriter,
-    pair_key,
-)
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
 from tests.oracles import hloc_quantization as oracle
 
 CONFIG = QuantizationConfig(2, 8, 8192)
@@ -78,7 +75,7 @@ def make_matches(rng, count, size=(471, 313), kind="noisy"):
     scores = rng.random(count)
     if rng.random() < 0.5:
         scores = (scores * 4).round() / 4  # many are equal
-    return RawMatches(*points.astype(np.float32), scores.astype(np.float32))
+    return Matches(*points.astype(np.float32), scores.astype(np.float32))
 
 
 def make_raw(rng, pairs, counts, **options):
@@ -235,7 +232,7 @@ def test_files_agree_with_plain_reading(tmp_path, max_kps):
 def test_localization_keeps_the_points_of_the_query():
     raw = RawInMemory(
         {
-            ("q", "db"): RawMatches(
+            ("q", "db"): Matches(
                 np.float32([[3.25, 4.125], [90.5, 1.0], [3.5, 4.0]]),
                 np.float32([[10.5, 20], [50, 50], [90, 91]]),
                 np.float32([0.5, 0.75, 0.25]),
@@ -272,7 +269,7 @@ def test_references_without_scores_vote_with_one_each():
 
 def test_of_several_references_the_last_counts():
     raw = RawInMemory(
-        {("q", "db"): RawMatches(*np.zeros((2, 1, 2), np.float32), np.ones(1, np.float32))}
+        {("q", "db"): Matches(*np.zeros((2, 1, 2), np.float32), np.ones(1, np.float32))}
     )
     first = ReferenceInMemory({"db": (np.zeros((0, 2), np.float32), None)})
     last = ReferenceInMemory({"db": (np.zeros((1, 2), np.float32), None)})

@@ -12,6 +12,7 @@ from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth, table
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchWriter
 from edm_hloc.localization.queries import (
     ModelPoints,
     PoseOptions,
@@ -26,7 +27,6 @@ from edm_hloc.localization.queries import (
     write_model_keypoints,
     write_poses,
 )
-from edm_hloc.matching.store import FeatureReader, FeatureWriter, MatchWriter
 
 CAMERA = pycolmap.Camera(
     model="SIMPLE_RADIAL", width=471, height=313, params=[400.0, 235.5, 156.5, -0.05]

@@ -24,6 +24,7 @@ from edm_hloc.base.colmap import quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, check_cameras, load_intrinsics
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.mapping.mappers import MappingOptions, _Mapping, sfm
 from edm_hloc.mapping.sfm import (
     ImportSummary,
@@ -33,7 +34,6 @@ from edm_hloc.mapping.sfm import (
     map_database,
     triangulate,
 )
-from edm_hloc.matching.store import FeatureWriter, MatchWriter
 
 SIZE = (640, 480)
 CAMERA = pycolmap.Camera(

@@ -16,9 +16,10 @@ import torch
 
 from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, PixelTransform, load_image
 from edm_hloc.matchers import registry
-from edm_hloc.matchers.base import Features, Matcher, Matches, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
 from edm_hloc.matching.engine import match_pairs
 from edm_hloc.refinement.photometric import RefinedMatcher, RefinementConfig

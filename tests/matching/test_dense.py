@@ -22,11 +22,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import NetworkImage, load_image
-from edm_hloc.matchers.base import Features, Matches
+from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
-from edm_hloc.matching.store import RawMatches, RawMatchReader, RawMatchWriter
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models.edm import EDM
 from tests.fakes import FakeMatcher
 
@@ -320,7 +322,7 @@ def test_store_errors_reach_the_caller(photos: Path, tmp_path: Path) -> None:
     with RawMatchWriter(tmp_path / "raw", {}) as busy:
         with pytest.raises(EdmHlocError, match="Another process"):
             match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
-        busy.add("a", "b", RawMatches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
+        busy.add("a", "b", Matches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -418,8 +420,9 @@ import numpy as np
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.matching.engine import DenseConfig, match_pairs
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matchers.base import Features, Matches
-from edm_hloc.matching.store import RawMatchReader
+from edm_hloc.base.matches import Matches
+from edm_hloc.matchers.base import Features
+from edm_hloc.matching.reader import RawMatchReader
 from tests.fakes import FakeMatcher
 
 class Large(FakeMatcher):

@@ -19,19 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matching import store
-from edm_hloc.matching.store import (
-    DescriptorReader,
-    DescriptorWriter,
-    FeatureReader,
-    FeatureWriter,
-    MatchReader,
-    MatchWriter,
-    RawMatches,
-    RawMatchReader,
-    RawMatchWriter,
-    pair_key,
-)
+from edm_hloc.base.h5 import pair_key
+from edm_hloc.base.matches import Matches
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
+from edm_hloc.matching import reader as reader_module
+from edm_hloc.matching import writer as writer_module
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.writer import RawMatchWriter
+from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter
 
 PROVENANCE = {
     "weights": "f686be",
@@ -44,18 +39,19 @@ PROVENANCE = {
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and limits")
 
 
-def raw(seed: int, count: int = 7) -> RawMatches:
+def raw(seed: int, count: int = 7) -> Matches:
     """Matches that differ from seed to seed."""
     random = np.random.default_rng(seed)
-    return RawMatches(
+    return Matches(
         random.random((count, 2), np.float32) * 4000,
         random.random((count, 2), np.float32) * 4000,
         random.random(count, np.float32),
     )
 
 
-def assert_same(got: RawMatches, expected: RawMatches) -> None:
-    for field, a, b in zip(RawMatches._fields, got, expected, strict=True):
+def assert_same(got: Matches, expected: Matches) -> None:
+    for field, a in got.arrays().items():
+        b = expected.arrays()[field]
         assert a.dtype == np.float32, field
         np.testing.assert_array_equal(a, b, err_msg=field)
 
@@ -258,7 +254,7 @@ def test_a_pair_added_twice_counts_once(tmp_path: Path) -> None:
 def test_pairs_reach_the_disk_while_the_writer_is_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(writer_module, "_FLUSH_SECONDS", 0.05)
     with RawMatchWriter(tmp_path, {}) as writer:
         writer.add("a", "b", raw(0))
         deadline = time.monotonic() + 10
@@ -281,9 +277,9 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(store, "_FLUSH_PAIRS", 2)
-    monkeypatch.setattr(store, "_FAN_IN", 4)
-    monkeypatch.setattr(store, "_MERGE_BELOW_PAIRS", (8, 32))
+    monkeypatch.setattr(writer_module, "_FLUSH_PAIRS", 2)
+    monkeypatch.setattr(writer_module, "_FAN_IN", 4)
+    monkeypatch.setattr(writer_module, "_MERGE_BELOW_PAIRS", (8, 32))
     return
 
 
@@ -312,7 +308,7 @@ def test_merging_keeps_the_newest_of_a_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in (0, 1, 2):
-        monkeypatch.setattr(store, "_FAN_IN", 3 if seed == 2 else 1000)
+        monkeypatch.setattr(writer_module, "_FAN_IN", 3 if seed == 2 else 1000)
         with RawMatchWriter(tmp_path, {}, {"a": (seed, seed)}) as writer:
             assert writer.done == set()
             writer.add("a", "b", raw(seed))
@@ -327,12 +323,12 @@ def test_merging_keeps_the_newest_of_a_pair(
 
 @pytest.mark.usefixtures("small_shards")
 def test_kill_between_merging_and_removing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_FAN_IN", 1000)
+    monkeypatch.setattr(writer_module, "_FAN_IN", 1000)
     write_many(tmp_path, 20)
     sources = {path: path.read_bytes() for path in tmp_path.glob("*.h5")}
     assert len(sources) == 10
-    monkeypatch.setattr(store, "_FAN_IN", 11)
-    monkeypatch.setattr(store, "_MERGE_BELOW_PAIRS", (100,))
+    monkeypatch.setattr(writer_module, "_FAN_IN", 11)
+    monkeypatch.setattr(writer_module, "_MERGE_BELOW_PAIRS", (100,))
     with RawMatchWriter(tmp_path, PROVENANCE) as writer:
         writer.add("new.jpg", "other.jpg", raw(99))
     (merged,) = tmp_path.glob("*.h5")
@@ -351,9 +347,9 @@ def test_kill_between_merging_and_removing(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("small_shards")
 def test_reader_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_FAN_IN", 1000)
+    monkeypatch.setattr(writer_module, "_FAN_IN", 1000)
     write_many(tmp_path, 20)
-    monkeypatch.setattr(store, "_MAX_OPEN_SHARDS", 3)
+    monkeypatch.setattr(reader_module, "_MAX_OPEN_SHARDS", 3)
     with RawMatchReader(tmp_path) as reader:
         for i in np.random.default_rng(0).permutation(20):
             assert_same(reader.read(f"{i // 7}.jpg", f"to/{i}.jpg"), raw(i))
@@ -390,7 +386,8 @@ _WRITE_FOREVER = """
 import sys
 from pathlib import Path
 import numpy as np
-from edm_hloc.matching import store
+from edm_hloc.base.matches import Matches
+from edm_hloc.matching import writer as store
 store._FLUSH_PAIRS = 4
 store._FLUSH_SECONDS = 0.05
 store._FAN_IN = 3
@@ -404,7 +401,7 @@ while True:
         continue
     values = np.full(100 + i % 50, i, np.float32)
     points = np.stack([values, -values], axis=1)
-    writer.add(*pair, store.RawMatches(points, points + 0.5, values))
+    writer.add(*pair, Matches(points, points + 0.5, values))
     print(i, flush=True)
 """
 
@@ -445,7 +442,7 @@ def _stored_values(reader: RawMatchReader) -> Iterator[np.ndarray]:
         matches = reader.read(name0, name1)
         values = np.full(100 + i % 50, i, np.float32)
         points = np.stack([values, -values], axis=1)
-        assert_same(matches, RawMatches(points, points + 0.5, values))
+        assert_same(matches, Matches(points, points + 0.5, values))
         yield matches.scores
 
 
@@ -455,22 +452,24 @@ _FILL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from edm_hloc.matching import store
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
+from edm_hloc.matching.writer import RawMatchWriter
 kind, folder, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 points, scores = np.zeros((2000, 2), np.float32), np.zeros(2000, np.float32)
 try:
     if kind == "raw":
-        with store.RawMatchWriter(folder, {}) as writer:
+        with RawMatchWriter(folder, {}) as writer:
             for i in range(2000):
-                writer.add("a", str(i), store.RawMatches(points, points, scores))
+                writer.add("a", str(i), Matches(points, points, scores))
     elif kind == "features":
-        with store.FeatureWriter(folder / "out.h5", {}) as writer:
+        with FeatureWriter(folder / "out.h5", {}) as writer:
             for i in range(2000):
                 writer.add(f"a/{i}", points, scores)
     else:
-        with store.MatchWriter(folder / "out.h5", {}) as writer:
+        with MatchWriter(folder / "out.h5", {}) as writer:
             for i in range(2000):
                 writer.add("a", str(i), scores, scores)
 except EdmHlocError as error:
@@ -507,7 +506,7 @@ def test_error_of_the_writer_thread_reaches_the_caller(
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_FLUSH_PAIRS", 1)
+    monkeypatch.setattr(writer_module, "_FLUSH_PAIRS", 1)
     monkeypatch.setattr(os, "fsync", fail)
     writer = RawMatchWriter(tmp_path, {})
 
@@ -748,7 +747,7 @@ def test_hlocs_raw_matches_are_read(tmp_path: Path) -> None:
     path = tmp_path / "hloc.h5"
     with h5py.File(path, "w") as h5:
         group = h5.create_group("db-1.jpg/q-1.jpg")
-        for name, array in zip(RawMatches._fields, raw(0), strict=True):
+        for name, array in raw(0).arrays().items():
             group.create_dataset(name, data=array.astype(np.float64))
         h5.create_group("db-1.jpg/q-2.jpg").create_dataset("matches0", data=np.zeros(3, int))
     with RawMatchReader(path) as reader:

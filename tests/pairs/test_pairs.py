@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs import rules as pairs_module
 from edm_hloc.pairs.rules import (
     exhaustive,
     from_covisibility,
@@ -24,7 +25,6 @@ from edm_hloc.pairs.rules import (
     unique_pairs,
     write_pairs,
 )
-from edm_hloc.pairs.rules import rules as pairs_module
 
 NAMES = [f"{i}.jpg" for i in range(7)]
 file_names = st.text(

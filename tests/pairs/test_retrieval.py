@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matching.store import DescriptorReader, DescriptorWriter
+from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter
 from edm_hloc.pairs.from_retrieval import (
     RetrievalOptions,
     SimilarPhotos,

@@ -21,7 +21,7 @@ from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
 from edm_hloc.images.cameras import cameras_by_exif
 from edm_hloc.localization.queries import check_submission, read_log, read_poses
 from edm_hloc.mapping.mappers import MappingOptions
-from edm_hloc.matching.store import DescriptorWriter
+from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.from_retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import (

@@ -14,9 +14,10 @@ from PIL import Image
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.pictures import _spread, draw_matches, ramp
 from edm_hloc.interop.exports import export_nerfstudio, nerfstudio_camera
 from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
-from edm_hloc.report.pictures import _spread, draw_matches, ramp
 from edm_hloc.report.scene import Points, View, build_scene
 
 
@@ -220,8 +221,8 @@ def test_the_nearest_point_hides_those_behind() -> None:
 def test_matches_are_drawn_where_they_are(scene: Path) -> None:
     a, b = sorted((scene / "images").iterdir())[:2]
     start, stop = np.array([[40.0, 60.0]]), np.array([[200.0, 180.0]])
-    plain = draw_matches(a, b, np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
-    drawn = draw_matches(a, b, start, stop, np.array([0.9]))
+    plain = draw_matches(a, b, Matches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
+    drawn = draw_matches(a, b, Matches(start, stop, np.array([0.9])))
     changed = np.abs(plain[:240].astype(int) - drawn[:240]).max(axis=2) > 20
     rows, columns = np.nonzero(changed)
     left = 320 + 10
@@ -230,7 +231,7 @@ def test_matches_are_drawn_where_they_are(scene: Path) -> None:
     # on the line between the two
     expected = 60 + (columns - 40) * (180 - 60) / (left + 200 - 40)
     assert np.abs(rows - expected).max() < 4
-    tall = draw_matches(a, b, start, stop, np.array([0.9]), lines=0)
+    tall = draw_matches(a, b, Matches(start, stop, np.array([0.9])), lines=0)
     assert np.abs(plain[:240].astype(int) - tall[:240]).max(axis=2)[:, 60:320].max() < 20
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.photos import PixelTransform, load_image
 
 HEIGHT = 720  # px of the photos in the picture; two small ones stay smaller
@@ -20,21 +21,12 @@ _SCALE = 2  # drawn larger, then reduced, for smooth lines
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 
 
-def draw_matches(
-    path0: Path,
-    path1: Path,
-    keypoints0: np.ndarray,
-    keypoints1: np.ndarray,
-    scores: np.ndarray,
-    *,
-    lines: int = 200,
-) -> np.ndarray:
+def draw_matches(path0: Path, path1: Path, matches: Matches, *, lines: int = 200) -> np.ndarray:
     """Two photos at equal height with their matches, violet (least sure) over green to yellow.
 
     Args:
         path0, path1: the photos.
-        keypoints0, keypoints1: (M, 2), pixels of the original images, hloc's frame.
-        scores: (M,) in [0, 1].
+        matches: of the two photos, pixels of the original images.
         lines: at most this many matches get a line, spread over the first photo; all get their two
             dots.
 
@@ -44,6 +36,7 @@ def draw_matches(
     Raises:
         ImageError: a photo cannot be read.
     """
+    keypoints0, keypoints1, scores = matches.keypoints0, matches.keypoints1, matches.scores
     shown = [
         load_image(path, resize_max=2 * HEIGHT, divisor=1, grayscale=False)
         for path in (path0, path1)

@@ -1,0 +1,254 @@
+"""H5 files that are whole or not there: atomic writing, checked reading, provenance."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError
+
+Provenance = Mapping[str, str | int | float | bool | None]
+
+
+# HDF5 keeps up to 32 MiB of a file's headers, unpacked to a multiple of that. Each is read once or
+# twice, far apart, so that this much does as well, and memory does not grow with the pairs.
+_HEADER_CACHE = 16 << 10
+
+
+# Any HDF5 since 1.10 reads it, whichever wrote it. No compression: lzf and gzip save a quarter of
+# the space and write three times slower.
+_LIBVER = ("v108", "v110")
+
+
+def pair_key(name0: str, name1: str) -> str:
+    """hloc's group name of a pair: both names with "/" replaced by "-", joined by "/"."""
+    return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
+
+
+class _GuardedFile(io.FileIO):
+    """A file for HDF5 to write to, which notes a failed write instead of reporting it to HDF5.
+
+    HDF5 crashes the whole process when the disk fills up while it writes or closes a file. Here
+    the error is kept, later writes go nowhere, and `AtomicH5` raises where HDF5 is not involved.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        try:
+            while self.error is None and written < len(view):
+                written += super().write(view[written:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            if self.error is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+
+class AtomicH5:
+    """An H5 file that is written beside its final name and appears there whole on `commit`."""
+
+    def __init__(self, path: Path, provenance: Provenance) -> None:
+        provenance_json = json.dumps(dict(provenance))
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.unlink(missing_ok=True)  # left by a run that was killed
+            self._raw = _GuardedFile(self._temporary, "x+")
+            self._identity = os.fstat(self._raw.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self.h5 = h5py.File(self._raw, "w", libver=_LIBVER)
+        self.h5.attrs["provenance"] = provenance_json
+
+    def check(self) -> None:
+        if self._raw.error is not None:
+            raise cannot_write(self.path, self._raw.error) from self._raw.error
+
+    def commit(self) -> None:
+        """Puts the file in its place, or raises EdmHlocError."""
+        try:
+            self.h5.close()
+            self.check()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            if not self._temporary_is_ours():
+                raise EdmHlocError(f"Another process writes {self.path}: run one at a time.")
+            os.replace(self._temporary, self.path)  # noqa: PTH105 (says what it does)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            self.discard()
+            raise cannot_write(self.path, error) from error
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Closes the file and removes every trace of it."""
+        self.h5.close()
+        self._raw.close()
+        if self._temporary_is_ours():
+            self._temporary.unlink()
+
+    def _temporary_is_ours(self) -> bool:
+        # a second process that writes the same file has put its own in this place
+        try:
+            return os.path.samestat(self._identity, self._temporary.stat())
+        except OSError:
+            return False
+
+
+def _sync_directory(directory: Path) -> None:
+    # Makes the rename itself survive a power cut; not every system can open a directory.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> EdmHlocError:
+    return EdmHlocError(
+        f"Cannot write {path}: {error.strerror or error}. Free disk space or choose another output "
+        "folder, then run again: what is already stored is kept."
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuses the names an H5 path cannot hold."""
+    if "\0" in name or any(part in ("", ".") for part in name.split("/")):
+        raise EdmHlocError(f"Image name {name!r} cannot be stored in an H5 file: rename the image.")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise EdmHlocError(
+            f"Image name {name!r} is not valid Unicode and cannot be stored in an H5 file: "
+            "rename the image."
+        ) from error
+
+
+def check_shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
+
+
+def open_h5(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise EdmHlocError(
+            f"No such file: {path}. Run the step that makes it, or correct the path."
+        )
+    with reading(path):
+        return _with_small_cache(h5py.File(path, "r"))
+
+
+def _with_small_cache(h5: h5py.File) -> h5py.File:
+    cache = h5.id.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = _HEADER_CACHE
+    cache.incr_mode = cache.decr_mode = cache.flash_incr_mode = 0
+    h5.id.set_mdc_config(cache)
+    return h5
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what h5py raises on a damaged file into a message that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise EdmHlocError(
+            f"{path} is damaged or not the expected H5 file ({error}). Delete it and run again."
+        ) from error
+
+
+def stored_provenance(h5: h5py.File) -> dict[str, str | int | float | bool | None]:
+    return dict(json.loads(h5.attrs.get("provenance", "{}")))
+
+
+AnyReader = TypeVar("AnyReader", bound="H5Reader")
+
+
+class H5Reader:
+    """One open H5 file; closed by `close` or at the end of a ``with`` block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._h5 = open_h5(self.path)
+        with reading(self.path):
+            self.provenance = stored_provenance(self._h5)
+
+    def _groups_with(self, dataset: str) -> list[str]:
+        """The names of all groups that hold a data set of that name, sorted."""
+        found: list[str] = []
+
+        def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            parent, _, last = name.rpartition("/")
+            if last == dataset and isinstance(item, h5py.Dataset):
+                found.append(parent)
+
+        with reading(self.path):
+            self._h5.visititems(visit)
+        return sorted(found)
+
+    def close(self) -> None:
+        self._h5.close()
+
+    def __enter__(self: AnyReader) -> AnyReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+AnyWriter = TypeVar("AnyWriter", bound="H5Writer")
+
+
+class H5Writer:
+    """A final file: whole after a ``with`` block that ended well, else as it was before it."""
+
+    def __init__(self, path: Path, provenance: Provenance) -> None:
+        self._file = AtomicH5(Path(path), provenance)
+
+    def __enter__(self: AnyWriter) -> AnyWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._file.commit()
+        else:
+            self._file.discard()
+
+    def _create_group(self, key: str) -> h5py.Group:
+        try:
+            return self._file.h5.create_group(key)
+        except ValueError as error:
+            raise EdmHlocError(
+                f"{key!r} is already in {self._file.path}, or is the name of one of its data sets: "
+                "each image and each pair is written once."
+            ) from error
+
+
+def check_collision(stored: tuple[str, str], asked: tuple[str, str]) -> None:
+    if stored != asked:
+        raise EdmHlocError(
+            f"The pairs {stored} and {asked} have the same key {pair_key(*asked)!r} in H5 files, "
+            'where "/" is written as "-": rename one of the images or folders.'
+        )

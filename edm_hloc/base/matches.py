@@ -1,0 +1,44 @@
+"""Correspondences of one pair of images: what every matcher gives and every later step reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """M correspondences between two images.
+
+    Outside the matchers coordinates are pixels of the original images, in hloc's frame: (x, y),
+    the centre of the top-left pixel at (0, 0).
+
+    Attributes:
+        keypoints0: (M, 2) float32, in image 0.
+        keypoints1: (M, 2) float32, in image 1.
+        scores: (M,) float32 in [0, 1].
+    """
+
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, which: np.ndarray | slice) -> Matches:
+        """Some of the matches, by mask, indices or slice."""
+        return Matches(self.keypoints0[which], self.keypoints1[which], self.scores[which])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The three arrays by the names they have in H5 files."""
+        return {
+            "keypoints0": self.keypoints0,
+            "keypoints1": self.keypoints1,
+            "scores": self.scores,
+        }
+
+    def swapped(self) -> Matches:
+        """The same matches with the two images exchanged."""
+        return Matches(self.keypoints1, self.keypoints0, self.scores)

@@ -1,0 +1,158 @@
+"""hloc's H5 files of keypoints and of match indices, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import (
+    H5Reader,
+    H5Writer,
+    Provenance,
+    check_collision,
+    check_name,
+    check_shape,
+    pair_key,
+    reading,
+)
+
+
+class FeatureReader(H5Reader):
+    """Reads a keypoint file, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+
+    def names(self) -> list[str]:
+        """The names of all images in the file, sorted."""
+        return self._groups_with("keypoints")
+
+    def __contains__(self, name: str) -> bool:
+        return isinstance(self._h5.get(f"{name}/keypoints"), h5py.Dataset)
+
+    def keypoints(self, name: str) -> np.ndarray:
+        """(N, 2) in pixels of the original image, hloc's frame, in the file's own float type."""
+        with reading(self.path):
+            return np.asarray(self._group(name)["keypoints"])
+
+    def scores(self, name: str) -> np.ndarray | None:
+        """(N,) scores of the keypoints, or None; also found under ``score``, as hloc writes it."""
+        group = self._group(name)
+        with reading(self.path):
+            for key in ("scores", "score"):
+                if isinstance(group.get(key), h5py.Dataset):
+                    return np.asarray(group[key])
+        return None
+
+    def uncertainty(self, name: str) -> float | None:
+        """Standard deviation of the keypoints in pixels, or None where the file does not say."""
+        with reading(self.path):
+            value = self._group(name)["keypoints"].attrs.get("uncertainty")
+        return None if value is None else float(value)
+
+    def _group(self, name: str) -> h5py.Group:
+        if name not in self:
+            raise EdmHlocError(f"No keypoints of image {name!r} in {self.path}.")
+        return self._h5[name]
+
+
+class MatchReader(H5Reader):
+    """Reads a match file, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        return self._find(*pair) is not None
+
+    def matches(self, name0: str, name1: str) -> tuple[np.ndarray, np.ndarray]:
+        """Matches of a pair, stored in either order: (K, 2) int64 keypoint indices into image 0 and
+        image 1, and their scores (K,) float32. Raises EdmHlocError for a pair that is not there."""
+        found = self._find(name0, name1)
+        if found is None:
+            raise EdmHlocError(
+                f"No matches of the pair {name0!r}, {name1!r} in {self.path}: "
+                "was it made with another list of pairs?"
+            )
+        key, reverse = found
+        with reading(self.path):
+            matches0 = np.asarray(self._h5[key]["matches0"])
+            scores0 = np.asarray(self._h5[key]["matching_scores0"])
+            index0 = np.flatnonzero(matches0 != -1)
+            matches = np.stack([index0, matches0[index0].astype(np.int64)], axis=1)
+            scores = scores0[index0].astype(np.float32)
+        return np.ascontiguousarray(matches[:, ::-1] if reverse else matches), scores
+
+    def _find(self, name0: str, name1: str) -> tuple[str, bool] | None:
+        """The pair's group and whether it holds the reverse pair: "a/b", then the older "a_b"."""
+        new, new_reverse = pair_key(name0, name1), pair_key(name1, name0)
+        old, old_reverse = (
+            "_".join(name.replace("/", "-") for name in names)
+            for names in ((name0, name1), (name1, name0))
+        )
+        for key, reverse in (
+            (new, False),
+            (new_reverse, True),
+            (old, False),
+            (old_reverse, True),
+        ):
+            if f"{key}/matches0" in self._h5:
+                return key, reverse
+        return None
+
+
+class FeatureWriter(H5Writer):
+    """Writes a keypoint file that hloc reads; use it in a ``with`` block."""
+
+    def add(
+        self,
+        name: str,
+        keypoints: np.ndarray,
+        scores: np.ndarray,
+        uncertainty: float | None = None,
+    ) -> None:
+        """Adds one image.
+
+        Args:
+            name: the image's path relative to the image root, with "/".
+            keypoints: (N, 2), (x, y) in pixels of the original image, hloc's frame.
+            scores: (N,).
+            uncertainty: standard deviation of the keypoints in pixels, where known.
+
+        Raises:
+            EdmHlocError: the disk is full, the name was added before or cannot be stored.
+        """
+        check_name(name)
+        check_shape("scores", scores, (len(keypoints),))
+        check_shape("keypoints", keypoints, (len(keypoints), 2))
+        group = self._create_group(name)
+        dataset = group.create_dataset("keypoints", data=np.asarray(keypoints, np.float32))
+        group.create_dataset("scores", data=np.asarray(scores, np.float32))
+        if uncertainty is not None:
+            dataset.attrs["uncertainty"] = float(uncertainty)
+        self._file.check()
+
+
+class MatchWriter(H5Writer):
+    """Writes a match file that hloc reads; use it in a ``with`` block."""
+
+    def __init__(self, path: Path, provenance: Provenance) -> None:
+        super().__init__(path, provenance)
+        self._names: dict[str, tuple[str, str]] = {}
+
+    def add(self, name0: str, name1: str, matches0: np.ndarray, scores0: np.ndarray) -> None:
+        """Adds one pair.
+
+        Args:
+            matches0: (N0,) integer, for each keypoint of image 0 its match in image 1, −1 for none.
+            scores0: (N0,), 0 where there is no match.
+
+        Raises:
+            EdmHlocError: the disk is full, the pair was added before, or its key is another pair's.
+        """
+        check_name(name0)
+        check_name(name1)
+        check_shape("scores0", scores0, (len(matches0),))
+        key = pair_key(name0, name1)
+        check_collision(self._names.setdefault(key, (name0, name1)), (name0, name1))
+        group = self._create_group(key)
+        group.create_dataset("matches0", data=np.asarray(matches0, np.int32))
+        group.create_dataset("matching_scores0", data=np.asarray(scores0, np.float16))
+        self._file.check()

@@ -1,0 +1,101 @@
+"""Reads raw matches from a folder of shards, or from one H5 file in hloc's format."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import check_collision, open_h5, pair_key, reading, stored_provenance
+from edm_hloc.base.matches import Matches
+from edm_hloc.matching.shards import Entry, entries_of, shards_in
+
+_MAX_OPEN_SHARDS = 32
+
+
+class RawMatchReader:
+    """Reads raw matches from a folder of shards, or from one H5 file in hloc's format.
+
+    Pairs are found in either order. At most 32 files are open at a time. Safe to use from several
+    threads. Raises EdmHlocError naming the file if one is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise EdmHlocError(f"No raw matches at {self.path}: run the matching first.")
+        self._shards = shards_in(self.path) if self.path.is_dir() else [self.path]
+        self._open: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._index: dict[str, tuple[Path, Entry]] | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def provenance(self) -> dict[str, str | int | float | bool | None]:
+        """The settings the matches were made with; empty for a file that was not made here."""
+        if not self._shards:
+            return {}
+        with self._lock, reading(self._shards[0]):
+            return stored_provenance(self._file(self._shards[0]))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The pairs stored, (name0, name1); hloc's own files only know names with "-" for "/"."""
+        return [entry.names for _, entry in self._indexed().values()]
+
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        name0, name1 = pair
+        index = self._indexed()
+        return pair_key(name0, name1) in index or pair_key(name1, name0) in index
+
+    def read(self, name0: str, name1: str) -> Matches:
+        """The matches of a pair, keypoints0 in image `name0` whichever order is stored."""
+        index = self._indexed()
+        if pair_key(name0, name1) not in index and pair_key(name1, name0) in index:
+            return self.read(name1, name0).swapped()
+        if pair_key(name0, name1) not in index:
+            raise EdmHlocError(
+                f"No matches of the pair {name0!r}, {name1!r} in {self.path}: match it first."
+            )
+        path, entry = index[pair_key(name0, name1)]
+        if entry.real:
+            check_collision(entry.names, (name0, name1))
+        with self._lock, reading(path):
+            group = self._file(path)[entry.key]
+            keypoints0, keypoints1, scores = (
+                np.asarray(group[name], np.float32)
+                for name in ("keypoints0", "keypoints1", "scores")
+            )
+        return Matches(keypoints0, keypoints1, scores)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
+
+    def __enter__(self) -> RawMatchReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _indexed(self) -> dict[str, tuple[Path, Entry]]:
+        with self._lock:
+            if self._index is None:
+                index: dict[str, tuple[Path, Entry]] = {}
+                for path in self._shards:
+                    with reading(path):
+                        index.update((e.key, (path, e)) for e in entries_of(self._file(path)))
+                self._index = index
+            return self._index
+
+    def _file(self, path: Path) -> h5py.File:
+        """The shard, open; the one used longest ago is closed when there are too many."""
+        if path not in self._open:
+            while len(self._open) >= _MAX_OPEN_SHARDS:
+                self._open.popitem(last=False)[1].close()
+            self._open[path] = open_h5(path)
+        self._open.move_to_end(path)
+        return self._open[path]
