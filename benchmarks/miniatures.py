@@ -32,7 +32,7 @@ from edm_hloc.evaluation.localization import (
     read_truth,
     table,
 )
-from edm_hloc.images.photos import photo_size
+from edm_hloc.images.decode import photo_size
 from edm_hloc.localization.queries import (
     ModelPoints,
     PointSource,

@@ -23,7 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from edm_hloc.images.photos import find_images, load_image
+from edm_hloc.images.find import find_images
+from edm_hloc.images.load import load_image
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.pairs.retrieval import (
     LocalFeatures,

@@ -49,8 +49,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, PixelTransform, load_image
+from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig

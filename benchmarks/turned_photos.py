@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from edm_hloc import cli
-from edm_hloc.images.photos import find_images
+from edm_hloc.images.find import find_images
 
 TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180)
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.photos import find_images
+from edm_hloc.images.find import find_images
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
 from edm_hloc.pairs.rules import exhaustive
 from edm_hloc.pipelines.reconstruct import reconstruct

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, load_image
+from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 
 

@@ -29,7 +29,7 @@ def _demo(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.evaluation.models import compare
     from edm_hloc.images.cameras import CameraOptions
-    from edm_hloc.images.photos import find_images
+    from edm_hloc.images.find import find_images
     from edm_hloc.pairs.rules import exhaustive
     from edm_hloc.pipelines.reconstruct import reconstruct
     from edm_hloc.synthetic.dataset import make_photo_collection

@@ -146,7 +146,7 @@ def _localize(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.base.colmap import check_model
     from edm_hloc.images.cameras import load_intrinsics
-    from edm_hloc.images.photos import find_images
+    from edm_hloc.images.find import find_images
     from edm_hloc.pipelines.localize import localize_photos
 
     start = time.monotonic()
@@ -291,7 +291,7 @@ def _print_answers(
 
 
 def _check(args: argparse.Namespace) -> None:
-    from edm_hloc.images.photos import find_images
+    from edm_hloc.images.find import find_images
     from edm_hloc.localization.queries import check_submission
 
     queries: list[str] = []

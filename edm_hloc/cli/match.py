@@ -23,7 +23,7 @@ def register(command: options.AddCommand) -> None:
 
 
 def _match(args: argparse.Namespace) -> None:
-    from edm_hloc.images.photos import load_image
+    from edm_hloc.images.load import load_image
     from edm_hloc.images.pictures import check_picture, draw_matches, write_picture
     from edm_hloc.matching.writer import write_raw_pair
 

@@ -213,7 +213,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     """The pairs, or which photos they are to be found among."""
     if args.pairs != "retrieval":
         return list_pairs(args)
-    from edm_hloc.images.photos import find_images
+    from edm_hloc.images.find import find_images
     from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
 
     _check_pair_options(args)
@@ -225,7 +225,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
 
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
-    from edm_hloc.images.photos import find_images
+    from edm_hloc.images.find import find_images
     from edm_hloc.pairs import rules as pairs
 
     _check_pair_options(args)

@@ -16,7 +16,7 @@ import torch
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 
 

@@ -12,7 +12,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.photos import photo_size
+from edm_hloc.images.decode import photo_size
 from edm_hloc.pairs.with_truth import read_index, read_pairs_with_gt, read_scannet_pose
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import is_model, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.images.photos import open_header, stored_size
+from edm_hloc.images.decode import open_header, stored_size
 
 logger = logging.getLogger(__name__)
 

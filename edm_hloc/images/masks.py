@@ -18,7 +18,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import open_image, photo_size
+from edm_hloc.images.decode import open_image, photo_size
 from edm_hloc.matching.reader import RawMatchReader
 
 _RESOLUTION = 1024  # of the longest side at most, which is also that of matching

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import PixelTransform, load_image
+from edm_hloc.images.load import load_image
 
 HEIGHT = 720  # px of the photos in the picture; two small ones stay smaller
 _GAP, _STRIP = 10, 52  # px between the photos, and of the legend below them

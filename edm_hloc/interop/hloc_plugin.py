@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.photos import NetworkImage, PixelTransform
+from edm_hloc.base.frames import PixelTransform
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matchers.registry import MatcherName, make_matcher, make_refined_matcher

@@ -27,7 +27,7 @@ from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
-from edm_hloc.images.photos import photo_size
+from edm_hloc.images.decode import photo_size
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader
 from edm_hloc.mapping.sfm import to_colmap
 

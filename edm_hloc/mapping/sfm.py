@@ -26,8 +26,10 @@ from edm_hloc.base.colmap import (
     read_model,
 )
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.geometry import epipolar_errors
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
-from edm_hloc.images.photos import HEIC_SUFFIXES, load_image
+from edm_hloc.images.find import HEIC_SUFFIXES
+from edm_hloc.images.load import load_image
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.mappers import MappingOptions, find_models, incremental_options
 from edm_hloc.pairs.rules import Pair, unique_pairs
@@ -643,23 +645,3 @@ def _verify_known_poses(
             inlier_matches=matches[(error_a <= limit[a]) & (error_b <= limit[b])],
         )
         db.write_two_view_geometry(a, b, geometry)
-
-
-def epipolar_errors(x1: np.ndarray, x2: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of matched points from each other's epipolar lines.
-
-    Args:
-        x1: (N, 3) homogeneous points of the first camera at depth 1.
-        x2: (N, 3) those of the second.
-        E: (3, 3) essential matrix, x2ᵀ E x1 = 0.
-
-    Returns:
-        (N,) distances in the first and in the second image, at depth 1; inf where a line is not
-        defined (at the epipole).
-    """
-    line1, line2 = x2 @ E, x1 @ E.T
-    value = np.abs(np.sum(x2 * line2, axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error1 = value / np.linalg.norm(line1[:, :2], axis=1)
-        error2 = value / np.linalg.norm(line2[:, :2], axis=1)
-    return np.nan_to_num(error1, nan=np.inf), np.nan_to_num(error2, nan=np.inf)

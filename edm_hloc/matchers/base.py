@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, PixelTransform
+from edm_hloc.images.load import NetworkImage
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM, EDMFeatures, RefinedImage, fold_batch_norms

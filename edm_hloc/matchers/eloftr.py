@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.matchers.registry import missing_library, state_sha256

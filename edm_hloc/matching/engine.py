@@ -21,7 +21,8 @@ from tqdm import tqdm
 import edm_hloc
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, image_stamps, load_image
+from edm_hloc.images.find import image_stamps
+from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in

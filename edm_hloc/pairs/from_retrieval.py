@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.photos import image_stamps
+from edm_hloc.images.find import image_stamps
 from edm_hloc.pairs.descriptors import DescriptorReader
 from edm_hloc.pairs.retrieval import (
     VladConfig,

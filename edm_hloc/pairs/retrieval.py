@@ -26,7 +26,7 @@ from tqdm import tqdm
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.h5 import Provenance
-from edm_hloc.images.photos import load_image
+from edm_hloc.images.load import load_image
 from edm_hloc.models.weights import load as load_weights
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter
 from edm_hloc.pairs.rules import Pair

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
-from edm_hloc.images.photos import find_images, photo_size
+from edm_hloc.images.decode import photo_size
+from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.queries import PoseOptions, QueryPose

@@ -23,7 +23,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import cameras_by_exif
-from edm_hloc.images.photos import find_images, image_stamps
+from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.queries import (
     LocalizationSummary,

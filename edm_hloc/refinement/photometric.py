@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from edm_hloc.base.frames import inside
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, inside
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
 from edm_hloc.models.edm import CELL, default_topk
 
@@ -218,7 +219,7 @@ def grow(
             good = (
                 (aligned.correlation >= config.min_grown_correlation)
                 & (np.linalg.norm(aligned.points - guess, axis=1) <= config.prior / 2)
-                & inside(aligned.points, other)
+                & inside(aligned.points, other.shape[-1], other.shape[-2])
             ).nonzero()[0][: most - len(match)]
             points[here] = np.concatenate([points[here], corners[good]])
             points[1 - here] = np.concatenate([points[1 - here], aligned.points[good]])
@@ -524,8 +525,8 @@ class RefinedMatcher(WrappingMatcher):
         refined = refine(photo0, photo1, points0[order], points1[order], config)
         agree = (
             (refined.correlation >= config.min_correlation)
-            & inside(refined.points0, photo0.grey)
-            & inside(refined.points1, photo1.grey)
+            & inside(refined.points0, *photo0.grey.shape[:0:-1])
+            & inside(refined.points1, *photo1.grey.shape[:0:-1])
         ).nonzero()[0]
         score = scores[refined.match[agree]]
         count = max(2 * config.enough, int((score >= self.confident).sum()))

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edm_hloc.base.frames import PixelTransform, inside
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, PixelTransform, inside
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
 from edm_hloc.models.edm import CELL
 
@@ -285,7 +286,9 @@ class SecondLookMatcher(WrappingMatcher):
             for i, (view0, view1), matches in zip(chosen, sides, matched, strict=True):
                 points0, points1 = view0.back(matches.keypoints0), view1.back(matches.keypoints1)
                 looks0, looks1 = pairs[i][0]
-                seen = inside(points0, looks0.pixels) & inside(points1, looks1.pixels)
+                seen = inside(points0, *looks0.pixels.shape[:0:-1]) & inside(
+                    points1, *looks1.pixels.shape[:0:-1]
+                )
                 found[i] = Matches(points0[seen], points1[seen], matches.scores[seen])
         return [found[i] for i in range(len(pairs))]
 

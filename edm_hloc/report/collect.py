@@ -20,7 +20,7 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import parse_camera
-from edm_hloc.images.photos import image_stamps
+from edm_hloc.images.find import image_stamps
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.queries import ModelPoints, PointSource, QueryPose, read_log
 from edm_hloc.mapping.sfm import diagnose, to_colmap

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from edm_hloc.base.errors import ImageError
-from edm_hloc.images.photos import load_image, open_image
+from edm_hloc.images.decode import open_image
+from edm_hloc.images.load import load_image
 
 logger = logging.getLogger(__name__)
 

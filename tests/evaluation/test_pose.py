@@ -25,7 +25,7 @@ from edm_hloc.evaluation.pose import (
     table,
 )
 from edm_hloc.evaluation.pose_pairs import PosePair, read_pose_pairs, rotation_angle
-from edm_hloc.images.photos import load_image
+from edm_hloc.images.load import load_image
 from edm_hloc.pairs.with_truth import PairWithPose, read_pairs_with_gt, write_pairs_with_gt
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
 from edm_hloc.synthetic.textures import TextureBank

@@ -21,16 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.images.photos import (
-    PixelTransform,
-    _warn_once,
-    find_images,
-    image_stamps,
-    load_image,
-    network_size,
-    open_header,
-    photo_size,
-)
+from edm_hloc.base.frames import PixelTransform
+from edm_hloc.base.log import warn_once
+from edm_hloc.images.decode import open_header, photo_size
+from edm_hloc.images.find import find_images, image_stamps
+from edm_hloc.images.load import load_image, network_size
 
 WIDTH, HEIGHT = 471, 313
 
@@ -207,7 +202,7 @@ def test_exif_orientation_is_ignored_and_reported(
     exif[0x0112] = orientation
     photo.save(path, exif=exif, **options)
     (tmp_path / "other").write_bytes(path.read_bytes())
-    _warn_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "edm_hloc"):
         image = load_image(path)
         load_image(tmp_path / "other")
@@ -634,7 +629,7 @@ def test_heic_is_found_only_where_it_can_be_read(
     colours = np.abs(stored(tmp_path / "a.HEIC", grayscale=False) - np.asarray(photo))
     assert np.median(colours) <= 2
     assert colours.max() <= 12
-    monkeypatch.setattr("edm_hloc.images.photos._heic_reader", lambda: None)
+    monkeypatch.setattr("edm_hloc.images.decode.heic_reader", lambda: None)
     with pytest.raises(EdmHlocError, match=r"1 files \(\.heic\).*pip install 'edm_hloc\[heic\]'"):
         find_images(tmp_path)
     with pytest.raises(ImageError, match=r"a\.HEIC: HEIC, which needs pillow-heif: pip install"):

@@ -12,8 +12,8 @@ from PIL import Image
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.images.find import find_images
 from edm_hloc.images.masks import MaskedMatchReader, find_masks
-from edm_hloc.images.photos import find_images
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import names_in

@@ -22,6 +22,7 @@ from PIL import Image
 
 from edm_hloc.base.colmap import quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.geometry import epipolar_errors
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, check_cameras, load_intrinsics
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
@@ -30,7 +31,6 @@ from edm_hloc.mapping.sfm import (
     ImportSummary,
     build_database,
     diagnose,
-    epipolar_errors,
     map_database,
     triangulate,
 )

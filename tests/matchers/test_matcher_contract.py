@@ -16,8 +16,9 @@ import torch
 
 from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, PixelTransform, load_image
+from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers import registry
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig

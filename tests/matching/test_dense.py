@@ -23,7 +23,7 @@ from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, load_image
+from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs

@@ -14,7 +14,7 @@ import pytest
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, load_intrinsics
-from edm_hloc.images.photos import find_images
+from edm_hloc.images.find import find_images
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pairs.rules import read_pairs

@@ -12,8 +12,9 @@ import pytest
 import torch
 from scipy.spatial import KDTree
 
+from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.photos import NetworkImage, PixelTransform
+from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
 from edm_hloc.refinement.second_look import SecondLookConfig, SecondLookMatcher

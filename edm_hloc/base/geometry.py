@@ -1,0 +1,26 @@
+"""Two-view geometry on plain arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def epipolar_errors(x0: np.ndarray, x1: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of matched points from each other's epipolar lines.
+
+    Args:
+        x0: (N, 3) homogeneous points of the first image: normalised (depth 1) for an essential
+            matrix, pixels for a fundamental matrix.
+        x1: (N, 3) those of the second.
+        E: (3, 3) with x1ᵀ E x0 = 0.
+
+    Returns:
+        (N,) distances in the first and in the second image, in the unit of the points; inf where a
+        line is not defined (at the epipole).
+    """
+    line0, line1 = x1 @ E, x0 @ E.T
+    value = np.abs(np.sum(x1 * line1, axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error0 = value / np.linalg.norm(line0[:, :2], axis=1)
+        error1 = value / np.linalg.norm(line1[:, :2], axis=1)
+    return np.nan_to_num(error0, nan=np.inf), np.nan_to_num(error1, nan=np.inf)

@@ -1,0 +1,26 @@
+"""The grid of 8 px cells that semi-dense matchers work on, and work cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+CELL = 8  # pixels of the network's input per coarse cell, along each axis
+
+
+def cells_of(points: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns (N,) of the cells whose grid point (8c, 8r) is nearest.
+
+    Args:
+        points: (N, 2) as (x, y), pixels of the network's input; points outside get a border cell.
+        shape: (rows, columns, …) of the grid.
+    """
+    column, row = np.rint(points.T / CELL).astype(np.int64)
+    return row.clip(0, shape[0] - 1), column.clip(0, shape[1] - 1)
+
+
+def blocks(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` that cover `range(length)`."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
