@@ -1,6 +1,6 @@
 """Structure-from-motion and visual localization with the EDM dense matcher."""
 
-__version__ = "0.1.0"
+from edm_hloc.base.version import __version__ as __version__
 
 
 def register() -> None:

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edm_hloc import __version__
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
     demo,
     evaluate,

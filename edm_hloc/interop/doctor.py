@@ -15,9 +15,9 @@ from pathlib import Path
 import pycolmap
 import torch
 
-import edm_hloc
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.version import __version__
 
 _UNDEFINED = int(pycolmap.TwoViewGeometryConfiguration.UNDEFINED)
 _CALIBRATED = int(pycolmap.TwoViewGeometryConfiguration.CALIBRATED)
@@ -62,7 +62,7 @@ class Repair:
 def diagnose() -> Diagnosis:
     """Looks at what is installed; takes a second or two, mostly to import hloc."""
     versions = {
-        "edm_hloc": edm_hloc.__version__,
+        "edm_hloc": __version__,
         "Python": platform.python_version(),
         "torch": f"{torch.__version__}, {_device()}",
         "pycolmap": pycolmap.__version__,

@@ -18,9 +18,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from tqdm import tqdm
 
-import edm_hloc
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features, Matcher
@@ -323,7 +323,7 @@ class _Batches:
 
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
     """Everything that decides the raw matches, as stored with them."""
-    return {"edm_hloc": edm_hloc.__version__, **matcher.provenance}
+    return {"edm_hloc": __version__, **matcher.provenance}
 
 
 def match_pairs(

@@ -19,9 +19,9 @@ import numpy
 import pycolmap
 import torch
 
-import edm_hloc
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, write_whole
+from edm_hloc.base.version import __version__
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
 from edm_hloc.matching.shards import check_provenance
@@ -196,13 +196,13 @@ def _size(path: Path) -> int:
 def fingerprint_of(depends_on: Any) -> str:
     """Names what a step depends on, this package's version included."""
     text = json.dumps(depends_on, sort_keys=True, default=str)
-    return hashlib.sha256(f"{edm_hloc.__version__} {text}".encode()).hexdigest()
+    return hashlib.sha256(f"{__version__} {text}".encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Of what decides results."""
     return {
-        "edm_hloc": edm_hloc.__version__,
+        "edm_hloc": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "pycolmap": pycolmap.__version__,

@@ -16,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-import edm_hloc
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.version import __version__
 from edm_hloc.pipelines.run import duration
 from edm_hloc.report.advice import Advice, advise, plural
 from edm_hloc.report.collect import RunFacts, collect
@@ -106,11 +106,11 @@ def render(facts: RunFacts, payload: Payload) -> str:
         f'<link rel="icon" href="data:,">\n<style>{_static("page.css")}</style>\n</head>\n<body>\n'
         f'<header class="wrap"><div class="line"><h1>{escape(title)}</h1>'
         f'<span class="badge {facts.status}">{facts.status}</span></div>'
-        f'<p class="soft small">edm_hloc {escape(edm_hloc.__version__)}, page made {made}</p>'
+        f'<p class="soft small">edm_hloc {escape(__version__)}, page made {made}</p>'
         f"{_headline(facts)}</header>\n"
         f'<nav aria-label="Sections"><div class="wrap">{nav}</div></nav>\n'
         f'<main class="wrap">{body}</main>\n'
-        f'<footer><div class="wrap">Made by edm_hloc {escape(edm_hloc.__version__)}. The 3D view '
+        f'<footer><div class="wrap">Made by edm_hloc {escape(__version__)}. The 3D view '
         "is drawn by three.js (MIT).</div></footer>\n"
         '<dialog id="photo-dialog" aria-label="Photo"></dialog>\n'
         f'<script type="application/json" id="run-data">{data}</script>\n'
