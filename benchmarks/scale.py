@@ -39,7 +39,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
-from edm_hloc.mapping.mappers import sfm
+from edm_hloc.mapping import sfm
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.descriptors import DescriptorWriter

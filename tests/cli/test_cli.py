@@ -22,8 +22,8 @@ from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.pairs.rules import write_pairs
 from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.pipelines.run import Run
+from tests.models.test_edm_golden import reference_state
 from tests.scenes import TruthMatcher
-from tests.test_edm_golden import reference_state
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ from edm_hloc.base.geometry import epipolar_errors
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, check_cameras, load_intrinsics
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
-from edm_hloc.mapping.mappers import MappingOptions, _Mapping, sfm
+from edm_hloc.mapping import sfm
+from edm_hloc.mapping.mappers import MappingOptions, _Mapping
 from edm_hloc.mapping.sfm import (
     ImportSummary,
     build_database,

@@ -72,7 +72,7 @@ def test_backbone_runs_once_per_image(
     """The same with the real network and its backbone counted."""
     from safetensors.torch import save_file
 
-    from tests.test_edm_golden import reference_state
+    from tests.models.test_edm_golden import reference_state
 
     save_file(reference_state("edm_s"), tmp_path / "w.safetensors")
     matcher = EDMMatcher(EDMMatcherConfig(weights=tmp_path / "w.safetensors", device="cpu"))

@@ -19,7 +19,7 @@ from edm_hloc.models.edm import (
     rotary_table,
     similarity,
 )
-from tests.test_edm_golden import reference_state
+from tests.models.test_edm_golden import reference_state
 
 TINY = EDMConfig(widths=(4, 8, 8, 16, 16), heads=2, train_size=None)
 

@@ -18,7 +18,8 @@ from edm_hloc.cli import main
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import match_pairs
 from edm_hloc.matching.reader import RawMatchReader
-from edm_hloc.models import onnx_graphs, weights
+from edm_hloc.models import onnx as onnx_graphs
+from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM, EDMFeatures
 from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxConfig, OnnxEDM, OnnxSummary, export
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from edm_hloc.models import weights
 from edm_hloc.models.edm import CONFIGS, EDM
 from edm_hloc.models.weights import WeightsError, load
-from tests.test_edm_golden import GOLDEN, reference_state
+from tests.models.test_edm_golden import GOLDEN, reference_state
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs import from_retrieval as pairs_from_retrieval
+from edm_hloc.pairs import retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter
 from edm_hloc.pairs.from_retrieval import (
     RetrievalOptions,
@@ -29,8 +31,6 @@ from edm_hloc.pairs.retrieval import (
     sift_features,
     vlad,
 )
-from edm_hloc.pairs.rules import from_retrieval as pairs_from_retrieval
-from edm_hloc.pairs.rules import retrieval
 from edm_hloc.pipelines.run import Run
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
