@@ -1,15 +1,10 @@
-"""Leaves out the matches in masked parts of photos: people, cars, clouds, a watermark.
-
-Masks are as COLMAP's: for the photo NAME an image MASKS/NAME.png that is black where nothing
-counts. Matching does without them, so that other masks need no other matches.
-"""
+"""Masks of photos, in COLMAP's convention: MASKS/NAME.png is black where photo NAME is ignored."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +12,9 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.matches import Matches
 from edm_hloc.images.decode import open_image, photo_size
-from edm_hloc.matching.reader import RawMatchReader
 
-_RESOLUTION = 1024  # of the longest side at most, which is also that of matching
-_REMEMBERED = 4096  # masks of up to 131 kB each
+_RESOLUTION = 1024  # px of a mask's longer side at most: photos are matched at no more by default
 _REMEDY = "Make this mask again, or take it away."
 
 
@@ -70,72 +62,49 @@ def _size_beneath(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, 
     return width, height
 
 
-class _Mask(NamedTuple):
-    """Where a photo counts: bits (h, ⌈w / 8⌉) of (h, w) pixels, and pixels of those each of the
-    photo's is, (x, y)."""
+class Mask(NamedTuple):
+    """Which pixels of a photo are not masked.
+
+    Attributes:
+        bits: (h, ⌈w / 8⌉) uint8, one bit for each of the (h, w) pixels of the mask, which may be
+            smaller than the photo; 1 where the photo is visible.
+        size: (w, h) of the mask in pixels.
+        scale: (2,) pixels of the mask per pixel of the photo, along x and y.
+    """
 
     bits: np.ndarray
     size: tuple[int, int]
     scale: np.ndarray
 
-    def shows(self, points: np.ndarray) -> np.ndarray:
-        """(M,) bool, whether points (M, 2), pixels of the photo, are where it counts."""
+    def visible(self, points: np.ndarray) -> np.ndarray:
+        """(M,) bool, whether points (M, 2) are outside the masked parts.
+
+        Points are pixels of the photo, with the centre of the top-left pixel at (0, 0).
+        """
         last = np.array(self.size) - 1
         x, y = ((points + 0.5) * self.scale).astype(np.int64).clip(0, last).T
-        shown: np.ndarray = (self.bits[y, x >> 3] >> (7 - (x & 7))) & 1 == 1
-        return shown
+        visible: np.ndarray = (self.bits[y, x >> 3] >> (7 - (x & 7))) & 1 == 1
+        return visible
 
 
-def _read_mask(mask: Path, photo: Path) -> _Mask:
+def read_mask(mask: Path, photo: Path) -> Mask:
+    """Reads the mask of a photo, reduced to at most 1024 px.
+
+    Raises:
+        EdmHlocError: the mask is damaged or has another aspect ratio than its photo.
+        ImageError: the photo's size cannot be read.
+    """
     try:
         grey = np.asarray(open_image(io.BytesIO(mask.read_bytes())).convert("L"))
-    except Exception as error:  # decoders meet garbage with almost any exception
+    except Exception as error:  # decoders raise almost any exception on a damaged file
         reason = getattr(error, "strerror", None) or error
         raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
-    beneath = _size_beneath(mask, grey.shape[::-1], photo)
-    counts = np.where(grey > 0, np.uint8(255), np.uint8(0))
-    scale = _RESOLUTION / max(counts.shape)
+    photo_width_height = _size_beneath(mask, grey.shape[::-1], photo)
+    white = np.where(grey > 0, np.uint8(255), np.uint8(0))
+    scale = _RESOLUTION / max(white.shape)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in counts.shape[::-1])
-        counts = cv2.resize(counts, size, interpolation=cv2.INTER_AREA)
-    size = counts.shape[1], counts.shape[0]
-    # what is black in part is black
-    return _Mask(np.packbits(counts == 255, axis=1), size, np.divide(size, beneath))
-
-
-class MaskedMatchReader(RawMatchReader):
-    """Reads raw matches, but for those where a mask of either photo is black.
-
-    Args:
-        path: of the raw matches.
-        masks: the mask of each photo that has one.
-        images: folder of the photos.
-
-    Attributes:
-        shown, hidden: whether any match that was read is where photos count, and where not.
-    """
-
-    def __init__(self, path: Path, masks: Mapping[str, Path], images: Path) -> None:
-        super().__init__(path)
-        self.masks, self.images = masks, images
-        self.shown = self.hidden = False
-        self._remembered: OrderedDict[str, _Mask] = OrderedDict()
-
-    def read(self, name0: str, name1: str) -> Matches:
-        """As of the base class. Raises EdmHlocError if a mask is damaged or has another shape."""
-        matches = super().read(name0, name1)
-        shown = np.ones(len(matches.scores), bool)
-        for name, points in ((name0, matches.keypoints0), (name1, matches.keypoints1)):
-            if name in self.masks:
-                shown &= self._mask(name).shows(points)
-        self.shown |= bool(shown.any())
-        self.hidden |= not shown.all()
-        return matches[shown]
-
-    def _mask(self, name: str) -> _Mask:
-        if name not in self._remembered:
-            if len(self._remembered) >= _REMEMBERED:
-                self._remembered.popitem(last=False)
-            self._remembered[name] = _read_mask(self.masks[name], self.images / name)
-        self._remembered.move_to_end(name)
-        return self._remembered[name]
+        size = tuple(max(1, round(side * scale)) for side in white.shape[::-1])
+        white = cv2.resize(white, size, interpolation=cv2.INTER_AREA)
+    size = white.shape[1], white.shape[0]
+    # a reduced pixel is visible only if all the pixels it covers are
+    return Mask(np.packbits(white == 255, axis=1), size, np.divide(size, photo_width_height))

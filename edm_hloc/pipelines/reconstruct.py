@@ -24,13 +24,14 @@ from typing import Any
 from edm_hloc.base.colmap import check_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions, check_cameras
-from edm_hloc.images.masks import MaskedMatchReader, find_masks
+from edm_hloc.images.masks import find_masks
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.mappers import MappingOptions, check_known
 from edm_hloc.mapping.sfm import build_database, map_database, triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pairs.from_retrieval import SimilarPhotos, similar_pairs
 from edm_hloc.pairs.rules import Pair, names_in, write_pairs
 from edm_hloc.pipelines.run import Run
@@ -81,7 +82,7 @@ def match_and_quantize(
             summary = aggregate(
                 raw, pairs, features, matches, quantization, reference_features=reference_features
             )
-            if raw.hidden and not raw.shown:
+            if raw.any_masked and not raw.any_visible:
                 raise EdmHlocError(
                     "The masks leave none of the matches: photos count where their masks are "
                     "white. Are these black there?"
