@@ -57,7 +57,7 @@ from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, Mat
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.engine import MatchingConfig, count_encodes, match_pairs, order_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
@@ -589,7 +589,7 @@ def growth_child(job: dict) -> Row:
         matcher = EDMMatcher(EDMMatcherConfig(job["weights"], small, device=job["device"]))
     start = clock()
     summary = match_pairs(
-        root / "images", pairs, matcher, root / "raw", DenseConfig(cache_bytes=64 << 20)
+        root / "images", pairs, matcher, root / "raw", MatchingConfig(cache_bytes=64 << 20)
     )
     matching = clock() - start
     with RawMatchReader(root / "raw") as raw:

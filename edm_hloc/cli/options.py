@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matchers.registry import MatcherName
-    from edm_hloc.matching.engine import DenseConfig
+    from edm_hloc.matching.engine import MatchingConfig
     from edm_hloc.pairs.from_retrieval import SimilarPhotos
     from edm_hloc.pairs.rules import Pair
 
@@ -189,10 +189,10 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
     return matcher
 
 
-def dense_config(args: argparse.Namespace) -> DenseConfig:
-    from edm_hloc.matching.engine import DenseConfig
+def dense_config(args: argparse.Namespace) -> MatchingConfig:
+    from edm_hloc.matching.engine import MatchingConfig
 
-    return DenseConfig(cache_bytes=int(args.cache * 1e9))
+    return MatchingConfig(cache_bytes=int(args.cache * 1e9))
 
 
 def quantization(args: argparse.Namespace) -> QuantizationConfig:

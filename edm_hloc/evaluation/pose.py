@@ -20,7 +20,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ def evaluate_pose(
     images: Path,
     matchers: Mapping[str, Matcher],
     out: Path,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
 ) -> dict[str, list[PairResult]]:
     """Match the pairs with every matcher and measure the poses.
 

@@ -33,7 +33,7 @@ _WAITING_BATCHES = 4  # pairs of rare shapes do not hold memory for longer than 
 
 
 @dataclass(frozen=True)
-class DenseConfig:
+class MatchingConfig:
     """How pairs are worked through; nothing here changes the matches.
 
     Attributes:
@@ -50,7 +50,7 @@ class DenseConfig:
 
 
 @dataclass(frozen=True)
-class DenseSummary:
+class MatchingSummary:
     """What `match_pairs` did.
 
     Attributes:
@@ -142,7 +142,7 @@ class _FeatureCache:
     again latest is the one to leave (Belady's rule). From a GPU images go to the host's memory,
     which has a budget of its own, before they are dropped."""
 
-    def __init__(self, matcher: Matcher, config: DenseConfig, pairs: Sequence[Pair]) -> None:
+    def __init__(self, matcher: Matcher, config: MatchingConfig, pairs: Sequence[Pair]) -> None:
         self.matcher = matcher
         self.budget, self.host_budget = config.cache_bytes, config.host_cache_bytes
         self.entries: dict[str, Features] = {}
@@ -202,7 +202,7 @@ class _ImageLoader:
         rotated: those whose EXIF orientation was ignored.
     """
 
-    def __init__(self, root: Path, matcher: Matcher, config: DenseConfig) -> None:
+    def __init__(self, root: Path, matcher: Matcher, config: MatchingConfig) -> None:
         p = matcher.preprocessing
         self._load = partial(
             load_image, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale
@@ -331,10 +331,10 @@ def match_pairs(
     pairs: Sequence[Pair],
     matcher: Matcher,
     raw_directory: Path,
-    config: DenseConfig | None = None,
+    config: MatchingConfig | None = None,
     *,
     overwrite: bool = False,
-) -> DenseSummary:
+) -> MatchingSummary:
     """Match `pairs` of images under `image_root` into the raw store `raw_directory`.
 
     Pairs already there are kept, so an interrupted call is continued by calling it again.
@@ -344,7 +344,7 @@ def match_pairs(
         EdmHlocError: the store is of another run (see `RawMatchWriter`), or no pair could be
             matched because no photo could be read.
     """
-    config = config or DenseConfig()
+    config = config or MatchingConfig()
     start = time.monotonic()
     pairs = list(dict.fromkeys(pairs))
     names = names_in(pairs)
@@ -367,10 +367,10 @@ def _match(
     pairs: list[Pair],
     matcher: Matcher,
     writer: RawMatchWriter,
-    config: DenseConfig,
+    config: MatchingConfig,
     resumed: int,
     start: float,
-) -> DenseSummary:
+) -> MatchingSummary:
     loader, batches = _ImageLoader(image_root, matcher, config), _Batches(matcher, writer)
     try:
         # The first pair tells how many images fit, and with that the order of the pairs.
@@ -399,7 +399,7 @@ def _match(
     finally:
         batches.close()
         loader.close()
-    return DenseSummary(
+    return MatchingSummary(
         matched=batches.matched,
         resumed=resumed,
         encoded=encoded,

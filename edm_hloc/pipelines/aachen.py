@@ -22,7 +22,7 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.queries import ModelPoints, PoseOptions, QueryPose, query_cameras
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import DenseConfig
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
 from edm_hloc.pairs.rules import from_covisibility
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, match_queries, submit
@@ -120,7 +120,7 @@ def localize_aachen(
     out: Path,
     matcher: Matcher,
     options: AachenOptions | None = None,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     *,
     overwrite: bool = False,
 ) -> tuple[Run, list[QueryPose], Path]:

@@ -31,7 +31,7 @@ from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.queries import PoseOptions, QueryPose
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import DenseConfig
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
 from edm_hloc.pipelines.localize import find_poses, match_queries, submit
 from edm_hloc.pipelines.run import Run, fingerprint_of
@@ -328,7 +328,7 @@ def localize_inloc(
     out: Path,
     matcher: Matcher,
     options: InLocOptions | None = None,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     *,
     overwrite: bool = False,
 ) -> tuple[Run, list[QueryPose], Path]:

@@ -37,7 +37,7 @@ from edm_hloc.localization.queries import (
     write_poses,
 )
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import DenseConfig
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
 from edm_hloc.pipelines.reconstruct import match_and_quantize
 from edm_hloc.pipelines.run import Run, fingerprint_of
@@ -57,7 +57,7 @@ def match_queries(
     retrieval: Mapping[str, Sequence[str]],
     matcher: Matcher,
     quantization: QuantizationConfig,
-    dense: DenseConfig | None,
+    dense: MatchingConfig | None,
     reference_features: Path | None,
     *,
     overwrite: bool,
@@ -144,7 +144,7 @@ def localize_photos(
     known: Mapping[str, pycolmap.Camera] | None = None,
     retrieval: RetrievalOptions | None = None,
     pose: PoseOptions | None = None,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     overwrite: bool = False,
 ) -> tuple[Run, list[QueryPose]]:
     """Finds where photos were taken, in the world of a COLMAP model made by anyone.

@@ -30,7 +30,7 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.mappers import MappingOptions, check_known
 from edm_hloc.mapping.sfm import build_database, map_database, triangulate
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pairs.from_retrieval import SimilarPhotos, similar_pairs
 from edm_hloc.pairs.rules import Pair, names_in, write_pairs
@@ -48,7 +48,7 @@ def match_and_quantize(
     pairs: Sequence[Pair],
     matcher: Matcher,
     quantization: QuantizationConfig,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     *,
     reference_features: Path | None = None,
     masks: Mapping[str, Path] | None = None,
@@ -126,7 +126,7 @@ def reconstruct(
     matcher: Matcher,
     *,
     quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     cameras: CameraOptions | None = None,
     mapping: MappingOptions | None = None,
     masks: Path | None = None,
@@ -201,7 +201,7 @@ def triangulate_model(
     matcher: Matcher,
     *,
     quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
-    dense: DenseConfig | None = None,
+    dense: MatchingConfig | None = None,
     mapping: MappingOptions | None = None,
     masks: Path | None = None,
     overwrite: bool = False,

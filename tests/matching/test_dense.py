@@ -26,7 +26,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matching.engine import DenseConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.engine import MatchingConfig, count_encodes, match_pairs, order_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models.edm import EDM
@@ -86,12 +86,14 @@ def test_backbone_runs_once_per_image(
 def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Path) -> None:
     roomy, tight = FakeMatcher(), FakeMatcher()
     match_pairs(photos, all_pairs(), roomy, tmp_path / "a")
-    match_pairs(photos, all_pairs(), tight, tmp_path / "b", DenseConfig(cache_bytes=450))
+    match_pairs(photos, all_pairs(), tight, tmp_path / "b", MatchingConfig(cache_bytes=450))
     assert roomy.matched == tight.matched
     # 28 pairs, 4 images at a time: each encode can serve at most 3 new pairs
     assert 10 <= len(tight.encoded) <= 18
     # even with room for one image a pair has both
-    match_pairs(photos, all_pairs(3), FakeMatcher(), tmp_path / "c", DenseConfig(cache_bytes=100))
+    match_pairs(
+        photos, all_pairs(3), FakeMatcher(), tmp_path / "c", MatchingConfig(cache_bytes=100)
+    )
     assert len(RawMatchReader(tmp_path / "c").pairs()) == 3
 
 
@@ -121,7 +123,7 @@ def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None
     plain, batched = FakeMatcher(), BatchMatcher()
     match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
     summary = match_pairs(
-        photos, all_pairs(), batched, tmp_path / "raw", DenseConfig(cache_bytes=450)
+        photos, all_pairs(), batched, tmp_path / "raw", MatchingConfig(cache_bytes=450)
     )
     assert summary.matched == sum(batched.batches) == 28
     assert batched.matched == plain.matched
@@ -402,7 +404,7 @@ def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
     plain, roomy, tight = FakeMatcher(), FakeGpuMatcher(), FakeGpuMatcher()
     match_pairs(photos, all_pairs(), plain, tmp_path / "plain")
     for name, matcher, host in (("roomy", roomy, 1000), ("tight", tight, 200)):
-        config = DenseConfig(cache_bytes=450, host_cache_bytes=host)
+        config = MatchingConfig(cache_bytes=450, host_cache_bytes=host)
         match_pairs(photos, all_pairs(), matcher, tmp_path / name, config)
         assert matcher.matched == plain.matched
     assert len(roomy.encoded) == 8
@@ -418,7 +420,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from edm_hloc.keypoints.aggregation import aggregate
-from edm_hloc.matching.engine import DenseConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features
@@ -439,7 +441,7 @@ rng = np.random.default_rng(1)
 every = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
 pairs = [every[i] for i in rng.permutation(len(every))[:count]]
 peak = lambda: Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-match_pairs(root, pairs, Large(), out / "raw", DenseConfig(cache_bytes=16 << 20))
+match_pairs(root, pairs, Large(), out / "raw", MatchingConfig(cache_bytes=16 << 20))
 matching = peak()
 with RawMatchReader(out / "raw") as raw:
     aggregate(raw, pairs, out / "f.h5", out / "m.h5", QuantizationConfig(2, 8, 8192))
