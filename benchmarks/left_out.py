@@ -24,7 +24,9 @@ from sift_files import write_sift
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
-from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints
+from edm_hloc.localization.queries import localize_queries
 from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.registry import make_refined_matcher

@@ -33,28 +33,19 @@ from edm_hloc.evaluation.localization import (
     table,
 )
 from edm_hloc.images.decode import photo_size
-from edm_hloc.localization.queries import (
-    ModelPoints,
-    PointSource,
-    PoseOptions,
-    QueryPose,
-    localize_queries,
-    read_poses,
-)
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints, PointSource
+from edm_hloc.localization.poses import read_poses
+from edm_hloc.localization.queries import localize_queries
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.localization.scans import ScanPoints, look_up_points
 from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, retrieve
 from edm_hloc.pairs.rules import from_covisibility
 from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
-from edm_hloc.pipelines.inloc import (
-    InLocDataset,
-    InLocOptions,
-    ScanPoints,
-    localize_inloc,
-    look_up_points,
-    query_camera,
-)
+from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.run import Run
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from tests.scenes import TruthMatcher

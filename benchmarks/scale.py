@@ -38,7 +38,9 @@ from scipy.spatial.transform import Rotation
 from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
-from edm_hloc.localization.queries import ModelPoints, PoseOptions, localize_queries
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints
+from edm_hloc.localization.queries import localize_queries
 from edm_hloc.mapping import sfm
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter

@@ -123,7 +123,7 @@ def test_documents_have_commands() -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Fills a folder with the inputs, under the names that the documents use."""
     from edm_hloc.base.colmap import read_model
-    from edm_hloc.localization.queries import write_poses
+    from edm_hloc.localization.poses import write_poses
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     scene = tmp_path_factory.mktemp("docs") / "scene"

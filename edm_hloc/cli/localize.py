@@ -15,7 +15,7 @@ from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
-    from edm_hloc.localization.queries import QueryPose
+    from edm_hloc.localization.results import QueryPose
     from edm_hloc.pipelines.run import Run
 
 _RETRIEVAL_HELP = (
@@ -119,7 +119,7 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
 
 
 def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    from edm_hloc.localization.queries import PoseOptions
+    from edm_hloc.localization.pnp import PoseOptions
     from edm_hloc.pairs.from_retrieval import RetrievalOptions
 
     if not args.ransac > 0:
@@ -292,7 +292,7 @@ def _print_answers(
 
 def _check(args: argparse.Namespace) -> None:
     from edm_hloc.images.find import find_images
-    from edm_hloc.localization.queries import check_submission
+    from edm_hloc.localization.submission import check_submission
 
     queries: list[str] = []
     for path in args.queries:
@@ -320,7 +320,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         read_truth,
         table,
     )
-    from edm_hloc.localization.queries import read_poses
+    from edm_hloc.localization.poses import read_poses
 
     thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
     print(table(evaluate(read_poses(args.file), read_truth(args.truth), thresholds), thresholds))

@@ -11,7 +11,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.pose_pairs import rotation_angle
-from edm_hloc.localization.queries import read_poses
+from edm_hloc.localization.poses import read_poses
 
 Thresholds = Sequence[tuple[float, float]]
 """Greatest errors of position, in the world's unit, and of rotation, in degrees."""

@@ -19,7 +19,10 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import read_intrinsics_list
 from edm_hloc.images.find import image_stamps
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.localization.queries import ModelPoints, PoseOptions, QueryPose, query_cameras
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints
+from edm_hloc.localization.queries import query_cameras
+from edm_hloc.localization.results import QueryPose
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig

@@ -25,17 +25,11 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import cameras_by_exif
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.localization.queries import (
-    LocalizationSummary,
-    ModelPoints,
-    PointSource,
-    PoseOptions,
-    QueryPose,
-    localize_queries,
-    query_cameras,
-    write_model_keypoints,
-    write_poses,
-)
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints, PointSource, write_model_keypoints
+from edm_hloc.localization.poses import write_poses
+from edm_hloc.localization.queries import localize_queries, query_cameras
+from edm_hloc.localization.results import LocalizationSummary, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve

@@ -22,12 +22,15 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import parse_camera
 from edm_hloc.images.find import image_stamps
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
-from edm_hloc.localization.queries import ModelPoints, PointSource, QueryPose, read_log
+from edm_hloc.localization.log import read_log
+from edm_hloc.localization.points import ModelPoints, PointSource
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.mapping.sfm import diagnose, to_colmap
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, read_pairs
 from edm_hloc.pipelines.aachen import AachenDataset
-from edm_hloc.pipelines.inloc import InLocDataset, ScanPoints
+from edm_hloc.pipelines.inloc import InLocDataset
 from edm_hloc.report.scene import Points, View, picture_size, views_of
 
 logger = logging.getLogger(__name__)

@@ -213,7 +213,8 @@ def make_inloc(
         size: (width, height) of the photos of the database; queries are one less in both.
         depth_maps: write also `depth/NAME.npy`, (H, W) float32.
     """
-    from edm_hloc.pipelines.inloc import CUTOUT_FOV, QUERY_FOCAL
+    from edm_hloc.localization.scans import CUTOUT_FOV
+    from edm_hloc.pipelines.inloc import QUERY_FOCAL
 
     database: list[_View] = []
     groups: dict[str, list[_View]] = {}
@@ -393,7 +394,7 @@ def _write_queries(folder: Path, groups: dict[str, list[_View]]) -> None:
     """The true poses of each group of queries, `truth/queries/GROUP.txt`."""
     import pycolmap
 
-    from edm_hloc.localization.queries import write_poses
+    from edm_hloc.localization.poses import write_poses
 
     for group, queries in groups.items():
         poses = {view.name: pycolmap.Rigid3d(view.cam_from_world[:3]) for view in queries}

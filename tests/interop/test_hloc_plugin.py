@@ -27,7 +27,9 @@ from edm_hloc.interop.doctor import repair_database, undefined_pairs_are_ignored
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.localization.queries import ModelPoints, localize_queries, read_poses
+from edm_hloc.localization.points import ModelPoints
+from edm_hloc.localization.poses import read_poses
+from edm_hloc.localization.queries import localize_queries
 from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.synthetic.textures import TextureBank

@@ -13,20 +13,13 @@ from PIL import Image
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth, table
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchWriter
-from edm_hloc.localization.queries import (
-    ModelPoints,
-    PoseOptions,
-    QueryPose,
-    check_submission,
-    localize_queries,
-    query_cameras,
-    read_log,
-    read_poses,
-    to_numbers,
-    to_rigid,
-    write_model_keypoints,
-    write_poses,
-)
+from edm_hloc.localization.log import read_log
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.points import ModelPoints, write_model_keypoints
+from edm_hloc.localization.poses import read_poses, to_numbers, to_rigid, write_poses
+from edm_hloc.localization.queries import localize_queries, query_cameras
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.localization.submission import check_submission
 
 CAMERA = pycolmap.Camera(
     model="SIMPLE_RADIAL", width=471, height=313, params=[400.0, 235.5, 156.5, -0.05]

@@ -19,20 +19,15 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
 from edm_hloc.images.cameras import cameras_by_exif
-from edm_hloc.localization.queries import check_submission, read_log, read_poses
+from edm_hloc.localization.log import read_log
+from edm_hloc.localization.poses import read_poses
+from edm_hloc.localization.scans import ScanPoints, read_scan, scan_alignment, scan_points
+from edm_hloc.localization.submission import check_submission
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.from_retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
-from edm_hloc.pipelines.inloc import (
-    InLocOptions,
-    ScanPoints,
-    localize_inloc,
-    query_camera,
-    read_scan,
-    scan_alignment,
-    scan_points,
-)
+from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import localize_photos
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from tests.scenes import TruthMatcher

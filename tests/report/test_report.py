@@ -24,7 +24,7 @@ import edm_hloc.report.payload as payload_module
 from edm_hloc import cli
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.localization.queries import QueryPose
+from edm_hloc.localization.results import QueryPose
 from edm_hloc.report.advice import PhotoFacts, advise
 from edm_hloc.report.collect import RunFacts, collect
 from edm_hloc.report.histograms import histogram

@@ -1,0 +1,115 @@
+"""The 3D points behind the keypoints of database images, from a COLMAP model or another source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.keypoints.h5 import FeatureWriter
+
+_CACHED_IMAGES = 1024  # database images whose points stay in memory: 24 bytes a keypoint
+
+
+class PointSource(Protocol):
+    """The 3D points behind the keypoints of database images."""
+
+    def names(self) -> list[str]:
+        """All database images, sorted."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def points(self, name: str) -> np.ndarray:
+        """(N, 3) world coordinates of the image's keypoints in their order, NaN where unknown."""
+
+    def pose(self, name: str) -> pycolmap.Rigid3d | None:
+        """cam_from_world of the image, for queries that cannot be localized; None if unknown."""
+
+    def clusters(self, names: Sequence[str]) -> list[list[str]]:
+        """Groups of images that see the same points, the largest first."""
+
+
+class ModelPoints:
+    """The points of a COLMAP model.
+
+    Args:
+        folder: of the model.
+        prefix: put before the names of its images.
+
+    Raises:
+        EdmHlocError: the folder holds no model, or one without points.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "") -> None:
+        self.folder = Path(folder)
+        self.model = read_model(self.folder)
+        if not self.model.num_points3D():
+            raise EdmHlocError(
+                f"The model in {folder} has no 3D points, so nothing can be localized against it. "
+                f"Make them first: edm-hloc triangulate {folder} IMAGES OUT"
+            )
+        posed = posed_images(self.model)
+        self.images = {prefix + name: image for name, image in posed.items()}
+        self._cached_points = lru_cache(_CACHED_IMAGES)(self._points)
+
+    def names(self) -> list[str]:
+        return list(self.images)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.images
+
+    def points(self, name: str) -> np.ndarray:
+        return self._cached_points(name)
+
+    def _points(self, name: str) -> np.ndarray:
+        places, ids = self._observations(name)
+        points = np.full((self.images[name].num_points2D(), 3), np.nan)
+        if ids:
+            points[places] = [self.model.points3D[i].xyz for i in ids]
+        return points
+
+    def cameras(self, names: Iterable[str]) -> dict[str, pycolmap.Camera]:
+        """Cameras of images by name."""
+        return {name: self.model.cameras[self.images[name].camera_id] for name in names}
+
+    def pose(self, name: str) -> pycolmap.Rigid3d | None:
+        return self.images[name].cam_from_world() if name in self.images else None
+
+    def clusters(self, names: Sequence[str]) -> list[list[str]]:
+        left = {name: set(self._observations(name)[1]) for name in names if name in self.images}
+        groups: list[list[str]] = []
+        while left:
+            first = next(iter(left))
+            seen, group = left.pop(first), [first]
+            while near := [name for name, ids in left.items() if not seen.isdisjoint(ids)]:
+                for name in near:
+                    seen |= left.pop(name)
+                group += near
+            groups.append(group)
+        return sorted(groups, key=len, reverse=True)
+
+    def _observations(self, name: str) -> tuple[np.ndarray, list[int]]:
+        """Numbers of the keypoints that have a 3D point, and its ids."""
+        image = self.images[name]
+        places = np.asarray(image.get_observation_point2D_idxs(), np.int64)
+        return places, [point.point3D_id for point in image.get_observation_points2D()]
+
+
+def write_model_keypoints(points: ModelPoints, names: Iterable[str], path: Path) -> None:
+    """Writes the keypoints that images of a model have there as an H5 file, hloc's frame.
+
+    Raises:
+        EdmHlocError: the file cannot be written.
+    """
+    with FeatureWriter(path, {"model": str(points.folder)}) as features:
+        for name in tqdm(sorted(set(names)), desc="Model keypoints", unit="photo", disable=None):
+            found = points.images[name].points2D
+            keypoints = np.array([point.xy for point in found]).reshape(-1, 2) - 0.5
+            features.add(name, keypoints, np.ones(len(keypoints)))
