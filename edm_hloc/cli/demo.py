@@ -31,7 +31,7 @@ def _demo(args: argparse.Namespace) -> None:
     from edm_hloc.images.cameras import CameraOptions
     from edm_hloc.images.find import find_images
     from edm_hloc.pairs.rules import exhaustive
-    from edm_hloc.pipelines.reconstruct import reconstruct
+    from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
     from edm_hloc.synthetic.dataset import make_photo_collection
 
     start = time.monotonic()
@@ -49,8 +49,7 @@ def _demo(args: argparse.Namespace) -> None:
             args.out,
             exhaustive(names),
             matcher,
-            cameras=CameraOptions(mode="single"),
-            overwrite=True,
+            ReconstructionConfig(cameras=CameraOptions(mode="single"), overwrite=True),
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
     print("\nCompared with the true cameras:")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edm_hloc.base.errors import EdmHlocError
 
 if TYPE_CHECKING:
+    import pycolmap
+
     from edm_hloc.keypoints.quantization import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matchers.registry import MatcherName
     from edm_hloc.matching.engine import MatchingConfig
     from edm_hloc.pairs.from_retrieval import SimilarPhotos
     from edm_hloc.pairs.rules import Pair
+    from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
 MANY_PAIRS = 5000  # from here on the user is told of faster ways
 MATCHERS = ("edm", "eloftr", "loftr")  # edm_hloc.matchers.registry.NAMES
@@ -193,6 +196,32 @@ def dense_config(args: argparse.Namespace) -> MatchingConfig:
     from edm_hloc.matching.engine import MatchingConfig
 
     return MatchingConfig(cache_bytes=int(args.cache * 1e9))
+
+
+def reconstruction_config(
+    args: argparse.Namespace, known: Mapping[str, pycolmap.Camera] | None = None
+) -> ReconstructionConfig:
+    """Settings of the commands that make a model; `triangulate` has no options for cameras.
+
+    Args:
+        known: known intrinsics by the photo's name.
+    """
+    from edm_hloc.images.cameras import CameraOptions
+    from edm_hloc.mapping.mappers import MappingOptions
+    from edm_hloc.pipelines.reconstruct import ReconstructionConfig
+
+    cameras, mapping = CameraOptions(), MappingOptions()
+    if hasattr(args, "mapper"):
+        cameras = CameraOptions(args.camera_mode, args.camera_model, known)
+        mapping = MappingOptions(mapper=args.mapper, seed=args.seed)
+    return ReconstructionConfig(
+        keypoints=quantization(args),
+        matching=dense_config(args),
+        cameras=cameras,
+        mapping=mapping,
+        masks=args.masks,
+        overwrite=args.overwrite,
+    )
 
 
 def quantization(args: argparse.Namespace) -> QuantizationConfig:

@@ -41,8 +41,7 @@ def register(command: options.AddCommand) -> None:
 
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.images.cameras import CameraOptions, load_intrinsics
-    from edm_hloc.mapping.mappers import MappingOptions
+    from edm_hloc.images.cameras import load_intrinsics
     from edm_hloc.pipelines.reconstruct import names_of, reconstruct
 
     start = time.monotonic()
@@ -56,12 +55,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
             args.out,
             pairs,
             options.make_matcher(args),
-            quantization=options.quantization(args),
-            dense=options.dense_config(args),
-            cameras=CameraOptions(args.camera_mode, args.camera_model, known),
-            mapping=MappingOptions(mapper=args.mapper, seed=args.seed),
-            masks=args.masks,
-            overwrite=args.overwrite,
+            options.reconstruction_config(args, known),
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
 
@@ -82,10 +76,7 @@ def _triangulate(args: argparse.Namespace) -> None:
             args.out,
             options.choose_pairs(args),
             options.make_matcher(args),
-            quantization=options.quantization(args),
-            dense=options.dense_config(args),
-            masks=args.masks,
-            overwrite=args.overwrite,
+            options.reconstruction_config(args),
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
 
@@ -95,7 +86,12 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from edm_hloc.images.masks import find_masks
-    from edm_hloc.pipelines.reconstruct import find_pairs, match_and_quantize, names_of
+    from edm_hloc.pipelines.reconstruct import (
+        PairsToMatch,
+        find_pairs,
+        match_and_quantize,
+        names_of,
+    )
     from edm_hloc.pipelines.run import Run
 
     pairs = options.choose_pairs(args)
@@ -111,12 +107,10 @@ def _match_pairs(args: argparse.Namespace) -> None:
         listed = find_pairs(run, pairs, args.images, matcher)
         match_and_quantize(
             run,
-            args.images,
-            listed,
+            PairsToMatch(args.images, listed, masks),
             matcher,
             quantization,
             options.dense_config(args),
-            masks=masks,
             overwrite=args.overwrite,
         )
     summaries.print_matching(run)

@@ -29,7 +29,7 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
 from edm_hloc.pairs.rules import from_covisibility
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, match_queries, submit
-from edm_hloc.pipelines.reconstruct import triangulate_model
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, triangulate_model
 from edm_hloc.pipelines.run import Run, fingerprint_of
 
 SOURCE = (
@@ -157,10 +157,12 @@ def localize_aachen(
             out / "sfm",
             pairs,
             matcher,
-            quantization=options.quantization,
-            dense=dense,
-            mapping=options.mapping,
-            overwrite=overwrite,
+            ReconstructionConfig(
+                keypoints=options.quantization,
+                matching=dense or MatchingConfig(),
+                mapping=options.mapping,
+                overwrite=overwrite,
+            ),
         )
         run.results["sfm"] = sfm.results
         points = ModelPoints(out / "sfm" / "model")

@@ -33,7 +33,7 @@ from edm_hloc.localization.results import LocalizationSummary, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
-from edm_hloc.pipelines.reconstruct import match_and_quantize
+from edm_hloc.pipelines.reconstruct import PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.run import Run, fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,10 @@ def match_queries(
     pairs = [(query, image) for query, images in retrieval.items() for image in images]
     return match_and_quantize(
         run,
-        image_root,
-        pairs,
+        PairsToMatch(image_root, pairs, reference_features=reference_features),
         matcher,
         quantization,
         dense,
-        reference_features=reference_features,
         overwrite=overwrite,
     )
 

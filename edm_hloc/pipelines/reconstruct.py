@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +36,77 @@ from edm_hloc.pairs.from_retrieval import SimilarPhotos, similar_pairs
 from edm_hloc.pairs.rules import Pair, names_in, write_pairs
 from edm_hloc.pipelines.run import Run
 
-# Merging within 2 px, the matches of all pairs in agreement: long tracks at a small error.
+# Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
+# a small reprojection error.
 RECONSTRUCTION_KEYPOINTS = QuantizationConfig(
     max_error=2.0, cell_size=2.0, max_kps=8192, position="adjusted"
 )
 
 
+@dataclass(frozen=True)
+class ReconstructionConfig:
+    """Settings of `reconstruct` and `triangulate_model`.
+
+    Attributes:
+        keypoints: how matched points are merged into keypoints.
+        matching: memory and threads of the matching; does not change the matches.
+        cameras: which photos share a camera, and known intrinsics. `triangulate_model` takes the
+            cameras of its reference model instead.
+        mapping: thresholds of the geometry, and the mapper.
+        masks: folder of mask images, black where matches do not count (see `images/masks.py`).
+        overwrite: match and compute everything again, whatever the output folder holds.
+    """
+
+    keypoints: QuantizationConfig = RECONSTRUCTION_KEYPOINTS
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    cameras: CameraOptions = field(default_factory=CameraOptions)
+    mapping: MappingOptions = field(default_factory=MappingOptions)
+    masks: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class PairsToMatch:
+    """The photos that `match_and_quantize` works on.
+
+    Attributes:
+        image_root: folder of the photos.
+        pairs: names of the two photos of each pair, relative to `image_root`.
+        masks: mask file of each photo that has one, black where matches do not count.
+        reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
+            are indices into them, and `features.h5` holds the other images only.
+    """
+
+    image_root: Path
+    pairs: Sequence[Pair]
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    reference_features: Path | None = None
+
+
 def match_and_quantize(
     run: Run,
-    image_root: Path,
-    pairs: Sequence[Pair],
+    photos: PairsToMatch,
     matcher: Matcher,
-    quantization: QuantizationConfig,
-    dense: MatchingConfig | None = None,
+    keypoints: QuantizationConfig,
+    matching: MatchingConfig | None = None,
     *,
-    reference_features: Path | None = None,
-    masks: Mapping[str, Path] | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Pairs of photos → `features.h5` and `matches.h5` in the run's folder; their fingerprint.
+    """Matches pairs and writes `features.h5` and `matches.h5` in the run's folder.
 
-    Images of `reference_features`, an H5 file of keypoints, keep those: their matches are indices
-    into them, and `features.h5` holds the other images only. Matches do not count where the
-    mask of a photo is black (see `masks.py`).
+    Returns:
+        The fingerprint of the two files, for the steps that depend on them.
 
     Raises:
-        EdmHlocError: from any step; what was matched is kept.
+        EdmHlocError: from any step; pairs that were matched are kept.
     """
+    image_root, pairs, masks = photos.image_root, photos.pairs, photos.masks
+    reference_features = photos.reference_features
     out = run.out
     write_pairs(out / "pairs.txt", pairs)
     start = time.monotonic()
     summary = match_pairs(
-        image_root, pairs, matcher, out / "raw_matches", dense, overwrite=overwrite
+        image_root, pairs, matcher, out / "raw_matches", matching, overwrite=overwrite
     )
     run.results["matching"] = asdict(summary)
     if summary.matched:
@@ -77,10 +116,9 @@ def match_and_quantize(
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize() -> dict[str, Any]:
-        raw = MaskedMatchReader(out / "raw_matches", masks or {}, image_root)
-        with raw:
+        with MaskedMatchReader(out / "raw_matches", masks, image_root) as raw:
             summary = aggregate(
-                raw, pairs, features, matches, quantization, reference_features=reference_features
+                raw, pairs, features, matches, keypoints, reference_features=reference_features
             )
             if raw.any_masked and not raw.any_visible:
                 raise EdmHlocError(
@@ -90,7 +128,7 @@ def match_and_quantize(
             return {"keypoints": summary}
 
     shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
-    depends_on: list[Any] = [shards, pairs, asdict(quantization)]
+    depends_on: list[Any] = [shards, pairs, asdict(keypoints)]
     if reference_features is not None:
         depends_on.append((str(reference_features), reference_features.stat().st_mtime_ns))
     run.results.pop("masks", None)
@@ -124,27 +162,16 @@ def reconstruct(
     out: Path,
     pairs: Sequence[Pair] | SimilarPhotos,
     matcher: Matcher,
-    *,
-    quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
-    dense: MatchingConfig | None = None,
-    cameras: CameraOptions | None = None,
-    mapping: MappingOptions | None = None,
-    masks: Path | None = None,
-    overwrite: bool = False,
+    config: ReconstructionConfig | None = None,
 ) -> Run:
-    """Reconstruct the photos under `image_root` into `out`; see the module for its files.
+    """Reconstructs the photos under `image_root` into `out`; see the module for its files.
 
     Args:
         image_root: folder of the photos.
         out: output folder; a run that is there already is continued.
         pairs: which photos to match; `SimilarPhotos` looks for those that look alike.
-        matcher: with what.
-        quantization: how points become keypoints.
-        dense: memory and threads of the matching.
-        cameras: which photos share a camera, and known intrinsics.
-        mapping: options of the geometry.
-        masks: folder of images that are black where photos do not count (see `masks.py`).
-        overwrite: do everything again.
+        matcher: finds the matches of a pair.
+        config: settings of every step.
 
     Returns:
         The record of the run: `results["mapped"]["statistics"]` and so on.
@@ -152,24 +179,30 @@ def reconstruct(
     Raises:
         EdmHlocError: bad input, or no model, with the reason; what was computed is kept.
     """
-    cameras, mapping = cameras or CameraOptions(), mapping or MappingOptions()
+    config = config or ReconstructionConfig()
+    cameras, mapping = config.cameras, config.mapping
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings = {
         "command": "reconstruct",
         "images": str(image_root),
-        "quantization": asdict(quantization),
+        "quantization": asdict(config.keypoints),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
-        "masks": None if masks is None else str(masks),
+        "masks": None if config.masks is None else str(config.masks),
     }
     names = names_of(pairs)
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
-    mask_of = find_masks(masks, names, image_root)
-    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
+    mask_of = find_masks(config.masks, names, image_root)
+    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
         pairs = find_pairs(run, pairs, image_root, matcher)
         matched = match_and_quantize(
-            run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
+            run,
+            PairsToMatch(image_root, pairs, mask_of),
+            matcher,
+            config.keypoints,
+            config.matching,
+            overwrite=config.overwrite,
         )
         features, matches = out / "features.h5", out / "matches.h5"
         database, model = out / "database.db", out / "model"
@@ -199,35 +232,36 @@ def triangulate_model(
     out: Path,
     pairs: Sequence[Pair] | SimilarPhotos,
     matcher: Matcher,
-    *,
-    quantization: QuantizationConfig = RECONSTRUCTION_KEYPOINTS,
-    dense: MatchingConfig | None = None,
-    mapping: MappingOptions | None = None,
-    masks: Path | None = None,
-    overwrite: bool = False,
+    config: ReconstructionConfig | None = None,
 ) -> Run:
-    """Match `pairs` and triangulate points with the poses of the COLMAP model `reference`.
+    """Matches `pairs` and triangulates points with the poses of the COLMAP model `reference`.
 
-    Files and record are those of `reconstruct`.
+    Files, record and the other arguments are those of `reconstruct`.
 
     Raises:
         EdmHlocError: bad input; what was computed is kept.
     """
     check_model(reference)
-    mapping = mapping or MappingOptions()
+    config = config or ReconstructionConfig()
+    mapping = config.mapping
     settings = {
         "command": "triangulate",
         "reference": str(reference),
         "images": str(image_root),
-        "quantization": asdict(quantization),
+        "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
-        "masks": None if masks is None else str(masks),
+        "masks": None if config.masks is None else str(config.masks),
     }
-    mask_of = find_masks(masks, names_of(pairs), image_root)
-    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
+    mask_of = find_masks(config.masks, names_of(pairs), image_root)
+    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
         pairs = find_pairs(run, pairs, image_root, matcher)
         matched = match_and_quantize(
-            run, image_root, pairs, matcher, quantization, dense, masks=mask_of, overwrite=overwrite
+            run,
+            PairsToMatch(image_root, pairs, mask_of),
+            matcher,
+            config.keypoints,
+            config.matching,
+            overwrite=config.overwrite,
         )
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         features, matches = out / "features.h5", out / "matches.h5"

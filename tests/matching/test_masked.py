@@ -18,7 +18,7 @@ from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import names_in
-from edm_hloc.pipelines.reconstruct import reconstruct
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from tests.scenes import TruthMatcher
 
 SIZES = {"a.jpg": (313, 471), "sub/b.jpg": (2600, 1301), "c.png": (64, 64)}
@@ -115,7 +115,7 @@ def test_masks_that_leave_nothing_are_named(scene: Path, tmp_path: Path) -> None
                 tmp_path / "out",
                 pairs,
                 TruthMatcher(scene),
-                masks=tmp_path / "masks",
+                ReconstructionConfig(masks=tmp_path / "masks"),
             )
 
 
@@ -129,8 +129,9 @@ def test_a_reconstruction_without_the_left_half(scene: Path, tmp_path: Path) -> 
             tmp_path / "out",
             pairs,
             TruthMatcher(scene),
-            cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
-            masks=masks,
+            ReconstructionConfig(
+                cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), masks=masks
+            ),
         )
         assert done.results["mapped"]["statistics"]["registered"] == len(names)
         assert done.results["matching"]["matched"] == (len(pairs) if masks else 0)

@@ -18,7 +18,12 @@ from edm_hloc.images.find import find_images
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pairs.rules import read_pairs
-from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS, reconstruct, triangulate_model
+from edm_hloc.pipelines.reconstruct import (
+    RECONSTRUCTION_KEYPOINTS,
+    ReconstructionConfig,
+    reconstruct,
+    triangulate_model,
+)
 from edm_hloc.pipelines.run import Run, duration
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
@@ -51,7 +56,7 @@ def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out,
         pairs_of(scene),
         TruthMatcher(scene),
-        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
+        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
     )
     return out
 
@@ -85,8 +90,8 @@ def test_files_and_record(finished: Path) -> None:
 def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:
     pairs = pairs_of(scene)
     known = load_intrinsics(scene / "truth", find_images(scene / "images"))
-    cameras = CameraOptions(known=known)
-    run = reconstruct(scene / "images", tmp_path, pairs, TruthMatcher(scene), cameras=cameras)
+    config = ReconstructionConfig(cameras=CameraOptions(known=known))
+    run = reconstruct(scene / "images", tmp_path, pairs, TruthMatcher(scene), config)
     model = pycolmap.Reconstruction(tmp_path / "model")
     camera = next(iter(pycolmap.Reconstruction(scene / "truth").cameras.values()))
     assert len(model.cameras) == 1
@@ -104,10 +109,10 @@ def test_photos_that_look_alike(scene: Path, tmp_path: Path) -> None:
     names = find_images(images)
     (images / "bad.png").write_bytes(b"")
     photos = SimilarPhotos(tuple(find_images(images)), RetrievalOptions("sift", 4))
-    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    config = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
     made = set()
     for _ in range(2):
-        run = reconstruct(images, out, photos, TruthMatcher(scene), cameras=cameras)
+        run = reconstruct(images, out, photos, TruthMatcher(scene), config)
         assert run.results["mapped"]["statistics"]["registered"] == 7
         assert set(run.results["matching"]["skipped"]) == {"bad.png"}
         made.add((out / "global-feats-sift.h5").stat().st_mtime_ns)
@@ -125,8 +130,8 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
 
     def again(**changes):  # type: ignore[no-untyped-def]
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.is_file()}
-        options = {"cameras": same} | changes
-        run = reconstruct(scene / "images", out, changes.pop("pairs", pairs), matcher, **options)
+        config = ReconstructionConfig(**({"cameras": same} | changes))
+        run = reconstruct(scene / "images", out, pairs, matcher, config)
         return run, {p.name for p in before if p.exists() and p.stat().st_mtime_ns != before[p]}
 
     run, touched = again()
@@ -135,11 +140,11 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
     _, touched = again(mapping=MappingOptions(min_tri_angle=3.0))
     assert "features.h5" not in touched
     assert "points3D.bin" in touched
-    _, touched = again(quantization=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
+    _, touched = again(keypoints=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
     assert {"features.h5", "matches.h5", "database.db", "points3D.bin"} <= touched
     (out / "model" / "points3D.bin").unlink()
     shutil.rmtree(out / "model")
-    again(quantization=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
+    again(keypoints=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
     assert (out / "model" / "points3D.bin").is_file()
     assert matcher.pairs == 0
 
@@ -153,15 +158,15 @@ def test_a_cut_off_file_is_made_again(
     whole = (out / name).stat().st_size
     with (out / name).open("r+b") as file:
         file.truncate(whole // 2)
-    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    config = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
     matcher = CountingMatcher(scene)
-    run = reconstruct(scene / "images", out, pairs_of(scene), matcher, cameras=cameras)
+    run = reconstruct(scene / "images", out, pairs_of(scene), matcher, config)
     assert name.split("/")[0] in caplog.text
     assert matcher.pairs == 0
     assert (out / name).stat().st_size > 0.9 * whole
     assert run.results["mapped"]["statistics"]["registered"] == 7
     caplog.clear()
-    reconstruct(scene / "images", out, pairs_of(scene), matcher, cameras=cameras)
+    reconstruct(scene / "images", out, pairs_of(scene), matcher, config)
     assert "Made again" not in caplog.text
 
 
@@ -186,7 +191,7 @@ def test_a_damaged_record_costs_time_not_matches(
         out,
         pairs_of(scene),
         matcher,
-        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
+        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
     )
     assert matcher.pairs == 0
     assert run.results["mapped"]["statistics"]["registered"] == 7
@@ -200,7 +205,7 @@ def test_overwrite_and_other_settings(scene: Path, finished: Path, tmp_path: Pat
     with pytest.raises(EdmHlocError, match=r"noise: 0\.3 there, 0\.1 now"):
         reconstruct(scene / "images", out, pairs_of(scene)[:9], other)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    reconstruct(scene / "images", out, pairs_of(scene), other, overwrite=True)
+    reconstruct(scene / "images", out, pairs_of(scene), other, ReconstructionConfig(overwrite=True))
     assert other.pairs == 21
 
 
@@ -220,7 +225,9 @@ def test_another_command_does_not_write_over_a_run(
     del record["settings"]["command"]  # as the oldest records are
     (out / "run.json").write_text(json.dumps(record))
     triangulate_model(scene / "truth", scene / "images", out, pairs, matcher)
-    reconstruct(scene / "images", out, pairs_of(scene), matcher, overwrite=True)
+    reconstruct(
+        scene / "images", out, pairs_of(scene), matcher, ReconstructionConfig(overwrite=True)
+    )
     assert json.loads((out / "run.json").read_text())["settings"]["command"] == "reconstruct"
 
 
@@ -275,7 +282,11 @@ def test_bad_photos_are_left_out(scene: Path, tmp_path: Path) -> None:
     pairs = list(itertools.combinations(find_images(photos), 2))
     known = load_intrinsics(scene / "truth", names)
     run = reconstruct(
-        photos, tmp_path / "out", pairs, TruthMatcher(scene), cameras=CameraOptions(known=known)
+        photos,
+        tmp_path / "out",
+        pairs,
+        TruthMatcher(scene),
+        ReconstructionConfig(cameras=CameraOptions(known=known)),
     )
     assert set(run.results["matching"]["skipped"]) == {names[1], "empty.jpg", "text.jpg"}
     assert run.results["mapped"]["statistics"]["registered"] == 6
@@ -289,8 +300,9 @@ def test_what_the_global_mapper_cannot_keep_is_told_first(scene: Path, tmp_path:
             tmp_path / "out",
             pairs_of(scene),
             TruthMatcher(scene),
-            cameras=CameraOptions(known=known),
-            mapping=MappingOptions(mapper="global"),
+            ReconstructionConfig(
+                cameras=CameraOptions(known=known), mapping=MappingOptions(mapper="global")
+            ),
         )
     assert not (tmp_path / "out").exists()
 
@@ -317,7 +329,13 @@ def test_impossible_cameras_are_told_before_the_matching(
 ) -> None:
     matcher = CountingMatcher(scene)
     with pytest.raises(EdmHlocError, match=message):
-        reconstruct(scene / "images", tmp_path / "out", pairs_of(scene), matcher, cameras=cameras)
+        reconstruct(
+            scene / "images",
+            tmp_path / "out",
+            pairs_of(scene),
+            matcher,
+            ReconstructionConfig(cameras=cameras),
+        )
     assert matcher.pairs == 0
     assert not (tmp_path / "out").exists()
 
