@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -340,7 +341,7 @@ def test_damaged_matches_are_named_and_leave_no_files(tmp_path):
     assert (tmp_path / "f.h5").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "raw"]
 
-    raw["a", "c"] = raw["a", "c"]._replace(scores=np.ones(49, np.float32))
+    raw["a", "c"] = replace(raw["a", "c"], scores=np.ones(49, np.float32))
     with pytest.raises(EdmHlocError, match=r"\('a', 'c'\) differ in length"):
         run_in_memory(raw, list(raw), CONFIG)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -135,7 +136,7 @@ def test_caller_may_reuse_its_arrays(tmp_path: Path) -> None:
     matches = raw(0)
     with RawMatchWriter(tmp_path, {}) as writer:
         writer.add("a", "b", matches)
-        for array in matches:
+        for array in matches.arrays().values():
             array[:] = -1
     with RawMatchReader(tmp_path) as reader:
         assert_same(reader.read("a", "b"), raw(0))
@@ -145,9 +146,9 @@ def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
     good = raw(0)
     with RawMatchWriter(tmp_path, {}) as writer:
         for bad in (
-            good._replace(keypoints0=good.keypoints0[:-1]),
-            good._replace(keypoints1=good.keypoints1.T),
-            good._replace(scores=good.scores[:, None]),
+            replace(good, keypoints0=good.keypoints0[:-1]),
+            replace(good, keypoints1=good.keypoints1.T),
+            replace(good, scores=good.scores[:, None]),
         ):
             with pytest.raises(ValueError, match="must have shape"):
                 writer.add("a", "b", bad)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.spatial import KDTree
 
+from edm_hloc.base.matches import Matches
+
 Pair = tuple[str, str]
 Point = tuple[float, float]
 NO_BINS = 0
@@ -96,7 +98,7 @@ def one_to_one(ids0, ids1, scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def aggregate(
-    raw: Mapping[Pair, Sequence[np.ndarray]],
+    raw: Mapping[Pair, Matches],
     pairs: Sequence[Pair],
     max_error: float,
     cell_size: float,
@@ -106,7 +108,7 @@ def aggregate(
 ):
     """Features {name: (keypoints, scores)} and matches {pair: (matches0, scores0)}.
 
-    `raw` gives keypoints0, keypoints1 and scores of each pair; `fixed` the keypoints of images that
+    `raw` gives the matches of each pair; `fixed` the keypoints of images that
     keep them; `anchors` keypoints and scores that vote before the matches do.
     """
     fixed, anchors = fixed or {}, anchors or {}
@@ -121,7 +123,7 @@ def aggregate(
             images[name].vote(points, scores, cell_side, bin_side)
     ids = {}
     for pair in pairs:
-        *points, scores = raw[pair]
+        *points, scores = raw[pair].arrays().values()
         for side, name in enumerate(pair):
             if name in fixed:
                 ids[pair, side] = nearest(points[side], fixed[name], max_error)
@@ -133,7 +135,7 @@ def aggregate(
     features = {name: image.keypoints(max_kps) for name, image in images.items()}
     matches = {}
     for pair in pairs:
-        *points, scores = raw[pair]
+        *points, scores = raw[pair].arrays().values()
         if max_kps is not None:
             for side, name in enumerate(pair):
                 keypoints = fixed[name] if name in fixed else features[name][0]
