@@ -89,16 +89,19 @@ def skeleton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (folder / name).write_text(textwrap.dedent(text))
     before = {n: m for n, m in sys.modules.items() if n == "hloc" or n.startswith("hloc.")}
     forget("hloc")
+    forget("edm_hloc.hloc_plugin")
     forget("edm_hloc.interop.hloc_plugin")
     monkeypatch.syspath_prepend(folder.parent)
     monkeypatch.setattr(sys, "argv", sys.argv)
     yield folder
     forget("hloc")
+    forget("edm_hloc.hloc_plugin")
     forget("edm_hloc.interop.hloc_plugin")
     sys.modules.update(before)
 
 
 def plugin() -> ModuleType:
+    importlib.import_module("edm_hloc.hloc_plugin")  # which registers
     return importlib.import_module("edm_hloc.interop.hloc_plugin")
 
 

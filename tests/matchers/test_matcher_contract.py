@@ -214,7 +214,7 @@ def test_batch_gives_what_single_gives(matcher: Matcher, tmp_path: Path) -> None
         by_place = [
             np.lexsort(np.hstack([m.keypoints1, m.keypoints0]).T) for m in (batched, single)
         ]
-        for ours, theirs in zip(batched, single, strict=True):
+        for ours, theirs in zip(batched.arrays().values(), single.arrays().values(), strict=True):
             np.testing.assert_allclose(ours[by_place[0]], theirs[by_place[1]], atol=1e-3)
 
 
@@ -227,7 +227,7 @@ def test_determinism(name: str, weights: dict[str, str], tmp_path: Path) -> None
         features = [encode(matcher, tmp_path, image) for image in images]
         runs.append((matcher.match(*features), matcher.match(*features), dict(matcher.provenance)))
     for again in (runs[0][1], *runs[1][:2]):
-        for array, other in zip(runs[0][0], again, strict=True):
+        for array, other in zip(runs[0][0].arrays().values(), again.arrays().values(), strict=True):
             np.testing.assert_array_equal(array, other)
     assert runs[0][2] == runs[1][2]
 
@@ -361,7 +361,14 @@ def test_refined_matches_have_a_corner_of_either_photo(
     def kept(side: int) -> float:
         corners = pair[side].transform.to_original(pair[side].data[1].corners.reshape(-1, 2))
         places = {tuple(point) for point in np.round(corners, 3)}
-        return float(np.mean([tuple(point) in places for point in np.round(found[side], 3)]))
+        return float(
+            np.mean(
+                [
+                    tuple(point) in places
+                    for point in np.round((found.keypoints0, found.keypoints1)[side], 3)
+                ]
+            )
+        )
 
     # half of them of one, half of the other; now and then the two fall together
     assert 0.95 < kept(0) + kept(1) < 1.5

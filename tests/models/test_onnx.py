@@ -149,7 +149,12 @@ def shares_in_common(first: Path, second: Path) -> list[float]:
         shares = []
         for pair in PAIRS:
             cells = [
-                {tuple(row) for row in np.round(np.hstack(r.read(*pair)[:2]), 1).tolist()}
+                {
+                    tuple(row)
+                    for row in np.round(
+                        np.hstack(list(r.read(*pair).arrays().values())[:2]), 1
+                    ).tolist()
+                }
                 for r in (a, b)
             ]
             assert len(cells[0]) > 20

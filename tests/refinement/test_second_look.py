@@ -52,7 +52,9 @@ def edm() -> Matcher:
 
 def right(found: Matches, warp: np.ndarray, scale: float = 1.0, within: float = 3.0) -> int:
     """Matches that obey a warp of the network's pixels to so many of them."""
-    points0, points1 = ((points + 0.5) / scale - 0.5 for points in found[:2])
+    points0, points1 = (
+        (points + 0.5) / scale - 0.5 for points in (found.keypoints0, found.keypoints1)
+    )
     away = np.linalg.norm(points0 @ warp[:2, :2].T + warp[:2, 2] - points1, axis=1)
     return int((away < within).sum())
 
@@ -78,7 +80,7 @@ def test_it_finds_what_the_first_look_misses(name: str, edm: Matcher) -> None:
     # 40 × 32 cells; of twice as far, a quarter is seen
     assert right(found, WARPS[name], 1.5) > 150
     assert right(found, WARPS[name], 1.5) > 0.9 * len(found.scores)
-    for points in found[:2]:
+    for points in (found.keypoints0, found.keypoints1):
         assert (points >= 0).all()
         assert (points <= np.array([1.5 * WIDTH, 1.5 * HEIGHT]) - 1).all()
 
