@@ -42,10 +42,12 @@ from edm_hloc.localization.scans import ScanPoints, look_up_points
 from edm_hloc.mapping.sfm import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
-from edm_hloc.pairs.from_retrieval import RetrievalOptions, retrieve
-from edm_hloc.pairs.rules import from_covisibility
+from edm_hloc.pairs.covisibility import from_covisibility
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc, query_camera
+from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from tests.scenes import TruthMatcher
@@ -85,13 +87,13 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
         cameras = dataset.queries()
         images, queries = dataset.images, list(cameras)
         database = model_names(dataset.model)
-        found = retrieve(run, options, images, queries, database)
+        found = retrieve(run, options, RetrievalImages(images, queries, database))
         pairs = from_covisibility(dataset.model, args.covisible)
     else:
         rooms = InLocDataset(data)
         images, queries, database = data, rooms.queries(), rooms.database()
         cameras = {q: query_camera(*photo_size(data / q)) for q in queries}
-        found = retrieve(run, options, images, queries, database)
+        found = retrieve(run, options, RetrievalImages(images, queries, database))
         pairs = []
     query_pairs = [(query, image) for query, names in found.items() for image in names]
     write_sift(images, [*pairs, *query_pairs], features, matches)

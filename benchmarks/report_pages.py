@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
-from edm_hloc.pairs.rules import write_pairs
+from edm_hloc.pairs.files import write_pairs
 from edm_hloc.pipelines.run import peak_memory_mib, versions
 from edm_hloc.report.page import make_report
 from edm_hloc.synthetic.dataset import make_photo_collection

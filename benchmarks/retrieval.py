@@ -26,14 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
 from edm_hloc.matchers.edm import default_device
-from edm_hloc.pairs.retrieval import (
-    LocalFeatures,
-    compute_descriptors,
-    edm_features,
-    most_similar,
-    retrieved,
-    sift_features,
-)
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.local_features import SIFT, LocalFeatures, edm_features
+from edm_hloc.pairs.retrieval import images_by_query, most_similar
+from edm_hloc.pairs.vlad import vlad_descriptors
 from edm_hloc.synthetic.localization import make_aachen, make_inloc
 from tests.scenes import TruthMatcher
 
@@ -45,8 +41,8 @@ def search(
 ) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "global.h5"
-        compute_descriptors(images, database, queries, path, local)
-        return retrieved(
+        vlad_descriptors(RetrievalImages(images, queries, database), path, local)
+        return images_by_query(
             (query, image) for query, image, _ in most_similar(path, queries, database, k)
         )
 
@@ -103,7 +99,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8)
     args = parser.parse_args()
     device = torch.device(default_device())
-    methods: dict[str, LocalFeatures] = {"sift": sift_features, "edm": edm_features(device)[0]}
+    methods: dict[str, LocalFeatures] = {"sift": SIFT, "edm": edm_features(None, device)}
     if args.what == "places":
         for method, local in methods.items():
             start = time.process_time()

@@ -44,9 +44,9 @@ from edm_hloc.localization.queries import localize_queries
 from edm_hloc.mapping import sfm
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
+from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.retrieval import most_similar
-from edm_hloc.pairs.rules import from_covisibility
 from edm_hloc.pipelines.aachen import AachenOptions
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
 from edm_hloc.pipelines.run import peak_memory_mib

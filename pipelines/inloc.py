@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
-from edm_hloc.pairs.from_retrieval import RetrievalOptions
+from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
 
 

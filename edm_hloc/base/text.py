@@ -1,4 +1,4 @@
-"""Text files with one record a line: lists of pairs, poses, intrinsics."""
+"""Reading text files: as a whole, or by lines with one record each."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ from pathlib import Path
 from edm_hloc.base.errors import EdmHlocError
 
 
-def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
-    """The lines that are neither empty nor comments ("#"), stripped, with their numbers from 1.
+def read_text(path: Path, what: str) -> str:
+    """The content of a text file in UTF-8, without a byte-order mark.
 
     Args:
-        path: the file, UTF-8 with or without a byte-order mark.
-        what: what it holds, for the message, such as "list of pairs".
+        path: of the file.
+        what: what it holds, for the error message, such as "list of pairs".
 
     Raises:
-        EdmHlocError: the file cannot be read or is no text.
+        EdmHlocError: the file cannot be read or is not text in UTF-8.
     """
     try:
-        text = Path(path).read_text("utf-8-sig")
+        return Path(path).read_text("utf-8-sig")
     except OSError as error:
         raise EdmHlocError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise EdmHlocError(f"Cannot read the {what} {path}: it is no text in UTF-8.") from error
+
+
+def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a text file that are neither empty nor comments ("#").
+
+    Args:
+        path: of the file, UTF-8 with or without a byte-order mark.
+        what: what it holds, for the error message, such as "list of poses".
+
+    Returns:
+        (line number from 1, line without white space at its ends).
+
+    Raises:
+        EdmHlocError: the file cannot be read or is not text in UTF-8.
+    """
     # Not `splitlines`: names may hold characters that it takes for the end of a line.
-    lines = enumerate(text.split("\n"), start=1)
+    lines = enumerate(read_text(path, what).split("\n"), start=1)
     return [(n, s) for n, line in lines if (s := line.strip()) and not s.startswith("#")]

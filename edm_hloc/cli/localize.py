@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -120,7 +121,7 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
 
 def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     from edm_hloc.localization.pnp import PoseOptions
-    from edm_hloc.pairs.from_retrieval import RetrievalOptions
+    from edm_hloc.pairs.retrieval import RetrievalOptions
 
     if not args.ransac > 0:
         raise EdmHlocError("--ransac must be more than 0 px.")
@@ -305,11 +306,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _names(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdmHlocError(f"Cannot read the list {path}: {error}.") from error
-    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    return [line.split()[0] for _, line in read_lines(path, "list of names")]
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -352,8 +349,8 @@ def _synth(args: argparse.Namespace) -> None:
 
 def _retrieve(args: argparse.Namespace) -> None:
     from edm_hloc.pairs.descriptors import DescriptorReader
-    from edm_hloc.pairs.retrieval import most_similar, select_names, write_scores
-    from edm_hloc.pairs.rules import write_pairs
+    from edm_hloc.pairs.files import write_pairs, write_scores
+    from edm_hloc.pairs.retrieval import most_similar, select_names
 
     with DescriptorReader(args.descriptors) as reader:
         names = reader.names()

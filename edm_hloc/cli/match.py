@@ -46,7 +46,7 @@ def _match(args: argparse.Namespace) -> None:
 
 
 def _pairs(args: argparse.Namespace) -> None:
-    from edm_hloc.pairs.rules import write_pairs
+    from edm_hloc.pairs.files import write_pairs
 
     write_pairs(args.out, options.list_pairs(args))
     print(f"Written     {args.out}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matchers.registry import MatcherName
     from edm_hloc.matching.engine import MatchingConfig
-    from edm_hloc.pairs.from_retrieval import SimilarPhotos
+    from edm_hloc.pairs.retrieval import SimilarPhotos
     from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
@@ -243,7 +243,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     if args.pairs != "retrieval":
         return list_pairs(args)
     from edm_hloc.images.find import find_images
-    from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
+    from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 
     _check_pair_options(args)
     options = RetrievalOptions(args.retrieval or "edm", args.partners or 20)
@@ -255,7 +255,9 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
     from edm_hloc.images.find import find_images
-    from edm_hloc.pairs import rules as pairs
+    from edm_hloc.pairs.covisibility import from_model
+    from edm_hloc.pairs.files import among, from_file
+    from edm_hloc.pairs.rules import exhaustive, sequential
 
     _check_pair_options(args)
     if args.pairs == "retrieval":
@@ -267,14 +269,14 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
     names = find_images(args.images)
     every = args.from_model is None and args.pairs in (None, "exhaustive")
     if args.from_model is not None:
-        found = pairs.from_model(args.from_model, args.partners or 20)
-        listed = pairs.among(names, found, args.from_model)
+        found = from_model(args.from_model, args.partners or 20)
+        listed = among(names, found, args.from_model)
     elif every:
-        listed = pairs.exhaustive(names)
+        listed = exhaustive(names)
     elif args.pairs == "sequential":
-        listed = pairs.sequential(names, args.overlap or 10, args.loop_step)
+        listed = sequential(names, args.overlap or 10, args.loop_step)
     else:
-        listed = pairs.from_file(Path(args.pairs), names)
+        listed = from_file(Path(args.pairs), names)
     print(f"Photos      {len(names)} in {args.images}, {len(listed):,} pairs")
     if not listed:
         raise EdmHlocError(f"There is no pair to match: {args.images} holds {len(names)} photo(s).")

@@ -175,6 +175,18 @@ def verify(name: str) -> str:
     return digest
 
 
+def weights_sha256(weights: str | Path | None = None) -> str:
+    """SHA-256 of the file that `load` would read.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    path = _find(weights)[1]
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}; check the path.")
+    return file_sha256(path)
+
+
 def load(
     weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[EDM, WeightsInfo]:

@@ -1,8 +1,13 @@
-"""H5 files of global descriptors, as hloc writes them."""
+"""H5 files of global descriptors, one vector an image, in hloc's format.
+
+The group is the image's name, its data set `global_descriptor` (D,); hloc's own files hold float16.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -10,18 +15,42 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import H5Reader, H5Writer, check_name, reading
 
 
+@dataclass(frozen=True)
+class RetrievalImages:
+    """Images for which similar ones are retrieved, and those that are searched.
+
+    Attributes:
+        root: folder of all of them.
+        queries: names, relative to `root`.
+        database: names of the images searched; may be the same as `queries`.
+    """
+
+    root: Path
+    queries: Sequence[str]
+    database: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """All images, the database first, each once."""
+        return list(dict.fromkeys([*self.database, *self.queries]))
+
+
 class DescriptorReader(H5Reader):
-    """Reads global descriptors, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+    """Reads a file of global descriptors, ours or hloc's.
+
+    Raises:
+        EdmHlocError: the file is missing or damaged.
+    """
 
     def names(self) -> list[str]:
-        """The names of all images in the file, sorted."""
+        """Names of all images in the file, sorted."""
         return self._groups_with("global_descriptor")
 
     def read(self, names: Sequence[str]) -> np.ndarray:
-        """(len(names), D) float32.
+        """The descriptors of some images, (len(names), D) float32.
 
         Raises:
-            EdmHlocError: an image is not there, or the lengths differ.
+            EdmHlocError: an image has none, or their lengths differ.
         """
         rows = []
         for name in names:
@@ -40,10 +69,18 @@ class DescriptorReader(H5Reader):
 
 
 class DescriptorWriter(H5Writer):
-    """Writes global descriptors as hloc does; use it in a ``with`` block."""
+    """Writes a file of global descriptors, which appears whole when its ``with`` block ends."""
 
     def add(self, name: str, descriptor: np.ndarray) -> None:
-        """Adds one image. Raises EdmHlocError as `FeatureWriter.add`."""
+        """Adds one image.
+
+        Args:
+            name: of the image, relative to the image folder.
+            descriptor: (D,), stored as float32.
+
+        Raises:
+            EdmHlocError: the name cannot be stored or is there already, or the disk is full.
+        """
         check_name(name)
         group = self._create_group(name)
         group.create_dataset("global_descriptor", data=np.asarray(descriptor, np.float32))

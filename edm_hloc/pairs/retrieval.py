@@ -1,63 +1,185 @@
-"""Which database images look like a query: global descriptors, hloc's files of them, exact top-k.
+"""Image retrieval: where the database images of a query come from, and exact nearest neighbours.
 
-Three sources of descriptors, all in hloc's H5 format (group = image name, `global_descriptor`):
-any file that hloc wrote; MegaLoc through torch.hub, which needs the network once; and VLAD over
-EDM's own features or over SIFT, with a vocabulary made of the database at hand, which needs
-nothing.
+The images come from a list of pairs, or from global descriptors: an H5 file that hloc wrote,
+MegaLoc (`megaloc.py`), or VLAD over local descriptors (`vlad.py`). `pipelines/retrieval.py` puts
+these together and keeps the files in a run's folder.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from scipy.cluster.vq import kmeans2, vq
-from tqdm import tqdm
 
-from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.files import write_whole
-from edm_hloc.base.h5 import Provenance
-from edm_hloc.images.load import load_image
-from edm_hloc.models.weights import load as load_weights
-from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.grid import blocks
+from edm_hloc.pairs.descriptors import DescriptorReader
+from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.vlad import VladConfig
 
-logger = logging.getLogger(__name__)
-
-LocalFeatures = Callable[[Path], np.ndarray]
-"""A photo → its (N, D) float32 local descriptors. Raises ImageError."""
-
-_THREADS = 2  # that read photos
-_BLOCK = 2048  # images whose descriptors are in memory at a time, on either side
-_SIFT_SIZE, _SIFT_FEATURES = 640, 1500
-_EDM_SIZE = 512
-_HUB = ("gmberton/MegaLoc", "get_trained_model", 322)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_BLOCK = 2048  # images whose descriptors are in memory at a time, of queries and of the database
 
 
-# --------------------------------------------------------------------------- search
+@dataclass(frozen=True)
+class RetrievalOptions:
+    """Where the database images of each query come from.
+
+    Attributes:
+        how: "sift" or "edm" (VLAD over these local descriptors) or "megaloc", which are computed;
+            or the path of a file: a list of pairs as hloc writes it, the query first in each line,
+            or an H5 file with the global descriptors of all images.
+        number: of database images retrieved for each query.
+        vlad: configuration of the VLAD descriptors ("sift" and "edm").
+    """
+
+    how: str = "sift"
+    number: int = 50
+    vlad: VladConfig = field(default_factory=VladConfig)
+
+    @property
+    def label(self) -> str:
+        """The method's name in file names: "netvlad" for the file pairs-query-netvlad50.txt."""
+        if not self.is_file:
+            return self.how
+        stem = Path(self.how).stem.removeprefix("pairs-query-").removeprefix("global-feats-")
+        return stem.rstrip("0123456789") or "file"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `how` is the path of a file."""
+        return self.how not in ("edm", "sift", "megaloc")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether `how` is the path of a list of pairs."""
+        return self.is_file and Path(self.how).suffix != ".h5"
+
+    def check(self) -> None:
+        """Raises EdmHlocError if `number` is below 1 or the file is missing."""
+        if self.number < 1:
+            raise EdmHlocError("The number of images to retrieve must be at least 1.")
+        if self.is_file and not Path(self.how).is_file():
+            raise EdmHlocError(
+                f"No such retrieval file: {self.how}. Give hloc's list of pairs (such as "
+                "pairs-query-netvlad50.txt), an H5 file of global descriptors, or 'sift' to have "
+                "the pairs computed here."
+            )
+
+
+def check_retrieval(
+    options: RetrievalOptions, queries: Sequence[str], database: Sequence[str]
+) -> None:
+    """Checks a given file, before hours of other work depend on it.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or none of the queries is in it.
+    """
+    options.check()
+    if options.is_list:
+        images_in_list(options, queries, database)
+    elif options.is_file:
+        images_with_descriptor(Path(options.how), queries, database)
+
+
+@dataclass(frozen=True)
+class SimilarPhotos:
+    """Pairs that are found by retrieval: each photo with those whose descriptors are nearest.
+
+    Attributes:
+        names: of the photos, at least two.
+        options: source of the descriptors (not a list of pairs), and number of partners of each
+            photo.
+    """
+
+    names: tuple[str, ...]
+    options: RetrievalOptions = RetrievalOptions("edm", 20)
+
+    def check(self) -> None:
+        """Raises EdmHlocError if there are fewer than two photos or the file cannot be used."""
+        if len(self.names) < 2:
+            raise EdmHlocError(f"There is no pair to match: there are {len(self.names)} photo(s).")
+        if self.options.is_list:
+            raise EdmHlocError(
+                f"{self.options.how} is no H5 file of global descriptors. A list of pairs goes in "
+                "with --pairs."
+            )
+        check_retrieval(self.options, self.names, self.names)
+
+
+# --------------------------------------------------------------------------- lists of pairs
+
+
+def images_in_list(
+    options: RetrievalOptions, queries: Sequence[str], database: Sequence[str]
+) -> dict[str, list[str]]:
+    """The first `options.number` images that a list of pairs has for each of the queries.
+
+    Args:
+        options: with the path of the list.
+        queries, database: names, which tell where a name ends that holds spaces. The list may name
+            other images too.
+
+    Raises:
+        EdmHlocError: the list cannot be read, or has none of the queries.
+    """
+    found = images_by_query(read_pairs(Path(options.how), [*queries, *database]))
+    found = {q: found[q][: options.number] for q in queries if q in found}
+    if not found:
+        raise EdmHlocError(
+            f"{options.how} lists none of the {len(queries)} queries. Names must be relative to "
+            f"the image folder, like {queries[0]!r}."
+        )
+    return found
+
+
+def images_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """The second images of each first one in the order of the list, without repeats."""
+    images: dict[str, dict[str, None]] = defaultdict(dict)
+    for query, image in pairs:
+        images[query][image] = None
+    return {query: list(names) for query, names in images.items()}
+
+
+# --------------------------------------------------------------------------- descriptors
+
+
+def images_with_descriptor(
+    descriptors: Path, queries: Sequence[str], database: Sequence[str]
+) -> set[str]:
+    """The names of all images in an H5 file of global descriptors.
+
+    Raises:
+        EdmHlocError: it cannot be read, or has no query or no database image.
+    """
+    with DescriptorReader(descriptors) as reader:
+        known = set(reader.names())
+    if known.isdisjoint(queries) or known.isdisjoint(database):
+        raise EdmHlocError(
+            f"{descriptors} has no descriptors of these images, queries or database; its names are "
+            f"like {min(known, default='nothing')!r}."
+        )
+    return known
 
 
 def most_similar(
     descriptors: Path, queries: Sequence[str], database: Sequence[str], k: int
 ) -> list[tuple[str, str, float]]:
-    """The `k` database images nearest to each query, best first: query, image, dot product.
+    """The `k` nearest database images of each query by the dot product of global descriptors.
 
-    Exact; memory holds two blocks of descriptors. An image is never paired with itself.
+    The search is exact. Two blocks of descriptors are in memory at a time. An image is never
+    paired with itself.
 
     Args:
-        descriptors: H5 file with the descriptors of all.
+        descriptors: H5 file with the descriptors of all of them.
         queries, database: names.
-        k: images for each query.
+        k: number of images for each query.
+
+    Returns:
+        (query, image, dot product), the queries in their order, the largest product first.
 
     Raises:
         EdmHlocError: the file cannot be read, a descriptor is missing, or `k` is below 1.
@@ -66,12 +188,13 @@ def most_similar(
         raise EdmHlocError("The number of images to retrieve must be at least 1.")
     found: list[tuple[str, str, float]] = []
     with DescriptorReader(descriptors) as reader:
-        for some in _blocks(queries):
+        for query_block in blocks(len(queries), _BLOCK):
+            some = queries[query_block]
             rows = reader.read(some)
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
-            for start in range(0, len(database), _BLOCK):
-                names = database[start : start + _BLOCK]
+            for block in blocks(len(database), _BLOCK):
+                names = database[block]
                 columns = reader.read(names)
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
@@ -84,7 +207,7 @@ def most_similar(
                     if name in index:
                         scores[i, index[name]] = -np.inf
                 best = np.hstack([best, scores])
-                number = np.broadcast_to(np.arange(start, start + len(names)), scores.shape)
+                number = np.broadcast_to(np.arange(block.start, block.stop), scores.shape)
                 place = np.hstack([place, number])
                 order = np.lexsort((place, -best), axis=1)[:, :k]
                 best = np.take_along_axis(best, order, axis=1)
@@ -96,220 +219,13 @@ def most_similar(
     return found
 
 
-def write_scores(path: Path, found: Iterable[tuple[str, str, float]]) -> None:
-    """Writes query, image and score, a line each, beside hloc's list of pairs, which has none."""
-    write_whole(path, "".join(f"{a} {b} {score:.6f}\n" for a, b, score in found))
-
-
-def retrieved(pairs: Iterable[Pair]) -> dict[str, list[str]]:
-    """The images of each query in the order of the list, each once."""
-    images: dict[str, dict[str, None]] = defaultdict(dict)
-    for query, image in pairs:
-        images[query][image] = None
-    return {query: list(names) for query, names in images.items()}
-
-
-def _blocks(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), _BLOCK):
-        yield names[start : start + _BLOCK]
-
-
-# --------------------------------------------------------------------------- VLAD
-
-
-@dataclass(frozen=True)
-class VladConfig:
-    """VLAD (Jégou et al., CVPR 2010) with each word's sum normalised (Arandjelović et al., 2013).
-
-    Attributes:
-        words: of the vocabulary.
-        images: of the database, evenly picked, that make the vocabulary.
-        per_image: local descriptors that each of them gives.
-        seed: of the vocabulary.
-    """
-
-    words: int = 64
-    images: int = 200
-    per_image: int = 300
-    seed: int = 0
-
-
-def compute_descriptors(
-    image_root: Path,
-    database: Sequence[str],
-    queries: Sequence[str],
-    out: Path,
-    local: LocalFeatures,
-    config: VladConfig | None = None,
-    provenance: Provenance | None = None,
-) -> dict[str, str]:
-    """Writes VLAD descriptors of all images; gives why images have none, by name.
-
-    Args:
-        image_root: folder of the images.
-        database: images that make the vocabulary.
-        queries: more images.
-        out: H5 file to write, hloc's format.
-        local: local descriptors of a photo.
-        config: the vocabulary.
-        provenance: stored in the file.
-
-    Raises:
-        EdmHlocError: no image of the database can be read, or the file cannot be written.
-    """
-    config = config or VladConfig()
-    skipped: dict[str, str] = {}
-
-    def extract(name: str) -> tuple[str, np.ndarray | None]:
-        try:
-            return name, local(image_root / name)
-        except ImageError as error:
-            skipped[name] = str(error)
-            return name, None
-
-    rng = np.random.default_rng(config.seed)
-    step = max(1, len(database) // config.images)
-    sample = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _, found in _progress(pool, extract, database[::step][: config.images], "Vocabulary"):
-            if found is not None and len(found):
-                rows = rng.permutation(len(found))[: config.per_image]
-                sample.append(found[rows])
-        if not sample:
-            raise EdmHlocError(
-                f"No image of the database in {image_root} gives a descriptor. "
-                f"{next(iter(skipped.values()), '')}"
-            )
-        words = vocabulary(np.concatenate(sample), config)
-        names = list(dict.fromkeys([*database, *queries]))
-        with DescriptorWriter(out, provenance or {}) as writer:
-            for name, found in _progress(pool, extract, names, "Global descriptors"):
-                if found is not None:
-                    writer.add(name, vlad(found, words))
-    for reason in skipped.values():
-        logger.warning("Skipping a photo: %s", reason)
-    return skipped
-
-
-def _progress(
-    pool: ThreadPoolExecutor,
-    work: Callable[[str], tuple[str, Any]],
-    names: Sequence[str],
-    title: str,
-    ahead: int = 8,
-) -> Iterator[tuple[str, Any]]:
-    """Results in order, with a few ahead in threads: all at once would fill the memory."""
-    rest = iter(names)
-    waiting = [pool.submit(work, name) for name in islice(rest, ahead)]
-    for _ in tqdm(names, desc=title, unit="photo", disable=None):
-        result = waiting.pop(0).result()
-        waiting += [pool.submit(work, name) for name in islice(rest, 1)]
-        yield result
-
-
-def vocabulary(descriptors: np.ndarray, config: VladConfig) -> np.ndarray:
-    """(words, D) float32 centres of (N, D) local descriptors; fewer words where N is small."""
-    count = max(1, min(config.words, len(descriptors) // 4))
-    rng = np.random.default_rng(config.seed)
-    first = descriptors[rng.permutation(len(descriptors))[:count]]
-    centres, _ = kmeans2(descriptors.astype(np.float32), first, iter=15, minit="matrix")
-    return np.asarray(centres, np.float32)
-
-
-def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """(N, D) local descriptors → (words · D,) float32 of length 1; zeros where there are none."""
-    sums = np.zeros(words.shape, np.float32)
-    if len(descriptors):
-        nearest, _ = vq(descriptors.astype(np.float32), words)
-        np.add.at(sums, nearest, descriptors - words[nearest])
-    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    flat = sums.ravel()
-    return flat / max(float(np.linalg.norm(flat)), 1e-12)
-
-
-# --------------------------------------------------------------------------- local descriptors
-
-
-def sift_features(path: Path) -> np.ndarray:
-    """RootSIFT: (N, 128)."""
-    image = load_image(path, resize_max=_SIFT_SIZE, divisor=8)
-    grey = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
-    sift: Any = cv2.SIFT.create(nfeatures=_SIFT_FEATURES)
-    _, found = sift.detectAndCompute(grey, None)
-    if found is None:
-        return np.zeros((0, 128), np.float32)
-    found = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)
-    return np.sqrt(found).astype(np.float32)
-
-
-def edm_features(device: torch.device) -> tuple[LocalFeatures, str]:
-    """Features of EDM's backbone, one of length 1 for every 16 px, and the weights' SHA-256.
-
-    The best weights on this computer are taken, whatever the matcher is.
-    """
-    model, weights = load_weights(None, device)
-
-    @torch.inference_mode()
-    def local(path: Path) -> np.ndarray:
-        image = load_image(path, resize_max=_EDM_SIZE, divisor=32)
-        x16 = model.backbone(image.tensor[None].to(device))[1]
-        rows = torch.nn.functional.normalize(x16[0].flatten(1).T.float(), dim=1)
-        return rows.cpu().numpy()
-
-    return local, weights.sha256
-
-
-# --------------------------------------------------------------------------- MegaLoc
-
-
-def hub_descriptors(
-    image_root: Path, names: Sequence[str], out: Path, device: torch.device
-) -> dict[str, str]:
-    """Writes MegaLoc's descriptors (8,448 numbers) of all images; gives why images have none.
-
-    torch.hub downloads code and weights at the first call.
-
-    Args:
-        image_root, names: the images.
-        out: H5 file to write, hloc's format.
-        device: of the network.
-
-    Raises:
-        EdmHlocError: the network cannot be loaded, or the file not be written.
-    """
-    name, entry, size = _HUB
-    try:
-        model = torch.hub.load(name, entry, trust_repo=True)
-    except Exception as error:  # anything from no network to a missing module
-        raise EdmHlocError(
-            f"MegaLoc cannot be loaded from github.com/{name} ({error}). Without "
-            "network take --retrieval sift, or a file of descriptors made elsewhere."
-        ) from error
-    model = model.eval().to(device)
-    mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)
-    skipped: dict[str, str] = {}
-    with DescriptorWriter(out, {"retrieval": "megaloc"}) as writer, torch.inference_mode():
-        for photo in tqdm(names, desc="Global descriptors", unit="photo", disable=None):
-            try:
-                image = load_image(image_root / photo, resize_max=None, grayscale=False, divisor=1)
-            except ImageError as error:
-                skipped[photo] = str(error)
-                logger.warning("Skipping a photo: %s", error)
-                continue
-            square = torch.nn.functional.interpolate(
-                ((image.tensor - mean) / std)[None], (size, size), mode="bilinear", antialias=True
-            )
-            writer.add(photo, model(square.to(device))[0].float().cpu().numpy())
-    return skipped
-
-
 def select_names(
     names: Sequence[str], prefixes: Sequence[str] = (), listed: Collection[str] | None = None
 ) -> list[str]:
-    """The names that are in a list, or begin with one of `prefixes`; all without either.
+    """The names that are in `listed`, else those that begin with one of `prefixes`, else all.
 
     Raises:
-        EdmHlocError: there is none.
+        EdmHlocError: none is left.
     """
     if listed is not None:
         wanted = set(listed)

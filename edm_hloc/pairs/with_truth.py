@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.files import write_whole
+from edm_hloc.base.text import read_lines
 
 
 class PairWithPose(NamedTuple):
@@ -37,15 +39,9 @@ def read_pairs_with_gt(path: Path) -> list[PairWithPose]:
     Raises:
         EdmHlocError: the file cannot be read, or is malformed; with the line's number.
     """
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EdmHlocError(f"Cannot read the list of pairs {path}: {error}.") from error
     pairs = []
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(path, "list of pairs"):
         words = line.split()
-        if not words:
-            continue
         try:
             values = np.array(words[4:], dtype=float)
             if len(values) != 34 or not np.isfinite(values).all():
@@ -76,7 +72,7 @@ def write_pairs_with_gt(path: Path, pairs: Iterable[PairWithPose]) -> None:
         numbers = np.concatenate([m.ravel() for m in (pair.K0, pair.K1, pair.T_0to1)])
         words = [pair.name0, pair.name1, str(pair.rotation0), str(pair.rotation1)]
         lines.append(" ".join([*words, *(f"{v:.17g}" for v in numbers)]))
-    Path(path).write_text("\n".join(lines) + "\n", "utf-8")
+    write_whole(path, "\n".join(lines) + "\n")
 
 
 def read_index(path: Path, *required: str) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from edm_hloc.localization.results import QueryPose
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
-from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
-from edm_hloc.pairs.rules import from_covisibility
+from edm_hloc.pairs.covisibility import from_covisibility
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, match_queries, submit
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, triangulate_model
+from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run, fingerprint_of
 
 SOURCE = (
@@ -168,9 +170,8 @@ def localize_aachen(
         points = ModelPoints(out / "sfm" / "model")
         queries = list(cameras_known)
         cameras, bad = query_cameras(data.images, queries, cameras_known)
-        found = retrieve(
-            run, options.retrieval, data.images, queries, points.names(), matcher.device
-        )
+        images = RetrievalImages(data.images, queries, points.names())
+        found = retrieve(run, options.retrieval, images, matcher)
         matched = match_queries(
             run,
             data.images,

@@ -24,8 +24,10 @@ from edm_hloc.localization.results import QueryPose
 from edm_hloc.localization.scans import ScanPoints, alignment_path, look_up_points
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
-from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.localize import find_poses, match_queries, submit
+from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run, fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -151,7 +153,8 @@ def localize_inloc(
                 cameras[query] = query_camera(*photo_size(data.root / query))
             except ImageError as error:
                 bad[query] = str(error)
-        found = retrieve(run, options.retrieval, data.root, queries, database, matcher.device)
+        images = RetrievalImages(data.root, queries, database)
+        found = retrieve(run, options.retrieval, images, matcher)
         matched = match_queries(
             run, data.root, found, matcher, options.quantization, dense, None, overwrite=overwrite
         )

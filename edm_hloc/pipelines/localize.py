@@ -32,8 +32,10 @@ from edm_hloc.localization.queries import localize_queries, query_cameras
 from edm_hloc.localization.results import LocalizationSummary, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
-from edm_hloc.pairs.from_retrieval import RetrievalOptions, check_retrieval, retrieve
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.reconstruct import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run, fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,7 @@ def localize_photos(
         known |= in_model
         cameras, problems = _query_cameras(query_root, queries, known)
         usable = [query for query in queries if query not in problems]
-        found = retrieve(run, retrieval, root, usable, there, matcher.device)
+        found = retrieve(run, retrieval, RetrievalImages(root, usable, there), matcher)
 
         keypoints = out / "model-keypoints.h5"
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())

@@ -32,8 +32,10 @@ from edm_hloc.mapping.sfm import build_database, map_database, triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.masked import MaskedMatchReader
-from edm_hloc.pairs.from_retrieval import SimilarPhotos, similar_pairs
-from edm_hloc.pairs.rules import Pair, names_in, write_pairs
+from edm_hloc.pairs.files import write_pairs
+from edm_hloc.pairs.retrieval import SimilarPhotos
+from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pipelines.retrieval import similar_pairs
 from edm_hloc.pipelines.run import Run
 
 # Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
@@ -153,7 +155,7 @@ def find_pairs(
 ) -> Sequence[Pair]:
     """The pairs, which are looked for if they are not given. Raises EdmHlocError."""
     if isinstance(pairs, SimilarPhotos):
-        return similar_pairs(run, pairs, image_root, matcher.device)
+        return similar_pairs(run, pairs, image_root, matcher)
     return pairs
 
 

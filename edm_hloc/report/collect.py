@@ -28,7 +28,8 @@ from edm_hloc.localization.results import QueryPose
 from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.mapping.sfm import diagnose, to_colmap
 from edm_hloc.matching.reader import RawMatchReader
-from edm_hloc.pairs.rules import Pair, read_pairs
+from edm_hloc.pairs.files import read_pairs
+from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.aachen import AachenDataset
 from edm_hloc.pipelines.inloc import InLocDataset
 from edm_hloc.report.scene import Points, View, picture_size, views_of

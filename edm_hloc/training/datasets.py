@@ -259,7 +259,7 @@ def colmap_scenes(model: Path, images: Path) -> list[PairList]:
         from scipy.sparse import triu
 
         from edm_hloc.base.colmap import posed_images, read_model
-        from edm_hloc.pairs.rules import visibility
+        from edm_hloc.pairs.covisibility import visibility
     except ImportError as error:
         raise EdmHlocError("training on a COLMAP model needs pycolmap and scipy") from error
 

@@ -10,8 +10,7 @@ import pytest
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.pairs.retrieval import write_scores
-from edm_hloc.pairs.rules import write_pairs
+from edm_hloc.pairs.files import write_pairs, write_scores
 from edm_hloc.pipelines.run import Run
 
 

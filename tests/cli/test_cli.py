@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from edm_hloc import cli
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
-from edm_hloc.pairs.rules import write_pairs
+from edm_hloc.pairs.files import write_pairs
 from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.pipelines.run import Run
 from tests.models.test_edm_golden import reference_state

@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.pairs import rules as pairs_module
-from edm_hloc.pairs.rules import (
-    exhaustive,
-    from_covisibility,
-    from_file,
-    from_model,
-    from_poses,
-    read_pairs,
-    sequential,
-    unique_pairs,
-    write_pairs,
-)
+from edm_hloc.pairs import covisibility
+from edm_hloc.pairs.covisibility import from_covisibility, from_model, from_poses
+from edm_hloc.pairs.files import from_file, read_pairs, write_pairs
+from edm_hloc.pairs.rules import exhaustive, sequential, unique_pairs
 
 NAMES = [f"{i}.jpg" for i in range(7)]
 file_names = st.text(
@@ -176,7 +168,7 @@ def test_covisibility_golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     expected = from_covisibility(model, 1)
     reads = []
     monkeypatch.setattr(
-        pairs_module, "read_model", lambda path: reads.append(path) or read_model(path)
+        covisibility, "read_model", lambda path: reads.append(path) or read_model(path)
     )
     assert from_model(model, 1) == expected
     assert reads == [model]
@@ -187,7 +179,9 @@ def test_covisibility_golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_covisibility_equals_plain_counting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edm_hloc.pairs.rules._BLOCK", 5)  # several blocks, the last one short
+    monkeypatch.setattr(
+        "edm_hloc.pairs.covisibility._BLOCK", 5
+    )  # several blocks, the last one short
     rng = np.random.default_rng(0)
     tracks = [list(map(int, rng.choice(23, rng.integers(2, 6), replace=False))) for _ in range(200)]
     model = write_model(tmp_path / "m", rng.normal(size=(23, 3)), np.zeros(23), tracks)
@@ -225,7 +219,7 @@ def test_poses_golden(tmp_path: Path) -> None:
 
 
 def test_poses_equal_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edm_hloc.pairs.rules._BLOCK", 4)
+    monkeypatch.setattr("edm_hloc.pairs.covisibility._BLOCK", 4)
     rng = np.random.default_rng(1)
     centres, turns = rng.normal(size=(13, 3)), rng.uniform(0, 90, 13)
     names = [f"{i:02}.jpg" for i in range(13)]

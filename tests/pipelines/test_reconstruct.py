@@ -16,8 +16,8 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, load_intrinsics
 from edm_hloc.images.find import find_images
 from edm_hloc.mapping.mappers import MappingOptions
-from edm_hloc.pairs.from_retrieval import RetrievalOptions, SimilarPhotos
-from edm_hloc.pairs.rules import read_pairs
+from edm_hloc.pairs.files import read_pairs
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pipelines.reconstruct import (
     RECONSTRUCTION_KEYPOINTS,
     ReconstructionConfig,

@@ -25,7 +25,7 @@ from edm_hloc.localization.scans import ScanPoints, read_scan, scan_alignment, s
 from edm_hloc.localization.submission import check_submission
 from edm_hloc.mapping.mappers import MappingOptions
 from edm_hloc.pairs.descriptors import DescriptorWriter
-from edm_hloc.pairs.from_retrieval import RetrievalOptions
+from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import localize_photos

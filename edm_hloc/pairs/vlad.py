@@ -1,0 +1,143 @@
+"""VLAD: one global descriptor of a photo, aggregated from its local ones.
+
+The vocabulary is made of the database at hand, so that nothing has to be downloaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.cluster.vq import kmeans2, vq
+from tqdm import tqdm
+
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
+from edm_hloc.pairs.local_features import LocalFeatures
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 2  # that read photos and extract local descriptors
+
+
+@dataclass(frozen=True)
+class VladConfig:
+    """VLAD (Jégou et al., CVPR 2010) with each word's residual sum normalised (Arandjelović and
+    Zisserman, CVPR 2013).
+
+    Attributes:
+        words: size of the vocabulary (k-means centres).
+        images: number of database images, evenly spaced in the list, that the vocabulary is made
+            of.
+        per_image: number of local descriptors, drawn at random, that each of them contributes.
+        seed: of the draw and of k-means.
+    """
+
+    words: int = 64
+    images: int = 200
+    per_image: int = 300
+    seed: int = 0
+
+
+def vlad_descriptors(
+    images: RetrievalImages, out: Path, local: LocalFeatures, config: VladConfig | None = None
+) -> dict[str, str]:
+    """Writes VLAD descriptors of all images.
+
+    Args:
+        images: queries and database; the vocabulary is made of the database.
+        out: H5 file to write, in hloc's format.
+        local: local descriptors of a photo.
+        config: the vocabulary.
+
+    Returns:
+        The images that were skipped because they cannot be read, with the reason.
+
+    Raises:
+        EdmHlocError: no image of the database has local descriptors, or the file cannot be
+            written.
+    """
+    config = config or VladConfig()
+    skipped: dict[str, str] = {}
+
+    def extract(name: str) -> tuple[str, np.ndarray | None]:
+        try:
+            return name, local.extract(images.root / name)
+        except ImageError as error:
+            skipped[name] = str(error)
+            return name, None
+
+    rng = np.random.default_rng(config.seed)
+    step = max(1, len(images.database) // config.images)
+    sampled_images = images.database[::step][: config.images]
+    sample = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _, found in _in_order(pool, extract, sampled_images, "Vocabulary"):
+            if found is not None and len(found):
+                rows = rng.permutation(len(found))[: config.per_image]
+                sample.append(found[rows])
+        if not sample:
+            raise EdmHlocError(
+                f"No image of the database in {images.root} gives a descriptor. "
+                f"{next(iter(skipped.values()), '')}"
+            )
+        words = vocabulary(np.concatenate(sample), config)
+        provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
+        with DescriptorWriter(out, provenance) as writer:
+            for name, found in _in_order(pool, extract, images.names, "Global descriptors"):
+                if found is not None:
+                    writer.add(name, vlad(found, words))
+    for reason in skipped.values():
+        logger.warning("Skipping a photo: %s", reason)
+    return skipped
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[str], tuple[str, Any]],
+    names: Sequence[str],
+    title: str,
+    ahead: int = 8,
+) -> Iterator[tuple[str, Any]]:
+    """Results in the order of `names`; at most `ahead` are computed before they are needed, so
+    that memory does not grow with the number of images."""
+    rest = iter(names)
+    waiting = [pool.submit(work, name) for name in islice(rest, ahead)]
+    for _ in tqdm(names, desc=title, unit="photo", disable=None):
+        result = waiting.pop(0).result()
+        waiting += [pool.submit(work, name) for name in islice(rest, 1)]
+        yield result
+
+
+def vocabulary(descriptors: np.ndarray, config: VladConfig) -> np.ndarray:
+    """(words, D) float32 k-means centres of (N, D) local descriptors; at most N / 4 words."""
+    count = max(1, min(config.words, len(descriptors) // 4))
+    rng = np.random.default_rng(config.seed)
+    first = descriptors[rng.permutation(len(descriptors))[:count]]
+    centres, _ = kmeans2(descriptors.astype(np.float32), first, iter=15, minit="matrix")
+    return np.asarray(centres, np.float32)
+
+
+def vlad(descriptors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """VLAD descriptor of a photo.
+
+    Args:
+        descriptors: (N, D) local descriptors.
+        words: (W, D) vocabulary.
+
+    Returns:
+        (W · D,) float32 of length 1; zeros where there are no local descriptors.
+    """
+    sums = np.zeros(words.shape, np.float32)
+    if len(descriptors):
+        nearest, _ = vq(descriptors.astype(np.float32), words)
+        np.add.at(sums, nearest, descriptors - words[nearest])
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    flat = sums.ravel()
+    return flat / max(float(np.linalg.norm(flat)), 1e-12)

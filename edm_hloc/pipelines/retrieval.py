@@ -1,0 +1,171 @@
+"""The retrieval step of a run: the database images of each query, or pairs of similar photos.
+
+OUT/global-feats-HOW.h5     global descriptors, where they are computed (hloc's format)
+OUT/pairs-query-HOWk.txt    database images of each query, most similar first (hloc's list)
+OUT/scores-query-HOWk.txt   the same with similarities, where descriptors were compared
+OUT/scores-HOWk.txt         for each photo the most similar others, with similarities
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edm_hloc.images.find import image_stamps
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.models.weights import WeightsInfo, weights_sha256
+from edm_hloc.pairs.descriptors import RetrievalImages
+from edm_hloc.pairs.files import write_pairs, write_scores
+from edm_hloc.pairs.local_features import SIFT, edm_features
+from edm_hloc.pairs.megaloc import megaloc_descriptors
+from edm_hloc.pairs.retrieval import (
+    RetrievalOptions,
+    SimilarPhotos,
+    images_by_query,
+    images_in_list,
+    images_with_descriptor,
+    most_similar,
+)
+from edm_hloc.pairs.rules import Pair, exhaustive, sequential, unique_pairs
+from edm_hloc.pairs.vlad import vlad_descriptors
+from edm_hloc.pipelines.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def retrieve(
+    run: Run, options: RetrievalOptions, images: RetrievalImages, matcher: Matcher | None = None
+) -> dict[str, list[str]]:
+    """The database images of each query, most similar first; a step of `run`.
+
+    Args:
+        run: the run in whose folder the files go.
+        options: source and number of the images.
+        images: queries and database.
+        matcher: computed descriptors use its device and, where it is EDM, its weights; None for
+            the CPU and the default weights.
+
+    Raises:
+        EdmHlocError: a file cannot be read, or none of the queries is in it.
+    """
+    options.check()
+    name = f"query-{options.label}{options.number}.txt"
+    list_path, scores_path = run.out / f"pairs-{name}", run.out / f"scores-{name}"
+    queries, database = images.queries, images.database
+    if options.is_list:
+        found = images_in_list(options, queries, database)
+        unknown = {image for partners in found.values() for image in partners} - set(database)
+        if unknown:
+            logger.warning(
+                "%s names %d images that are not in the database, such as %s.",
+                options.how,
+                len(unknown),
+                min(unknown),
+            )
+    elif not options.is_file and len(database) <= options.number:
+        found = {query: list(database) for query in queries}
+    else:
+        found = _by_descriptors(run, options, images, matcher, scores_path)
+    missing = [query for query in queries if query not in found]
+    if missing:
+        logger.warning(
+            "%d of %d queries have no retrieved image and cannot be localized, such as %s.",
+            len(missing),
+            len(queries),
+            missing[0],
+        )
+    given = options.is_file and list_path.exists() and list_path.samefile(options.how)
+    if not given:
+        write_pairs(list_path, [(q, image) for q, partners in found.items() for image in partners])
+    return found
+
+
+def similar_pairs(
+    run: Run, photos: SimilarPhotos, image_root: Path, matcher: Matcher | None = None
+) -> list[Pair]:
+    """The pairs of photos with the most similar descriptors, each once; a step of `run`.
+
+    A photo without a descriptor (it cannot be read, or is not in the given file) is paired with
+    its neighbours by name, so that the matching step reports what is wrong with it.
+
+    Args:
+        run: the run in whose folder the files go.
+        photos: their names, source of the descriptors and number of partners.
+        image_root: folder of the photos.
+        matcher: as for `retrieve`.
+
+    Raises:
+        EdmHlocError: the descriptors cannot be computed or read.
+    """
+    names, options = photos.names, photos.options
+    if not options.is_file and options.number >= len(names) - 1:
+        return exhaustive(names)
+    scores_path = run.out / f"scores-{options.label}{options.number}.txt"
+    images = RetrievalImages(image_root, queries=names, database=names)
+    found = _by_descriptors(run, options, images, matcher, scores_path)
+    missing = [name for name in names if name not in found]
+    if missing:
+        logger.warning(
+            "%d photos have no global descriptor, such as %s: they are paired with their "
+            "neighbours by name.",
+            len(missing),
+            missing[0],
+        )
+    without = set(missing)
+    neighbours = [pair for pair in sequential(names, 2) if not without.isdisjoint(pair)]
+    similar = [(photo, other) for photo, others in found.items() for other in others]
+    return unique_pairs([*similar, *neighbours])
+
+
+def _by_descriptors(
+    run: Run,
+    options: RetrievalOptions,
+    images: RetrievalImages,
+    matcher: Matcher | None,
+    scores_path: Path,
+) -> dict[str, list[str]]:
+    """Nearest neighbours by global descriptors, which are computed first if they are not given."""
+    descriptors = Path(options.how)
+    if not options.is_file:
+        descriptors = run.out / f"global-feats-{options.how}.h5"
+        _compute_descriptors(run, options, images, matcher, descriptors)
+    known = images_with_descriptor(descriptors, images.queries, images.database)
+    found = most_similar(
+        descriptors,
+        [query for query in images.queries if query in known],
+        [image for image in images.database if image in known],
+        options.number,
+    )
+    write_scores(scores_path, found)
+    return images_by_query((query, image) for query, image, _ in found)
+
+
+def _compute_descriptors(
+    run: Run,
+    options: RetrievalOptions,
+    images: RetrievalImages,
+    matcher: Matcher | None,
+    descriptors: Path,
+) -> None:
+    """The step "descriptors": done again if photos, method or the network's weights changed."""
+    device = torch.device("cpu") if matcher is None else matcher.device
+    used = None if matcher is None else matcher.weights
+    weights = used.path if isinstance(used, WeightsInfo) else None
+
+    def compute() -> dict[str, Any]:
+        if options.how == "megaloc":
+            megaloc_descriptors(images, descriptors, device)
+        else:
+            local = edm_features(weights, device) if options.how == "edm" else SIFT
+            vlad_descriptors(images, descriptors, local, options.vlad)
+        return {}
+
+    stamps = image_stamps(images.root, images.names)
+    depends_on: list[Any] = [stamps, images.database, options.how, asdict(options.vlad)]
+    if options.how == "edm":
+        depends_on.append(weights_sha256(weights))
+    run.step("descriptors", depends_on, [descriptors], compute)

@@ -1,0 +1,155 @@
+"""The retrieval step of a run: its files, its record, and on which network it depends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.models.weights import load, metadata_of, weights_sha256
+from edm_hloc.pairs.descriptors import DescriptorReader, RetrievalImages
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos, images_by_query, most_similar
+from edm_hloc.pairs.vlad import VladConfig
+from edm_hloc.pipelines import retrieval
+from edm_hloc.pipelines.retrieval import retrieve, similar_pairs
+from edm_hloc.pipelines.run import Run
+
+NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
+
+
+@pytest.fixture
+def descriptors(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A file as hloc writes it, in half precision, and what it holds."""
+    rows = np.random.default_rng(0).normal(size=(len(NAMES), 16)).astype(np.float16)
+    with h5py.File(tmp_path / "global-feats-netvlad.h5", "w") as h5:
+        for name, row in zip(NAMES, rows, strict=True):
+            group = h5.create_group(name)
+            group.create_dataset("global_descriptor", data=row)
+            group.create_dataset("image_size", data=[640, 480])
+    return tmp_path / "global-feats-netvlad.h5", rows.astype(np.float32)
+
+
+def test_pairs_from_a_file_of_descriptors(descriptors, tmp_path: Path) -> None:
+    path, _ = descriptors
+    run = Run(tmp_path / "out", {})
+    options = RetrievalOptions(str(path), 4)
+    found = retrieve(run, options, RetrievalImages(tmp_path, NAMES[-2:], NAMES[:23]))
+    expected = images_by_query((a, b) for a, b, _ in most_similar(path, NAMES[-2:], NAMES[:23], 4))
+    assert found == expected
+    written = (run.out / "pairs-query-netvlad4.txt").read_text().splitlines()
+    assert written[0] == f"query/x/a.jpg {expected['query/x/a.jpg'][0]}"
+    assert len(written) == 8
+    scored = (run.out / "scores-query-netvlad4.txt").read_text().splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in scored] == written
+
+
+def test_pairs_from_hlocs_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listed = tmp_path / "pairs-query-netvlad50.txt"  # hloc ends it without a line break
+    listed.write_text("query/b.jpg db/02.jpg\nquery/b.jpg db/01.jpg\nquery/b.jpg db/02.jpg")
+    run = Run(tmp_path / "out", {})
+    found = retrieve(
+        run, RetrievalOptions(str(listed), 2), RetrievalImages(tmp_path, NAMES[-2:], NAMES[:23])
+    )
+    assert found == {"query/b.jpg": ["db/02.jpg", "db/01.jpg"]}
+    assert "1 of 2 queries have no retrieved image and cannot be localized" in caplog.text
+    with pytest.raises(EdmHlocError, match="lists none of the 1 queries"):
+        retrieve(
+            run,
+            RetrievalOptions(str(listed), 2),
+            RetrievalImages(tmp_path, ["query/z.jpg"], NAMES[:23]),
+        )
+    with pytest.raises(EdmHlocError, match="No such retrieval file"):
+        RetrievalOptions(str(tmp_path / "missing.txt")).check()
+
+
+def test_few_database_images_are_all_taken(tmp_path: Path) -> None:
+    run = Run(tmp_path / "out", {})
+    found = retrieve(run, RetrievalOptions("sift", 5), RetrievalImages(tmp_path, ["q"], ["a", "b"]))
+    assert found == {"q": ["a", "b"]}
+    assert not list(run.out.glob("*.h5"))
+
+
+def test_pairs_of_photos_that_look_alike(
+    descriptors: tuple[Path, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, rows = descriptors
+    unknown = "db/99.jpg"
+    photos = SimilarPhotos((*NAMES, unknown), RetrievalOptions(str(path), 3))
+    photos.check()
+    found = similar_pairs(Run(tmp_path, {}), photos, tmp_path)
+    scores = rows @ rows.T
+    np.fill_diagonal(scores, -np.inf)
+    nearest = np.argsort(-scores, axis=1)[:, :3]
+    expected = {frozenset((NAMES[i], NAMES[j])) for i, row in enumerate(nearest) for j in row}
+    # the one that nothing is known of, with those before it
+    expected |= {frozenset((unknown, name)) for name in NAMES[-2:]}
+    assert {frozenset(pair) for pair in found} == expected
+    assert len(found) == len(expected)
+    assert f"1 photos have no global descriptor, such as {unknown}" in caplog.text
+    scored = (tmp_path / "scores-netvlad3.txt").read_text().splitlines()
+    assert scored[0].split()[:2] == [NAMES[0], NAMES[nearest[0, 0]]]
+
+
+def test_all_pairs_of_few_photos(tmp_path: Path) -> None:
+    photos = SimilarPhotos(("a", "b", "c"), RetrievalOptions("edm", 2))
+    found = similar_pairs(Run(tmp_path, {}), photos, tmp_path / "nowhere")
+    assert found == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("how", "function"), [("megaloc", "megaloc_descriptors"), ("edm", "edm_features")]
+)
+def test_networks_run_on_the_device_of_the_matcher(
+    how: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(*arguments: object) -> None:
+        raise EdmHlocError(f"on {arguments[-1]!r}")
+
+    monkeypatch.setattr(retrieval, function, reached)
+    matcher = SimpleNamespace(device=torch.device("meta"), weights="none")
+    images = RetrievalImages(tmp_path, NAMES[-2:], NAMES[:5])
+    with pytest.raises(EdmHlocError, match=r"on device.*meta"):
+        retrieve(Run(tmp_path / "out", {}), RetrievalOptions(how, 2), images, matcher)
+
+
+def other_weights(path: Path) -> Path:
+    """A copy of the default weights with another first layer."""
+    model, _ = load()
+    with torch.no_grad():
+        model.backbone.conv1.weight.mul_(-0.5)
+    save_file(model.state_dict(), path, metadata_of(model.config, 0.2))
+    return path
+
+
+def test_descriptors_of_edm_are_of_the_weights_of_the_matcher(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{k}.png" for k in range(4)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (64, 64), np.uint8))
+    photos = SimilarPhotos(tuple(names), RetrievalOptions("edm", 1, VladConfig(words=4)))
+    run = Run(tmp_path / "out", {})
+    file = run.out / "global-feats-edm.h5"
+
+    def descriptors_by(matcher: Matcher | None) -> tuple[str, np.ndarray, int]:
+        similar_pairs(run, photos, tmp_path, matcher)
+        with DescriptorReader(file) as reader:
+            return reader.provenance["of"], reader.read(names), file.stat().st_mtime_ns
+
+    _, weights = load(other_weights(tmp_path / "other.safetensors"))
+    matcher = SimpleNamespace(device=torch.device("cpu"), weights=weights)
+    default_sha256, by_default, _ = descriptors_by(None)
+    other_sha256, by_others, made = descriptors_by(matcher)
+    assert default_sha256 == weights_sha256()
+    assert other_sha256 == weights.sha256 == weights_sha256(weights.path) != default_sha256
+    assert np.abs(by_others - by_default).max() > 0.01
+    assert descriptors_by(matcher)[2] == made  # the same weights: nothing is computed again
+    of_none = SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's")
+    assert descriptors_by(of_none)[0] == default_sha256
