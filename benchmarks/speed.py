@@ -684,7 +684,7 @@ def wide_weights(folder: Path) -> Path:
                 value = value / 2 if dim == 1 else value
         state[name] = value.contiguous()
     path = folder / "wide.safetensors"
-    save_file(state, path, weights_module.metadata_of(config, threshold=0.2))
+    save_file(state, path, weights_module.metadata_of(config, threshold=0.2, origin="centre"))
     return path
 
 

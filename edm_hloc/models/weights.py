@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import Origin
+from edm_hloc.base.log import warn_once
 from edm_hloc.models.edm import CONFIGS, EDM, EDMConfig
 
 ENVIRONMENT_VARIABLE = "EDM_HLOC_WEIGHTS"
@@ -37,6 +39,7 @@ class Weights:
         licence: of the weights.
         description: one line.
         threshold: coarse probability below which matches are dropped.
+        origin: where (0, 0) of the network's frame lies in the top-left pixel of its input.
         sha256: of the file; None if it changes with the package's version.
         urls: tried in this order; empty for weights that come with the package.
         preprocessing: what the network expects of an image.
@@ -48,6 +51,7 @@ class Weights:
     licence: str
     description: str
     threshold: float
+    origin: Origin
     sha256: str | None = None
     urls: tuple[str, ...] = ()
     preprocessing: str = "grey in [0, 1], sides multiples of 32"
@@ -70,6 +74,7 @@ REGISTRY: dict[str, Weights] = {
             licence="Apache-2.0",
             description="the authors' checkpoint, trained on MegaDepth at 832 px",
             threshold=0.05,
+            origin="corner",  # of MegaDepth's intrinsics
             sha256="f686bebdd9705bf6918621a1a83695f83d698cbd8c3eed932847fe3678d13a97",
             urls=(
                 "https://drive.usercontent.google.com/download"
@@ -83,6 +88,7 @@ REGISTRY: dict[str, Weights] = {
             licence="Apache-2.0",
             description="half the widths, trained from scratch by this project; in the package",
             threshold=0.2,
+            origin="centre",  # of this project's renderer
         ),
     )
 }
@@ -92,7 +98,13 @@ PREFERENCE = ("edm-outdoor", "edm_s")
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Which weights a run uses, for its log and its provenance."""
+    """Which weights a run uses, for its log and its provenance.
+
+    Attributes:
+        origin: where (0, 0) of the network's frame lies in the top-left pixel of its input: at
+            its "centre", as everywhere in this package, or at its outer "corner", so that half a
+            pixel of the input is to be subtracted from each keypoint.
+    """
 
     name: str
     path: Path
@@ -100,6 +112,7 @@ class WeightsInfo:
     architecture: str
     licence: str
     threshold: float
+    origin: Origin
     reason: str
 
     def __str__(self) -> str:
@@ -212,21 +225,60 @@ def load(
     model = EDM(config)
     _load_strictly(model, state, path, architecture)
     threshold = entry.threshold if entry else CONFIG_THRESHOLDS.get(architecture, 0.2)
+    sha256 = file_sha256(path)
     info = WeightsInfo(
         name=entry.name if entry else path.stem,
         path=path,
-        sha256=file_sha256(path),
+        sha256=sha256,
         architecture=architecture,
         licence=entry.licence if entry else metadata.get("licence", "unknown"),
         threshold=float(metadata.get("threshold", threshold)),
+        origin=entry.origin if entry else _origin_of_file(path, sha256, metadata),
         reason=reason,
     )
     return model.eval().requires_grad_(False).to(device), info
 
 
-def metadata_of(config: EDMConfig, threshold: float) -> dict[str, str]:
+def metadata_of(config: EDMConfig, threshold: float, origin: Origin) -> dict[str, str]:
     """What a safetensors file has to say of its network, so that `load` makes the same one."""
-    return {"config": config_to_json(config), "threshold": str(threshold)}
+    return {"config": config_to_json(config), "threshold": str(threshold), "origin": origin}
+
+
+def stored_origin(metadata: Mapping[str, str], path: Path) -> Origin | None:
+    """Where a safetensors file's metadata puts (0, 0) of its network's frame; None if nowhere.
+
+    Files that edm_hloc's training wrote without the key `origin` (up to version 0.1) were trained
+    on its renderer, whose frame has the centre of the top-left pixel at (0, 0).
+
+    Raises:
+        WeightsError: the key has another value than "centre" or "corner".
+    """
+    origin = metadata.get("origin")
+    if origin is None:
+        return "centre" if "edm_hloc" in metadata else None
+    if origin == "centre" or origin == "corner":
+        return origin
+    raise WeightsError(
+        f"{path} has the origin '{origin}' in its metadata; it must be one of "
+        f"{', '.join(get_args(Origin))}."
+    )
+
+
+def _origin_of_file(path: Path, sha256: str, metadata: Mapping[str, str]) -> Origin:
+    """The origin of weights that were given by a path; see `WeightsInfo.origin`."""
+    for entry in REGISTRY.values():
+        if entry.sha256 == sha256:
+            return entry.origin
+    origin = stored_origin(metadata, path)
+    if origin is None:
+        warn_once(
+            f"{path} does not say where (0, 0) of its network's pixel frame lies. The outer corner "
+            "of the top-left pixel is assumed, as for EDM trained on MegaDepth. If the network was "
+            "trained with (0, 0) at the centre of that pixel, save the weights as .safetensors "
+            "with the metadata {'origin': 'centre'}; {'origin': 'corner'} silences this warning."
+        )
+        return "corner"
+    return origin
 
 
 def stored_config(metadata: Mapping[str, str], path: Path) -> EDMConfig | None:

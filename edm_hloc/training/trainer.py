@@ -361,7 +361,7 @@ class _Run:
             self.out / "weights.safetensors",
             {
                 "format": "pt",
-                **metadata_of(self.config.model, self.config.threshold),
+                **metadata_of(self.config.model, self.config.threshold, "centre"),
                 "training": json.dumps(dataclasses.asdict(self.config)),
                 "steps": progress.step,
                 "pairs": progress.pairs + progress.earlier_pairs,

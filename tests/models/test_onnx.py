@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shipped, _ = weights.load("edm_s")
     config = dataclasses.replace(shipped.config, train_size=256)
     path = tmp_path_factory.mktemp("weights") / "scaled.safetensors"
-    save_file(shipped.state_dict(), path, weights.metadata_of(config, 0.2))
+    save_file(shipped.state_dict(), path, weights.metadata_of(config, 0.2, "centre"))
     return path
 
 

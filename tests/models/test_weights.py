@@ -72,7 +72,7 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
     save_file(
         half,
         tmp_path / "own.safetensors",
-        weights.metadata_of(config, threshold=0.1) | {"licence": "MIT"},
+        weights.metadata_of(config, threshold=0.1, origin="centre") | {"licence": "MIT"},
     )
     model, info = load(tmp_path / "own.safetensors")
     assert model.config == config
@@ -86,6 +86,73 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
 def test_the_shipped_file_says_which_network_it_is() -> None:
     path = weights.REGISTRY["edm_s"].path
     assert weights.stored_config(weights.read_state(path)[1], path) == CONFIGS["edm_s"]
+
+
+def test_origin_of_the_registry_s_entries() -> None:
+    assert {name: entry.origin for name, entry in weights.REGISTRY.items()} == {
+        "edm-outdoor": "corner",
+        "edm_s": "centre",
+    }
+    assert load("edm_s")[1].origin == "centre"
+    path = weights.REGISTRY["edm_s"].path
+    assert weights.stored_origin(weights.read_state(path)[1], path) == "centre"
+    assert load(path)[1].origin == "centre"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "origin"),
+    [
+        ({"origin": "corner"}, "corner"),
+        ({"origin": "centre"}, "centre"),
+        ({"origin": "corner", "edm_hloc": "0.2.0"}, "corner"),
+        ({"edm_hloc": "0.1.0", "training": "{}"}, "centre"),  # of before the key `origin`
+    ],
+)
+def test_origin_by_the_metadata(
+    tmp_path: Path,
+    small_state: dict,
+    caplog: pytest.LogCaptureFixture,
+    metadata: dict[str, str],
+    origin: str,
+) -> None:
+    save_file(small_state, tmp_path / "w.safetensors", metadata)
+    assert load(tmp_path / "w.safetensors")[1].origin == origin
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_origin_of_unknown_weights(
+    tmp_path: Path, small_state: dict, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    path = tmp_path / f"w.{suffix}"
+    torch.save(small_state, path) if suffix == "ckpt" else save_file(small_state, path)
+    assert load(path)[1].origin == "corner"
+    assert "outer corner of the top-left pixel is assumed" in caplog.text
+    assert "{'origin': 'centre'}" in caplog.text
+
+
+def test_origin_by_the_checksum(
+    tmp_path: Path,
+    small_state: dict,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy of a registered file under any name has the origin of its entry."""
+    path = tmp_path / "copy.ckpt"
+    torch.save(small_state, path)
+    for origin in ("centre", "corner"):
+        entry = dataclasses.replace(
+            weights.REGISTRY["edm-outdoor"], sha256=weights.file_sha256(path), origin=origin
+        )
+        monkeypatch.setitem(weights.REGISTRY, "edm-outdoor", entry)
+        assert load(path)[1].origin == origin
+    assert not caplog.records
+
+
+def test_an_origin_that_does_not_exist(tmp_path: Path, small_state: dict) -> None:
+    save_file(small_state, tmp_path / "w.safetensors", {"origin": "center"})
+    with pytest.raises(WeightsError, match=r"w\.safetensors has the origin 'center'"):
+        load(tmp_path / "w.safetensors")
 
 
 def test_a_network_that_is_not_known(tmp_path: Path, small_state: dict) -> None:
