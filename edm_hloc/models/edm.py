@@ -19,7 +19,6 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -27,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from edm_hloc.base.threads import single_core_pool
 
 CELL = 8  # pixels of the input per coarse cell
 STRIDE = 32  # sides of the input are multiples of this
@@ -464,9 +465,7 @@ def _on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
     shares = [share for share in shares if share]
     if len(shares) == 1:
         return [work(shares[0])]
-    with ThreadPoolExecutor(
-        len(shares), "coarse", initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with single_core_pool(len(shares), "coarse") as pool:
         return list(pool.map(torch.no_grad()(work), shares))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -207,6 +208,8 @@ def test_confident_columns_are_the_same_on_any_number_of_cores() -> None:
             torch.set_num_threads(threads)
             found.append(confident_columns(a, b, 0.1, 0.05, block_bytes=4 * 2 * 45 * 7))
             assert torch.get_num_threads() == threads
+            with ThreadPoolExecutor(1) as pool:  # started after the search
+                assert pool.submit(torch.get_num_threads).result() == threads
     finally:
         torch.set_num_threads(before)
     assert (found[0][0] > 0).sum() > 40
