@@ -61,8 +61,9 @@ from edm_hloc.matching.engine import MatchingConfig, count_encodes, match_pairs,
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import CONFIGS, EDM, CoarseMatches
+from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import OnnxEDM
+from edm_hloc.models.types import CONFIGS, CoarseMatches
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.synthetic.dataset import make_photo_collection
 from tests.oracles import hloc_quantization

@@ -15,7 +15,9 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.models import weights as weights_module
-from edm_hloc.models.edm import EDM, EDMFeatures, RefinedImage, fold_batch_norms
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.folding import fold_batch_norms
+from edm_hloc.models.types import EDMFeatures, RefinedImage
 
 if TYPE_CHECKING:
     from edm_hloc.models.onnx import OnnxEDM

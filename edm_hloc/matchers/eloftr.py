@@ -24,7 +24,7 @@ from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import default_device
 from edm_hloc.matchers.registry import missing_library, state_sha256
-from edm_hloc.models.edm import best_columns
+from edm_hloc.models.coarse import best_columns
 from edm_hloc.models.weights import WeightsError
 
 HUB_ID = "zju-community/efficientloftr"

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from edm_hloc.models.edm import best_columns
+from edm_hloc.models.coarse import best_columns
 
 logger = logging.getLogger(__name__)
 

@@ -26,17 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.models.edm import (
-    CELL,
-    EDM,
+from edm_hloc.base.grid import CELL
+from edm_hloc.models.coarse import similarity
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.folding import fold_batch_norms
+from edm_hloc.models.types import (
     STRIDE,
     CoarseMatches,
     EDMFeatures,
     EDMMatches,
     RefinedImage,
     default_topk,
-    fold_batch_norms,
-    similarity,
 )
 from edm_hloc.models.weights import WeightsInfo, config_from_json, config_to_json
 

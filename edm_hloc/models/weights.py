@@ -19,7 +19,8 @@ from safetensors import safe_open
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.log import warn_once
-from edm_hloc.models.edm import CONFIGS, EDM, EDMConfig
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import CONFIGS, EDMConfig
 
 ENVIRONMENT_VARIABLE = "EDM_HLOC_WEIGHTS"
 
@@ -34,7 +35,7 @@ class Weights:
 
     Attributes:
         name: what `--weights` takes.
-        architecture: key of `edm_hloc.models.edm.CONFIGS`.
+        architecture: key of `edm_hloc.models.types.CONFIGS`.
         filename: in the cache, or in the package.
         licence: of the weights.
         description: one line.

@@ -28,10 +28,11 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from edm_hloc.base.frames import inside
+from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
-from edm_hloc.models.edm import CELL, default_topk
+from edm_hloc.models.types import default_topk
 
 _FLAT = 0.02  # contrast (in [0, 1]) that is taken for noise
 _LEAST_DETERMINANT = 0.05  # of a local map; others turn the patch over or squeeze it to a line

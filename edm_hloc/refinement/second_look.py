@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from edm_hloc.base.frames import PixelTransform, inside
+from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
-from edm_hloc.models.edm import CELL
 
 _SAME_PIXELS = PixelTransform((1.0, 1.0))
 _SQUEEZED = 5.0  # an affine map that stretches one direction so much more than the other is wrong

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.models.edm import CONFIGS, STRIDE, EDMConfig, RefinedImage
+from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
 from edm_hloc.training.losses import Residual
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from edm_hloc.models.edm import RealNVP, similarity
+from edm_hloc.models.coarse import similarity
+from edm_hloc.models.flow import RealNVP
 
 Residual = Literal["laplace", "gaussian"]
 SMALLEST_SIGMA = 1e-6

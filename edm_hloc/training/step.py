@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from edm_hloc.models.edm import (
-    CELL,
-    EDM,
-    CoarseMatches,
-    EDMFeatures,
-    best_columns,
-    default_topk,
-)
+from edm_hloc.base.grid import CELL
+from edm_hloc.models.coarse import best_columns
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import CoarseMatches, EDMFeatures, default_topk
 from edm_hloc.training.config import TrainConfig
 from edm_hloc.training.losses import (
     dual_softmax_entries,

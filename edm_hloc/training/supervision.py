@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edm_hloc.models.edm import CELL
+from edm_hloc.base.grid import CELL
 
 NEAREST_DEPTH = 1e-6  # points closer to the camera plane than this cannot be projected
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.version import __version__
-from edm_hloc.models.edm import EDM, EDMConfig
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import EDMConfig
 from edm_hloc.models.weights import config_from_json, metadata_of, read_state, stored_config
 from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.curves import CurveFile, draw_curves

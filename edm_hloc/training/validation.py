@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.models.edm import CELL, EDM, STRIDE, RefinedImage
+from edm_hloc.base.grid import CELL
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import STRIDE, RefinedImage
 from edm_hloc.pairs.with_truth import read_pairs_with_gt
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch

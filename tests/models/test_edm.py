@@ -8,18 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from edm_hloc.models.edm import (
-    CONFIGS,
-    EDM,
-    EDMConfig,
-    EDMFeatures,
-    RealNVP,
-    best_columns,
-    confident_columns,
-    fold_batch_norms,
-    rotary_table,
-    similarity,
-)
+from edm_hloc.models.attention import rotary_table
+from edm_hloc.models.coarse import best_columns, confident_columns, similarity
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.flow import RealNVP
+from edm_hloc.models.folding import fold_batch_norms
+from edm_hloc.models.types import CONFIGS, EDMConfig, EDMFeatures
 from tests.models.test_edm_golden import reference_state
 
 TINY = EDMConfig(widths=(4, 8, 8, 16, 16), heads=2, train_size=None)

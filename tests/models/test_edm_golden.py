@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from edm_hloc.models.edm import CONFIGS, EDM, best_columns
+from edm_hloc.models.coarse import best_columns
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import CONFIGS
 from tests.golden import reference_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -20,8 +20,9 @@ from edm_hloc.matching.engine import match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.models import onnx as onnx_graphs
 from edm_hloc.models import weights
-from edm_hloc.models.edm import EDM, EDMFeatures
+from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxConfig, OnnxEDM, OnnxSummary, export
+from edm_hloc.models.types import EDMFeatures
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from edm_hloc.models import weights
-from edm_hloc.models.edm import CONFIGS, EDM
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import CONFIGS
 from edm_hloc.models.weights import WeightsError, load
 from tests.models.test_edm_golden import GOLDEN, reference_state
 

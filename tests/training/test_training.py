@@ -25,7 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.models.edm import CONFIGS, EDM, EDMConfig, EDMMatches, RealNVP, similarity
+from edm_hloc.models.coarse import similarity
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.flow import RealNVP
+from edm_hloc.models.types import CONFIGS, EDMConfig, EDMMatches
 from edm_hloc.models.weights import load
 from edm_hloc.synthetic.pairs import PairSampler, RenderedPairs
 from edm_hloc.synthetic.textures import TextureBank

@@ -1,0 +1,119 @@
+"""Attention with rotary positions: the transformer at 1/32 of EDM (Sec. 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edm_hloc.models.types import EDMConfig
+
+
+def rotary_table(
+    height: int, width: int, dim: int, scale: tuple[float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-D rotary position embedding, each (height·width, dim).
+
+    Rows and columns count from 1 and are multiplied by `scale`; channels come in fours:
+    two for the row, two for the column, of one frequency. Values are rounded to half
+    precision as in the official checkpoint's training.
+    """
+    rows = torch.arange(1, height + 1, device=device, dtype=torch.float32) * scale[0]
+    columns = torch.arange(1, width + 1, device=device, dtype=torch.float32) * scale[1]
+    steps = torch.arange(dim // 4, device=device, dtype=torch.float32)
+    frequency = torch.exp(steps * (-math.log(10000.0) / (dim // 4)))
+    row_angle = (rows[:, None] * frequency)[:, None].expand(height, width, -1)
+    column_angle = (columns[:, None] * frequency)[None].expand(height, width, -1)
+    angle = torch.stack([row_angle, column_angle], dim=-1).reshape(height * width, dim // 2)
+    angle = angle.repeat_interleave(2, dim=-1)
+    return angle.cos().half().float(), angle.sin().half().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels of x (B, N, dim) by the angle of its position."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class AttentionLayer(nn.Module):
+    """Query–key normalised attention followed by a feed-forward network, with a shortcut."""
+
+    def __init__(self, dim: int, heads: int, scale: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.merge = nn.Linear(dim, dim, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * dim, 2 * dim, bias=False),
+            nn.LeakyReLU(),
+            nn.Linear(2 * dim, dim, bias=False),
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(
+        self, x: Tensor, source: Tensor, position: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """x (B, N, dim) attends to source (B, M, dim); `position` is the rotary table."""
+        normed = self.norm1(x)
+        normed_source = normed if source is x else self.norm1(source)
+        q, k, v = self.q_proj(normed), self.k_proj(normed_source), self.v_proj(normed_source)
+        if position is not None:
+            q, k = rotate(q, *position), rotate(k, *position)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        # Normalised in fp32: in half precision the guard against zero vectors rounds to zero.
+        q = F.normalize(q.float(), dim=-1).to(v.dtype)
+        k = F.normalize(k.float(), dim=-1).to(v.dtype)
+        message = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        message = self.merge(message.transpose(1, 2).flatten(-2))
+        message = self.mlp(torch.cat([x, message], dim=-1))
+        return x + self.norm2(message)
+
+
+class LocalFeatureTransformer(nn.Module):
+    """The self- and cross-attention layers at 1/32; positions enter the self layers only."""
+
+    def __init__(self, config: EDMConfig) -> None:
+        super().__init__()
+        self.names = config.layers
+        self.layers = nn.ModuleList(
+            AttentionLayer(config.dim, config.heads, config.attention_scale) for _ in self.names
+        )
+        first_cross = self.names.index("cross") if "cross" in self.names else len(self.names)
+        self.leading_self = first_cross
+
+    def encode(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
+        """The self layers before the first cross layer, which need one image alone."""
+        tokens, position = self._tokens(x, scale)
+        for layer in self.layers[: self.leading_self]:
+            tokens = layer(tokens, tokens, position)
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+    def interact(self, x0: Tensor, x1: Tensor, scales: tuple[tuple[float, float], ...]) -> tuple:
+        """The other layers; within a cross layer image 1 sees the updated image 0."""
+        tokens0, position0 = self._tokens(x0, scales[0])
+        tokens1, position1 = self._tokens(x1, scales[1])
+        remaining = slice(self.leading_self, None)
+        for name, layer in zip(self.names[remaining], self.layers[remaining], strict=True):
+            if name == "self":
+                tokens0 = layer(tokens0, tokens0, position0)
+                tokens1 = layer(tokens1, tokens1, position1)
+            else:
+                tokens0 = layer(tokens0, tokens1)
+                tokens1 = layer(tokens1, tokens0)
+        return (
+            tokens0.transpose(1, 2).reshape(x0.shape),
+            tokens1.transpose(1, 2).reshape(x1.shape),
+        )
+
+    @staticmethod
+    def _tokens(x: Tensor, scale: tuple[float, float]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        height, width = x.shape[-2:]
+        table = rotary_table(height, width, x.shape[1], scale, x.device)
+        return x.flatten(2).transpose(1, 2), table
