@@ -57,8 +57,9 @@ from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, Mat
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Features, Matcher, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matching.engine import MatchingConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.schedule import count_encodes, order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM

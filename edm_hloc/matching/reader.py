@@ -7,12 +7,11 @@ from collections import OrderedDict
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import check_collision, open_h5, pair_key, reading, stored_provenance
 from edm_hloc.base.matches import Matches
-from edm_hloc.matching.shards import Entry, entries_of, shards_in
+from edm_hloc.matching.shards import StoredPair, read_matches, shard_paths, stored_pairs
 
 _MAX_OPEN_SHARDS = 32
 
@@ -21,29 +20,35 @@ class RawMatchReader:
     """Reads raw matches from a folder of shards, or from one H5 file in hloc's format.
 
     Pairs are found in either order. At most 32 files are open at a time. Safe to use from several
-    threads. Raises EdmHlocError naming the file if one is missing or damaged.
+    threads.
+
+    Args:
+        path: the folder, or the file.
+
+    Raises:
+        EdmHlocError: `path` does not exist; or, when it is read, a file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise EdmHlocError(f"No raw matches at {self.path}: run the matching first.")
-        self._shards = shards_in(self.path) if self.path.is_dir() else [self.path]
+        self._shards = shard_paths(self.path) if self.path.is_dir() else [self.path]
         self._open: OrderedDict[Path, h5py.File] = OrderedDict()
-        self._index: dict[str, tuple[Path, Entry]] | None = None
+        self._index: dict[str, tuple[Path, StoredPair]] | None = None
         self._lock = threading.RLock()
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
-        """The settings the matches were made with; empty for a file that was not made here."""
+        """The settings the matches were made with; empty for a file that hloc made."""
         if not self._shards:
             return {}
         with self._lock, reading(self._shards[0]):
             return stored_provenance(self._file(self._shards[0]))
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The pairs stored, (name0, name1); hloc's own files only know names with "-" for "/"."""
-        return [entry.names for _, entry in self._indexed().values()]
+        """The stored pairs, (name0, name1). Names in hloc's own files have "-" in place of "/"."""
+        return [pair.names for _, pair in self._indexed().values()]
 
     def __contains__(self, pair: tuple[str, str]) -> bool:
         name0, name1 = pair
@@ -51,7 +56,12 @@ class RawMatchReader:
         return pair_key(name0, name1) in index or pair_key(name1, name0) in index
 
     def read(self, name0: str, name1: str) -> Matches:
-        """The matches of a pair, keypoints0 in image `name0` whichever order is stored."""
+        """The matches of a pair; `keypoints0` are in image `name0`, whichever order is stored.
+
+        Raises:
+            EdmHlocError: the pair is not stored, its names cannot be told from those of another
+                pair, or the file is damaged.
+        """
         index = self._indexed()
         if pair_key(name0, name1) not in index and pair_key(name1, name0) in index:
             return self.read(name1, name0).swapped()
@@ -59,16 +69,11 @@ class RawMatchReader:
             raise EdmHlocError(
                 f"No matches of the pair {name0!r}, {name1!r} in {self.path}: match it first."
             )
-        path, entry = index[pair_key(name0, name1)]
-        if entry.real:
-            check_collision(entry.names, (name0, name1))
+        path, pair = index[pair_key(name0, name1)]
+        if pair.exact_names:
+            check_collision(pair.names, (name0, name1))
         with self._lock, reading(path):
-            group = self._file(path)[entry.key]
-            keypoints0, keypoints1, scores = (
-                np.asarray(group[name], np.float32)
-                for name in ("keypoints0", "keypoints1", "scores")
-            )
-        return Matches(keypoints0, keypoints1, scores)
+            return read_matches(self._file(path), pair.key)
 
     def close(self) -> None:
         with self._lock:
@@ -81,18 +86,20 @@ class RawMatchReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _indexed(self) -> dict[str, tuple[Path, Entry]]:
+    def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
+        """The shard of each pair by its key; the newest one of several."""
         with self._lock:
             if self._index is None:
-                index: dict[str, tuple[Path, Entry]] = {}
+                index: dict[str, tuple[Path, StoredPair]] = {}
                 for path in self._shards:
                     with reading(path):
-                        index.update((e.key, (path, e)) for e in entries_of(self._file(path)))
+                        pairs = stored_pairs(self._file(path))
+                        index.update((pair.key, (path, pair)) for pair in pairs)
                 self._index = index
             return self._index
 
     def _file(self, path: Path) -> h5py.File:
-        """The shard, open; the one used longest ago is closed when there are too many."""
+        """An open shard; the least recently used one is closed when too many are open."""
         if path not in self._open:
             while len(self._open) >= _MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)[1].close()

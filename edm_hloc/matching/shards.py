@@ -1,51 +1,63 @@
-"""The shards that raw matches are stored in: their names, their order and the pairs they hold."""
+"""The format of raw matches: a folder of H5 files ("shards") that each hold some of the pairs.
+
+A shard is named ``matches-NNNNNN.h5`` and is itself a file in hloc's format: group ``a/b`` of a
+pair (see `base.h5.pair_key`) with the datasets ``keypoints0``, ``keypoints1`` (M, 2) and ``scores``
+(M,), all float32. Keypoints are (x, y) in pixels of the original images, with the centre of the
+top-left pixel at (0, 0). Two attributes of the file, both JSON, say where the matches come from:
+
+* ``provenance``: the settings the matches depend on, the same in all shards of a folder;
+* ``pairs``: a list of ``[name0, name1, stamp0, stamp1]`` with the exact names of the images and the
+  `FileStamp` of both files, null where it is not known.
+
+Shards are numbered in the order in which they were written; a pair that is in several of them
+counts as in the newest one. Each is written under a temporary name, synced and renamed, so that a
+shard with its final name is complete.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
+import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import Provenance, open_h5, pair_key, reading, stored_provenance
+from edm_hloc.base.matches import Matches
 
-Stamp = tuple[int, int]
-"""(size in bytes, modification time in ns) of an image file: tells whether it changed since."""
+FileStamp = tuple[int, int]
+"""Size in bytes and modification time in ns of an image file, to notice that it has changed."""
 
 
-class Entry(NamedTuple):
-    """One pair of a shard."""
+class StoredPair(NamedTuple):
+    """One pair of a shard.
+
+    Attributes:
+        names: the two images.
+        stamps: their files when they were matched; None where it is not known.
+        exact_names: False for files that hloc made, whose names have "-" in place of "/".
+    """
 
     names: tuple[str, str]
-    stamps: tuple[Stamp | None, Stamp | None]
-    real: bool  # False: a file of hloc's, whose names have "-" for "/"
+    stamps: tuple[FileStamp | None, FileStamp | None] = (None, None)
+    exact_names: bool = True
 
     @property
     def key(self) -> str:
+        """The pair's group in the shard."""
         return pair_key(*self.names)
 
 
-def entries_of(h5: h5py.File) -> list[Entry]:
-    """The pairs of one shard, or of a file of hloc's."""
-    if "pairs" in h5.attrs:
-        return [
-            Entry((a, b), (s and (s[0], s[1]), t and (t[0], t[1])), True)
-            for a, b, s, t in json.loads(h5.attrs["pairs"])
-        ]
-    return [
-        Entry((a.decode(), b.decode()), (None, None), False)
-        for a in h5.id
-        if isinstance(h5[a], h5py.Group)
-        for b in h5[a].id
-        if b"%b/%b/keypoints0" % (a, b) in h5
-    ]
-
-
-def shards_in(directory: Path) -> list[Path]:
-    """The shards of a folder, oldest first. A newer shard's pairs replace those of an older one."""
+def shard_paths(directory: Path) -> list[Path]:
+    """The shards of a folder, oldest first. Raises EdmHlocError if a file's name has no number."""
     return sorted(directory.glob("matches-*.h5"), key=shard_number)
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"matches-{number:06d}.h5"
 
 
 def shard_number(path: Path) -> int:
@@ -57,19 +69,67 @@ def shard_number(path: Path) -> int:
         ) from None
 
 
-def as_stored(provenance: Provenance) -> dict[str, str | int | float | bool | None]:
+def stored_pairs(h5: h5py.File) -> list[StoredPair]:
+    """The pairs of one shard, or of a file that hloc made."""
+    if "pairs" in h5.attrs:
+        return [
+            StoredPair((a, b), (s and (s[0], s[1]), t and (t[0], t[1])))
+            for a, b, s, t in json.loads(h5.attrs["pairs"])
+        ]
+    return [
+        StoredPair((a.decode(), b.decode()), exact_names=False)
+        for a in h5.id
+        if isinstance(h5[a], h5py.Group)
+        for b in h5[a].id
+        if b"%b/%b/keypoints0" % (a, b) in h5
+    ]
+
+
+def store_pairs(h5: h5py.File, pairs: Iterable[StoredPair]) -> None:
+    """Stores which pairs a shard holds."""
+    h5.attrs["pairs"] = json.dumps([[*pair.names, *pair.stamps] for pair in pairs])
+
+
+def store_matches(h5: h5py.File, key: str, matches: Matches) -> None:
+    """Stores the matches of one pair in the group `key`."""
+    group = h5.create_group(key)
+    for name, array in matches.arrays().items():
+        group.create_dataset(name, data=np.asarray(array, np.float32))
+
+
+def read_matches(h5: h5py.File, key: str) -> Matches:
+    """The matches of one pair from the group `key`."""
+    group = h5[key]
+    return Matches(
+        *(np.asarray(group[name], np.float32) for name in ("keypoints0", "keypoints1", "scores"))
+    )
+
+
+# --------------------------------------------------------------------------- provenance
+
+
+def json_provenance(provenance: Provenance) -> dict[str, str | int | float | bool | None]:
+    """A provenance with its values as they are when they have been stored and read again."""
     return dict(json.loads(json.dumps(dict(provenance))))
 
 
-def check_provenance(directory: Path, provenance: Provenance) -> None:
-    """Raises EdmHlocError if a folder holds raw matches of another provenance; there need be no
-    folder."""
-    for path in shards_in(directory)[-1:]:
+def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
+    """Checks that a folder, if it exists, holds no raw matches of another provenance.
+
+    Raises:
+        EdmHlocError: it does; the message names the settings that differ.
+    """
+    for path in shard_paths(directory)[-1:]:
         with open_h5(path) as h5, reading(path):
-            refuse_other_provenance(path, stored_provenance(h5), as_stored(provenance))
+            check_same_provenance(path, stored_provenance(h5), json_provenance(provenance))
 
 
-def refuse_other_provenance(path: Path, stored: Provenance, now: Provenance) -> None:
+def check_same_provenance(path: Path, stored: Provenance, now: Provenance) -> None:
+    """Checks that the provenance stored in the shard `path` is that of this run.
+
+    Raises:
+        EdmHlocError: it is another one; the message names the settings that differ.
+    """
     differences = [
         f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(stored.keys() | now.keys())

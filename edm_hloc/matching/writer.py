@@ -1,8 +1,7 @@
-"""Writes raw matches into a folder of shards; a kill at any moment damages nothing."""
+"""Writes raw matches into a folder of shards; killing the process never damages the folder."""
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -28,52 +27,55 @@ from edm_hloc.base.h5 import (
 )
 from edm_hloc.base.matches import Matches
 from edm_hloc.matching.shards import (
-    Entry,
-    Stamp,
-    as_stored,
-    entries_of,
-    refuse_other_provenance,
+    FileStamp,
+    StoredPair,
+    check_same_provenance,
+    json_provenance,
     shard_number,
-    shards_in,
+    shard_path,
+    shard_paths,
+    store_matches,
+    store_pairs,
+    stored_pairs,
 )
 
 logger = logging.getLogger(__name__)
 
-# A shard is written when one of these is reached: a kill loses no more than that.
+# A shard is written as soon as one of these limits is reached; a kill loses no more than that.
 _FLUSH_PAIRS = 64
-
-
 _FLUSH_BYTES = 16 << 20
-
-
 _FLUSH_SECONDS = 2.0
 
-
-# When the newest _FAN_IN shards all have fewer pairs than one of these they become one shard. Each
-# pair is rewritten about three times at most, 180,000 pairs end in some 350 files, and no merge is
-# so large that HDF5's memory for it (18 KB a pair) or the wait for it would matter.
+# When the newest _FAN_IN shards all have fewer pairs than one of these limits, they are merged into
+# one. Each pair is rewritten about three times at most, 180,000 pairs end in some 350 files, and no
+# merge is so large that HDF5's memory for it (18 KB a pair) or the wait for it would matter.
 _FAN_IN = 8
-
-
 _MERGE_BELOW_PAIRS = (8, 64, 512)
+
+_Item = tuple[str, str, Matches]
 
 
 def write_raw_pair(
     path: Path, name0: str, name1: str, matches: Matches, provenance: Provenance
 ) -> None:
-    """Writes the raw matches of one pair into a file of their own, replacing an older one.
+    """Writes the raw matches of one pair into a file of their own, in the format of a shard.
+
+    Args:
+        path: the file; an older one is replaced.
+        name0, name1: the images, as paths relative to the image root.
+        matches: M matches, in pixels of the original images.
+        provenance: the settings the matches depend on.
 
     Raises:
-        EdmHlocError: the file cannot be written or a name cannot be stored.
+        EdmHlocError: the file cannot be written, or a name cannot be stored.
     """
     check_name(name0)
     check_name(name1)
+    pair = StoredPair((name0, name1))
     file = AtomicH5(Path(path), provenance)
     try:
-        group = file.h5.create_group(pair_key(name0, name1))
-        for name, array in matches.arrays().items():
-            group.create_dataset(name, data=np.asarray(array, np.float32))
-        file.h5.attrs["pairs"] = json.dumps([[name0, name1, None, None]])
+        store_matches(file.h5, pair.key, matches)
+        store_pairs(file.h5, [pair])
     except BaseException:
         file.discard()
         raise
@@ -81,19 +83,24 @@ def write_raw_pair(
 
 
 class RawMatchWriter:
-    """Writes raw matches into a folder of shards from a background thread.
+    """Writes raw matches into a folder of shards, from a background thread.
 
-    A kill at any moment loses the last few pairs (64, or those of two seconds) and damages nothing;
-    opening the folder again goes on from there. Use it in a ``with`` block, or call `close`.
-
-    `done` is the set of pair keys on disk and up to date when the folder was opened.
+    Killing the process loses the last few pairs at most (64, or those of two seconds) and damages
+    nothing; a new writer on the same folder continues from there. Use it in a ``with`` block, or
+    call `close`.
 
     Args:
-        directory: made if missing; the files of an earlier run in it are kept.
-        provenance: the settings the matches depend on (weights' SHA-256, preset, version …).
-        images: the `Stamp` of each image file. Stored with each pair; pairs one of whose images has
-            another stamp now are not in `done`, so they are matched again and replaced.
-        overwrite: remove the matches of earlier runs first.
+        directory: folder of the shards, made if missing; shards of earlier runs are kept.
+        provenance: the settings the matches depend on (SHA-256 of the weights, preset, version …).
+        stamps: the `FileStamp` of each image by name. They are stored with each pair; a pair whose
+            images have other stamps than those stored is not in `done`, so that it is matched
+            again and replaced. With None all stored pairs are in `done`.
+        overwrite: delete the raw matches of earlier runs first.
+
+    Attributes:
+        directory: the folder.
+        done: the keys (see `pair_key`) of the pairs that were stored and up to date when the
+            folder was opened.
 
     Raises:
         EdmHlocError: the folder holds matches of another provenance, another process writes into
@@ -104,13 +111,13 @@ class RawMatchWriter:
         self,
         directory: Path,
         provenance: Provenance,
-        images: Mapping[str, Stamp] | None = None,
+        stamps: Mapping[str, FileStamp] | None = None,
         *,
         overwrite: bool = False,
     ) -> None:
         self.directory = Path(directory)
-        self._provenance = as_stored(provenance)
-        self._images = images
+        self._provenance = json_provenance(provenance)
+        self._stamps = stamps
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -120,10 +127,10 @@ class RawMatchWriter:
             for leftover in self.directory.glob(".matches-*.h5.tmp"):
                 leftover.unlink()
             if overwrite:
-                for path in shards_in(self.directory):
+                for path in shard_paths(self.directory):
                     path.unlink()
-            self._shards: list[tuple[Path, int]] = []  # oldest first, with their numbers of pairs
-            self._names: dict[str, tuple[str, str]] = {}  # real names of every stored key
+            self._shards: list[tuple[Path, int]] = []  # oldest first, with the number of pairs
+            self._names: dict[str, tuple[str, str]] = {}  # the exact names, by key
             self.done: set[str] = set()
             self._open_folder()
         except BaseException:
@@ -131,13 +138,17 @@ class RawMatchWriter:
             raise
         self._error: BaseException | None = None
         self._closed = False
-        self._queue: queue.Queue[tuple[str, str, Matches] | None] = queue.Queue(_FLUSH_PAIRS)
-        # a daemon: a program that forgot to close must still be able to end
+        self._queue: queue.Queue[_Item | None] = queue.Queue(_FLUSH_PAIRS)
+        # a daemon, so that a program that forgets to call `close` can still exit
         self._thread = threading.Thread(target=self._run, name="raw-match-writer", daemon=True)
         self._thread.start()
 
     def __contains__(self, pair: tuple[str, str]) -> bool:
-        """Whether the pair is in `done`, in either order."""
+        """Whether a pair is in `done`, in either order.
+
+        Raises:
+            EdmHlocError: another pair has the same key.
+        """
         name0, name1 = pair
         for names in ((name0, name1), (name1, name0)):
             key = pair_key(*names)
@@ -147,10 +158,18 @@ class RawMatchWriter:
         return False
 
     def add(self, name0: str, name1: str, matches: Matches) -> None:
-        """Hands one pair to the writer; waits while it is behind.
+        """Queues the matches of one pair, and waits while the queue is full.
+
+        The matches are copied. A pair that was stored before, in either order, is replaced.
+
+        Args:
+            name0, name1: the images, as paths relative to the image root.
+            matches: M matches, in pixels of the original images.
 
         Raises:
-            EdmHlocError: two pairs have the same key, or an earlier pair could not be written.
+            EdmHlocError: another pair has the same key, a name cannot be stored, or an earlier pair
+                could not be written.
+            ValueError: the arrays differ in length, or the writer is closed.
         """
         if self._closed:
             raise ValueError("the writer is closed")
@@ -158,11 +177,11 @@ class RawMatchWriter:
         check_name(name0)
         check_name(name1)
         if pair_key(name0, name1) not in self._names and pair_key(name1, name0) in self._names:
-            # stored the other way round by an earlier run: replace it, do not store it twice
+            # stored in the other order by an earlier run: replace it there
             name0, name1, matches = name1, name0, matches.swapped()
         key = pair_key(name0, name1)
         check_collision(self._names.get(key, (name0, name1)), (name0, name1))
-        # copies: the caller may reuse its arrays before they are written
+        # copies, since the caller may change its arrays before they are written
         copies = (np.array(array, np.float32, order="C") for array in matches.arrays().values())
         matches = Matches(*copies)
         check_shape("scores", matches.scores, (matches.scores.size,))
@@ -173,7 +192,7 @@ class RawMatchWriter:
         self._queue.put((name0, name1, matches))
 
     def close(self) -> None:
-        """Writes what is left and releases the folder. Raises EdmHlocError if that failed."""
+        """Writes what is queued and releases the folder. Raises EdmHlocError if a write failed."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -195,35 +214,34 @@ class RawMatchWriter:
         except Exception as error:
             if value is None:
                 raise
-            if error is not value:  # the block's own exception is the one to report
+            if error is not value:  # the exception of the block is raised, this one only logged
                 logger.error("%s", error)
 
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
 
-    # ---- at opening
+    # ---- when the folder is opened
 
     def _open_folder(self) -> None:
-        """Fills `shards_in`, `_names` and `done`; removes shards that newer ones replaced."""
-        for path in reversed(shards_in(self.directory)):
+        """Fills `_shards`, `_names` and `done`; deletes shards that newer ones replace entirely."""
+        for path in reversed(shard_paths(self.directory)):
             with open_h5(path) as h5, reading(path):
-                refuse_other_provenance(path, stored_provenance(h5), self._provenance)
-                entries = entries_of(h5)
-            fresh = [entry for entry in entries if entry.key not in self._names]
-            if not fresh:
+                check_same_provenance(path, stored_provenance(h5), self._provenance)
+                pairs = stored_pairs(h5)
+            newest = [pair for pair in pairs if pair.key not in self._names]
+            if not newest:
                 path.unlink()
                 continue
-            self._shards.insert(0, (path, len(entries)))
-            for entry in fresh:
-                self._names[entry.key] = entry.names
-                if self._images is None or entry.stamps == self._stamps(*entry.names):
-                    self.done.add(entry.key)
+            self._shards.insert(0, (path, len(pairs)))
+            for pair in newest:
+                self._names[pair.key] = pair.names
+                if self._stamps is None or pair.stamps == self._with_stamps(*pair.names).stamps:
+                    self.done.add(pair.key)
 
-    def _stamps(self, name0: str, name1: str) -> tuple[Stamp | None, Stamp | None]:
-        if self._images is None:
-            return None, None
-        return self._images.get(name0), self._images.get(name1)
+    def _with_stamps(self, name0: str, name1: str) -> StoredPair:
+        stamps = self._stamps or {}
+        return StoredPair((name0, name1), (stamps.get(name0), stamps.get(name1)))
 
     # ---- in the background thread
 
@@ -237,12 +255,12 @@ class RawMatchWriter:
                     self._merge_shards()
         except BaseException as error:
             self._error = error
-            while not closing:  # nobody may wait for ever to hand in a pair
+            while not closing:  # keep emptying the queue, so that `add` does not block for ever
                 closing = self._queue.get() is None
 
-    def _next_batch(self) -> tuple[list[tuple[str, str, Matches]], bool]:
-        """The pairs of the next shard, and whether they are the last ones."""
-        batch: list[tuple[str, str, Matches]] = []
+    def _next_batch(self) -> tuple[list[_Item], bool]:
+        """The pairs of the next shard, and whether the writer is closed after them."""
+        batch: list[_Item] = []
         size = 0
         item = self._queue.get()
         deadline = time.monotonic() + _FLUSH_SECONDS
@@ -259,20 +277,16 @@ class RawMatchWriter:
 
     def _next_path(self) -> Path:
         number = shard_number(self._shards[-1][0]) + 1 if self._shards else 0
-        return self.directory / f"matches-{number:06d}.h5"
+        return shard_path(self.directory, number)
 
-    def _write_shard(self, items: list[tuple[str, str, Matches]]) -> None:
-        # a pair given twice: the last one counts
+    def _write_shard(self, items: list[_Item]) -> None:
+        # of a pair that was added twice the last matches count
         latest = {pair_key(name0, name1): (name0, name1, raw) for name0, name1, raw in items}
         file = AtomicH5(self._next_path(), self._provenance)
         try:
             for key, (_, _, matches) in latest.items():
-                group = file.h5.create_group(key)
-                for name, array in matches.arrays().items():
-                    group.create_dataset(name, data=array)
-            file.h5.attrs["pairs"] = json.dumps(
-                [[a, b, *self._stamps(a, b)] for a, b, _ in latest.values()]
-            )
+                store_matches(file.h5, key, matches)
+            store_pairs(file.h5, (self._with_stamps(a, b) for a, b, _ in latest.values()))
         except BaseException:
             file.discard()
             raise
@@ -280,10 +294,10 @@ class RawMatchWriter:
         self._shards.append((file.path, len(latest)))
 
     def _merge_shards(self) -> None:
-        """Joins the newest shards when there are many small ones.
+        """Merges the newest shards when many of them are small.
 
-        The joined shard is in place before the others are removed. A kill in between leaves pairs
-        twice, equal, and the next opening removes the older ones.
+        The merged shard is in place before the others are deleted. A kill in between leaves two
+        equal copies of some pairs, of which the next writer deletes the older one.
         """
         for limit in _MERGE_BELOW_PAIRS:
             small = len(self._shards)
@@ -293,18 +307,16 @@ class RawMatchWriter:
             if len(sources) < _FAN_IN:
                 continue
             file = AtomicH5(self._next_path(), self._provenance)
-            merged: dict[str, Entry] = {}
+            merged: dict[str, StoredPair] = {}
             try:
                 for path in reversed(sources):
                     with open_h5(path) as h5, reading(path):
-                        for entry in entries_of(h5):
-                            if entry.key not in merged:
-                                h5.copy(entry.key, file.h5, name=entry.key)
-                                merged[entry.key] = entry
+                        for pair in stored_pairs(h5):
+                            if pair.key not in merged:
+                                h5.copy(pair.key, file.h5, name=pair.key)
+                                merged[pair.key] = pair
                     file.check()
-                file.h5.attrs["pairs"] = json.dumps(
-                    [[*e.names, *e.stamps] for e in merged.values()]
-                )
+                store_pairs(file.h5, merged.values())
             except BaseException:
                 file.discard()
                 raise

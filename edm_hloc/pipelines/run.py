@@ -24,7 +24,7 @@ from edm_hloc.base.files import FolderLock, write_whole
 from edm_hloc.base.version import __version__
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import check_provenance
+from edm_hloc.matching.shards import check_folder_provenance
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Run:
                 run._remove(before["sizes"])
             else:
                 run._check_command(before["settings"].get("command"))
-                check_provenance(out / "raw_matches", run_provenance(matcher))
+                check_folder_provenance(out / "raw_matches", run_provenance(matcher))
                 run._continue(before)
             run.write()
             try:

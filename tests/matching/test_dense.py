@@ -26,8 +26,9 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matching.engine import MatchingConfig, count_encodes, match_pairs, order_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.schedule import count_encodes, order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models.edm import EDM
 from tests.fakes import FakeMatcher
@@ -293,7 +294,7 @@ def test_partners_of_an_unreadable_photo_are_not_decoded(
         return load_image(path, **options)
 
     decoded: list[str] = []
-    monkeypatch.setattr("edm_hloc.matching.engine.load_image", load)
+    monkeypatch.setattr("edm_hloc.matching.loading.load_image", load)
     (photos / "bad.png").write_bytes(b"")
     pairs = [(name, "bad.png") for name in names()] + [(names()[6], names()[7])]
     summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")

@@ -1,0 +1,84 @@
+"""Loads photos in background threads, ahead of their use by the network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from edm_hloc.base.errors import ImageError
+from edm_hloc.images.load import NetworkImage, load_image
+from edm_hloc.matchers.base import Preprocessing
+from edm_hloc.pairs.rules import Pair
+
+logger = logging.getLogger(__name__)
+
+
+class ImageLoader:
+    """Decodes and resizes photos in threads; close it with `close` or by a ``with`` block.
+
+    Args:
+        root: folder that the names of photos are relative to.
+        preprocessing: how the matcher wants its images.
+        threads: threads that decode and resize.
+        ahead: maximum number of images that wait, loaded or being loaded.
+
+    Attributes:
+        shapes: (C, H, W) of each image loaded so far, by name.
+        skipped: photos that could not be read, with the reason.
+        rotated: photos whose EXIF orientation was ignored.
+    """
+
+    def __init__(
+        self, root: Path, preprocessing: Preprocessing, *, threads: int, ahead: int
+    ) -> None:
+        self._load = partial(
+            load_image,
+            resize_max=preprocessing.resize_max,
+            divisor=preprocessing.divisor,
+            grayscale=preprocessing.grayscale,
+        )
+        self._root = root
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="load-image")
+        self._pending: dict[str, Future[NetworkImage]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.skipped: dict[str, str] = {}
+        self.rotated: set[str] = set()
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Starts to load the images needed next, in this order, and drops all others."""
+        for name in self._pending.keys() - set(names):
+            self._pending.pop(name).cancel()
+        for name in names:
+            if name not in self._pending and len(self._pending) < self._ahead:
+                self._pending[name] = self._pool.submit(self._load, self._root / name)
+
+    def get(self, name: str) -> NetworkImage | None:
+        """An image, or None if its photo cannot be read."""
+        future = self._pending.pop(name, None) or self._pool.submit(self._load, self._root / name)
+        try:
+            image = future.result()
+        except ImageError as error:
+            self.skipped[name] = str(error)
+            logger.warning("Skipping a photo: %s", error)
+            return None
+        if image.exif_orientation != 1:
+            self.rotated.add(name)
+        self.shapes[name] = tuple(image.tensor.shape)
+        return image
+
+    def can_read(self, pair: Pair) -> bool:
+        """Whether neither photo of a pair has failed to load so far."""
+        return self.skipped.keys().isdisjoint(pair)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> ImageLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
