@@ -49,7 +49,8 @@ from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aac
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
-from edm_hloc.synthetic.localization import make_aachen, make_inloc
+from edm_hloc.synthetic.aachen_miniature import make_aachen
+from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
 
 Found = tuple[Mapping[str, pycolmap.Rigid3d], Sequence[QueryPose]]
@@ -147,7 +148,7 @@ def main() -> None:
             data = Path(name) / "data"
             if args.benchmark == "aachen":
                 views = args.views or 24
-                make_aachen(data, views, args.queries - half, half, size, seed, depth_maps=True)
+                make_aachen(data, views, (args.queries - half, half), size, seed, depth_maps=True)
             else:
                 make_inloc(data, args.views or 48, args.queries, size, seed, depth_maps=True)
             for group, true in read_truth(data / "truth" / "queries").items():

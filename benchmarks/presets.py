@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edm_hloc import cli
 from edm_hloc.evaluation.models import compare
-from edm_hloc.synthetic.dataset import make_photo_collection
+from edm_hloc.synthetic.photo_collection import make_photo_collection
 
 # One list of settings for each folder of matches: those of one share them.
 SETTINGS = (

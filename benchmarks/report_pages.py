@@ -26,7 +26,7 @@ from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.pairs.files import write_pairs
 from edm_hloc.pipelines.run import peak_memory_mib, versions
 from edm_hloc.report.page import make_report
-from edm_hloc.synthetic.dataset import make_photo_collection
+from edm_hloc.synthetic.photo_collection import make_photo_collection
 
 SIZE = (1280, 960)
 FOCAL = 1100.0

@@ -30,7 +30,8 @@ from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.local_features import SIFT, LocalFeatures, edm_features
 from edm_hloc.pairs.retrieval import images_by_query, most_similar
 from edm_hloc.pairs.vlad import vlad_descriptors
-from edm_hloc.synthetic.localization import make_aachen, make_inloc
+from edm_hloc.synthetic.aachen_miniature import make_aachen
+from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
 
 Found = dict[str, list[str]]
@@ -62,7 +63,7 @@ def miniatures(benchmark: str, methods: dict[str, LocalFeatures], seeds: list[in
         with tempfile.TemporaryDirectory() as name:
             data = Path(name)
             if benchmark == "aachen":
-                make_aachen(data, 24, 6, 6, seed=seed, depth_maps=True)
+                make_aachen(data, 24, (6, 6), seed=seed, depth_maps=True)
                 images = data / "images_upright"
             else:
                 make_inloc(data, 48, 12, seed=seed, depth_maps=True)

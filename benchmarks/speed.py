@@ -66,7 +66,7 @@ from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import OnnxEDM
 from edm_hloc.models.types import CONFIGS, CoarseMatches
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.synthetic.dataset import make_photo_collection
+from edm_hloc.synthetic.photo_collection import make_photo_collection
 from tests.oracles import hloc_quantization
 
 Row = dict[str, object]

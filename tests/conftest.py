@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven rendered photos of 320 × 240 with depth and their true COLMAP model."""
-    from edm_hloc.synthetic.dataset import make_photo_collection
+    from edm_hloc.synthetic.photo_collection import make_photo_collection
 
     folder = tmp_path_factory.mktemp("scene")
     make_photo_collection(folder, views=7, size=(320, 240), seed=3, depth_maps=True)

@@ -124,7 +124,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Fills a folder with the inputs, under the names that the documents use."""
     from edm_hloc.base.colmap import read_model
     from edm_hloc.localization.poses import write_poses
-    from edm_hloc.synthetic.dataset import make_photo_collection
+    from edm_hloc.synthetic.photo_collection import make_photo_collection
 
     scene = tmp_path_factory.mktemp("docs") / "scene"
     make_photo_collection(scene, views=5, size=(256, 192), seed=3)
@@ -368,11 +368,12 @@ def test_long_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The same with the commands that take minutes."""
-    from edm_hloc.synthetic.localization import make_aachen, make_inloc
+    from edm_hloc.synthetic.aachen_miniature import make_aachen
+    from edm_hloc.synthetic.inloc_miniature import make_inloc
 
     def fill(folder: Path) -> None:
         inputs(folder)
-        make_aachen(folder / "datasets/aachen_v1.1", 6, 1, 1, (320, 240), 0)
+        make_aachen(folder / "datasets/aachen_v1.1", 6, (1, 1), (320, 240), 0)
         make_inloc(folder / "datasets/inloc", 16, 2, (320, 240), 0)  # fewer are not found
         for dataset, number in (("aachen_v1.1", 50), ("inloc", 40)):
             queries = [*_photos(folder / "datasets" / dataset, "query")]

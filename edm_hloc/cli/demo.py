@@ -32,7 +32,7 @@ def _demo(args: argparse.Namespace) -> None:
     from edm_hloc.images.find import find_images
     from edm_hloc.pairs.rules import exhaustive
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
-    from edm_hloc.synthetic.dataset import make_photo_collection
+    from edm_hloc.synthetic.photo_collection import make_photo_collection
 
     start = time.monotonic()
     if (args.out / "run.json").exists() and not any(args.out.glob("scene_*")):

@@ -324,7 +324,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _synth(args: argparse.Namespace) -> None:
-    from edm_hloc.synthetic.localization import make_aachen, make_inloc
+    from edm_hloc.synthetic.aachen_miniature import make_aachen
+    from edm_hloc.synthetic.inloc_miniature import make_inloc
 
     size = (args.size[0], args.size[1])
     if min(size) < 64 or args.queries < 2 or (args.views is not None and args.views < 4):
@@ -334,7 +335,7 @@ def _synth(args: argparse.Namespace) -> None:
     if args.benchmark == "aachen":
         night = args.queries // 2
         views = args.views or 16
-        make_aachen(args.out, views, args.queries - night, night, size, args.seed)
+        make_aachen(args.out, views, (args.queries - night, night), size, args.seed)
     else:
         make_inloc(args.out, args.views or 32, args.queries, size, args.seed)
     # InLoc's 48 px are meant for photos 4,032 px wide

@@ -1,1 +1,7 @@
-"""Random worlds with exact geometry: training pairs, the demo scene, tests."""
+"""Rendered scenes with exact geometry: training pairs, the demo's photos, miniature benchmarks.
+
+From geometry to files: `shapes`, `cameras` and `appearance` describe batches of scenes, `layouts`
+draws random ones, `renderer` turns them into images and depth maps, and `photometric_effects` makes
+the images look like photos. `pairs` samples training pairs, `conditions` writes test pairs,
+`photo_collection`, `aachen_miniature` and `inloc_miniature` write folders of photos.
+"""

@@ -1,8 +1,9 @@
-"""Test pairs that are hard in one respect each: texture, night, scale, roll."""
+"""Test pairs with known pose, difficult in one respect each: texture, night, scale or roll."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,19 +15,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
-from edm_hloc.synthetic.layouts import Layout
-from edm_hloc.synthetic.pairs import DrawCameras, PairSampler, candidate_cameras
-from edm_hloc.synthetic.photometric import expose, lamps, noise, photograph
-from edm_hloc.synthetic.scene import Cameras, Random
+from edm_hloc.synthetic.cameras import Cameras
+from edm_hloc.synthetic.pairs import PairOptions, PairSampler
+from edm_hloc.synthetic.photometric_effects import expose, lamplight, noise, photograph
+from edm_hloc.synthetic.random_numbers import Random
+from edm_hloc.synthetic.shapes import turn_about_z
 from edm_hloc.synthetic.textures import TextureBank
 
 Condition = Literal["plain", "low-texture", "day-night", "scale-2", "roll", "turned"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
-DIFFICULTY = 0.2  # of everything but the condition
-LOW_CONTRAST = 0.12  # of textures, to what they were
-ROLL = (15.0, 45.0)  # degrees, either way
+DIFFICULTY = 0.2
+"""Difficulty of everything but the condition, in [0, 1]."""
+LOW_CONTRAST = 0.12
+"""Contrast of the textures under "low-texture", as a share of what it was."""
+ROLL = (15.0, 45.0)
+"""Smallest and largest roll under "roll", in degrees, either way."""
 TURNED = (75.0, 180.0)
+"""Smallest and largest roll under "turned", in degrees, either way."""
 
 
 def write_condition(
@@ -34,40 +40,47 @@ def write_condition(
     folder: Path,
     pairs: int,
     textures: TextureBank,
-    *,
     seed: int = 0,
-    height: int = 480,
-    width: int = 640,
+    size: tuple[int, int] = (640, 480),
 ) -> Path:
-    """Render pairs into `folder/images`; gives `folder/pairs_with_gt.txt` (SuperGlue's format).
+    """Render pairs into `folder/images`, with a list of their poses and intrinsics.
 
-    All conditions start from the same kind of pairs, moderately wide apart ("plain"):
-    "low-texture" leaves an eighth of the textures' contrast, with the same noise; "day-night" takes
-    the second photo by lamplight; "scale-2" zooms the first camera in until it shows everything
-    about twice as large as the second; "roll" turns the second camera by 15 to 45 degrees, "turned"
-    by 75 to 180.
+    All conditions start from the same kind of pairs with moderate baselines ("plain").
+    "low-texture" leaves an eighth of the textures' contrast, with the same noise. "day-night" takes
+    the second photo by lamplight. "scale-2" gives the cameras focal lengths by which the first
+    image shows everything about twice as large as the second. "roll" rolls the second camera by 15
+    to 45 degrees, "turned" by 75 to 180.
+
+    Args:
+        condition: what is difficult.
+        folder: where to write; made if necessary.
+        pairs: their number.
+        textures: of the surfaces.
+        seed: of the random numbers.
+        size: (width, height) of the images, in pixels.
+
+    Returns:
+        `folder/pairs_with_gt.txt`, in SuperGlue's format.
     """
     if condition == "low-texture":
-        textures = TextureBank(_fade(textures.textures))
-    sampler = PairSampler(
-        textures,
-        DIFFICULTY,
-        seed=seed,
+        textures = TextureBank(_low_contrast(textures.textures))
+    options = PairOptions(
         overlap=(0.2, 0.55) if condition == "scale-2" else (0.35, 0.9),
-        photometric=condition != "day-night",
-        draw_cameras=_DRAW.get(condition),
+        photometric_effects=condition != "day-night",
+        change_cameras=_CHANGE_CAMERAS.get(condition),
     )
+    sampler = PairSampler(textures, DIFFICULTY, seed=seed, options=options)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     listed = []
     for number in tqdm(range(pairs), desc=f"Rendering ({condition})", unit="pair", disable=None):
-        rendered = sampler.sample(1, height, width)
+        rendered = sampler.sample(1, size[1], size[0])
         images = torch.cat([rendered.image0, rendered.image1])[:, 0]
         if condition == "day-night":
             depth = torch.cat([rendered.depth0, rendered.depth1])
             images = torch.cat(
                 [
                     photograph(images[:1], depth[:1], sampler.random, DIFFICULTY),
-                    _night(images[1:], depth[1:], sampler.random),
+                    _at_night(images[1:], depth[1:], sampler.random),
                 ]
             )
         names = f"{number:04d}_0.png", f"{number:04d}_1.png"
@@ -84,53 +97,43 @@ def write_condition(
     return path
 
 
-def _fade(textures: Tensor) -> Tensor:
+def _low_contrast(textures: Tensor) -> Tensor:
+    """Textures (N, S, S) uint8 with `LOW_CONTRAST` about their mean grey values."""
     values = textures.float()
     mean = values.mean(dim=(1, 2), keepdim=True)
     return (mean + LOW_CONTRAST * (values - mean)).round().to(torch.uint8)
 
 
-def _night(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
-    """As `photograph` makes its nights."""
+def _at_night(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
+    """Images (n, H, W) by lamplight, as `photograph` makes them."""
     n = len(images)
     dark = torch.full((n,), 0.55, device=images.device)
-    images = expose(lamps(images, depth, rng), rng, dark, DIFFICULTY)
+    images = expose(lamplight(images, depth, rng), rng, dark, DIFFICULTY)
     photons = rng.log_uniform(n, low=1000, high=5000)
     return noise(images, rng, photons, rng.log_uniform(n, low=0.002, high=0.01)).clamp(0, 1)
 
 
-def _zoomed(
-    layout: Layout, rng: Random, count: int, difficulty: float, height: int, width: int
-) -> Cameras:
-    cameras = candidate_cameras(layout, rng, count, difficulty, height, width)
+def _zoom(cameras: Cameras, rng: Random) -> Cameras:
+    """Lengthen the focal length of the first camera and shorten that of the others, by √2 each."""
     K = cameras.K.clone()
     K[:, :1, :2, :2] *= math.sqrt(2)
     K[:, 1:, :2, :2] /= math.sqrt(2)
     return Cameras(K, cameras.cam_from_world)
 
 
-def _rolled(
-    layout: Layout,
-    rng: Random,
-    count: int,
-    difficulty: float,
-    height: int,
-    width: int,
-    degrees: tuple[float, float] = ROLL,
-) -> Cameras:
-    cameras = candidate_cameras(layout, rng, count, difficulty, height, width)
+def _roll(cameras: Cameras, rng: Random, degrees: tuple[float, float]) -> Cameras:
+    """Roll all cameras but the first by random angles between two bounds, either way."""
     n, views = cameras.K.shape[:2]
     low, high = np.radians(degrees)
     angle = rng.uniform(n, views, low=float(low), high=float(high)) * rng.sign(n, views)
     angle[:, 0] = 0
     turn = torch.eye(4, device=angle.device).repeat(n, views, 1, 1)
-    turn[..., 0, 0] = turn[..., 1, 1] = angle.cos()
-    turn[..., 1, 0], turn[..., 0, 1] = angle.sin(), -angle.sin()
+    turn[..., :3, :3] = turn_about_z(angle)
     return Cameras(cameras.K, turn @ cameras.cam_from_world)
 
 
-_DRAW: dict[str, DrawCameras] = {
-    "scale-2": _zoomed,
-    "roll": _rolled,
-    "turned": partial(_rolled, degrees=TURNED),
+_CHANGE_CAMERAS: dict[str, Callable[[Cameras, Random], Cameras]] = {
+    "scale-2": _zoom,
+    "roll": partial(_roll, degrees=ROLL),
+    "turned": partial(_roll, degrees=TURNED),
 }

@@ -1,30 +1,38 @@
-"""Random scenes of several kinds, from posters on a wall to towns, made in batches."""
+"""Random layouts of scenes: six kinds, from posters on a wall to towns, drawn in batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edm_hloc.synthetic.scene import (
-    Random,
-    Shapes,
-    ShapesBuilder,
-    box_quads,
-    rotation,
-    turn_about_z,
+from edm_hloc.synthetic.layout_parts import (
+    Region,
+    add_bosses,
+    add_buildings,
+    add_clutter,
+    add_ground,
+    add_thin_structures,
+    random_turns,
+    upright_cylinders,
 )
+from edm_hloc.synthetic.random_numbers import Random
+from edm_hloc.synthetic.shapes import Shapes, ShapesBuilder, box_quads, rotation, turn_about_z
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of n scenes and where people would take photos of them.
+    """Geometry of n scenes and where their photos are taken from. All in metres, z up.
 
-    eye: (n, 3) first camera; anchor: (n, 3) what it looks at; camera_low, camera_high: (n, 3) box
-    in which cameras may stand.
+    Attributes:
+        shapes: the n scenes.
+        eye: (n, 3) centre of the first camera.
+        anchor: (n, 3) the point it looks at.
+        camera_low: (n, 3) lower corner of the bounding box that camera centres are kept in.
+        camera_high: (n, 3) its upper corner.
     """
 
     shapes: Shapes
@@ -35,7 +43,7 @@ class Layout:
 
 
 def posters(rng: Random, n: int) -> Layout:
-    """Tilted planes, boxes and ellipsoids at many depths before a background plane."""
+    """Tilted planes, boxes and ellipsoids at many depths in front of a background plane."""
     build = ShapesBuilder(n, rng.device)
     tilt = rotation(rng.uniform(n, 1, 3, low=-0.35, high=0.35))
     build.add_panels(rng.zeros(n, 1, 3), rng.values(40, 28).expand(n, 1, 2), tilt)
@@ -46,15 +54,15 @@ def posters(rng: Random, n: int) -> Layout:
     place[..., 1] = -6 * place[..., 1].square()
     turn = rotation(rng.normal(n, count, 3) * rng.uniform(n, 1, 1, high=0.6))
     build.add_panels(place, size, turn, rng.chance(n, count, p=rng.uniform(n, 1, low=0.2)))
-    _add_clutter(build, rng, (-5, -4, -4), (5, -0.5, 4), 4, 4, 1.0)
-    _add_sticks(build, rng, (-5, -6, -5), (5, -3, 5), 5, 10)
+    add_clutter(build, rng, ((-5, -4, -4), (5, -0.5, 4)), 4, 4, 1.0)
+    add_thin_structures(build, rng, ((-5, -6, -5), (5, -3, 5)), 5, 10)
     eye = rng.between((-4, -14, -3), (4, -6, 3), n)
     anchor = rng.between((-3, -2.5, -2), (3, 0, 2), n)
-    return _layout(rng, build, eye, anchor, (-12, -18, -9), (12, -4.5, 9))
+    return _layout(rng, build, eye, anchor, ((-12, -18, -9), (12, -4.5, 9)))
 
 
 def masonry(rng: Random, n: int) -> Layout:
-    """A rough wall of stones which stand out by different lengths, with bosses on it."""
+    """A rough wall of stones that protrude by different lengths, with ellipsoids sunk into it."""
     build = ShapesBuilder(n, rng.device)
     wall, ground, *kinds = build.new_groups(5).split(1, 1)
     back = rotation(rng.zeros(n, 1, 3))
@@ -71,7 +79,9 @@ def masonry(rng: Random, n: int) -> Layout:
     count = columns * rows
     pitch = rng.uniform(n, 1, 2, low=0.9, high=1.8)
     middle = rng.zeros(n, count, 3)
-    shift = rng.uniform(n, rows, low=-0.5, high=0.5)[:, row]  # bonds of a wall
+    shift = rng.uniform(n, rows, low=-0.5, high=0.5)[
+        :, row
+    ]  # so that the joints of neighbouring rows are offset
     middle[..., 0] = (column + shift) * pitch[..., 0]
     middle[..., 2] = (row + 0.5) * pitch[..., 1] + low
     out = rng.log_uniform(n, 1, low=0.1, high=1) * rng.uniform(n, count)
@@ -83,18 +93,18 @@ def masonry(rng: Random, n: int) -> Layout:
     build.add_boxes(
         middle, size[..., [0, 2, 1]], tilt, rng.chance(n, count, p=0.9), kind, (0, 1, 2, 4, 5)
     )
-    _add_bosses(build, rng, (-5, -0.3, -3), (5, 0, 4), 10, wall)
-    _add_clutter(build, rng, (-4, -3, -2.5), (4, -1, 2), 2, 3, 0.7)
-    _add_sticks(build, rng, (-5, -5, -3), (5, -2.5, 4), 3, 6)
+    add_bosses(build, rng, ((-5, -0.3, -3), (5, 0, 4)), 10, wall)
+    add_clutter(build, rng, ((-4, -3, -2.5), (4, -1, 2)), 2, 3, 0.7)
+    add_thin_structures(build, rng, ((-5, -5, -3), (5, -2.5, 4)), 3, 6)
     eye = rng.between((-4, -9, -1.5), (4, -3.5, 2.5), n)
     anchor = rng.between((-2.5, -0.6, -1.5), (2.5, 0, 2), n)
-    return _layout(rng, build, eye, anchor, (-9, -14, -1.8), (9, -2.4, 7))
+    return _layout(rng, build, eye, anchor, ((-9, -14, -1.8), (9, -2.4, 7)))
 
 
 def facade(rng: Random, n: int) -> Layout:
-    """A building's front with repeated bays, ledges, steps and columns, among other buildings."""
+    """The front of a building with repeated bays, ledges, steps and columns, among others."""
     build = ShapesBuilder(n, rng.device)
-    _add_ground(build, rng, 60, 2)
+    add_ground(build, rng, 60, 2)
     width = rng.uniform(n, low=8, high=22)
     height = rng.uniform(n, low=5, high=14)
     bays = rng.integers(n, low=2, high=8).float()
@@ -107,7 +117,7 @@ def facade(rng: Random, n: int) -> Layout:
     build.add_boxes(place, body, upright, group=wall, faces=(2,))
     build.add_boxes(place, body, upright, faces=(0, 4, 5))
 
-    # Pilasters and ledges frame the bays, which so become niches; steps lead up to the wall.
+    # Pilasters and ledges in front of the wall turn the bays into niches; steps lead up to it.
     relief = rng.log_uniform(n, low=0.08, high=0.9)
     sizes, middles, present = [], [], []
     for along, steps, most in ((0, bays, 8), (2, floors, 5)):
@@ -141,28 +151,28 @@ def facade(rng: Random, n: int) -> Layout:
     standing = rng.chance(n, 1, p=0.4) & rng.chance(n, 6, p=0.9)
     build.add_round(
         torch.stack([x, -front, half], -1),
-        _upright_cylinders(radius, half),
+        upright_cylinders(radius, half),
         standing,
         stone,
         cylinder=True,
     )
-    _add_buildings(build, rng, (-40, 5, 0), (40, 35, 0), 5)
+    add_buildings(build, rng, ((-40, 5, 0), (40, 35, 0)), 5)
     side = rng.values(10, 10, 9) * rng.uniform(n, 2, 3, low=0.5, high=1.5)
     x = (width[:, None] + side[..., 0]) / 2 + rng.uniform(n, 2, high=5)
     place = torch.stack(
         [x * rng.values(-1, 1), rng.uniform(n, 2, low=-6, high=6), side[..., 2] / 2], -1
     )
-    build.add_boxes(place, side, _turns(rng, n, 2, 0.4), rng.chance(n, 2, p=0.7))
-    _add_clutter(build, rng, (-7, -6, 0), (7, -1, 1.5), 3, 3, 0.8)
-    _add_sticks(build, rng, (-8, -8, 0), (8, -3, 4), 4, 8)
+    build.add_boxes(place, side, random_turns(rng, n, 2, 0.4), rng.chance(n, 2, p=0.7))
+    add_clutter(build, rng, ((-7, -6, 0), (7, -1, 1.5)), 3, 3, 0.8)
+    add_thin_structures(build, rng, ((-8, -8, 0), (8, -3, 4)), 4, 8)
     eye = rng.between((-10, -20, 1.2), (10, -7, 4), n)
     anchor = rng.between((-0.35, -0.5, 0.15), (0.35, 0, 0.6), n)
     anchor = anchor * torch.stack([width, torch.ones_like(width), height], -1)
-    return _layout(rng, build, eye, anchor, (-30, -30, 0.6), (30, -4, 10))
+    return _layout(rng, build, eye, anchor, ((-30, -30, 0.6), (30, -4, 10)))
 
 
 def room(rng: Random, n: int) -> Layout:
-    """The inside of a box with pictures, shelves, furniture, pillars and round things."""
+    """The inside of a box with pictures, shelves, furniture, poles and round objects."""
     build = ShapesBuilder(n, rng.device)
     size = rng.between((4, 4, 2.4), (10, 10, 4.5), n)
     middle = rng.zeros(n, 1, 3)
@@ -190,9 +200,9 @@ def room(rng: Random, n: int) -> Layout:
     furniture = rng.log_uniform(n, count, 3, low=0.3, high=1.6)
     place = rng.between((-0.4, -0.4, 0), (0.4, 0.4, 0), n, count) * size[:, None]
     place[..., 2] = furniture[..., 2] / 2
-    build.add_boxes(place, furniture, _turns(rng, n, count, 1.6), rng.chance(n, count, p=0.6))
-    _add_clutter(build, rng, (-2, -2, 0.2), (2, 2, 1.6), 2, 4, 0.5)
-    _add_sticks(build, rng, (-2, -2, 0), (2, 2, 2), 3, 2)
+    build.add_boxes(place, furniture, random_turns(rng, n, count, 1.6), rng.chance(n, count, p=0.6))
+    add_clutter(build, rng, ((-2, -2, 0.2), (2, 2, 1.6)), 2, 4, 0.5)
+    add_thin_structures(build, rng, ((-2, -2, 0), (2, 2, 2)), 3, 2)
     low = size * rng.values(-0.46, -0.46, 0.12)
     high = size * rng.values(0.46, 0.46, 0.85)
     eye = low + (high - low) * rng.uniform(n, 3)
@@ -201,44 +211,44 @@ def room(rng: Random, n: int) -> Layout:
 
 
 def objects(rng: Random, n: int) -> Layout:
-    """A statue-like pile of boxes and ellipsoids on the ground, to walk around."""
+    """A pile of boxes and ellipsoids on the ground, photographed from all around."""
     build = ShapesBuilder(n, rng.device)
-    _add_ground(build, rng, 25, 2)
+    add_ground(build, rng, 25, 2)
     count = 9
     lift = rng.uniform(n, count, 1) ** 1.5
     size = rng.log_uniform(n, count, 3, low=0.4, high=1.8)
     xy = rng.normal(n, count, 2) * (1.1 - lift) * 1.1
     place = torch.cat([xy, lift * 2.5 + size[..., 2:] / 2], -1)
-    build.add_boxes(place, size, _turns(rng, n, count, 1.6), rng.chance(n, count, p=0.6))
+    build.add_boxes(place, size, random_turns(rng, n, count, 1.6), rng.chance(n, count, p=0.6))
     count = 10
     lift = rng.uniform(n, count, 1)
     place = torch.cat([rng.normal(n, count, 2) * (1.2 - lift), lift * 3], -1)
     radii = rng.log_uniform(n, count, 3, low=0.2, high=0.9)
     turn = rotation(rng.uniform(n, count, 3, low=-3, high=3))
     build.add_round(place, turn * radii[..., None, :], rng.chance(n, count, p=0.7))
-    _add_buildings(build, rng, (-25, -25, 0), (25, 25, 0), 10, hole=9)
-    _add_sticks(build, rng, (-4, -4, 0), (4, 4, 3), 3, 3)
+    add_buildings(build, rng, ((-25, -25, 0), (25, 25, 0)), 10, hole=9)
+    add_thin_structures(build, rng, ((-4, -4, 0), (4, 4, 3)), 3, 3)
     angle = rng.uniform(n, high=2 * math.pi)
     distance = rng.log_uniform(n, low=4, high=8)
     up = rng.uniform(n, low=0.6, high=4)
     eye = torch.stack([distance * angle.cos(), distance * angle.sin(), up], -1)
     anchor = rng.between((-0.8, -0.8, 0.5), (0.8, 0.8, 2), n)
-    return _layout(rng, build, eye, anchor, (-9, -9, 0.4), (9, 9, 6))
+    return _layout(rng, build, eye, anchor, ((-9, -9, 0.4), (9, 9, 6)))
 
 
 def town(rng: Random, n: int) -> Layout:
-    """Houses over a large ground with hills, from the street or from the air."""
+    """Houses on a large ground with hills, photographed from the street or from the air."""
     build = ShapesBuilder(n, rng.device)
-    _add_ground(build, rng, 150, 6)
-    _add_buildings(build, rng, (-45, -30, 0), (45, 60, 0), 14)
-    _add_clutter(build, rng, (-20, -20, 0), (20, 20, 3), 3, 6, 3.0)
-    _add_sticks(build, rng, (-15, -25, 0), (15, 0, 8), 4, 8)
+    add_ground(build, rng, 150, 6)
+    add_buildings(build, rng, ((-45, -30, 0), (45, 60, 0)), 14)
+    add_clutter(build, rng, ((-20, -20, 0), (20, 20, 3)), 3, 6, 3.0)
+    add_thin_structures(build, rng, ((-15, -25, 0), (15, 0, 8)), 4, 8)
     flies = rng.chance(n, 1, p=0.5)
     street = rng.between((-20, -45, 1.5), (20, -32, 6), n)
     air = rng.between((-25, -45, 18), (25, -10, 50), n)
     anchor = rng.between((-12, -15, 0), (12, 15, 7), n)
     scene = _layout(
-        rng, build, torch.where(flies, air, street), anchor, (-70, -70, 1), (70, -8, 70)
+        rng, build, torch.where(flies, air, street), anchor, ((-70, -70, 1), (70, -8, 70))
     )
     scene.camera_low[:, 2:] = torch.where(flies, 14.0, 1.0)
     return scene
@@ -252,141 +262,7 @@ LAYOUTS: dict[str, Callable[[Random, int], Layout]] = {
     "objects": objects,
     "town": town,
 }
-
-
-# --- parts ---------------------------------------------------------------------------------------
-
-
-def _add_ground(build: ShapesBuilder, rng: Random, reach: float, hills: int) -> None:
-    """Ground with gentle mounds; most have a far wall around, so that not all is sky."""
-    n = build.batch
-    ground, far = build.new_groups(2).split(1, 1)
-    quad = rng.values(-reach, -reach, 0, 2 * reach, 0, 0, 0, 2 * reach, 0).view(3, 3)
-    build.add_quads(quad.expand(n, 1, 3, 3), group=ground)
-    flat = rng.between((0.08, 0.08, 0.03), (0.35, 0.35, 0.12), n, hills)
-    flat[..., 2] *= flat[..., :2].mean(-1)
-    place = rng.between((-0.7, 0.05, 0), (0.7, 0.7, 0), n, hills)
-    place[..., 1] += 0.5 * flat[..., 1]
-    place[..., 2] = -0.4 * flat[..., 2]
-    present = rng.chance(n, hills, p=0.5)
-    build.add_round(place * reach, torch.diag_embed(flat * reach), present, ground)
-    side = torch.arange(4, device=rng.device) * (math.pi / 2)
-    turn = turn_about_z(side + rng.uniform(n, 4, low=-0.2, high=0.2))
-    high = reach * rng.uniform(n, 4, low=0.1, high=0.5)
-    local = torch.stack([torch.zeros_like(high), torch.full_like(high, 0.9 * reach), high / 2], -1)
-    size = torch.stack([torch.full_like(high, 2 * reach), high], -1)
-    build.add_panels((turn @ local[..., None])[..., 0], size, turn, rng.chance(n, 1, p=0.7), far)
-
-
-def _add_buildings(
-    build: ShapesBuilder,
-    rng: Random,
-    low: Sequence[float],
-    high: Sequence[float],
-    count: int,
-    hole: float = 0.0,
-) -> None:
-    """Houses, half of them with gable roofs; none nearer to the origin than `hole`."""
-    n = build.batch
-    place = rng.between(low, high, n, count)
-    size = rng.log_uniform(n, count, 3, low=3, high=14)
-    size[..., 2] = rng.log_uniform(n, count, low=2.5, high=16)
-    place[..., 2] = size[..., 2] / 2
-    away = place[..., :2].norm(dim=-1) - size[..., :2].amax(-1) * 0.7 > hole
-    present = rng.chance(n, count, p=0.75) & away
-    turn = _turns(rng, n, count, 1.6)
-    build.add_boxes(place, size, turn, present)
-    # A roof is the upper half of a box that stands on its edge.
-    place = place.clone()
-    place[..., 2] = size[..., 2]
-    edge = size[..., 1] * 0.75
-    size = torch.stack([size[..., 0] * 1.05, edge, edge], -1)
-    lean = rotation(rng.values(math.pi / 4, 0, 0))
-    present = present & rng.chance(n, count, p=0.5)
-    build.add_boxes(place, size, turn @ lean, present, faces=(0, 2, 4, 5))
-
-
-def _add_bosses(
-    build: ShapesBuilder,
-    rng: Random,
-    low: Sequence[float],
-    high: Sequence[float],
-    count: int,
-    group: Tensor,
-) -> None:
-    """Ellipsoids half sunk in a surface, of its material."""
-    n = build.batch
-    place = rng.between(low, high, n, count)
-    radii = rng.log_uniform(n, count, 3, low=0.1, high=1)
-    present = rng.chance(n, count, p=rng.uniform(n, 1))
-    build.add_round(place, torch.diag_embed(radii), present, group)
-
-
-def _add_clutter(
-    build: ShapesBuilder,
-    rng: Random,
-    low: Sequence[float],
-    high: Sequence[float],
-    boxes: int,
-    balls: int,
-    scale: float,
-) -> None:
-    """Loose boxes and ellipsoids in a region."""
-    n = build.batch
-    share = rng.uniform(n, 1)
-    size = rng.log_uniform(n, boxes, 3, low=0.3 * scale, high=1.8 * scale)
-    turn = rotation(rng.normal(n, boxes, 3) * rng.uniform(n, 1, 1))
-    place = rng.between(low, high, n, boxes)
-    build.add_boxes(place, size, turn, rng.chance(n, boxes, p=share), faces=range(6))
-    radii = rng.log_uniform(n, balls, 3, low=0.25 * scale, high=1.1 * scale)
-    turn = rotation(rng.uniform(n, balls, 3, low=-3, high=3))
-    place = rng.between(low, high, n, balls)
-    build.add_round(place, turn * radii[..., None, :], rng.chance(n, balls, p=share))
-
-
-def _add_sticks(
-    build: ShapesBuilder,
-    rng: Random,
-    low: Sequence[float],
-    high: Sequence[float],
-    poles: int,
-    bars: int,
-) -> None:
-    """Thin things: poles (cylinders) at random places, and a fence of flat bars."""
-    n = build.batch
-    room = high[2] - low[2]
-    place = rng.between(low, high, n, poles)
-    half = rng.uniform(n, poles, low=0.15, high=0.5) * room
-    radius = rng.log_uniform(n, poles, low=0.003, high=0.03) * room
-    place[..., 2] = low[2] + half
-    lean = rotation(rng.normal(n, poles, 3) * 0.1)
-    present = rng.chance(n, poles, p=0.7) & rng.chance(n, 1, p=0.35)
-    axes = lean @ _upright_cylinders(radius, half)
-    build.add_round(place, axes, present, build.new_groups(1), cylinder=True)
-
-    pitch = rng.log_uniform(n, 1, low=0.06, high=0.3) * room
-    x = (torch.arange(bars, device=rng.device) - (bars - 1) / 2) * pitch
-    tall = (rng.uniform(n, 1, low=0.3, high=0.9) * room).expand(n, bars)
-    turn = _turns(rng, n, 1, 0.7).expand(n, bars, 3, 3)
-    local = torch.stack([x, torch.zeros_like(x), tall / 2], -1)
-    foot = rng.between((low[0], low[1], low[2]), (high[0], high[1], low[2]), n, 1)
-    size = torch.stack([(pitch * rng.uniform(n, 1, low=0.08, high=0.4)).expand(n, bars), tall], -1)
-    place = foot + (turn @ local[..., None])[..., 0]
-    build.add_panels(place, size, turn, rng.chance(n, 1, p=0.25), build.new_groups(1))
-
-
-def _upright_cylinders(radius: Tensor, half_height: Tensor) -> Tensor:
-    """(..., 3, 3) half axes, the second one up."""
-    axes = torch.zeros(*radius.shape, 3, 3, device=radius.device)
-    axes[..., 0, 0] = radius
-    axes[..., 2, 1] = half_height
-    axes[..., 1, 2] = radius
-    return axes
-
-
-def _turns(rng: Random, n: int, count: int, most: float) -> Tensor:
-    """(n, count, 3, 3) turns about z within ± `most`."""
-    return turn_about_z(rng.uniform(n, count, low=-most, high=most))
+"""Functions that draw n layouts of a kind, by the name of the kind."""
 
 
 def _layout(
@@ -394,8 +270,8 @@ def _layout(
     build: ShapesBuilder,
     eye: Tensor,
     anchor: Tensor,
-    low: Sequence[float],
-    high: Sequence[float],
+    region: Region,
 ) -> Layout:
-    corners = (rng.values(*corner).repeat(build.batch, 1) for corner in (low, high))
+    """The layout of everything added, with one region for the cameras of all scenes."""
+    corners = (rng.values(*corner).repeat(build.batch, 1) for corner in region)
     return Layout(build.build(), eye, anchor, *corners)

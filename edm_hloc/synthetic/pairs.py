@@ -1,29 +1,23 @@
-"""Random pairs of overlapping views with exact depth and pose: the training data of a matcher."""
+"""Random pairs of overlapping views with exact depth and pose: training data for a matcher."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.synthetic.dressing import random_lights, random_materials
+from edm_hloc.synthetic.appearance import Appearance, random_lights, random_materials
+from edm_hloc.synthetic.cameras import Cameras
+from edm_hloc.synthetic.covisibility import pair_overlap
 from edm_hloc.synthetic.layouts import LAYOUTS, Layout
-from edm_hloc.synthetic.photometric import photograph
-from edm_hloc.synthetic.render import render, render_depth
-from edm_hloc.synthetic.scene import (
-    Cameras,
-    Random,
-    Shapes,
-    concatenate,
-    intrinsics,
-    look_at,
-    rotation,
-)
+from edm_hloc.synthetic.photometric_effects import photograph
+from edm_hloc.synthetic.random_numbers import Random
+from edm_hloc.synthetic.random_views import candidate_cameras
+from edm_hloc.synthetic.renderer.render import render, render_depth
+from edm_hloc.synthetic.shapes import Shapes, concatenate
 from edm_hloc.synthetic.textures import TextureBank
 
 
@@ -31,13 +25,14 @@ from edm_hloc.synthetic.textures import TextureBank
 class RenderedPairs:
     """B pairs of views.
 
-    image0, image1: (B, 1, H, W) float grey in [0, 1].
-    depth0, depth1: (B, H, W) float, along the optical axis, of the ray through each pixel's
-    centre; 0 where there is none (sky).
-    K0, K1: (B, 3, 3) where the top-left pixel's centre is (0, 0).
-    T_0to1: (B, 4, 4) from camera 0 to camera 1.
-    overlap: (B,) share of an image's pixels seen in the other one: the geometric mean of the two
-    directions, measured at low resolution. A photo's middle half, enlarged, overlaps it by 0.5.
+    Attributes:
+        image0, image1: (B, 1, H, W) float32 grey values in [0, 1].
+        depth0, depth1: (B, H, W) float32, metres along the optical axis of the ray through each
+            pixel's centre; 0 where there is none (sky).
+        K0, K1: (B, 3, 3) intrinsics in pixels; the centre of the top-left pixel is (0, 0).
+        T_0to1: (B, 4, 4) from camera 0 to camera 1.
+        overlap: (B,) share of an image's pixels that are visible in the other one: the geometric
+            mean of both directions, measured at low resolution (see `pair_overlap`).
     """
 
     image0: Tensor
@@ -50,23 +45,76 @@ class RenderedPairs:
     overlap: Tensor
 
     def to(self, device: torch.device | str) -> RenderedPairs:
+        """The same pairs on another device."""
         return RenderedPairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
-# layout, random numbers, number of second cameras, difficulty, height, width → n × (1 + number)
-DrawCameras = Callable[[Layout, Random, int, float, int, int], Cameras]
+@dataclass(frozen=True)
+class PairOptions:
+    """Which pairs a `PairSampler` draws.
+
+    Attributes:
+        layouts: kinds of scenes (names of `LAYOUTS`), drawn with equal probability.
+        overlap: smallest and largest overlap of a pair; None: from 0.45 at difficulty 0 or 0.08 at
+            difficulty 1, up to 0.95.
+        photometric_effects: add the effects of cameras and hours (see `photograph`); without them
+            the two images of a pair agree but for the light.
+        change_cameras: changes the cameras that were drawn, (n, 1 + candidates), before their
+            overlap is measured; the random numbers are the sampler's.
+    """
+
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
+    overlap: tuple[float, float] | None = None
+    photometric_effects: bool = True
+    change_cameras: Callable[[Cameras, Random], Cameras] | None = None
+
+
+@dataclass(frozen=True)
+class PairScenes:
+    """B scenes with two cameras each.
+
+    Attributes:
+        shapes: geometry of the scenes.
+        cameras: (B, 2).
+        overlap: (B,) as in `RenderedPairs`.
+        span: (B,) length in metres that fills the longer side of the view at its nearest fifth, in
+            the view where it is smaller.
+    """
+
+    shapes: Shapes
+    cameras: Cameras
+    overlap: Tensor
+    span: Tensor
+
+    def select(self, index: Tensor) -> PairScenes:
+        """Some of the scenes, by indices."""
+        shapes, cameras = self.shapes.select(index), self.cameras.select(index)
+        return PairScenes(shapes, cameras, self.overlap[index], self.span[index])
 
 
 class PairSampler:
     """Renders random pairs; the same seed on the same device gives the same sequence of batches.
 
-    `difficulty` in [0, 1] may be changed at any time: it widens baselines, scale changes, roll and
-    photometric differences, weakens textures, and lowers the overlap asked for.
+    `difficulty` and `random` may be set anew at any time.
+
+    Args:
+        textures: moved to `device` if they are elsewhere.
+        difficulty: in [0, 1]; widens baselines, scale changes, roll and photometric differences,
+            weakens textures, and lowers the smallest overlap.
+        device: on which to render.
+        seed: of the random numbers.
+        options: which pairs to draw.
+
+    Raises:
+        KeyError: unknown kind of scene.
     """
 
     CANDIDATES = 5
+    """Second cameras that are tried with each first one."""
     LOW_RESOLUTION = 24
+    """Longer side, in pixels, of the depth maps from which the overlap is measured."""
     ROUNDS = 50
+    """Batches of candidates that are drawn before it is an error that too few overlap as asked."""
 
     def __init__(
         self,
@@ -74,49 +122,39 @@ class PairSampler:
         difficulty: float = 0.5,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        *,
-        layouts: Iterable[str] = tuple(LAYOUTS),
-        overlap: tuple[float, float] | None = None,
-        photometric: bool = True,
-        draw_cameras: DrawCameras | None = None,
+        options: PairOptions | None = None,
     ) -> None:
-        """Prepare to sample.
-
-        Args:
-            textures: moved to `device` if it is elsewhere.
-            layouts: kinds of scene, drawn with equal chance.
-            overlap: least and largest overlap of a pair; None sets it by the difficulty.
-            photometric: whether to add what cameras and hours do; without, images agree with the
-            scene.
-            draw_cameras: in place of `candidate_cameras`.
-        """
         self.textures = textures.to(device)
         self.difficulty = difficulty
         self.random = Random(seed, device)
-        self.layouts = [LAYOUTS[name] for name in layouts]
-        self._overlap = overlap
-        self.photometric = photometric
-        self.draw_cameras = draw_cameras or candidate_cameras
+        self.options = options or PairOptions()
+        self._layouts = [LAYOUTS[name] for name in self.options.layouts]
 
     @property
     def overlap_range(self) -> tuple[float, float]:
-        if self._overlap is not None:
-            return self._overlap
-        d = self.difficulty
-        return 0.45 - 0.37 * d, 0.95
+        """Smallest and largest overlap of a pair, at the present difficulty."""
+        if self.options.overlap is not None:
+            return self.options.overlap
+        return 0.45 - 0.37 * self.difficulty, 0.95
 
     @torch.no_grad()
     def sample(self, batch: int, height: int, width: int) -> RenderedPairs:
-        """Render `batch` pairs of (height, width)."""
-        shapes, cameras, overlap, span = self._scenes(batch, height, width)
-        rng = self.random
+        """Render `batch` pairs of (height, width) pixels.
+
+        Raises:
+            EdmHlocError: no pairs with such an overlap were found.
+        """
+        scenes = self.draw_scenes(batch, height, width)
+        rng, textures = self.random, self.textures
         materials = random_materials(
-            shapes, span, max(height, width), self.textures, rng, self.difficulty
+            scenes.shapes, scenes.span, max(height, width), textures, rng, self.difficulty
         )
         lights = random_lights(rng, batch, 2, self.difficulty)
-        out = render(shapes, materials, cameras, lights, self.textures, height, width)
+        cameras = scenes.cameras
+        appearance = Appearance(materials, lights, textures)
+        out = render(scenes.shapes, appearance, cameras, height, width)
         images = out.image.flatten(0, 1)
-        if self.photometric:
+        if self.options.photometric_effects:
             images = photograph(images, out.depth.flatten(0, 1), rng, self.difficulty)
         images = images.view(batch, 2, 1, height, width)
         T = cameras.cam_from_world
@@ -128,28 +166,27 @@ class PairSampler:
             cameras.K[:, 0],
             cameras.K[:, 1],
             T[:, 1] @ torch.linalg.inv(T[:, 0]),
-            overlap,
+            scenes.overlap,
         )
 
-    def _scenes(
-        self, batch: int, height: int, width: int
-    ) -> tuple[Shapes, Cameras, Tensor, Tensor]:
+    def draw_scenes(self, batch: int, height: int, width: int) -> PairScenes:
         """Draw scenes and pairs of cameras until `batch` of them overlap as asked.
 
-        Gives the scenes, their two cameras, the overlap and the length that spans the view near by.
+        Raises:
+            EdmHlocError: too few of them did.
         """
-        kept: list[tuple[Shapes, Cameras, Tensor, Tensor]] = []
+        kept: list[PairScenes] = []
         missing = batch
         for _ in range(self.ROUNDS):
             layout = self._draw_layouts(int(missing * 1.15) + 2)
-            cameras = self.draw_cameras(
+            cameras = candidate_cameras(
                 layout, self.random, self.CANDIDATES, self.difficulty, height, width
             )
-            good, pair, overlap, span = self._choose(layout.shapes, cameras, height, width)
-            number = good.nonzero()[:missing, 0]
-            shapes = layout.shapes.select(number)
-            kept.append((shapes, pair.select(number), overlap[number], span[number]))
-            missing -= len(number)
+            if self.options.change_cameras is not None:
+                cameras = self.options.change_cameras(cameras, self.random)
+            good, scenes = self._choose(layout.shapes, cameras, height, width)
+            kept.append(scenes.select(good.nonzero()[:missing, 0]))
+            missing -= len(kept[-1].overlap)
             if not missing:
                 break
         else:
@@ -158,23 +195,22 @@ class PairSampler:
                 f"found {batch - missing} of {batch} pairs with an overlap in [{least}, {most}]; "
                 "ask for a wider range"
             )
-        shapes_, cameras_, overlaps, spans = zip(*kept, strict=True)
-        return (
-            concatenate(shapes_),
+        return PairScenes(
+            concatenate([scenes.shapes for scenes in kept]),
             Cameras(
-                torch.cat([pair.K for pair in cameras_]),
-                torch.cat([pair.cam_from_world for pair in cameras_]),
+                torch.cat([scenes.cameras.K for scenes in kept]),
+                torch.cat([scenes.cameras.cam_from_world for scenes in kept]),
             ),
-            torch.cat(overlaps),
-            torch.cat(spans),
+            torch.cat([scenes.overlap for scenes in kept]),
+            torch.cat([scenes.span for scenes in kept]),
         )
 
     def _draw_layouts(self, number: int) -> Layout:
-        kinds = len(self.layouts)
+        kinds = len(self._layouts)
         drawn = self.random.integers(number, low=0, high=kinds)
         counts = torch.bincount(drawn, minlength=kinds).tolist()
-        parts = [make(self.random, n) for make, n in zip(self.layouts, counts, strict=True) if n]
-        # Rejection takes the first good ones: shuffle, so that every kind has its chance.
+        parts = [make(self.random, n) for make, n in zip(self._layouts, counts, strict=True) if n]
+        # The first ones that overlap are kept: shuffle, so that every kind has the same chance.
         order = torch.randperm(number, generator=self.random.generator, device=self.random.device)
         shapes = concatenate([part.shapes for part in parts]).select(order)
         rest = (
@@ -185,11 +221,17 @@ class PairSampler:
 
     def _choose(
         self, shapes: Shapes, cameras: Cameras, height: int, width: int
-    ) -> tuple[Tensor, Cameras, Tensor, Tensor]:
-        """Choose for the first camera one of the candidates by overlap, seen at low resolution.
+    ) -> tuple[Tensor, PairScenes]:
+        """Choose one of the candidates for the second camera by its overlap at low resolution.
 
-        Gives which scenes have a good one (n,), the two cameras, their overlap (n,), and the length
-        (n,) that spans the view at its nearest fifth, the smaller of the two.
+        Args:
+            shapes: n scenes.
+            cameras: (n, 1 + candidates), the first cameras first.
+            height, width: of the images that the cameras are for.
+
+        Returns:
+            Which scenes have a candidate that overlaps as asked (n,), and the scenes with the
+            chosen ones.
         """
         shrink = self.LOW_RESOLUTION / max(height, width)
         low = (max(round(height * shrink), 8), max(round(width * shrink), 8))
@@ -199,8 +241,8 @@ class PairSampler:
         least, most = self.overlap_range
         usable = _well_placed(depth)
         good = usable[:, :1] & usable[:, 1:] & (share >= least) & (share <= most)
-        wish = self.random.uniform(*share.shape) * good
-        choice = wish.argmax(1)
+        # One of the good candidates, with equal probability.
+        choice = (self.random.uniform(*share.shape) * good).argmax(1)
         row = torch.arange(len(choice), device=choice.device)
         second = choice + 1
         pair = Cameras(
@@ -211,105 +253,14 @@ class PairSampler:
         near = near.kthvalue(near.shape[2] // 5, 2).values
         span = near.clamp(max=1e6) * max(height, width) / cameras.K[..., 0, 0]
         span = torch.minimum(span[:, 0], span[row, second])
-        return good.any(1), pair, share[row, choice], span
-
-
-def candidate_cameras(
-    layout: Layout, rng: Random, count: int, difficulty: float, height: int, width: int
-) -> Cameras:
-    """Draw one first camera per scene and `count` second ones, the last of them moved the most."""
-    n = len(layout.eye)
-    views = count + 1
-    span = max(height, width)
-    step = torch.linspace(0, 1, views, device=rng.device)  # 0 is the first camera itself
-
-    # Walk around the anchor and towards or away from it.
-    offset = (layout.eye - layout.anchor)[:, None]
-    most = 0.35 + 0.85 * difficulty
-    angles = rng.uniform(n, views, 3, low=0.5) * rng.sign(n, views, 3) * step[:, None] * most
-    angles[..., 0] *= 0.35
-    angles[..., 1] *= 0.35
-    scale = 1.3 + 1.5 * difficulty
-    closer = (rng.uniform(n, views, low=-1) * step * math.log(scale)).exp()
-    moved = (rotation(angles) @ offset[..., None])[..., 0] * closer[..., None]
-    centre = layout.anchor[:, None] + moved
-    centre = centre.clamp(layout.camera_low[:, None], layout.camera_high[:, None])
-    distance = offset.norm(dim=-1, keepdim=True)
-    target = layout.anchor[:, None] + rng.normal(n, views, 3) * distance * (
-        0.05 + 0.08 * step[:, None]
-    )
-
-    upright = rng.chance(n, 1, p=0.6)
-    roll = rng.normal(n, 1) * torch.where(upright, 0.06, 0.2 + 0.4 * difficulty)
-    change = rng.normal(n, views) * torch.where(
-        rng.chance(n, 1, p=0.5), 0.06, 0.1 + 0.7 * difficulty
-    )
-    roll = (roll + change * (step > 0)).clamp(-1.6, 1.6)
-    focal = rng.log_uniform(n, 1, low=0.65, high=1.6) * span
-    zoom = (rng.uniform(n, views, low=-1) * math.log(1.2 + 2.3 * difficulty)).exp()
-    other_camera = rng.chance(n, 1, p=0.7)
-    focal = focal * torch.where(other_camera & (step > 0), zoom, 1.0)
-    return Cameras(intrinsics(focal, height, width), look_at(centre, target, roll))
-
-
-def warp(depth: Tensor, K0: Tensor, T0: Tensor, K1: Tensor, T1: Tensor) -> tuple[Tensor, Tensor]:
-    """Move pixels by their depth (..., H, W) in camera 0 to camera 1; T0, T1: cam_from_world.
-
-    Gives (..., H, W, 2) positions x, y, NaN where there is no depth or the point lies behind
-    camera 1, and (..., H, W) depths there, 0 where `depth` is.
-    """
-    height, width = depth.shape[-2:]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=depth.device, dtype=depth.dtype),
-        torch.arange(width, device=depth.device, dtype=depth.dtype),
-        indexing="ij",
-    )
-    ray = torch.stack([x, y, torch.ones_like(x)], -1).view(-1, 3)
-    T = T1 @ torch.linalg.inv(T0)
-    M = K1 @ T[..., :3, :3] @ torch.linalg.inv(K0)
-    moved = ray @ M.mT * depth.flatten(-2)[..., None] + (K1 @ T[..., :3, 3:]).mT
-    moved = moved.view(*depth.shape, 3)
-    z = torch.where(depth > 0, moved[..., 2], 0.0)
-    xy = moved[..., :2] / torch.where(z > 0, z, torch.nan)[..., None]
-    return xy, z
-
-
-def covisible(depth0: Tensor, xy: Tensor, z: Tensor, depth1: Tensor, tolerance: float) -> Tensor:
-    """Mask (..., H, W) of the pixels whose warped point is the one that image 1 shows there.
-
-    It is where z agrees with the depth of the nearest pixel, or with 1/z interpolated, which is
-    linear on planes, however slanted; to `tolerance` as a share.
-    """
-    height, width = depth1.shape[-2:]
-    size = torch.tensor([width, height], device=xy.device)
-    position = (xy.nan_to_num(-1e6).clamp(-1e6, 1e6) + 0.5) / size  # in 0..1
-    inside = (depth0 > 0) & (z > 0) & ((position >= 0) & (position < 1)).all(-1)
-    q = torch.where(depth1 > 0, 1 / depth1.clamp(min=1e-12), 0.0).reshape(-1, 1, height, width)
-    grid = (position * 2 - 1).reshape(-1, *xy.shape[-3:])
-    agrees = torch.zeros_like(inside)
-    for mode in ("nearest", "bilinear"):
-        found = F.grid_sample(q, grid, mode, padding_mode="border", align_corners=False)
-        agrees |= (found.view(z.shape) * z - 1).abs() < tolerance
-    return inside & agrees
-
-
-def pair_overlap(depth: Tensor, cameras: Cameras) -> Tensor:
-    """(B, V-1) overlap of view 0 with each other view: the mean share of covisible pixels.
-
-    It is the geometric mean of both directions, so that a change of scale lowers it by its factor
-    and not by its square.
-    """
-    views = depth.shape[1]
-    first = depth[:, :1].expand(-1, views - 1, -1, -1)
-    K0, T0 = cameras.K[:, :1], cameras.cam_from_world[:, :1]
-    K1, T1 = cameras.K[:, 1:], cameras.cam_from_world[:, 1:]
-    there = covisible(first, *warp(first, K0, T0, K1, T1), depth[:, 1:], 0.06)
-    back = covisible(depth[:, 1:], *warp(depth[:, 1:], K1, T1, K0, T0), first, 0.06)
-    return (there.float().mean((2, 3)) * back.float().mean((2, 3))).sqrt()
+        return good.any(1), PairScenes(shapes, pair, share[row, choice], span)
 
 
 def _well_placed(depth: Tensor) -> Tensor:
-    """(B, V) bool: enough of the view is no sky, and little is right before the lens."""
+    """Which views (B, V) are usable: more than 60 % is no sky, and less than 8 % is very close.
+
+    Very close is nearer than a fifth of the median depth. depth: (B, V, H, W), 0 for the sky.
+    """
     flat = depth.flatten(2)
     seen = flat > 0
     middle = flat.masked_fill(~seen, torch.nan).nanmedian(2, keepdim=True).values

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from edm_hloc.synthetic.pairs import PairSampler
-from edm_hloc.synthetic.scene import Random
+from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import TrainConfig
 from edm_hloc.training.datasets import RealSource

@@ -336,7 +336,7 @@ def test_sift_finds_a_shift_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_conditions_are_what_they_say(condition: str, tmp_path: Path) -> None:
     textures = TextureBank.procedural(count=8, size=128)
-    truth = write_condition(condition, tmp_path, 3, textures, seed=5, height=96, width=128)
+    truth = write_condition(condition, tmp_path, 3, textures, seed=5, size=(128, 96))
     pairs = read_pairs_with_gt(truth)
     assert len(pairs) == 3
     images = [
@@ -354,9 +354,7 @@ def test_conditions_are_what_they_say(condition: str, tmp_path: Path) -> None:
     if condition == "day-night":
         means = np.array([image.mean() for image in images]).reshape(-1, 2)
         assert (means[:, 1] < 0.8 * means[:, 0]).mean() > 0.5
-    again = write_condition(
-        condition, tmp_path / "again", 1, textures, seed=5, height=96, width=128
-    )
+    again = write_condition(condition, tmp_path / "again", 1, textures, seed=5, size=(128, 96))
     assert read_pairs_with_gt(again)[0].T_0to1.tobytes() == pairs[0].T_0to1.tobytes()
 
 

@@ -29,7 +29,8 @@ from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import localize_photos
-from edm_hloc.synthetic.localization import make_aachen, make_inloc
+from edm_hloc.synthetic.aachen_miniature import make_aachen
+from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
 
 ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is computed
@@ -38,7 +39,7 @@ ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is com
 @pytest.fixture(scope="module")
 def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("aachen")
-    return make_aachen(folder, 6, 2, 2, size=(320, 240), seed=3, depth_maps=True)
+    return make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from edm_hloc.models.edm import EDM
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.types import CONFIGS, EDMConfig, EDMMatches
 from edm_hloc.models.weights import load
-from edm_hloc.synthetic.pairs import PairSampler, RenderedPairs
+from edm_hloc.synthetic.pairs import PairOptions, PairSampler, RenderedPairs
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import PRESETS, RealData, Stage, TrainConfig, load_config
 from edm_hloc.training.curves import CurveFile, draw_curves, read_curve
@@ -460,7 +460,9 @@ def test_schedules() -> None:
 @pytest.fixture(scope="module")
 def scenes() -> SyntheticSource:
     bank = TextureBank.dead_leaves(4, 128)
-    return SyntheticSource(PairSampler(bank, photometric=False), (0.0, 0.3), 0.05)
+    return SyntheticSource(
+        PairSampler(bank, options=PairOptions(photometric_effects=False)), (0.0, 0.3), 0.05
+    )
 
 
 def test_synthetic_batches_depend_on_the_seed_alone(scenes: SyntheticSource) -> None:
@@ -474,7 +476,8 @@ def test_synthetic_batches_depend_on_the_seed_alone(scenes: SyntheticSource) -> 
 
 def test_rendered_images_agree_with_their_truth() -> None:
     """Fine detail correlates best where the truth says, and less a pixel away on any side."""
-    sampler = PairSampler(TextureBank.dead_leaves(4, 512), 0.1, seed=1, photometric=False)
+    options = PairOptions(photometric_effects=False)
+    sampler = PairSampler(TextureBank.dead_leaves(4, 512), 0.1, seed=1, options=options)
     pairs = sampler.sample(6, 96, 128)
     y, x = torch.meshgrid(torch.arange(96), torch.arange(128), indexing="ij")
     points = torch.stack([x, y], -1).reshape(1, -1, 2).float().expand(6, -1, -1)
@@ -496,7 +499,8 @@ def test_rendered_images_agree_with_their_truth() -> None:
 
 def rendered_pair(height: int = 96, width: int = 128) -> RenderedPairs:
     bank = TextureBank.dead_leaves(4, 128)
-    return PairSampler(bank, 0.2, seed=3, photometric=False).sample(1, height, width)
+    options = PairOptions(photometric_effects=False)
+    return PairSampler(bank, 0.2, seed=3, options=options).sample(1, height, width)
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:

@@ -1,4 +1,7 @@
-"""What cameras and hours do to images: light, night, shadow, haze, blur, exposure, noise, JPEG."""
+"""Photometric effects on rendered images: haze, shadows, lamps, blur, exposure, noise, JPEG.
+
+All work on N grey images (N, H, W), float32 in [0, 1] unless said otherwise, and give new ones.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edm_hloc.synthetic.scene import Random
+from edm_hloc.synthetic.random_numbers import Random
 
-# The luminance table of the JPEG standard (ITU-T T.81, table K.1).
+# The luminance quantisation table of the JPEG standard (ITU-T T.81, table K.1).
 _LUMINANCE = (
     "16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 "
     "14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 "
@@ -19,11 +22,13 @@ _LUMINANCE = (
 
 
 def photograph(images: Tensor, depth: Tensor, rng: Random, difficulty: float) -> Tensor:
-    """Take rendered images as N different cameras at different hours would.
+    """Make rendered images look like photos by N different cameras at different hours.
 
     Args:
-        images: (N, H, W) in [0, 1]. depth: (N, H, W), 0 where the sky is.
-        difficulty: 0 (alike) to 1; how often and how strongly each effect comes.
+        images: (N, H, W) in [0, 1].
+        depth: (N, H, W), 0 for the sky.
+        rng: the random numbers.
+        difficulty: in [0, 1]; raises the probability and the strength of the effects.
 
     Returns:
         (N, H, W) in [0, 1].
@@ -32,16 +37,16 @@ def photograph(images: Tensor, depth: Tensor, rng: Random, difficulty: float) ->
     images = images.clone()
 
     def some(p: float) -> Tensor:
-        """Numbers of images that an effect of probability p comes to."""
+        """Indices of the images that get an effect of probability p."""
         return rng.chance(n, p=p).nonzero()[:, 0]
 
     i = some(0.05 + 0.15 * d)
     images[i] = haze(images[i], depth[i], rng.uniform(len(i)))
     i = some(0.1 + 0.3 * d)
     images[i] = cast_shadows(images[i], rng, rng.uniform(len(i), high=0.7))
-    images = slanted_light(images, rng, (0.15 + 0.5 * d) * rng.normal(n).abs())
+    images = uneven_light(images, rng, (0.15 + 0.5 * d) * rng.normal(n).abs())
     night = some(0.03 + 0.1 * d)
-    images[night] = lamps(images[night], depth[night], rng)
+    images[night] = lamplight(images[night], depth[night], rng)
     i = some(0.15 + 0.3 * d)
     images[i] = blur(images[i], rng, 0.6 + 1.2 * d)
     dark = torch.ones(n, device=images.device)
@@ -55,7 +60,13 @@ def photograph(images: Tensor, depth: Tensor, rng: Random, difficulty: float) ->
 
 
 def haze(images: Tensor, depth: Tensor, density: Tensor) -> Tensor:
-    """Fade by exp(-density · depth / median depth) to a bright veil; the sky is 4 medians off."""
+    """Blend images with light grey, by the transmission exp(-density · depth / median depth).
+
+    Args:
+        images: (N, H, W).
+        depth: (N, H, W); the sky, where it is 0, counts as 4 medians away.
+        density: (N,) ≥ 0.
+    """
     middle = depth[:, ::4, ::4].flatten(1).median(1).values.clamp(min=1e-6)[:, None, None]
     distance = torch.where(depth > 0, depth / middle, 4.0).clamp_(max=8)
     clear = (-density[:, None, None] * distance).exp_()
@@ -63,9 +74,15 @@ def haze(images: Tensor, depth: Tensor, density: Tensor) -> Tensor:
 
 
 def cast_shadows(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
-    """Darken one side of two wavy lines each: shadows of things out of view, sharp or soft."""
+    """Darken one side of two wavy lines, sharply or softly, like shadows of things out of view.
+
+    Args:
+        images: (N, H, W).
+        rng: the random numbers.
+        strength: (N,) share of the light that each shadow takes away, in [0, 1].
+    """
     n = len(images)
-    x, y = _plane(images)
+    x, y = _coordinates(images)
     light = torch.ones_like(images)
     for _ in range(2):
         angle = rng.uniform(n, 1, 1, high=2 * math.pi)
@@ -79,10 +96,16 @@ def cast_shadows(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
     return images * light
 
 
-def slanted_light(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
-    """Brighten one side and darken the other, and darken the corners (vignetting)."""
+def uneven_light(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
+    """Brighten one side and darken the other, and darken the corners (vignetting).
+
+    Args:
+        images: (N, H, W).
+        rng: the random numbers.
+        strength: (N,) logarithm of the brightness at the side over that in the middle.
+    """
     n = len(images)
-    x, y = _plane(images)
+    x, y = _coordinates(images)
     angle = rng.uniform(n, 1, 1, high=2 * math.pi)
     slope = (x * angle.cos() + y * angle.sin()) * strength[:, None, None]
     corners = (
@@ -91,10 +114,19 @@ def slanted_light(images: Tensor, rng: Random, strength: Tensor) -> Tensor:
     return images * (slope - corners).exp_()
 
 
-def lamps(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
-    """Turn day into night: dark skies, light from lamps and headlights, glare."""
+def lamplight(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
+    """Turn day into night: a dark sky, up to four pools of lamplight, and glare of the lamps.
+
+    Args:
+        images: (N, H, W).
+        depth: (N, H, W), 0 for the sky.
+        rng: the random numbers.
+
+    Returns:
+        (N, H, W); lamps exceed 1.
+    """
     n = len(images)
-    x, y = _plane(images)
+    x, y = _coordinates(images)
     light = rng.uniform(n, 1, 1, low=0.03, high=0.25).expand_as(images)
     glare = torch.zeros_like(images)
     for _ in range(4):
@@ -107,7 +139,14 @@ def lamps(images: Tensor, depth: Tensor, rng: Random) -> Tensor:
 
 
 def blur(images: Tensor, rng: Random, most: float) -> Tensor:
-    """Blur: out of focus (Gaussian, σ up to `most` px) or moved (σ 1.2 times that along a line)."""
+    """Blur by defocus (a Gaussian) or motion (an elongated one), with a random σ.
+
+    Args:
+        images: (N, H, W).
+        rng: the random numbers.
+        most: largest σ of defocus, in pixels; the σ along the line of a motion is 1.2 times as
+            large, plus 0.3.
+    """
     n, radius = len(images), 5
     if not n:
         return images
@@ -126,9 +165,15 @@ def blur(images: Tensor, rng: Random, most: float) -> Tensor:
 
 
 def expose(images: Tensor, rng: Random, dark: Tensor, difficulty: float) -> Tensor:
-    """Meter and expose as a camera does, then its own contrast and gamma; highlights burn out.
+    """Expose by the mean and the spread of the grey values, with a random contrast and gamma.
 
-    dark: (N,) factor of the mean grey that is aimed at.
+    Highlights and shadows are clipped.
+
+    Args:
+        images: (N, H, W) ≥ 0.
+        rng: the random numbers.
+        dark: (N,) factor of the mean grey value aimed at and of the contrast, 1 by day.
+        difficulty: in [0, 1]; widens the spread of exposure, contrast and gamma.
     """
     n = len(images)
     small = images[:, ::2, ::2].flatten(1)
@@ -143,15 +188,30 @@ def expose(images: Tensor, rng: Random, dark: Tensor, difficulty: float) -> Tens
 
 
 def noise(images: Tensor, rng: Random, photons: Tensor, read: Tensor) -> Tensor:
-    """Add shot noise of `photons` (N,) per white pixel, and read noise of deviation `read` (N,)."""
+    """Add shot noise and read noise; the result is not clipped.
+
+    Args:
+        images: (N, H, W) ≥ 0.
+        rng: the random numbers.
+        photons: (N,) that a white pixel counts.
+        read: (N,) standard deviation of the read noise, in grey values.
+    """
     variance = images / photons[:, None, None] + read.square()[:, None, None]
     return images + variance.sqrt_() * rng.normal(*images.shape)
 
 
 def jpeg(images: Tensor, rng: Random, quality: Tensor) -> Tensor:
-    """Quantise the 8×8 cosine coefficients as JPEG files of `quality` (N,), 1 to 100, do.
+    """Quantise the cosine coefficients of 8 × 8 blocks, as JPEG compression does.
 
-    The blocks begin at a random place, since photos are cropped and resized after they were stored.
+    The grid of blocks has a random offset, since photos are cropped after they were stored.
+
+    Args:
+        images: (N, H, W).
+        rng: the random numbers.
+        quality: (N,) from 1 to 100, as of the reference implementation (libjpeg).
+
+    Returns:
+        (N, H, W); not clipped.
     """
     if not len(images):
         return images
@@ -172,15 +232,15 @@ def jpeg(images: Tensor, rng: Random, quality: Tensor) -> Tensor:
 
 
 def _cosine_transform(device: torch.device) -> Tensor:
-    """(64, 64) orthonormal two-dimensional cosine transform of flattened 8×8 blocks."""
+    """(64, 64) orthonormal two-dimensional cosine transform of flattened 8 × 8 blocks."""
     k = torch.arange(8, device=device, dtype=torch.float32)
     basis = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) / 2
     basis[0] /= math.sqrt(2)
     return torch.kron(basis, basis)
 
 
-def _plane(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates x (1, 1, W), y (1, H, 1) over the images, the longer side from -1 to 1."""
+def _coordinates(images: Tensor) -> tuple[Tensor, Tensor]:
+    """x (1, 1, W) and y (1, H, 1) of the pixels, from -1 to 1 along the longer side."""
     height, width = images.shape[1:]
     span = max(height, width) / 2
     x = (torch.arange(width, device=images.device) - (width - 1) / 2) / span

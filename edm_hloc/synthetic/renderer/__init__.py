@@ -1,0 +1,1 @@
+"""Renders batches of scenes by ray casting: antialiased grey images and exact depth."""
