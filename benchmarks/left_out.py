@@ -27,7 +27,8 @@ from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import localize_queries
-from edm_hloc.mapping.sfm import triangulate
+from edm_hloc.mapping.database import MatchedImages
+from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.matching.engine import match_pairs
@@ -100,8 +101,8 @@ def localize(
         start = time.monotonic()
         known_poses(truth, kept, out / "known")
         write(images, pairs, queries, out)
-        files = (out / "features.h5", out / "matches.h5", pairs, out / "database.db", out / "model")
-        mapped = triangulate(out / "known", images, *files)[1]
+        matched = MatchedImages(images, out / "features.h5", out / "matches.h5", pairs)
+        mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
         cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
         answers = localize_queries(
             left_out,

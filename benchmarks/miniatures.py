@@ -39,7 +39,8 @@ from edm_hloc.localization.poses import read_poses
 from edm_hloc.localization.queries import localize_queries
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.localization.scans import ScanPoints, look_up_points
-from edm_hloc.mapping.sfm import triangulate
+from edm_hloc.mapping.database import MatchedImages
+from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.pairs.covisibility import from_covisibility
@@ -99,8 +100,9 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
     query_pairs = [(query, image) for query, names in found.items() for image in names]
     write_sift(images, [*pairs, *query_pairs], features, matches)
     if benchmark == "aachen":
-        files = (features, matches, pairs, out / "database.db", out / "model")
-        triangulate(dataset.model, images, *files, AachenOptions().mapping)
+        matched = MatchedImages(images, features, matches, pairs)
+        written = (out / "database.db", out / "model")
+        triangulate(dataset.model, matched, *written, AachenOptions().mapping)
         points = ModelPoints(out / "model")
     else:
         look_up_points(data, features, database, out / "scans")

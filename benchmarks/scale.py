@@ -41,7 +41,8 @@ from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import localize_queries
-from edm_hloc.mapping import sfm
+from edm_hloc.mapping import triangulation
+from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.covisibility import from_covisibility
@@ -252,7 +253,7 @@ def quantize_queries(
 
 
 def map_points(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
-    """`sfm.triangulate`, its parts measured one by one."""
+    """`triangulate`, its parts measured one by one."""
 
     def timed(place: Any, function: str, name: str) -> None:
         work = getattr(place, function)
@@ -263,16 +264,18 @@ def map_points(folder: Path, world: World, matches: int, results: dict[str, Any]
 
         setattr(place, function, wrapped)
 
-    timed(sfm, "_import_features", "import into the database")
-    timed(sfm, "_verify_known_poses", "verification")
-    timed(sfm, "_triangulate", "triangulation")
-    timed(sfm, "_write_model", "colours, writing the model")
-    _, mapped = sfm.triangulate(
+    timed(triangulation, "import_matches", "import into the database")
+    timed(triangulation, "verify_known_poses", "verification")
+    timed(triangulation, "triangulate_points", "triangulation")
+    timed(triangulation, "write_model", "colours, writing the model")
+    _, mapped = triangulation.triangulate(
         folder / "known",
-        folder / "images",
-        folder / "features.h5",
-        folder / "matches.h5",
-        world.named(world.pairs),
+        MatchedImages(
+            folder / "images",
+            folder / "features.h5",
+            folder / "matches.h5",
+            world.named(world.pairs),
+        ),
         folder / "database.db",
         folder / "model",
         AachenOptions().mapping,

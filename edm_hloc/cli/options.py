@@ -207,7 +207,7 @@ def reconstruction_config(
         known: known intrinsics by the photo's name.
     """
     from edm_hloc.images.cameras import CameraOptions
-    from edm_hloc.mapping.mappers import MappingOptions
+    from edm_hloc.mapping.options import MappingOptions
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
     cameras, mapping = CameraOptions(), MappingOptions()

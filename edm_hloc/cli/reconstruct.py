@@ -42,7 +42,8 @@ def register(command: options.AddCommand) -> None:
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.images.cameras import load_intrinsics
-    from edm_hloc.pipelines.reconstruct import names_of, reconstruct
+    from edm_hloc.pipelines.matching import names_of
+    from edm_hloc.pipelines.reconstruct import reconstruct
 
     start = time.monotonic()
     pairs = options.choose_pairs(args)
@@ -86,7 +87,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from edm_hloc.images.masks import find_masks
-    from edm_hloc.pipelines.reconstruct import (
+    from edm_hloc.pipelines.matching import (
         PairsToMatch,
         find_pairs,
         match_and_quantize,

@@ -33,7 +33,7 @@ def print_matching(run: Run) -> None:
 
 
 def print_reconstruction(run: Run, seconds: float) -> None:
-    from edm_hloc.mapping.sfm import parts_folder
+    from edm_hloc.mapping.output import parts_folder
     from edm_hloc.pipelines.run import duration
 
     print_matching(run)

@@ -10,11 +10,11 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import to_colmap
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.mapping.sfm import to_colmap
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def gather(
 ) -> Correspondences:
     """All correspondences of a query; equal ones, from several images of a point, count once."""
     rows, names, number = [np.zeros((0, 5))], [], 0
-    keypoints = to_colmap(features.keypoints(query)) if query in features else np.zeros((0, 2))
+    keypoints = np.zeros((0, 2), np.float32)
+    if query in features:
+        keypoints = to_colmap(features.keypoints(query)[:, :2].astype(np.float32))
     for name in retrieved:
         if name not in points or (query, name) not in matches:
             continue

@@ -1,13 +1,13 @@
-"""Verified pairs → models: COLMAP's mappers, and what to try where they lead nowhere."""
+"""Verified pairs → models, by COLMAP's mappers, and what is tried where they find none."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import pycolmap
@@ -15,54 +15,38 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.mapping.no_model import explain_no_model
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import (
+    MappingSummary,
+    new_model_folder,
+    parts_folder,
+    write_model,
+    write_parts,
+)
+from edm_hloc.mapping.verification import VerificationSummary
 
 logger = logging.getLogger(__name__)
 
-Mapper = Literal["incremental", "global"]
-
-_POSSIBLE = 0.9  # share of a model's photos with a possible focal length, below which it is doubted
-
-
-@dataclass(frozen=True)
-class MappingOptions:
-    """What a user may have to change about the geometry.
-
-    Attributes:
-        mapper: "incremental", robust, or "global", faster on many photos.
-        max_error: how far matches may be from their epipolar line and points from their
-            keypoints, pixels of the original photos. Keypoints found in reduced photos are less
-            exact by that factor: raise it for photos much larger than the matcher's input. The
-            global mapper has its own bound for points, 4 px and a hundredth of the focal length.
-        min_inliers: verified matches that a pair needs to count.
-        min_tri_angle: least angle between the rays to a point, degrees; the global mapper takes
-            no less than 1.5.
-        two_view_points: also use points that only two photos see. Semi-dense matchers find most
-            points in one pair only; they steady the poses and make the model two to three times
-            as large, with shorter tracks on average.
-        refine_intrinsics: adjust focal length and distortion of the cameras that are not known,
-            which for the global mapper must be all or none. Where that leads nowhere, as on photos
-            taken going straight on, the incremental mapper tries again without distortion.
-        seed: of everything random. With one thread the incremental mapper repeats exactly, the
-            global one nearly.
-        threads: -1 for all cores.
-    """
-
-    mapper: Mapper = "incremental"
-    max_error: float = 4.0
-    min_inliers: int = 30
-    min_tri_angle: float = 1.5
-    two_view_points: bool = True
-    refine_intrinsics: bool = True
-    seed: int = 0
-    threads: int = -1
+# A model is mapped again without distortion if fewer of its images have a plausible focal length.
+_MIN_PLAUSIBLE = 0.9
 
 
 def check_known(
     known: Collection[object], every: Collection[object], options: MappingOptions
 ) -> None:
-    """Raises EdmHlocError if only some of all cameras are known, which the mapper cannot keep."""
+    """Checks that the mapper can keep the known intrinsics.
+
+    Args:
+        known: names of images, or ids of cameras, with known intrinsics.
+        every: names of all images, or ids of all cameras.
+        options: `mapper` and `refine_intrinsics` count here.
+
+    Raises:
+        EdmHlocError: some but not all are known, and the global mapper would refine them.
+    """
     some = not set(known).isdisjoint(every) and not set(known).issuperset(every)
     if some and options.mapper == "global" and options.refine_intrinsics:
         raise EdmHlocError(
@@ -71,113 +55,180 @@ def check_known(
         )
 
 
-def find_models(
-    database: Path, images: Path, folder: Path, options: MappingOptions, known: Iterable[str] = ()
-) -> tuple[list[pycolmap.Reconstruction], bool]:
-    """All models that the verified pairs of a database give.
+def map_database(
+    database: Path,
+    image_root: Path,
+    out: Path,
+    options: MappingOptions | None = None,
+    known: Iterable[str] = (),
+) -> MappingSummary:
+    """Reconstructs poses and points and writes the largest connected model to `out`, binary.
+
+    Where the photos fall into several models, the others are written to `parts_folder(out)`.
 
     Args:
-        database: COLMAP database with verified pairs (see `sfm.build_database`).
-        images: folder of the photos.
-        folder: for what the mapper writes.
-        options: how to map.
-        known: names of the images whose cameras are not refined.
-
-    Returns:
-        The models that have points, largest first, and whether distortion was left out.
+        database: COLMAP database with verified pairs (see `build_database`).
+        image_root: folder of the photos, for the colours of the points.
+        out: folder of the model, written on success only. A model that is there is replaced.
+        options: mapper and thresholds.
+        known: names of the images whose intrinsics are not refined.
 
     Raises:
-        EdmHlocError: the mapper cannot keep the known cameras, see `check_known`.
+        EdmHlocError: no model was found, with the reason and what to try; the mapper cannot keep
+            the known intrinsics; `out` holds other files.
+    """
+    options = options or MappingOptions()
+    start = time.monotonic()
+    database, image_root, out = Path(database), Path(image_root), Path(out)
+    with open_database(database) as db:
+        verified_pairs = VerificationSummary.of(db).verified_pairs
+        names = [image.name for image in db.read_all_images()]
+    if not verified_pairs:
+        raise EdmHlocError(explain_no_model(database))
+    with new_model_folder(out) as temporary, quiet_colmap():
+        models, undistorted = find_models(database, image_root, temporary, options, known)
+        if not models:
+            raise EdmHlocError(explain_no_model(database))
+        write_model(models[0], image_root, temporary)
+        write_parts(models[1:], image_root, parts_folder(out))
+        statistics = ModelStatistics.of(models[0])
+    components = tuple(model.num_reg_images() for model in models)
+    if len(components) > 1:
+        logger.warning(
+            "The photos fall into %d separate models of %s images; %s is the largest, the others "
+            "are in %s.",
+            len(components),
+            ", ".join(map(str, components)),
+            out,
+            parts_folder(out),
+        )
+    registered = posed_images(models[0])
+    return MappingSummary(
+        statistics=statistics,
+        images=len(names),
+        unregistered=tuple(sorted(set(names) - registered.keys())),
+        components=components,
+        seconds=time.monotonic() - start,
+        undistorted=undistorted,
+    )
+
+
+def find_models(
+    database: Path,
+    image_root: Path,
+    folder: Path,
+    options: MappingOptions,
+    known: Iterable[str] = (),
+) -> tuple[list[pycolmap.Reconstruction], bool]:
+    """Runs the mapper, several times where the incremental one finds no believable model.
+
+    Args:
+        database: COLMAP database with verified pairs.
+        image_root: folder of the photos.
+        folder: for the files that the mapper writes.
+        options: mapper and thresholds.
+        known: names of the images whose intrinsics are not refined.
+
+    Returns:
+        The models that have points, the one with most images first, and whether distortion was
+        left at zero because the photos do not determine it.
+
+    Raises:
+        EdmHlocError: the mapper cannot keep the known intrinsics, see `check_known`.
     """
     known = set(known)
     with open_database(database) as db:
-        photos = db.read_all_images()
-        given = {camera.camera_id: camera for camera in db.read_all_cameras()}
-        connected = _most_connected(db, options.min_inliers)
-    fixed = {image.camera_id for image in photos if image.name in known}
-    every = {image.camera_id for image in photos}
-    check_known(fixed, every, options)
-    refine = options.refine_intrinsics and not fixed >= every
+        images = db.read_all_images()
+        initial = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        largest_component = _largest_component(db, options.min_inliers)
+    constant = {image.camera_id for image in images if image.name in known}
+    every = {image.camera_id for image in images}
+    check_known(constant, every, options)
+    refine = options.refine_intrinsics and not constant >= every
     if options.mapper == "global":
         return _with_points(_map_globally(database, folder, refine, options)), False
-    several = _Mapping(database, images, folder, fixed, len(photos), options)
-    models, undistorted = _with_points(several.run(refine, refine)), False
-    worth = _worth(models, given)
+    mapping = IncrementalMapping(database, image_root, folder, constant, len(images), options)
+    models, undistorted = _with_points(mapping.run(refine, refine)), False
+    quality = _quality(models, initial)
     registered = models[0].num_reg_images() if models else 0
-    # far too few photos, or impossible cameras: a few of many are no reason to map all again
-    if refine and (registered < connected / 2 or worth[0] < _POSSIBLE * registered):
+    # Only where far too few images are registered, or more than a few cameras are implausible.
+    if refine and (registered < largest_component / 2 or quality[0] < _MIN_PLAUSIBLE * registered):
         logger.info("Mapping once more, without distortion.")
-        again = _with_points(several.run(refine, False))
-        if _worth(again, given) > worth:
+        again = _with_points(mapping.run(refine, False))
+        if _quality(again, initial) > quality:
             models, undistorted = again, True
     if not models:
         logger.info("Mapping once more, from any pair of photos.")
-        models, undistorted = _with_points(several.run(refine, False, any_start=True)), refine
+        models, undistorted = _with_points(mapping.run(refine, False, any_start=True)), refine
     return models, undistorted
 
 
 def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
-    """COLMAP's options for ours."""
-    o = pycolmap.IncrementalPipelineOptions()
-    o.min_num_matches = options.min_inliers
-    o.random_seed = options.seed
-    o.num_threads = options.threads
-    o.extract_colors = False  # later, of the model that is kept
-    o.mapper.init_max_error = options.max_error
-    o.mapper.abs_pose_max_error = 3 * options.max_error
-    o.mapper.filter_max_reproj_error = options.max_error
-    o.mapper.filter_min_tri_angle = options.min_tri_angle
-    o.triangulation.complete_max_reproj_error = options.max_error
-    o.triangulation.merge_max_reproj_error = options.max_error
-    o.triangulation.min_angle = options.min_tri_angle
-    o.triangulation.ignore_two_view_tracks = not options.two_view_points
-    return o
+    """COLMAP's options of the incremental mapper and of the triangulation."""
+    colmap = pycolmap.IncrementalPipelineOptions()
+    colmap.min_num_matches = options.min_inliers
+    colmap.random_seed = options.seed
+    colmap.num_threads = options.threads
+    colmap.extract_colors = False  # only the model that is kept gets colours, in `write_model`
+    colmap.mapper.init_max_error = options.max_error
+    colmap.mapper.abs_pose_max_error = 3 * options.max_error
+    colmap.mapper.filter_max_reproj_error = options.max_error
+    colmap.mapper.filter_min_tri_angle = options.min_tri_angle
+    colmap.triangulation.complete_max_reproj_error = options.max_error
+    colmap.triangulation.merge_max_reproj_error = options.max_error
+    colmap.triangulation.min_angle = options.min_tri_angle
+    colmap.triangulation.ignore_two_view_tracks = not options.two_view_points
+    return colmap
 
 
-class _Mapping(NamedTuple):
-    """What the incremental mapper works on.
+@dataclass(frozen=True)
+class IncrementalMapping:
+    """COLMAP's incremental mapper on one database.
 
     Attributes:
-        database, images: of the photos.
-        folder: for its models.
-        fixed: cameras that stay as they are.
-        number: of photos.
-        options: of the geometry.
+        database: COLMAP database with verified pairs.
+        image_root: folder of the photos.
+        folder: for the models that the mapper writes.
+        constant_cameras: ids of the cameras whose intrinsics are not refined.
+        images: number of images, for the progress bar.
+        options: thresholds.
     """
 
     database: Path
-    images: Path
+    image_root: Path
     folder: Path
-    fixed: set[int]
-    number: int
+    constant_cameras: set[int]
+    images: int
     options: MappingOptions
 
     def run(
         self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
     ) -> list[pycolmap.Reconstruction]:
-        """All models it finds.
+        """All models that the mapper finds.
 
         Args:
-            refine_focal, refine_distortion: of the cameras that are not fixed. Photos taken going
-                straight on do not tell distortion: it can grow beyond all bounds, and take the
-                model with it.
-            any_start: be content with pairs, such as all of those are, that COLMAP does not like to
-                start from, since they tell little depth.
+            refine_focal: refine the focal length of the cameras that are not constant.
+            refine_distortion: refine their distortion as well. Photos taken in straight forward
+                motion do not determine it: it can grow without bound and spoil the model.
+            any_start: accept initial pairs with forward motion and a small triangulation angle,
+                which COLMAP rejects by default as they determine depth badly.
         """
-        o = incremental_options(self.options)
-        o.min_model_size = 3
-        o.constant_cameras = self.fixed
-        o.ba_refine_focal_length = o.mapper.abs_pose_refine_focal_length = refine_focal
-        o.ba_refine_extra_params = o.mapper.abs_pose_refine_extra_params = refine_distortion
+        colmap = incremental_options(self.options)
+        colmap.min_model_size = 3
+        colmap.constant_cameras = self.constant_cameras
+        colmap.ba_refine_focal_length = refine_focal
+        colmap.mapper.abs_pose_refine_focal_length = refine_focal
+        colmap.ba_refine_extra_params = refine_distortion
+        colmap.mapper.abs_pose_refine_extra_params = refine_distortion
         if any_start:
-            o.mapper.init_max_forward_motion = 1.0  # of all motion
-            o.mapper.init_min_tri_angle /= 2
-        with tqdm(total=self.number, desc="Mapping", unit="photo", disable=None) as progress:
+            colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
+            colmap.mapper.init_min_tri_angle /= 2
+        with tqdm(total=self.images, desc="Mapping", unit="photo", disable=None) as progress:
             models = pycolmap.incremental_mapping(
                 self.database,
-                self.images,
+                self.image_root,
                 self.folder,
-                o,
+                colmap,
                 initial_image_pair_callback=lambda: progress.update(2),
                 next_image_callback=lambda: progress.update(1),
             )
@@ -185,7 +236,7 @@ class _Mapping(NamedTuple):
 
 
 def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """The models that have any, largest first."""
+    """The models that have points, the one with most images first."""
     return sorted(
         (model for model in models if model.num_points3D()),
         key=lambda model: (model.num_reg_images(), model.num_points3D()),
@@ -193,56 +244,57 @@ def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Rec
     )
 
 
-def _most_connected(db: pycolmap.Database, min_inliers: int) -> int:
-    """How many photos the verified pairs join at most."""
+def _largest_component(db: pycolmap.Database, min_inliers: int) -> int:
+    """Number of images in the largest connected component of the graph of verified pairs."""
     number = {image.image_id: i for i, image in enumerate(db.read_all_images())}
-    joined = [
+    edges = [
         [number[image_id] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
         for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
         if inliers >= min_inliers
     ]
-    if not joined:
+    if not edges:
         return 0
-    rows, columns = np.array(joined).T
+    rows, columns = np.array(edges).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number), len(number)))
     return int(np.bincount(connected_components(graph, directed=False)[1]).max())
 
 
-def _worth(
-    models: Sequence[pycolmap.Reconstruction], given: Mapping[int, pycolmap.Camera]
+def _quality(
+    models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera]
 ) -> tuple[int, int]:
-    """Photos with a possible camera in the largest model, and the points that photos see there."""
+    """Of the largest model: registered images with a plausible camera, and its observations."""
     if not models:
         return 0, 0
     posed = posed_images(models[0]).values()
-    possible = {id: _is_possible(camera, given[id]) for id, camera in models[0].cameras.items()}
-    return sum(possible[i.camera_id] for i in posed), models[0].compute_num_observations()
+    plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
+    return sum(plausible[i.camera_id] for i in posed), models[0].compute_num_observations()
 
 
-def _is_possible(camera: pycolmap.Camera, given: pycolmap.Camera) -> bool:
-    """Whether a focal length is near what EXIF data say, or else what lenses have."""
-    if given.has_prior_focal_length:
-        return 0.7 < camera.mean_focal_length() / given.mean_focal_length() < 1.4
+def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
+    """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
+    if initial.has_prior_focal_length:
+        return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
     return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
 
 
 def _map_globally(
     database: Path, folder: Path, refine: bool, options: MappingOptions
 ) -> list[pycolmap.Reconstruction]:
-    o = pycolmap.GlobalPipelineOptions()
-    o.min_num_matches = options.min_inliers
-    o.random_seed = options.seed
-    o.num_threads = options.threads
-    o.mapper.bundle_adjustment.refine_focal_length = refine
-    o.mapper.bundle_adjustment.refine_extra_params = refine
-    o.mapper.min_tri_angle_deg = options.min_tri_angle
-    o.mapper.retriangulation.min_angle = options.min_tri_angle
-    o.mapper.retriangulation.ignore_two_view_tracks = not options.two_view_points
+    """All models that COLMAP's global mapper finds, on a copy of the database."""
+    colmap = pycolmap.GlobalPipelineOptions()
+    colmap.min_num_matches = options.min_inliers
+    colmap.random_seed = options.seed
+    colmap.num_threads = options.threads
+    colmap.mapper.bundle_adjustment.refine_focal_length = refine
+    colmap.mapper.bundle_adjustment.refine_extra_params = refine
+    colmap.mapper.min_tri_angle_deg = options.min_tri_angle
+    colmap.mapper.retriangulation.min_angle = options.min_tri_angle
+    colmap.mapper.retriangulation.ignore_two_view_tracks = not options.two_view_points
     working = folder / "database.db"
     shutil.copyfile(database, working)
     if refine:
-        # changes the database: focal lengths from fundamental matrices, which the mapper needs
+        # Writes focal lengths from fundamental matrices into the database; the mapper needs them.
         pycolmap.calibrate_view_graph(working)
     models = folder / "models"
     models.mkdir()
-    return list(pycolmap.global_mapping(working, folder, models, o).values())
+    return list(pycolmap.global_mapping(working, folder, models, colmap).values())

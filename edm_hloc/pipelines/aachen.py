@@ -23,7 +23,7 @@ from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import query_cameras
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.mapping.mappers import MappingOptions
+from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.covisibility import from_covisibility

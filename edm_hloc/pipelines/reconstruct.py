@@ -15,27 +15,24 @@ on has changed, so a run that was interrupted goes on, and another mapping reuse
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.colmap import check_model
-from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions, check_cameras
 from edm_hloc.images.masks import find_masks
-from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.mapping.mappers import MappingOptions, check_known
-from edm_hloc.mapping.sfm import build_database, map_database, triangulate
+from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.mappers import check_known, map_database
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import MatchingConfig, match_pairs
-from edm_hloc.matching.masked import MaskedMatchReader
-from edm_hloc.pairs.files import write_pairs
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
-from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.retrieval import similar_pairs
+from edm_hloc.pairs.rules import Pair
+from edm_hloc.pipelines.matching import PairsToMatch, find_pairs, match_and_quantize, names_of
 from edm_hloc.pipelines.run import Run
 
 # Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
@@ -65,98 +62,6 @@ class ReconstructionConfig:
     mapping: MappingOptions = field(default_factory=MappingOptions)
     masks: Path | None = None
     overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class PairsToMatch:
-    """The photos that `match_and_quantize` works on.
-
-    Attributes:
-        image_root: folder of the photos.
-        pairs: names of the two photos of each pair, relative to `image_root`.
-        masks: mask file of each photo that has one, black where matches do not count.
-        reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
-            are indices into them, and `features.h5` holds the other images only.
-    """
-
-    image_root: Path
-    pairs: Sequence[Pair]
-    masks: Mapping[str, Path] = field(default_factory=dict)
-    reference_features: Path | None = None
-
-
-def match_and_quantize(
-    run: Run,
-    photos: PairsToMatch,
-    matcher: Matcher,
-    keypoints: QuantizationConfig,
-    matching: MatchingConfig | None = None,
-    *,
-    overwrite: bool = False,
-) -> str:
-    """Matches pairs and writes `features.h5` and `matches.h5` in the run's folder.
-
-    Returns:
-        The fingerprint of the two files, for the steps that depend on them.
-
-    Raises:
-        EdmHlocError: from any step; pairs that were matched are kept.
-    """
-    image_root, pairs, masks = photos.image_root, photos.pairs, photos.masks
-    reference_features = photos.reference_features
-    out = run.out
-    write_pairs(out / "pairs.txt", pairs)
-    start = time.monotonic()
-    summary = match_pairs(
-        image_root, pairs, matcher, out / "raw_matches", matching, overwrite=overwrite
-    )
-    run.results["matching"] = asdict(summary)
-    if summary.matched:
-        run.measure("matching", start)
-    run.write()
-
-    features, matches = out / "features.h5", out / "matches.h5"
-
-    def quantize() -> dict[str, Any]:
-        with MaskedMatchReader(out / "raw_matches", masks, image_root) as raw:
-            summary = aggregate(
-                raw, pairs, features, matches, keypoints, reference_features=reference_features
-            )
-            if raw.any_masked and not raw.any_visible:
-                raise EdmHlocError(
-                    "The masks leave none of the matches: photos count where their masks are "
-                    "white. Are these black there?"
-                )
-            return {"keypoints": summary}
-
-    shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
-    depends_on: list[Any] = [shards, pairs, asdict(keypoints)]
-    if reference_features is not None:
-        depends_on.append((str(reference_features), reference_features.stat().st_mtime_ns))
-    run.results.pop("masks", None)
-    if masks:
-        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
-        run.results["masks"] = {"photos": len(masks)}
-    return run.step(
-        "keypoints",
-        depends_on,
-        [features, matches],
-        quantize,
-    )
-
-
-def names_of(pairs: Sequence[Pair] | SimilarPhotos) -> Sequence[str]:
-    """The photos that pairs are of."""
-    return pairs.names if isinstance(pairs, SimilarPhotos) else names_in(pairs)
-
-
-def find_pairs(
-    run: Run, pairs: Sequence[Pair] | SimilarPhotos, image_root: Path, matcher: Matcher
-) -> Sequence[Pair]:
-    """The pairs, which are looked for if they are not given. Raises EdmHlocError."""
-    if isinstance(pairs, SimilarPhotos):
-        return similar_pairs(run, pairs, image_root, matcher)
-    return pairs
 
 
 def reconstruct(
@@ -195,36 +100,21 @@ def reconstruct(
     names = names_of(pairs)
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
-    mask_of = find_masks(config.masks, names, image_root)
+    masks = find_masks(config.masks, names, image_root)
     with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
-        pairs = find_pairs(run, pairs, image_root, matcher)
-        matched = match_and_quantize(
-            run,
-            PairsToMatch(image_root, pairs, mask_of),
-            matcher,
-            config.keypoints,
-            config.matching,
-            overwrite=config.overwrite,
-        )
-        features, matches = out / "features.h5", out / "matches.h5"
+        matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 
         def verify() -> dict[str, Any]:
-            imported, verified = build_database(
-                database, image_root, features, matches, pairs, cameras, mapping
-            )
+            imported, verified = build_database(database, matched, cameras, mapping)
             return {"imported": imported, "verified": verified}
 
         def map_photos() -> dict[str, Any]:
             return {"mapped": map_database(database, image_root, model, mapping, known=known)}
 
-        verified = run.step(
-            "database",
-            [matched, cameras.mode, cameras.model, known, asdict(mapping)],
-            [database],
-            verify,
-        )
-        run.step("model", [verified], [model], map_photos)
+        depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
+        verified = run.step("database", depends_on, [database], verify)
+        run.step("model", [verified, mapping.of_mapping()], [model], map_photos)
         return run
 
 
@@ -254,27 +144,38 @@ def triangulate_model(
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
     }
-    mask_of = find_masks(config.masks, names_of(pairs), image_root)
+    masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
-        pairs = find_pairs(run, pairs, image_root, matcher)
-        matched = match_and_quantize(
-            run,
-            PairsToMatch(image_root, pairs, mask_of),
-            matcher,
-            config.keypoints,
-            config.matching,
-            overwrite=config.overwrite,
-        )
+        matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
-        features, matches = out / "features.h5", out / "matches.h5"
         database, model = out / "database.db", out / "model"
 
         def make_points() -> dict[str, Any]:
-            verified, mapped = triangulate(
-                reference, image_root, features, matches, pairs, database, model, mapping
-            )
+            verified, mapped = triangulate(reference, matched, database, model, mapping)
             return {"verified": verified, "mapped": mapped}
 
-        depends_on = [matched, str(reference), stamps, asdict(mapping)]
+        depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
         run.step("model", depends_on, [model, database], make_points)
         return run
+
+
+def _match(
+    run: Run,
+    image_root: Path,
+    pairs: Sequence[Pair] | SimilarPhotos,
+    masks: Mapping[str, Path],
+    matcher: Matcher,
+    config: ReconstructionConfig,
+) -> tuple[MatchedImages, str]:
+    """Finds the pairs and matches them; gives the matched images and their fingerprint."""
+    listed = find_pairs(run, pairs, image_root, matcher)
+    fingerprint = match_and_quantize(
+        run,
+        PairsToMatch(image_root, listed, masks),
+        matcher,
+        config.keypoints,
+        config.matching,
+        overwrite=config.overwrite,
+    )
+    files = (run.out / "features.h5", run.out / "matches.h5")
+    return MatchedImages(image_root, *files, listed), fingerprint

@@ -19,6 +19,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import to_colmap
 from edm_hloc.images.cameras import parse_camera
 from edm_hloc.images.find import image_stamps
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -26,7 +27,7 @@ from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.localization.scans import ScanPoints
-from edm_hloc.mapping.sfm import diagnose, to_colmap
+from edm_hloc.mapping.no_model import explain_no_model
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.rules import Pair
@@ -461,7 +462,7 @@ class PairSource:
         known = np.isfinite(world).all(axis=1)
         camera = self._facts.cameras[answer.query]
         seen = np.asarray(camera.img_from_cam(pose * world[known])).reshape(-1, 2)
-        error = np.linalg.norm(seen - to_colmap(points0)[known], axis=1)
+        error = np.linalg.norm(seen - to_colmap(points0.astype(np.float32))[known], axis=1)
         agree[known] = error <= options["max_error"]
         return agree
 
@@ -506,7 +507,7 @@ def _judge(facts: RunFacts) -> None:
         if facts.kind == "reconstruction" and "database" in done and "model" not in done:
             with facts.tolerant("Database"):
                 if not (facts.inliers > 0).any():
-                    facts.error = diagnose(facts.out / "database.db")
+                    facts.error = explain_no_model(facts.out / "database.db")
                     facts.status = "failed"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 
 
@@ -30,3 +32,31 @@ def test_a_file_that_was_cut_off_is_named(model: Path, name: str, share: float) 
     (model / name).write_bytes(data[: int(share * len(data))])
     with pytest.raises(EdmHlocError, match=f"damaged: {name} ends too early"):
         read_model(model)
+
+
+def test_pillow_works_beside_pycolmap() -> None:
+    """pycolmap brings a zlib of its own; imported first, it crashes Pillow as it writes a PNG."""
+    code = (
+        "import edm_hloc.base.colmap, io, os\n"
+        "from PIL import Image\n"
+        "Image.frombytes('RGB', (200, 200), os.urandom(120000)).save(io.BytesIO(), 'PNG')\n"
+        "print('written')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert result.stdout == "written\n", result.stderr[-500:]
+
+
+def test_quiet_colmap_restores_the_level(capfd: pytest.CaptureFixture[str]) -> None:
+    before = pycolmap.logging.minloglevel
+
+    def fail() -> None:
+        with quiet_colmap():
+            pycolmap.logging.error("unheard of")
+            raise ValueError("anything")
+
+    with pytest.raises(ValueError, match="anything"):
+        fail()
+    assert pycolmap.logging.minloglevel == before
+    assert "unheard of" not in capfd.readouterr().err

@@ -30,7 +30,8 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.poses import read_poses
 from edm_hloc.localization.queries import localize_queries
-from edm_hloc.mapping.sfm import triangulate
+from edm_hloc.mapping.database import MatchedImages
+from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.synthetic.textures import TextureBank
 
@@ -367,7 +368,8 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
     poses = {}
     for label, (features, matches) in (("theirs", theirs), ("ours", ours)):
         out = tmp_path / f"{label}_mapped_here"
-        _, mapped = triangulate(model, images, features, matches, mapping, tmp_path / "d.db", out)
+        matched = MatchedImages(images, features, matches, mapping)
+        _, mapped = triangulate(model, matched, tmp_path / "d.db", out)
         assert mapped.statistics.points > 50
         folder = tmp_path / label
         pairs_file = tmp_path / "mapping.txt"

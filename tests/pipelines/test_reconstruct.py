@@ -15,7 +15,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, load_intrinsics
 from edm_hloc.images.find import find_images
-from edm_hloc.mapping.mappers import MappingOptions
+from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pipelines.reconstruct import (
@@ -147,6 +147,29 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
     again(keypoints=replace(RECONSTRUCTION_KEYPOINTS, max_error=1.0, cell_size=1.0))
     assert (out / "model" / "points3D.bin").is_file()
     assert matcher.pairs == 0
+
+
+def test_another_mapper_keeps_the_verified_pairs(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+
+    def again(**options: object) -> set[str]:
+        """Which of the two steps was done again."""
+        files = (out / "database.db", out / "model" / "points3D.bin")
+        before = [file.stat().st_mtime_ns for file in files]
+        config = ReconstructionConfig(cameras=cameras, mapping=MappingOptions(**options))  # type: ignore[arg-type]
+        run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
+        assert run.results["mapped"]["statistics"]["registered"] == 7
+        return {f.name for f, b in zip(files, before, strict=True) if f.stat().st_mtime_ns != b}
+
+    assert again(threads=1) == set()
+    assert again(mapper="global") == {"points3D.bin"}
+    assert again(mapper="global", two_view_points=False) == {"points3D.bin"}
+    assert again(max_error=3.0) == {"database.db", "points3D.bin"}
+    assert again(max_error=3.0, min_inliers=20) == {"database.db", "points3D.bin"}
 
 
 @pytest.mark.parametrize("name", ["features.h5", "database.db", "model/points3D.bin"])

@@ -23,7 +23,7 @@ from edm_hloc.localization.log import read_log
 from edm_hloc.localization.poses import read_poses
 from edm_hloc.localization.scans import ScanPoints, read_scan, scan_alignment, scan_points
 from edm_hloc.localization.submission import check_submission
-from edm_hloc.mapping.mappers import MappingOptions
+from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen

@@ -1,0 +1,238 @@
+"""Keypoints and matches from H5 files → a COLMAP database with verified pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import inside, to_colmap
+from edm_hloc.images.cameras import CameraOptions, photo_cameras
+from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.verification import VerificationSummary, verify_pairs
+from edm_hloc.pairs.rules import Pair, unique_pairs
+
+logger = logging.getLogger(__name__)
+
+_MARGIN = 1.5  # px that keypoints may lie beyond the outermost pixel centres
+
+
+@dataclass(frozen=True)
+class MatchedImages:
+    """Images and the files with their keypoints and matches.
+
+    Attributes:
+        image_root: folder of the photos.
+        features: H5 file of keypoints in hloc's frame (the centre of the top-left pixel is (0, 0)).
+        matches: H5 file of matches, indices into these keypoints.
+        pairs: names of the two images of each pair; (b, a) is the same pair as (a, b).
+    """
+
+    image_root: Path
+    features: Path
+    matches: Path
+    pairs: Iterable[Pair]
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """What was imported into a database.
+
+    Attributes:
+        images: images with keypoints.
+        cameras: cameras of these images; images may share one.
+        prior_focal: images whose focal length is known or given by their EXIF data.
+        pairs: pairs with at least one match.
+        matches: matches of all pairs.
+        missing_pairs: listed pairs without matches in the file, or of photos that were skipped.
+        skipped: photos that cannot be read, with the reason.
+    """
+
+    images: int
+    cameras: int
+    prior_focal: int
+    pairs: int
+    matches: int
+    missing_pairs: int
+    skipped: dict[str, str]
+
+
+def build_database(
+    database: Path,
+    matched: MatchedImages,
+    cameras: CameraOptions | None = None,
+    options: MappingOptions | None = None,
+) -> tuple[ImportSummary, VerificationSummary]:
+    """Makes a COLMAP database with verified pairs; an older one is replaced on success.
+
+    Args:
+        database: the file to write.
+        matched: images, keypoints and matches. Only the headers of the photos are read.
+        cameras: which photos share a camera, and known intrinsics.
+        options: `max_error`, `min_inliers`, `seed` and `threads` count here.
+
+    Raises:
+        EdmHlocError: a file cannot be read, files do not belong together, no photo can be read.
+    """
+    options = options or MappingOptions()
+    with (
+        new_database(Path(database), matched) as db,
+        FeatureReader(matched.features) as features,
+    ):
+        names = features.names()
+        camera_of, skipped = photo_cameras(
+            Path(matched.image_root), names, cameras or CameraOptions()
+        )
+        for reason in skipped.values():
+            logger.warning("Skipping a photo: %s", reason)
+        if not camera_of:
+            raise EdmHlocError(
+                f"None of the {len(names)} images in {matched.features} can be read in "
+                f"{matched.image_root}. Is it the folder they were matched in?"
+            )
+        ids = _write_images(db, camera_of)
+        missing = import_matches(db, features, matched, ids, camera_of)
+        imported = ImportSummary(
+            images=len(ids),
+            cameras=db.num_cameras(),
+            prior_focal=sum(camera.has_prior_focal_length for camera in camera_of.values()),
+            pairs=db.num_matched_image_pairs(),
+            matches=db.num_matches(),
+            missing_pairs=missing,
+            skipped=skipped,
+        )
+        start = time.monotonic()
+        verify_pairs(db, options)
+        return imported, VerificationSummary.of(db, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Database]:
+    """A database that is filled in one transaction and appears at `path` whole or not at all.
+
+    Args:
+        path: the file to write; an older one is replaced on success.
+        matched: what goes into it. A disk that fills up in a transaction ends the whole process,
+            so there must be enough room beforehand.
+
+    Raises:
+        EdmHlocError: the file cannot be written, or the disk has too little room.
+    """
+    sources = (Path(matched.features), Path(matched.matches))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The database takes 0.3 to 0.6 of its sources, and its log as much again.
+        needed = 1.5 * sum(source.stat().st_size for source in sources if source.exists())
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
+    if free < needed:
+        raise EdmHlocError(
+            f"Cannot write {path}: it may need {needed / 2**20:,.0f} MiB of disk space and there "
+            f"are {free / 2**20:,.0f}. Free some, then run again: what is already stored is kept."
+        )
+    temporary = path.with_name(f".{path.name}.tmp")
+    leftovers = [
+        temporary.with_name(temporary.name + end) for end in ("", "-wal", "-shm", "-journal")
+    ]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    try:
+        with quiet_colmap():
+            database = pycolmap.Database.open(temporary)
+            try:
+                with pycolmap.DatabaseTransaction(database):
+                    yield database
+            finally:
+                database.close()
+        temporary.replace(path)
+    except BaseException:
+        for leftover in leftovers:
+            leftover.unlink(missing_ok=True)
+        raise
+
+
+def _write_images(
+    db: pycolmap.Database, camera_of: Mapping[str, pycolmap.Camera]
+) -> dict[str, int]:
+    """Writes cameras and images, each image in a frame of its own; gives the images' ids."""
+    for camera in {c.camera_id: c for c in camera_of.values()}.values():
+        db.write_camera(camera, use_camera_id=True)
+        rig = pycolmap.Rig(rig_id=camera.camera_id)
+        rig.add_ref_sensor(camera.sensor_id)
+        db.write_rig(rig, use_rig_id=True)
+    ids = {}
+    for image_id, (name, camera) in enumerate(camera_of.items(), start=1):
+        ids[name] = image_id
+        image = pycolmap.Image(name=name, image_id=image_id, camera_id=camera.camera_id)
+        db.write_image(image, use_image_id=True)
+        frame = pycolmap.Frame(frame_id=image_id, rig_id=camera.camera_id)
+        frame.add_data_id(image.data_id)
+        db.write_frame(frame, use_frame_id=True)
+    return ids
+
+
+def import_matches(
+    db: pycolmap.Database,
+    features: FeatureReader,
+    matched: MatchedImages,
+    ids: Mapping[str, int],
+    cameras: Mapping[str, pycolmap.Camera],
+) -> int:
+    """Writes the keypoints of the images `ids` and the matches of their pairs.
+
+    Args:
+        db: database that holds the images already.
+        features: the opened file of keypoints.
+        matched: matches and pairs.
+        ids: id of each image by name.
+        cameras: camera of each image by name.
+
+    Returns:
+        The number of listed pairs without matches in the file, or of images that are not in `ids`.
+
+    Raises:
+        EdmHlocError: keypoints outside their image, or matches of other keypoints.
+    """
+    number = {}
+    for name in tqdm(ids, desc="Importing keypoints", unit="photo", disable=None):
+        if name not in features:
+            continue
+        keypoints = np.asarray(features.keypoints(name)[:, :2], dtype=np.float32)
+        width, height = cameras[name].width, cameras[name].height
+        if not inside(keypoints, width, height, _MARGIN).all():
+            raise EdmHlocError(
+                f"Keypoints of {name} in {features.path} lie outside its {width} × {height} "
+                "pixels. Were they found in photos of another size?"
+            )
+        number[name] = len(keypoints)
+        db.write_keypoints(ids[name], to_colmap(keypoints))
+    missing = 0
+    with MatchReader(matched.matches) as reader:
+        for pair in tqdm(
+            unique_pairs(matched.pairs), desc="Importing matches", unit="pair", disable=None
+        ):
+            if not number.keys() >= set(pair) or pair not in reader:
+                missing += 1
+                continue
+            found = np.unique(reader.matches(*pair)[0], axis=0)
+            if not len(found):
+                continue
+            if found.min() < 0 or np.any(found.max(axis=0) >= [number[name] for name in pair]):
+                raise EdmHlocError(
+                    f"Matches of {pair} in {matched.matches} are of keypoints that "
+                    f"{features.path} does not hold: take the two files of one run."
+                )
+            db.write_matches(ids[pair[0]], ids[pair[1]], found.astype(np.uint32))
+    return missing

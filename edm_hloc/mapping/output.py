@@ -1,0 +1,118 @@
+"""Writing COLMAP models: whole or not at all, with coloured points, separate parts beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import ModelStatistics, posed_images
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.images.find import HEIC_SUFFIXES
+from edm_hloc.images.load import load_image
+
+logger = logging.getLogger(__name__)
+
+_MODEL_FILES = {
+    f"{part}{end}"
+    for part in ("cameras", "images", "points3D", "rigs", "frames")
+    for end in (".bin", ".txt")
+}
+
+
+@dataclass(frozen=True)
+class MappingSummary:
+    """The model that was written, and the images it lacks.
+
+    Attributes:
+        statistics: registered images, points, track length, reprojection error.
+        images: images in the database.
+        unregistered: names of those that are not in the model, sorted. Where poses are known: of
+            those that see no point.
+        components: number of registered images of each separate model, of the written one first.
+        seconds: wall-clock time.
+        undistorted: the photos do not determine the lens distortion, which was left at zero.
+    """
+
+    statistics: ModelStatistics
+    images: int
+    unregistered: tuple[str, ...]
+    components: tuple[int, ...]
+    seconds: float
+    undistorted: bool = False
+
+
+@contextlib.contextmanager
+def new_model_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `out` on success; a model that was there is replaced.
+
+    Raises:
+        EdmHlocError: `out` holds other files than a COLMAP model's.
+    """
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _MODEL_FILES):
+        raise EdmHlocError(f"{out} holds other things than a COLMAP model: choose another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_model(model: pycolmap.Reconstruction, image_root: Path, folder: Path) -> None:
+    """Colours the points from the photos and writes the model as the folder's only content."""
+    model.extract_colors_for_all_images(image_root)
+    for image in posed_images(model).values():
+        if image.name.lower().endswith((".webp", *HEIC_SUFFIXES)):  # COLMAP cannot read these
+            _colour_black_points(model, image, image_root / image.name)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    model.write_binary(folder)
+
+
+def parts_folder(model: Path) -> Path:
+    """Folder of the other models where the photos do not connect: `2`, `3`, … by falling size.
+
+    It does not exist where there is one model only.
+    """
+    return model.with_name(f"{model.name}_parts")
+
+
+def write_parts(models: Sequence[pycolmap.Reconstruction], image_root: Path, folder: Path) -> None:
+    """Writes models into folders `2`, `3`, …; those of an earlier mapping are removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, model in enumerate(models, start=2):
+        part = folder / str(number)
+        part.mkdir(parents=True)
+        write_model(model, image_root, part)
+
+
+def _colour_black_points(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, photo: Path
+) -> None:
+    """Gives the points that have no colour yet that of the pixel they are seen at in `photo`."""
+    try:
+        loaded = load_image(photo, resize_max=None, divisor=1, grayscale=False)
+    except ImageError as error:
+        logger.warning("Its points stay black: %s", error)
+        return
+    pixels = (255 * loaded.tensor.numpy()).round().astype(np.uint8)
+    last = np.array(pixels.shape[:0:-1]) - 1
+    for keypoint in image.points2D:
+        if keypoint.has_point3D():
+            point = model.points3D[keypoint.point3D_id]
+            if not point.color.any():
+                # truncation gives the pixel: in COLMAP's frame pixel i spans [i, i + 1)
+                x, y = np.clip(keypoint.xy.astype(int), 0, last)
+                point.color = pixels[:, y, x]

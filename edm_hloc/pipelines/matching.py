@@ -1,0 +1,123 @@
+"""Pairs of photos → raw matches → keypoints and matches: the first steps of every pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.masked import MaskedMatchReader
+from edm_hloc.pairs.files import write_pairs
+from edm_hloc.pairs.retrieval import SimilarPhotos
+from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pipelines.retrieval import similar_pairs
+from edm_hloc.pipelines.run import Run
+
+
+def names_of(pairs: Sequence[Pair] | SimilarPhotos) -> Sequence[str]:
+    """Names of all photos of the pairs."""
+    return pairs.names if isinstance(pairs, SimilarPhotos) else names_in(pairs)
+
+
+def find_pairs(
+    run: Run, pairs: Sequence[Pair] | SimilarPhotos, image_root: Path, matcher: Matcher
+) -> Sequence[Pair]:
+    """The listed pairs as they are, or pairs of similar photos by global descriptors.
+
+    Raises:
+        EdmHlocError: the descriptors cannot be computed or read.
+    """
+    if isinstance(pairs, SimilarPhotos):
+        return similar_pairs(run, pairs, image_root, matcher)
+    return pairs
+
+
+@dataclass(frozen=True)
+class PairsToMatch:
+    """The input of `match_and_quantize`.
+
+    Attributes:
+        image_root: folder of the photos.
+        pairs: names of the two photos of each pair, relative to `image_root`.
+        masks: mask file of each photo that has one, black where matches do not count.
+        reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
+            are indices into them, and `features.h5` holds the other images only.
+    """
+
+    image_root: Path
+    pairs: Sequence[Pair]
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    reference_features: Path | None = None
+
+
+def match_and_quantize(
+    run: Run,
+    photos: PairsToMatch,
+    matcher: Matcher,
+    keypoints: QuantizationConfig,
+    matching: MatchingConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Matches pairs and merges the matched points: `features.h5` and `matches.h5` of a run.
+
+    Pairs that are in `raw_matches` already are not matched again, and the two files are written
+    again only if raw matches, pairs, masks or settings have changed.
+
+    Args:
+        run: the run in whose folder the files go.
+        photos: the pairs, their photos and masks.
+        matcher: finds the matches of a pair.
+        keypoints: how matched points are merged into keypoints.
+        matching: memory and threads of the matching.
+        overwrite: match every pair again.
+
+    Returns:
+        The fingerprint of the two files, for the steps that depend on them.
+
+    Raises:
+        EdmHlocError: from any step; pairs that were matched are kept.
+    """
+    out, image_root, pairs, masks = run.out, photos.image_root, photos.pairs, photos.masks
+    write_pairs(out / "pairs.txt", pairs)
+    start = time.monotonic()
+    summary = match_pairs(
+        image_root, pairs, matcher, out / "raw_matches", matching, overwrite=overwrite
+    )
+    run.results["matching"] = asdict(summary)
+    if summary.matched:
+        run.measure("matching", start)
+    run.write()
+
+    features, matches = out / "features.h5", out / "matches.h5"
+
+    def quantize() -> dict[str, Any]:
+        with MaskedMatchReader(out / "raw_matches", masks, image_root) as raw:
+            reference = photos.reference_features
+            summary = aggregate(
+                raw, pairs, features, matches, keypoints, reference_features=reference
+            )
+            if raw.any_masked and not raw.any_visible:
+                raise EdmHlocError(
+                    "The masks leave none of the matches: photos count where their masks are "
+                    "white. Are these black there?"
+                )
+            return {"keypoints": summary}
+
+    shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
+    depends_on: list[Any] = [shards, pairs, asdict(keypoints)]
+    if photos.reference_features is not None:
+        modified = photos.reference_features.stat().st_mtime_ns
+        depends_on.append((str(photos.reference_features), modified))
+    run.results.pop("masks", None)
+    if masks:
+        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
+        run.results["masks"] = {"photos": len(masks)}
+    return run.step("keypoints", depends_on, [features, matches], quantize)

@@ -1,0 +1,180 @@
+"""Cameras of a database: shared by photos, from EXIF data, or known."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import CameraOptions, check_cameras, load_intrinsics
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.options import MappingOptions
+from tests.mapping.scenes import (
+    CAMERA,
+    NAMES,
+    SIZE,
+    THREADS,
+    Scene,
+    assert_near_truth,
+    build,
+    exif,
+    make_scene,
+    same,
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "cameras"), [("auto", 6), ("single", 1), ("per-folder", 3), ("per-image", 6)]
+)
+def test_camera_modes(scene: Scene, tmp_path: Path, mode: str, cameras: int) -> None:
+    options = CameraOptions(mode=mode, model="SIMPLE_PINHOLE")  # type: ignore[arg-type]
+    assert build(scene, tmp_path / "d.db", options, pairs=[]).cameras == cameras
+    db = pycolmap.Database.open(tmp_path / "d.db")
+    assert [c.params.tolist() for c in db.read_all_cameras()] == [[768.0, 320.0, 240.0]] * cameras
+    camera_of = {image.name: image.camera_id for image in db.read_all_images()}
+    db.close()
+    if mode == "per-folder":
+        assert camera_of[NAMES[0]] == camera_of[NAMES[1]] != camera_of[NAMES[2]]
+
+
+def test_sizes_never_share_a_camera(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = make_scene(tmp_path, NAMES[:4])
+    Image.new("L", (720, 999)).save(scene.images / NAMES[1])
+    with caplog.at_level(logging.WARNING):
+        imported = build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    assert imported.cameras == 2
+    assert "2 sizes" in caplog.text
+
+
+def test_exif_focal_length_as_colmap_reads_it(tmp_path: Path) -> None:
+    cameras = {
+        "a.jpg": exif(35),
+        "b.jpg": exif(35),
+        "c.jpg": exif(50),
+        "d.webp": exif(28),
+        "d2.webp": exif(28),
+        "e.jpg": None,
+        "f.jpg": exif(35, model=None),  # as some apps leave the data
+        "f2.jpg": exif(35, model=None),
+        "g.jpg": exif(None),  # a zoom lens at any length
+        "g2.jpg": exif(None),
+    }
+    scene = make_scene(tmp_path, list(cameras))
+    for name, data in cameras.items():
+        with_exif = {"exif": data} if data else {}
+        # portrait by EXIF, landscape by its pixels: the pixels count
+        Image.new("RGB", SIZE).save(scene.images / name, **with_exif)
+    imported = build(scene, tmp_path / "d.db", pairs=[])
+    assert (imported.cameras, imported.prior_focal) == (7, 7)
+    db = pycolmap.Database.open(tmp_path / "d.db")
+    for image in db.read_all_images():
+        camera = db.read_camera(image.camera_id)
+        assert (camera.width, camera.height) == SIZE
+        assert camera.has_prior_focal_length == (image.name[0] not in "eg")
+        if image.name.endswith("webp"):  # which COLMAP cannot read
+            assert camera.focal_length == pytest.approx(28 * 800 / np.hypot(36, 24))
+        else:
+            guess = pycolmap.infer_camera_from_image(scene.images / image.name)
+            np.testing.assert_allclose(camera.params, guess.params)
+    db.close()
+
+
+def test_fisheye_lenses_need_a_focal_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["exif.jpg", "bare.jpg", "broken.jpg"]
+    Image.new("L", SIZE).save(tmp_path / "exif.jpg", exif=exif(35))
+    Image.new("L", SIZE).save(tmp_path / "bare.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    fisheye = CameraOptions(model="SIMPLE_RADIAL_FISHEYE")
+    with pytest.raises(EdmHlocError, match=r"none is known of bare\.jpg"):
+        check_cameras(tmp_path, names, fisheye)
+    check_cameras(tmp_path, names, replace(fisheye, known={"bare.jpg": CAMERA}))
+    check_cameras(tmp_path, names, replace(fisheye, mode="single"))
+    assert caplog.text == ""  # broken.jpg is told of when it is skipped
+
+
+def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
+    for path in (scene.truth, scene.truth / "cameras.txt"):
+        found = load_intrinsics(path, NAMES)
+        assert list(found) == NAMES
+        assert all(same(camera) for camera in found.values())
+    shutil.copy(scene.truth / "cameras.txt", tmp_path)  # without its images: everyone's
+    assert set(load_intrinsics(tmp_path / "cameras.txt", ["x.jpg", "y.jpg"])) == {"x.jpg", "y.jpg"}
+
+    listed = tmp_path / "intrinsics.txt"
+    numbers = "640 480 550.0 320 240 0.02"
+    listed.write_text(
+        f"# comment\n{NAMES[0]} SIMPLE_RADIAL {numbers}\n\n"
+        f"other/folder/g.jpg SIMPLE_RADIAL {numbers}\r\nf.jpg PINHOLE 640 480 1 2 3 4\n"
+    )
+    found = load_intrinsics(listed, NAMES)
+    assert set(found) == {NAMES[0], "g.jpg", "f.jpg"}
+    assert same(found[NAMES[0]])
+    assert same(found["g.jpg"])
+    assert found["f.jpg"].params.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 640 480 500", "expected 'name MODEL width"),
+        ("a.jpg PINHOLE 640 480 500", "not a camera"),
+        ("a.jpg PINHOLE 640 x 5 5 5 5", "not a camera"),
+        ("a.jpg PINHOLE 640 480 5 5 nan 5", "not a camera"),
+        ("a.jpg SIMPLE_RADIAL 640 480 5 5 5 inf", "not a camera"),
+        ("b.jpg PINHOLE 640 480 5 5 5 5", "none of the 1 images"),
+        ("", "none of the 1 images"),
+    ],
+)
+def test_wrong_intrinsics(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(EdmHlocError, match=message):
+        load_intrinsics(tmp_path / "list.txt", ["a.jpg"])
+    with pytest.raises(EdmHlocError, match="Cannot read"):
+        load_intrinsics(tmp_path / "none.txt", ["a.jpg"])
+    two = "1 PINHOLE 640 480 5 5 5 5\n"
+    (tmp_path / "cameras.txt").write_text(two * 2)
+    with pytest.raises(EdmHlocError, match="2 cameras"):
+        load_intrinsics(tmp_path / "cameras.txt", ["a.jpg"])
+
+
+def test_known_intrinsics_of_another_size(scene: Scene, tmp_path: Path) -> None:
+    small = pycolmap.Camera(CAMERA.todict())
+    small.rescale(0.5)
+    with pytest.raises(EdmHlocError, match="are for 320 × 240"):
+        build(scene, tmp_path / "d.db", CameraOptions(known={NAMES[0]: small}))
+
+
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_known_intrinsics_stay_as_they_are(scene: Scene, tmp_path: Path, mapper: str) -> None:
+    known = load_intrinsics(scene.truth, NAMES)
+    assert build(scene, tmp_path / "d.db", CameraOptions(known=known)).cameras == 1
+    options = MappingOptions(mapper=mapper, threads=1)  # type: ignore[arg-type]
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "m", options, known=known)
+    model = read_model(tmp_path / "m")
+    assert len(model.cameras) == 1
+    assert same(next(iter(model.cameras.values())))
+    assert_near_truth(scene, tmp_path / "m", rotation=0.1, position=0.3)
+
+
+def test_known_and_unknown_cameras_mix(scene: Scene, tmp_path: Path) -> None:
+    known = dict.fromkeys(NAMES[:4], CAMERA)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single", known=known))
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS, known=known)
+    model = read_model(tmp_path / "m")
+    for image in model.images.values():
+        camera = model.cameras[image.camera_id]
+        assert same(camera) == (image.name in known)
+        assert camera.focal_length == pytest.approx(550, rel=0.02)
+    options = MappingOptions(mapper="global", threads=1)
+    with pytest.raises(EdmHlocError, match="all or none"):
+        map_database(tmp_path / "d.db", scene.images, tmp_path / "g", options, known=known)

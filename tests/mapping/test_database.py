@@ -1,0 +1,112 @@
+"""Import of keypoints and matches into COLMAP databases."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.keypoints.h5 import FeatureWriter
+from edm_hloc.mapping.database import build_database
+from edm_hloc.mapping.options import MappingOptions
+from tests.mapping.scenes import NAMES, Scene, build, make_scene
+
+
+def test_database_holds_what_the_files_do(scene: Scene, database: Path, tmp_path: Path) -> None:
+    twice = scene.pairs + [(b, a) for a, b in scene.pairs] + [(NAMES[0], NAMES[0])]
+    imported, verified = build_database(
+        tmp_path / "new" / "database.db",
+        replace(scene.matched, pairs=[*twice, (NAMES[0], "unknown.jpg")]),
+        CameraOptions(mode="single"),
+        MappingOptions(threads=2),
+    )
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["database.db"]
+    assert (imported.images, imported.cameras, imported.prior_focal) == (6, 1, 0)
+    assert (imported.pairs, imported.missing_pairs, imported.skipped) == (15, 1, {})
+    assert verified.pairs == verified.verified_pairs == 15
+    assert verified.matches == imported.matches
+    correct = sum(
+        len(set(scene.ids[a][scene.ids[a] >= 0]) & set(scene.ids[b])) for a, b in scene.pairs
+    )
+    assert 0.9 * correct < verified.inliers < correct
+
+    # the reversed and repeated pairs changed nothing, nor did the number of threads
+    with quiet_colmap():
+        for path in (database, tmp_path / "new" / "database.db"):
+            db = pycolmap.Database.open(path)
+            geometries = db.read_two_view_geometries()[1]
+            if path == database:
+                before = geometries
+            assert len(geometries) == 15
+            for a, b in zip(before, geometries, strict=True):
+                np.testing.assert_array_equal(a.inlier_matches, b.inlier_matches)
+            db.close()
+
+
+def test_half_a_pixel_is_added_once(scene: Scene, database: Path) -> None:
+    import h5py
+
+    db = pycolmap.Database.open(database)
+    with h5py.File(scene.features) as h5:
+        for image in db.read_all_images():
+            expected = h5[image.name]["keypoints"][:] + np.float32(0.5)
+            np.testing.assert_array_equal(db.read_keypoints(image.image_id), expected)
+    db.close()
+
+
+def test_unreadable_photos_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = make_scene(tmp_path, NAMES)
+    (scene.images / NAMES[1]).write_bytes(b"")
+    (scene.images / NAMES[2]).write_text("not a photo")
+    (scene.images / NAMES[4]).unlink()
+    with caplog.at_level(logging.WARNING):
+        imported = build(scene, tmp_path / "d.db")
+    assert set(imported.skipped) == {NAMES[1], NAMES[2], NAMES[4]}
+    assert (imported.images, imported.pairs, imported.missing_pairs) == (3, 3, 12)
+    assert caplog.text.count("Skipping a photo") == 3
+    shutil.rmtree(scene.images)
+    with pytest.raises(EdmHlocError, match="None of the 6 images"):
+        build(scene, tmp_path / "d.db")
+    assert not list(tmp_path.glob(".d.db*"))
+    db = pycolmap.Database.open(tmp_path / "d.db")  # the older one is still there
+    assert db.num_images() == 3
+    db.close()
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, NAMES[:3])
+    other = make_scene(tmp_path / "other", NAMES[:3], seed=5)
+    with FeatureWriter(tmp_path / "few.h5", {}) as features:
+        for name in NAMES[:3]:
+            features.add(name, np.zeros((4, 2)), np.zeros(4))
+    with pytest.raises(EdmHlocError, match="two files of one run"):
+        build(scene, tmp_path / "d.db", features=tmp_path / "few.h5")
+    for name in NAMES[:3]:
+        Image.new("L", (320, 240)).save(other.images / name)
+    with pytest.raises(EdmHlocError, match="another size"):
+        build(other, tmp_path / "d.db")
+    with pytest.raises(EdmHlocError, match="No camera model 'FISH'"):
+        build(scene, tmp_path / "d.db", CameraOptions(model="FISH"))
+    assert not (tmp_path / "d.db").exists()
+
+
+def test_a_disk_without_room_is_an_error_beforehand(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    database = tmp_path / "database.db"
+    with pytest.raises(
+        EdmHlocError, match=r"database\.db: it may need \d+ MiB .* are 0\. Free some"
+    ):
+        build_database(database, scene.matched)
+    assert not any(tmp_path.iterdir())

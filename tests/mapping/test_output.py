@@ -1,0 +1,68 @@
+"""Writing models: colours, separate parts, folders that hold other files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.options import MappingOptions
+from tests.mapping.scenes import CAMERA, THREADS, Scene, build, exif, make_scene
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif"])
+def test_colours_are_of_the_stored_pixels(tmp_path: Path, suffix: str) -> None:
+    scene = make_scene(tmp_path, [f"{i}.{suffix}" for i in range(3)], noise=0.2, outliers=0)
+    pixels = np.zeros((480, 640, 3), np.uint8)
+    pixels[:240], pixels[240:] = (255, 0, 0), (0, 0, 255)
+    for i in range(3):
+        Image.fromarray(pixels).save(scene.images / f"{i}.{suffix}", exif=exif(35), lossless=True)
+    known = {f"{i}.{suffix}": CAMERA for i in range(3)}
+    build(scene, tmp_path / "d.db", CameraOptions(known=known))
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    model = read_model(tmp_path / "m")
+    image = model.images[1]
+    checked = 0
+    for keypoint in image.points2D:
+        if keypoint.has_point3D() and abs(keypoint.xy[1] - 240) > 60:
+            red, _, blue = model.points3D[keypoint.point3D_id].color
+            assert (red > 200 > 50 > blue) == (keypoint.xy[1] < 240)
+            checked += 1
+    assert checked > 100
+
+
+def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{i}.jpg" for i in range(9)]
+    scene = make_scene(tmp_path, names, split=4)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    for mapper in ("incremental", "global"):
+        caplog.clear()
+        options = MappingOptions(mapper=mapper, threads=1)  # type: ignore[arg-type]
+        with caplog.at_level(logging.WARNING):
+            summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", options)
+        assert summary.components == (5, 4)
+        assert summary.unregistered == tuple(names[:4])
+        assert set(read_model(tmp_path / "m").reg_image_ids()) == {5, 6, 7, 8, 9}
+        assert "2 separate models of 5, 4 images" in caplog.text
+        (part,) = (tmp_path / "m_parts").iterdir()
+        assert part.name == "2"
+        assert set(read_model(part).reg_image_ids()) == {1, 2, 3, 4}
+    # what one mapping left is gone after the next, which needs no parts
+    whole = make_scene(tmp_path / "whole", names)
+    build(whole, tmp_path / "whole.db", CameraOptions(mode="single"))
+    map_database(tmp_path / "whole.db", whole.images, tmp_path / "m", THREADS)
+    assert not (tmp_path / "m_parts").exists()
+
+
+def test_other_files_are_not_overwritten(scene: Scene, database: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(EdmHlocError, match="holds other things"):
+        map_database(database, scene.images, tmp_path, THREADS)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
