@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pycolmap
 import pytest
@@ -15,6 +16,8 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions, load_intrinsics
 from edm_hloc.images.find import find_images
+from edm_hloc.mapping.database import build_database
+from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
@@ -150,26 +153,35 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
 
 
 def test_another_mapper_keeps_the_verified_pairs(
-    scene: Path, finished: Path, tmp_path: Path
+    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    done: list[str] = []
+    for function in (build_database, map_database):
 
-    def again(**options: object) -> set[str]:
-        """Which of the two steps was done again."""
-        files = (out / "database.db", out / "model" / "points3D.bin")
-        before = [file.stat().st_mtime_ns for file in files]
-        config = ReconstructionConfig(cameras=cameras, mapping=MappingOptions(**options))  # type: ignore[arg-type]
+        def noted(*args, function=function, **kwargs):  # type: ignore[no-untyped-def]
+            done.append(function.__name__)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(f"edm_hloc.pipelines.reconstruct.{function.__name__}", noted)
+
+    def again(**options: Any) -> list[str]:
+        """The steps that were done again."""
+        done.clear()
+        config = ReconstructionConfig(cameras=cameras, mapping=MappingOptions(**options))
         run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
         assert run.results["mapped"]["statistics"]["registered"] == 7
-        return {f.name for f, b in zip(files, before, strict=True) if f.stat().st_mtime_ns != b}
+        return list(done)
 
-    assert again(threads=1) == set()
-    assert again(mapper="global") == {"points3D.bin"}
-    assert again(mapper="global", two_view_points=False) == {"points3D.bin"}
-    assert again(max_error=3.0) == {"database.db", "points3D.bin"}
-    assert again(max_error=3.0, min_inliers=20) == {"database.db", "points3D.bin"}
+    before = (out / "database.db").read_bytes()
+    assert again(threads=1) == []
+    assert again(mapper="global") == ["map_database"]
+    assert again(mapper="global", two_view_points=False) == ["map_database"]
+    assert (out / "database.db").read_bytes() == before
+    assert again(max_error=3.0) == ["build_database", "map_database"]
+    assert again(max_error=3.0, min_inliers=20) == ["build_database", "map_database"]
 
 
 @pytest.mark.parametrize("name", ["features.h5", "database.db", "model/points3D.bin"])
