@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-
-import torch
+from concurrent.futures import Future
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.threads import single_core_pool
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair
@@ -36,9 +35,7 @@ class MatchingQueue:
         self.num_pairs = self.num_matches = 0
         self._waiting: dict[Shapes, list[tuple[Pair, Features, Features]]] = {}
         self._running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
-        self._pool = ThreadPoolExecutor(
-            matcher.threads, "match", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._pool = single_core_pool(matcher.threads, "match") if matcher.threads > 1 else None
 
     def add(self, pair: Pair, shapes: Shapes, features: tuple[Features, Features]) -> None:
         """Adds a pair; the largest batch is matched when it is complete or too many pairs wait."""
@@ -57,7 +54,8 @@ class MatchingQueue:
             self._store_first()
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> MatchingQueue:
         return self
@@ -68,7 +66,7 @@ class MatchingQueue:
     def _match(self, batch: list[tuple[Pair, Features, Features]]) -> None:
         pairs = [pair for pair, *_ in batch]
         features = [(features0, features1) for _, features0, features1 in batch]
-        if self._matcher.threads == 1:
+        if self._pool is None:
             self._store(pairs, self._matcher.match_batch(features))
             return
         self._running.append((pairs, self._pool.submit(self._matcher.match_batch, features)))

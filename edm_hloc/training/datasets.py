@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.threads import single_core_pool
 from edm_hloc.pairs.with_truth import read_index, read_scannet_pose
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
@@ -337,7 +337,7 @@ class RealSource:
         self.workers = workers
 
     def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
-        with ThreadPoolExecutor(min(self.workers, pairs)) as pool:
+        with single_core_pool(min(self.workers, pairs), "read-pair") as pool:
             drawn = list(
                 pool.map(
                     lambda i: self._pair(height, width, np.random.default_rng((seed, i))),

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
+from edm_hloc.base.threads import single_core_pool
 from edm_hloc.synthetic.pairs import PairSampler
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.textures import TextureBank
@@ -103,25 +104,28 @@ class Prefetcher(Generic[T]):
     def __init__(self, make: Callable[[int], T], first: int, ahead: int = 2) -> None:
         self._queue: queue.Queue[T | BaseException] = queue.Queue(ahead)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(make, first), daemon=True)
+        self._make, self._first = make, first
 
     def __enter__(self) -> Iterator[T]:
-        self._thread.start()
+        # one core: the others are for the training
+        self._pool = single_core_pool(1, "prefetch")
+        self._work = self._pool.submit(self._produce)
         return self._items()
 
     def __exit__(self, *exception: object) -> None:
         self._stopped.set()
-        while self._thread.is_alive():
+        while not self._work.done():
             try:  # makes room, so that a blocked producer sees the flag
                 self._queue.get(timeout=0.1)
             except queue.Empty:
                 continue
+        self._pool.shutdown()
 
-    def _produce(self, make: Callable[[int], T], index: int) -> None:
-        torch.set_num_threads(1)  # of this thread alone: the others are for the training
+    def _produce(self) -> None:
+        index = self._first
         while not self._stopped.is_set():
             try:
-                self._queue.put(make(index))
+                self._queue.put(self._make(index))
             except BaseException as error:  # handed to the consumer
                 self._queue.put(error)
                 return

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,28 @@ def test_pairs_side_by_side_give_the_same_store(photos: Path, tmp_path: Path) ->
         assert a.pairs() == b.pairs()
         for pair in all_pairs():
             assert_same(a.read(*pair), b.read(*pair))
+
+
+def test_threads_started_afterwards_use_as_many_cores_as_before(
+    photos: Path, tmp_path: Path
+) -> None:
+    class Noting(ThreadedMatcher):
+        def match(self, features0: Features, features1: Features) -> Matches:
+            torch.ones(1).exp()
+            cores.add(torch.get_num_threads())
+            return super().match(features0, features1)
+
+    cores: set[int] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        match_pairs(photos, all_pairs(), Noting(), tmp_path / "raw")
+        with ThreadPoolExecutor(1) as new_thread:
+            assert new_thread.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert cores == {1}
 
 
 def test_an_error_in_a_thread_keeps_what_was_matched(photos: Path, tmp_path: Path) -> None:

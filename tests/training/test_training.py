@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -789,6 +790,19 @@ def test_prefetcher_keeps_order_and_passes_errors_on() -> None:
     assert torch.get_num_threads() == threads
     with Prefetcher(lambda i: i, 0) as items:  # leaving early does not hang
         assert next(items) == 0
+
+
+def test_the_prefetcher_alone_works_on_one_core() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Prefetcher(lambda _: torch.get_num_threads(), 0) as items:
+            assert next(items) == 1
+        with ThreadPoolExecutor(1) as new_thread:
+            assert new_thread.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_mixed_seeds_differ() -> None:
