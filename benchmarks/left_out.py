@@ -26,7 +26,7 @@ from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
-from edm_hloc.localization.queries import localize_queries
+from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Preprocessing
@@ -105,9 +105,7 @@ def localize(
         mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
         cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
         answers = localize_queries(
-            left_out,
-            cameras,
-            dict.fromkeys(left_out, kept),
+            Queries(left_out, cameras, dict.fromkeys(left_out, kept)),
             out / "query-features.h5",
             out / "query-matches.h5",
             ModelPoints(out / "model"),

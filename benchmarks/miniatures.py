@@ -36,9 +36,9 @@ from edm_hloc.images.decode import photo_size
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.poses import read_poses
-from edm_hloc.localization.queries import localize_queries
+from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.localization.scans import ScanPoints, look_up_points
+from edm_hloc.localization.scans import ScanPoints, write_scan_points
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
@@ -105,10 +105,12 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
         triangulate(dataset.model, matched, *written, AachenOptions().mapping)
         points = ModelPoints(out / "model")
     else:
-        look_up_points(data, features, database, out / "scans")
+        write_scan_points(data, features, database, out / "scans")
         points = ScanPoints(data, out / "scans", database)
     log, pose = out / "log.jsonl", pose_options(args)
-    answers = localize_queries(queries, cameras, found, features, matches, points, log, pose)
+    answers = localize_queries(
+        Queries(queries, cameras, found), features, matches, points, log, pose
+    )
     return {a.query: a.pose for a in answers if a.status == "localized" and a.pose}, answers
 
 

@@ -40,7 +40,7 @@ from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
-from edm_hloc.localization.queries import localize_queries
+from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.mapping import triangulation
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.matching.reader import RawMatchReader
@@ -302,9 +302,7 @@ def find_poses(folder: Path, world: World, matches: int, results: dict[str, Any]
     camera.has_prior_focal_length = True
     with measured("localization", results):
         answers = localize_queries(
-            queries,
-            dict.fromkeys(queries, camera),
-            retrieval,
+            Queries(queries, dict.fromkeys(queries, camera), retrieval),
             folder / "query-features.h5",
             folder / "query-matches.h5",
             points,

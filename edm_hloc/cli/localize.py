@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_lines
@@ -16,7 +16,9 @@ from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
+    from edm_hloc.localization.pnp import PoseOptions
     from edm_hloc.localization.results import QueryPose
+    from edm_hloc.pairs.retrieval import RetrievalOptions
     from edm_hloc.pipelines.run import Run
 
 _RETRIEVAL_HELP = (
@@ -119,16 +121,20 @@ def _add_pose(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float)
     options.add_overwrite(sub)
 
 
-def _pose_options(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    from edm_hloc.localization.pnp import PoseOptions
+def _retrieval_options(args: argparse.Namespace) -> RetrievalOptions:
     from edm_hloc.pairs.retrieval import RetrievalOptions
+
+    retrieval = RetrievalOptions(args.retrieval, args.retrieved)
+    retrieval.check()
+    return retrieval
+
+
+def _pose_options(args: argparse.Namespace) -> PoseOptions:
+    from edm_hloc.localization.pnp import PoseOptions
 
     if not args.ransac > 0:
         raise EdmHlocError("--ransac must be more than 0 px.")
-    retrieval = RetrievalOptions(args.retrieval, args.retrieved)
-    retrieval.check()
-    pose = PoseOptions(args.ransac, args.min_inliers, clusters=args.clusters, seed=args.seed)
-    return {"retrieval": retrieval, "pose": replace(pose, **more)}
+    return PoseOptions(args.ransac, args.min_inliers, clusters=args.clusters, seed=args.seed)
 
 
 def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> QuantizationConfig:
@@ -148,14 +154,17 @@ def _localize(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import check_model
     from edm_hloc.images.cameras import load_intrinsics
     from edm_hloc.images.find import find_images
-    from edm_hloc.pipelines.localize import localize_photos
+    from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 
     start = time.monotonic()
-    settings = _pose_options(args)
+    retrieval, pose = _retrieval_options(args), _pose_options(args)
     check_model(args.model)
     find_images(args.images)  # told before the weights are loaded
     names = find_images(args.queries)
-    known = load_intrinsics(args.known, names) if args.known is not None else None
+    known = load_intrinsics(args.known, names) if args.known is not None else {}
+    config = LocalizationConfig(
+        retrieval, options.dense_config(args), pose, known, overwrite=args.overwrite
+    )
     with reporting(args.out):
         run, answers = localize_photos(
             args.model,
@@ -163,10 +172,7 @@ def _localize(args: argparse.Namespace) -> None:
             args.queries,
             args.out,
             options.make_matcher(args),
-            known=known,
-            dense=options.dense_config(args),
-            overwrite=args.overwrite,
-            **settings,
+            config,
         )
         given, same, estimated = run.results["cameras"].values()
         print(f"Cameras     {given} given, {same} as in the model by EXIF, {estimated} estimated")
@@ -191,7 +197,9 @@ def _aachen(args: argparse.Namespace) -> None:
     if args.covisible < 1:
         raise EdmHlocError("--covisible must be at least 1.")
     keypoints = _keypoints(args, AachenOptions().quantization)
-    settings = AachenOptions(args.covisible, quantization=keypoints, **_pose_options(args))
+    settings = AachenOptions(
+        args.covisible, _retrieval_options(args), keypoints, pose=_pose_options(args)
+    )
     data = AachenDataset(args.dataset)
     if args.dry_run:
         problems = data.problems()
@@ -217,8 +225,8 @@ def _inloc(args: argparse.Namespace) -> None:
 
     start = time.monotonic()
     keypoints = _keypoints(args, InLocOptions().quantization)
-    pose = _pose_options(args, min_matches=args.min_matches)
-    settings = InLocOptions(quantization=keypoints, **pose)
+    pose = replace(_pose_options(args), min_matches=args.min_matches)
+    settings = InLocOptions(_retrieval_options(args), keypoints, pose)
     data = InLocDataset(args.dataset)
     if args.dry_run:
         problems = data.problems()

@@ -1,4 +1,4 @@
-"""One query's 2D–3D correspondences → its camera pose, by RANSAC and refinement (pycolmap)."""
+"""One query: its 2D–3D correspondences, and its pose by PnP with RANSAC and refinement (COLMAP)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
 
+_MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among its solutions
+_MEDIAN_OF_RAYLEIGH = 1.1774  # median length of a 2D Gaussian error with a deviation of 1 an axis
+
 
 @dataclass(frozen=True)
 class PoseOptions:
-    """How poses are found.
+    """Settings of the pose estimation.
 
     Attributes:
-        max_error: of an inlier's reprojection, pixels of the original photo.
-        min_inliers: with fewer the query counts as not localized.
+        max_error: RANSAC's threshold: largest reprojection error of an inlier, pixels of the
+            original photo. The default is hloc's.
+        min_inliers: minimum number of inliers of a localized query.
         min_matches: database images with fewer matches to the query are left out.
-        clusters: localize against each group of retrieved images that share points, and keep the
-            pose with most inliers: for places that look alike.
-        seed: of RANSAC; the same seed gives the same poses, whatever the number of threads.
-        threads: -1 for all cores.
+        clusters: estimate a pose from each group of covisible database images by itself, and keep
+            the one with most inliers. For places that look alike.
+        seed: seed of RANSAC. The same seed gives the same poses, whatever the number of threads.
+        threads: number of queries estimated at a time; −1 for one a processor core.
     """
 
     max_error: float = 12.0
@@ -41,24 +45,46 @@ class PoseOptions:
 
 @dataclass(frozen=True)
 class Correspondences:
-    """2D–3D correspondences of a query with a group of database images."""
+    """2D–3D correspondences of a query, from its matches with a group of database images.
 
-    pixels: np.ndarray  # (N, 2) COLMAP's frame
-    points: np.ndarray  # (N, 3)
-    sources: list[tuple[str, np.ndarray]]  # database image and the correspondences it gave
+    Attributes:
+        pixels: (N, 2) keypoints of the query in COLMAP's frame.
+        points: (N, 3) world coordinates.
+        sources: each matched database image with the indices of the correspondences it gave.
+        retrieved: number of database images in the group.
+        matches: number of matches to them.
+    """
+
+    pixels: np.ndarray
+    points: np.ndarray
+    sources: list[tuple[str, np.ndarray]]
     retrieved: int
     matches: int
 
 
-def gather(
+def find_correspondences(
     query: str,
     retrieved: Sequence[str],
     features: FeatureReader,
     matches: MatchReader,
     points: PointSource,
-    options: PoseOptions,
+    min_matches: int,
 ) -> Correspondences:
-    """All correspondences of a query; equal ones, from several images of a point, count once."""
+    """Joins the matches of a query with the 3D points of database images.
+
+    Several images that see the same point give equal correspondences, which count once.
+
+    Args:
+        query: its name.
+        retrieved: names of the group of database images.
+        features: keypoints of the query, hloc's frame.
+        matches: matches of the query and the images.
+        points: the 3D points of the images' keypoints.
+        min_matches: images with fewer matches are left out.
+
+    Raises:
+        EdmHlocError: the matches are indices of other keypoints than those at hand.
+    """
     rows, names, number = [np.zeros((0, 5))], [], 0
     keypoints = np.zeros((0, 2), np.float32)
     if query in features:
@@ -66,38 +92,53 @@ def gather(
     for name in retrieved:
         if name not in points or (query, name) not in matches:
             continue
-        found = matches.matches(query, name)[0]
-        if not len(found) or len(found) < options.min_matches:
+        indices = matches.matches(query, name)[0]
+        if not len(indices) or len(indices) < min_matches:
             continue
         known = points.points(name)
-        if found[:, 0].max() >= len(keypoints) or found[:, 1].max() >= len(known):
+        if indices[:, 0].max() >= len(keypoints) or indices[:, 1].max() >= len(known):
             raise EdmHlocError(
                 f"The matches of {query} and {name} in {matches.path} are of other keypoints than "
                 "those at hand: take the files of one run, or run again with --overwrite."
             )
-        number += len(found)
-        row = np.hstack([keypoints[found[:, 0]].astype(np.float64), known[found[:, 1]]])
+        number += len(indices)
+        row = np.hstack([keypoints[indices[:, 0]].astype(np.float64), known[indices[:, 1]]])
         rows.append(row[np.isfinite(row).all(axis=1)])
         names.append(name)
-    unique, place = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+    unique, inverse = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
     ends = np.cumsum([len(row) for row in rows[1:]])[:-1]
-    sources = list(zip(names, np.split(place.reshape(-1), ends), strict=True)) if names else []
+    sources = list(zip(names, np.split(inverse.reshape(-1), ends), strict=True)) if names else []
     return Correspondences(unique[:, :2], unique[:, 2:], sources, len(retrieved), number)
 
 
 def estimate_pose(
-    query: str, camera: pycolmap.Camera, matched: Correspondences, options: PoseOptions, free: bool
+    query: str,
+    camera: pycolmap.Camera,
+    matched: Correspondences,
+    options: PoseOptions,
+    *,
+    uncalibrated: bool,
 ) -> QueryPose:
+    """Estimates the pose of a query; "localized" or "failed".
+
+    Args:
+        query: its name.
+        camera: its intrinsics, which are not changed.
+        matched: its correspondences.
+        options: thresholds and seed.
+        uncalibrated: refine the focal length and the distortion too; the focal length is estimated
+            first unless the camera `has_prior_focal_length`.
+    """
     estimation = pycolmap.AbsolutePoseEstimationOptions()
     estimation.ransac.max_error = options.max_error
     estimation.ransac.random_seed = options.seed
-    estimation.estimate_focal_length = free and not camera.has_prior_focal_length
+    estimation.estimate_focal_length = uncalibrated and not camera.has_prior_focal_length
     refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = refinement.refine_extra_params = free
-    camera = pycolmap.Camera(camera.todict())  # COLMAP changes it
+    refinement.refine_focal_length = refinement.refine_extra_params = uncalibrated
+    camera = pycolmap.Camera(camera.todict())  # a copy, which COLMAP refines in place
     start = time.monotonic()
     found = None
-    if len(matched.pixels) >= 4:
+    if len(matched.pixels) >= _MIN_CORRESPONDENCES:
         found = pycolmap.estimate_and_refine_absolute_pose(
             matched.pixels, matched.points, camera, estimation, refinement, True
         )
@@ -115,44 +156,52 @@ def estimate_pose(
         reason = f"{answer.inliers} of {answer.correspondences} correspondences agree with a pose"
         return replace(answer, reason=f"{reason}; {options.min_inliers} are needed.")
     pose, inlier = found["cam_from_world"], found["inlier_mask"]
-    # of the camera that was refined, on the points that count
-    seen = camera.img_from_cam(pose * matched.points[inlier])
-    error = np.linalg.norm(np.asarray(seen) - matched.pixels[inlier], axis=1)
-    position, rotation = _deviations(pose, found["covariance"], error)
+    # by the camera as refined
+    projected = np.asarray(camera.img_from_cam(pose * matched.points[inlier]))
+    errors = np.linalg.norm(projected - matched.pixels[inlier], axis=1)
+    position, rotation = _deviations(pose, found["covariance"], errors)
     return replace(
         answer,
         status="localized",
         cam_from_world=to_numbers(pose),
-        camera=" ".join(
-            [camera.model_name, str(camera.width), str(camera.height)]
-            + [repr(float(p)) for p in camera.params]
-        ),
-        median_error=float(np.median(error)),
+        camera=camera_text(camera),
+        median_error=float(np.median(errors)),
         position_deviation=position,
         rotation_deviation=rotation,
         inliers_of={
             name: int(n)
-            for name, places in matched.sources
-            if (n := np.count_nonzero(inlier[places]))
+            for name, indices in matched.sources
+            if (n := np.count_nonzero(inlier[indices]))
         },
     )
+
+
+def camera_text(camera: pycolmap.Camera) -> str:
+    """COLMAP's camera model, width, height and parameters, as in a line of cameras.txt."""
+    parameters = (repr(float(parameter)) for parameter in camera.params)
+    return " ".join([camera.model_name, str(camera.width), str(camera.height), *parameters])
 
 
 def _deviations(
     pose: pycolmap.Rigid3d, covariance: np.ndarray | None, errors: np.ndarray
 ) -> tuple[float | None, float | None]:
-    """Standard deviations of the position, and of the rotation in degrees.
+    """Standard deviations of the camera's position, and of its rotation in degrees.
 
-    COLMAP gives the covariance for keypoints with a deviation of 1 px an axis, of half the rotation
-    vector (Ceres's quaternion manifold) and of the translation.
+    Args:
+        pose: cam_from_world.
+        covariance: (6, 6) by COLMAP, for keypoints with a standard deviation of 1 px an axis: of
+            half the rotation vector (Ceres's quaternion manifold) and of the translation.
+        errors: reprojection errors of the inliers in pixels. Their median gives the keypoints'
+            actual standard deviation.
     """
     if covariance is None:
         return None, None
-    noise = float(np.median(errors)) / 1.1774  # the median of a Rayleigh distribution
-    covariance = np.diag([2.0] * 3 + [1.0] * 3) @ covariance @ np.diag([2.0] * 3 + [1.0] * 3)
+    noise = float(np.median(errors)) / _MEDIAN_OF_RAYLEIGH
+    whole_rotation = np.diag([2.0] * 3 + [1.0] * 3)
+    covariance = whole_rotation @ covariance @ whole_rotation
     R, (x, y, z) = pose.rotation.matrix(), pose.translation
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    J = -R.T @ np.hstack([cross, np.eye(3)])  # of the centre -Rᵀ t
+    J = -R.T @ np.hstack([cross, np.eye(3)])  # derivative of the camera centre -Rᵀ t
     position = noise * np.sqrt(np.trace(J @ covariance @ J.T))
     rotation = noise * np.sqrt(np.trace(covariance[:3, :3]))
     return float(position), float(np.degrees(rotation))

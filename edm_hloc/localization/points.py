@@ -13,35 +13,43 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
+from edm_hloc.base.frames import from_colmap
 from edm_hloc.keypoints.h5 import FeatureWriter
 
 _CACHED_IMAGES = 1024  # database images whose points stay in memory: 24 bytes a keypoint
 
 
 class PointSource(Protocol):
-    """The 3D points behind the keypoints of database images."""
+    """Database images that know the 3D points behind their keypoints.
+
+    `ModelPoints` and `scans.ScanPoints` are two; scripts may bring their own.
+    """
 
     def names(self) -> list[str]:
-        """All database images, sorted."""
+        """Names of all database images, sorted."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def points(self, name: str) -> np.ndarray:
-        """(N, 3) world coordinates of the image's keypoints in their order, NaN where unknown."""
+        """World coordinates (N, 3) of an image's keypoints, in their order; NaN where unknown."""
 
     def pose(self, name: str) -> pycolmap.Rigid3d | None:
-        """cam_from_world of the image, for queries that cannot be localized; None if unknown."""
+        """cam_from_world of an image, which a query without a pose is given; None if unknown."""
 
     def clusters(self, names: Sequence[str]) -> list[list[str]]:
-        """Groups of images that see the same points, the largest first."""
+        """Groups of covisible images (which share 3D points), the largest first."""
+
+    def fingerprint(self) -> str:
+        """A short name of all points and poses, which is another one once any of them changes."""
 
 
 class ModelPoints:
     """The points of a COLMAP model.
 
     Args:
-        folder: of the model.
-        prefix: put before the names of its images.
+        folder: folder of the model, binary or text.
+        prefix: put before the names of the model's images.
 
     Raises:
         EdmHlocError: the folder holds no model, or one without points.
@@ -49,6 +57,12 @@ class ModelPoints:
 
     def __init__(self, folder: Path, prefix: str = "") -> None:
         self.folder = Path(folder)
+        stamps = {
+            f"{part}.{end}": file_stamp(self.folder / f"{part}.{end}")
+            for part in ("rigs", "cameras", "frames", "images", "points3D")
+            for end in ("bin", "txt")
+        }
+        self._fingerprint = fingerprint_of(["model", prefix, stamps])
         self.model = read_model(self.folder)
         if not self.model.num_points3D():
             raise EdmHlocError(
@@ -69,14 +83,19 @@ class ModelPoints:
         return self._cached_points(name)
 
     def _points(self, name: str) -> np.ndarray:
-        places, ids = self._observations(name)
+        indices, ids = self._observations(name)
         points = np.full((self.images[name].num_points2D(), 3), np.nan)
         if ids:
-            points[places] = [self.model.points3D[i].xyz for i in ids]
+            points[indices] = [self.model.points3D[i].xyz for i in ids]
         return points
 
+    def keypoints(self, name: str) -> np.ndarray:
+        """Keypoints (N, 2) that the model has of an image, pixels of the photo, hloc's frame."""
+        found = self.images[name].points2D
+        return from_colmap(np.array([point.xy for point in found]).reshape(-1, 2))
+
     def cameras(self, names: Iterable[str]) -> dict[str, pycolmap.Camera]:
-        """Cameras of images by name."""
+        """Cameras of images, by the image's name."""
         return {name: self.model.cameras[self.images[name].camera_id] for name in names}
 
     def pose(self, name: str) -> pycolmap.Rigid3d | None:
@@ -88,28 +107,30 @@ class ModelPoints:
         while left:
             first = next(iter(left))
             seen, group = left.pop(first), [first]
-            while near := [name for name, ids in left.items() if not seen.isdisjoint(ids)]:
-                for name in near:
+            while covisible := [name for name, ids in left.items() if not seen.isdisjoint(ids)]:
+                for name in covisible:
                     seen |= left.pop(name)
-                group += near
+                group += covisible
             groups.append(group)
         return sorted(groups, key=len, reverse=True)
 
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
     def _observations(self, name: str) -> tuple[np.ndarray, list[int]]:
-        """Numbers of the keypoints that have a 3D point, and its ids."""
+        """Indices of the keypoints that observe a 3D point, and the ids of these points."""
         image = self.images[name]
-        places = np.asarray(image.get_observation_point2D_idxs(), np.int64)
-        return places, [point.point3D_id for point in image.get_observation_points2D()]
+        indices = np.asarray(image.get_observation_point2D_idxs(), np.int64)
+        return indices, [point.point3D_id for point in image.get_observation_points2D()]
 
 
 def write_model_keypoints(points: ModelPoints, names: Iterable[str], path: Path) -> None:
-    """Writes the keypoints that images of a model have there as an H5 file, hloc's frame.
+    """Writes the keypoints that a model has of its images as an H5 file, in hloc's frame.
 
     Raises:
         EdmHlocError: the file cannot be written.
     """
     with FeatureWriter(path, {"model": str(points.folder)}) as features:
         for name in tqdm(sorted(set(names)), desc="Model keypoints", unit="photo", disable=None):
-            found = points.images[name].points2D
-            keypoints = np.array([point.xy for point in found]).reshape(-1, 2) - 0.5
+            keypoints = points.keypoints(name)
             features.add(name, keypoints, np.ones(len(keypoints)))

@@ -1,8 +1,12 @@
-"""Camera poses as numbers, and files with one pose a line."""
+"""Camera poses as seven numbers, and text files with one pose a line.
+
+A pose is camera-from-world in COLMAP's convention, written qw qx qy qz tx ty tz.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +14,12 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.text import read_lines
 
 
 def to_numbers(pose: pycolmap.Rigid3d) -> tuple[float, ...]:
-    """qw, qx, qy, qz, tx, ty, tz with a unit quaternion, qw not negative."""
-    quaternion = np.roll(pose.rotation.quat, 1)
+    """qw, qx, qy, qz, tx, ty, tz with a unit quaternion and qw ≥ 0."""
+    quaternion = np.roll(pose.rotation.quat, 1)  # pycolmap has w last
     quaternion = quaternion / np.linalg.norm(quaternion)
     if quaternion[0] < 0:
         quaternion = -quaternion
@@ -22,7 +27,7 @@ def to_numbers(pose: pycolmap.Rigid3d) -> tuple[float, ...]:
 
 
 def to_rigid(numbers: Sequence[float]) -> pycolmap.Rigid3d:
-    """The pose of `to_numbers`."""
+    """The pose of qw, qx, qy, qz, tx, ty, tz; the inverse of `to_numbers`."""
     quaternion = np.roll(np.array(numbers[:4]), -1)
     return pycolmap.Rigid3d(pycolmap.Rotation3d(quaternion), np.array(numbers[4:7]))
 
@@ -30,59 +35,77 @@ def to_rigid(numbers: Sequence[float]) -> pycolmap.Rigid3d:
 def write_poses(
     path: Path, poses: Mapping[str, pycolmap.Rigid3d], *, basenames: bool = False
 ) -> None:
-    """Writes one pose a line: name qw qx qy qz tx ty tz, camera from world.
+    """Writes one pose a line: name qw qx qy qz tx ty tz.
 
     Args:
-        path: the file.
-        poses: by name.
-        basenames: write names without their folders, as the benchmarks want them.
+        path: the text file.
+        poses: cam_from_world by image name.
+        basenames: write names without their folders, as visuallocalization.net expects them.
 
     Raises:
         EdmHlocError: two names are the same without folders, or the file cannot be written.
     """
     lines: dict[str, str] = {}
     for name, pose in poses.items():
-        short = name.rpartition("/")[2] if basenames else name
-        if short in lines:
-            raise EdmHlocError(f"Two queries are called {short}: the benchmark needs other names.")
-        lines[short] = " ".join([short, *map(repr, to_numbers(pose))])
+        written = name.rpartition("/")[2] if basenames else name
+        if written in lines:
+            raise EdmHlocError(
+                f"Two queries are called {written}: the benchmark tells them apart by their names "
+                "without folders."
+            )
+        lines[written] = " ".join([written, *map(repr, to_numbers(pose))])
     write_whole(path, "".join(f"{line}\n" for line in lines.values()))
 
 
 def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
-    """Reads a file of `write_poses`, or a benchmark's submission.
+    """Reads cam_from_world by name from a file of `write_poses` or a benchmark's submission.
 
     Raises:
-        EdmHlocError: it cannot be read, or a line is something else.
+        EdmHlocError: the file cannot be read, or a line is not a pose.
     """
     poses = {}
-    for number, line in pose_lines(path):
-        name, numbers, problem = parse_pose(line)
-        if problem:
-            raise EdmHlocError(f"{path}, line {number}: {problem}.")
-        poses[name] = to_rigid(numbers)
+    for line in read_pose_lines(path):
+        if line.problem:
+            raise EdmHlocError(f"{path}, line {line.number}: {line.problem}.")
+        poses[line.name] = to_rigid(line.pose)
     return poses
 
 
-def pose_lines(path: Path) -> list[tuple[int, str]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EdmHlocError(f"Cannot read the poses {path}: {reason}.") from error
-    lines = enumerate(text.split("\n"), start=1)
-    return [(n, s) for n, line in lines if (s := line.strip()) and not s.startswith("#")]
+@dataclass(frozen=True)
+class PoseLine:
+    """One line of a file of poses, which may be wrong.
+
+    Attributes:
+        number: of the line, from 1.
+        name: of the image.
+        pose: qw, qx, qy, qz, tx, ty, tz, not normalised; anything if there is a `problem`.
+        problem: why the line is not a pose; empty if it is.
+    """
+
+    number: int
+    name: str
+    pose: tuple[float, ...]
+    problem: str
 
 
-def parse_pose(line: str) -> tuple[str, list[float], str]:
-    """Name, seven numbers, and what is wrong."""
+def read_pose_lines(path: Path) -> list[PoseLine]:
+    """Reads a file of poses line by line, wrong lines included.
+
+    Raises:
+        EdmHlocError: the file cannot be read.
+    """
+    return [_parse(number, line) for number, line in read_lines(path, "file of poses")]
+
+
+def _parse(number: int, line: str) -> PoseLine:
     words = line.rsplit(maxsplit=7)
     try:
-        numbers = [float(word) for word in words[1:]]
+        pose = tuple(float(word) for word in words[1:])
     except ValueError:
-        numbers = []
-    if len(numbers) != 7:
-        return words[0], numbers, "expected 'name qw qx qy qz tx ty tz'"
-    if not np.isfinite(numbers).all() or not any(numbers[:4]):
-        return words[0], numbers, "not a pose: numbers must be finite and the quaternion not zero"
-    return words[0], numbers, ""
+        pose = ()
+    problem = ""
+    if len(pose) != 7:
+        problem = "expected 'name qw qx qy qz tx ty tz'"
+    elif not np.isfinite(pose).all() or not any(pose[:4]):
+        problem = "not a pose: numbers must be finite and the quaternion not zero"
+    return PoseLine(number, words[0], pose, problem)

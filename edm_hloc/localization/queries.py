@@ -1,18 +1,16 @@
-"""Queries → camera poses: PnP over all matches of a query with known 3D points.
+"""Queries → camera poses, by PnP over the matches of a query with known 3D points.
 
-The points are those of a COLMAP model (`ModelPoints`) or of laser scans
-(`edm_hloc.pipelines.inloc`). Every query leaves one line of JSON in a log as soon as it is done,
-so that an interrupted run goes on.
+The points are those of a COLMAP model (`points.ModelPoints`), of laser scans (`scans.ScanPoints`),
+or of another `points.PointSource`. The result of every query is written to a log as soon as it is
+known, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pycolmap
@@ -20,31 +18,60 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
+from edm_hloc.base.grid import blocks
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.decode import photo_size
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
-from edm_hloc.localization.log import resume
-from edm_hloc.localization.pnp import Correspondences, PoseOptions, estimate_pose, gather
+from edm_hloc.localization.log import append_to_log, resume_log
+from edm_hloc.localization.pnp import (
+    Correspondences,
+    PoseOptions,
+    camera_text,
+    estimate_pose,
+    find_correspondences,
+)
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
 
-logger = logging.getLogger(__name__)
-
-
 _BATCH = 32  # queries whose matches are in memory at a time
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The photos to localize, and what is known of each.
+
+    Attributes:
+        names: in the order of the results.
+        cameras: intrinsics by query; a query without any cannot be localized.
+        retrieved: database images that each query is matched with, the most similar first.
+        problems: by query, why it cannot be localized at all, such as a photo that cannot be read.
+        uncalibrated: queries whose focal length and distortion are refined with the pose. The focal
+            length is estimated first unless the camera `has_prior_focal_length`.
+    """
+
+    names: Sequence[str]
+    cameras: Mapping[str, pycolmap.Camera]
+    retrieved: Mapping[str, Sequence[str]]
+    problems: Mapping[str, str] = field(default_factory=dict)
+    uncalibrated: Collection[str] = ()
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every query with each of its retrieved images."""
+        return [(query, image) for query, images in self.retrieved.items() for image in images]
 
 
 def query_cameras(
     root: Path, names: Sequence[str], known: Mapping[str, pycolmap.Camera]
 ) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
-    """Cameras of queries, and why those that get none do not.
+    """Cameras of queries by name, and by name why a query has none.
 
     Args:
         root: folder of the queries.
-        names: the queries.
-        known: their cameras where calibrated; the others' come from the EXIF data, or have no
-            `has_prior_focal_length`.
+        names: the queries, relative to it.
+        known: cameras of the calibrated queries. The focal length of the others comes from the EXIF
+            data; where these do not tell, the camera has no `has_prior_focal_length`.
     """
     unknown = [name for name in names if name not in known]
     cameras, problems = photo_cameras(root, unknown, CameraOptions("per-image", "SIMPLE_RADIAL"))
@@ -68,43 +95,48 @@ def query_cameras(
 
 
 def localize_queries(
-    queries: Sequence[str],
-    cameras: Mapping[str, pycolmap.Camera],
-    retrieval: Mapping[str, Sequence[str]],
+    queries: Queries,
     features: Path,
     matches: Path,
     points: PointSource,
     log: Path,
     options: PoseOptions | None = None,
-    *,
-    problems: Mapping[str, str] | None = None,
-    uncalibrated: Collection[str] = (),
-    fingerprint: str = "",
 ) -> list[QueryPose]:
-    """Finds the pose of each query; a query that fails is reported and never ends the run.
+    """Estimates the pose of every query; one that fails gets a reason and never ends the run.
 
     Args:
-        queries: names, in the order of the answers.
-        cameras: of the queries.
-        retrieval: database images of each query, best first.
-        features: H5 file with the queries' keypoints, hloc's frame.
-        matches: H5 file of matches between queries and database images.
+        queries: names, cameras and retrieved database images.
+        features: H5 file of the queries' keypoints, hloc's frame.
+        matches: H5 file of the matches between queries and database images.
         points: the 3D points of the database images' keypoints.
-        log: one line of JSON a query (`QueryPose`), after a first line with the fingerprint. The
-            queries of a log with the same fingerprint are not done again.
-        options: how poses are found.
-        problems: why queries cannot be localized at all, such as photos that cannot be read.
-        uncalibrated: queries whose focal length and distortion are refined, the former estimated
-            first where the camera has no `has_prior_focal_length`.
-        fingerprint: of everything that decides the answers.
+        log: file of one JSON object a query (see `log`). Queries in it are not localized again if
+            it was made from the same settings, cameras, retrieved images, files and points, by the
+            same versions of this package and of pycolmap.
+        options: settings of the pose estimation.
+
+    Returns:
+        One result for each of `queries.names`, in this order.
 
     Raises:
         EdmHlocError: a file cannot be read or written, or files do not belong together.
     """
-    options, problems = options or PoseOptions(), problems or {}
-    done = resume(log, fingerprint)
-    todo = [query for query in queries if query not in done]
+    options = options or PoseOptions()
+    done = resume_log(log, _fingerprint(queries, features, matches, points, options))
+    todo = [query for query in queries.names if query not in done]
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
+
+    def estimate(job: tuple[str, list[Correspondences]]) -> QueryPose:
+        query, groups = job
+        uncalibrated = query in queries.uncalibrated
+        camera = queries.cameras[query]
+        try:
+            found = [
+                estimate_pose(query, camera, group, options, uncalibrated=uncalibrated)
+                for group in groups
+            ]
+        except Exception as error:  # COLMAP may raise anything for one query
+            return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
+        return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
 
     with (
         FeatureReader(features) as keypoints,
@@ -114,45 +146,60 @@ def localize_queries(
         tqdm(total=len(todo), desc="Localizing", unit="query", disable=None) as progress,
         quiet_colmap(),
     ):
-
-        def estimate(job: tuple[str, list[Correspondences]]) -> QueryPose:
-            query, groups = job
-            free = query in uncalibrated
-            try:
-                found = [estimate_pose(query, cameras[query], m, options, free) for m in groups]
-            except Exception as error:  # whatever COLMAP meets in one query is not fatal
-                return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
-            return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
-
-        for start in range(0, len(todo), _BATCH):
-            batch = todo[start : start + _BATCH]
-            jobs = []
+        for block in blocks(len(todo), _BATCH):
+            batch, jobs = todo[block], []
             for query in batch:
-                retrieved = list(dict.fromkeys(retrieval.get(query, ())))
-                reason = problems.get(query) or _reason(query, retrieved, cameras, points)
+                retrieved = list(dict.fromkeys(queries.retrieved.get(query, ())))
+                reason = _cannot_be_localized(query, retrieved, queries, points)
                 if reason:
                     done[query] = QueryPose(query, "failed", reason, retrieved=len(retrieved))
                     continue
                 groups = points.clusters(retrieved) if options.clusters else [retrieved]
-                jobs.append(
-                    (query, [gather(query, g, keypoints, pairs, points, options) for g in groups])
-                )
+                matched = [
+                    find_correspondences(query, g, keypoints, pairs, points, options.min_matches)
+                    for g in groups
+                ]
+                jobs.append((query, matched))
             done |= {pose.query: pose for pose in pool.map(estimate, jobs)}
             for query in batch:
-                done[query] = _or_closest(done[query], retrieval.get(query, ()), points)
-                out.write(json.dumps(asdict(done[query])) + "\n")
-                progress.update()
-            out.flush()
-    return [done[query] for query in queries]
+                done[query] = _or_closest(done[query], queries.retrieved.get(query, ()), points)
+            append_to_log(out, (done[query] for query in batch))
+            progress.update(len(batch))
+    return [done[query] for query in queries.names]
 
 
-def _reason(
-    query: str, retrieved: Sequence[str], cameras: Mapping[str, object], points: PointSource
+def _fingerprint(
+    queries: Queries, features: Path, matches: Path, points: PointSource, options: PoseOptions
 ) -> str:
-    """Why a query cannot even be tried, or nothing."""
+    """Of everything that decides the results."""
+    cameras = {
+        name: [camera_text(camera), camera.has_prior_focal_length]
+        for name, camera in queries.cameras.items()
+    }
+    return fingerprint_of(
+        [
+            pycolmap.__version__,
+            asdict(replace(options, threads=-1)),  # their number does not change a pose
+            cameras,
+            {query: list(images) for query, images in queries.retrieved.items()},
+            dict(queries.problems),
+            sorted(queries.uncalibrated),
+            file_stamp(features),
+            file_stamp(matches),
+            points.fingerprint(),
+        ]
+    )
+
+
+def _cannot_be_localized(
+    query: str, retrieved: Sequence[str], queries: Queries, points: PointSource
+) -> str:
+    """Why the pose of a query cannot be estimated; empty if it can."""
+    if reason := queries.problems.get(query):
+        return reason
     if not retrieved:
         return "The retrieval lists no database image for it."
-    if query not in cameras:
+    if query not in queries.cameras:
         return "Its intrinsics are not known."
     if not any(name in points for name in retrieved):
         return f"None of its {len(retrieved)} retrieved images, such as {retrieved[0]}, is known."
@@ -160,16 +207,10 @@ def _reason(
 
 
 def _or_closest(answer: QueryPose, retrieved: Sequence[str], points: PointSource) -> QueryPose:
-    """For a query without a pose that of the best database image that has one."""
+    """Gives a query without a pose that of the highest-ranked database image that has one."""
     if answer.status == "failed":
         for name in retrieved:
             pose = points.pose(name)
             if pose is not None:
                 return replace(answer, status="closest", cam_from_world=to_numbers(pose))
     return answer
-
-
-# --------------------------------------------------------------------------- the log
-
-
-# --------------------------------------------------------------------------- files of poses

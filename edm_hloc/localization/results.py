@@ -14,33 +14,37 @@ from edm_hloc.localization.poses import to_rigid
 
 Status = Literal["localized", "closest", "failed"]
 
-
-_SURE_INLIERS, _SURE_RATIO = 100, 0.1
-_SURE_ROTATION = 0.2  # degrees: inliers by chance lie in one place, or are far off
+# Thresholds of a high confidence. A wrong pose has few inliers, or inliers that lie close together
+# or far away, which leave its rotation uncertain.
+_CONFIDENT_INLIERS = 100
+_CONFIDENT_INLIER_RATIO = 0.1
+_CONFIDENT_ROTATION = 0.2  # degrees, standard deviation
 
 
 @dataclass(frozen=True)
 class QueryPose:
-    """What became of one query.
+    """The pose of one query, or the reason why it has none.
 
     Attributes:
-        query: its name.
-        status: "localized"; "closest": no pose was found and `cam_from_world` is that of the
-            database image ranked first; "failed": there is not even that.
-        reason: why it is not localized.
-        cam_from_world: qw, qx, qy, qz, tx, ty, tz, COLMAP's convention.
-        camera: model, width, height and parameters that the pose was found with.
-        retrieved: database images asked for.
-        matched: those with matches that count.
-        matches: of all of them.
-        correspondences: distinct pairs of a 2D and a 3D point.
-        inliers: those that agree with the pose.
-        median_error: of the inliers' reprojection, pixels.
-        position_deviation: standard deviation of the position in the world's unit, from the
-            inliers' residuals as if they were independent: a lower bound.
-        rotation_deviation: degrees, likewise.
-        inliers_of: how many inliers each database image gave.
-        seconds: spent on RANSAC and refinement.
+        query: name of the query.
+        status: "localized": PnP found a pose. "closest": it did not, and `cam_from_world` is the
+            pose of the highest-ranked database image that has one. "failed": there is no pose.
+        reason: why the query is not localized; empty if it is.
+        cam_from_world: qw, qx, qy, qz, tx, ty, tz in COLMAP's convention: a point of the world
+            times this is in the camera's frame. None if `status` is "failed".
+        camera: COLMAP's camera model, width, height and parameters of the pose, as refined.
+        retrieved: number of retrieved database images.
+        matched: number of them with enough matches to the query (`PoseOptions.min_matches`).
+        matches: number of matches to these images.
+        correspondences: number of distinct 2D–3D correspondences among the matches.
+        inliers: number of correspondences that agree with the pose.
+        median_error: median reprojection error of the inliers, pixels of the original photo.
+        position_deviation: standard deviation of the camera's position, in the world's unit. It is
+            computed from the inliers' residuals as if these were independent, so that the true one
+            can be larger.
+        rotation_deviation: standard deviation of the rotation in degrees, computed likewise.
+        inliers_of: number of inliers from each database image that has any.
+        seconds: time spent in RANSAC and refinement.
     """
 
     query: str
@@ -60,28 +64,38 @@ class QueryPose:
     seconds: float = 0.0
 
     @property
-    def confidence(self) -> str:
-        """ "high", "low" or "none": high with 100 inliers that are a tenth of what was matched and
-        that leave the rotation no more than 0.2° uncertain."""
+    def confidence(self) -> Literal["high", "low", "none"]:
+        """How far the pose can be relied on.
+
+        "high": at least 100 inliers, which are at least a tenth of the correspondences, and a
+        standard deviation of the rotation of at most 0.2°. "low": any other localized query.
+        "none": not localized.
+        """
         if self.status != "localized":
             return "none"
-        enough = self.inliers >= max(_SURE_INLIERS, _SURE_RATIO * self.correspondences)
-        known = self.rotation_deviation is not None and self.rotation_deviation <= _SURE_ROTATION
-        return "high" if enough and known else "low"
+        many_inliers = self.inliers >= max(
+            _CONFIDENT_INLIERS, _CONFIDENT_INLIER_RATIO * self.correspondences
+        )
+        certain_rotation = (
+            self.rotation_deviation is not None and self.rotation_deviation <= _CONFIDENT_ROTATION
+        )
+        return "high" if many_inliers and certain_rotation else "low"
 
     @property
     def pose(self) -> pycolmap.Rigid3d | None:
+        """`cam_from_world` as an object of pycolmap."""
         return None if self.cam_from_world is None else to_rigid(self.cam_from_world)
 
 
 @dataclass(frozen=True)
 class LocalizationSummary:
-    """How many queries ended how, and where the answers are thin.
+    """Number of queries by status, and the reasons of those that were not localized.
 
     Attributes:
-        queries, localized, closest, failed: numbers of queries.
-        inliers_median: of the localized ones.
-        problems: the reason of each query that was not localized.
+        queries: number of all queries.
+        localized, closest, failed: number of queries with each status (see `QueryPose`).
+        inliers_median: median number of inliers of the localized queries; 0 without any.
+        problems: the reason of each query that was not localized, by name.
     """
 
     queries: int
@@ -93,6 +107,7 @@ class LocalizationSummary:
 
     @staticmethod
     def of(poses: Iterable[QueryPose]) -> LocalizationSummary:
+        """Summarizes the results of a run."""
         poses = list(poses)
         number = Counter(pose.status for pose in poses)
         inliers = [pose.inliers for pose in poses if pose.status == "localized"]

@@ -1,4 +1,8 @@
-"""InLoc's laser scans as the source of 3D points."""
+"""InLoc's laser scans: reading them, and the 3D points behind the keypoints of its cutouts.
+
+A cutout is a perspective photo cut out of a panorama. Beside each, the dataset has a scan with one
+3D point a pixel in the scanner's own frame, and for each scanner an alignment with the world.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +21,41 @@ from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
+from edm_hloc.base.frames import from_colmap, inside, to_colmap
 from edm_hloc.images.decode import photo_size
 from edm_hloc.keypoints.h5 import FeatureReader
 
 logger = logging.getLogger(__name__)
 
-CUTOUT_FOV = math.radians(60)  # of the cutouts of the panoramas, across
-_SMOOTH = 0.1  # neighbours in a scan whose distances differ by more do not lie on one surface
-_CACHED_IMAGES = 256
-_WARNED = 5  # images without a scan that are named
-_POSE_GRID = 20  # pixels on each axis that give the pose of a cutout
+CUTOUT_FOV = math.radians(60)  # horizontal field of view of the cutouts
+_SURFACE_TOLERANCE = 0.1  # largest relative difference in range of neighbours on one surface
+_CACHED_IMAGES = 256  # images whose points stay in memory: 24 bytes a keypoint
+_NAMED_IMAGES = 5  # images without points that are named in a warning each
+_POSE_GRID = 20  # points along each axis of a scan that the pose of a cutout is computed from
+_MIN_POSE_POINTS = 10
 
 
 def read_scan(path: Path) -> np.ndarray:
-    """The points of a scan: (H, W, 3) in the scanner's own frame, NaN where there are none.
+    """Reads a scan: (H, W, 3) points in the scanner's own frame, NaN where there are none.
+
+    Args:
+        path: a .mat file of MATLAB's format 5 or 7.3 with the key XYZcut.
 
     Raises:
-        EdmHlocError: there is no such file, or it does not hold XYZcut.
+        EdmHlocError: there is no such file, or it does not hold a scan.
     """
     from scipy.io import loadmat
 
     if not path.is_file():
         raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts.")
     try:
-        if h5py.is_hdf5(path):  # saved again by a newer MATLAB, whose axes come in reverse
+        if h5py.is_hdf5(path):  # format 7.3, whose axes come in reverse
             with h5py.File(path) as file:
                 scan = np.asarray(file["XYZcut"]).T
         else:
             scan = np.asarray(loadmat(path)["XYZcut"])
-    except Exception as error:  # of whatever kind scipy meets
+    except Exception as error:  # scipy raises almost anything on damaged files
         raise EdmHlocError(
             f"{path} is damaged or no scan of InLoc ({error}): get it again."
         ) from error
@@ -55,15 +65,20 @@ def read_scan(path: Path) -> np.ndarray:
 
 
 def scan_points(scan: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """The points of a scan at (N, 2) pixels, hloc's frame: (N, 3) float64, NaN where unknown.
+    """The 3D points of a scan at keypoints: (N, 3) float64, NaN where unknown.
 
-    Interpolated between the four pixels around a keypoint where they lie on one surface, else the
-    nearest one.
+    Interpolated bilinearly between the four pixels around a keypoint where these lie on one
+    surface (their ranges differ by at most 10 %), else taken from the nearest pixel.
+
+    Args:
+        scan: (H, W, 3) in the scanner's frame.
+        keypoints: (N, 2) in pixels of the scan, hloc's frame.
     """
     height, width = scan.shape[:2]
-    x, y = np.asarray(keypoints, np.float64).T
-    inside = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
-    x, y = np.where(inside, x, 0).clip(0, width - 1), np.where(inside, y, 0).clip(0, height - 1)
+    keypoints = np.asarray(keypoints, np.float64)
+    within = inside(keypoints, width, height, margin=0.5)
+    x, y = np.where(within, keypoints.T, 0)
+    x, y = x.clip(0, width - 1), y.clip(0, height - 1)
     left = np.minimum(x.astype(int), max(0, width - 2))
     top = np.minimum(y.astype(int), max(0, height - 2))
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
@@ -72,19 +87,32 @@ def scan_points(scan: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     ).astype(np.float64)
     a, b = x - left, y - top
     weights = np.stack([(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b])
-    distance = np.linalg.norm(corners, axis=2)  # the scanner stands in its frame's origin
-    smooth = distance.max(axis=0) <= (1 + _SMOOTH) * distance.min(axis=0)  # not so for NaN
+    ranges = np.linalg.norm(corners, axis=2)  # distances from the scanner, the frame's origin
+    # false where a range is NaN
+    one_surface = ranges.max(axis=0) <= (1 + _SURFACE_TOLERANCE) * ranges.min(axis=0)
     nearest = scan[np.rint(y).astype(int), np.rint(x).astype(int)].astype(np.float64)
-    points = np.where(smooth[:, None], np.einsum("kn,knd->nd", weights, corners), nearest)
-    points[~inside | ~np.isfinite(points).all(axis=1)] = np.nan
+    points = np.where(one_surface[:, None], np.einsum("kn,knd->nd", weights, corners), nearest)
+    points[~within | ~np.isfinite(points).all(axis=1)] = np.nan
     return points
 
 
+def scan_path(dataset: Path, name: str) -> Path:
+    """The file with the scan of a cutout."""
+    return dataset / f"{name}.mat"
+
+
+def alignment_path(dataset: Path, name: str) -> Path:
+    """The file with the alignment of the cutout …/FLOOR/SCAN/BUILDING_cutout_….jpg."""
+    floor, scan, file = ("", "", *name.split("/"))[-3:]
+    folder = dataset / "database" / "alignments" / floor / "transformations"
+    return folder / f"{file[:3]}_trans_{scan}.txt"
+
+
 def scan_alignment(dataset: Path, name: str) -> np.ndarray:
-    """(4, 4) world_from_scan of the scan behind a database image.
+    """Reads world_from_scan (4, 4) of the scan of a cutout.
 
     Raises:
-        EdmHlocError: the file is missing or not as expected.
+        EdmHlocError: the file is missing, or its lines 8 to 11 are not a matrix.
     """
     path = alignment_path(dataset, name)
     try:
@@ -101,20 +129,13 @@ def scan_alignment(dataset: Path, name: str) -> np.ndarray:
     return matrix
 
 
-def alignment_path(dataset: Path, name: str) -> Path:
-    """Of the image .../FLOOR/SCAN/BUILDING_cutout_….jpg."""
-    floor, scan, file = ("", "", *name.split("/"))[-3:]
-    folder = dataset / "database" / "alignments" / floor / "transformations"
-    return folder / f"{file[:3]}_trans_{scan}.txt"
-
-
 class ScanPoints:
-    """The points behind the keypoints of database images, looked up once and kept in files.
+    """The 3D points behind the keypoints of cutouts, from the files of `write_scan_points`.
 
     Args:
         dataset: InLoc's folder.
-        folder: of the files of points.
-        names: database images that have a file there.
+        folder: folder of the files of points.
+        names: cutouts that have a file there.
     """
 
     def __init__(self, dataset: Path, folder: Path, names: Collection[str]) -> None:
@@ -133,23 +154,23 @@ class ScanPoints:
         return self._cached_points(name)
 
     def _points(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
+        path = _points_path(self.folder, name)
         try:
             return np.asarray(np.load(path, allow_pickle=False))
         except (OSError, ValueError) as error:
             raise EdmHlocError(f"Cannot read {path} ({error}): delete it and run again.") from error
 
     def clusters(self, names: Sequence[str]) -> list[list[str]]:
-        """Images of one floor see each other's points, for all that is known."""
+        """Groups of cutouts on the same floor: which of them are covisible is not known."""
         floors: dict[str, list[str]] = {}
         for name in names:
             floors.setdefault("/".join(name.split("/")[:-2]), []).append(name)
         return sorted(floors.values(), key=len, reverse=True)
 
     def pose(self, name: str) -> pycolmap.Rigid3d | None:
-        """Of a cutout, which the dataset does not state: found by PnP from its own scan."""
+        """cam_from_world of a cutout, which the dataset does not state: PnP from its own scan."""
         try:
-            scan = read_scan(self.dataset / f"{name}.mat")
+            scan = read_scan(scan_path(self.dataset, name))
             T = scan_alignment(self.dataset, name)
         except EdmHlocError:
             return None
@@ -161,42 +182,63 @@ class ScanPoints:
         pixels = np.stack([x.ravel(), y.ravel()], axis=1)
         points = scan_points(scan, pixels)
         known = np.isfinite(points).all(axis=1)
-        if np.count_nonzero(known) < 10:
+        if np.count_nonzero(known) < _MIN_POSE_POINTS:
             return None
         options = pycolmap.AbsolutePoseEstimationOptions()
         options.ransac.random_seed = 0
         camera = pycolmap.Camera.create_from_model_name(
             1, "SIMPLE_PINHOLE", width / 2 / math.tan(CUTOUT_FOV / 2), width, height
         )
-        world = points[known] @ T[:3, :3].T + T[:3, 3]
         found = pycolmap.estimate_and_refine_absolute_pose(
-            pixels[known] + 0.5, world, camera, options
+            to_colmap(pixels[known]), _to_world(T, points[known]), camera, options
         )
         return found["cam_from_world"] if found else None
 
+    def fingerprint(self) -> str:
+        stamps = {
+            name: [
+                file_stamp(_points_path(self.folder, name)),
+                file_stamp(scan_path(self.dataset, name)),
+                file_stamp(alignment_path(self.dataset, name)),
+            ]
+            for name in self._names
+        }
+        return fingerprint_of(["scans", stamps])
 
-def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: Path) -> list[str]:
-    """Writes the points behind the keypoints of each image; gives the images without a scan.
 
-    Each scan is read once. The points of an interrupted call are kept unless `features` changed;
-    scans that were missing are looked for again.
+def write_scan_points(
+    dataset: Path, features: Path, names: Sequence[str], folder: Path
+) -> list[str]:
+    """Writes the 3D points behind the keypoints of cutouts, a file each that `ScanPoints` reads.
+
+    Each scan is read once. The files of an interrupted call are kept unless `features` changed.
+    Scans that were missing are looked for again.
+
+    Args:
+        dataset: InLoc's folder.
+        features: H5 file of the cutouts' keypoints, hloc's frame.
+        names: cutouts; those without keypoints are left out.
+        folder: gets NAME.npy with (N, 3) world coordinates, NaN where unknown.
+
+    Returns:
+        The cutouts whose scan or alignment is missing or damaged; a warning names the first.
 
     Raises:
         EdmHlocError: a file cannot be written.
     """
     stamp = folder / ".features"
-    made_of = str(features.stat().st_mtime_ns)
+    features_version = str(features.stat().st_mtime_ns)
     missing = []
     try:
-        if folder.is_dir() and not (stamp.is_file() and stamp.read_text() == made_of):
+        if folder.is_dir() and not (stamp.is_file() and stamp.read_text() == features_version):
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(made_of)
+        stamp.write_text(features_version)
     except OSError as error:
         raise EdmHlocError(f"Cannot write into {folder}: {error.strerror}.") from error
     with FeatureReader(features) as reader:
         for name in tqdm(names, desc="Looking up scans", unit="scan", disable=None):
-            path = folder / f"{name}.npy"
+            path = _points_path(folder, name)
             if path.is_file() or name not in reader:
                 continue
             keypoints = reader.keypoints(name)
@@ -204,22 +246,31 @@ def look_up_points(dataset: Path, features: Path, names: Sequence[str], folder: 
                 points = _world_points(dataset, name, keypoints)
             except EdmHlocError as error:
                 missing.append(name)
-                if len(missing) <= _WARNED:
+                if len(missing) <= _NAMED_IMAGES:
                     logger.warning("%s gives no points. %s", name, error)
                 continue
             file = io.BytesIO()
             np.save(file, points)
             write_whole(path, file.getvalue())
-    if len(missing) > _WARNED:
-        logger.warning("%d more images give no points.", len(missing) - _WARNED)
+    if len(missing) > _NAMED_IMAGES:
+        logger.warning("%d more images give no points.", len(missing) - _NAMED_IMAGES)
     return missing
 
 
+def _points_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npy"
+
+
 def _world_points(dataset: Path, name: str, keypoints: np.ndarray) -> np.ndarray:
+    """World coordinates (N, 3) of a cutout's keypoints, NaN where unknown."""
     T = scan_alignment(dataset, name)
-    scan = read_scan(dataset / f"{name}.mat")
+    scan = read_scan(scan_path(dataset, name))
     size = photo_size(dataset / name)
     height, width = scan.shape[:2]
     scale = np.array([width, height]) / np.array(size)  # 1 in the dataset itself
-    points = scan_points(scan, (keypoints + 0.5) * scale - 0.5)
-    return points @ T[:3, :3].T + T[:3, 3]
+    # in COLMAP's frame, resizing is a multiplication
+    return _to_world(T, scan_points(scan, from_colmap(to_colmap(keypoints) * scale)))
+
+
+def _to_world(world_from_scan: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return np.asarray(points @ world_from_scan[:3, :3].T + world_from_scan[:3, 3])

@@ -1,4 +1,4 @@
-"""Checks a benchmark's submission file against the list of queries."""
+"""Checks a benchmark's submission file against the list of its queries."""
 
 from __future__ import annotations
 
@@ -7,33 +7,39 @@ from pathlib import Path
 
 import numpy as np
 
-from edm_hloc.localization.poses import parse_pose, pose_lines
+from edm_hloc.localization.poses import read_pose_lines
+
+_UNIT_TOLERANCE = 1e-6  # of a quaternion's length
 
 
 def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
-    """What is wrong with a submission: a sentence for each problem, none if it is right.
+    """Problems of a submission, a sentence each; none if every query has exactly one pose.
+
+    Args:
+        path: text file with `basename qw qx qy qz tx ty tz` a line.
+        queries: names of all queries, with or without folders.
 
     Raises:
         EdmHlocError: the file cannot be read.
     """
     missing = {query.rpartition("/")[2]: query for query in queries}
-    wanted, problems, seen = set(missing), [], set()
-    for number, line in pose_lines(path):
-        name, numbers, problem = parse_pose(line)
-        where = f"line {number}, {name}: "
-        if problem:
-            problems.append(where + problem)
-        elif abs(float(np.linalg.norm(numbers[:4])) - 1) > 1e-6:
-            problems.append(f"{where}the quaternion's length is {np.linalg.norm(numbers[:4]):.6g}")
-        if name in seen:
+    expected, problems, seen = set(missing), [], set()
+    for line in read_pose_lines(path):
+        where = f"line {line.number}, {line.name}: "
+        length = float(np.linalg.norm(line.pose[:4]))
+        if line.problem:
+            problems.append(where + line.problem)
+        elif abs(length - 1) > _UNIT_TOLERANCE:
+            problems.append(f"{where}the quaternion's length is {length:.6g}")
+        if line.name in seen:
             problems.append(where + "a second pose of the same query")
-        elif name not in wanted:
-            short = name.rpartition("/")[2]
-            hint = "; names go without folders" if short in wanted else ""
+        elif line.name not in expected:
+            basename = line.name.rpartition("/")[2]
+            hint = "; names go without folders" if basename in expected else ""
             problems.append(f"{where}no such query{hint}")
-        seen.add(name)
-        missing.pop(name, None)
+        seen.add(line.name)
+        missing.pop(line.name, None)
     if missing:
-        some = ", ".join(sorted(missing.values())[:5])
-        problems.append(f"{len(missing)} of {len(wanted)} queries have no pose, e.g. {some}")
+        examples = ", ".join(sorted(missing.values())[:5])
+        problems.append(f"{len(missing)} of {len(expected)} queries have no pose, e.g. {examples}")
     return problems

@@ -21,7 +21,7 @@ from edm_hloc.images.find import image_stamps
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
-from edm_hloc.localization.queries import query_cameras
+from edm_hloc.localization.queries import Queries, query_cameras
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.matchers.base import Matcher
@@ -29,10 +29,15 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, match_queries, submit
-from edm_hloc.pipelines.reconstruct import ReconstructionConfig, triangulate_model
+from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, write_submission
+from edm_hloc.pipelines.reconstruct import (
+    PairsToMatch,
+    ReconstructionConfig,
+    match_and_quantize,
+    triangulate_model,
+)
 from edm_hloc.pipelines.retrieval import retrieve
-from edm_hloc.pipelines.run import Run, fingerprint_of
+from edm_hloc.pipelines.run import Run
 
 SOURCE = (
     "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/"
@@ -125,66 +130,68 @@ def localize_aachen(
     out: Path,
     matcher: Matcher,
     options: AachenOptions | None = None,
-    dense: MatchingConfig | None = None,
+    matching: MatchingConfig | None = None,
     *,
     overwrite: bool = False,
 ) -> tuple[Run, list[QueryPose], Path]:
-    """Localizes all queries; a run that is in `out` already is continued.
+    """Localizes all queries of the dataset.
+
+    Args:
+        dataset: folder of the dataset (see `AachenDataset`).
+        out: output folder; a run that is there is continued. See the module for its files.
+        matcher: finds the matches of a pair.
+        options: settings of every step.
+        matching: memory and threads of the matching; does not change the matches.
+        overwrite: match and compute everything again, whatever the output folder holds.
 
     Returns:
-        The record of the run, the answers, and the submission's path.
+        The record of the run, the result of each query, and the submission's path.
 
     Raises:
         EdmHlocError: something is missing in the dataset, or a step fails; what was computed is
             kept. A query that fails raises nothing.
     """
-    options = options or AachenOptions()
+    options, matching = options or AachenOptions(), matching or MatchingConfig()
     data = AachenDataset(Path(dataset))
     problems = data.problems()
     if problems:
         raise EdmHlocError("\n".join(problems))
-    cameras_known = data.queries()
+    known = data.queries()
+    names = list(known)
     pairs = from_covisibility(data.model, options.covisible)
     database = list(dict.fromkeys(name for pair in pairs for name in pair))
-    check_retrieval(options.retrieval, list(cameras_known), database)
+    check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "aachen",
         "dataset": str(dataset),
         "options": asdict(options),
     }
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
-        sfm = triangulate_model(
-            data.model,
-            data.images,
-            out / "sfm",
-            pairs,
-            matcher,
-            ReconstructionConfig(
-                keypoints=options.quantization,
-                matching=dense or MatchingConfig(),
-                mapping=options.mapping,
-                overwrite=overwrite,
-            ),
-        )
-        run.results["sfm"] = sfm.results
-        points = ModelPoints(out / "sfm" / "model")
-        queries = list(cameras_known)
-        cameras, bad = query_cameras(data.images, queries, cameras_known)
-        images = RetrievalImages(data.images, queries, points.names())
-        found = retrieve(run, options.retrieval, images, matcher)
-        matched = match_queries(
-            run,
-            data.images,
-            found,
-            matcher,
-            QUERY_KEYPOINTS,
-            dense,
-            out / "sfm" / "features.h5",
+        mapping = ReconstructionConfig(
+            keypoints=options.quantization,
+            matching=matching,
+            mapping=options.mapping,
             overwrite=overwrite,
         )
-        matched = fingerprint_of([matched, sfm.done["model"]])
-        answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
+        sfm = triangulate_model(data.model, data.images, out / "sfm", pairs, matcher, mapping)
+        run.results["sfm"] = sfm.results
+        points = ModelPoints(out / "sfm" / "model")
+        cameras, unusable = query_cameras(data.images, names, known)
+        images = RetrievalImages(data.images, names, points.names())
+        retrieved = retrieve(run, options.retrieval, images, matcher)
+        queries = Queries(names, cameras, retrieved, unusable)
+        match_and_quantize(
+            run,
+            PairsToMatch(
+                data.images, queries.pairs(), reference_features=out / "sfm" / "features.h5"
+            ),
+            matcher,
+            QUERY_KEYPOINTS,
+            matching,
+            overwrite=overwrite,
+        )
+        answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"
-        submit(submission, answers, points)
+        write_submission(submission, answers, points)
         return run, answers, submission

@@ -9,7 +9,6 @@ Published settings (hloc's) are the defaults. In the output folder, beside the f
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,17 +19,17 @@ from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.queries import Queries
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.localization.scans import ScanPoints, alignment_path, look_up_points
+from edm_hloc.localization.scans import ScanPoints, alignment_path, scan_path, write_scan_points
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.localize import find_poses, match_queries, submit
+from edm_hloc.pipelines.localize import find_poses, write_submission
+from edm_hloc.pipelines.reconstruct import PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
-from edm_hloc.pipelines.run import Run, fingerprint_of
-
-logger = logging.getLogger(__name__)
+from edm_hloc.pipelines.run import Run
 
 SOURCE = (
     "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/InLoc/ "
@@ -101,7 +100,7 @@ class InLocDataset:
         """Database images without their .mat file or their alignment, with what is missing."""
         missing = []
         for name in self.database():
-            for path in (self.root / f"{name}.mat", alignment_path(self.root, name)):
+            for path in (scan_path(self.root, name), alignment_path(self.root, name)):
                 if not path.is_file():
                     missing.append(f"{name}: {path} is missing")
         return missing
@@ -121,14 +120,22 @@ def localize_inloc(
     out: Path,
     matcher: Matcher,
     options: InLocOptions | None = None,
-    dense: MatchingConfig | None = None,
+    matching: MatchingConfig | None = None,
     *,
     overwrite: bool = False,
 ) -> tuple[Run, list[QueryPose], Path]:
-    """Localizes all queries; a run that is in `out` already is continued.
+    """Localizes all queries of the dataset.
+
+    Args:
+        dataset: folder of the dataset (see `InLocDataset`).
+        out: output folder; a run that is there is continued. See the module for its files.
+        matcher: finds the matches of a pair.
+        options: settings of every step.
+        matching: memory and threads of the matching; does not change the matches.
+        overwrite: match and compute everything again, whatever the output folder holds.
 
     Returns:
-        The record of the run, the answers, and the submission's path.
+        The record of the run, the result of each query, and the submission's path.
 
     Raises:
         EdmHlocError: something is missing in the dataset, or a step fails; what was computed is
@@ -139,35 +146,38 @@ def localize_inloc(
     problems = data.problems()
     if problems:
         raise EdmHlocError("\n".join(problems))
-    queries, database = data.queries(), data.database()
-    check_retrieval(options.retrieval, queries, database)
+    names, database = data.queries(), data.database()
+    check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "inloc",
         "dataset": str(dataset),
         "options": asdict(options),
     }
     with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
-        cameras, bad = {}, {}
-        for query in queries:
+        cameras, unusable = {}, {}
+        for name in names:
             try:
-                cameras[query] = query_camera(*photo_size(data.root / query))
+                cameras[name] = query_camera(*photo_size(data.root / name))
             except ImageError as error:
-                bad[query] = str(error)
-        images = RetrievalImages(data.root, queries, database)
-        found = retrieve(run, options.retrieval, images, matcher)
-        matched = match_queries(
-            run, data.root, found, matcher, options.quantization, dense, None, overwrite=overwrite
+                unusable[name] = str(error)
+        images = RetrievalImages(data.root, names, database)
+        retrieved = retrieve(run, options.retrieval, images, matcher)
+        queries = Queries(names, cameras, retrieved, unusable)
+        match_and_quantize(
+            run,
+            PairsToMatch(data.root, queries.pairs()),
+            matcher,
+            options.quantization,
+            matching,
+            overwrite=overwrite,
         )
-        used = sorted(
-            {image for images in found.values() for image in images}.intersection(database)
-        )
+        used = sorted({image for _, image in queries.pairs()}.intersection(database))
         folder = out / "scan_points"
-        missing = look_up_points(data.root, out / "features.h5", used, folder)
+        missing = write_scan_points(data.root, out / "features.h5", used, folder)
         run.results["missing_scans"] = missing
         points = ScanPoints(data.root, folder, set(used) - set(missing))
-        matched = fingerprint_of([matched, missing])
-        answers = find_poses(run, matched, queries, cameras, bad, found, points, options.pose)
+        answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"InLoc_{matcher.name}_{label}.txt"
-        submit(submission, answers, points)
+        write_submission(submission, answers, points)
         return run, answers, submission

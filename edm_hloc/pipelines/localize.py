@@ -1,11 +1,11 @@
-"""Steps that every localization shares, and the localization of one's own photos.
+"""Localization of photos in a COLMAP model, and the steps that the benchmarks share with it.
 
-OUT/pairs-query-HOWk.txt    database images of each query, best first (hloc's list)
-OUT/scores-query-HOWk.txt   the same with scores, where they were computed
+OUT/pairs-query-HOWk.txt    database images of each query, the most similar first (hloc's list)
+OUT/scores-query-HOWk.txt   the same with similarities, where these were computed
 OUT/raw_matches/            what the matcher found, crash-safe
 OUT/features.h5             keypoints of the queries, as hloc writes them
-OUT/matches.h5              matches of queries and database, as hloc writes them
-OUT/queries.jsonl           how each query was localized, a line each
+OUT/matches.h5              matches of queries and database images, as hloc writes them
+OUT/queries.jsonl           result of each query, one JSON object a line
 OUT/poses.txt               name qw qx qy qz tx ty tz, camera from world
 OUT/run.json                settings, versions, times and results
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints, PointSource, write_model_keypoints
 from edm_hloc.localization.poses import write_poses
-from edm_hloc.localization.queries import localize_queries, query_cameras
+from edm_hloc.localization.queries import Queries, localize_queries, query_cameras
 from edm_hloc.localization.results import LocalizationSummary, QueryPose
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
@@ -36,77 +36,38 @@ from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
-from edm_hloc.pipelines.run import Run, fingerprint_of
+from edm_hloc.pipelines.run import Run
 
 logger = logging.getLogger(__name__)
 
-# Keypoints of queries are not merged: nothing but their own poses hangs on them. They move as far
-# as the points that they were matched to are from the keypoints those belong to.
+# All keypoints of a query are kept apart, as only its own pose depends on them. Each is moved by as
+# much as the point that it was matched to is away from the database image's keypoint.
 QUERY_KEYPOINTS = QuantizationConfig(
     max_error=2.0, cell_size=8.0, max_kps=None, position="adjusted"
 )
 
 
-def match_queries(
-    run: Run,
-    image_root: Path,
-    retrieval: Mapping[str, Sequence[str]],
-    matcher: Matcher,
-    quantization: QuantizationConfig,
-    dense: MatchingConfig | None,
-    reference_features: Path | None,
-    *,
-    overwrite: bool,
-) -> str:
-    """Matches every query with its retrieved images into `features.h5` and `matches.h5`."""
-    pairs = [(query, image) for query, images in retrieval.items() for image in images]
-    return match_and_quantize(
-        run,
-        PairsToMatch(image_root, pairs, reference_features=reference_features),
-        matcher,
-        quantization,
-        dense,
-        overwrite=overwrite,
-    )
-
-
 def find_poses(
-    run: Run,
-    matched: str,
-    queries: Sequence[str],
-    cameras: Mapping[str, pycolmap.Camera],
-    problems: Mapping[str, str],
-    retrieval: Mapping[str, Sequence[str]],
-    points: PointSource,
-    options: PoseOptions,
-    *,
-    uncalibrated: Sequence[str] = (),
+    run: Run, queries: Queries, points: PointSource, options: PoseOptions
 ) -> list[QueryPose]:
-    """The pose of each query, logged in `queries.jsonl`, summed up in the run's record."""
+    """Localizes queries by the `features.h5` and `matches.h5` of a run.
+
+    The results are logged in `queries.jsonl` and summarized in the run's record. A photo that the
+    matching could not read counts among the `problems`.
+
+    Raises:
+        EdmHlocError: a file cannot be read or written.
+    """
     start = time.monotonic()
-    fingerprint = fingerprint_of(
-        [
-            matched,
-            {query: list(images) for query, images in retrieval.items()},
-            {query: str(camera.todict()) for query, camera in cameras.items()},
-            sorted(uncalibrated),
-            dict(problems),
-            asdict(options),
-        ]
-    )
-    skipped = run.results["matching"]["skipped"]
+    skipped: Mapping[str, str] = run.results["matching"]["skipped"]
+    unreadable = {name: skipped[name] for name in queries.names if name in skipped}
     answers = localize_queries(
-        queries,
-        cameras,
-        retrieval,
+        replace(queries, problems={**unreadable, **queries.problems}),
         run.out / "features.h5",
         run.out / "matches.h5",
         points,
         run.out / "queries.jsonl",
         options,
-        problems={**skipped, **problems},
-        uncalibrated=uncalibrated,
-        fingerprint=fingerprint,
     )
     run.results["localized"] = asdict(LocalizationSummary.of(answers))
     run.measure("localization", start)
@@ -114,18 +75,42 @@ def find_poses(
     return answers
 
 
-def submit(path: Path, answers: Sequence[QueryPose], points: PointSource) -> None:
-    """Writes the submission: every query once, those without any pose with that of an image.
+def write_submission(path: Path, answers: Sequence[QueryPose], points: PointSource) -> None:
+    """Writes a benchmark's submission, which has a pose for every query.
 
-    The benchmarks want every query; a query of which nothing is known gets the pose of the first
-    database image, as good as any.
+    A query without any pose gets that of the first database image, an arbitrary one.
+
+    Raises:
+        EdmHlocError: two queries have the same name without folders, or the file cannot be written.
     """
-    fallback = next((pose for name in points.names() if (pose := points.pose(name))), None)
-    poses = {a.query: a.pose or fallback for a in answers}
+    arbitrary = next((pose for name in points.names() if (pose := points.pose(name))), None)
+    poses = {a.query: a.pose or arbitrary for a in answers}
     write_poses(path, {query: pose for query, pose in poses.items() if pose}, basenames=True)
 
 
 # --------------------------------------------------------------------------- one's own photos
+
+
+@dataclass(frozen=True)
+class LocalizationConfig:
+    """Settings of `localize_photos`.
+
+    Attributes:
+        retrieval: which photos of the model each query is matched with, 20 by default. Of a model
+            with no more photos than that, all are taken and nothing is computed.
+        matching: memory and threads of the matching; does not change the matches.
+        poses: thresholds of the pose estimation.
+        known_cameras: intrinsics of the calibrated queries by name. Other queries that were taken
+            by a camera of the model, by their EXIF data, have that camera's intrinsics. The focal
+            length of the rest comes from the EXIF data and is refined, or is estimated.
+        overwrite: match and compute everything again, whatever the output folder holds.
+    """
+
+    retrieval: RetrievalOptions = field(default_factory=lambda: RetrievalOptions(number=20))
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    poses: PoseOptions = field(default_factory=PoseOptions)
+    known_cameras: Mapping[str, pycolmap.Camera] = field(default_factory=dict)
+    overwrite: bool = False
 
 
 def localize_photos(
@@ -134,95 +119,96 @@ def localize_photos(
     query_root: Path,
     out: Path,
     matcher: Matcher,
-    *,
-    known: Mapping[str, pycolmap.Camera] | None = None,
-    retrieval: RetrievalOptions | None = None,
-    pose: PoseOptions | None = None,
-    dense: MatchingConfig | None = None,
-    overwrite: bool = False,
+    config: LocalizationConfig | None = None,
 ) -> tuple[Run, list[QueryPose]]:
-    """Finds where photos were taken, in the world of a COLMAP model made by anyone.
+    """Estimates where photos were taken, in the world of a COLMAP model made by any program.
 
     Args:
-        model: folder of the model, with points.
+        model: folder of the model, which has 3D points.
         image_root: folder of the model's photos.
         query_root: folder of the photos to localize.
         out: output folder; a run that is there is continued. See the module for its files.
-        matcher: with what.
-        known: cameras of the queries that are calibrated. Others that were taken by a camera of the
-            model, as their EXIF data tell, have its intrinsics; else the focal length comes from
-            the EXIF data and is refined, or is estimated.
-        retrieval: which photos of the model each query is matched with; all of a small model.
-        pose: how poses are found.
-        dense: memory and threads of the matching.
-        overwrite: do everything again.
+        matcher: finds the matches of a pair.
+        config: settings of every step.
+
+    Returns:
+        The record of the run, and the result of each query in the order of their names, which are
+        relative to `query_root`.
 
     Raises:
         EdmHlocError: bad input; what was computed is kept. A query that fails raises nothing.
     """
+    config = config or LocalizationConfig()
     points = ModelPoints(model, prefix="database/")
-    queries = [f"query/{name}" for name in find_images(query_root)]
-    known = {f"query/{name}": camera for name, camera in (known or {}).items()}
-    retrieval = retrieval or RetrievalOptions(number=20)
-    pose = pose or PoseOptions()
-    in_database = [name.removeprefix("database/") for name in points.names()]
-    there = [f"database/{name}" for name in image_stamps(image_root, in_database)]
-    if not there:
+    names = [f"query/{name}" for name in find_images(query_root)]
+    in_model = [name.removeprefix("database/") for name in points.names()]
+    database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
+    if not database:
         raise EdmHlocError(
             f"None of the photos of {model} is in {image_root}; it knows names like "
-            f"{in_database[0]!r}."
+            f"{in_model[0]!r}."
         )
-    check_retrieval(retrieval, queries, there)
+    check_retrieval(config.retrieval, names, database)
     settings = {
         "command": "localize",
         "model": str(model),
         "images": str(image_root),
         "queries": str(query_root),
-        "retrieval": asdict(retrieval),
-        "pose": asdict(pose),
+        "retrieval": asdict(config.retrieval),
+        "pose": asdict(config.poses),
     }
-    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
-        root = _one_root(out / "images", {"database": image_root, "query": query_root})
-        in_model = cameras_by_exif(
-            root, [q for q in queries if q not in known], points.cameras(there)
+    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
+        root = _link_folders(out / "images", {"database": image_root, "query": query_root})
+        known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
+        by_exif = cameras_by_exif(
+            root, [name for name in names if name not in known], points.cameras(database)
         )
         run.results["cameras"] = {
             "given": len(known),
-            "of_the_model": len(in_model),
-            "estimated": len(queries) - len(known) - len(in_model),
+            "of_the_model": len(by_exif),
+            "estimated": len(names) - len(known) - len(by_exif),
         }
-        known |= in_model
-        cameras, problems = _query_cameras(query_root, queries, known)
-        usable = [query for query in queries if query not in problems]
-        found = retrieve(run, retrieval, RetrievalImages(root, usable, there), matcher)
-
-        keypoints = out / "model-keypoints.h5"
-        stamps = sorted((p.name, p.stat().st_mtime_ns) for p in Path(model).iterdir())
-
-        def write_keypoints() -> dict[str, Any]:
-            write_model_keypoints(points, there, keypoints)
-            return {}
-
-        run.step("model keypoints", [str(model), stamps, there], [keypoints], write_keypoints)
-        matched = match_queries(
-            run, root, found, matcher, QUERY_KEYPOINTS, dense, keypoints, overwrite=overwrite
+        known |= by_exif
+        cameras, problems = _query_cameras(query_root, names, known)
+        usable = [name for name in names if name not in problems]
+        images = RetrievalImages(root, usable, database)
+        queries = Queries(
+            names,
+            cameras,
+            retrieve(run, config.retrieval, images, matcher),
+            problems,
+            uncalibrated=[name for name in names if name not in known],
         )
-        free = [query for query in queries if query not in known]
-        answers = find_poses(
-            run, matched, queries, cameras, problems, found, points, pose, uncalibrated=free
+        match_and_quantize(
+            run,
+            PairsToMatch(
+                root, queries.pairs(), reference_features=_model_keypoints(run, points, database)
+            ),
+            matcher,
+            QUERY_KEYPOINTS,
+            config.matching,
+            overwrite=config.overwrite,
         )
-        inside = str(root / "query")  # as decoders name photos that end too early
-        answers = [
-            replace(
-                a,
-                query=a.query.removeprefix("query/"),
-                reason=a.reason.replace(inside, str(query_root)),
-            )
-            for a in answers
-        ]
+        answers = _as_named_by_user(
+            find_poses(run, queries, points, config.poses), root / "query", query_root
+        )
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
         write_poses(out / "poses.txt", localized)
         return run, answers
+
+
+def _link_folders(folder: Path, targets: Mapping[str, Path]) -> Path:
+    """Makes a folder with links to several, for steps that take one folder of images."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in targets.items():
+            link = folder / name
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(target.resolve(), target_is_directory=True)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot make links in {folder}: {error.strerror}.") from error
+    return folder
 
 
 def _query_cameras(
@@ -249,15 +235,28 @@ def _query_cameras(
     )
 
 
-def _one_root(folder: Path, roots: Mapping[str, Path]) -> Path:
-    """A folder with links to several, for steps that take one folder of images."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, root in roots.items():
-            link = folder / name
-            if link.is_symlink():
-                link.unlink()
-            link.symlink_to(root.resolve(), target_is_directory=True)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot make links in {folder}: {error.strerror}.") from error
-    return folder
+def _model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> Path:
+    """The model's keypoints of the database images as an H5 file; a step of the run."""
+    path = run.out / "model-keypoints.h5"
+    stamps = sorted((p.name, p.stat().st_mtime_ns) for p in points.folder.iterdir())
+
+    def write() -> dict[str, Any]:
+        write_model_keypoints(points, database, path)
+        return {}
+
+    run.step("model keypoints", [str(points.folder), stamps, database], [path], write)
+    return path
+
+
+def _as_named_by_user(
+    answers: Iterable[QueryPose], folder: Path, query_root: Path
+) -> list[QueryPose]:
+    """Results with the names and paths of the user's folder instead of the run's links to it."""
+    return [
+        replace(
+            answer,
+            query=answer.query.removeprefix("query/"),
+            reason=answer.reason.replace(str(folder), str(query_root)),
+        )
+        for answer in answers
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -21,6 +20,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, write_whole
+from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.version import __version__
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
@@ -191,12 +191,6 @@ def _size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def fingerprint_of(depends_on: Any) -> str:
-    """Names what a step depends on, this package's version included."""
-    text = json.dumps(depends_on, sort_keys=True, default=str)
-    return hashlib.sha256(f"{__version__} {text}".encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -414,8 +414,7 @@ class PairSource:
                 return np.asarray(features.keypoints(name), np.float64)
         source = self._facts._source
         if isinstance(source, ModelPoints) and name in source:
-            found = source.images[name].points2D
-            return np.array([point.xy for point in found]).reshape(-1, 2) - 0.5
+            return source.keypoints(name)
         return np.zeros((0, 2))
 
     def read(self, name0: str, name1: str) -> PairMatches | None:

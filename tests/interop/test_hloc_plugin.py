@@ -29,7 +29,7 @@ from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.poses import read_poses
-from edm_hloc.localization.queries import localize_queries
+from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matching.reader import RawMatchReader
@@ -381,9 +381,7 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
 
         query_features, query_matches = of_queries[label]
         answers = localize_queries(
-            list(retrieval),
-            cameras,
-            retrieval,
+            Queries(list(retrieval), cameras, retrieval),
             query_features,
             query_matches,
             ModelPoints(out),

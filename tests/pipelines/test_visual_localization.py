@@ -7,13 +7,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pycolmap
 import pytest
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
-from scipy.io import savemat
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
@@ -21,14 +19,14 @@ from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
 from edm_hloc.images.cameras import cameras_by_exif
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.poses import read_poses
-from edm_hloc.localization.scans import ScanPoints, read_scan, scan_alignment, scan_points
+from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.localization.submission import check_submission
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
-from edm_hloc.pipelines.localize import localize_photos
+from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
@@ -46,53 +44,6 @@ def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inloc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inloc")
     return make_inloc(folder, 24, 4, size=(320, 240), seed=3, depth_maps=True)
-
-
-# --------------------------------------------------------------------------- scans
-
-
-def test_scans_between_pixels_at_edges_and_in_holes() -> None:
-    y, x = np.mgrid[:5, :7].astype(float)
-    scan = np.stack([x, y, np.full_like(x, 100.0)], axis=2)  # smooth: interpolated exactly
-    pixels = np.array([[0.0, 0.0], [2.25, 3.5], [6.4, 4.4], [-0.4, 0.0], [7.0, 1.0], [-1.0, 2.0]])
-    points = scan_points(scan, pixels)
-    np.testing.assert_allclose(points[:2], [[0, 0, 100], [2.25, 3.5, 100]])
-    np.testing.assert_allclose(points[2:4], [[6, 4, 100], [0, 0, 100]])  # held at the border
-    assert np.isnan(points[4:]).all()  # outside
-    scan[:, 4:] *= 3  # an edge: nothing between the surfaces
-    np.testing.assert_allclose(scan_points(scan, [[3.4, 1.0], [3.6, 1.0]])[:, 2], [100, 300])
-    scan[2, 2] = np.nan
-    found = scan_points(scan, [[2.2, 2.2], [1.2, 1.2]])
-    assert np.isnan(found[0]).all()
-    np.testing.assert_allclose(found[1], [1, 1, 100])  # a neighbour is missing: the nearest
-
-
-def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
-    name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
-    with pytest.raises(EdmHlocError, match=r"No scan .*DUC_cutout_024_0_0\.jpg\.mat"):
-        read_scan(tmp_path / f"{name}.mat")
-    (tmp_path / "a.mat").write_bytes(b"no mat")
-    with pytest.raises(EdmHlocError, match="damaged or no scan"):
-        read_scan(tmp_path / "a.mat")
-    points = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
-    savemat(tmp_path / "old.mat", {"XYZcut": points})
-    with h5py.File(tmp_path / "new.mat", "w", userblock_size=512) as file:
-        file["XYZcut"] = points.T  # as MATLAB's -v7.3 orders axes
-    for name_of_format in ("old", "new"):
-        np.testing.assert_array_equal(read_scan(tmp_path / f"{name_of_format}.mat"), points)
-    savemat(tmp_path / "b.mat", {"XYZcut": np.zeros((4, 5))})
-    with pytest.raises(EdmHlocError, match=r"XYZcut is \(4, 5\)"):
-        read_scan(tmp_path / "b.mat")
-    path = tmp_path / "database/alignments/DUC1/transformations/DUC_trans_024.txt"
-    with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt"):
-        scan_alignment(tmp_path, name)
-    path.parent.mkdir(parents=True)
-    rows = [f"{k} 0 0 {k}" for k in range(11)]
-    path.write_text("\n".join(rows))
-    np.testing.assert_array_equal(scan_alignment(tmp_path, name)[:, 0], [7, 8, 9, 10])
-    path.write_text("\n".join(rows[:9]))
-    with pytest.raises(EdmHlocError, match="lines 8 to 11"):
-        scan_alignment(tmp_path, name)
 
 
 def test_the_phone_of_the_queries() -> None:
@@ -205,7 +156,7 @@ def test_useless_files_are_told_before_a_run_begins(
                 images / "query",
                 out,
                 matcher,
-                retrieval=retrieval,
+                LocalizationConfig(retrieval),
             )
     damaged = tmp_path / "aachen"
     shutil.copytree(aachen, damaged)
@@ -226,9 +177,9 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
         k.removeprefix("query/day/"): p
         for k, p in read_truth(aachen / "truth/queries/day.txt")["day"].items()
     }
-    known = dict.fromkeys(list(truth)[:1], camera)
+    config = LocalizationConfig(known_cameras=dict.fromkeys(list(truth)[:1], camera))
     run, answers = localize_photos(
-        tmp_path / "a/sfm/model", images, queries, tmp_path / "own", matcher, known=known
+        tmp_path / "a/sfm/model", images, queries, tmp_path / "own", matcher, config
     )
     assert {a.query for a in answers} == set(truth)
     found = read_poses(run.out / "poses.txt")

@@ -1,0 +1,44 @@
+"""Errors and recall of camera poses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth, table
+from edm_hloc.localization.poses import write_poses
+from tests.localization.queries import TRUTH
+
+
+def moved(metres: float, degrees: float) -> pycolmap.Rigid3d:
+    """The true pose with its centre moved and then turned about the centre."""
+    axis_angle = np.radians(degrees) * np.array([0.6, 0.0, 0.8])
+    R = pycolmap.Rotation3d(axis_angle) * TRUTH.rotation
+    centre = TRUTH.inverse().translation + metres * np.array([0.0, 0.6, 0.8])
+    return pycolmap.Rigid3d(R, -(R * centre))
+
+
+def test_errors_and_recall(tmp_path: Path) -> None:
+    assert pose_errors(moved(0.3, 7), TRUTH) == pytest.approx((0.3, 7.0))
+    assert pose_errors(moved(0, 1e-5), TRUTH)[1] == pytest.approx(1e-5, rel=1e-4)
+    poses = {
+        "a.jpg": moved(0.1, 1),
+        "b.jpg": moved(0.4, 1),
+        "c.jpg": moved(0.1, 8),
+        "n.jpg": moved(9, 90),
+    }
+    for group, names in (("day", "abcd"), ("night", "n")):
+        truth = {f"query/{group}/{name}.jpg": TRUTH for name in names}
+        write_poses(tmp_path / f"{group}.txt", truth)
+    day, night = evaluate(poses, read_truth(tmp_path))
+    assert (day.group, day.queries, day.answered) == ("day", 4, 3)
+    assert day.recall == (0.25, 0.5, 0.75)  # the one without an answer counts
+    assert (day.position_median, day.rotation_median) == pytest.approx((0.1, 1.0))
+    assert night.recall == (0, 0, 0)
+    assert "25.0 %" in table([day, night], ((0.25, 2.0), (0.5, 5.0), (1.0, 10.0)))
+    with pytest.raises(EdmHlocError, match="names are like 'z"):
+        evaluate({"z.jpg": TRUTH}, read_truth(tmp_path))

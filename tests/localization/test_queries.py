@@ -1,0 +1,288 @@
+"""Poses of queries by PnP, their failures, and the log that a run resumes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.localization import pose_errors
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
+from edm_hloc.localization.log import read_log
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.queries import Queries, localize_queries, query_cameras
+from edm_hloc.localization.results import QueryPose
+from tests.localization.queries import CAMERA, TRUTH, Points, seen
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    """Writes keypoints and matches of queries; the first N keypoints match the first N points."""
+    cloud = np.random.default_rng(0).uniform([-3, -2, 4], [3, 2, 9], (300, 3))
+
+    def write(
+        queries: dict[str, np.ndarray], images: tuple[str, ...] = ("db/a.jpg", "db/b.jpg")
+    ) -> dict:
+        with (
+            FeatureWriter(tmp_path / "f.h5", {}) as features,
+            MatchWriter(tmp_path / "m.h5", {}) as matches,
+        ):
+            for name, keypoints in queries.items():
+                features.add(name, keypoints, np.ones(len(keypoints)))
+                for image in images:
+                    ids = np.arange(len(keypoints))
+                    matches.add(name, image, ids, np.ones(len(keypoints)))
+        return {
+            "queries": Queries(
+                list(queries),
+                dict.fromkeys(queries, CAMERA),
+                {query: list(images) for query in queries},
+            ),
+            "features": tmp_path / "f.h5",
+            "matches": tmp_path / "m.h5",
+            "points": Points(cloud),
+            "log": tmp_path / "log.jsonl",
+        }
+
+    return cloud, write
+
+
+def test_pose_is_exact_to_the_half_pixel(files) -> None:
+    cloud, write = files
+    (answer,) = localize_queries(**write({"q/1.jpg": seen(cloud)}))
+    position, rotation = pose_errors(answer.pose, TRUTH)
+    assert position < 1e-4  # half a pixel off would be 0.01
+    assert rotation < 1e-3
+    assert answer.status == "localized"
+    assert answer.confidence == "high"
+    # the two images show the same points: equal correspondences count once
+    assert (answer.matches, answer.correspondences, answer.inliers) == (600, 300, 300)
+    assert answer.inliers_of == {"db/a.jpg": 300, "db/b.jpg": 300}
+
+
+def test_same_answers_whatever_the_threads_and_order(files) -> None:
+    cloud, write = files
+    rng = np.random.default_rng(1)
+    queries = {
+        f"q/{k}.jpg": np.vstack(
+            [seen(cloud[:150]) + rng.normal(0, 1, (150, 2)), rng.uniform(0, 300, (150, 2))]
+        )
+        for k in range(5)
+    }
+    job = write(queries)
+    one = localize_queries(**job, options=PoseOptions(threads=1))
+    job["log"].unlink()
+    three = localize_queries(**job, options=PoseOptions(threads=3))
+    assert [a.cam_from_world for a in one] == [a.cam_from_world for a in three]
+    job["log"].unlink()
+    job["queries"] = replace(job["queries"], names=job["queries"].names[::-1])
+    back = localize_queries(**job, options=PoseOptions(threads=1))
+    assert [a.cam_from_world for a in back[::-1]] == [a.cam_from_world for a in one]
+    assert all(0.5 < a.median_error < 2 and a.inliers >= 145 for a in one)
+
+
+def test_failures_are_told_apart_and_never_fatal(files) -> None:
+    cloud, write = files
+    few = seen(cloud)[:9]
+    noise = np.random.default_rng(2).uniform(0, 300, (200, 2))
+    job = write(dict.fromkeys(("few", "none", "lost", "dark", "other"), few) | {"noise": noise})
+    job["queries"].retrieved["none"] = []
+    job["queries"].retrieved["other"] = ["db/unknown.jpg"]
+    del job["queries"].cameras["lost"]
+    job["queries"] = replace(job["queries"], problems={"dark": "Cannot read image dark."})
+    answers = {a.query: a for a in localize_queries(**job)}
+    assert {q: a.status for q, a in answers.items()} == {
+        "few": "closest",
+        "none": "failed",
+        "lost": "closest",
+        "dark": "closest",
+        "other": "failed",
+        "noise": "closest",
+    }
+    assert answers["few"].reason == "9 of 9 correspondences agree with a pose; 10 are needed."
+    assert answers["none"].reason == "The retrieval lists no database image for it."
+    assert answers["dark"].reason == "Cannot read image dark."
+    assert "db/unknown.jpg" in answers["other"].reason
+    assert pose_errors(answers["few"].pose, pycolmap.Rigid3d()) == (0, 0)
+    assert answers["none"].pose is None
+    assert {a.confidence for a in answers.values()} == {"none"}
+
+
+def test_what_colmap_raises_for_one_query_does_not_end_the_others(files, monkeypatch) -> None:
+    cloud, write = files
+    job = write(dict.fromkeys(("q1", "odd", "q2"), seen(cloud)))
+    job["queries"].cameras["odd"] = pycolmap.Camera(CAMERA.todict() | {"width": 1})
+    estimate = pycolmap.estimate_and_refine_absolute_pose
+
+    def sometimes(pixels, points, camera, *options):
+        if camera.width == 1:
+            raise ValueError("no such camera")
+        return estimate(pixels, points, camera, *options)
+
+    monkeypatch.setattr(pycolmap, "estimate_and_refine_absolute_pose", sometimes)
+    answers = localize_queries(**job)
+    assert [a.status for a in answers] == ["localized", "closest", "localized"]
+    assert answers[1].reason == "ValueError: no such camera"
+    assert [a.query for a in read_log(job["log"])] == ["q1", "odd", "q2"]
+
+
+def test_confidence_needs_many_inliers_that_fix_the_pose() -> None:
+    def confidence(**more) -> str:
+        known = {"inliers": 200, "correspondences": 300, "rotation_deviation": 0.05}
+        return QueryPose("q", "localized", **(known | more)).confidence
+
+    assert confidence() == "high"
+    assert confidence(inliers=99) == "low"
+    assert confidence(correspondences=2100) == "low"
+    assert confidence(rotation_deviation=0.5) == "low"
+    assert confidence(rotation_deviation=None) == "low"
+
+
+def test_pairs_with_few_matches_are_left_out(files) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud)[:50]})
+    (answer,) = localize_queries(**job, options=PoseOptions(min_matches=51))
+    assert (answer.status, answer.matched, answer.matches) == ("closest", 0, 0)
+    (answer,) = localize_queries(**job, options=PoseOptions(min_matches=50))
+    assert (answer.status, answer.matched) == ("localized", 2)
+
+
+def test_the_best_cluster_wins(files) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud)}, images=("db/a.jpg", "db/b.jpg", "db/c.jpg"))
+
+    class Elsewhere(Points):
+        def points(self, name: str) -> np.ndarray:
+            return self.cloud if name == "db/b.jpg" else self.cloud[::-1] + 100.0
+
+    job["points"] = Elsewhere(cloud, ("db/a.jpg", "db/b.jpg", "db/c.jpg"))
+    (answer,) = localize_queries(**job, options=PoseOptions(clusters=True))
+    assert answer.inliers_of == {"db/b.jpg": 300}
+    assert answer.correspondences == 300
+
+
+def test_files_of_different_runs_are_refused(files) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud)})
+    job["points"] = Points(cloud[:100])
+    with pytest.raises(EdmHlocError, match="of other keypoints than those at hand"):
+        localize_queries(**job)
+
+
+def test_an_interrupted_log_is_continued(files) -> None:
+    cloud, write = files
+    job = write({f"q{k}": seen(cloud) for k in range(4)})
+    whole = localize_queries(**job)
+    log: Path = job["log"]
+    lines = log.read_text().splitlines()
+    changed = json.loads(lines[1])
+    changed["seconds"] = 1234.0
+    log.write_text("\n".join([lines[0], json.dumps(changed), lines[2][:50]]))  # killed in a line
+    again = localize_queries(**job)
+    assert [a.cam_from_world for a in again] == [a.cam_from_world for a in whole]
+    assert again[0].seconds == 1234.0  # not done again
+    assert [a.query for a in read_log(log)] == ["q0", "q1", "q2", "q3"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["options", "camera", "focal length", "retrieved", "problem", "uncalibrated", "points"],
+)
+def test_a_log_of_other_inputs_is_not_resumed(files, changed: str) -> None:
+    cloud, write = files
+    job = write({f"q{k}": seen(cloud) for k in range(2)})
+    localize_queries(**job)
+    pretend_done(job["log"])
+    assert resumed(localize_queries(**job))
+    assert resumed(localize_queries(**job, options=PoseOptions(threads=3)))
+    queries = job["queries"]
+    if changed == "options":
+        job["options"] = PoseOptions(max_error=11.0)
+    elif changed == "camera":
+        queries.cameras["q0"] = pycolmap.Camera(CAMERA.todict() | {"params": [401, 235, 156, 0]})
+    elif changed == "focal length":
+        queries.cameras["q0"] = pycolmap.Camera(CAMERA.todict())
+        queries.cameras["q0"].has_prior_focal_length = True
+    elif changed == "retrieved":
+        queries.retrieved["q0"].reverse()
+    elif changed == "problem":
+        job["queries"] = replace(queries, problems={"q1": "Cannot read image q1."})
+    elif changed == "uncalibrated":
+        job["queries"] = replace(queries, uncalibrated=["q1"])
+    else:
+        job["points"] = Points(cloud + 1.0)
+    answers = localize_queries(**job)
+    assert not resumed(answers)
+    assert [a.query for a in read_log(job["log"])] == ["q0", "q1"]
+    assert localize_queries(**job) == answers
+
+
+def test_a_log_of_other_files_is_not_resumed(files) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud)})
+    localize_queries(**job)
+    pretend_done(job["log"])
+    job = write({"q": seen(cloud)})  # written again
+    assert not resumed(localize_queries(**job))
+    (moved,) = localize_queries(**write({"q": seen(cloud) + 20.0}))
+    assert pose_errors(moved.pose, TRUTH)[1] > 1
+
+
+def pretend_done(log: Path) -> None:
+    """Writes a time into every result of a log that no query takes."""
+    header, *lines = log.read_text().splitlines()
+    changed = [json.dumps(json.loads(line) | {"seconds": 1234.0}) for line in lines]
+    log.write_text("\n".join([header, *changed]) + "\n")
+
+
+def resumed(answers: list[QueryPose]) -> bool:
+    """Whether all results are those that `pretend_done` changed."""
+    return all(answer.seconds == 1234.0 for answer in answers)
+
+
+def test_deviations_are_those_of_repeated_measurements(files) -> None:
+    cloud, write = files
+    rng = np.random.default_rng(3)
+    queries = {f"{k}": seen(cloud) + rng.normal(0, 0.7, (300, 2)) for k in range(60)}
+    answers = localize_queries(**write(queries))
+    errors = np.array([pose_errors(a.pose, TRUTH) for a in answers])
+    measured = np.sqrt(np.mean(errors**2, axis=0))
+    stated = np.median([(a.position_deviation, a.rotation_deviation) for a in answers], axis=0)
+    np.testing.assert_allclose(stated, measured, rtol=0.25)
+
+
+def test_unknown_focal_length_is_estimated(files) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud)})
+    guess = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 600, 471, 313)
+    guess.has_prior_focal_length = False
+    job["queries"].cameras["q"] = guess
+    job["queries"] = replace(job["queries"], uncalibrated=["q"])
+    (answer,) = localize_queries(**job)
+    assert float(answer.camera.split()[3]) == pytest.approx(400, rel=0.01)
+    assert guess.focal_length == 600  # the caller's is untouched
+    assert pose_errors(answer.pose, TRUTH)[1] < 0.1
+
+
+def test_queries_of_another_size_are_named(tmp_path: Path) -> None:
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((313, 471), np.uint8))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((300, 471), np.uint8))
+    (tmp_path / "c.png").write_bytes(b"no image")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # of a photo to be turned, of which Pillow turns the size
+    Image.new("L", (471, 313)).save(tmp_path / "e.tif", exif=exif)
+    names = ["a.png", "b.png", "c.png", "d.png", "e.tif"]
+    cameras, problems = query_cameras(tmp_path, names, dict.fromkeys(names, CAMERA))
+    assert list(cameras) == ["a.png", "e.tif"]
+    assert "471 × 313 pixels, but" in problems["b.png"]
+    assert "471 × 300" in problems["b.png"]
+    assert "Cannot read image" in problems["c.png"]
+    assert "d.png" in problems["d.png"]

@@ -1,0 +1,57 @@
+"""InLoc's scans: points between pixels, formats, alignments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.localization.scans import read_scan, scan_alignment, scan_points
+
+
+def test_scans_between_pixels_at_edges_and_in_holes() -> None:
+    y, x = np.mgrid[:5, :7].astype(float)
+    scan = np.stack([x, y, np.full_like(x, 100.0)], axis=2)  # smooth: interpolated exactly
+    pixels = np.array([[0.0, 0.0], [2.25, 3.5], [6.4, 4.4], [-0.4, 0.0], [7.0, 1.0], [-1.0, 2.0]])
+    points = scan_points(scan, pixels)
+    np.testing.assert_allclose(points[:2], [[0, 0, 100], [2.25, 3.5, 100]])
+    np.testing.assert_allclose(points[2:4], [[6, 4, 100], [0, 0, 100]])  # held at the border
+    assert np.isnan(points[4:]).all()  # outside
+    scan[:, 4:] *= 3  # an edge: nothing between the surfaces
+    np.testing.assert_allclose(scan_points(scan, [[3.4, 1.0], [3.6, 1.0]])[:, 2], [100, 300])
+    scan[2, 2] = np.nan
+    found = scan_points(scan, [[2.2, 2.2], [1.2, 1.2]])
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1], [1, 1, 100])  # a neighbour is missing: the nearest
+
+
+def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
+    name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
+    with pytest.raises(EdmHlocError, match=r"No scan .*DUC_cutout_024_0_0\.jpg\.mat"):
+        read_scan(tmp_path / f"{name}.mat")
+    (tmp_path / "a.mat").write_bytes(b"no mat")
+    with pytest.raises(EdmHlocError, match="damaged or no scan"):
+        read_scan(tmp_path / "a.mat")
+    points = np.random.default_rng(0).uniform(size=(4, 5, 3)).astype(np.float32)
+    savemat(tmp_path / "old.mat", {"XYZcut": points})
+    with h5py.File(tmp_path / "new.mat", "w", userblock_size=512) as file:
+        file["XYZcut"] = points.T  # as MATLAB's -v7.3 orders axes
+    for name_of_format in ("old", "new"):
+        np.testing.assert_array_equal(read_scan(tmp_path / f"{name_of_format}.mat"), points)
+    savemat(tmp_path / "b.mat", {"XYZcut": np.zeros((4, 5))})
+    with pytest.raises(EdmHlocError, match=r"XYZcut is \(4, 5\)"):
+        read_scan(tmp_path / "b.mat")
+    path = tmp_path / "database/alignments/DUC1/transformations/DUC_trans_024.txt"
+    with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt"):
+        scan_alignment(tmp_path, name)
+    path.parent.mkdir(parents=True)
+    rows = [f"{k} 0 0 {k}" for k in range(11)]
+    path.write_text("\n".join(rows))
+    np.testing.assert_array_equal(scan_alignment(tmp_path, name)[:, 0], [7, 8, 9, 10])
+    path.write_text("\n".join(rows[:9]))
+    with pytest.raises(EdmHlocError, match="lines 8 to 11"):
+        scan_alignment(tmp_path, name)
