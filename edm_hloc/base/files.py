@@ -1,10 +1,12 @@
-"""What all that write files share: files whole or not at all, one process at a time in a folder."""
+"""Writing files whole or not at all, and one process at a time into a folder."""
 
 from __future__ import annotations
 
 import logging
-import sqlite3
+import os
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from edm_hloc.base.errors import EdmHlocError
 
@@ -12,10 +14,16 @@ logger = logging.getLogger(__name__)
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Writes a file under a temporary name, then renames it: what has its name is whole.
+    """Writes a file under a temporary name, then renames it, so that no reader sees a part of it.
+
+    Folders that do not exist are made.
+
+    Args:
+        path: of the file, which is replaced if it exists.
+        data: its content; text is written in UTF-8.
 
     Raises:
-        EdmHlocError: it cannot be written.
+        EdmHlocError: it cannot be written; an older file of that name stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -28,41 +36,47 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
 
 class FolderLock:
-    """Keeps a second process from writing into the same folder, until `release` or the end of a
-    ``with`` block.
+    """Keeps a second process, or a second lock in this one, from writing into the same folder.
 
-    SQLite's lock on an empty database is the one lock of the standard library that works on every
-    system and that the operating system itself gives back when the process dies, however it dies.
+    The lock is taken when the object is made, and held until `release` (from any thread) or the
+    end of a ``with`` block. It is the operating system's lock (`flock`, or `msvcrt.locking` on
+    Windows) on the file ``.lock`` in the folder, which stays there; its content does not matter.
+    The system gives the lock back when the process dies, however it dies, even if processes forked
+    from it live on. Where the file system has no locks, or another user's ``.lock`` cannot be
+    opened, a warning is logged and the work goes on: filelock's own substitute for locks, a marker
+    file, would outlive a killed process.
+
+    Older versions of this package lock an SQLite file of that name. One that they left is taken
+    over, but one of them that is still at work in the folder is not noticed.
+
+    Args:
+        directory: the folder.
 
     Raises:
-        EdmHlocError: another process has it, or the folder cannot be written.
+        EdmHlocError: the folder is locked already, or cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
-        path = directory / ".lock"
+        path = Path(directory) / ".lock"
+        self._lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
-            # any thread may release it
-            self._connection = sqlite3.connect(
-                path, timeout=0, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.OperationalError as error:
+            self._lock.acquire()
+        except Timeout as error:
             raise EdmHlocError(
-                f"Cannot write into {directory} ({error}): choose another output folder."
+                f"Another process is writing into {directory}: wait until it ends, or choose "
+                "another output folder."
             ) from error
-        try:
-            self._connection.execute("PRAGMA journal_mode = MEMORY")  # no second file
-            self._connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            self._connection.close()
-            if "locked" in str(error):
+        except OSError as error:
+            reason = error.strerror or error
+            if not path.exists() or not os.access(directory, os.W_OK):
                 raise EdmHlocError(
-                    f"Another process is writing into {directory}: wait until it ends, or choose "
-                    "another output folder."
+                    f"Cannot write into {directory} ({reason}): choose another output folder."
                 ) from error
-            logger.warning("No lock on %s (%s): do not run two processes on it.", directory, error)
+            logger.warning("No lock on %s (%s): do not run two processes on it.", directory, reason)
 
     def release(self) -> None:
-        self._connection.close()
+        """Gives the lock back; does nothing if it is not held."""
+        self._lock.release()
 
     def __enter__(self) -> FolderLock:
         return self
