@@ -14,7 +14,7 @@ from pathlib import Path
 from edm_hloc.evaluation.baselines import SIFTMatcher
 from edm_hloc.evaluation.pose import COLUMNS, evaluate_pose, summarise, table
 from edm_hloc.evaluation.pose_pairs import read_pose_pairs
-from edm_hloc.matchers.registry import make_refined_matcher
+from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
 from edm_hloc.synthetic.textures import TextureBank
 
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
 
     bank = TextureBank.from_folder(args.textures) if args.textures else TextureBank.procedural()
-    edm = make_refined_matcher("edm", weights=args.weights)
+    edm = load_matcher("edm", weights=args.weights)
     matchers = {"edm": edm, "sift": SIFTMatcher()}
     rows = []
     for condition in CONDITIONS:

@@ -30,12 +30,12 @@ from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Preprocessing
-from edm_hloc.matchers.registry import make_refined_matcher
 from edm_hloc.matching.engine import match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
+from edm_hloc.refinement.load import load_matcher
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """(images, pairs of the model, pairs of the queries, folder) → features.h5, matches.h5 and, of the
@@ -44,7 +44,7 @@ queries, query-features.h5, query-matches.h5."""
 
 def edm(weights: str | None, size: int) -> WriteMatches:
     preprocessing = Preprocessing(resize_max=size)
-    matcher = make_refined_matcher("edm", weights=weights, preprocessing=preprocessing)
+    matcher = load_matcher("edm", weights=weights, preprocessing=preprocessing)
 
     def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
         match_pairs(images, [*pairs, *queries], matcher, out / "raw")

@@ -42,7 +42,7 @@ from edm_hloc.localization.scans import ScanPoints, write_scan_points
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matchers.registry import make_refined_matcher
+from edm_hloc.refinement.load import load_matcher
 from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions
@@ -67,7 +67,7 @@ def by_pipeline(
     if method == "truth":
         matcher = TruthMatcher(data, images=images)
     else:
-        matcher = make_refined_matcher("edm", weights=args.weights)
+        matcher = load_matcher("edm", weights=args.weights)
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     if benchmark == "aachen":
         options = AachenOptions(args.covisible, retrieval, pose=pose_options(args))

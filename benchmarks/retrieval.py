@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
-from edm_hloc.matchers.edm import default_device
+from edm_hloc.matchers.loading import default_device
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.local_features import SIFT, LocalFeatures, edm_features
 from edm_hloc.pairs.retrieval import images_by_query, most_similar

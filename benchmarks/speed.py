@@ -36,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +55,7 @@ from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
@@ -93,7 +93,7 @@ class NaiveMatcher:
     """The network as trained, run from the start for every pair."""
 
     def __init__(self, matcher: EDMMatcher) -> None:
-        self.model, _ = weights_module.load(matcher.weights.path, matcher.device)
+        self.model, _ = weights_module.load(matcher.info.weights.path, matcher.info.device)
         self.threshold = matcher.threshold
 
     def coarse(self, coarse0: Tensor, coarse1: Tensor) -> CoarseMatches:
@@ -156,7 +156,7 @@ class Bench:
         return self.clock() - start, result
 
     def synchronise(self) -> None:
-        if self.matcher.device.type == "cuda":
+        if self.matcher.info.device.type == "cuda":
             torch.cuda.synchronize()
 
     def images(self, height: int, width: int, count: int = 2) -> list[Tensor]:
@@ -165,7 +165,7 @@ class Bench:
         return [
             torch.nn.functional.interpolate(
                 image, (height, width), mode="bilinear", antialias=True
-            ).to(self.matcher.device)
+            ).to(self.matcher.info.device)
             for image in loaded
         ]
 
@@ -354,7 +354,7 @@ def image_sizes(bench: Bench) -> list[Row]:
 def batches(bench: Bench) -> list[Row]:
     """Milliseconds a pair when several pairs of one size go through the network together."""
     model, rows = bench.matcher.model, []
-    cuda = bench.matcher.device.type == "cuda"
+    cuda = bench.matcher.info.device.type == "cuda"
     for size in (1, 4) if bench.quick else (1, 2, 4, 8, 16, 32) if cuda else (1, 2, 4, 8):
         image0, image1 = (i.repeat(size, 1, 1, 1) for i in bench.images(480, 640))
         features0, features1 = model.encode(image0), model.encode(image1)
@@ -422,14 +422,16 @@ def sfm_workload(bench: Bench) -> list[Row]:
 
 
 def _naive_matches(bench: Bench, pairs: list[Pair], folder: Path) -> None:
-    p = bench.matcher.preprocessing
+    p = bench.matcher.info.preprocessing
     with RawMatchWriter(folder, {}) as writer:
         for pair in pairs:
             images = [
                 load_image(bench.photos / name, resize_max=p.resize_max, divisor=p.divisor)
                 for name in pair
             ]
-            found = bench.naive.match(*(i.tensor[None].to(bench.matcher.device) for i in images))
+            found = bench.naive.match(
+                *(i.tensor[None].to(bench.matcher.info.device) for i in images)
+            )
             points0, points1, scores = (t.cpu().numpy() for t in found)
             transforms = (i.transform for i in images)
             keypoints = (t.to_original(x) for t, x in zip(transforms, (points0, points1)))  # noqa: B905
@@ -487,7 +489,7 @@ def sizes_of_everything(bench: Bench) -> list[Row]:
     model, rows = bench.matcher.model, []
     flow = sum(p.numel() for p in model.fine_matching.flow.parameters())  # for training only
     parameters = sum(p.numel() for p in bench.naive.model.parameters()) - flow
-    device = bench.matcher.device
+    device = bench.matcher.info.device
     for height, width in ((480, 640),) if bench.quick else ((480, 640), (832, 832), (1152, 1152)):
         image0, image1 = bench.images(height, width)
         features = [model.encode(image) for image in (image0, image1)]
@@ -535,20 +537,22 @@ def sizes_of_everything(bench: Bench) -> list[Row]:
 class FakedMatcher(Matcher):
     """Features of a megabyte that nothing was computed for, and 300 random matches a pair."""
 
-    name = "faked"
-    preprocessing = Preprocessing(resize_max=64)
+    info = MatcherInfo("faked", Preprocessing(resize_max=64))
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
-        return {"matcher": self.name}
+        return {"matcher": self.info.name}
 
     def encode(self, image: NetworkImage) -> Features:
         return Features(np.ones(1 << 18, np.float32), image.transform, 1 << 20)
 
-    def match(self, features0: Features, features1: Features) -> Matches:
-        rng = np.random.default_rng(0)
-        points = rng.uniform(0, 63, (2, 300, 2)).astype(np.float32)
-        return Matches(points[0], points[1], rng.random(300, np.float32))
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        found = []
+        for _ in pairs:
+            rng = np.random.default_rng(0)
+            points = rng.uniform(0, 63, (2, 300, 2)).astype(np.float32)
+            found.append(Matches(points[0], points[1], rng.random(300, np.float32)))
+        return found
 
 
 def growth(bench: Bench) -> list[Row]:
@@ -568,7 +572,7 @@ def growth(bench: Bench) -> list[Row]:
         job |= {
             "root": str(root),
             "weights": bench.weights,
-            "device": str(bench.matcher.device),
+            "device": str(bench.matcher.info.device),
             "threads": torch.get_num_threads(),
             "cpu_time": bench.clock is time.process_time,
         }
@@ -738,12 +742,12 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
         repeats=2 if args.quick else 4,
         quick=args.quick,
         clock=clock,
-        peak=matrix_peak(matcher.device, clock),
+        peak=matrix_peak(matcher.info.device, clock),
         weights=weights,
         scratch=scratch,
-        graphs=None if args.onnx is None else OnnxEDM(args.onnx, matcher.device),
+        graphs=None if args.onnx is None else OnnxEDM(args.onnx, matcher.info.device),
     )
-    cuda = matcher.device.type == "cuda"
+    cuda = matcher.info.device.type == "cuda"
     results: Row = {
         "machine": {
             "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
@@ -753,7 +757,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
             "clock": "process CPU time" if args.cpu_time else "wall",
         },
         "weights": args.weights,
-        "architecture": matcher.weights.architecture,
+        "architecture": matcher.info.weights.architecture,
     }
     print(*(f"{key}: {value}" for key, value in results.items()), sep="\n")
     for letter in args.only:

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
+from edm_hloc.refinement.load import load_matcher
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = AachenOptions(covisible=num_covis, retrieval=RetrievalOptions(retrieval, num_loc))
-    network = make_refined_matcher(matcher, weights=weights)
+    network = load_matcher(matcher, weights=weights)
     return localize_aachen(dataset, outputs, network, options)[2]
 
 

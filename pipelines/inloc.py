@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
+from edm_hloc.refinement.load import load_matcher
 
 
 def run(
@@ -31,7 +32,7 @@ def run(
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
     options = InLocOptions(retrieval=RetrievalOptions(retrieval, num_loc))
-    network = make_refined_matcher(matcher, weights=weights)
+    network = load_matcher(matcher, weights=weights)
     return localize_inloc(dataset, outputs, network, options)[2]
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.find import find_images
-from edm_hloc.matchers.registry import NAMES, MatcherName, make_refined_matcher
+from edm_hloc.matchers.registry import NAMES, MatcherName
 from edm_hloc.pairs.rules import exhaustive
 from edm_hloc.pipelines.reconstruct import reconstruct
 from edm_hloc.pipelines.run import Run
+from edm_hloc.refinement.load import load_matcher
 
 
 def run(
@@ -27,7 +28,7 @@ def run(
     Raises:
         EdmHlocError: bad input, or no model; what was computed is kept.
     """
-    network = make_refined_matcher(matcher, weights=weights)
+    network = load_matcher(matcher, weights=weights)
     return reconstruct(images, outputs, exhaustive(find_images(images)), network)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pycolmap
 
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 
 
 class TruthMatcher(Matcher):
@@ -18,8 +19,7 @@ class TruthMatcher(Matcher):
     Photos are known by their pixels, as a matcher sees nothing else of them.
     """
 
-    name = "truth"
-    preprocessing = Preprocessing(resize_max=None)
+    info = MatcherInfo("truth", Preprocessing(resize_max=None))
 
     def __init__(
         self, scene: Path, noise: float = 0.3, outliers: float = 0.05, images: str = "images"
@@ -40,12 +40,15 @@ class TruthMatcher(Matcher):
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
-        return {"matcher": self.name, "noise": self.noise, "outliers": self.outliers}
+        return {"matcher": self.info.name, "noise": self.noise, "outliers": self.outliers}
 
     def encode(self, image: NetworkImage) -> Features:
         return Features(self._key(image), image.transform, 1)
 
-    def match(self, features0: Features, features1: Features) -> Matches:
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return [self._true_matches(*pair) for pair in pairs]
+
+    def _true_matches(self, features0: Features, features1: Features) -> Matches:
         (K0, pose0, depth0), (K1, pose1, depth1) = (
             self.views[f.data] for f in (features0, features1)
         )

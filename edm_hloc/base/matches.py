@@ -42,3 +42,11 @@ class Matches:
     def swapped(self) -> Matches:
         """The same matches with the two images exchanged."""
         return Matches(self.keypoints1, self.keypoints0, self.scores)
+
+    def joined(self, others: Matches) -> Matches:
+        """These matches, followed by others of the same pair."""
+        return Matches(
+            np.concatenate([self.keypoints0, others.keypoints0]),
+            np.concatenate([self.keypoints1, others.keypoints1]),
+            np.concatenate([self.scores, others.scores]),
+        )

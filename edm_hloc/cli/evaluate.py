@@ -46,7 +46,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise EdmHlocError(f"None of the {len(pairs)} pairs of {args.truth} is left to evaluate.")
     print(f"Pairs       {len(chosen)} of {args.truth}, photos of {args.resize} px")
     matcher = options.make_matcher(args)
-    matchers: dict[str, Matcher] = {matcher.name: matcher}
+    matchers: dict[str, Matcher] = {matcher.info.name: matcher}
     if not args.no_sift:
         matchers["sift"] = SIFTMatcher(args.resize)
     if args.aliked is not None:

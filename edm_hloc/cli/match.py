@@ -29,7 +29,7 @@ def _match(args: argparse.Namespace) -> None:
 
     check_picture(args.out)
     matcher = options.make_matcher(args)
-    p = matcher.preprocessing
+    p = matcher.info.preprocessing
     encoded = [
         matcher.encode(load_image(path, resize_max=p.resize_max, divisor=p.divisor))
         for path in (args.image0, args.image1)

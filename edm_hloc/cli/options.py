@@ -173,7 +173,7 @@ def add_overwrite(sub: argparse.ArgumentParser) -> None:
 
 def make_matcher(args: argparse.Namespace) -> Matcher:
     from edm_hloc.matchers.base import Preprocessing
-    from edm_hloc.matchers.registry import make_matcher, make_refined_matcher
+    from edm_hloc.refinement.load import load_matcher
 
     if getattr(args, "resize", 1024) < 32:
         raise EdmHlocError("--resize must be at least 32 px.")
@@ -186,9 +186,8 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
         "device": getattr(args, "device", None),
         "onnx": getattr(args, "onnx", None),
     }
-    refined = getattr(args, "refine", "photometric") != "none"
-    matcher = (make_refined_matcher if refined else make_matcher)(name, **settings)
-    print(f"Weights     {matcher.weights}, on {matcher.device}")
+    matcher = load_matcher(name, getattr(args, "refine", "photometric"), **settings)
+    print(f"Weights     {matcher.info.weights}, on {matcher.info.device}")
     return matcher
 
 

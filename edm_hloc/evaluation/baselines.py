@@ -6,6 +6,7 @@ matchers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ import torch
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 
 
 class SIFTMatcher(Matcher):
@@ -26,10 +28,8 @@ class SIFTMatcher(Matcher):
     Scores are 1: COLMAP gives none.
     """
 
-    name = "sift"
-
     def __init__(self, resize_max: int | None = 1024, max_features: int = 8192) -> None:
-        self.preprocessing = Preprocessing(resize_max=resize_max, divisor=1)
+        self.info = MatcherInfo("sift", Preprocessing(resize_max=resize_max, divisor=1))
         self.max_features = max_features
         extraction = pycolmap.FeatureExtractionOptions()
         extraction.sift.max_num_features = max_features
@@ -43,10 +43,10 @@ class SIFTMatcher(Matcher):
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
         return {
-            "matcher": self.name,
+            "matcher": self.info.name,
             "pycolmap": pycolmap.__version__,
             "max_features": self.max_features,
-            "resize_max": self.preprocessing.resize_max,
+            "resize_max": self.info.preprocessing.resize_max,
         }
 
     def encode(self, image: NetworkImage) -> Features:
@@ -55,19 +55,16 @@ class SIFTMatcher(Matcher):
             found = self._extractor.extract_from_uint8_array(pixels)
         return Features(found, image.transform, nbytes=len(found[0]) * (128 + 32))
 
-    def match(self, features0: Features, features1: Features) -> Matches:
-        (points0, descriptors0), (points1, descriptors1) = features0.data, features1.data
-        with quiet_colmap():
-            pairs = self._matcher.match(points0, descriptors0, points1, descriptors1)
-        # COLMAP's pixel frame has the top-left pixel's centre at (½, ½).
-        keypoints0, keypoints1 = (
-            features.transform.to_original(_positions(points)[index] - 0.5)
-            for features, points, index in (
-                (features0, points0, pairs[:, 0]),
-                (features1, points1, pairs[:, 1]),
-            )
-        )
-        return Matches(keypoints0, keypoints1, np.ones(len(pairs), np.float32))
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        found = []
+        for features0, features1 in pairs:
+            (points0, descriptors0), (points1, descriptors1) = features0.data, features1.data
+            with quiet_colmap():
+                index = self._matcher.match(points0, descriptors0, points1, descriptors1)
+            keypoints0 = from_colmap(_positions(points0)[index[:, 0]])
+            keypoints1 = from_colmap(_positions(points1)[index[:, 1]])
+            found.append(Matches(keypoints0, keypoints1, np.ones(len(index), np.float32)))
+        return found
 
 
 def _positions(points: pycolmap.FeatureKeypoints) -> np.ndarray:
@@ -89,8 +86,6 @@ class ALIKEDMatcher(Matcher):
         EdmHlocError: kornia is missing or too old, or the checkpoint does not fit.
     """
 
-    name = "aliked"
-
     def __init__(
         self,
         weights: Path,
@@ -105,8 +100,9 @@ class ALIKEDMatcher(Matcher):
             raise EdmHlocError(
                 "ALIKED needs a newer kornia: pip install -U 'edm_hloc[kornia]'."
             ) from None
-        self.preprocessing = Preprocessing(resize_max=resize_max, grayscale=False)
-        self.weights, self.min_cosine = weights, min_cosine
+        preprocessing = Preprocessing(resize_max=resize_max, grayscale=False)
+        self.info = MatcherInfo("aliked", preprocessing, weights=weights)
+        self.min_cosine = min_cosine
         self.max_features, self.detection_threshold = max_features, detection_threshold
         self.network = ALIKED("aliked-n16", max_features, detection_threshold).eval()
         try:
@@ -120,12 +116,12 @@ class ALIKEDMatcher(Matcher):
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
         return {
-            "matcher": self.name,
-            "weights": Path(self.weights).name,
+            "matcher": self.info.name,
+            "weights": Path(self.info.weights).name,
             "max_features": self.max_features,
             "detection_threshold": self.detection_threshold,
             "min_cosine": self.min_cosine,
-            "resize_max": self.preprocessing.resize_max,
+            "resize_max": self.info.preprocessing.resize_max,
         }
 
     @torch.inference_mode()
@@ -136,8 +132,10 @@ class ALIKEDMatcher(Matcher):
         return Features(data, image.transform, sum(t.nbytes for t in data))
 
     @torch.inference_mode()
-    def match(self, features0: Features, features1: Features) -> Matches:
-        a, b = features0.data, features1.data
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return [self._match(first.data, second.data) for first, second in pairs]
+
+    def _match(self, a: _Described, b: _Described) -> Matches:
         if not len(a.keypoints) or not len(b.keypoints):
             none = np.empty((0, 2), np.float32)
             return Matches(none, none, np.empty(0, np.float32))
@@ -146,7 +144,7 @@ class ALIKEDMatcher(Matcher):
         mutual = similarity.argmax(dim=0)[partner] == torch.arange(len(partner))
         kept = mutual & (score > self.min_cosine)
         return Matches(
-            features0.transform.to_original(a.keypoints[kept].numpy()),
-            features1.transform.to_original(b.keypoints[partner[kept]].numpy()),
+            a.keypoints[kept].numpy(),
+            b.keypoints[partner[kept]].numpy(),
             score[kept].numpy(),
         )

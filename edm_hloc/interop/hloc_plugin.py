@@ -30,8 +30,8 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
-from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matchers.registry import MatcherName, make_matcher, make_refined_matcher
+from edm_hloc.matchers.registry import MatcherName
+from edm_hloc.refinement.load import load_matcher
 
 logger = logging.getLogger("hloc.edm_hloc")  # shown as hloc's own messages are
 
@@ -176,7 +176,7 @@ def _model_class(
         def _init(self, conf: dict[str, Any]) -> None:
             self.matcher = _make_matcher(matcher, {**conf, "weights": conf["weights"] or weights})
             self.remembered: OrderedDict[bytes, Features] = OrderedDict()
-            logger.info("Weights %s, on %s", self.matcher.weights, self.matcher.device)
+            logger.info("Weights %s, on %s", self.matcher.info.weights, self.matcher.info.device)
 
         def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             """Grey images (1, 1, H, W) in [0, 1] → keypoints0/1 (M, 2) in their pixels, scores."""
@@ -210,10 +210,6 @@ def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
         "threshold": conf["match_threshold"],
         "topk": conf["max_num_matches"],
     }
-    if conf["refine"] == "photometric":
-        return make_refined_matcher(name, **options)
-    if conf["refine"] != "none":
-        raise EdmHlocError(f"refine is {conf['refine']!r}: it must be 'photometric' or 'none'.")
-    if name == "edm":
-        return EDMMatcher(EDMMatcherConfig(**options, refined="image0"))
-    return make_matcher(name, **options)
+    if name == "edm" and conf["refine"] == "none":
+        options["refined"] = "image0"  # as hloc expects
+    return load_matcher(name, conf["refine"], **options)

@@ -1,22 +1,30 @@
-"""The contract every matcher keeps: encode an image once, match any two encoded images."""
+"""The contract every matcher keeps: encode a photo once, match any two encoded photos."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from edm_hloc.base.frames import PixelTransform
+from edm_hloc.base.frames import Origin, PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How photos become the network's input; the keywords of `images.load_image`."""
+    """How photos become the network's input; the keywords of `images.load.load_image`.
+
+    Attributes:
+        resize_max: longest side in pixels; larger photos are reduced, smaller ones stay. None
+            for no limit.
+        divisor: both sides of the input are multiples of it; 32 is EDM's coarsest stride.
+        grayscale: one channel rather than RGB.
+    """
 
     resize_max: int | None = 1024
     divisor: int = 32
@@ -24,12 +32,60 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class MatcherConfig:
+    """What every network behind this contract can be told.
+
+    Attributes:
+        weights: name or path; None for the matcher's default weights.
+        preprocessing: how photos become the network's input.
+        threshold: minimum coarse matching probability; None for what comes with the weights.
+        topk: maximum number of matches per pair, highest score first; None for the network's own
+            limit.
+        device: "cuda", "mps" or "cpu"; None for the fastest on this computer.
+    """
+
+    weights: str | Path | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    threshold: float | None = None
+    topk: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class MatcherInfo:
+    """What the steps around a matcher need to know of it.
+
+    Attributes:
+        name: what `--matcher` takes.
+        preprocessing: how photos must be loaded for `Matcher.encode`.
+        weights: its `str` names the network's weights to people.
+        device: where the network runs.
+        batch_size: number of pairs that `Matcher.match_batch` handles best at a time.
+        threads: number of threads that may call `Matcher.match_batch` at the same time, each with
+            a single thread of torch's: on a CPU pairs side by side are faster than one pair
+            spread over the cores.
+        confident: score from which a match is trusted by itself. Matches with lower scores are
+            candidates, which refinement accepts or rejects; most matchers return none.
+        topk: maximum number of matches per pair, where one was asked for.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    weights: Any = "none"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    batch_size: int = 1
+    threads: int = 1
+    confident: float = 0.0
+    topk: int | None = None
+
+
+@dataclass(frozen=True)
 class Features:
-    """What a matcher remembers of one image.
+    """What a matcher remembers of one photo.
 
     Attributes:
         data: the matcher's own.
-        transform: between the original image's pixels and the network's.
+        transform: between the pixels of the photo and those of the network's input.
         nbytes: memory held by `data`.
     """
 
@@ -41,40 +97,42 @@ class Features:
 class Matcher(ABC):
     """A dense matcher.
 
-    Attributes:
-        name: what `--matcher` takes.
-        preprocessing: how images must be loaded for `encode`.
-        batch_size: how many pairs `match_batch` likes at a time.
-        weights: what `str` of names the network's weights to people.
-        device: where the network runs.
-        threads: how many threads may call `match_batch` at the same time, with one thread of
-            torch's each: on a CPU pairs side by side are faster than cores that share a pair.
-        confident: score from which a match counts by itself. Weaker ones are candidates, for
-            `RefinedMatcher` to choose from; most matchers give none.
-        topk: most matches a pair, where that was asked for.
+    Subclasses set `info` and define `provenance`, `encode` and `match_pixels`.
     """
 
-    name: str
-    preprocessing: Preprocessing
-    batch_size: int = 1
-    weights: Any = "none"
-    device: torch.device = torch.device("cpu")
-    threads: int = 1
-    confident: float = 0.0
-    topk: int | None = None
+    info: MatcherInfo
 
     @property
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
-        """Everything that decides the matches of two given images."""
+        """Everything that decides the matches of two given photos."""
 
     @abstractmethod
     def encode(self, image: NetworkImage) -> Features:
-        """Everything that depends on one image alone."""
+        """Everything that depends on one photo alone."""
 
     @abstractmethod
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The matches of each pair in pixels of the networks' inputs, hloc's frame.
+
+        Args:
+            pairs: all first photos have one input size, and all second photos have one.
+        """
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The matches of each pair in pixels of the original photos; see `match_pixels`."""
+        return [
+            Matches(
+                first.transform.to_original(found.keypoints0),
+                second.transform.to_original(found.keypoints1),
+                found.scores,
+            )
+            for (first, second), found in zip(pairs, self.match_pixels(pairs), strict=True)
+        ]
+
     def match(self, features0: Features, features1: Features) -> Matches:
-        """Correspondences of two encoded images; empty arrays where there are none."""
+        """The matches of two encoded photos; empty arrays where there are none."""
+        return self.match_batch([(features0, features1)])[0]
 
     def to_host(self, features: Features) -> Features | None:
         """A copy in the host's memory, where `features` are held by a device with its own."""
@@ -84,28 +142,25 @@ class Matcher(ABC):
         """What `to_host` was given."""
         return features
 
-    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """`match` of each pair, all first images of one size and all second images of one size."""
-        return [self.match(features0, features1) for features0, features1 in pairs]
 
+class NetworkMatcher(Matcher):
+    """A matcher around one trained network, whose pixel frame belongs to its weights.
 
-class WrappingMatcher(Matcher):
-    """A matcher that makes more of another one's matches, and is like it in all else."""
+    Attributes:
+        origin: where (0, 0) of the network's frame lies. Matches are shifted into hloc's frame
+            once, in `match_pixels`.
+    """
 
-    def __init__(self, matcher: Matcher) -> None:
-        self.matcher = matcher
-        self.name = matcher.name
-        self.preprocessing = matcher.preprocessing
-        self.batch_size = matcher.batch_size
-        self.threads = matcher.threads
-        self.device = matcher.device
-        self.confident = matcher.confident
-        self.topk = matcher.topk
-        self.weights = matcher.weights
-
-    def match(self, features0: Features, features1: Features) -> Matches:
-        return self.match_batch([(features0, features1)])[0]
+    origin: Origin
 
     @abstractmethod
-    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        """As `Matcher.match_batch`."""
+    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The matches of each pair in the network's own pixel frame; see `Matcher.match_pixels`."""
+
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        found = self.match_in_network_frame(pairs)
+        if self.origin == "centre":
+            return found
+        return [
+            replace(m, keypoints0=m.keypoints0 - 0.5, keypoints1=m.keypoints1 - 0.5) for m in found
+        ]

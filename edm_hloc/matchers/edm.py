@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,115 +13,101 @@ import torch
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
-from edm_hloc.models import weights as weights_module
+from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
+from edm_hloc.matchers.loading import default_device
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.folding import fold_batch_norms
 from edm_hloc.models.types import EDMFeatures, RefinedImage
+from edm_hloc.models.weights import load as load_weights
 
 if TYPE_CHECKING:
     from edm_hloc.models.onnx import OnnxEDM
 
 
 @dataclass(frozen=True)
-class EDMMatcherConfig:
-    """Settings of the EDM matcher.
+class EDMMatcherConfig(MatcherConfig):
+    """Settings of the EDM matcher beside those of every matcher.
 
     Attributes:
-        weights: path, registry name, or None for the best on this computer.
-        preprocessing: how photos become the network's input.
-        threshold: smallest coarse probability; None for what the weights were made for.
-        candidates: also give matches below `threshold`, down to a probability of 0.05.
-        topk: most matches a pair; None for 0.35 of the first image's cells.
-        border_cells: matches this close (in 8 px cells) to an edge are dropped.
-        refined: in which image matches leave the 8 px grid, see `EDM.match`.
-        device: "cuda", "cpu", "mps"; None for the fastest there is.
-        batch_size: pairs that go through the network together; None for 8 on a GPU and 1 on a
-            CPU, which gains nothing from more. The matches are the same, to rounding.
-        onnx: folder of `edm-hloc export`, whose graphs ONNX Runtime runs where they are faster:
-            `encode` always, `match` with TensorRT. They give the same matches, to rounding (those
-            exported in half precision: about the same); `match` no more of a pair than it was
-            exported for.
-        half_cache: keep encoded images in half precision: half the memory, and slightly other
-            matches.
+        border_cells: matches closer than this to an edge of the input are dropped, in 8 px cells.
+        refined: the image in which points leave the 8 px grid, see `models.edm.EDM.match`.
+        batch_size: number of pairs that go through the network together; None for 8 on a GPU and
+            1 on a CPU, which gains nothing from more. The matches are the same to rounding.
+        onnx: folder written by `edm-hloc export`, whose graphs ONNX Runtime runs where they are
+            faster: `encode` always, `match` with TensorRT. They give the same matches to rounding
+            (graphs exported in half precision: nearly the same), and at most as many per pair as
+            they were exported for.
+        half_cache: keep encoded photos in half precision, which takes half the memory and changes
+            the matches slightly.
+        candidates: also return matches below `threshold`, down to `CANDIDATE`.
     """
 
-    weights: str | Path | None = None
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    threshold: float | None = None
-    topk: int | None = None
     border_cells: int = 0
     refined: RefinedImage = "best"
-    device: str | None = None
     batch_size: int | None = None
     onnx: Path | None = None
     half_cache: bool = False
     candidates: bool = False
 
 
-CANDIDATE = 0.05  # probability from which a match is worth another look
+CANDIDATE = 0.05  # coarse probability from which refinement may still accept a match
 
 
-def default_device() -> str:
-    """The fastest kind of device on this computer."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-class EDMMatcher(Matcher):
+class EDMMatcher(NetworkMatcher):
     """EDM (arXiv 2503.05122).
 
     Raises:
         WeightsError: see `edm_hloc.models.weights.load`.
-        EdmHlocError: `onnx` has the graphs of other weights, or see `OnnxEDM`.
+        EdmHlocError: `onnx` holds the graphs of other weights, or see `OnnxEDM`.
     """
 
-    name = "edm"
-
     def __init__(self, config: EDMMatcherConfig | None = None) -> None:
-        self.config = config or EDMMatcherConfig()
-        self.preprocessing = self.config.preprocessing
-        self.topk = self.config.topk
-        self.device = torch.device(self.config.device or default_device())
-        model, self.weights = weights_module.load(self.config.weights, self.device)
+        self.config = config = config or EDMMatcherConfig()
+        device = torch.device(config.device or default_device())
+        model, weights = load_weights(config.weights, device)
+        self.origin = weights.origin
         self.model = fold_batch_norms(model)
         # On the CPU convolutions are a tenth faster so.
-        cpu = self.device.type == "cpu"
+        cpu = device.type == "cpu"
         self._layout = torch.channels_last if cpu else torch.contiguous_format
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        if self.device.type == "cuda":
-            self._fuse_coarse_matching()
+        if device.type == "cuda":
+            self._fuse_coarse_matching(device)
+        confident = weights.threshold if config.threshold is None else config.threshold
+        self.threshold = min(CANDIDATE, confident) if config.candidates else confident
+        self.info = MatcherInfo(
+            name="edm",
+            preprocessing=config.preprocessing,
+            weights=weights,
+            device=device,
+            batch_size=config.batch_size or (8 if device.type == "cuda" else 1),
+            threads=torch.get_num_threads() if cpu else 1,
+            confident=confident,
+            topk=config.topk,
+        )
         self._encoder: EDM | OnnxEDM = self.model
         self._pair_matcher: EDM | OnnxEDM = self.model
         self._of_graphs: dict[str, bool | int] = {}  # what they change, for the provenance
-        if self.config.onnx is not None:
-            self._use_graphs(self.config.onnx)
-        self.batch_size = self.config.batch_size or (8 if self.device.type == "cuda" else 1)
-        self.threads = torch.get_num_threads() if cpu else 1
-        self.confident = (
-            self.weights.threshold if self.config.threshold is None else self.config.threshold
-        )
-        self.threshold = self.confident
-        if self.config.candidates:
-            self.threshold = min(CANDIDATE, self.confident)
+        if config.onnx is not None:
+            self._use_graphs(config.onnx)
 
-    def _fuse_coarse_matching(self) -> None:
+    def _fuse_coarse_matching(self, device: torch.device) -> None:
         try:
             from edm_hloc.models import coarse_triton
         except ModuleNotFoundError:  # no Triton, as on Windows: plain PyTorch does as well
             return
-        if coarse_triton.works_on(self.device):
+        if coarse_triton.works_on(device):
             self.model.coarse_search = coarse_triton.fused_columns
 
     def _use_graphs(self, folder: Path) -> None:
         from edm_hloc.models.onnx import TENSORRT, OnnxEDM
 
-        graphs = OnnxEDM(folder, self.device)
-        if graphs.weights_sha256 != self.weights.sha256:
+        weights = self.info.weights
+        graphs = OnnxEDM(folder, self.info.device)
+        if graphs.weights_sha256 != weights.sha256:
             raise EdmHlocError(
-                f"The graphs in {folder} were made of other weights than {self.weights.name}: make "
-                f"them with edm-hloc export {folder} --weights {self.weights.name}"
+                f"The graphs in {folder} were made of other weights than {weights.name}: make "
+                f"them with edm-hloc export {folder} --weights {weights.name}"
             )
         self._encoder = graphs
         if graphs.dtype == torch.float16:
@@ -132,33 +118,32 @@ class EDMMatcher(Matcher):
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
+        weights = self.info.weights
         return {
-            "matcher": self.name,
-            "architecture": self.weights.architecture,
-            "weights_sha256": self.weights.sha256,
-            "threshold": self.confident,
+            "matcher": self.info.name,
+            "architecture": weights.architecture,
+            "weights_sha256": weights.sha256,
+            "origin": self.origin,
+            "threshold": self.info.confident,
             **({"candidates": self.threshold} if self.config.candidates else {}),
             "topk": self.config.topk,
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,
             **({"half_cache": True} if self.config.half_cache else {}),
             **self._of_graphs,
-            **asdict(self.preprocessing),
+            **asdict(self.config.preprocessing),
         }
 
     @torch.inference_mode()
     def encode(self, image: NetworkImage) -> Features:
-        encoded = self._encoder.encode(image.tensor[None].to(self.device))
+        encoded = self._encoder.encode(image.tensor[None].to(self.info.device))
         encoded = encoded.to(memory_format=self._layout)
         if self.config.half_cache:
             encoded = encoded.to(torch.float16)
         return Features(encoded, image.transform, encoded.nbytes)
 
-    def match(self, features0: Features, features1: Features) -> Matches:
-        return self.match_batch([(features0, features1)])[0]
-
     @torch.inference_mode()
-    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         if not pairs:
             return []
         firsts, seconds = zip(*pairs, strict=True)
@@ -175,19 +160,13 @@ class EDMMatcher(Matcher):
         # One copy from the device for the whole batch.
         rows, valid = together.cpu().numpy(), found.valid.cpu().numpy()
         matches = []
-        for i, (features0, features1) in enumerate(pairs):
+        for i in range(len(pairs)):
             keypoints0, keypoints1, scores = np.split(rows[i][valid[i]], (2, 4), axis=1)
-            matches.append(
-                Matches(
-                    features0.transform.to_original(keypoints0),
-                    features1.transform.to_original(keypoints1),
-                    scores[:, 0],
-                )
-            )
+            matches.append(Matches(keypoints0, keypoints1, scores[:, 0]))
         return matches
 
     def to_host(self, features: Features) -> Features | None:
-        if self.device.type != "cuda":
+        if self.info.device.type != "cuda":
             return None
         maps = [
             torch.empty_like(m, device="cpu", pin_memory=True).copy_(m) for m in features.data[:4]
@@ -196,7 +175,7 @@ class EDMMatcher(Matcher):
         return replace(features, data=data)
 
     def from_host(self, features: Features) -> Features:
-        return replace(features, data=features.data.to(self.device, non_blocking=True))
+        return replace(features, data=features.data.to(self.info.device, non_blocking=True))
 
     def _together(self, features: Sequence[Features]) -> EDMFeatures:
         """One batch of images of equal shape, in full precision."""

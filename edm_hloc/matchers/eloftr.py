@@ -10,7 +10,8 @@ and only the windows of matches are refined.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
-from edm_hloc.matchers.edm import default_device
-from edm_hloc.matchers.registry import missing_library, state_sha256
+from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
+from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
 from edm_hloc.models.coarse import best_columns
 from edm_hloc.models.weights import WeightsError
 
 HUB_ID = "zju-community/efficientloftr"
-CELL = 8  # pixels of the input per coarse cell
 AGGREGATED = 4  # coarse cells per token of the attention, along each axis
 TRAINED_SIDE = 832  # pixels of the images of the training
 _BLOCK = 1024  # matches refined at a time: 64 × 100 similarities each
@@ -37,57 +37,42 @@ Maps = tuple[Tensor, ...]
 """The backbone's maps (1, C, h, w) of one image, at 1/2, 1/4 and 1/8."""
 
 
-@dataclass(frozen=True)
-class ELoFTRMatcherConfig:
-    """Settings of the EfficientLoFTR matcher.
+class ELoFTRMatcher(NetworkMatcher):
+    """EfficientLoFTR. Points of image 0 are sub-pixel, those of image 1 lie on whole pixels.
 
-    Attributes:
-        weights: name on the Hugging Face hub, or the path of a folder with a saved model.
-        preprocessing: how photos become the network's input.
-        threshold: smallest coarse probability; None for what comes with the weights.
-        topk: most matches a pair, best first; None for all.
-        device: "cuda", "cpu", "mps"; None for the fastest there is.
-    """
-
-    weights: str | Path | None = None
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    threshold: float | None = None
-    topk: int | None = None
-    device: str | None = None
-
-
-class ELoFTRMatcher(Matcher):
-    """EfficientLoFTR. Points of image 0 are sub-pixel, those of image 1 whole pixels.
+    `MatcherConfig.weights` is a name on the Hugging Face hub (default: `HUB_ID`), or the path of a
+    folder with a saved model.
 
     Raises:
         EdmHlocError: transformers is not installed, or there are no weights.
     """
 
-    name = "eloftr"
+    # Trained on MegaDepth with grid coordinates taken as those of its K, where cx = w / 2.
+    origin = "corner"
 
-    def __init__(self, config: ELoFTRMatcherConfig | None = None) -> None:
-        self.config = config or ELoFTRMatcherConfig()
-        self.preprocessing = self.config.preprocessing
-        self.topk = self.config.topk
-        self.device = torch.device(self.config.device or default_device())
-        self.weights = str(self.config.weights or HUB_ID)
-        model = _load(self.weights)
+    def __init__(self, config: MatcherConfig | None = None) -> None:
+        self.config = config = config or MatcherConfig()
+        device = torch.device(config.device or default_device())
+        weights = str(config.weights or HUB_ID)
+        model = _load(weights)
         self.sha256 = state_sha256(model)
-        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self.threshold: float = (
-            model.config.coarse_matching_threshold
-            if self.config.threshold is None
-            else self.config.threshold
+            model.config.coarse_matching_threshold if config.threshold is None else config.threshold
+        )
+        self.info = MatcherInfo(
+            "eloftr", config.preprocessing, weights=weights, device=device, topk=config.topk
         )
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
         return {
-            "matcher": self.name,
+            "matcher": self.info.name,
             "weights_sha256": self.sha256,
+            "origin": self.origin,
             "threshold": self.threshold,
             "topk": self.config.topk,
-            **asdict(self.preprocessing),
+            **asdict(self.config.preprocessing),
         }
 
     @torch.inference_mode()
@@ -99,22 +84,21 @@ class ELoFTRMatcher(Matcher):
                 "EfficientLoFTR takes (1, H, W) with H and W positive multiples of 32, "
                 f"got {tuple(image.tensor.shape)}"
             )
-        maps = tuple(self.model.efficientloftr.backbone(image.tensor[None].to(self.device)))
+        maps = tuple(self.model.efficientloftr.backbone(image.tensor[None].to(self.info.device)))
         return Features(maps, image.transform, sum(m.nbytes for m in maps))
 
     @torch.inference_mode()
-    def match(self, features0: Features, features1: Features) -> Matches:
-        # The network refines the points of its second image; hloc wants those of the first refined.
-        found = self._match(features1.data, features0.data)
-        keypoints1, keypoints0, scores = (t.float().cpu().numpy() for t in found)
-        return Matches(
-            features0.transform.to_original(keypoints0),
-            features1.transform.to_original(keypoints1),
-            scores,
-        )
+    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        matches = []
+        for features0, features1 in pairs:
+            # The network refines the points of its second image; hloc wants those of the first.
+            found = self._match(features1.data, features0.data)
+            keypoints1, keypoints0, scores = (t.float().cpu().numpy() for t in found)
+            matches.append(Matches(keypoints0, keypoints1, scores))
+        return matches
 
     def _match(self, maps0: Maps, maps1: Maps) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (M, 2) in the two networks' inputs, hloc's frame, and scores (M,)."""
+        """Points (M, 2) in the two inputs, in the network's frame, and scores (M,)."""
         config = self.model.config
         coarse0, coarse1 = self._interact(maps0[-1], maps1[-1])
         cells0, cells1, scores = self._coarse_matches(coarse0, coarse1)
@@ -129,14 +113,13 @@ class ELoFTRMatcher(Matcher):
             for c0, c1 in zip(cells0.split(_BLOCK), cells1.split(_BLOCK), strict=True)
         ]
         pixel0, pixel1 = (torch.cat(pixels) for pixels in zip(*blocks, strict=True))
-        # Pixel k of a window stands for k − 3.5 from its cell's point (8c, 8r), in the frame of
-        # training, where the centre of the top-left pixel is at (0.5, 0.5).
+        # Pixel k of a window lies k − 3.5 from its cell's grid point (8c, 8r).
         points0, points1 = (
-            CELL * cells.flip(1) + pixel - CELL / 2
+            CELL * cells.flip(1) + pixel - (CELL - 1) / 2
             for cells, pixel in ((cells0, pixel0), (cells1, pixel1))
         )
-        inside = _inside(points0, maps0[-1]) & _inside(points1, maps1[-1])
-        return points0[inside], points1[inside], scores[inside]
+        visible = _inside(points0, maps0[-1]) & _inside(points1, maps1[-1])
+        return points0[visible], points1[visible], scores[visible]
 
     def _interact(self, map0: Tensor, map1: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse maps (1, C, h, w) that have seen themselves and each other."""
@@ -290,6 +273,6 @@ def _windows(fine: Tensor, cells: Tensor, border: int) -> Tensor:
 
 
 def _inside(points: Tensor, coarse: Tensor) -> Tensor:
-    """Whether points (M, 2) lie in the image that has this map at 1/8."""
+    """Whether points (M, 2), in the corner frame, lie in the image that has this map at 1/8."""
     size = points.new_tensor([coarse.shape[3], coarse.shape[2]]) * CELL
-    return ((points >= -0.5) & (points <= size - 0.5)).all(dim=1)
+    return ((points >= 0) & (points <= size)).all(dim=1)

@@ -7,123 +7,129 @@ import copy
 import io
 import logging
 import warnings
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from edm_hloc.base.frames import Origin
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
-from edm_hloc.matchers.edm import default_device
-from edm_hloc.matchers.registry import missing_library, state_sha256
+from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
+from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
 from edm_hloc.models.weights import WeightsError, read_state
 
 logger = logging.getLogger(__name__)
 
-PRETRAINED = ("outdoor", "indoor_new", "indoor")  # kornia's names
+# kornia's names of the authors' weights, and where (0, 0) of each one's pixel frame lies. "outdoor"
+# was trained on MegaDepth, whose K has cx = w / 2. The indoor ones were trained with the
+# intrinsics of ScanNet's depth cameras.
+ORIGINS: dict[str, Origin] = {"outdoor": "corner", "indoor_new": "centre", "indoor": "centre"}
+PRETRAINED = tuple(ORIGINS)
 
 
-@dataclass(frozen=True)
-class LoFTRMatcherConfig:
-    """Settings of the LoFTR matcher.
-
-    Attributes:
-        weights: "outdoor" (the default), "indoor_new" or "indoor", which kornia downloads and
-            keeps in torch's cache, or the path of a checkpoint.
-        preprocessing: how photos become the network's input.
-        threshold: smallest coarse probability; None for LoFTR's own, 0.2.
-        topk: most matches a pair, best first; None for all.
-        device: "cuda", "cpu", "mps"; None for the fastest there is.
-    """
-
-    weights: str | Path | None = None
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    threshold: float | None = None
-    topk: int | None = None
-    device: str | None = None
-
-
-class LoFTRMatcher(Matcher):
+class LoFTRMatcher(NetworkMatcher):
     """LoFTR. Points of image 0 are sub-pixel, those of image 1 lie on the 8 px grid, as in hloc.
+
+    `MatcherConfig.weights` is "outdoor" (the default), "indoor_new" or "indoor", which kornia
+    downloads and keeps in torch's cache, or the path of a checkpoint.
 
     Raises:
         EdmHlocError: kornia is not installed, or there are no weights.
     """
 
-    name = "loftr"
-
-    def __init__(self, config: LoFTRMatcherConfig | None = None) -> None:
-        self.config = config or LoFTRMatcherConfig()
-        self.preprocessing = self.config.preprocessing
-        self.topk = self.config.topk
-        self.device = torch.device(self.config.device or default_device())
-        try:
-            from kornia.feature.loftr.loftr import LoFTR, default_cfg
-        except ModuleNotFoundError as error:
-            raise missing_library(self.name, error, "kornia") from None
-        settings: dict[str, Any] = copy.deepcopy(default_cfg)
-        if self.config.threshold is not None:
-            settings["match_coarse"]["thr"] = self.config.threshold
-        self.threshold: float = settings["match_coarse"]["thr"]
-        self.weights = str(self.config.weights or "outdoor")
-        if Path(self.weights).is_file():
-            model: torch.nn.Module = LoFTR(pretrained=None, config=settings)
-            state, _ = read_state(Path(self.weights))
-            try:
-                model.load_state_dict(state)
-            except RuntimeError:
-                raise WeightsError(
-                    f"{self.weights} holds other entries than LoFTR has: give the path of a LoFTR "
-                    "checkpoint."
-                ) from None
-        elif self.weights in PRETRAINED:
-            model = _download(LoFTR, self.weights, settings)
-        else:
-            raise WeightsError(
-                f"LoFTR has no weights {self.weights!r}: give {', '.join(PRETRAINED)} or the path "
-                "of a checkpoint."
-            )
+    def __init__(self, config: MatcherConfig | None = None) -> None:
+        self.config = config = config or MatcherConfig()
+        device = torch.device(config.device or default_device())
+        weights = str(config.weights or "outdoor")
+        model, self.threshold = _load(weights, config.threshold)
+        self.origin = _origin(weights)
         self.sha256 = state_sha256(model)
-        self.model: Any = model.eval().requires_grad_(False).to(self.device)
+        self.model: Any = model.eval().requires_grad_(False).to(device)
+        self.info = MatcherInfo(
+            "loftr", config.preprocessing, weights=weights, device=device, topk=config.topk
+        )
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:
+        weights = self.info.weights
         return {
-            "matcher": self.name,
-            "weights": self.weights if self.weights in PRETRAINED else None,
+            "matcher": self.info.name,
+            "weights": weights if weights in PRETRAINED else None,
             "weights_sha256": self.sha256,
+            "origin": self.origin,
             "threshold": self.threshold,
             "topk": self.config.topk,
-            **asdict(self.preprocessing),
+            **asdict(self.config.preprocessing),
         }
 
     @torch.inference_mode()
     def encode(self, image: NetworkImage) -> Features:
-        tensor = image.tensor[None].to(self.device)
+        tensor = image.tensor[None].to(self.info.device)
         if not hasattr(self.model, "extract_features"):  # kornia before 0.9
             return Features({"image": tensor}, image.transform, tensor.nbytes)
         maps = self.model.extract_features(tensor)
         return Features({"features": maps}, image.transform, sum(m.nbytes for m in maps.values()))
 
     @torch.inference_mode()
-    def match(self, features0: Features, features1: Features) -> Matches:
-        # LoFTR refines the points of its second image; hloc wants those of the first refined.
-        found = self.model(
-            {f"{kind}0": data for kind, data in features1.data.items()}
-            | {f"{kind}1": data for kind, data in features0.data.items()}
+    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        matches = []
+        for features0, features1 in pairs:
+            # The network refines the points of its second image; hloc wants those of the first.
+            found = self.model(
+                {f"{kind}0": data for kind, data in features1.data.items()}
+                | {f"{kind}1": data for kind, data in features0.data.items()}
+            )
+            best = found["confidence"].argsort(descending=True, stable=True)[: self.config.topk]
+            keypoints1, keypoints0, scores = (
+                found[kind][best].float().cpu().numpy()
+                for kind in ("keypoints0", "keypoints1", "confidence")
+            )
+            matches.append(Matches(keypoints0, keypoints1, scores))
+        return matches
+
+
+def _origin(weights: str) -> Origin:
+    """The frame that LoFTR's weights were trained in."""
+    if weights in ORIGINS:
+        return ORIGINS[weights]
+    logger.warning(
+        "The LoFTR weights %s do not say their pixel frame: the corner frame of the outdoor "
+        "weights, trained on MegaDepth, is assumed.",
+        weights,
+    )
+    return "corner"
+
+
+def _load(weights: str, threshold: float | None) -> tuple[torch.nn.Module, float]:
+    """The network, and its minimum coarse probability."""
+    try:
+        from kornia.feature.loftr.loftr import LoFTR, default_cfg
+    except ModuleNotFoundError as error:
+        raise missing_library("loftr", error, "kornia") from None
+    settings: dict[str, Any] = copy.deepcopy(default_cfg)
+    if threshold is not None:
+        settings["match_coarse"]["thr"] = threshold
+    if Path(weights).is_file():
+        model: torch.nn.Module = LoFTR(pretrained=None, config=settings)
+        state, _ = read_state(Path(weights))
+        try:
+            model.load_state_dict(state)
+        except RuntimeError:
+            raise WeightsError(
+                f"{weights} holds other entries than LoFTR has: give the path of a LoFTR "
+                "checkpoint."
+            ) from None
+    elif weights in PRETRAINED:
+        model = _download(LoFTR, weights, settings)
+    else:
+        raise WeightsError(
+            f"LoFTR has no weights {weights!r}: give {', '.join(PRETRAINED)} or the path "
+            "of a checkpoint."
         )
-        best = found["confidence"].argsort(descending=True, stable=True)[: self.config.topk]
-        # The weights were trained with the top-left pixel's centre at (0.5, 0.5).
-        keypoints1, keypoints0 = (
-            found[k][best].float().cpu().numpy() - 0.5 for k in ("keypoints0", "keypoints1")
-        )
-        return Matches(
-            features0.transform.to_original(keypoints0),
-            features1.transform.to_original(keypoints1),
-            found["confidence"][best].float().cpu().numpy(),
-        )
+    return model, settings["match_coarse"]["thr"]
 
 
 def _download(cls: Any, name: str, settings: dict[str, Any]) -> torch.nn.Module:

@@ -35,11 +35,11 @@ class MatchingQueue:
         self.num_pairs = self.num_matches = 0
         self._waiting: dict[Shapes, list[tuple[Pair, Features, Features]]] = {}
         self._running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
-        self._pool = single_core_pool(matcher.threads, "match") if matcher.threads > 1 else None
+        self._pool = single_core_pool(matcher.info.threads, "match") if matcher.info.threads > 1 else None
 
     def add(self, pair: Pair, shapes: Shapes, features: tuple[Features, Features]) -> None:
         """Adds a pair; the largest batch is matched when it is complete or too many pairs wait."""
-        waiting, size = self._waiting, self._matcher.batch_size
+        waiting, size = self._waiting, self._matcher.info.batch_size
         waiting.setdefault(shapes, []).append((pair, *features))
         if len(waiting[shapes]) == size:
             self._match(waiting.pop(shapes))
@@ -70,7 +70,7 @@ class MatchingQueue:
             self._store(pairs, self._matcher.match_batch(features))
             return
         self._running.append((pairs, self._pool.submit(self._matcher.match_batch, features)))
-        if len(self._running) > 2 * self._matcher.threads:  # sufficient to keep all threads busy
+        if len(self._running) > 2 * self._matcher.info.threads:  # sufficient to keep all threads busy
             self._store_first()
 
     def _store_first(self) -> None:

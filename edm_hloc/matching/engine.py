@@ -107,7 +107,7 @@ def match_pairs(
         todo = [pair for pair in pairs if pair not in writer]
         loader = ImageLoader(
             image_root,
-            matcher.preprocessing,
+            matcher.info.preprocessing,
             threads=config.load_threads,
             ahead=config.load_ahead,
         )

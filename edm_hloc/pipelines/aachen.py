@@ -192,6 +192,6 @@ def localize_aachen(
         )
         answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
-        submission = out / f"Aachen-v1.1_{matcher.name}_{label}.txt"
+        submission = out / f"Aachen-v1.1_{matcher.info.name}_{label}.txt"
         write_submission(submission, answers, points)
         return run, answers, submission

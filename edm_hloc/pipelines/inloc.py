@@ -178,6 +178,6 @@ def localize_inloc(
         points = ScanPoints(data.root, folder, set(used) - set(missing))
         answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
-        submission = out / f"InLoc_{matcher.name}_{label}.txt"
+        submission = out / f"InLoc_{matcher.info.name}_{label}.txt"
         write_submission(submission, answers, points)
         return run, answers, submission

@@ -152,8 +152,8 @@ def _compute_descriptors(
     descriptors: Path,
 ) -> None:
     """The step "descriptors": done again if photos, method or the network's weights changed."""
-    device = torch.device("cpu") if matcher is None else matcher.device
-    used = None if matcher is None else matcher.weights
+    device = torch.device("cpu") if matcher is None else matcher.info.device
+    used = None if matcher is None else matcher.info.weights
     weights = used.path if isinstance(used, WeightsInfo) else None
 
     def compute() -> dict[str, Any]:

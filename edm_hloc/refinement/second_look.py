@@ -1,18 +1,17 @@
-"""Matches pairs with few matches again, one image brought into the frame of the other.
+"""Matches pairs with few matches again, one photo warped into the frame of the other.
 
-A network that was taught upright photos of about one scale finds little where the camera was turned
-or came much closer, and less where it moved far to the side. What little it finds still tells how
-the images lie to each other. By the affine map that most of these matches agree on, the less
-detailed image is warped into the frame of the other; the two then look alike, and are matched
-again. Where the first matches agree on nothing, thumbnails a quarter turned, or at twice the scale
-of each other, may give the hint.
+A network trained on upright photos of similar scale finds little where the camera was rolled or
+came much closer. The few matches still define an affine map between the photos, found by RANSAC.
+The less detailed photo is warped by it into the frame of the other, where the two look alike, and
+the pair is matched again. If the first matches agree on no map, thumbnails rotated by quarter
+turns, or at twice the scale of each other, may give one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -24,177 +23,168 @@ from edm_hloc.base.frames import PixelTransform, inside
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, WrappingMatcher
+from edm_hloc.matchers.base import Features, Matcher
 
-_SAME_PIXELS = PixelTransform((1.0, 1.0))
-_SQUEEZED = 5.0  # an affine map that stretches one direction so much more than the other is wrong
+_IDENTITY = PixelTransform((1.0, 1.0))
+_MAX_ANISOTROPY = 5.0  # ratio of the singular values from which an affine map is implausible
 
 
 @dataclass(frozen=True)
 class SecondLookConfig:
-    """When and how a pair is looked at again.
+    """When and how a pair is matched a second time.
 
     Attributes:
-        enough: confident matches, as a share of the smaller image's 8 px cells, with which a pair
-            is done.
-        tolerance: how far matches may be from one affine map to agree with it, as a share of the
-            longer side: depth moves them.
-        agreeing: so many confident matches make a map believable.
-        sure: if fewer agree, as a share of the smaller image's cells, thumbnails are asked as well.
-        clear: thumbnails of which such a share agrees know better than the first look: repeated
-            and symmetric things look alike even upside down, but over less of the image.
-        turn: degrees, and
-        stretch: ratio of lengths, from which on images are different enough to look again.
-        thumbnail: longest side of the thumbnails, pixels.
+        min_confident_share: minimum number of confident matches, as a share of the smaller
+            image's 8 px cells. Pairs with fewer are candidates for a second look.
+        inlier_tolerance: maximum residual of an inlier of the affine map, as a share of the
+            image's longer side. It is generous because depth moves points off any affine map.
+        min_inliers: minimum number of confident inliers of an affine map that is used.
+        min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
+            are checked against the maps that thumbnails give.
+        trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
+            whatever the numbers of inliers. Repeated and symmetric structures agree on wrong maps
+            as well, but over less of the image.
+        min_rotation: in degrees, and
+        min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
+            a second look to pay.
+        thumbnail_size: longest side of the thumbnails, pixels.
     """
 
-    enough: float = 0.25
-    tolerance: float = 0.04
-    agreeing: int = 20
-    sure: float = 0.1
-    clear: float = 0.2
-    turn: float = 12.0
-    stretch: float = 1.25
-    thumbnail: int = 256
+    min_confident_share: float = 0.25
+    inlier_tolerance: float = 0.04
+    min_inliers: int = 20
+    min_inlier_share: float = 0.1
+    trusted_inlier_share: float = 0.2
+    min_rotation: float = 12.0
+    min_stretch: float = 1.25
+    thumbnail_size: int = 256
 
 
-class View(NamedTuple):
-    """An image seen in another frame.
+class WarpedView(NamedTuple):
+    """A photo warped into another frame, and encoded.
 
     Attributes:
-        features: of the warped image, by the inner matcher.
-        warp: (3, 3), from the network's input to the warped image, pixels.
-        cells: how many 8 px cells it has.
+        features: of the warped image, by the network.
+        warp: (3, 3) affine map from the pixels of the network's input to those of the view.
+        cells: number of 8 px cells of the view.
     """
 
     features: Features
     warp: np.ndarray
     cells: int
 
-    def back(self, keypoints: np.ndarray) -> np.ndarray:
-        """Keypoints (M, 2) of the features in pixels of the network's input, float32."""
-        return _apply(np.linalg.inv(self.warp), self.features.transform.to_network(keypoints))
+    def unwarp(self, keypoints: np.ndarray) -> np.ndarray:
+        """Points (M, 2) of the view in pixels of the network's input, float32."""
+        return _transform(np.linalg.inv(self.warp), keypoints)
 
 
-class Looks(NamedTuple):
-    """What is remembered of an image.
+class ImageViews(NamedTuple):
+    """What the second look remembers of a photo.
 
     Attributes:
         pixels: (C, H, W) float16, the network's input.
-        whole: the image as it is.
-        small: a thumbnail.
-        double: the image at twice the thumbnail's size.
-        turned1, turned2, turned3: the thumbnail after so many quarter turns.
+        whole: the photo as it is.
+        thumbnails: by the names in `_THUMBNAIL_PAIRS`; empty without a second look.
     """
 
     pixels: Tensor
-    whole: View
-    small: View
-    double: View
-    turned1: View
-    turned2: View
-    turned3: View
+    whole: WarpedView
+    thumbnails: Mapping[str, WarpedView]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the network's input in pixels."""
+        return self.pixels.shape[-1], self.pixels.shape[-2]
 
 
-_THUMBNAILS = (
-    ("small", "double"),
-    ("double", "small"),
-    ("small", "turned1"),
-    ("small", "turned2"),
-    ("small", "turned3"),
+# The thumbnails of the first and of the second photo that are matched with each other: at twice
+# the scale of each other either way, and rotated by one, two and three quarter turns.
+_THUMBNAIL_PAIRS = (
+    ("upright", "upright_double"),
+    ("upright_double", "upright"),
+    ("upright", "turned_90"),
+    ("upright", "turned_180"),
+    ("upright", "turned_270"),
 )
 
 
-class Hint(NamedTuple):
-    """An affine map (3, 3) from image 0 to image 1 in the network's pixels, how many matches agree
-    with it, and which share of the smaller view's cells that is."""
+class AffineHypothesis(NamedTuple):
+    """An affine map (3, 3) from photo 0 to photo 1 in pixels of the network's inputs, its number
+    of inliers, and that number as a share of the smaller view's cells."""
 
     warp: np.ndarray
-    agreeing: int
+    inliers: int
     share: float
 
 
-_NO_HINT = Hint(np.eye(3), 0, 0.0)
+_NO_HYPOTHESIS = AffineHypothesis(np.eye(3), 0, 0.0)
 
 
-class SecondLookMatcher(WrappingMatcher):
-    """Another matcher, that gets a second look at pairs in which it found little.
+def whole_view(features: Features, pixels: Tensor) -> WarpedView:
+    """A photo (C, H, W) as it is."""
+    return WarpedView(features, np.eye(3), pixels[0].numel() // CELL**2)
 
-    It keeps each image's pixels, in half precision, and features of five thumbnails.
-    """
 
-    def __init__(self, matcher: Matcher, config: SecondLookConfig | None = None) -> None:
-        super().__init__(matcher)
-        self.config = config or SecondLookConfig()
+class SecondLook:
+    """Improves the matches of pairs in which a matcher found few."""
 
-    @property
-    def provenance(self) -> Mapping[str, str | int | float | bool | None]:
-        settings = {f"second_look_{k}": v for k, v in asdict(self.config).items()}
-        return {**self.matcher.provenance, **settings}
+    def __init__(self, network: Matcher, config: SecondLookConfig) -> None:
+        self.network = network
+        self.config = config
 
-    def encode(self, image: NetworkImage) -> Features:
-        features = self.matcher.encode(image)
-        pixels = image.tensor.half()
-        scale = min(1.0, self.config.thumbnail / max(pixels.shape[1:]))
-        small, first, second, third = (self._thumbnail(pixels, scale, k) for k in range(4))
-        double = self._thumbnail(pixels, min(1.0, 2 * scale), 0)
-        whole = View(features, np.eye(3), pixels[0].numel() // CELL**2)
-        views = (whole, small, double, first, second, third)
-        held = pixels.nbytes + sum(view.features.nbytes for view in views)
-        return Features(Looks(pixels, *views), image.transform, held)
+    def thumbnails(self, pixels: Tensor) -> dict[str, WarpedView]:
+        """Five reduced copies of a photo (C, H, W), encoded."""
+        scale = min(1.0, self.config.thumbnail_size / max(pixels.shape[1:]))
+        names = ("upright", "turned_90", "turned_180", "turned_270")
+        views = {name: self._thumbnail(pixels, scale, k) for k, name in enumerate(names)}
+        views["upright_double"] = self._thumbnail(pixels, min(1.0, 2 * scale), 0)
+        return views
 
-    def to_host(self, features: Features) -> Features | None:
-        pixels, *views = features.data
-        moved = []
-        for view in views:
-            on_host = self.matcher.to_host(view.features)
-            if on_host is None:
-                return None
-            moved.append(view._replace(features=on_host))
-        return replace(features, data=Looks(pixels, *moved))
+    def improve(
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]], found: Sequence[Matches]
+    ) -> list[Matches]:
+        """The matches of each pair after a second look, where that found more.
 
-    def from_host(self, features: Features) -> Features:
-        pixels, *views = features.data
-        moved = [view._replace(features=self.matcher.from_host(view.features)) for view in views]
-        return replace(features, data=Looks(pixels, *moved))
-
-    @torch.inference_mode()
-    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        looks: list[tuple[Looks, Looks]] = [(first.data, second.data) for first, second in pairs]
-        found = self.matcher.match_batch([(a.whole.features, b.whole.features) for a, b in looks])
-        hints: dict[int, Hint] = {}
-        for i, (pair, matches) in enumerate(zip(looks, found, strict=True)):
-            if self._confident(matches) < self._enough(*pair):
-                hints[i] = self._agreement((pair[0].whole, pair[1].whole), matches, pair[1])
-        unsure = [i for i, hint in hints.items() if hint.share < self.config.sure]
-        for i, hint in zip(unsure, self._ask_thumbnails([looks[i] for i in unsure]), strict=True):
-            hints[i] = self._better(hints[i], hint)
-        again = {i: hint.warp for i, hint in hints.items() if self._pays(hint)}
-        second = self._match_aligned([(looks[i], warp) for i, warp in again.items()])
+        Args:
+            pairs: the photos of each pair.
+            found: their first matches, pixels of the networks' inputs.
+        """
+        found = list(found)
+        hypotheses: dict[int, AffineHypothesis] = {}
+        for i, (pair, matches) in enumerate(zip(pairs, found, strict=True)):
+            if self._num_confident(matches) < self._min_confident(*pair):
+                views = pair[0].whole, pair[1].whole
+                hypotheses[i] = self._fit_affine(views, matches, pair[1].size)
+        unsure = [i for i, h in hypotheses.items() if h.share < self.config.min_inlier_share]
+        by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
+        for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
+            hypotheses[i] = self._better(hypotheses[i], hypothesis)
+        again = {i: h.warp for i, h in hypotheses.items() if self._is_worthwhile(h)}
+        second = self._match_aligned([(pairs[i], warp) for i, warp in again.items()])
         for i, matches in zip(again, second, strict=True):
-            if self._confident(matches) > self._confident(found[i]):
-                found[i] = self._together(looks[i], matches, found[i])
+            if self._num_confident(matches) > self._num_confident(found[i]):
+                found[i] = self._merged(matches, found[i])
         return found
 
-    def _thumbnail(self, pixels: Tensor, scale: float, quarters: int) -> View:
-        """The image at `scale`, turned by quarters, its sides filled up to the divisor."""
+    def _thumbnail(self, pixels: Tensor, scale: float, quarters: int) -> WarpedView:
+        """The photo at `scale`, rotated by quarter turns, padded to the network's divisor."""
         height, width = pixels.shape[1:]
         turn = np.linalg.matrix_power(np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), quarters)
         warp = turn @ np.diag([scale, scale, 1.0])
         ends = np.array([[0.0, 0.0], [width - 1, height - 1]])
-        turned = _apply(warp, ends)
+        turned = _transform(warp, ends)
         warp[:2, 2] = -turned.min(axis=0)
-        divisor = self.preprocessing.divisor
+        divisor = self.network.info.preprocessing.divisor
         sides = np.ptp(turned, axis=0) + scale
         across, down = (divisor * max(1, math.ceil(side / divisor - 0.1)) for side in sides)
-        return self._view(pixels, warp, (across, down))
+        return self._warped(pixels, warp, (across, down))
 
-    def _view(self, pixels: Tensor, warp: np.ndarray, size: tuple[int, int]) -> View:
-        """The image (C, H, W) warped into a frame of `size` (width, height), black around it."""
-        image = np.ascontiguousarray(pixels.float().numpy().transpose(1, 2, 0))
+    def _warped(self, pixels: Tensor, warp: np.ndarray, size: tuple[int, int]) -> WarpedView:
+        """The photo (C, H, W) warped into a frame of `size` (width, height), black around it."""
+        image = np.ascontiguousarray(pixels.float().cpu().numpy().transpose(1, 2, 0))
         scale = math.sqrt(abs(np.linalg.det(warp[:2, :2])))
         onto = warp
-        if scale < 0.75:  # averaged first: `warpAffine` takes single pixels
+        if scale < 0.75:  # area averaging first: `warpAffine` would alias
             height, width = image.shape[:2]
             small = max(1, round(width * scale)), max(1, round(height * scale))
             image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -202,28 +192,38 @@ class SecondLookMatcher(WrappingMatcher):
             onto = warp @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
         warped = cv2.warpAffine(image, onto[:2], size).reshape(size[1], size[0], -1)
         tensor = torch.from_numpy(np.ascontiguousarray(warped.transpose(2, 0, 1)))
-        features = self.matcher.encode(NetworkImage(tensor, _SAME_PIXELS, size))
-        return View(features, warp, size[0] * size[1] // CELL**2)
+        features = self.network.encode(NetworkImage(tensor, _IDENTITY, size))
+        return WarpedView(features, warp, size[0] * size[1] // CELL**2)
 
-    def _confident(self, matches: Matches) -> int:
-        return int((matches.scores >= self.confident).sum())
+    def _num_confident(self, matches: Matches) -> int:
+        return int((matches.scores >= self.network.info.confident).sum())
 
-    def _enough(self, looks0: Looks, looks1: Looks) -> float:
-        share = self.config.enough * min(looks0.whole.cells, looks1.whole.cells)
-        return share if self.matcher.topk is None else min(share, self.matcher.topk)
+    def _min_confident(self, views0: ImageViews, views1: ImageViews) -> float:
+        """Number of confident matches with which a pair needs no second look."""
+        topk = self.network.info.topk
+        number = self.config.min_confident_share * min(views0.whole.cells, views1.whole.cells)
+        return number if topk is None else min(number, topk)
 
-    def _agreement(self, views: tuple[View, View], matches: Matches, looks1: Looks) -> Hint:
-        """The map that most confident matches agree on: a similarity, or better an affine map."""
-        best = _NO_HINT
-        chosen = matches.scores >= self.confident
-        if chosen.sum() < self.config.agreeing:
+    def _fit_affine(
+        self, views: tuple[WarpedView, WarpedView], matches: Matches, size1: tuple[int, int]
+    ) -> AffineHypothesis:
+        """The similarity or, with as many inliers, the affine map that RANSAC finds.
+
+        Args:
+            views: the views that were matched.
+            matches: in pixels of the views.
+            size1: (width, height) of photo 1, which the tolerance is a share of.
+        """
+        best = _NO_HYPOTHESIS
+        chosen = matches.scores >= self.network.info.confident
+        if chosen.sum() < self.config.min_inliers:
             return best
-        points0 = views[0].back(matches.keypoints0[chosen])
-        points1 = views[1].back(matches.keypoints1[chosen])
-        tolerance = self.config.tolerance * max(looks1.pixels.shape[1:])
+        points0 = views[0].unwarp(matches.keypoints0[chosen])
+        points1 = views[1].unwarp(matches.keypoints1[chosen])
+        tolerance = self.config.inlier_tolerance * max(size1)
         cells = min(view.cells for view in views)
         for fit in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
-            rows, agree = fit(
+            rows, inliers = fit(
                 points0,
                 points1,
                 method=cv2.RANSAC,
@@ -233,86 +233,93 @@ class SecondLookMatcher(WrappingMatcher):
             if rows is None or not np.isfinite(rows).all():
                 continue
             long, short = np.linalg.svd(rows[:, :2], compute_uv=False)
-            sane = np.linalg.det(rows[:, :2]) > 0 and long < _SQUEEZED * short
-            # With fewer the freedom of an affine map is not worth its risk.
-            if sane and agree.sum() >= max(self.config.agreeing, best.agreeing):
-                count = int(agree.sum())
-                best = Hint(np.vstack([rows, [0.0, 0.0, 1.0]]), count, count / cells)
+            plausible = np.linalg.det(rows[:, :2]) > 0 and long < _MAX_ANISOTROPY * short
+            # With fewer inliers the freedom of an affine map is not worth its risk.
+            if plausible and inliers.sum() >= max(self.config.min_inliers, best.inliers):
+                count = int(inliers.sum())
+                warp = np.vstack([rows, [0.0, 0.0, 1.0]])
+                best = AffineHypothesis(warp, count, count / cells)
         return best
 
-    def _ask_thumbnails(self, pairs: Sequence[tuple[Looks, Looks]]) -> list[Hint]:
-        """What most matches of any two thumbnails of each pair agree on."""
-        best = [_NO_HINT] * len(pairs)
+    def _from_thumbnails(
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]]
+    ) -> list[AffineHypothesis]:
+        """The best hypothesis that two thumbnails of each pair give."""
+        best = [_NO_HYPOTHESIS] * len(pairs)
         if not pairs:
             return best
-        for first, second in _THUMBNAILS:
-            views = [(getattr(a, first), getattr(b, second)) for a, b in pairs]
-            found = self.matcher.match_batch([(a.features, b.features) for a, b in views])
+        for first, second in _THUMBNAIL_PAIRS:
+            views = [(a.thumbnails[first], b.thumbnails[second]) for a, b in pairs]
+            found = self.network.match_pixels([(a.features, b.features) for a, b in views])
             for i, matches in enumerate(found):
-                hint = self._agreement(views[i], matches, pairs[i][1])
-                best[i] = self._better(best[i], hint)
+                hypothesis = self._fit_affine(views[i], matches, pairs[i][1].size)
+                best[i] = self._better(best[i], hypothesis)
         return best
 
-    def _better(self, first: Hint, second: Hint) -> Hint:
-        return max(first, second, key=lambda hint: (hint.share >= self.config.clear, hint.agreeing))
+    def _better(self, first: AffineHypothesis, second: AffineHypothesis) -> AffineHypothesis:
+        trusted = self.config.trusted_inlier_share
+        return max(first, second, key=lambda h: (h.share >= trusted, h.inliers))
 
-    def _pays(self, hint: Hint) -> bool:
-        if hint.agreeing < self.config.agreeing:
+    def _is_worthwhile(self, hypothesis: AffineHypothesis) -> bool:
+        """Whether the photos are rotated or scaled enough to each other."""
+        if hypothesis.inliers < self.config.min_inliers:
             return False
-        A = hint.warp[:2, :2]
+        A = hypothesis.warp[:2, :2]
         long, short = np.linalg.svd(A, compute_uv=False)
-        turn = abs(math.degrees(math.atan2(A[1, 0] - A[0, 1], A[0, 0] + A[1, 1])))
-        return turn > self.config.turn or max(long, 1 / short) > self.config.stretch
+        rotation = abs(math.degrees(math.atan2(A[1, 0] - A[0, 1], A[0, 0] + A[1, 1])))
+        return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch
 
     def _match_aligned(
-        self, pairs: Sequence[tuple[tuple[Looks, Looks], np.ndarray]]
+        self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
     ) -> list[Matches]:
-        """Matches, in the network's pixels, of images the less detailed of which is warped."""
+        """The matches of each pair with the less detailed photo warped onto the other.
+
+        Args:
+            pairs: the photos of each pair, and the affine map (3, 3) from photo 0 to photo 1.
+
+        Returns:
+            Matches in pixels of the unwarped inputs.
+        """
         found: dict[int, Matches] = {}
         closer0 = [np.linalg.det(warp[:2, :2]) <= 1 for _, warp in pairs]
-        for image0_stays in (True, False):
-            chosen = [i for i, closer in enumerate(closer0) if closer == image0_stays]
+        for photo0_stays in (True, False):
+            chosen = [i for i, closer in enumerate(closer0) if closer == photo0_stays]
             sides = []
             for i in chosen:
-                (looks0, looks1), warp = pairs[i]
-                height, width = (looks0 if image0_stays else looks1).pixels.shape[1:]
-                if image0_stays:
-                    view = self._view(looks1.pixels, np.linalg.inv(warp), (width, height))
-                    sides.append((looks0.whole, view))
+                (views0, views1), warp = pairs[i]
+                if photo0_stays:
+                    view = self._warped(views1.pixels, np.linalg.inv(warp), views0.size)
+                    sides.append((views0.whole, view))
                 else:
-                    view = self._view(looks0.pixels, warp, (width, height))
-                    sides.append((view, looks1.whole))
-            matched = self.matcher.match_batch([(a.features, b.features) for a, b in sides])
+                    view = self._warped(views0.pixels, warp, views1.size)
+                    sides.append((view, views1.whole))
+            matched = self.network.match_pixels([(a.features, b.features) for a, b in sides])
             for i, (view0, view1), matches in zip(chosen, sides, matched, strict=True):
-                points0, points1 = view0.back(matches.keypoints0), view1.back(matches.keypoints1)
-                looks0, looks1 = pairs[i][0]
-                seen = inside(points0, *looks0.pixels.shape[:0:-1]) & inside(
-                    points1, *looks1.pixels.shape[:0:-1]
+                points0, points1 = (
+                    view0.unwarp(matches.keypoints0),
+                    view1.unwarp(matches.keypoints1),
                 )
+                views0, views1 = pairs[i][0]
+                seen = inside(points0, *views0.size) & inside(points1, *views1.size)
                 found[i] = Matches(points0[seen], points1[seen], matches.scores[seen])
         return [found[i] for i in range(len(pairs))]
 
-    def _together(self, looks: tuple[Looks, Looks], second: Matches, first: Matches) -> Matches:
-        """The second look's matches, in original pixels, and the first's in cells without any."""
-        points0 = looks[0].whole.back(first.keypoints0)
-        new = ~np.isin(_cells(points0), _cells(second.keypoints0))
-        if self.matcher.topk is not None:
-            new &= np.cumsum(new) <= self.matcher.topk - len(second.scores)
-        transforms = [look.whole.features.transform for look in looks]
-        return Matches(
-            np.concatenate([transforms[0].to_original(second.keypoints0), first.keypoints0[new]]),
-            np.concatenate([transforms[1].to_original(second.keypoints1), first.keypoints1[new]]),
-            np.concatenate([second.scores, first.scores[new]]),
-        )
+    def _merged(self, second: Matches, first: Matches) -> Matches:
+        """The matches of the second look, and those of the first in cells without any."""
+        topk = self.network.info.topk
+        new = ~np.isin(_cell_numbers(first.keypoints0), _cell_numbers(second.keypoints0))
+        if topk is not None:
+            new &= np.cumsum(new) <= topk - len(second)
+        return second.joined(first[new])
 
 
-def _cells(points: np.ndarray) -> np.ndarray:
-    """A number for each point's cell."""
+def _cell_numbers(points: np.ndarray) -> np.ndarray:
+    """One number for each point's (N, 2) cell."""
     column, row = np.rint(points.T / CELL).astype(np.int64)
     numbers: np.ndarray = (row << 32) + column
     return numbers
 
 
-def _apply(warp: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _transform(warp: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (M, 2) through an affine map (3, 3), float32."""
     return (points @ warp[:2, :2].T + warp[:2, 2]).astype(np.float32)

@@ -144,7 +144,7 @@ def test_registration_and_presets() -> None:
 def test_model_refines_image_0_and_encodes_once() -> None:
     plugin()
     model = load("edm_s")({"name": "edm_s", "weights": None, "max_num_matches": 40}).eval()
-    assert model.matcher.weights.name == "edm_s"
+    assert model.matcher.info.weights.name == "edm_s"
     torch.manual_seed(0)
     small = torch.rand(1, 1, 12, 16)
     image = torch.nn.functional.interpolate(small, (96, 128), mode="bicubic").clamp(0, 1)

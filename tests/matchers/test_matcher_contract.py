@@ -20,10 +20,12 @@ from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers import registry
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
-from edm_hloc.matchers.eloftr import ELoFTRMatcher, ELoFTRMatcherConfig
+from edm_hloc.matchers.base import Features, Matcher, MatcherConfig, MatcherInfo, Preprocessing
+from edm_hloc.matchers.eloftr import ELoFTRMatcher
 from edm_hloc.matching.engine import match_pairs
-from edm_hloc.refinement.photometric import RefinedMatcher, RefinementConfig
+from edm_hloc.refinement.config import RefinementConfig
+from edm_hloc.refinement.load import load_matcher
+from edm_hloc.refinement.matcher import RefinedMatcher
 from tests.golden import reference_weights
 
 NAMES = registry.NAMES
@@ -90,7 +92,7 @@ def make(name: str, weights: dict[str, str], **options: object) -> Matcher:
     if name == "loftr":  # full-size, and slow; its random weights are never sure
         options = {"threshold": 0.0, "preprocessing": Preprocessing(resize_max=192), **options}
     if name == "refined":
-        return registry.make_refined_matcher("edm", weights="edm_s", device="cpu", **options)
+        return load_matcher("edm", weights="edm_s", device="cpu", **options)
     return registry.make_matcher(name, weights=weights[name], device="cpu", **options)
 
 
@@ -115,7 +117,7 @@ def write(path: Path, pixels: np.ndarray) -> Path:
 
 
 def encode(matcher: Matcher, folder: Path, pixels: np.ndarray) -> Features:
-    p = matcher.preprocessing
+    p = matcher.info.preprocessing
     path = write(folder / "image.png", pixels)
     return matcher.encode(load_image(path, resize_max=p.resize_max, divisor=p.divisor))
 
@@ -184,7 +186,7 @@ def test_shift(matcher: Matcher, tmp_path: Path) -> None:
     left, right = wide[:, :192], wide[:, 16:]
     found = matcher.match(encode(matcher, tmp_path, left), encode(matcher, tmp_path, right))
     shift = np.median(found.keypoints1 - found.keypoints0, axis=0)
-    np.testing.assert_allclose(shift, [-16, 0], atol=4 if matcher.name == "loftr" else 0.5)
+    np.testing.assert_allclose(shift, [-16, 0], atol=4 if matcher.info.name == "loftr" else 0.5)
 
 
 def test_known_homography(matchers: dict[str, Matcher], tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_determinism(name: str, weights: dict[str, str], tmp_path: Path) -> None
 def test_provenance_and_options(name: str, weights: dict[str, str], tmp_path: Path) -> None:
     usual = make(name, weights)
     assert json.loads(json.dumps(dict(usual.provenance))) == usual.provenance
-    assert usual.provenance["matcher"] == usual.name == name
+    assert usual.provenance["matcher"] == usual.info.name == name
     assert len(usual.provenance["weights_sha256"]) == 64
     few, strict = make(name, weights, topk=5), make(name, weights, threshold=0.999)
     assert len({json.dumps(dict(m.provenance)) for m in (usual, few, strict)}) == 3
@@ -284,7 +286,7 @@ def test_eloftr_equals_the_authors_implementation() -> None:
         _golden_weights(model)
     matcher = ELoFTRMatcher.__new__(ELoFTRMatcher)
     matcher.model, matcher.threshold = model.eval(), 0.0
-    matcher.config, matcher.device = ELoFTRMatcherConfig(), torch.device("cpu")
+    matcher.config, matcher.info = MatcherConfig(), MatcherInfo("eloftr", Preprocessing())
     golden = np.load(Path(__file__).parents[1] / "golden" / "eloftr.npz")
     pixels = torch.from_numpy(reference_weights.image(7, 256, 928)).float() / 255
     for case in ("same", "mixed", "long"):
@@ -345,7 +347,7 @@ def test_refined_matches_have_a_corner_of_either_photo(
     refined = RefinedMatcher(
         matcher,
         RefinementConfig(
-            min_correlation=-1, min_support=0, min_aligned_support=0, least_to_grow=10_000
+            min_correlation=-1, min_support=0, min_aligned_support=0, min_matches_to_grow=10_000
         ),
     )
     wide = texture(209, 128)
@@ -353,13 +355,13 @@ def test_refined_matches_have_a_corner_of_either_photo(
     pair = []
     for pixels in (wide[:, :192], between):
         path = write(tmp_path / "image.png", pixels)
-        resize_max = matcher.preprocessing.resize_max
+        resize_max = matcher.info.preprocessing.resize_max
         pair.append(refined.encode(load_image(path, resize_max=resize_max)))
     found = refined.match(*pair)
     assert len(found.scores) > 4
 
     def kept(side: int) -> float:
-        corners = pair[side].transform.to_original(pair[side].data[1].corners.reshape(-1, 2))
+        corners = pair[side].transform.to_original(pair[side].data.corners.points.reshape(-1, 2))
         places = {tuple(point) for point in np.round(corners, 3)}
         return float(
             np.mean(
@@ -388,8 +390,8 @@ def test_candidates_are_the_matches_and_weaker_ones(
         matcher.match(encode(matcher, tmp_path, pixels), encode(matcher, tmp_path, small))
         for matcher in (plain, more)
     )
-    assert more.confident == plain.confident == plain.threshold > more.threshold
-    trusted = candidates.scores >= more.confident
+    assert more.info.confident == plain.info.confident == plain.threshold > more.threshold
+    trusted = candidates.scores >= more.info.confident
     assert 0 < trusted.sum() < len(trusted)
     np.testing.assert_array_equal(found.scores, candidates.scores[trusted])
     assert plain.provenance != more.provenance

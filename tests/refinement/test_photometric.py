@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -13,18 +15,13 @@ from scipy.spatial import KDTree
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
-from edm_hloc.refinement.photometric import (
-    Photo,
-    RefinedMatcher,
-    Refinement,
-    RefinementConfig,
-    grow,
-    local_affine_maps,
-    neighbour_support,
-    refine,
-    strongest_corners,
-)
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
+from edm_hloc.refinement.affine import local_affine_maps, neighbour_support
+from edm_hloc.refinement.config import RefinementConfig
+from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
+from edm_hloc.refinement.corners import Photo, strongest_corners
+from edm_hloc.refinement.growing import grow
+from edm_hloc.refinement.matcher import RefinedMatcher
 
 HEIGHT, WIDTH = 160, 192
 CONFIG = RefinementConfig()
@@ -41,13 +38,13 @@ def texture(seed: int = 0) -> torch.Tensor:
 
 
 def photo(image: torch.Tensor) -> Photo:
-    return Photo(image, *strongest_corners(image))
+    return Photo(image, strongest_corners(image))
 
 
 def at_corners(image: torch.Tensor) -> np.ndarray:
     """The corners of the cells of `grid_points`."""
     cells = (grid_points() / 8).astype(int)
-    return strongest_corners(image)[0][cells[:, 1], cells[:, 0]].astype(np.float32)
+    return strongest_corners(image).points[cells[:, 1], cells[:, 0]].astype(np.float32)
 
 
 def warped(image: torch.Tensor, A: np.ndarray, t: np.ndarray) -> torch.Tensor:
@@ -76,7 +73,7 @@ WARPS = {
 def test_a_cell_s_corner_is_found_and_a_flat_cell_has_its_grid_point() -> None:
     image = torch.full((1, 64, 72), 0.2)
     image[:, 21:45, 30:51] = 0.9  # a bright rectangle: four corners
-    corners = strongest_corners(image)[0]
+    corners = strongest_corners(image).points
     assert corners.shape == (8, 9, 2)
     for x, y in ((30, 21), (50, 21), (30, 44), (50, 44)):
         found = corners[round(y / 8), round(x / 8)]
@@ -89,7 +86,7 @@ def test_a_cell_s_corner_is_found_and_a_flat_cell_has_its_grid_point() -> None:
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
 def test_corners_lie_in_their_cells(rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    corners = strongest_corners(torch.rand(1, 8 * rows, 8 * columns, generator=generator))[0]
+    corners = strongest_corners(torch.rand(1, 8 * rows, 8 * columns, generator=generator)).points
     grid = 8 * np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1)
     assert ((corners - grid >= -4.5) & (corners - grid < 4)).all()
     assert ((corners >= 0) & (corners <= [8 * columns - 1, 8 * rows - 1])).all()
@@ -105,11 +102,11 @@ def test_known_warps_are_found_to_a_tenth_of_a_pixel(warp: str, moves: int) -> N
     guess = fixed @ A.T + t + np.random.default_rng(1).normal(0, 0.8, fixed.shape)
     count = len(fixed)
     if moves == 1:
-        found = refine(photo(image0), photo(image1), fixed, guess, CONFIG)
+        found = align_to_corners((photo(image0), photo(image1)), fixed, guess, CONFIG)
         still, moved = found.points0[:count], found.points1[:count]
         correlation = found.correlation[:count]
     else:
-        found = refine(photo(image1), photo(image0), guess, fixed, CONFIG)
+        found = align_to_corners((photo(image1), photo(image0)), guess, fixed, CONFIG)
         still, moved = found.points1[-count:], found.points0[-count:]
         correlation = found.correlation[-count:]
     np.testing.assert_array_equal(still, at_corners(image0))
@@ -135,10 +132,10 @@ def test_each_match_gives_a_corner_of_either_photo(warp: str) -> None:
     points1 = (points0 @ A.T + t).astype(np.float32)
     seen = ((points1 > 4) & (points1 < np.array([WIDTH - 4, HEIGHT - 4]))).all(axis=1)
     points0, points1 = points0[seen], points1[seen]
-    found = refine(photo(image0), photo(image1), points0, points1, CONFIG)
+    found = align_to_corners((photo(image0), photo(image1)), points0, points1, CONFIG)
     split = int(np.argmax(np.diff(found.match) < 0)) + 1
     np.testing.assert_array_equal(found.match[:split], np.arange(len(points0)))
-    corners = {tuple(corner) for corner in strongest_corners(image1)[0].reshape(-1, 2)}
+    corners = {tuple(corner) for corner in strongest_corners(image1).points.reshape(-1, 2)}
     second = [tuple(point) for point in found.points1[split:]]
     assert corners.issuperset(second)
     assert len(set(second)) == len(second) > 0.5 * len(points0)
@@ -152,14 +149,14 @@ def test_each_match_gives_a_corner_of_either_photo(warp: str) -> None:
 def test_of_matches_that_lead_to_one_corner_the_first_counts() -> None:
     image = texture()
     points = np.repeat(grid_points()[:40], 2, axis=0) + np.tile([[0, 0], [0.5, 1]], (40, 1))
-    found = refine(photo(image), photo(image), points, points, CONFIG)
+    found = align_to_corners((photo(image), photo(image)), points, points, CONFIG)
     np.testing.assert_array_equal(found.match, np.tile(np.arange(0, 80, 2), 2))
 
 
 def test_points_without_texture_stay_and_are_kept() -> None:
     grey = torch.full((1, HEIGHT, WIDTH), 0.4)
     points = grid_points()
-    found = refine(photo(grey), photo(grey + 0.1), points, points + 0.7, CONFIG)
+    found = align_to_corners((photo(grey), photo(grey + 0.1)), points, points + 0.7, CONFIG)
     count = len(points)
     np.testing.assert_allclose(found.points0[:count], points, atol=1e-4)
     np.testing.assert_allclose(found.points1[:count], points + 0.7, atol=1e-4)
@@ -172,8 +169,8 @@ def test_along_an_edge_points_stay_across_it_they_move() -> None:
     image = torch.sigmoid((torch.arange(WIDTH) - 96.0) / 1.5).expand(1, HEIGHT, WIDTH)
     points = grid_points()
     points = points[points[:, 0] == 96]
-    found = refine(
-        photo(image), photo(image), points, points + np.array([0.8, 0.8], np.float32), CONFIG
+    found = align_to_corners(
+        (photo(image), photo(image)), points, points + np.array([0.8, 0.8], np.float32), CONFIG
     )
     np.testing.assert_allclose(found.points1[:, 0], found.points0[:, 0], atol=0.1)
     np.testing.assert_allclose(found.points1[:, 1], found.points0[:, 1] + 0.8, atol=1e-3)
@@ -181,7 +178,7 @@ def test_along_an_edge_points_stay_across_it_they_move() -> None:
 
 def test_patches_that_differ_have_a_low_correlation() -> None:
     points = grid_points()
-    found = refine(photo(texture(0)), photo(texture(1)), points, points + 0.3, CONFIG)
+    found = align_to_corners((photo(texture(0)), photo(texture(1))), points, points + 0.3, CONFIG)
     assert np.median(found.correlation) < CONFIG.min_correlation
 
 
@@ -189,16 +186,16 @@ def test_points_move_no_further_than_the_prior_allows() -> None:
     points = grid_points()
     guess = points + np.array([30, 0], np.float32)
     config = RefinementConfig(rounds=1)
-    found = refine(photo(texture(0)), photo(texture(1)), points, guess, config)
+    found = align_to_corners((photo(texture(0)), photo(texture(1))), points, guess, config)
     count = len(points)
     guess += found.points0[:count] - points
-    assert np.abs(found.points1[:count] - guess).max() <= 2 * config.prior + 1e-3
+    assert np.abs(found.points1[:count] - guess).max() <= 2 * config.prior_sigma + 1e-3
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_matches(count: int) -> None:
     points = grid_points()[:count]
-    found = refine(photo(texture()), photo(texture()), points, points, CONFIG)
+    found = align_to_corners((photo(texture()), photo(texture())), points, points, CONFIG)
     corners = at_corners(texture())[:count]
     np.testing.assert_array_equal(found.points0[:count], corners)
     np.testing.assert_array_equal(found.points1[count:], corners)
@@ -258,7 +255,7 @@ def test_aligned_neighbours_agree_more_closely() -> None:
     assert (loose[wrong] > 0.8).mean() > 0.9
 
 
-def seeds(warp: str, image0: torch.Tensor, within: float = 16.0) -> Refinement:
+def seeds(warp: str, image0: torch.Tensor, within: float = 16.0) -> AlignedMatches:
     """True matches of the corners near the middle."""
     A, t = WARPS[warp]
     corners = at_corners(image0)
@@ -266,7 +263,7 @@ def seeds(warp: str, image0: torch.Tensor, within: float = 16.0) -> Refinement:
     points = corners[near]
     target = (points @ A.T + t).astype(np.float32)
     count = len(points)
-    return Refinement(points, target, np.ones(count, np.float32), np.arange(count))
+    return AlignedMatches(points, target, np.ones(count, np.float32), np.arange(count))
 
 
 @pytest.mark.parametrize("warp", WARPS)
@@ -276,7 +273,7 @@ def test_a_few_matches_grow_over_all_that_both_photos_show(warp: str) -> None:
     image1 = (0.1 + 0.6 * warped(image0, A, t)) ** 0.8
     found = seeds(warp, image0)
     before = len(found.match)
-    grown = grow(photo(image0), photo(image1), found, CONFIG, 10_000)
+    grown = grow((photo(image0), photo(image1)), found, CONFIG, 10_000)
     np.testing.assert_array_equal(grown.points0[:before], found.points0)
     np.testing.assert_array_equal(grown.points1[:before], found.points1)
     np.testing.assert_array_equal(grown.match[:before], found.match)
@@ -284,7 +281,7 @@ def test_a_few_matches_grow_over_all_that_both_photos_show(warp: str) -> None:
     assert (grown.correlation >= CONFIG.min_grown_correlation).all()
     error = np.linalg.norm(grown.points0 @ A.T + t - grown.points1, axis=1)
     assert np.percentile(error, 95) < 0.25
-    corners = strongest_corners(image0)[0].reshape(-1, 2)
+    corners = strongest_corners(image0).points.reshape(-1, 2)
     seen = corners @ A.T + t
     inner = ((corners > 20) & (corners < [WIDTH - 20, HEIGHT - 20])).all(axis=1)
     inner &= ((seen > 20) & (seen < [WIDTH - 20, HEIGHT - 20])).all(axis=1)
@@ -299,7 +296,7 @@ def test_growth_stops_at_the_most_that_was_asked_for() -> None:
     image1 = warped(image, *WARPS["shift"])
     count = len(found.match)
     for most in (count - 1, count, count + 7):
-        grown = grow(photo(image), photo(image1), found, CONFIG, most)
+        grown = grow((photo(image), photo(image1)), found, CONFIG, most)
         assert len(grown.match) == max(count, most)
 
 
@@ -310,14 +307,14 @@ def test_nothing_grows_where_photos_differ_or_have_no_texture() -> None:
     image1[:, :, :104] = image0[:, :, :104]
     image1[:, 100:, :] = texture(2)[:, 100:, :]
     found = seeds("shift", image0)
-    still = Refinement(found.points0, found.points0.copy(), found.correlation, found.match)
-    grown = grow(photo(image0), photo(image1), still, CONFIG, 10_000)
+    still = AlignedMatches(found.points0, found.points0.copy(), found.correlation, found.match)
+    grown = grow((photo(image0), photo(image1)), still, CONFIG, 10_000)
     added = grown.points0[len(found.match) :]
     assert len(added) > 50
     assert added[:, 0].max() < 105
     assert added[:, 1].max() < 100
-    nothing = Refinement(*(values[:0] for values in found))
-    assert len(grow(photo(image0), photo(image0), nothing, CONFIG, 100).match) == 0
+    nothing = AlignedMatches(*(values[:0] for values in found))
+    assert len(grow((photo(image0), photo(image0)), nothing, CONFIG, 100).match) == 0
 
 
 @pytest.mark.parametrize(("least", "grows"), [(30, True), (60, False)])
@@ -326,7 +323,7 @@ def test_pairs_with_few_matches_do_not_grow(least: int, grows: bool) -> None:
     points = grid_points()[:50]
     matcher = RefinedMatcher(
         _Given(Matches(points, points, np.ones(50, np.float32))),
-        RefinementConfig(least_to_grow=least),
+        RefinementConfig(min_matches_to_grow=least),
     )
     encoded = matcher.encode(NetworkImage(image, PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)))
     found = matcher.match(encoded, encoded)
@@ -345,7 +342,7 @@ def test_what_stands_alone_stays_if_the_patches_agree_very_well(sure: float, sta
     target = points + np.where(before[:, None], [-7, 0], [4, 0]).astype(np.float32)
     assert before.sum() == 1
     given = _Given(Matches(points, target, np.ones(len(points), np.float32)))
-    config = RefinementConfig(min_support=0, sure_correlation=sure, radius=4)
+    config = RefinementConfig(min_support=0, min_isolated_correlation=sure, patch_radius=4)
     matcher = RefinedMatcher(given, config)
     size = (WIDTH, HEIGHT)
     encoded = [
@@ -361,20 +358,19 @@ def test_what_stands_alone_stays_if_the_patches_agree_very_well(sure: float, sta
 class _Given(Matcher):
     """Gives the matches it was made with."""
 
-    name = "given"
-    preprocessing = Preprocessing(resize_max=None)
     provenance = {"weights": "none"}  # noqa: RUF012
 
-    def __init__(self, matches: Matches, confident: float = 0.0) -> None:
+    def __init__(self, matches: Matches, confident: float = 0.0, topk: int | None = None) -> None:
         self.matches = matches
-        self.confident = confident
+        preprocessing = Preprocessing(resize_max=None)
+        self.info = MatcherInfo("given", preprocessing, confident=confident, topk=topk)
 
     def encode(self, image: NetworkImage) -> Features:
         return Features("given", image.transform, 0)
 
-    def match(self, features0: Features, features1: Features) -> Matches:
-        assert features0.data == features1.data == "given"
-        return self.matches
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        assert all(features.data == "given" for pair in pairs for features in pair)
+        return [self.matches for _ in pairs]
 
 
 def test_the_matcher_works_in_pixels_of_the_original() -> None:
@@ -387,8 +383,8 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     scores = np.linspace(0.2, 1, len(fixed), dtype=np.float32)
     wrong = np.arange(len(fixed)) % 10 == 0
     guess = true + np.where(wrong[:, None], 25.0, 0.7).astype(np.float32)
-    given = Matches(transform.to_original(fixed), transform.to_original(guess), scores)
-    matcher = RefinedMatcher(_Given(given))
+    given = Matches(fixed, guess, scores)
+    matcher = RefinedMatcher(_Given(given), CONFIG)
     encoded = [matcher.encode(image) for image in images]
     assert encoded[0].nbytes == 2 * HEIGHT * WIDTH + (8 + 1) * (HEIGHT // 8) * (WIDTH // 8)
     found = matcher.match(*encoded)
@@ -399,7 +395,7 @@ def test_the_matcher_works_in_pixels_of_the_original() -> None:
     # exactly, or where the corner of a cell in image 1 is
     assert KDTree(found.keypoints0).query(corners[~wrong])[0].max() < 1.0
     assert matcher.provenance["weights"] == "none"
-    assert matcher.provenance["refinement_radius"] == CONFIG.radius
+    assert matcher.provenance["refinement_patch_radius"] == CONFIG.patch_radius
 
 
 @pytest.mark.parametrize(
@@ -411,9 +407,10 @@ def test_weak_matches_fill_up_pairs_with_few(enough: int, topk: int | None, expe
     points = grid_points()
     scores = np.linspace(0.2, 0.8, len(points), dtype=np.float32)
     confident = float(scores[-60])
-    given = _Given(Matches(points, points, scores), confident)
-    given.topk = topk
-    matcher = RefinedMatcher(given, RefinementConfig(enough=enough, least_to_grow=10_000))
+    given = _Given(Matches(points, points, scores), confident, topk)
+    matcher = RefinedMatcher(
+        given, RefinementConfig(target_matches=enough, min_matches_to_grow=10_000)
+    )
     encoded = matcher.encode(NetworkImage(image, PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)))
     found = matcher.match(encoded, encoded)
     # both photos have the same corner, which counts once
@@ -423,11 +420,11 @@ def test_weak_matches_fill_up_pairs_with_few(enough: int, topk: int | None, expe
 def test_points_that_leave_the_photo_are_dropped() -> None:
     image0 = texture()
     fixed = np.array([[184, 80], [96, 80]], np.float32)
-    corners = strongest_corners(image0)[0][[10, 10], [23, 12]]
+    corners = strongest_corners(image0).points[[10, 10], [23, 12]]
     shift = 193 - corners[0, 0]  # the first point's partner is just outside
     image1 = warped(image0, np.eye(2), np.array([shift, 0.0]))
     guess = fixed + np.array([shift - 2.5, 0], np.float32)
-    matcher = RefinedMatcher(_Given(Matches(fixed, guess, np.ones(2, np.float32))))
+    matcher = RefinedMatcher(_Given(Matches(fixed, guess, np.ones(2, np.float32))), CONFIG)
     identity, size = PixelTransform((1.0, 1.0)), (WIDTH, HEIGHT)
     encoded = [matcher.encode(NetworkImage(i, identity, size)) for i in (image0, image1)]
     found = matcher.match(*encoded)

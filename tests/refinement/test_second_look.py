@@ -15,9 +15,10 @@ from scipy.spatial import KDTree
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher, Preprocessing
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
-from edm_hloc.refinement.second_look import SecondLookConfig, SecondLookMatcher
+from edm_hloc.refinement.matcher import RefinedMatcher
+from edm_hloc.refinement.second_look import SecondLookConfig
 from edm_hloc.synthetic.textures import TextureBank
 
 WIDTH, HEIGHT = 320, 256
@@ -50,6 +51,10 @@ def edm() -> Matcher:
     return make_matcher("edm", weights="edm_s", device="cpu")
 
 
+def second_look(network: Matcher, config: SecondLookConfig | None = None) -> RefinedMatcher:
+    return RefinedMatcher(network, second_look=config or SecondLookConfig())
+
+
 def right(found: Matches, warp: np.ndarray, scale: float = 1.0, within: float = 3.0) -> int:
     """Matches that obey a warp of the network's pixels to so many of them."""
     points0, points1 = (
@@ -72,7 +77,7 @@ WARPS = {
 @pytest.mark.parametrize("name", WARPS)
 def test_it_finds_what_the_first_look_misses(name: str, edm: Matcher) -> None:
     image0, image1 = photo(), warped(photo(), WARPS[name])
-    matcher = SecondLookMatcher(edm)
+    matcher = second_look(edm)
     images = [network_image(image, 1.5) for image in (image0, image1)]
     first = edm.match(*(edm.encode(image) for image in images))
     found = matcher.match(*(matcher.encode(image) for image in images))
@@ -86,7 +91,7 @@ def test_it_finds_what_the_first_look_misses(name: str, edm: Matcher) -> None:
 
 
 def test_pairs_of_a_batch_are_looked_at_each_for_itself(edm: Matcher) -> None:
-    matcher = SecondLookMatcher(edm)
+    matcher = second_look(edm)
     shots = [photo(), *(warped(photo(), warp) for warp in WARPS.values()), photo(5)]
     first, *others = (matcher.encode(network_image(shot)) for shot in shots)
     alone = [matcher.match(first, other) for other in others]
@@ -103,13 +108,11 @@ def test_pairs_of_a_batch_are_looked_at_each_for_itself(edm: Matcher) -> None:
 class Counting(Matcher):
     """Gives the same matches for all pairs, and counts its work."""
 
-    name = "counting"
-    preprocessing = Preprocessing()
     provenance = {"matcher": "counting"}  # noqa: RUF012
 
-    def __init__(self, matches: Matches, confident: float = 0.0) -> None:
+    def __init__(self, matches: Matches, confident: float = 0.0, topk: int | None = None) -> None:
         self.matches = matches
-        self.confident = confident
+        self.info = MatcherInfo("counting", Preprocessing(), confident=confident, topk=topk)
         self.encoded: list[tuple[int, ...]] = []
         self.matched = 0
 
@@ -117,7 +120,10 @@ class Counting(Matcher):
         self.encoded.append(tuple(image.tensor.shape))
         return Features("given", image.transform, 1000)
 
-    def match(self, features0: Features, features1: Features) -> Matches:
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return [self.found() for _ in pairs]
+
+    def found(self) -> Matches:
         self.matched += 1
         return self.matches
 
@@ -155,21 +161,20 @@ CASES = [
 
 @pytest.mark.parametrize(("matches", "topk", "asked"), CASES)
 def test_when_a_pair_is_looked_at_again(matches: Matches, topk: int | None, asked: int) -> None:
-    inner = Counting(matches, confident=0.2)
-    inner.topk = topk
-    matcher = SecondLookMatcher(inner)
+    inner = Counting(matches, confident=0.2, topk=topk)
+    matcher = second_look(inner)
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
     encoded = len(inner.encoded)
-    assert matcher.match(*features) is matches  # the second found no more
+    assert matcher.match_pixels([tuple(features)])[0] is matches  # the second found no more
     assert inner.matched == asked
     assert len(inner.encoded) == encoded + (asked in (2, 7))
-    assert matcher.topk == topk
+    assert matcher.info.topk == topk
 
 
 def test_the_nearer_image_keeps_its_frame() -> None:
     for scale, larger in ((0.5, 0), (2.0, 1)):
         inner = Counting(given(turned(0, scale), 60))
-        matcher = SecondLookMatcher(inner)
+        matcher = second_look(inner)
         pair = [photo(), cv2.resize(photo(1), (160, 128))]
         features = [matcher.encode(network_image(image)) for image in pair]
         matcher.match(*features)
@@ -178,24 +183,26 @@ def test_the_nearer_image_keeps_its_frame() -> None:
 
 def test_what_an_image_holds() -> None:
     inner = Counting(given(np.eye(3), 4))
-    matcher = SecondLookMatcher(inner, SecondLookConfig(thumbnail=96))
+    matcher = second_look(inner, SecondLookConfig(thumbnail_size=96))
     image = np.random.default_rng(0).random((192, 384)).astype(np.float32)
     features = matcher.encode(network_image(image))
     small, double, across = (1, 64, 96), (1, 96, 192), (1, 96, 64)
     assert inner.encoded == [(1, 192, 384), small, across, small, across, double]
     assert features.nbytes == 6 * 1000 + 2 * image.size
     moved = matcher.from_host(matcher.to_host(features))
-    assert {view.features.data for view in moved.data[1:]} == {"device"}
+    views = moved.data.views
+    assert {view.features.data for view in (views.whole, *views.thumbnails.values())} == {"device"}
     assert moved.nbytes == features.nbytes
     assert moved.transform == features.transform
-    for name, quarters in (("small", 0), ("turned1", 1), ("turned2", 2), ("turned3", 3)):
-        view = getattr(features.data, name)
+    names = ("upright", "turned_90", "turned_180", "turned_270")
+    for quarters, name in enumerate(names):
+        view = features.data.views.thumbnails[name]
         ends = np.array([[0, 0], [383, 191]], np.float32)
         inside = view.features.transform.to_original(ends @ view.warp[:2, :2].T + view.warp[:2, 2])
         assert inside.min() == pytest.approx(0, abs=1e-4)
         angle = math.atan2(view.warp[1, 0], view.warp[0, 0])
         assert math.degrees(angle) % 360 == pytest.approx(90 * quarters)
-        np.testing.assert_allclose(view.back(inside), ends, atol=1e-3)
+        np.testing.assert_allclose(view.unwarp(inside), ends, atol=1e-3)
 
 
 def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
@@ -203,13 +210,13 @@ def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
     first, second = given(warp, 140), given(np.eye(3), 300)
 
     class Twice(Counting):
-        def match(self, features0: Features, features1: Features) -> Matches:
+        def found(self) -> Matches:
             self.matched += 1
             return first if self.matched == 1 else second
 
-    matcher = SecondLookMatcher(Twice(first))
+    matcher = second_look(Twice(first))
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
-    found = matcher.match(*features)
+    (found,) = matcher.match_pixels([tuple(features)])
     assert len(found.scores) > 140
     kept = found.keypoints0[:, None] == first.keypoints0
     kept = kept.all(axis=2).any(axis=1)
@@ -227,16 +234,20 @@ def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_un
     wrong, true = given(turned(40), 100), given(np.eye(3), 60)
 
     class ByThumbnails(Counting):
-        def match(self, features0: Features, features1: Features) -> Matches:
+        def found(self) -> Matches:
             self.matched += 1
             # 6 × 8 cells, of which the third pair of thumbnails agrees in all
             return {1: wrong, 4: true}.get(self.matched, given(np.eye(3), 0))
 
     for clear, angle in ((0.2, 90.0), (9.0, 40.0)):
         inner = ByThumbnails(wrong)
-        matcher = SecondLookMatcher(inner, SecondLookConfig(thumbnail=64, clear=clear))
+        matcher = second_look(
+            inner, SecondLookConfig(thumbnail_size=64, trusted_inlier_share=clear)
+        )
         features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
-        with mock.patch.object(matcher, "_match_aligned", return_value=[true]) as aligned:
+        with mock.patch.object(
+            matcher.second_look, "_match_aligned", return_value=[true]
+        ) as aligned:
             matcher.match(*features)
         warp = aligned.call_args.args[0][0][1]
         assert abs(math.degrees(math.atan2(warp[1, 0], warp[0, 0]))) == pytest.approx(angle, abs=1)
@@ -244,12 +255,12 @@ def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_un
 
 def test_settings_are_part_of_the_provenance() -> None:
     inner = Counting(given(np.eye(3), 4))
-    changed = SecondLookConfig(enough=0.1)
-    provenances = [SecondLookMatcher(inner, config).provenance for config in (None, changed)]
+    changed = SecondLookConfig(min_confident_share=0.1)
+    provenances = [second_look(inner, config).provenance for config in (None, changed)]
     assert provenances[0] != provenances[1]
     assert all(p["matcher"] == "counting" for p in provenances)
 
 
 def test_no_pairs(edm: Matcher) -> None:
     none: Sequence[tuple[Features, Features]] = []
-    assert SecondLookMatcher(edm).match_batch(none) == []
+    assert second_look(edm).match_batch(none) == []

@@ -1,0 +1,183 @@
+"""A matcher whose matches are checked, refined and completed by the photos themselves.
+
+    first matches ─ second look ─▶ more matches of rotated and scaled pairs   (second_look.py)
+      ─ neighbours' support ─▶ without gross outliers                         (affine.py)
+      ─ alignment at corners ─▶ sub-pixel, repeated in all pairs of a photo   (corner_matches.py)
+      ─ neighbours' support ─▶ without small outliers                         (affine.py)
+      ─ region growing ─▶ where the network missed them                       (growing.py)
+
+All of it is in pixels of the networks' inputs, hloc's frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from edm_hloc.base.frames import inside
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.load import NetworkImage
+from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.models.types import default_topk
+from edm_hloc.refinement.affine import neighbour_support
+from edm_hloc.refinement.config import RefinementConfig
+from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
+from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
+from edm_hloc.refinement.growing import grow
+from edm_hloc.refinement.second_look import (
+    ImageViews,
+    SecondLook,
+    SecondLookConfig,
+    WarpedView,
+    whole_view,
+)
+
+
+class RefinedFeatures(NamedTuple):
+    """What is remembered of a photo: its pixels once, its views, and its corners if refined."""
+
+    views: ImageViews
+    corners: Corners | None
+
+
+class RefinedMatcher(Matcher):
+    """Another matcher with a second look at pairs with few matches, and with refinement.
+
+    Each match of the network gives up to two, one at a corner of either photo, and matches beside
+    them are added up to twice the network's own limit. Scores are the network's times the
+    correlation of the aligned patches.
+
+    Args:
+        network: the matcher that finds the first matches.
+        refinement: settings of the refinement; None for none.
+        second_look: settings of the second look; None for none.
+    """
+
+    def __init__(
+        self,
+        network: Matcher,
+        refinement: RefinementConfig | None = None,
+        second_look: SecondLookConfig | None = None,
+    ) -> None:
+        self.network = network
+        self.info = network.info
+        self.refinement = refinement
+        self.second_look = None if second_look is None else SecondLook(network, second_look)
+
+    @property
+    def provenance(self) -> Mapping[str, str | int | float | bool | None]:
+        settings = dict(self.network.provenance)
+        if self.second_look is not None:
+            looks = asdict(self.second_look.config)
+            settings |= {f"second_look_{name}": value for name, value in looks.items()}
+        if self.refinement is not None:
+            stages = asdict(self.refinement)
+            settings |= {f"refinement_{name}": value for name, value in stages.items()}
+        return settings
+
+    def encode(self, image: NetworkImage) -> Features:
+        features = self.network.encode(image)
+        pixels = image.tensor.half()
+        thumbnails = {} if self.second_look is None else self.second_look.thumbnails(pixels)
+        held = features.nbytes + pixels.nbytes
+        held += sum(view.features.nbytes for view in thumbnails.values())
+        corners = None
+        if self.refinement is not None:
+            corners = strongest_corners(image.tensor.mean(dim=0, keepdim=True))
+            held += corners.nbytes
+        whole = whole_view(features, pixels)
+        views = ImageViews(pixels.to(self.info.device), whole, thumbnails)
+        return Features(RefinedFeatures(views, corners), image.transform, held)
+
+    def to_host(self, features: Features) -> Features | None:
+        data: RefinedFeatures = features.data
+        views = {"": data.views.whole, **data.views.thumbnails}
+        moved = {}
+        for name, view in views.items():
+            on_host = self.network.to_host(view.features)
+            if on_host is None:
+                return None
+            moved[name] = view._replace(features=on_host)
+        whole = moved.pop("")
+        views_on_host = ImageViews(data.views.pixels.cpu(), whole, moved)
+        return replace(features, data=data._replace(views=views_on_host))
+
+    def from_host(self, features: Features) -> Features:
+        data: RefinedFeatures = features.data
+
+        def back(view: WarpedView) -> WarpedView:
+            return view._replace(features=self.network.from_host(view.features))
+
+        views = ImageViews(
+            data.views.pixels.to(self.info.device),
+            back(data.views.whole),
+            {name: back(view) for name, view in data.views.thumbnails.items()},
+        )
+        return replace(features, data=data._replace(views=views))
+
+    @torch.inference_mode()
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        views = [(first.data.views, second.data.views) for first, second in pairs]
+        found = self.network.match_pixels([(a.whole.features, b.whole.features) for a, b in views])
+        if self.second_look is not None:
+            found = self.second_look.improve(views, found)
+        if self.refinement is None:
+            return found
+        photos = [(_photo(first.data), _photo(second.data)) for first, second in pairs]
+        return [
+            self._refined(pair, matches, self.refinement)
+            for pair, matches in zip(photos, found, strict=True)
+        ]
+
+    def _refined(
+        self, photos: tuple[Photo, Photo], matches: Matches, config: RefinementConfig
+    ) -> Matches:
+        """The matches of one pair after all stages but the second look."""
+        matches = self._supported_candidates(matches, config)
+        aligned = align_to_corners(photos, matches.keypoints0, matches.keypoints1, config)
+        agree = (
+            (aligned.correlation >= config.min_correlation)
+            & inside(aligned.points0, *photos[0].size)
+            & inside(aligned.points1, *photos[1].size)
+        ).nonzero()[0]
+        scores = matches.scores[aligned.match[agree]]
+        count = max(2 * config.target_matches, int((scores >= self.info.confident).sum()))
+        best = agree[np.argsort(-scores, kind="stable")[:count]]
+        # Each match of the network may give two.
+        limit = self.info.topk or 2 * default_topk(photos[0].corners.textured.size)
+        aligned = aligned.chosen(best).distinct()
+        isolated = aligned.correlation >= config.min_isolated_correlation
+        found = _supported(aligned, config)
+        if len(found.match) >= config.min_matches_to_grow:
+            found = _supported(grow(photos, found, config, limit).distinct(), config)
+        found = found.joined(aligned.chosen(isolated.nonzero()[0])).distinct()
+        # The two that come from one match differ in correlation: equal scores would be ties where
+        # keypoints are merged.
+        scores = matches.scores[found.match] * found.correlation.clip(min=0)
+        order = np.argsort(-scores, kind="stable")[:limit]
+        return Matches(found.points0[order], found.points1[order], scores[order])
+
+    def _supported_candidates(self, matches: Matches, config: RefinementConfig) -> Matches:
+        """The matches that neighbours support, best first; the confident ones if these suffice."""
+        support = neighbour_support(matches.keypoints0, matches.keypoints1, config.neighbours)
+        kept = support >= config.min_support
+        confident = kept & (matches.scores >= self.info.confident)
+        if confident.sum() >= config.target_matches:
+            kept = confident
+        order = np.argsort(-np.where(kept, matches.scores, -1), kind="stable")
+        return matches[order[: kept.sum()]]
+
+
+def _photo(data: RefinedFeatures) -> Photo:
+    assert data.corners is not None
+    return Photo(data.views.pixels.float().mean(dim=0, keepdim=True), data.corners)
+
+
+def _supported(found: AlignedMatches, config: RefinementConfig) -> AlignedMatches:
+    """The aligned matches that most of their neighbours are consistent with."""
+    support = neighbour_support(found.points0, found.points1, config.neighbours, aligned=True)
+    return found.chosen((support >= config.min_aligned_support).nonzero()[0])
