@@ -42,7 +42,6 @@ from edm_hloc.localization.scans import ScanPoints, write_scan_points
 from edm_hloc.mapping.database import MatchedImages
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.refinement.load import load_matcher
 from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions
@@ -50,6 +49,7 @@ from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aac
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
+from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher

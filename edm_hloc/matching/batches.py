@@ -35,7 +35,9 @@ class MatchingQueue:
         self.num_pairs = self.num_matches = 0
         self._waiting: dict[Shapes, list[tuple[Pair, Features, Features]]] = {}
         self._running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
-        self._pool = single_core_pool(matcher.info.threads, "match") if matcher.info.threads > 1 else None
+        self._pool = (
+            single_core_pool(matcher.info.threads, "match") if matcher.info.threads > 1 else None
+        )
 
     def add(self, pair: Pair, shapes: Shapes, features: tuple[Features, Features]) -> None:
         """Adds a pair; the largest batch is matched when it is complete or too many pairs wait."""
@@ -70,7 +72,7 @@ class MatchingQueue:
             self._store(pairs, self._matcher.match_batch(features))
             return
         self._running.append((pairs, self._pool.submit(self._matcher.match_batch, features)))
-        if len(self._running) > 2 * self._matcher.info.threads:  # sufficient to keep all threads busy
+        if len(self._running) > 2 * self._matcher.info.threads:  # keeps all threads busy
             self._store_first()
 
     def _store_first(self) -> None:
