@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,11 +177,15 @@ def test_another_mapper_keeps_the_verified_pairs(
         assert run.results["mapped"]["statistics"]["registered"] == 7
         return list(done)
 
-    before = (out / "database.db").read_bytes()
+    def contents() -> list[str]:
+        with contextlib.closing(sqlite3.connect(out / "database.db")) as connection:
+            return list(connection.iterdump())
+
+    before = contents()
     assert again(threads=1) == []
     assert again(mapper="global") == ["map_database"]
     assert again(mapper="global", two_view_points=False) == ["map_database"]
-    assert (out / "database.db").read_bytes() == before
+    assert contents() == before
     assert again(max_error=3.0) == ["build_database", "map_database"]
     assert again(max_error=3.0, min_inliers=20) == ["build_database", "map_database"]
 
