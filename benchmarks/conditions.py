@@ -1,9 +1,10 @@
-"""Relative pose on rendered pairs that are hard in one respect each, with COLMAP's SIFT beside.
+"""Compare EDM and COLMAP's SIFT on rendered pairs that are difficult in one respect each.
 
     python benchmarks/conditions.py OUT [--pairs 40] [--textures PHOTOS] [--weights WEIGHTS]
 
-Prints a Markdown table; OUT keeps the photos, the matches and a pose.json for each condition.
-Without --textures the worlds are dressed with procedural textures, which anyone can repeat.
+Prints a Markdown table of relative-pose errors; OUT keeps the photos, the matches and a pose.json
+for each condition. Without --textures the scenes have procedural textures, so that the numbers can
+be reproduced anywhere.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from edm_hloc.synthetic.textures import TextureBank
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pairs", type=int, default=40, help="of each condition")
+    parser.add_argument("--pairs", type=int, default=40, help="number of each condition")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--textures", type=Path, help="folder of photos")
+    parser.add_argument("--textures", type=Path, help="folder of photos to cut textures from")
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
     args = parser.parse_args()
 

@@ -2,10 +2,10 @@
 
     python benchmarks/miniatures.py aachen|inloc [--seeds 101 102 103] [--methods truth edm sift]
 
-Each seed renders a dataset as `edm-hloc synth` does. All methods get the same retrieval, made by
-`--retrieval`. The perfect matcher (the tests' own, with 0.3 px of noise and 5 % of wrong matches)
-and EDM go through the pipeline of the dataset; SIFT takes the same steps from its H5 files on,
-without quantization, which it does not need.
+Each seed renders a dataset as `edm-hloc synth` does. All methods use the same image retrieval,
+`--retrieval`. The perfect matcher (that of the tests, with 0.3 px of noise and 5 % outliers) and
+EDM go through the pipeline of the dataset. SIFT takes the same steps from its H5 files on; its
+keypoints need no quantization.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
 
 Found = tuple[Mapping[str, pycolmap.Rigid3d], Sequence[QueryPose]]
-"""Poses by name, and how each query was localized."""
+"""Poses by the query's name, and the log entry of each query."""
 
 
 def by_pipeline(
     benchmark: str, data: Path, out: Path, method: str, args: argparse.Namespace
 ) -> Found:
-    """Poses of the submission that the dataset's own pipeline writes."""
+    """Localize with the dataset's pipeline; the poses are those of the submission it writes."""
     images = "images_upright" if benchmark == "aachen" else "."
     matcher: Matcher
     if method == "truth":
@@ -79,7 +79,7 @@ def by_pipeline(
 
 
 def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> Found:
-    """Poses by COLMAP's SIFT; only of queries that are localized."""
+    """Localize with COLMAP's SIFT; only queries that are localized have a pose."""
     options = RetrievalOptions(args.retrieval, args.retrieved)
     run = Run(out, {})
     features, matches = out / "features.h5", out / "matches.h5"
@@ -115,7 +115,7 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
 
 
 def pose_options(args: argparse.Namespace) -> PoseOptions:
-    """The benchmarks' own, the inliers' error scaled from the size of the real queries."""
+    """The benchmarks' defaults, with the threshold of inliers scaled to the size of the photos."""
     if args.benchmark == "aachen":
         return replace(AachenOptions().pose, max_error=12 * args.size[0] / 1600)
     return replace(InLocOptions().pose, max_error=48 * args.size[0] / 4032)
@@ -134,13 +134,13 @@ def main() -> None:
     parser.add_argument("benchmark", choices=("aachen", "inloc"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102, 103])
     parser.add_argument("--methods", nargs="+", default=["truth", "edm", "sift"])
-    parser.add_argument("--views", type=int, help="of the database; default 24, InLoc 48")
+    parser.add_argument("--views", type=int, help="database photos; by default 24, for InLoc 48")
     parser.add_argument("--queries", type=int, default=12)
     parser.add_argument("--size", type=int, nargs=2, default=(640, 480))
     parser.add_argument("--covisible", type=int, default=8)
     parser.add_argument("--retrieved", type=int, default=8)
     parser.add_argument("--retrieval", default="sift")
-    parser.add_argument("--weights", help="of EDM; by default the best on this computer")
+    parser.add_argument("--weights", help="weights of EDM; by default the best on this computer")
     args = parser.parse_args()
     half, size = args.queries // 2, (args.size[0], args.size[1])
     poses: dict[str, dict[str, pycolmap.Rigid3d]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""Measure how many pairs a second `edm_hloc.synthetic` renders, on a CPU or a GPU."""
+"""Measure how many pairs per second `edm_hloc.synthetic` renders, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from edm_hloc.synthetic.textures import TextureBank
 
 
 def measure(sampler: PairSampler, batch: int, size: int, seconds: float) -> tuple[float, float]:
-    """Render for about `seconds` after warming up: pairs a second, CPU milliseconds a pair."""
+    """Render for about `seconds`, after a batch to warm up.
+
+    Returns:
+        Pairs per second, and milliseconds of CPU time per pair.
+    """
     sampler.sample(batch, size, size)
     _finish(sampler)
     start, cpu_start, count = time.perf_counter(), time.process_time(), 0
@@ -34,9 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[192, 256])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="on the CPU")
-    parser.add_argument("--batch", type=int, help="default: 16 on the CPU, 128 on a GPU")
-    parser.add_argument("--textures", type=Path, help="packed textures; default: procedural")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to try")
+    parser.add_argument("--batch", type=int, help="pairs at a time; default: CPU 16, GPU 128")
+    parser.add_argument("--textures", type=Path, help="pack of textures; default: procedural")
     parser.add_argument("--difficulty", type=float, default=0.5)
     parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
@@ -50,8 +54,8 @@ def main() -> None:
             rate, cpu = measure(sampler, batch, size, args.seconds)
             where = f"{threads} CPU thread(s)" if on_cpu else torch.cuda.get_device_name()
             print(
-                f"{size}×{size}, batch {batch}, {where}: {rate:.1f} pairs/s, "
-                f"{cpu:.1f} ms of CPU a pair",
+                f"{size}×{size}, batch {batch}, {where}: {rate:.1f} pairs per second, "
+                f"{cpu:.1f} ms of CPU time per pair",
                 flush=True,
             )
 

@@ -1,9 +1,9 @@
-"""Reconstructs a folder's photos, a third turned onto their side and a third upside down.
+"""Reconstruct a folder of photos of which a third is rotated by 90 and a third by 180 degrees.
 
     python benchmarks/turned_photos.py IMAGES OUT
 
-OUT/images holds the photos so turned, without EXIF data, OUT/run what `edm-hloc reconstruct` makes
-of them with one camera for photos of one size.
+OUT/images holds the rotated photos, without EXIF data, and OUT/run what `edm-hloc reconstruct`
+makes of them with one camera for all photos of the same size.
 """
 
 from __future__ import annotations

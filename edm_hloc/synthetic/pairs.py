@@ -192,8 +192,8 @@ class PairSampler:
         else:
             least, most = self.overlap_range
             raise EdmHlocError(
-                f"found {batch - missing} of {batch} pairs with an overlap in [{least}, {most}]; "
-                "ask for a wider range"
+                f"Only {batch - missing} of {batch} pairs with an overlap in [{least}, {most}] "
+                "were found: ask for a wider range."
             )
         return PairScenes(
             concatenate([scenes.shapes for scenes in kept]),

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from edm_hloc.synthetic.appearance import Appearance, Lights, Materials, random_materials
 from edm_hloc.synthetic.cameras import Cameras, intrinsics
+from edm_hloc.synthetic.painted_textures import dead_leaves, facade
 from edm_hloc.synthetic.photo_truth import PhotoTruth
 from edm_hloc.synthetic.photometric_effects import noise
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.renderer.render import render
 from edm_hloc.synthetic.shapes import Shapes
-from edm_hloc.synthetic.textures import TextureBank, dead_leaves, facade
+from edm_hloc.synthetic.textures import TextureBank
 
 SURFACES = 6
 """Floor, ceiling and walls of a room."""

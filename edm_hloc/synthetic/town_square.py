@@ -11,11 +11,12 @@ from torch import Tensor
 
 from edm_hloc.synthetic.appearance import Appearance, Lights, Materials
 from edm_hloc.synthetic.cameras import Cameras, intrinsics, look_at
+from edm_hloc.synthetic.painted_textures import dead_leaves, facade
 from edm_hloc.synthetic.photometric_effects import noise
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.renderer.render import render
 from edm_hloc.synthetic.shapes import Shapes, ShapesBuilder, rotation
-from edm_hloc.synthetic.textures import TextureBank, dead_leaves, facade
+from edm_hloc.synthetic.textures import TextureBank
 
 TEXTURE_SIZE = 1024
 """Side of the painted textures, in texels."""

@@ -77,7 +77,7 @@ def test_vlad_in_closed_form() -> None:
 
 @pytest.mark.parametrize("kind", ["sift", "edm"])
 def test_a_changed_copy_is_found_again(kind: str, tmp_path: Path) -> None:
-    from edm_hloc.synthetic.textures import dead_leaves
+    from edm_hloc.synthetic.painted_textures import dead_leaves
 
     rng = np.random.default_rng(1)
     paintings = {f"db/{k}.png": dead_leaves(512, rng)[:313, :471] for k in range(5)}

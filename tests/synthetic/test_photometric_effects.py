@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from edm_hloc.synthetic import photometric_effects
+from edm_hloc.synthetic.painted_textures import dead_leaves
 from edm_hloc.synthetic.random_numbers import Random
-from edm_hloc.synthetic.textures import dead_leaves
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.synthetic.textures import TextureBank, dead_leaves, facade, repeated
+from edm_hloc.synthetic.painted_textures import dead_leaves, facade, repeated
+from edm_hloc.synthetic.textures import TextureBank
 
 
 def test_dead_leaves_have_the_spectrum_of_nature() -> None:
