@@ -1,6 +1,6 @@
-"""`import edm_hloc.hloc_plugin` makes EDM and EfficientLoFTR matchers of hloc.
+"""`import edm_hloc.hloc_plugin` registers EDM and EfficientLoFTR as matchers of hloc.
 
-The name under which scripts know `edm_hloc.interop.hloc_plugin`; importing it registers the models.
+It is the name under which scripts import `edm_hloc.interop.hloc_plugin`.
 """
 
 from edm_hloc.interop.hloc_plugin import CONFS, HlocError, register

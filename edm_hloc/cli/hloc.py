@@ -55,7 +55,7 @@ def _doctor(args: argparse.Namespace) -> None:
 
 
 def _repair_database(args: argparse.Namespace) -> None:
-    from edm_hloc.interop.doctor import repair_database
+    from edm_hloc.interop.repair import repair_database
 
     done = repair_database(args.database)
     if not done.repaired:

@@ -1,12 +1,9 @@
-"""What is installed, which known breakages apply to it, and mending databases that hloc wrote."""
+"""What is installed, and which known breakages of hloc apply to it."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import platform
-import sqlite3
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,17 +12,19 @@ from pathlib import Path
 import pycolmap
 import torch
 
-from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.version import __version__
-
-_UNDEFINED = int(pycolmap.TwoViewGeometryConfiguration.UNDEFINED)
-_CALIBRATED = int(pycolmap.TwoViewGeometryConfiguration.CALIBRATED)
+from edm_hloc.interop.repair import undefined_pairs_are_ignored
 
 
 @dataclass(frozen=True)
 class Breakage:
-    """Something that does not work with what is installed, and what to do about it."""
+    """Something that does not work with what is installed, and what to do about it.
+
+    Attributes:
+        problem: what goes wrong, in whole sentences.
+        remedy: what to do, in whole sentences.
+    """
 
     problem: str
     remedy: str
@@ -36,31 +35,17 @@ class Diagnosis:
     """What `diagnose` found.
 
     Attributes:
-        versions: of each library, None if it is not installed.
-        breakages: those that apply, worst first.
+        versions: version of each library, by its name; None if it is not installed.
+        breakages: those that apply: that hloc cannot be imported, then that it triangulates no
+            points, then those of single modules.
     """
 
     versions: dict[str, str | None]
     breakages: tuple[Breakage, ...]
 
 
-@dataclass(frozen=True)
-class Repair:
-    """What `repair_database` did.
-
-    Attributes:
-        pairs: image pairs with verified matches in the database.
-        repaired: those of them that had no configuration.
-        matches: verified matches of the repaired pairs.
-    """
-
-    pairs: int
-    repaired: int
-    matches: int
-
-
 def diagnose() -> Diagnosis:
-    """Looks at what is installed; takes a second or two, mostly to import hloc."""
+    """Look at what is installed. Takes a second or two, mostly to import hloc."""
     versions = {
         "edm_hloc": __version__,
         "Python": platform.python_version(),
@@ -68,7 +53,7 @@ def diagnose() -> Diagnosis:
         "pycolmap": pycolmap.__version__,
         "h5py": _version("h5py"),
         "numpy": _version("numpy"),
-        "hloc": _hloc_version(),
+        "hloc": hloc_version(),
         "torchvision": _version("torchvision"),
         "kornia": _version("kornia"),
         "transformers": _version("transformers"),
@@ -77,108 +62,90 @@ def diagnose() -> Diagnosis:
     return Diagnosis(versions, tuple(breakages))
 
 
-def repair_database(path: Path) -> Repair:
-    """Gives a configuration to the verified pairs that hloc left without one.
+@dataclass(frozen=True)
+class SourceCheck:
+    """A breakage that can be recognised in the source of a module of hloc.
 
-    hloc writes two-view geometries as UNDEFINED. pycolmap 4.2 ignores such pairs, so that
-    triangulation ends with 0 points and no error. Here those that have matches become CALIBRATED,
-    all in one transaction: a database is repaired or as it was.
-
-    Raises:
-        EdmHlocError: no such file, not a COLMAP database, in use, or not writable.
+    Attributes:
+        module: name of the module within hloc.
+        applies: whether the given source has the breakage.
+        breakage: what is wrong then.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise EdmHlocError(f"No COLMAP database {path}.")
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=5)) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            pairs, repaired, matches = connection.execute(
-                "SELECT COUNT(*), COALESCE(SUM(config = ?1), 0),"
-                " COALESCE(SUM(rows * (config = ?1)), 0)"
-                " FROM two_view_geometries WHERE rows > 0",
-                (_UNDEFINED,),
-            ).fetchone()
-            connection.execute(
-                "UPDATE two_view_geometries SET config = ? WHERE rows > 0 AND config = ?",
-                (_CALIBRATED, _UNDEFINED),
-            )
-    except sqlite3.Error as error:
-        if "locked" in str(error):
-            raise EdmHlocError(f"{path} is in use by another program: close it first.") from None
-        if "readonly" in str(error):
-            raise EdmHlocError(f"{path} cannot be written: copy it to where it can.") from None
-        raise EdmHlocError(f"{path} is not a COLMAP database ({error}).") from None
-    return Repair(pairs, repaired, matches)
+
+    module: str
+    applies: Callable[[str], bool]
+    breakage: Breakage
 
 
-def undefined_pairs_are_ignored() -> bool:
-    """Whether this pycolmap makes no points of pairs without a configuration (measured)."""
-    pycolmap.set_random_seed(0)
-    with tempfile.TemporaryDirectory() as folder, quiet_colmap():
-        path = Path(folder) / "database.db"
-        options = pycolmap.SyntheticDatasetOptions()
-        options.num_points3D = 20
-        with pycolmap.Database.open(path) as database:
-            model = pycolmap.synthesize_dataset(options, database)
-        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("UPDATE two_view_geometries SET config = ?", (_UNDEFINED,))
-        return not pycolmap.triangulate_points(model, path, folder, folder).num_points3D()
-
-
-# What is known to be wrong in hloc: module, how to tell from its source, problem, remedy.
-_IN_SOURCE: tuple[tuple[str, Callable[[str], bool], str, str], ...] = (
-    (
+SOURCE_CHECKS = (
+    SourceCheck(
         "match_dense",
         lambda source: "None if overwrite else match_path" in source,
-        "hloc.match_dense interrupted before its aggregation leaves pairs without matches0, which "
-        "a second run takes for finished: later steps end with a KeyError.",
-        "After an interruption delete its match file or pass overwrite=True; "
-        "edm-hloc match-pairs goes on where it was.",
+        Breakage(
+            "When hloc.match_dense is interrupted before its aggregation, pairs have no matches0 "
+            "but count as finished in a second run: later steps end with a KeyError.",
+            "After an interruption delete its match file or pass overwrite=True; edm-hloc "
+            "match-pairs resumes where it was interrupted.",
+        ),
     ),
-    (
+    SourceCheck(
         "match_dense",
         lambda source: '"score"' in source and '"scores" in' in source,
-        "hloc.match_dense writes the scores of keypoints under a name that it does not read: in a "
-        "later run they all vote alike.",
-        "Give it features.h5 of edm-hloc match-pairs, which has the name that is read.",
+        Breakage(
+            "hloc.match_dense writes the scores of keypoints under another name than it reads "
+            "them: in a later run they all vote alike.",
+            "Give it the features.h5 of edm-hloc match-pairs, which has the name that is read.",
+        ),
     ),
-    (
+    SourceCheck(
         "match_dense",
         lambda source: '"--matches", type=Path, default=confs' in source,
-        "The command line of hloc.match_dense puts matches into the current folder, under a name "
-        "without .h5, unless told otherwise.",
-        "Give it --matches OUT/matches.h5.",
+        Breakage(
+            "The command line of hloc.match_dense writes matches into the current folder, under a "
+            "name without .h5, unless told otherwise.",
+            "Give it --matches OUT/matches.h5.",
+        ),
     ),
-    (
+    SourceCheck(
         "triangulation",
         lambda source: 'pop("mapper_options")' in source and '"--mapper_options"' not in source,
-        "The command line of hloc.triangulation always ends with KeyError: 'mapper_options'.",
-        "Call hloc.triangulation.main from Python, or use edm-hloc triangulate.",
+        Breakage(
+            "The command line of hloc.triangulation always ends with KeyError: 'mapper_options'.",
+            "Call hloc.triangulation.main from Python, or use edm-hloc triangulate.",
+        ),
     ),
-    (
+    SourceCheck(
         "localize_inloc",
         lambda source: "kpq[v], kpr[m[v]]" in source,
-        "hloc.localize_inloc fails on matches of dense matchers, hloc's own included, whose arrays "
-        "end at the last matched keypoint, and on queries without a pose.",
-        "Use edm-hloc inloc.",
+        Breakage(
+            "hloc.localize_inloc fails on matches of dense matchers, including hloc's own, because "
+            "their arrays end at the last matched keypoint; and on queries without a pose.",
+            "Use edm-hloc inloc.",
+        ),
     ),
-    (
+    SourceCheck(
         "pipelines.Aachen_v1_1.pipeline_loftr",
         lambda source: "run(args)" not in source.partition("__main__")[2],
-        "hloc.pipelines.Aachen_v1_1.pipeline_loftr reads its arguments and does nothing.",
-        "Call its run() from Python.",
+        Breakage(
+            "hloc.pipelines.Aachen_v1_1.pipeline_loftr parses its arguments and does nothing else.",
+            "Call its run() from Python.",
+        ),
     ),
 )
 
 
 def _breakages_of_hloc() -> list[Breakage]:
+    """The breakages that apply to the installed hloc."""
     found = []
     try:
         from edm_hloc.interop import hloc_plugin  # noqa: F401 (imports hloc, and raises if it cannot)
     except EdmHlocError as error:
-        found.append(Breakage(str(error), "Install versions that belong together, then try again."))
-    source = _source("triangulation")
+        found.append(
+            Breakage(
+                str(error), "Install versions of the libraries that fit each other, then try again."
+            )
+        )
+    source = hloc_source("triangulation")
     if (
         "TwoViewGeometry(" in source
         and "TwoViewGeometryConfiguration" not in source
@@ -189,17 +156,15 @@ def _breakages_of_hloc() -> list[Breakage]:
                 "hloc.triangulation gives 0 points with this pycolmap, without an error, because "
                 "hloc leaves the configuration of verified pairs undefined.",
                 "Triangulate with edm-hloc triangulate; or run edm-hloc repair-database on the "
-                "database.db that hloc left, then hloc.triangulation.run_triangulation.",
+                "database.db that hloc wrote, then hloc.triangulation.run_triangulation.",
             )
         )
-    for module, applies, problem, remedy in _IN_SOURCE:
-        if applies(_source(module)):
-            found.append(Breakage(problem, remedy))
+    found += [c.breakage for c in SOURCE_CHECKS if c.applies(hloc_source(c.module))]
     return found
 
 
-def _source(module: str) -> str:
-    """The text of a module of hloc, empty if there is none; the module itself is not run."""
+def hloc_source(module: str) -> str:
+    """The source of a module of hloc, without running it; empty if there is no such module."""
     try:
         spec = importlib.util.find_spec(f"hloc.{module}")
     except ImportError:
@@ -207,14 +172,15 @@ def _source(module: str) -> str:
     return Path(spec.origin).read_text("utf-8") if spec and spec.origin else ""
 
 
-def _hloc_version() -> str | None:
+def hloc_version() -> str | None:
+    """Version and folder of hloc, or why it cannot be imported; None if it is not installed."""
     spec = importlib.util.find_spec("hloc")
     if spec is None:
         return None
     where = next(iter(spec.submodule_search_locations or ()), "")
     try:
         import hloc
-    except Exception as error:  # whatever goes wrong in it is what the user wants to know
+    except Exception as error:  # the user wants to know of it, whatever it is
         return f"in {where}, cannot be imported: {error}"
     return f"{getattr(hloc, '__version__', 'of unknown version')} in {where}"
 

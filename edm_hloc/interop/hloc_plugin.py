@@ -1,13 +1,14 @@
-"""Makes EDM and EfficientLoFTR matchers of hloc: `import edm_hloc.hloc_plugin` is all.
+"""Registers EDM and EfficientLoFTR as matchers of hloc; `import edm_hloc.hloc_plugin` does it.
 
     from hloc import match_dense
     import edm_hloc.hloc_plugin
     match_dense.main(match_dense.confs["edm"], pairs, images, outputs)
 
-That registers the models `edm`, `edm_s` and `eloftr`, and adds `CONFS` to
-`hloc.match_dense.confs`. Nothing else of hloc is touched. Image 0 is the one whose points leave the
-matcher's grid, as hloc expects. With `"refine": "photometric"` in a preset's `model` matches are
-made as by our own commands: with a second look at pairs with few, and refined by the photos.
+This adds the models `edm`, `edm_s` and `eloftr`, and the presets `CONFS` to
+`hloc.match_dense.confs`. Nothing else in hloc is changed. Keypoints of image 0 have sub-pixel
+offsets from the matcher's grid and those of image 1 lie on it, as hloc expects. With `"refine":
+"photometric"` in a preset's `model`, pairs are matched as by our own commands: pairs with few
+matches get a second look, and matches are refined by Lucas–Kanade alignment.
 """
 
 from __future__ import annotations
@@ -33,18 +34,19 @@ from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matchers.registry import MatcherName
 from edm_hloc.refinement.load import load_matcher
 
-logger = logging.getLogger("hloc.edm_hloc")  # shown as hloc's own messages are
+logger = logging.getLogger("hloc.edm_hloc")  # below hloc's logger, which prints its messages
 
 HOW_TO_INSTALL = "pip install 'git+https://github.com/cvg/Hierarchical-Localization'"
-_REMEMBERED_BYTES = 1 << 30  # features of images that were encoded last
+_CACHE_BYTES = 1 << 30
+"""Size of the cache of features of the images that were encoded last, in bytes."""
 
 
 class HlocError(EdmHlocError, ImportError):
-    """hloc is not there, too old, or cannot be imported."""
+    """hloc is not installed, too old, or cannot be imported."""
 
 
-def _confs(matcher: str) -> dict[str, dict[str, Any]]:
-    """Presets in hloc's form; lengths in pixels of the original images."""
+def _presets(matcher: str) -> dict[str, dict[str, Any]]:
+    """The presets of a matcher in hloc's form; lengths are in pixels of the original images."""
 
     def conf(name: str, resize_max: int, max_error: int, cell_size: int) -> dict[str, Any]:
         return {
@@ -56,30 +58,31 @@ def _confs(matcher: str) -> dict[str, dict[str, Any]]:
         }
 
     return {
-        # as exact as can be, but many keypoints: for small scenes
+        # most accurate but with many keypoints: for small scenes
         matcher: conf(matcher, 1024, 1, 1),
-        # keypoints on a coarser grid, so that thousands of images stay manageable
+        # keypoints in coarser cells, so that there are few enough for thousands of images
         f"{matcher}_aachen": conf(f"{matcher}_aachen", 1024, 2, 8),
-        # photos of 4032 px and cutouts of 1600 px, matched pair by pair and never triangulated
+        # photos of 4032 px and cutouts of 1600 px; matches are not triangulated
         f"{matcher}_inloc": conf(f"{matcher}_inloc", 1600, 2, 2),
-        # with `features_ref`: matches go to keypoints that another detector found
+        # for `features_ref`: matches are assigned to the keypoints of another detector
         f"{matcher}_superpoint": conf(f"{matcher}_superpoint", 1024, 4, 4),
     }
 
 
-CONFS: dict[str, dict[str, Any]] = _confs("edm") | _confs("eloftr")
+CONFS: dict[str, dict[str, Any]] = _presets("edm") | _presets("eloftr")
 
-_MODELS: dict[str, tuple[str, MatcherName, str | None]] = {  # name: class, matcher, default weights
+_MODELS: dict[str, tuple[str, MatcherName, str | None]] = {
     "edm": ("EDM", "edm", None),
     "edm_s": ("EDMS", "edm", "edm_s"),
     "eloftr": ("EfficientLoFTR", "eloftr", None),
 }
+"""By the name of a model in hloc: its class, our matcher, and its default weights."""
 
 
 def register() -> None:
-    """Adds the models and presets to hloc; a second call changes nothing.
+    """Add the models and presets to hloc; a second call changes nothing.
 
-    A preset or model of hloc's own with one of these names stays as it is.
+    A preset or model that hloc already has under one of these names is kept.
 
     Raises:
         HlocError: hloc is not installed, too old, or cannot be imported.
@@ -103,7 +106,7 @@ def register() -> None:
 
 
 def import_hloc(name: str) -> ModuleType:
-    """The module `hloc.<name>`.
+    """Import the module `hloc.<name>`.
 
     Raises:
         HlocError: hloc is not installed, too old, or cannot be imported.
@@ -128,10 +131,15 @@ def import_hloc(name: str) -> ModuleType:
 
 
 def run_module(name: str, arguments: list[str]) -> None:
-    """Runs the command line of the module `hloc.<name>` with the plugin registered.
+    """Run the command line of the module `hloc.<name>` with the plug-in registered.
+
+    Args:
+        name: of the module within hloc.
+        arguments: of its command line.
 
     Raises:
-        EdmHlocError: hloc cannot be used, has no such module, it is no command, or it fails.
+        EdmHlocError: hloc cannot be imported or has no such module, or the module has no command
+            line or fails.
     """
     register()
     module = import_hloc(name)
@@ -140,18 +148,18 @@ def run_module(name: str, arguments: list[str]) -> None:
     main = [s for s in statements if isinstance(s, ast.If) and "__main__" in ast.unparse(s.test)]
     if not main:
         raise EdmHlocError(f"hloc.{name} is no command: it has no part for `python -m`.")
-    # Only this part runs, in the module as it was imported: run as a program, hloc.match_dense
-    # would make its presets anew, without ours.
+    # Run only this part, in the namespace of the imported module: run as a program,
+    # hloc.match_dense would define its presets again, without ours.
     code = compile(ast.Module([*main[0].body], type_ignores=[]), str(path), "exec")
     sys.argv = [f"hloc.{name}", *arguments]
     try:
         exec(code, dict(vars(module)))
     except EdmHlocError:
         raise
-    except Exception as error:  # hloc checks little of what it is given
+    except Exception as error:  # hloc hardly checks its arguments
         logging.getLogger(__name__).info("Where hloc failed:", exc_info=True)
         reason = f"{type(error).__name__}: {error}".strip()
-        if "Traceback" in reason:  # of a process that loads images
+        if "Traceback" in reason:  # of a worker process that loads images
             reason = reason.splitlines()[-1]
         raise EdmHlocError(
             f"hloc.{name} failed ({reason}). Check its arguments; edm-hloc doctor lists what is "
@@ -162,7 +170,15 @@ def run_module(name: str, arguments: list[str]) -> None:
 def _model_class(
     base: type, path: str, class_name: str, matcher: MatcherName, weights: str | None
 ) -> type:
-    """A model of hloc, a subclass of its `BaseModel`, around one of our matchers."""
+    """A subclass of hloc's `BaseModel` that wraps one of our matchers.
+
+    Args:
+        base: `BaseModel`.
+        path: of the module that hloc looks for the class in.
+        class_name: name of the class.
+        matcher: name of the matcher.
+        weights: default weights; None: the best on this computer.
+    """
 
     class Model(base):
         default_conf: ClassVar = {
@@ -175,32 +191,33 @@ def _model_class(
 
         def _init(self, conf: dict[str, Any]) -> None:
             self.matcher = _make_matcher(matcher, {**conf, "weights": conf["weights"] or weights})
-            self.remembered: OrderedDict[bytes, Features] = OrderedDict()
+            self.cache: OrderedDict[bytes, Features] = OrderedDict()
             logger.info("Weights %s, on %s", self.matcher.info.weights, self.matcher.info.device)
 
         def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            """Grey images (1, 1, H, W) in [0, 1] → keypoints0/1 (M, 2) in their pixels, scores."""
+            """Grey images (1, 1, H, W) in [0, 1] → keypoints0/1 (M, 2) in pixels, scores (M,)."""
             found = self.matcher.match(self._encode(data["image0"]), self._encode(data["image1"]))
             return {name: torch.from_numpy(array) for name, array in found.arrays().items()}
 
         def _encode(self, image: torch.Tensor) -> Features:
-            # hloc passes an image anew for each of its pairs, on the device; ours are on the CPU.
+            # hloc loads an image again for each of its pairs, on its device; our matchers take
+            # images on the CPU.
             image = image.cpu()
             key = hashlib.sha1(image.numpy().tobytes()).digest() + repr(image.shape).encode()
-            if key not in self.remembered:
+            if key not in self.cache:
                 height, width = image.shape[-2:]
                 encoded = self.matcher.encode(
                     NetworkImage(image[0], PixelTransform((1.0, 1.0)), (width, height))
                 )
-                self.remembered[key] = encoded
-                used = sum(features.nbytes for features in self.remembered.values())
-                while used > _REMEMBERED_BYTES and len(self.remembered) > 2:
-                    used -= self.remembered.popitem(last=False)[1].nbytes
-            self.remembered.move_to_end(key)
-            return self.remembered[key]
+                self.cache[key] = encoded
+                used = sum(features.nbytes for features in self.cache.values())
+                while used > _CACHE_BYTES and len(self.cache) > 2:
+                    used -= self.cache.popitem(last=False)[1].nbytes
+            self.cache.move_to_end(key)
+            return self.cache[key]
 
     Model.__name__ = Model.__qualname__ = class_name
-    Model.__module__ = path  # by which hloc tells the classes a module defines from others
+    Model.__module__ = path  # hloc only considers classes that the module itself defines
     return Model
 
 

@@ -23,7 +23,7 @@ import torch
 import edm_hloc
 from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.interop.doctor import repair_database, undefined_pairs_are_ignored
+from edm_hloc.interop.repair import repair_database, undefined_pairs_are_ignored
 from edm_hloc.keypoints.aggregation import aggregate
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -83,7 +83,7 @@ def forget(name: str) -> None:
 
 @pytest.fixture
 def skeleton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The parts of hloc that the plug-in touches, importable as hloc during one test."""
+    """The parts of hloc that the plug-in uses, importable as hloc during one test."""
     folder = tmp_path / "site" / "hloc"
     for name, text in SKELETON.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_registration_and_presets() -> None:
     assert [load(name) for name in ("edm", "edm_s", "eloftr")] == models
     assert match_dense.confs == before
     assert match_dense.confs["loftr"] == {"output": "matches-loftr"}
-    assert match_dense.confs["edm_inloc"] == {"mine": True}  # the user's stays
+    assert match_dense.confs["edm_inloc"] == {"mine": True}  # the user's preset is kept
 
     kinds = ("", "_aachen", "_inloc", "_superpoint")
     assert list(confs) == [f"{model}{kind}" for model in ("edm", "eloftr") for kind in kinds]
@@ -166,7 +166,7 @@ def test_model_refines_image_0_and_encodes_once() -> None:
 
 
 class OnGPU(torch.Tensor):
-    """Refuses what tensors on a GPU refuse, and so does what is computed from it."""
+    """A tensor that cannot be converted to NumPy without `cpu()`, like one on a GPU."""
 
     def numpy(self) -> np.ndarray:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -188,7 +188,7 @@ def test_matches_refined_by_the_photos_are_a_key_away() -> None:
         model = load("edm_s")(conf).eval()
         with torch.no_grad():
             images = {"image0": image, "image1": upside_down}
-            # hloc has moved them to the device
+            # as if hloc had moved them to its device
             matches = model({name: x.as_subclass(OnGPU) for name, x in images.items()})
         there = torch.tensor([319.0, 255.0]) - matches["keypoints1"]
         away = (there - matches["keypoints0"]).norm(dim=1)
@@ -255,7 +255,7 @@ def test_command_line_of_hloc(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert cli.main(["hloc", module]) == 1
         assert message in capsys.readouterr().err
 
-    # what hloc does not check ends in one line, with the place on demand
+    # errors that hloc does not catch are told in one line, with a traceback under -v
     missing = ["match_dense", "--conf", "edm", "--out", str(tmp_path / "none" / "out.txt")]
     assert cli.main(["hloc", *missing]) == 1
     said = capsys.readouterr().err
@@ -275,7 +275,7 @@ def test_command_line_of_hloc(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def hloc() -> ModuleType:
     try:
         return importlib.import_module("hloc.match_dense")
-    except Exception as error:  # not installed, or with libraries that do not fit
+    except Exception as error:  # not installed, or with libraries that do not fit each other
         pytest.skip(f"hloc is not installed or cannot be imported: {error}")
 
 
@@ -299,7 +299,7 @@ def assert_same_files(theirs: tuple[Path, Path], ours: tuple[Path, Path], pairs:
 
 @pytest.mark.parametrize("preset", ["edm", "edm_aachen"])
 def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path) -> None:
-    """The same raw matches give the same files, which both sides triangulate and localize by."""
+    """The same raw matches give the same files, and both sides can use the other's."""
     from hloc import localize_sfm, triangulation
 
     edm_hloc.register()
@@ -337,7 +337,7 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
         assert_same_files(located, again, queries)
         if max_kps is None:
             of_queries = {"theirs": located, "ours": again}
-    # Keypoints that vote: those of an earlier run, done again.
+    # The keypoints of an earlier run vote when it is run again.
     voted, anchors = tmp_path / "voted.h5", tmp_path / "anchors.h5"
     for copied in (voted, anchors):
         shutil.copy(ours[0], copied)
@@ -351,7 +351,7 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
         )
     assert_same_files((voted, raw), files, mapping)
 
-    # Both triangulate and localize with both. Only the five mapping images have keypoints.
+    # Each uses the files of both. Only the mapping images have keypoints.
     model = tmp_path / "model"
     model.mkdir()
     truth = pycolmap.Reconstruction(scene / "truth")
@@ -374,7 +374,7 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
         folder = tmp_path / label
         pairs_file = tmp_path / "mapping.txt"
         made = triangulation.main(folder, model, images, pairs_file, features, matches)
-        if undefined_pairs_are_ignored() and made.num_points3D() == 0:  # hloc's silent failure
+        if undefined_pairs_are_ignored() and made.num_points3D() == 0:  # which hloc does not notice
             assert repair_database(folder / "database.db").repaired == len(mapping)
             made = triangulation.run_triangulation(folder, folder / "database.db", images, made)
         assert made.num_points3D() > 20
