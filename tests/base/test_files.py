@@ -61,16 +61,15 @@ import os, sys
 from pathlib import Path
 from edm_hloc.base.files import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
-child = os.fork() if sys.argv[2:] else 1
-if child:
-    print(child, flush=True)
+if not sys.argv[2:] or os.fork() == 0:
+    print(os.getpid(), flush=True)
 sys.stdin.read()
 """
 
 
 @contextmanager
 def another_process(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that holds the lock of a folder, and the id of the child that it forks if any."""
+    """A process that holds the lock of a folder; the id of the child that it forked, or its own."""
     command = [sys.executable, "-c", HOLD, str(folder), *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
