@@ -24,7 +24,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, quiet_colmap
 from edm_hloc.evaluation.models import compare
-from edm_hloc.images.cameras import load_intrinsics
+from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.pipelines.run import peak_memory_mib
 
 COLUMNS = (

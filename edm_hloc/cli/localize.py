@@ -152,8 +152,8 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 def _localize(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.base.colmap import check_model
-    from edm_hloc.images.cameras import load_intrinsics
     from edm_hloc.images.find import find_images
+    from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 
     start = time.monotonic()

@@ -41,7 +41,7 @@ def register(command: options.AddCommand) -> None:
 
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
-    from edm_hloc.images.cameras import load_intrinsics
+    from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.pipelines.matching import names_of
     from edm_hloc.pipelines.reconstruct import reconstruct
 

@@ -1,4 +1,4 @@
-"""Finds the photos below a folder: their names, and when each was changed."""
+"""Finding the photos below a folder, and their sizes and modification times."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from edm_hloc.images.decode import HEIC_REMEDY
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
-HEIC_SUFFIXES = (".heic", ".heif")  # of phones; read where pillow-heif is installed
+HEIC_SUFFIXES = (".heic", ".heif")  # read where pillow-heif is installed
 _RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 _UNREAD_SUFFIXES = (".avif", ".jxl", ".gif", ".psd", *_RAW_SUFFIXES)
 
 
 def find_images(root: Path) -> list[str]:
-    """The names of all images below a folder: paths relative to it, with "/", sorted.
+    """Names of all images below a folder.
 
-    Images are known by their suffix (`IMAGE_SUFFIXES`, in any case; `HEIC_SUFFIXES` too, if
-    pillow-heif is installed). Hidden files and folders are
-    left out. Linked folders are followed unless the link leads back to a folder it lies in. A name
-    that a list of pairs or an H5 file cannot hold (tabs, line breaks, not valid Unicode) is left
-    out with a warning, and so are photos of kinds that are not read.
+    Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
+    pillow-heif is installed). Hidden files and folders are left out. Symbolic links to folders are
+    followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
+    file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
+    and so are photos in formats that cannot be read.
+
+    Returns:
+        Paths relative to the folder, with "/", sorted.
 
     Raises:
         EdmHlocError: there is no such folder, it cannot be read, or it holds no images.
@@ -71,7 +74,13 @@ def find_images(root: Path) -> list[str]:
 
 
 def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Files below the folder root/prefix; `above` are the identities of the folders it lies in."""
+    """Names of the files below the folder root/prefix, relative to `root`.
+
+    Args:
+        root: folder that is searched.
+        prefix: of the names, empty or ending in "/".
+        above: (device, inode) of the folders that this one lies in, to detect circular links.
+    """
     folder = root / prefix
     try:
         status = folder.stat()
@@ -94,7 +103,7 @@ def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterato
 
 
 def image_stamps(root: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """(size in bytes, modification time in ns) of each image; one that is missing is left out."""
+    """(size in bytes, modification time in ns) by image name; missing files are left out."""
     stamps = {}
     for name in names:
         try:

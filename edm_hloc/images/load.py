@@ -1,4 +1,4 @@
-"""Loads a photo at the size a network sees it, with the transform between the two pixel frames."""
+"""Loading a photo at the size of the network's input, with the transform between both frames."""
 
 from __future__ import annotations
 
@@ -17,21 +17,37 @@ from edm_hloc.images.decode import decode
 
 @dataclass(frozen=True)
 class NetworkImage:
-    """An image as a network takes it."""
+    """A photo, resized to the network's input.
 
-    tensor: torch.Tensor  # (C, H, W) float32 in [0, 1], C = 1 grey or 3 RGB
+    Attributes:
+        tensor: (C, H, W) float32 in [0, 1]; C is 1 (grey) or 3 (RGB).
+        transform: between the pixels of the photo and of `tensor`.
+        original_size: (width, height) of the photo in pixels as stored.
+        exif_orientation: 1 (upright) to 8; it is not applied.
+    """
+
+    tensor: torch.Tensor
     transform: PixelTransform
-    original_size: tuple[int, int]  # (width, height) of the stored pixels
-    exif_orientation: int = 1  # 1 upright … 8; ignored, for the caller to report
+    original_size: tuple[int, int]
+    exif_orientation: int = 1
 
 
 def network_size(
     width: int, height: int, *, resize_max: int | None = 1024, divisor: int = 32
 ) -> tuple[int, int]:
-    """The (width, height) at which the network sees an image.
+    """The (width, height) of the network's input for a photo.
 
-    The longest side is brought down to `resize_max` (never up), then each side to the nearest
-    multiple of `divisor`, at least one and not above `resize_max`.
+    The scale that brings the longest side down to `resize_max` is applied to both sides (photos
+    are never enlarged); each side is then rounded to a multiple of `divisor`, at least one and not
+    above `resize_max`.
+
+    Args:
+        width, height: of the photo in pixels.
+        resize_max: longest side of the input in pixels; None for no limit.
+        divisor: both sides of the input are multiples of it.
+
+    Raises:
+        EdmHlocError: `resize_max` is below `divisor`.
     """
     if resize_max is not None and resize_max < divisor:
         raise EdmHlocError(f"Images cannot be resized to {resize_max} px: {divisor} is the least.")
@@ -47,20 +63,21 @@ def network_size(
 def load_image(
     path: Path, *, resize_max: int | None = 1024, divisor: int = 32, grayscale: bool = True
 ) -> NetworkImage:
-    """Reads an image at the network's size, resampled once from the stored pixels.
+    """Reads a photo and resizes it to the network's input (see `network_size`).
 
-    The EXIF orientation is ignored, as hloc and COLMAP do, so that pixels agree with theirs; a
-    warning says so at the first photo that carries one. Transparency is ignored. Safe in threads.
+    The EXIF orientation is not applied, so that pixel coordinates agree with hloc's and COLMAP's;
+    a warning says so once. Transparency is ignored. May be called from several threads.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC; of several frames the first. HEIC, which
-            says itself how to turn its pixels, comes upright.
-        resize_max: longest side in pixels, None for no limit; smaller images are not enlarged.
+        path: JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC; the first frame if there are several. HEIC,
+            whose rotation is part of the format, comes upright.
+        resize_max: longest side of the result in pixels; None for no limit.
         divisor: both sides of the result are multiples of it.
-        grayscale: (1, H, W), else RGB, (3, H, W).
+        grayscale: one channel instead of RGB.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no image, or has an unknown pixel format.
+        ImageError: the file is missing, empty, damaged, or not a photo.
+        EdmHlocError: `resize_max` is below `divisor`.
     """
     path = Path(path)
     pixels, orientation = decode(path, grayscale)
@@ -76,9 +93,9 @@ def load_image(
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """To (width, height): first the axes that shrink, averaging, then those that grow, linearly."""
+    """Resizes to (width, height): area averaging along axes that shrink, else linearly."""
     smaller = (min(pixels.shape[1], size[0]), min(pixels.shape[0], size[1]))
-    # both keep the half-pixel rule of PixelTransform
+    # both interpolations map pixel centres as PixelTransform does
     for step, method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
         if step != (pixels.shape[1], pixels.shape[0]):
             pixels = cv2.resize(pixels, step, interpolation=method)

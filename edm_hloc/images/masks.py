@@ -19,13 +19,19 @@ _REMEDY = "Make this mask again, or take it away."
 
 
 def find_masks(folder: Path | None, names: Sequence[str], images: Path) -> dict[str, Path]:
-    """The masks in a folder of the photos `names`, by name; none without a folder.
+    """Finds the masks of photos. The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
 
-    The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
+    Args:
+        folder: of the masks; None for no masks.
+        names: of the photos, relative to `images`.
+        images: folder of the photos.
+
+    Returns:
+        Paths of masks by photo name; photos without a mask are left out.
 
     Raises:
-        EdmHlocError: there is no such folder, none of the photos under `images` has a mask in it,
-            or a mask's header cannot be read or tells another shape than its photo's.
+        EdmHlocError: there is no such folder, it has a mask for none of the photos, or a mask's
+            header cannot be read or has another aspect ratio than its photo.
     """
     if folder is None:
         return {}
@@ -45,13 +51,13 @@ def find_masks(folder: Path | None, names: Sequence[str], images: Path) -> dict[
             size = photo_size(mask)
         except ImageError as error:
             raise EdmHlocError(f"{error} {_REMEDY}") from error
-        with contextlib.suppress(ImageError):  # of the photo, which is skipped in its turn
-            _size_beneath(mask, size, images / name)
+        with contextlib.suppress(ImageError):  # of the photo, which matching reports and skips
+            _photo_size_of(mask, size, images / name)
     return found
 
 
-def _size_beneath(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, int]:
-    """The size of a mask's photo. Raises EdmHlocError if the mask has another shape."""
+def _photo_size_of(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, int]:
+    """(width, height) of a mask's photo. Raises EdmHlocError if the aspect ratios differ."""
     width, height = photo_size(photo)
     if abs(np.log(size[0] / width * height / size[1])) > 0.01:
         raise EdmHlocError(
@@ -99,7 +105,7 @@ def read_mask(mask: Path, photo: Path) -> Mask:
     except Exception as error:  # decoders raise almost any exception on a damaged file
         reason = getattr(error, "strerror", None) or error
         raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
-    photo_width_height = _size_beneath(mask, grey.shape[::-1], photo)
+    photo_width_height = _photo_size_of(mask, grey.shape[::-1], photo)
     white = np.where(grey > 0, np.uint8(255), np.uint8(0))
     scale = _RESOLUTION / max(white.shape)
     if scale < 1:

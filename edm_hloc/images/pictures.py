@@ -1,4 +1,4 @@
-"""Pictures of matches, as in a paper: two photos, lines coloured by confidence, a legend."""
+"""Pictures of matches as in a paper: two photos, lines coloured by score, and a legend."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import load_image
 
-HEIGHT = 720  # px of the photos in the picture; two small ones stay smaller
-_GAP, _STRIP = 10, 52  # px between the photos, and of the legend below them
-_INK = (40, 44, 48)
-# From low to high; as light at both ends, so that lines show on dark and on bright photos.
+HEIGHT = 720  # px of the photos in the picture; smaller photos are not enlarged
+_GAP, _STRIP = 10, 52  # px between the photos, and height of the legend below them
+_INK = (40, 44, 48)  # colour of text
+# Colours from the lowest to the highest score, all light enough for dark and bright photos.
 _RAMP = np.array([(176, 120, 255), (110, 150, 255), (60, 200, 230), (90, 230, 150), (255, 238, 80)])
-_SCALE = 2  # drawn larger, then reduced, for smooth lines
+_SCALE = 2  # the picture is drawn larger by this factor, then reduced, for smooth lines
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 
 
 def draw_matches(path0: Path, path1: Path, matches: Matches, *, lines: int = 200) -> np.ndarray:
-    """Two photos at equal height with their matches, violet (least sure) over green to yellow.
+    """Two photos side by side with their matches, from violet (low score) to yellow (high).
 
     Args:
         path0, path1: the photos.
-        matches: of the two photos, pixels of the original images.
-        lines: at most this many matches get a line, spread over the first photo; all get their two
-            dots.
+        matches: between them, in pixels of the original photos.
+        lines: maximum number of matches drawn with a line, spread evenly over the first photo; the
+            others are drawn as two dots.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -67,7 +68,7 @@ def draw_matches(path0: Path, path1: Path, matches: Matches, *, lines: int = 200
 
 
 def ramp(share: np.ndarray) -> np.ndarray:
-    """(N,) in [0, 1] → (N, 3) uint8 colours of match lines."""
+    """Colours of match lines: (N,) in [0, 1] → (N, 3) uint8 RGB."""
     place = np.clip(share, 0, 1) * (len(_RAMP) - 1)
     known = np.arange(len(_RAMP))
     channels = [np.interp(place, known, _RAMP[:, c]) for c in range(3)]
@@ -75,30 +76,24 @@ def ramp(share: np.ndarray) -> np.ndarray:
 
 
 def check_picture(path: Path) -> None:
-    """Raises EdmHlocError if a picture of that name has an unknown suffix."""
+    """Raises EdmHlocError if the suffix of a picture's name is not that of a known format."""
     if not cv2.haveImageWriter(path.name):
         raise EdmHlocError(f"Cannot write a picture {path}: give it a name ending in .png or .jpg.")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB to a PNG or JPEG file.
+    """Writes (H, W, 3) uint8 RGB to a file, PNG or JPEG by its suffix.
 
     Raises:
-        EdmHlocError: unknown suffix or a folder that cannot be written.
+        EdmHlocError: the suffix is unknown, or the file cannot be written.
     """
     check_picture(path)
     _, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise EdmHlocError(
-            f"Cannot write the picture {path} ({error.strerror}): choose a folder you may write to."
-        ) from error
+    write_whole(path, data.tobytes())
 
 
 def _span(scores: np.ndarray) -> tuple[float, float]:
-    """The scores between which the colours change: without the last 2 % at both ends."""
+    """The scores at both ends of the colours: the 2nd and the 98th percentile, ≥ 0.05 apart."""
     if not len(scores):
         return 0.0, 1.0
     low, high = np.percentile(scores, [2, 98])
@@ -108,7 +103,10 @@ def _span(scores: np.ndarray) -> tuple[float, float]:
 
 
 def _spread(keypoints: np.ndarray, scores: np.ndarray, number: int) -> list[int]:
-    """So many matches, evenly over the picture: in turn from each cell of a grid, at random."""
+    """Indices of at most `number` matches, spread evenly over the photo.
+
+    They are drawn at random, in turn from each cell of a 12 × 12 grid.
+    """
     if len(scores) <= number:
         return list(range(len(scores)))
     order = np.random.default_rng(0).permutation(len(scores))
@@ -118,7 +116,7 @@ def _spread(keypoints: np.ndarray, scores: np.ndarray, number: int) -> list[int]
     by_cell = np.argsort(cell, kind="stable")
     first = np.searchsorted(cell[by_cell], cell[by_cell])
     turn = np.empty(len(order), int)
-    turn[by_cell] = np.arange(len(order)) - first  # the how-manieth of its cell
+    turn[by_cell] = np.arange(len(order)) - first  # how many of its cell come before it
     return [int(i) for i in order[np.argsort(turn, kind="stable")[:number]]]
 
 
@@ -129,7 +127,7 @@ def _draw(
     order: np.ndarray,
     with_line: set[int],
 ) -> np.ndarray:
-    """Dots and lines, the surest on top, each with a dark edge that sets it off from the photo."""
+    """Draws dots and lines, the highest scores on top, with dark edges for contrast."""
     ends = [np.rint(p * (1 << _SHIFT)).astype(int) for p in points]
     starts, stops = ([(int(x), int(y)) for x, y in e] for e in ends)
     edges = canvas.copy()
@@ -152,7 +150,7 @@ def _draw(
 
 
 def _legend(width: int, matches: int, lines: int, low: float, high: float) -> np.ndarray:
-    """The strip below the photos: (_STRIP, width, 3)."""
+    """The strip below the photos, (_STRIP, width, 3): number of matches and scale of colours."""
     strip = Image.new("RGB", (width, _STRIP), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(22)

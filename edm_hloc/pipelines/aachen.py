@@ -16,8 +16,8 @@ import pycolmap
 
 from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.cameras import read_intrinsics_list
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.intrinsics import read_intrinsics_list
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints

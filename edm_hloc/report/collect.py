@@ -20,8 +20,8 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
-from edm_hloc.images.cameras import parse_camera
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.intrinsics import parse_camera
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints, PointSource

@@ -14,7 +14,8 @@ from PIL import Image
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.cameras import CameraOptions, check_cameras, load_intrinsics
+from edm_hloc.images.cameras import CameraOptions, check_cameras
+from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from tests.mapping.scenes import (

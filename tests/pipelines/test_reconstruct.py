@@ -16,8 +16,9 @@ import pytest
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
-from edm_hloc.images.cameras import CameraOptions, load_intrinsics
+from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
+from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions

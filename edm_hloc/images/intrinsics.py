@@ -1,0 +1,126 @@
+"""Known intrinsics: cameras by image name, from a COLMAP model or a list as hloc reads them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import is_model, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.text import read_lines
+
+logger = logging.getLogger(__name__)
+
+
+def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Camera]:
+    """Known cameras of images, from any of the usual files.
+
+    Args:
+        path: a folder with a COLMAP model (images are found by name); or a COLMAP ``cameras.txt``
+            or ``.bin`` in such a folder; or a ``cameras.txt`` alone with a single camera, which is
+            taken for all images; or a list as hloc's (see `read_intrinsics_list`).
+        names: images to find cameras for. A name that is not there is looked up by its file name
+            without folders, if only one image has that file name.
+
+    Returns:
+        Cameras by image name; images without a known camera are left out, with a warning.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or has a camera for none of the images.
+    """
+    path = Path(path)
+    if path.is_dir() or (is_model(path.parent) and path.stem == "cameras"):
+        model = read_model(path if path.is_dir() else path.parent)
+        cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
+    elif path.name in ("cameras.txt", "cameras.bin"):
+        return dict.fromkeys(names, _only_camera(path))
+    else:
+        cameras = read_intrinsics_list(path)
+    by_file = defaultdict(list)
+    for name in cameras:
+        by_file[name.rpartition("/")[2]].append(name)
+    found = {}
+    for name in names:
+        same_file = by_file[name.rpartition("/")[2]]
+        if name in cameras:
+            found[name] = cameras[name]
+        elif len(same_file) == 1:
+            found[name] = cameras[same_file[0]]
+    if not found:
+        raise EdmHlocError(
+            f"{path} has intrinsics for none of the {len(names)} images; its names are like "
+            f"{next(iter(cameras), 'nothing')!r}."
+        )
+    if len(found) < len(set(names)):
+        logger.warning("%s has intrinsics for %d of %d images.", path, len(found), len(names))
+    return found
+
+
+def _only_camera(path: Path) -> pycolmap.Camera:
+    """The camera of a COLMAP ``cameras.txt`` without a model beside it."""
+    if path.suffix == ".bin":
+        raise EdmHlocError(f"{path} needs the rest of its model beside it to tell whose cameras.")
+    lines = read_lines(path, "intrinsics")
+    if len(lines) != 1:
+        raise EdmHlocError(
+            f"{path} holds {len(lines)} cameras and no images.txt lies beside it to tell whose."
+        )
+    _, line = lines[0]
+    return parse_camera(line.split()[1:], f"{path}")  # the first word is the camera's id
+
+
+def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
+    """Cameras by image name from a list as hloc's, one image a line.
+
+    A line holds the image's name, COLMAP's name of the camera model, width, height and the model's
+    parameters, in COLMAP's pixel frame. Equal cameras are one object.
+
+    Raises:
+        EdmHlocError: the list cannot be read, or a line holds something else.
+    """
+    cameras: dict[str, pycolmap.Camera] = {}
+    same: dict[str, pycolmap.Camera] = {}
+    for _, line in read_lines(path, "intrinsics"):
+        words = line.split()
+        places = [i for i, w in enumerate(words) if w in pycolmap.CameraModelId.__members__ and i]
+        if not places:
+            raise EdmHlocError(
+                f"{path}: expected 'name MODEL width height parameters', got {line!r}."
+            )
+        # the last one, since a name may hold spaces and even the name of a camera model
+        name = line[: line.rindex(words[places[-1]])].strip()
+        text = " ".join(words[places[-1] :])
+        same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
+        cameras[name] = same[text]
+    return cameras
+
+
+def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
+    """A camera from the words of COLMAP's text format: model, width, height, parameters.
+
+    Args:
+        words: without the camera's id.
+        where: file and image, for the error message.
+
+    Raises:
+        EdmHlocError: no such model, the wrong number of parameters, or impossible values.
+    """
+    try:
+        camera = pycolmap.Camera(
+            model=words[0],
+            width=int(words[1]),
+            height=int(words[2]),
+            params=[float(word) for word in words[3:]],
+        )
+        focal = camera.mean_focal_length()
+        valid = camera.verify_params() and focal > 0 and np.isfinite(camera.params).all()
+    except Exception:  # pycolmap raises almost anything
+        valid = False
+    if not valid:
+        raise EdmHlocError(f"{where}: not a camera in COLMAP's form: {' '.join(words)!r}.")
+    return camera
