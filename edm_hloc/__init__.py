@@ -1,6 +1,49 @@
-"""Structure-from-motion and visual localization with the EDM dense matcher."""
+"""Structure-from-motion and visual localization with the EDM dense matcher.
 
-from edm_hloc.base.version import __version__ as __version__
+    import edm_hloc
+
+    edm_hloc.match("a.jpg", "b.jpg").draw()
+    edm_hloc.reconstruct("photos", "out")
+    edm_hloc.localize("out/model", "photos", "new", "poses")
+
+What is used is imported when it is used: `import edm_hloc` alone loads neither torch nor pycolmap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from edm_hloc.base.version import __version__
+
+if TYPE_CHECKING:
+    from edm_hloc.api import (
+        Localization,
+        LocalizationConfig,
+        PairSelection,
+        PhotoMatches,
+        Reconstruction,
+        ReconstructionConfig,
+        load_matcher,
+        localize,
+        match,
+        reconstruct,
+    )
+
+__all__ = [
+    "Localization",
+    "LocalizationConfig",
+    "PairSelection",
+    "PhotoMatches",
+    "Reconstruction",
+    "ReconstructionConfig",
+    "__version__",
+    "load_matcher",
+    "localize",
+    "match",
+    "reconstruct",
+    "register",
+]
 
 
 def register() -> None:
@@ -12,3 +55,13 @@ def register() -> None:
     from edm_hloc.interop import hloc_plugin
 
     hloc_plugin.register()
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("edm_hloc.api"), name)
+    raise AttributeError(f"module 'edm_hloc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

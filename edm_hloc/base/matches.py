@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matches:
     """M correspondences between two images.
 
@@ -24,12 +24,19 @@ class Matches:
     keypoints1: np.ndarray
     scores: np.ndarray
 
+    def __repr__(self) -> str:
+        if not len(self):
+            return "no matches"
+        return (
+            f"{len(self):,} matches with scores {self.scores.min():.2f} to {self.scores.max():.2f}"
+        )
+
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, which: np.ndarray | slice) -> Matches:
         """Some of the matches, by mask, indices or slice."""
-        return Matches(self.keypoints0[which], self.keypoints1[which], self.scores[which])
+        return replace(self, **{name: array[which] for name, array in self.arrays().items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The three arrays by the names they have in H5 files."""

@@ -238,53 +238,47 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
 
 
 def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
-    """The pairs, or which photos they are to be found among."""
-    if args.pairs != "retrieval":
-        return list_pairs(args)
+    """The pairs, or the photos that retrieval is to find them among; prints their number."""
     from edm_hloc.images.find import find_images
-    from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+    from edm_hloc.pairs.selection import PairSelection, select_pairs
 
     _check_pair_options(args)
-    options = RetrievalOptions(args.retrieval or "edm", args.partners or 20)
-    photos = SimilarPhotos(tuple(find_images(args.images)), options)
-    photos.check()
-    print(f"Photos      {len(photos.names)} in {args.images}, each with {options.number} like it")
-    return photos
+    default = PairSelection()
+    selection = PairSelection(
+        args.pairs or default.how,
+        args.from_model,
+        args.partners or default.partners,
+        args.retrieval or default.retrieval,
+        args.overlap or default.overlap,
+        args.loop_step,
+    )
+    names = find_images(args.images)
+    pairs = select_pairs(names, selection)
+    photos = f"Photos      {len(names)} in {args.images}"
+    if not isinstance(pairs, list):
+        print(f"{photos}, each with {selection.partners} like it")
+        return pairs
+    print(f"{photos}, {len(pairs):,} pairs")
+    every = selection.model is None and selection.how == "exhaustive"
+    if every and len(pairs) > MANY_PAIRS:
+        print(
+            f"            All pairs of {len(names)} photos are many. --pairs retrieval is much "
+            "faster, and so is --pairs sequential for photos taken one after the other."
+        )
+    return pairs
 
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
-    from edm_hloc.images.find import find_images
-    from edm_hloc.pairs.covisibility import from_model
-    from edm_hloc.pairs.files import among, from_file
-    from edm_hloc.pairs.rules import exhaustive, sequential
-
-    _check_pair_options(args)
+    """The pairs, where retrieval cannot find them since there is no folder for its files."""
     if args.pairs == "retrieval":
         raise EdmHlocError(
             "--pairs retrieval is for reconstruct, triangulate and match-pairs, which keep the "
             "descriptors and leave the list in OUT/pairs.txt. From a file of descriptors "
             "edm-hloc retrieve makes a list."
         )
-    names = find_images(args.images)
-    every = args.from_model is None and args.pairs in (None, "exhaustive")
-    if args.from_model is not None:
-        found = from_model(args.from_model, args.partners or 20)
-        listed = among(names, found, args.from_model)
-    elif every:
-        listed = exhaustive(names)
-    elif args.pairs == "sequential":
-        listed = sequential(names, args.overlap or 10, args.loop_step)
-    else:
-        listed = from_file(Path(args.pairs), names)
-    print(f"Photos      {len(names)} in {args.images}, {len(listed):,} pairs")
-    if not listed:
-        raise EdmHlocError(f"There is no pair to match: {args.images} holds {len(names)} photo(s).")
-    if every and len(listed) > MANY_PAIRS:
-        print(
-            f"            All pairs of {len(names)} photos are many. --pairs retrieval is much "
-            "faster, and so is --pairs sequential for photos taken one after the other."
-        )
-    return listed
+    pairs = choose_pairs(args)
+    assert isinstance(pairs, list)
+    return pairs
 
 
 def _check_pair_options(args: argparse.Namespace) -> None:

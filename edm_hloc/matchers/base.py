@@ -102,6 +102,10 @@ class Matcher(ABC):
 
     info: MatcherInfo
 
+    def __repr__(self) -> str:
+        info = self.info
+        return f"{type(self).__name__} {info.name}, weights {info.weights}, on {info.device}"
+
     @property
     @abstractmethod
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:

@@ -1,0 +1,270 @@
+"""The front door in Python: match two photos, reconstruct a folder, localize photos in a model.
+
+    import edm_hloc
+
+    matches = edm_hloc.match("a.jpg", "b.jpg")
+    model = edm_hloc.reconstruct("photos", "out")
+    poses = edm_hloc.localize("out/model", "photos", "new", "poses")
+
+The command line does the same from the same configurations. Everything here is imported as
+`edm_hloc.NAME`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+from PIL import Image
+
+from edm_hloc.base.colmap import ModelStatistics, read_model
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.find import find_images
+from edm_hloc.images.load import load_image
+from edm_hloc.images.pictures import draw_matches
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.matchers.base import Matcher, Preprocessing
+from edm_hloc.pairs.retrieval import SimilarPhotos
+from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.selection import PairSelection, select_pairs
+from edm_hloc.pipelines import localize as localization
+from edm_hloc.pipelines import reconstruct as reconstruction
+from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig
+from edm_hloc.pipelines.run import Run
+from edm_hloc.refinement import load
+from edm_hloc.report.page import make_report
+
+logger = logging.getLogger(__name__)
+
+
+def load_matcher(
+    name: str = "edm", *, refine: load.Refinement = "photometric", **settings: Any
+) -> Matcher:
+    """A matcher, ready to be used for any number of pairs.
+
+    Args:
+        name: "edm", "eloftr" or "loftr".
+        refine: "photometric" for a second look and refinement by the photos, "none" for the
+            network's own matches.
+        settings: `weights` (name or path), `resize` (longest side in pixels that the network
+            sees, 1,024 by default), `threshold`, `topk`, `device` and the other fields of
+            `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`.
+
+    Raises:
+        EdmHlocError: no such matcher, setting, device or weights; a library is not installed.
+    """
+    if "resize" in settings:
+        settings["preprocessing"] = Preprocessing(resize_max=settings.pop("resize"))
+    return load.load_matcher(name, refine, **settings)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PhotoMatches(Matches):
+    """The matches of two photos, which can be drawn.
+
+    Attributes:
+        photo0, photo1: the files.
+    """
+
+    photo0: Path = Path()
+    photo1: Path = Path()
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} of {self.photo0} and {self.photo1}"
+
+    def draw(self, lines: int = 200) -> Image.Image:
+        """The photos side by side with their matches, coloured by score.
+
+        Args:
+            lines: maximum number of matches that are drawn as lines; all get dots.
+
+        Raises:
+            ImageError: a photo cannot be read any more.
+        """
+        return Image.fromarray(draw_matches(self.photo0, self.photo1, self, lines=lines))
+
+
+def match(
+    photo0: str | Path, photo1: str | Path, matcher: Matcher | None = None, **settings: Any
+) -> PhotoMatches:
+    """Matches two photos.
+
+    Args:
+        photo0, photo1: the files.
+        matcher: of `load_matcher`, to match many pairs; made from `settings` if None.
+        settings: of `load_matcher`.
+
+    Returns:
+        Matches in pixels of the photos as they are stored, hloc's frame.
+
+    Raises:
+        EdmHlocError: a photo cannot be read, or see `load_matcher`.
+    """
+    matcher = _matcher(matcher, settings)
+    p = matcher.info.preprocessing
+    paths = Path(photo0), Path(photo1)
+    first, second = (
+        matcher.encode(
+            load_image(path, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale)
+        )
+        for path in paths
+    )
+    found = matcher.match(first, second)
+    return PhotoMatches(found.keypoints0, found.keypoints1, found.scores, *paths)
+
+
+@dataclass(frozen=True, repr=False)
+class Reconstruction:
+    """A finished reconstruction.
+
+    Attributes:
+        out: folder of the run: `model/` (COLMAP), `database.db`, `features.h5`, `matches.h5`,
+            `report.html` and what else the run left.
+        run: its record.
+        report: the page that shows the run; None if it could not be made.
+    """
+
+    out: Path
+    run: Run
+    report: Path | None
+
+    @property
+    def model_path(self) -> Path:
+        """Folder of the COLMAP model."""
+        return self.out / "model"
+
+    @property
+    def model(self) -> pycolmap.Reconstruction:
+        """The COLMAP model, read from its folder."""
+        return read_model(self.model_path)
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        """Registered images, points, track length and reprojection error."""
+        return ModelStatistics(**self.run.results["mapped"]["statistics"])
+
+    @property
+    def unregistered(self) -> tuple[str, ...]:
+        """Names of the photos that are not in the model."""
+        return tuple(self.run.results["mapped"]["unregistered"])
+
+    def __repr__(self) -> str:
+        s, images = self.statistics, self.run.results["mapped"]["images"]
+        return (
+            f"{s.registered} of {images} photos registered, {s.points:,} points, track length "
+            f"{s.mean_track_length:.2f}, reprojection error {s.mean_reprojection_error:.2f} px, "
+            f"in {self.model_path}"
+        )
+
+
+def reconstruct(
+    photos: str | Path,
+    out: str | Path,
+    pairs: str | PairSelection | Sequence[Pair] = "exhaustive",
+    matcher: Matcher | None = None,
+    config: ReconstructionConfig | None = None,
+) -> Reconstruction:
+    """Reconstructs a folder of photos; an interrupted call is continued by calling it again.
+
+    Args:
+        photos: the folder, subfolders included.
+        out: folder for the model and all other files.
+        pairs: which photos are matched: "exhaustive", "sequential", "retrieval", the path of a
+            list of pairs, a `PairSelection`, or pairs of names relative to `photos`.
+        matcher: of `load_matcher`; the default one if None.
+        config: keypoints, cameras, mapping, masks.
+
+    Raises:
+        EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
+    """
+    photos, out = Path(photos), Path(out)
+    selected: Sequence[Pair] | SimilarPhotos
+    if isinstance(pairs, str | PairSelection):
+        selection = PairSelection(pairs) if isinstance(pairs, str) else pairs
+        selected = select_pairs(find_images(photos), selection)
+    else:
+        selected = pairs
+    run = reconstruction.reconstruct(photos, out, selected, _matcher(matcher), config)
+    return Reconstruction(out, run, _report(out))
+
+
+@dataclass(frozen=True, repr=False)
+class Localization(Mapping[str, QueryPose]):
+    """The poses of photos in the world of a model, by the photos' names.
+
+    Attributes:
+        out: folder of the run, with `poses.txt` and `report.html`.
+        answers: the result of each photo.
+        report: the page that shows the run; None if it could not be made.
+    """
+
+    out: Path
+    answers: tuple[QueryPose, ...]
+    report: Path | None
+
+    def __getitem__(self, name: str) -> QueryPose:
+        return {answer.query: answer for answer in self.answers}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([answer.query for answer in self.answers])
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @property
+    def poses(self) -> dict[str, pycolmap.Rigid3d]:
+        """cam_from_world of the photos that were localized."""
+        return {a.query: a.pose for a in self.answers if a.status == "localized" and a.pose}
+
+    def __repr__(self) -> str:
+        high = sum(answer.confidence == "high" for answer in self.answers)
+        return (
+            f"{len(self.poses)} of {len(self.answers)} photos localized, {high} with high "
+            f"confidence, in {self.out}"
+        )
+
+
+def localize(
+    model: str | Path,
+    photos: str | Path,
+    new_photos: str | Path,
+    out: str | Path,
+    matcher: Matcher | None = None,
+    config: LocalizationConfig | None = None,
+) -> Localization:
+    """Finds where new photos were taken, in the world of a model.
+
+    Args:
+        model: folder of a COLMAP model with points, made by any program.
+        photos: folder of the model's photos.
+        new_photos: folder of the photos to localize.
+        out: folder for the poses and all other files.
+        matcher: of `load_matcher`; the default one if None.
+        config: retrieval, intrinsics, thresholds.
+
+    Raises:
+        EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
+    """
+    folders = Path(model), Path(photos), Path(new_photos), Path(out)
+    _, answers = localization.localize_photos(*folders, _matcher(matcher), config)
+    return Localization(folders[3], tuple(answers), _report(folders[3]))
+
+
+def _matcher(matcher: Matcher | None, settings: Mapping[str, Any] | None = None) -> Matcher:
+    return load_matcher(**(settings or {})) if matcher is None else matcher
+
+
+def _report(out: Path) -> Path | None:
+    """Makes the page of a run; what was computed is worth more than the page."""
+    try:
+        return Path(make_report(out))
+    except Exception as error:
+        logger.warning(
+            "The report of %s could not be made (%s: %s).", out, type(error).__name__, error
+        )
+        return None

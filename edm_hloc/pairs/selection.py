@@ -1,0 +1,60 @@
+"""Selects the pairs to match: all, in order, by retrieval, from a list or from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs.covisibility import from_model
+from edm_hloc.pairs.files import among, from_file
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.pairs.rules import Pair, exhaustive, sequential
+
+
+@dataclass(frozen=True)
+class PairSelection:
+    """How the pairs are chosen.
+
+    Attributes:
+        how: "exhaustive" (all pairs), "sequential" (photos near each other in the order of their
+            names), "retrieval" (photos that look alike), or the path of a list of pairs.
+        model: COLMAP model; its images that see most points in common are paired instead.
+        partners: number of partners of each photo, for `model` and "retrieval".
+        retrieval: source of the global descriptors, for "retrieval": see `RetrievalOptions`.
+        overlap: number of following photos each photo is paired with, for "sequential".
+        loop_step: every so many photos are also paired with one another, to close loops, for
+            "sequential"; None for no loops.
+    """
+
+    how: str = "exhaustive"
+    model: Path | None = None
+    partners: int = 20
+    retrieval: str = "edm"
+    overlap: int = 10
+    loop_step: int | None = None
+
+
+def select_pairs(names: Sequence[str], selection: PairSelection) -> list[Pair] | SimilarPhotos:
+    """The selected pairs of photos, or the photos among which retrieval is to find them.
+
+    Raises:
+        EdmHlocError: fewer than two photos, or a file that cannot be used.
+    """
+    if selection.model is not None:
+        pairs = among(names, from_model(selection.model, selection.partners), selection.model)
+    elif selection.how == "retrieval":
+        options = RetrievalOptions(selection.retrieval, selection.partners)
+        photos = SimilarPhotos(tuple(names), options)
+        photos.check()
+        return photos
+    elif selection.how == "exhaustive":
+        pairs = exhaustive(names)
+    elif selection.how == "sequential":
+        pairs = sequential(names, selection.overlap, selection.loop_step)
+    else:
+        pairs = from_file(Path(selection.how), names)
+    if not pairs:
+        raise EdmHlocError(f"There is no pair to match: there are {len(names)} photo(s).")
+    return pairs
