@@ -28,7 +28,7 @@ HOSTILE = (
 class UnrelatedMatcher(TruthMatcher):
     """Finds matches where there are none."""
 
-    def match(self, features0: Features, features1: Features) -> Matches:
+    def find(self, features0: Features, features1: Features) -> Matches:
         rng = np.random.default_rng(zlib.crc32(f"{features0.data} {features1.data}".encode()))
         points = rng.uniform(0, [319, 239], (2, 14, 2)).astype(np.float32)
         return Matches(points[0], points[1], rng.uniform(0.2, 0.5, 14).astype(np.float32))

@@ -46,9 +46,12 @@ class TruthMatcher(Matcher):
         return Features(self._key(image), image.transform, 1)
 
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        return [self._true_matches(*pair) for pair in pairs]
+        raise NotImplementedError("its matches are in pixels of the original photos")
 
-    def _true_matches(self, features0: Features, features1: Features) -> Matches:
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return [self.find(*pair) for pair in pairs]
+
+    def find(self, features0: Features, features1: Features) -> Matches:
         (K0, pose0, depth0), (K1, pose1, depth1) = (
             self.views[f.data] for f in (features0, features1)
         )

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Pat
 class BatchMatcher(FakeMatcher):
     """Likes three pairs at a time, and refuses pairs of several shapes together."""
 
-    batch_size = 3
+    info = replace(FakeMatcher.info, batch_size=3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,8 +121,11 @@ class BatchMatcher(FakeMatcher):
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         assert len({(f0.data[1], f1.data[1]) for f0, f1 in pairs}) == 1
         self.batches.append(len(pairs))
-        plain = [[Features(f.data[0], f.transform, f.nbytes) for f in pair] for pair in pairs]
-        return [self.match(*pair) for pair in plain]
+        plain = [
+            (replace(first, data=first.data[0]), replace(second, data=second.data[0]))
+            for first, second in pairs
+        ]
+        return super().match_batch(plain)
 
 
 def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None:
@@ -144,7 +148,7 @@ def test_batches_hold_pairs_of_equal_shape(photos: Path, tmp_path: Path) -> None
 class ThreadedMatcher(FakeMatcher):
     """Notes how many calls there are at the same time, and takes longest for the first pairs."""
 
-    threads = 3
+    info = replace(FakeMatcher.info, threads=3)
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +162,7 @@ class ThreadedMatcher(FakeMatcher):
             wait = 0.05 / (1 + sum(self.matched.values()))
         time.sleep(wait)
         with self.lock:
-            found = [self.match(*pair) for pair in pairs]
+            found = super().match_batch(pairs)
             self.now -= 1
         return found
 
@@ -181,10 +185,10 @@ def test_threads_started_afterwards_use_as_many_cores_as_before(
     photos: Path, tmp_path: Path
 ) -> None:
     class Noting(ThreadedMatcher):
-        def match(self, features0: Features, features1: Features) -> Matches:
+        def find(self, features0: Features, features1: Features) -> Matches:
             torch.ones(1).exp()
             cores.add(torch.get_num_threads())
-            return super().match(features0, features1)
+            return super().find(features0, features1)
 
     cores: set[int] = set()
     before = torch.get_num_threads()
@@ -201,10 +205,10 @@ def test_threads_started_afterwards_use_as_many_cores_as_before(
 
 def test_an_error_in_a_thread_keeps_what_was_matched(photos: Path, tmp_path: Path) -> None:
     class Failing(ThreadedMatcher):
-        def match(self, features0: Features, features1: Features) -> Matches:
+        def find(self, features0: Features, features1: Features) -> Matches:
             if sum(self.matched.values()) == 15:
                 raise RuntimeError("no more")
-            return super().match(features0, features1)
+            return super().find(features0, features1)
 
     with pytest.raises(RuntimeError, match="no more"):
         match_pairs(photos, all_pairs(), Failing(), tmp_path / "raw")
@@ -253,10 +257,10 @@ def test_batches_and_half_features_give_the_same_matches(tmp_path: Path) -> None
 
 def test_resume(photos: Path, tmp_path: Path) -> None:
     class Interrupted(FakeMatcher):
-        def match(self, features0, features1):  # type: ignore[no-untyped-def]
+        def find(self, features0, features1):  # type: ignore[no-untyped-def]
             if sum(self.matched.values()) == 11:
                 raise KeyboardInterrupt
-            return super().match(features0, features1)
+            return super().find(features0, features1)
 
     with pytest.raises(KeyboardInterrupt):
         match_pairs(photos, all_pairs(), Interrupted(), tmp_path / "raw")
@@ -457,7 +461,7 @@ from tests.fakes import FakeMatcher
 class Large(FakeMatcher):
     def encode(self, image):
         return Features(np.ones(1 << 18, np.float32), image.transform, 1 << 20)
-    def match(self, features0, features1):
+    def find(self, features0, features1):
         rng = np.random.default_rng(0)
         points = rng.uniform(0, 40, (2, 1500, 2)).astype(np.float32)
         return Matches(points[0], points[1], rng.random(1500, np.float32))

@@ -40,9 +40,9 @@ class CountingMatcher(TruthMatcher):
         super().__init__(scene, **settings)
         self.pairs = 0
 
-    def match(self, features0, features1):  # type: ignore[no-untyped-def]
-        self.pairs += 1
-        return super().match(features0, features1)
+    def match_batch(self, pairs):  # type: ignore[no-untyped-def]
+        self.pairs += len(pairs)
+        return super().match_batch(pairs)
 
 
 def pairs_of(scene: Path) -> list[tuple[str, str]]:

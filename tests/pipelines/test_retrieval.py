@@ -114,7 +114,7 @@ def test_networks_run_on_the_device_of_the_matcher(
         raise EdmHlocError(f"on {arguments[-1]!r}")
 
     monkeypatch.setattr(retrieval, function, reached)
-    matcher = SimpleNamespace(device=torch.device("meta"), weights="none")
+    matcher = SimpleNamespace(info=SimpleNamespace(device=torch.device("meta"), weights="none"))
     images = RetrievalImages(tmp_path, NAMES[-2:], NAMES[:5])
     with pytest.raises(EdmHlocError, match=r"on device.*meta"):
         retrieve(Run(tmp_path / "out", {}), RetrievalOptions(how, 2), images, matcher)
@@ -125,7 +125,7 @@ def other_weights(path: Path) -> Path:
     model, _ = load()
     with torch.no_grad():
         model.backbone.conv1.weight.mul_(-0.5)
-    save_file(model.state_dict(), path, metadata_of(model.config, 0.2))
+    save_file(model.state_dict(), path, metadata_of(model.config, 0.2, "centre"))
     return path
 
 
@@ -144,12 +144,12 @@ def test_descriptors_of_edm_are_of_the_weights_of_the_matcher(tmp_path: Path) ->
             return reader.provenance["of"], reader.read(names), file.stat().st_mtime_ns
 
     _, weights = load(other_weights(tmp_path / "other.safetensors"))
-    matcher = SimpleNamespace(device=torch.device("cpu"), weights=weights)
+    matcher = SimpleNamespace(info=SimpleNamespace(device=torch.device("cpu"), weights=weights))
     default_sha256, by_default, _ = descriptors_by(None)
     other_sha256, by_others, made = descriptors_by(matcher)
     assert default_sha256 == weights_sha256()
     assert other_sha256 == weights.sha256 == weights_sha256(weights.path) != default_sha256
     assert np.abs(by_others - by_default).max() > 0.01
     assert descriptors_by(matcher)[2] == made  # the same weights: nothing is computed again
-    of_none = SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's")
+    of_none = SimpleNamespace(info=SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's"))
     assert descriptors_by(of_none)[0] == default_sha256
