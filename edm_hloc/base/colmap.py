@@ -1,4 +1,4 @@
-"""Reading COLMAP models and keeping COLMAP quiet: what every user of pycolmap here shares."""
+"""COLMAP models and databases: checked reading, statistics, and COLMAP's own log."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edm_hloc.base.errors import EdmHlocError
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("cameras", "images", "points3D")
-_FATAL_ONLY = 3
+_PARTS = ("cameras", "images", "points3D")  # the files of a model
+_FATAL_ONLY = 3  # COLMAP's log level
 
 
 @contextlib.contextmanager
 def quiet_colmap() -> Iterator[None]:
-    """Keeps COLMAP's own log off the terminal, unless this package logs at DEBUG."""
+    """Silences COLMAP's own log in a ``with`` block, unless this package logs at DEBUG."""
     before = pycolmap.logging.minloglevel
     if not logger.isEnabledFor(logging.DEBUG):
         pycolmap.logging.minloglevel = _FATAL_ONLY
@@ -41,7 +41,7 @@ def is_model(path: Path) -> bool:
 
 
 def check_model(path: Path) -> None:
-    """Raises EdmHlocError if a folder holds no COLMAP model; reads none of it."""
+    """Raises EdmHlocError if a folder holds no COLMAP model, without reading the files."""
     path = Path(path)
     if not is_model(path):
         inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
@@ -73,13 +73,16 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
 
 
 def _check_lengths(path: Path) -> None:
-    """COLMAP reads past the end of a binary file that was cut off, and may then never return."""
+    """Raises EdmHlocError if a binary file of a model is truncated.
+
+    COLMAP reads past the end of such a file, and may then never return.
+    """
     for name, skip in _RECORDS.items():
         file = path / name
         if not file.is_file():
             continue
         try:
-            # Mapped, not read: of large models most of the bytes are passed over.
+            # Mapped, not read: most bytes of a large model are skipped.
             with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                 (count,) = struct.unpack_from("<Q", data)
                 position = 8
@@ -89,7 +92,7 @@ def _check_lengths(path: Path) -> None:
         except (struct.error, ValueError):  # as of an empty file
             whole = False
         except OSError:
-            continue  # COLMAP says what is wrong with it
+            continue  # COLMAP's own error says what is wrong
         if not whole:
             raise EdmHlocError(
                 f"The COLMAP model in {path} is damaged: {name} ends too early. "
@@ -113,6 +116,7 @@ def _after_frame(data: mmap, start: int) -> int:
     return start + 68 + 16 * int(struct.unpack_from("<I", data, start + 64)[0])
 
 
+# Position after the record at a position, by file
 _RECORDS: dict[str, Callable[[mmap, int], int]] = {
     "images.bin": _after_image,
     "points3D.bin": _after_point,
@@ -121,7 +125,7 @@ _RECORDS: dict[str, Callable[[mmap, int], int]] = {
 
 
 def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
-    """COLMAP cuts names at the first space as it reads text models."""
+    """Restores names with spaces, which COLMAP cuts at the first space when it reads text."""
     lines = images_txt.read_text("utf-8").split("\n")
     for line in [line for line in lines if not line.startswith("#")][::2]:
         fields = line.split(maxsplit=9)
@@ -131,10 +135,10 @@ def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
 
 @contextlib.contextmanager
 def open_database(path: Path) -> Iterator[pycolmap.Database]:
-    """A COLMAP database, closed in the end.
+    """Opens an existing COLMAP database for a ``with`` block.
 
     Raises:
-        EdmHlocError: there is none, or a damaged one.
+        EdmHlocError: there is no such file, or it is damaged.
     """
     if not path.is_file():
         raise EdmHlocError(f"No COLMAP database {path}.")
@@ -155,20 +159,21 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
 
 
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
-    """The images of a model that have a pose, by name, sorted by name."""
+    """The registered images of a model (those with a pose) by name, sorted by name."""
     images = {image.name: image for image in model.images.values() if image.has_pose}
     return dict(sorted(images.items()))
 
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """How large and how consistent a model is.
+    """Size and accuracy of a model.
 
     Attributes:
-        registered: images with a pose.
-        points: 3D points.
-        mean_track_length: images that see a point, on average; 0 without points.
-        mean_reprojection_error: mean over the points, pixels of the original photos; 0 without.
+        registered: number of registered images.
+        points: number of 3D points.
+        mean_track_length: mean number of observations of a point; 0 without points.
+        mean_reprojection_error: mean over the points, in pixels of the original photos; 0 without
+            points.
     """
 
     registered: int
@@ -178,7 +183,10 @@ class ModelStatistics:
 
     @staticmethod
     def of(model: pycolmap.Reconstruction) -> ModelStatistics:
-        """Measures a model; a point's error is the mean over the images that see it."""
+        """Measures a model, whose points' reprojection errors are updated.
+
+        The error of a point is the mean over its observations.
+        """
         points = model.num_points3D()
         if points:
             model.update_point_3d_errors()

@@ -29,12 +29,16 @@ def from_colmap(points: np.ndarray | Sequence[float]) -> np.ndarray:
 
 
 def inside(points: Any, width: int, height: int, margin: float = 0.0) -> Any:
-    """Which points (…, 2), as (x, y), lie in an image: (…) bool. NumPy arrays and tensors alike.
+    """Which points lie in an image; for NumPy arrays and tensors alike.
 
     Args:
+        points: (…, 2) as (x, y), the centre of the top-left pixel at (0, 0).
         width, height: of the image in pixels.
-        margin: how far beyond the outermost pixel centres still counts, in pixels; 0.5 takes in
-            the whole of the outermost pixels.
+        margin: tolerance beyond the outermost pixel centres, in pixels; 0.5 includes the whole of
+            the outermost pixels, negative values exclude a border.
+
+    Returns:
+        (…) bool.
     """
     x, y = points[..., 0], points[..., 1]
     return (x >= -margin) & (x <= width - 1 + margin) & (y >= -margin) & (y <= height - 1 + margin)

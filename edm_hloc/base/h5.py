@@ -1,4 +1,18 @@
-"""H5 files that are whole or not there: atomic writing, checked reading, provenance."""
+"""What all H5 files have in common: atomic writing, checked reading, names and provenance.
+
+Keypoints are (x, y) in pixels of the original image, with the centre of the top-left pixel at
+(0, 0). The files follow hloc's formats, and hloc's own files are read as well:
+
+* group of an image: its name relative to the image folder, so that "/" makes subgroups. It holds
+  ``keypoints`` and ``scores`` (`keypoints/h5.py`), or ``global_descriptor``
+  (`pairs/descriptors.py`);
+* group of a pair: ``a/b``, see `pair_key`. It holds ``matches0`` and ``matching_scores0``
+  (`keypoints/h5.py`), or the raw matches ``keypoints0``, ``keypoints1`` and ``scores``
+  (`matching/shards.py`);
+* attribute ``provenance`` of the file: the settings it was made with, a JSON object.
+
+A file is written under a temporary name, synced and renamed: one with its final name is complete.
+"""
 
 from __future__ import annotations
 
@@ -16,28 +30,29 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError
 
 Provenance = Mapping[str, str | int | float | bool | None]
+"""Everything that the content of a file depends on, by name."""
 
+# By default HDF5 caches up to 32 MiB of a file's headers, which take several times that unpacked.
+# Each header is read once or twice, far apart: a small cache is as fast, and memory does not grow
+# with the number of pairs.
+_HEADER_CACHE = 16 << 10  # bytes
 
-# HDF5 keeps up to 32 MiB of a file's headers, unpacked to a multiple of that. Each is read once or
-# twice, far apart, so that this much does as well, and memory does not grow with the pairs.
-_HEADER_CACHE = 16 << 10
-
-
-# Any HDF5 since 1.10 reads it, whichever wrote it. No compression: lzf and gzip save a quarter of
-# the space and write three times slower.
+# Oldest and newest format version that are used: every HDF5 since 1.10 can read the files. They are
+# not compressed: lzf and gzip save a quarter of the space and write three times slower.
 _LIBVER = ("v108", "v110")
 
 
 def pair_key(name0: str, name1: str) -> str:
-    """hloc's group name of a pair: both names with "/" replaced by "-", joined by "/"."""
+    """hloc's group name of a pair of images: the names with "-" for "/", joined by "/"."""
     return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
 
 
 class _GuardedFile(io.FileIO):
-    """A file for HDF5 to write to, which notes a failed write instead of reporting it to HDF5.
+    """A file for HDF5 to write to, which records a failed write instead of reporting it.
 
-    HDF5 crashes the whole process when the disk fills up while it writes or closes a file. Here
-    the error is kept, later writes go nowhere, and `AtomicH5` raises where HDF5 is not involved.
+    HDF5 crashes the whole process when the disk is full while it writes or closes a file. Here the
+    first error is kept in `error`, later writes are discarded, and `AtomicH5` raises the error
+    outside HDF5.
     """
 
     error: OSError | None = None
@@ -62,7 +77,15 @@ class _GuardedFile(io.FileIO):
 
 
 class AtomicH5:
-    """An H5 file that is written beside its final name and appears there whole on `commit`."""
+    """An H5 file that is written under a temporary name until `commit` renames it.
+
+    Attributes:
+        path: its final name.
+        h5: the open file.
+
+    Raises:
+        EdmHlocError: the folder cannot be written.
+    """
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
         provenance_json = json.dumps(dict(provenance))
@@ -79,11 +102,17 @@ class AtomicH5:
         self.h5.attrs["provenance"] = provenance_json
 
     def check(self) -> None:
+        """Raises EdmHlocError if something could not be written."""
         if self._raw.error is not None:
             raise cannot_write(self.path, self._raw.error) from self._raw.error
 
     def commit(self) -> None:
-        """Puts the file in its place, or raises EdmHlocError."""
+        """Closes the file and gives it its final name.
+
+        Raises:
+            EdmHlocError: it could not be written, or another process writes the same file; the
+                temporary file is removed, and an older file with the final name stays.
+        """
         try:
             self.h5.close()
             self.check()
@@ -101,14 +130,14 @@ class AtomicH5:
             raise
 
     def discard(self) -> None:
-        """Closes the file and removes every trace of it."""
+        """Closes the temporary file and removes it."""
         self.h5.close()
         self._raw.close()
         if self._temporary_is_ours():
             self._temporary.unlink()
 
     def _temporary_is_ours(self) -> bool:
-        # a second process that writes the same file has put its own in this place
+        # a second process that writes the same file may have replaced the temporary file
         try:
             return os.path.samestat(self._identity, self._temporary.stat())
         except OSError:
@@ -116,7 +145,7 @@ class AtomicH5:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Makes the rename itself survive a power cut; not every system can open a directory.
+    # So that the rename survives a power cut; not every system can open a directory.
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -126,6 +155,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> EdmHlocError:
+    """The error to raise where an H5 file or its folder cannot be written."""
     return EdmHlocError(
         f"Cannot write {path}: {error.strerror or error}. Free disk space or choose another output "
         "folder, then run again: what is already stored is kept."
@@ -133,7 +163,7 @@ def cannot_write(path: Path, error: OSError) -> EdmHlocError:
 
 
 def check_name(name: str) -> None:
-    """Refuses the names an H5 path cannot hold."""
+    """Raises EdmHlocError if an image name cannot be the name of a group."""
     if "\0" in name or any(part in ("", ".") for part in name.split("/")):
         raise EdmHlocError(f"Image name {name!r} cannot be stored in an H5 file: rename the image.")
     try:
@@ -146,11 +176,13 @@ def check_name(name: str) -> None:
 
 
 def check_shape(what: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if an array to be stored has another shape."""
     if array.shape != shape:
         raise ValueError(f"{what} must have shape {shape}, got {array.shape}")
 
 
 def open_h5(path: Path) -> h5py.File:
+    """Opens an H5 file for reading. Raises EdmHlocError if it is missing or damaged."""
     if not path.is_file():
         raise EdmHlocError(
             f"No such file: {path}. Run the step that makes it, or correct the path."
@@ -170,7 +202,7 @@ def _with_small_cache(h5: h5py.File) -> h5py.File:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what h5py raises on a damaged file into a message that names it."""
+    """Turns the errors of h5py on a damaged file into an EdmHlocError that names the file."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -180,6 +212,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def stored_provenance(h5: h5py.File) -> dict[str, str | int | float | bool | None]:
+    """The provenance in a file; empty for files of hloc, which have none."""
     return dict(json.loads(h5.attrs.get("provenance", "{}")))
 
 
@@ -187,7 +220,15 @@ AnyReader = TypeVar("AnyReader", bound="H5Reader")
 
 
 class H5Reader:
-    """One open H5 file; closed by `close` or at the end of a ``with`` block."""
+    """An H5 file that is open for reading, until `close` or the end of a ``with`` block.
+
+    Attributes:
+        path: of the file.
+        provenance: what the file was made with; empty for files of hloc.
+
+    Raises:
+        EdmHlocError: the file is missing or damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -196,7 +237,7 @@ class H5Reader:
             self.provenance = stored_provenance(self._h5)
 
     def _groups_with(self, dataset: str) -> list[str]:
-        """The names of all groups that hold a data set of that name, sorted."""
+        """The names of all groups that hold a dataset of that name, sorted."""
         found: list[str] = []
 
         def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -222,7 +263,17 @@ AnyWriter = TypeVar("AnyWriter", bound="H5Writer")
 
 
 class H5Writer:
-    """A final file: whole after a ``with`` block that ended well, else as it was before it."""
+    """Writes an H5 file in a ``with`` block.
+
+    When the block ends, the file appears complete; if the block raises, nothing changes on disk.
+
+    Args:
+        path: of the file, which is replaced if it exists.
+        provenance: what the content depends on, stored in the file.
+
+    Raises:
+        EdmHlocError: the folder cannot be written.
+    """
 
     def __init__(self, path: Path, provenance: Provenance) -> None:
         self._file = AtomicH5(Path(path), provenance)
@@ -237,16 +288,23 @@ class H5Writer:
             self._file.discard()
 
     def _create_group(self, key: str) -> h5py.Group:
+        """A new group. Raises EdmHlocError if it exists already."""
         try:
             return self._file.h5.create_group(key)
         except ValueError as error:
             raise EdmHlocError(
-                f"{key!r} is already in {self._file.path}, or is the name of one of its data sets: "
+                f"{key!r} is already in {self._file.path}, or is the name of one of its datasets: "
                 "each image and each pair is written once."
             ) from error
 
 
 def check_collision(stored: tuple[str, str], asked: tuple[str, str]) -> None:
+    """Raises EdmHlocError if a key, see `pair_key`, is already used by another pair.
+
+    Args:
+        stored: names of the images that the key was used for.
+        asked: names of the images that have the same key.
+    """
     if stored != asked:
         raise EdmHlocError(
             f"The pairs {stored} and {asked} have the same key {pair_key(*asked)!r} in H5 files, "

@@ -1,4 +1,4 @@
-"""Messages that are given once a process."""
+"""Warnings that are logged once per process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-@functools.cache  # however often a photo is loaded, or a folder listed
+@functools.cache
 def warn_once(text: str) -> None:
+    """Logs a warning, unless this process has logged the same text before."""
     logger.warning("%s", text)

@@ -1,4 +1,4 @@
-"""Files of image pairs with their true relative pose: SuperGlue's lists, LoFTR's indices."""
+"""Image pairs with their true relative pose: SuperGlue's lists and LoFTR's index files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edm_hloc.base.text import read_lines
 
 
 class PairWithPose(NamedTuple):
-    """Two images and the truth about them.
+    """Two images with their true intrinsics and relative pose.
 
     Attributes:
         name0, name1: of the images, relative to their folder.
-        rotation0, rotation1: EXIF rotations in quarter turns.
-        K0, K1: (3, 3) intrinsics where the top-left pixel's centre is (0, 0).
+        rotation0, rotation1: rotation of the images in quarter turns, as their EXIF data say.
+        K0, K1: (3, 3) intrinsics, with the centre of the top-left pixel at (0, 0).
         T_0to1: (4, 4) from camera 0 to camera 1.
     """
 
@@ -33,11 +33,13 @@ class PairWithPose(NamedTuple):
 
 
 def read_pairs_with_gt(path: Path) -> list[PairWithPose]:
-    """Read a list; a line has two names, two EXIF rotations, K0 and K1 (9 numbers each, row by
-    row) and T_0to1 (16 numbers).
+    """Reads a list of pairs with their truth, in the format of SuperGlue's evaluation.
+
+    A line has two names, two EXIF rotations, K0 and K1 (9 numbers each, row by row) and T_0to1 (16
+    numbers). Empty lines and comments ("#") are skipped.
 
     Raises:
-        EdmHlocError: the file cannot be read, or is malformed; with the line's number.
+        EdmHlocError: the file cannot be read, or a line is something else.
     """
     pairs = []
     for number, line in read_lines(path, "list of pairs"):
@@ -66,7 +68,11 @@ def read_pairs_with_gt(path: Path) -> list[PairWithPose]:
 
 
 def write_pairs_with_gt(path: Path, pairs: Iterable[PairWithPose]) -> None:
-    """Write a list that `read_pairs_with_gt` reads; names must not contain white space."""
+    """Writes a list that `read_pairs_with_gt` reads; names must not hold white space.
+
+    Raises:
+        EdmHlocError: the file cannot be written.
+    """
     lines = []
     for pair in pairs:
         numbers = np.concatenate([m.ravel() for m in (pair.K0, pair.K1, pair.T_0to1)])
@@ -76,15 +82,19 @@ def write_pairs_with_gt(path: Path, pairs: Iterable[PairWithPose]) -> None:
 
 
 def read_index(path: Path, *required: str) -> dict[str, Any]:
-    """The arrays of an index file of LoFTR's, by name.
+    """The arrays of one of LoFTR's index files (.npz), by name.
+
+    Args:
+        path: of the file. It is unpickled: read only files that you trust.
+        required: names that must be there.
 
     Raises:
-        EdmHlocError: the file cannot be read, or lacks one of the `required`.
+        EdmHlocError: the file cannot be read, or lacks a required array.
     """
     try:
-        with np.load(path, allow_pickle=True) as file:  # the format has object arrays
+        with np.load(path, allow_pickle=True) as file:  # the format has arrays of objects
             content = dict(file)
-    except Exception as error:  # pickles raise anything
+    except Exception as error:  # unpickling raises anything
         raise EdmHlocError(f"{path} is not an index file as LoFTR has them: {error}.") from error
     missing = [name for name in required if name not in content]
     if missing:
@@ -93,10 +103,14 @@ def read_index(path: Path, *required: str) -> dict[str, Any]:
 
 
 def read_scannet_pose(scene: Path, frame: int) -> np.ndarray:
-    """(4, 4) cam_from_world of a frame in a scene's folder of ScanNet, which has the inverse.
+    """The pose of a frame of ScanNet: (4, 4) cam_from_world, the inverse of what the file holds.
+
+    Args:
+        scene: folder of the scene.
+        frame: number of the frame.
 
     Raises:
-        ImageError: it cannot be read, or is not finite, as where ScanNet lost track.
+        ImageError: the pose cannot be read, or is not finite because ScanNet's tracking failed.
     """
     path = scene / "pose" / f"{frame}.txt"
     try:
