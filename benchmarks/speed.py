@@ -64,7 +64,7 @@ from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import OnnxEDM
-from edm_hloc.models.types import CONFIGS, CoarseMatches
+from edm_hloc.models.types import CONFIGS, CoarseMatches, MatchOptions
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from tests.oracles import hloc_quantization
@@ -106,7 +106,9 @@ class NaiveMatcher:
         """(1, 1, H, W) twice → keypoints0, keypoints1 (M, 2) and scores (M,)."""
         self.model.coarse_match = lambda a, b, *_: self.coarse(a, b)  # type: ignore[method-assign]
         found = self.model.match(
-            self.model.encode(image0), self.model.encode(image1), threshold=self.threshold
+            self.model.encode(image0),
+            self.model.encode(image1),
+            MatchOptions(threshold=self.threshold),
         )
         valid = found.valid[0]
         return found.keypoints0[0][valid], found.keypoints1[0][valid], found.confidence[0][valid]
@@ -291,9 +293,10 @@ def one_pair(bench: Bench) -> list[Row]:
     work = {name: operations(our_call) for name, our_call, _ in stages}
     if (graphs := bench.graphs) is not None:
         g0, g1 = graphs.encode(image0), graphs.encode(image1)
+        options = MatchOptions(threshold=threshold, refined=graphs.refined)
         for name, beside, graph_call in (
             ("encode, ONNX Runtime", stages[0], lambda: graphs.encode(image0)),
-            ("match, ONNX Runtime", stages[-1], lambda: graphs.match(g0, g1, threshold=threshold)),
+            ("match, ONNX Runtime", stages[-1], lambda: graphs.match(g0, g1, options)),
         ):
             work[name] = work[beside[0]]
             stages.append((name, graph_call, beside[2]))
@@ -320,12 +323,13 @@ def one_pair(bench: Bench) -> list[Row]:
 def image_sizes(bench: Bench) -> list[Row]:
     """A pair at several sizes: encoded once for 20 partners, and the naive way."""
     model, rows = bench.matcher.model, []
+    options = MatchOptions(threshold=bench.matcher.threshold)
     for side in (480, 640) if bench.quick else (480, 640, 832, 1024, 1152):
         image0, image1 = bench.images(side, side)
         features = [model.encode(image) for image in (image0, image1)]
         calls: list[Callable[[], object]] = [
             lambda image=image0: model.encode(image),
-            lambda features=features: model.match(*features, threshold=bench.matcher.threshold),
+            lambda features=features: model.match(*features, options),
         ]
         if (side // 8) ** 4 * 4 <= MOST_MATRIX_BYTES:
             calls.append(lambda a=image0, b=image1: bench.naive.match(a, b))
@@ -354,13 +358,14 @@ def image_sizes(bench: Bench) -> list[Row]:
 def batches(bench: Bench) -> list[Row]:
     """Milliseconds a pair when several pairs of one size go through the network together."""
     model, rows = bench.matcher.model, []
+    options = MatchOptions(threshold=bench.matcher.threshold)
     cuda = bench.matcher.info.device.type == "cuda"
     for size in (1, 4) if bench.quick else (1, 2, 4, 8, 16, 32) if cuda else (1, 2, 4, 8):
         image0, image1 = (i.repeat(size, 1, 1, 1) for i in bench.images(480, 640))
         features0, features1 = model.encode(image0), model.encode(image1)
         encode, match = bench.seconds(
             lambda i=image0: model.encode(i),
-            lambda a=features0, b=features1: model.match(a, b, threshold=bench.matcher.threshold),
+            lambda a=features0, b=features1: model.match(a, b, options),
         )
         rows.append(
             {
@@ -516,9 +521,7 @@ def sizes_of_everything(bench: Bench) -> list[Row]:
                 "size": f"{width}×{height}",
                 "million parameters": round(parameters / 1e6, 2),
                 "GFLOP an image": round(operations(lambda i=image0: model.encode(i)) / 1e9, 2),
-                "GFLOP a pair": round(
-                    operations(lambda f=features: model.match(*f, threshold=0.2)) / 1e9, 2
-                ),
+                "GFLOP a pair": round(operations(lambda f=features: model.match(*f)) / 1e9, 2),
                 "features MiB": _mib(features[0].nbytes),
                 "naive coarse MiB": _mib(naive),
                 "coarse MiB": _mib(ours),

@@ -26,7 +26,7 @@ def register(command: options.AddCommand) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from edm_hloc.models import weights
-    from edm_hloc.models.onnx import OnnxConfig, export
+    from edm_hloc.models.onnx_export import OnnxConfig, export
 
     model, info = weights.load(args.weights)
     print(f"Weights     {info}")

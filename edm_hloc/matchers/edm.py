@@ -17,7 +17,7 @@ from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, Network
 from edm_hloc.matchers.loading import default_device
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.folding import fold_batch_norms
-from edm_hloc.models.types import EDMFeatures, RefinedImage
+from edm_hloc.models.types import EDMFeatures, MatchOptions, RefinedImage
 from edm_hloc.models.weights import load as load_weights
 
 if TYPE_CHECKING:
@@ -150,10 +150,12 @@ class EDMMatcher(NetworkMatcher):
         found = self._pair_matcher.match(
             self._together(firsts),
             self._together(seconds),
-            topk=self.config.topk,
-            threshold=self.threshold,
-            border_cells=self.config.border_cells,
-            refined=self.config.refined,
+            MatchOptions(
+                topk=self.config.topk,
+                threshold=self.threshold,
+                border_cells=self.config.border_cells,
+                refined=self.config.refined,
+            ),
         )
         columns = (found.keypoints0, found.keypoints1, found.confidence[..., None])
         together = torch.cat(columns, dim=-1).float()

@@ -1,4 +1,4 @@
-"""Attention with rotary positions: the transformer at 1/32 of EDM (Sec. 3.2)."""
+"""EDM's transformer at 1/32: self- and cross-attention with rotary positions (Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 2-D rotary position embedding, each (height·width, dim).
 
-    Rows and columns count from 1 and are multiplied by `scale`; channels come in fours:
-    two for the row, two for the column, of one frequency. Values are rounded to half
-    precision as in the official checkpoint's training.
+    Channels come in fours of one frequency: two for the row, two for the column. Values are rounded
+    to half precision, as in the training of the official checkpoint.
+
+    Args:
+        height, width: of the map; rows and columns count from 1.
+        dim: channels, a multiple of 4.
+        scale: factors on the rows and on the columns.
+        device: of the table.
     """
     rows = torch.arange(1, height + 1, device=device, dtype=torch.float32) * scale[0]
     columns = torch.arange(1, width + 1, device=device, dtype=torch.float32) * scale[1]
@@ -32,14 +37,14 @@ def rotary_table(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels of x (B, N, dim) by the angle of its position."""
+    """Rotates each pair of channels of x (B, N, dim) by the angle of its position."""
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return (x * cos + turned * sin).to(x.dtype)
 
 
 class AttentionLayer(nn.Module):
-    """Query–key normalised attention followed by a feed-forward network, with a shortcut."""
+    """Attention with normalised queries and keys, then a feed-forward network, with a shortcut."""
 
     def __init__(self, dim: int, heads: int, scale: float) -> None:
         super().__init__()
@@ -60,7 +65,12 @@ class AttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, source: Tensor, position: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """x (B, N, dim) attends to source (B, M, dim); `position` is the rotary table."""
+        """Updates x (B, N, dim) by attention to source (B, M, dim) → (B, N, dim).
+
+        Args:
+            x, source: the same tensor in self-attention.
+            position: cosines and sines of `rotary_table`; None for no positions.
+        """
         normed = self.norm1(x)
         normed_source = normed if source is x else self.norm1(source)
         q, k, v = self.q_proj(normed), self.k_proj(normed_source), self.v_proj(normed_source)
@@ -77,7 +87,7 @@ class AttentionLayer(nn.Module):
 
 
 class LocalFeatureTransformer(nn.Module):
-    """The self- and cross-attention layers at 1/32; positions enter the self layers only."""
+    """The self- and cross-attention layers at 1/32; positions are used in self-attention only."""
 
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
@@ -85,21 +95,38 @@ class LocalFeatureTransformer(nn.Module):
         self.layers = nn.ModuleList(
             AttentionLayer(config.dim, config.heads, config.attention_scale) for _ in self.names
         )
-        first_cross = self.names.index("cross") if "cross" in self.names else len(self.names)
-        self.leading_self = first_cross
+        self.first_cross = self.names.index("cross") if "cross" in self.names else len(self.names)
 
     def encode(self, x: Tensor, scale: tuple[float, float]) -> Tensor:
-        """The self layers before the first cross layer, which need one image alone."""
+        """The self-attention layers before the first cross layer, which need one image alone.
+
+        Args:
+            x: (B, dim, h, w).
+            scale: factors on the row and column positions.
+
+        Returns:
+            (B, dim, h, w).
+        """
         tokens, position = self._tokens(x, scale)
-        for layer in self.layers[: self.leading_self]:
+        for layer in self.layers[: self.first_cross]:
             tokens = layer(tokens, tokens, position)
         return tokens.transpose(1, 2).reshape(x.shape)
 
-    def interact(self, x0: Tensor, x1: Tensor, scales: tuple[tuple[float, float], ...]) -> tuple:
-        """The other layers; within a cross layer image 1 sees the updated image 0."""
+    def interact(
+        self, x0: Tensor, x1: Tensor, scales: tuple[tuple[float, float], tuple[float, float]]
+    ) -> tuple[Tensor, Tensor]:
+        """The remaining layers; in a cross layer image 1 attends to the already updated image 0.
+
+        Args:
+            x0, x1: (B, dim, h, w) of `encode`; h and w may differ between the two.
+            scales: factors on the row and column positions of each image.
+
+        Returns:
+            both maps, in the same shapes.
+        """
         tokens0, position0 = self._tokens(x0, scales[0])
         tokens1, position1 = self._tokens(x1, scales[1])
-        remaining = slice(self.leading_self, None)
+        remaining = slice(self.first_cross, None)
         for name, layer in zip(self.names[remaining], self.layers[remaining], strict=True):
             if name == "self":
                 tokens0 = layer(tokens0, tokens0, position0)

@@ -1,8 +1,9 @@
-"""The dual softmax's best columns on a GPU, in Triton: similarities never leave the chip.
+"""Coarse matching on a GPU in Triton: similarities are never written to the GPU's memory.
 
-Each program makes one tile of similarities. A first pass leaves the log-sum-exps of its rows and
-columns, a second one the largest entry of the dual softmax in each of its rows and where it is;
-what the tiles left is joined by PyTorch. Memory is 2/TILE of one similarity matrix.
+Each program computes one tile of the similarities. A first kernel stores the log-sum-exps of the
+tile's rows and columns, a second one the largest entry of the dual softmax in each of its rows and
+that entry's column; PyTorch combines the results of the tiles. The memory needed is 2/TILE of that
+of one matrix of similarities.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -19,8 +20,8 @@ from edm_hloc.models.coarse import best_columns
 
 logger = logging.getLogger(__name__)
 
-_TILE = 128
-_DEPTH = 32  # channels at a time
+_TILE = 128  # rows and columns of a tile
+_DEPTH = 32  # channels of a step of the matrix product
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def _tile(a, b, rows, columns, channels, row, column, TILE: tl.constexpr, DEPTH:
             mask=(column < columns)[:, None] & inside[None, :],
             other=0.0,
         )
-        # Three products of the tensor cores are as exact as one in fp32.
+        # Three TF32 products on the tensor cores are as accurate as one in fp32.
         s = tl.dot(x, tl.trans(y), s, input_precision="tf32x3")
     return s
 
@@ -49,6 +50,7 @@ def _tile(a, b, rows, columns, channels, row, column, TILE: tl.constexpr, DEPTH:
 def _sums(
     a, b, row_lse, column_lse, rows, columns, channels, TILE: tl.constexpr, DEPTH: tl.constexpr
 ):
+    """Stores the log-sum-exps of the tile's rows and columns."""
     i, j, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
     a += pair * rows * channels
@@ -70,6 +72,7 @@ def _sums(
 def _best(
     a, b, column_lse, value, index, rows, columns, channels, TILE: tl.constexpr, DEPTH: tl.constexpr
 ):
+    """Stores the largest 2·s − column_lse of each of the tile's rows, and its column."""
     i, j, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
     a += pair * rows * channels
@@ -85,7 +88,18 @@ def _best(
 def fused_columns(
     features0: Tensor, features1: Tensor, temperature: float, threshold: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """`edm.best_columns` of (B, N, C) and (B, M, C), to rounding; no threshold makes it faster."""
+    """`coarse.best_columns` on a GPU, up to rounding.
+
+    Args:
+        features0: (B, N, C), the coarse map of image 0, flattened.
+        features1: (B, M, C), that of image 1.
+        temperature: τ of Eq. 1.
+        threshold: not used, as no threshold makes it faster; it makes the function
+            interchangeable with `coarse.confident_columns`.
+
+    Returns:
+        probability (B, N) and column (B, N) long.
+    """
     batch, rows, channels = features0.shape
     columns = features1.shape[1]
     a = (features0.float() / (channels * temperature)).contiguous()
@@ -105,14 +119,14 @@ def fused_columns(
 
 
 def works_on(device: torch.device) -> bool:
-    """Whether the kernels run there and agree with plain PyTorch; tried on a small example."""
+    """Whether the kernels run on a device and agree with PyTorch on a small example."""
     generator = torch.Generator().manual_seed(0)
     a, b = (2 * torch.randn(2, n, 96, generator=generator).to(device) for n in (150, 200))
     b[:, :150] += 4 * a
     try:
-        found, wanted = fused_columns(a, b, 0.1), best_columns(a, b, 0.1)
-        agree = torch.allclose(found[0], wanted[0], atol=1e-3, rtol=1e-3)
-    except Exception as error:  # of a compiler and a driver: any
+        found, expected = fused_columns(a, b, 0.1), best_columns(a, b, 0.1)
+        agree = torch.allclose(found[0], expected[0], atol=1e-3, rtol=1e-3)
+    except Exception as error:  # compiler and driver can raise anything
         logger.info("No fused coarse matching on %s: %s", device, error)
         return False
     return agree

@@ -1,16 +1,17 @@
-"""EDM, the efficient semi-dense matcher (arXiv 2503.05122): the whole network in one file.
+"""EDM, the efficient semi-dense matcher (arXiv 2503.05122): the network.
 
-    image ─ Backbone ─▶ 1/8, 1/16, 1/32 maps and a second 1/8 map for refinement   (Sec. 3.1)
-          ─ CorrelationInjection ─▶ one 1/8 map that has seen the other image      (Sec. 3.2)
-    two 1/8 maps ─ dual softmax ─▶ K cell-to-cell matches                          (Sec. 3.3)
-                 ─ FineMatching ─▶ offset inside the cell and its uncertainty      (Sec. 3.4)
+    image ─ Backbone ─▶ maps at 1/8, 1/16, 1/32 and a second 1/8 map for refinement     (Sec. 3.1)
+          ─ CorrelationInjection ─▶ a coarse 1/8 map conditioned on the other image     (Sec. 3.2)
+    two coarse maps ─ dual softmax (coarse.py) ─▶ K cell-to-cell matches                (Sec. 3.3)
+                    ─ FineMatching ─▶ offset within the cell and its uncertainty        (Sec. 3.4)
 
-`EDM.encode` does everything that depends on one image alone, `EDM.match` the rest, so that
-an image is encoded once however many partners it has. Parameter names are those of the
-official checkpoint (without its `matcher.` prefix).
+`EDM.encode` computes what depends on one image alone and `EDM.match` the rest, so an image is
+encoded once however many partners it has. Parameter names are those of the official checkpoint
+without its prefix `matcher.`.
 
-Pixel frame: the network's input, centre of the top-left pixel at (0, 0), (x, y) order. The
-coarse cell (row r, column c) stands for the pixel (8c, 8r).
+Pixel frame: (x, y) in pixels of the network's input; the coarse cell (row r, column c) stands for
+the point (8c, 8r). Where in the top-left pixel (0, 0) lies depends on the training data and is
+recorded with the weights (`WeightsInfo.origin`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from edm_hloc.models.types import (
     EDMConfig,
     EDMFeatures,
     EDMMatches,
+    MatchOptions,
     RefinedImage,
     default_topk,
 )
@@ -40,7 +42,10 @@ from edm_hloc.models.types import (
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions with a shortcut (ResNet's basic block)."""
+    """ResNet's basic block: two 3×3 convolutions with a shortcut.
+
+    (B, in_channels, H, W) → (B, channels, H/stride, W/stride).
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -67,7 +72,7 @@ def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """A thin ResNet-18 that goes down to 1/32."""
+    """ResNet-18 with fewer channels, down to 1/32."""
 
     def __init__(self, widths: tuple[int, int, int, int, int]) -> None:
         super().__init__()
@@ -84,7 +89,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 1, H, W) → maps at 1/8, 1/16, 1/32 and the refinement's map at 1/8."""
+        """(B, 1, H, W) → maps at 1/8, 1/16, 1/32, and the map at 1/8 for the refinement."""
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         x8 = self.layer3(self.layer2(self.layer1(x)))
         x16 = self.layer4(x8)
@@ -96,7 +101,10 @@ class Backbone(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch normalisation, optional activation."""
+    """Convolution without bias, batch normalisation, and an optional activation.
+
+    1×1, or 3×3 depthwise; `one_dimensional`: over (B, C, K) rather than (B, C, H, W).
+    """
 
     def __init__(
         self,
@@ -124,12 +132,13 @@ class ConvNorm(nn.Sequential):
             self.add_module("a", activation)
 
 
-def _twice(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class CorrelationInjection(nn.Module):
-    """CIM: correlate the images at 1/32 and inject the result into 1/16 and 1/8."""
+    """Correlation injection module (CIM): correlates the images at 1/32 and injects the result
+    into their maps at 1/16 and 1/8."""
 
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
@@ -151,18 +160,18 @@ class CorrelationInjection(nn.Module):
     def encode(
         self, x8: Tensor, x16: Tensor, x32: Tensor, scale: tuple[float, float]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The part of one image alone: projections and the leading self-attention."""
+        """What depends on one image alone: projections to `dim` channels, first self-attention."""
         return self.fc8(x8), self.fc16(x16), self.loftr_32.encode(self.fc32(x32), scale)
 
     def forward(self, features0: EDMFeatures, features1: EDMFeatures) -> tuple[Tensor, Tensor]:
-        """Coarse maps (B, dim, H/8, W/8) of both images, each aware of the other."""
+        """Coarse maps (B, dim, H/8, W/8) of both images, each conditioned on the other."""
         scales = (features0.position_scale, features1.position_scale)
         f32_0, f32_1 = self.loftr_32.interact(features0.f32, features1.f32, scales)
         return self._inject(features0, f32_0), self._inject(features1, f32_1)
 
     def _inject(self, features: EDMFeatures, f32: Tensor) -> Tensor:
-        f16 = self.dwconv16(features.f16 * _twice(self.att32(f32)) + _twice(f32))
-        return self.dwconv8(features.f8 * _twice(self.att16(f16)) + _twice(f16))
+        f16 = self.dwconv16(features.f16 * _upsample(self.att32(f32)) + _upsample(f32))
+        return self.dwconv8(features.f8 * _upsample(self.att16(f16)) + _upsample(f16))
 
 
 # --- Coarse matching (Sec. 3.3) ----------------------------------------------------------------
@@ -179,7 +188,7 @@ def _perceptron1d(channels: int) -> nn.Sequential:
 
 
 class FineMatching(nn.Module):
-    """Regress where, within its cell, the reference sees the query's grid point."""
+    """Regresses the position, within the reference's cell, that matches the query's grid point."""
 
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
@@ -202,10 +211,11 @@ class FineMatching(nn.Module):
         """Offsets and uncertainties of the reference points.
 
         Args:
-            query, reference: (B, dim, K), the sum of fine and coarse features at the cells.
+            query, reference: (B, dim, K), the sums of fine and coarse features at the cells.
 
         Returns:
-            offset (B, K, 2) as (x, y) in cells, within ±0.5, and σ (B, K, 2) in (0, 1).
+            offset (B, K, 2) as (x, y) in cells, within ±0.5, and its uncertainty σ (B, K, 2) in
+            (0, 1).
         """
         pair = torch.cat([self.query_encoder(query), self.reference_encoder(reference)], dim=1)
         pair = self.merge_qr(pair)
@@ -221,36 +231,41 @@ class FineMatching(nn.Module):
         return (weights * nodes[:, None]).sum(dim=1), logits[:, -1].sigmoid()
 
 
-# --- The whole ------------------------------------------------------------------------------------
+# --- The network ----------------------------------------------------------------------------------
 
 
 def _gather(features: Tensor, cells: Tensor) -> Tensor:
-    """Columns `cells` (B, K) of a map (B, C, h, w) → (B, C, K)."""
+    """Features of a map (B, C, h, w) at the cells (B, K) → (B, C, K)."""
     index = cells[:, None].expand(-1, features.shape[1], -1)
     return features.flatten(2).gather(2, index)
 
 
-def _cell_to_pixel(cells: Tensor, columns: int) -> Tensor:
-    """(B, K) cells in row-major order → (B, K, 2) pixels as (x, y)."""
+def _grid_points(cells: Tensor, columns: int) -> Tensor:
+    """(B, K) cells in row-major order → (B, K, 2) grid points as (x, y) in pixels."""
     rows = torch.div(cells, columns, rounding_mode="floor")
     return torch.stack([cells - rows * columns, rows], dim=-1).float() * CELL
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Replace what overflowed, so that one absurd activation cannot poison all matches.
+    """Replaces overflowed activations, so that a single one cannot invalidate all matches.
 
-    The bound is below the largest half-precision number; trained features stay under 100.
+    The bound of 6e4 is below the largest half-precision number; trained features stay below 100.
     """
     return torch.nan_to_num(x, nan=0.0).clamp_(-6e4, 6e4)
 
 
 class EDM(nn.Module):
-    """Efficient semi-dense matching of two grey images.
+    """Efficient semi-dense matching of two greyscale images.
 
     >>> model = EDM().eval()
-    >>> a, b = (model.encode(torch.rand(1, 1, 96, 128)) for _ in range(2))
-    >>> model.match(a, b, topk=10).keypoints0.shape
+    >>> features = [model.encode(torch.rand(1, 1, 96, 128)) for _ in range(2)]
+    >>> model.match(*features, MatchOptions(topk=10, threshold=0.0)).keypoints0.shape
     torch.Size([1, 10, 2])
+
+    Attributes:
+        config: the architecture.
+        coarse_search: function that finds the best column of each row of the dual softmax, with
+            the signature of `confident_columns`; on a GPU `coarse_triton.fused_columns` is faster.
     """
 
     def __init__(self, config: EDMConfig = CONFIGS["edm"]) -> None:
@@ -259,21 +274,26 @@ class EDM(nn.Module):
         self.backbone = Backbone(config.widths)
         self.neck = CorrelationInjection(config)
         self.fine_matching = FineMatching(config)
-        # May be replaced by another of the same meaning, as `models.coarse_triton` on a GPU.
         self.coarse_search: Callable[..., tuple[Tensor, Tensor]] = confident_columns
+
+    def forward(
+        self, image0: Tensor, image1: Tensor, options: MatchOptions | None = None
+    ) -> EDMMatches:
+        """Encodes and matches B pairs of images (B, 1, H, W); see `encode` and `match`."""
+        return self.match(self.encode(image0), self.encode(image1), options)
 
     def encode(
         self, images: Tensor, position_scale: tuple[float, float] | None = None
     ) -> EDMFeatures:
-        """Everything that depends on one image alone.
+        """Computes everything that depends on one image alone.
 
         Args:
-            images: (B, 1, H, W) grey in [0, 1]; H and W multiples of 32.
+            images: (B, 1, H, W) greyscale in [0, 1]; H and W multiples of 32.
             position_scale: factors on row and column positions; by default
                 `config.train_size` over the actual sides.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: the images have another shape.
         """
         if (
             images.ndim != 4
@@ -292,6 +312,30 @@ class EDM(nn.Module):
         f8, f16, f32 = self.neck.encode(x8, x16, x32, position_scale)
         return EDMFeatures(f32, f16, f8, fine, position_scale)
 
+    def match(
+        self,
+        features0: EDMFeatures,
+        features1: EDMFeatures,
+        options: MatchOptions | None = None,
+    ) -> EDMMatches:
+        """Matches B pairs of encoded images.
+
+        Args:
+            features0, features1: of `encode`, with the same B; image 0 and image 1 of the pairs
+                may differ in size.
+            options: how many and which matches; None for the defaults.
+
+        Raises:
+            ValueError: image 0 is to be refined by a network that is not bidirectional.
+        """
+        options = options or MatchOptions()
+        grid0, grid1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
+        topk = default_topk(grid0.numel()) if options.topk is None else options.topk
+        coarse0, coarse1 = self.interact(features0, features1)
+        cells = self.coarse_match(coarse0, coarse1, topk, options.threshold)
+        matches = self.locate(features0, features1, coarse0, coarse1, cells, options.refined)
+        return matches.validated(grid0, grid1, options)
+
     def interact(self, features0: EDMFeatures, features1: EDMFeatures) -> tuple[Tensor, Tensor]:
         """Coarse maps (B, dim, H/8, W/8) of both images after correlation injection."""
         coarse0, coarse1 = self.neck(features0, features1)
@@ -303,8 +347,8 @@ class EDM(nn.Module):
     ) -> CoarseMatches:
         """The best column of each row, then the `topk` best rows; no mutual check (Sec. 3.3).
 
-        Rows that do not exceed `threshold` are left out where all pairs of the batch have them.
-        A selection without gradient: training differentiates the similarities themselves.
+        K is at most the largest number of rows of a pair whose probability exceeds `threshold`.
+        The selection has no gradient: training differentiates the similarities themselves.
         """
         probability, column = self.coarse_search(
             coarse0.flatten(2).transpose(1, 2),
@@ -318,57 +362,6 @@ class EDM(nn.Module):
         confidence, cell0 = probability.topk(max(1, min(topk, exceeding)), dim=1)
         return CoarseMatches(cell0, column.gather(1, cell0), confidence)
 
-    def refine(
-        self,
-        features0: EDMFeatures,
-        features1: EDMFeatures,
-        coarse0: Tensor,
-        coarse1: Tensor,
-        cells: CoarseMatches,
-    ) -> tuple[Tensor, Tensor]:
-        """Offsets in both directions.
-
-        Returns:
-            offset (B, 2K, 2) in cells and σ (B, 2K, 2): first the K offsets in image 1, then
-            (if `config.bidirectional`) the K offsets in image 0.
-        """
-        f0 = _finite(_gather(features0.fine, cells.cell0) + _gather(coarse0, cells.cell0))
-        f1 = _finite(_gather(features1.fine, cells.cell1) + _gather(coarse1, cells.cell1))
-        if self.config.bidirectional:
-            f0, f1 = torch.cat([f0, f1], dim=2), torch.cat([f1, f0], dim=2)
-        offset, sigma = self.fine_matching(f0, f1)
-        return torch.nan_to_num(offset, nan=0.0), torch.nan_to_num(sigma, nan=1.0)
-
-    def match(
-        self,
-        features0: EDMFeatures,
-        features1: EDMFeatures,
-        *,
-        topk: int | None = None,
-        threshold: float = 0.2,
-        sigma_threshold: float = 1e-6,
-        border_cells: int = 0,
-        refined: RefinedImage = "best",
-    ) -> EDMMatches:
-        """Match B pairs of encoded images.
-
-        Args:
-            features0, features1: of `encode`, with the same B; sizes may differ between the two.
-            topk: at most this many matches a pair; by default 0.35 of image 0's cells.
-            threshold: smallest dual-softmax probability.
-            sigma_threshold: smallest 1 − mean σ.
-            border_cells: matches closer than this to an image's edge are dropped.
-            refined: the image in which matches leave the 8 px grid: the one with the smaller
-                σ for each match, or always the same.
-        """
-        (h0, w0), sides1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
-        if topk is None:
-            topk = default_topk(h0 * w0)
-        coarse0, coarse1 = self.interact(features0, features1)
-        cells = self.coarse_match(coarse0, coarse1, topk, threshold)
-        found = self.locate(features0, features1, coarse0, coarse1, cells, refined)
-        return found.within((h0, w0), sides1, threshold, sigma_threshold, border_cells)
-
     def locate(
         self,
         features0: EDMFeatures,
@@ -378,10 +371,20 @@ class EDM(nn.Module):
         cells: CoarseMatches,
         refined: RefinedImage = "best",
     ) -> EDMMatches:
-        """Sub-pixel positions of coarse matches, all of them valid so far; see `match`."""
+        """Sub-pixel positions of coarse matches, all of them marked valid.
+
+        Args:
+            features0, features1: of `encode`.
+            coarse0, coarse1: of `interact`.
+            cells: of `coarse_match`.
+            refined: the image in which each match leaves the 8 px grid.
+
+        Raises:
+            ValueError: image 0 is to be refined by a network that is not bidirectional.
+        """
         offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
-        grid0 = _cell_to_pixel(cells.cell0, coarse0.shape[-1])
-        grid1 = _cell_to_pixel(cells.cell1, coarse1.shape[-1])
+        grid0 = _grid_points(cells.cell0, coarse0.shape[-1])
+        grid1 = _grid_points(cells.cell1, coarse1.shape[-1])
         certainty = 1.0 - sigma.mean(dim=-1)
         k = cells.cell0.shape[1]
         offset1, certainty1 = offset[:, :k] * CELL, certainty[:, :k]
@@ -404,6 +407,23 @@ class EDM(nn.Module):
             torch.ones_like(in_image1),
         )
 
-    def forward(self, image0: Tensor, image1: Tensor, topk: int | None = None) -> EDMMatches:
-        """Encode and match B pairs (B, 1, H, W); see `match`."""
-        return self.match(self.encode(image0), self.encode(image1), topk=topk)
+    def refine(
+        self,
+        features0: EDMFeatures,
+        features1: EDMFeatures,
+        coarse0: Tensor,
+        coarse1: Tensor,
+        cells: CoarseMatches,
+    ) -> tuple[Tensor, Tensor]:
+        """Offsets of coarse matches in both directions, and their uncertainties (Sec. 3.4).
+
+        Returns:
+            offset (B, 2K, 2) in cells and σ (B, 2K, 2): first the K offsets in image 1, then
+            the K offsets in image 0. Without `config.bidirectional` (B, K, 2), in image 1 only.
+        """
+        f0 = _finite(_gather(features0.fine, cells.cell0) + _gather(coarse0, cells.cell0))
+        f1 = _finite(_gather(features1.fine, cells.cell1) + _gather(coarse1, cells.cell1))
+        if self.config.bidirectional:
+            f0, f1 = torch.cat([f0, f1], dim=2), torch.cat([f1, f0], dim=2)
+        offset, sigma = self.fine_matching(f0, f1)
+        return torch.nan_to_num(offset, nan=0.0), torch.nan_to_num(sigma, nan=1.0)

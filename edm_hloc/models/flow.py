@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 class RealNVP(nn.Module):
-    """Normalising flow for the density of the residuals (Eq. 8; arXiv 1605.08803).
+    """Normalising flow that models the density of the refinement's residuals (Eq. 8).
 
-    Used by the training loss only; it is here because the checkpoint carries it.
+    RealNVP of arXiv 1605.08803 in two dimensions. Only the training loss uses it; it is a part of
+    the network because checkpoints contain it.
     """
 
     loc: Tensor
@@ -39,7 +40,7 @@ class RealNVP(nn.Module):
         ]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of x (M, 2) → (M,): latent normal density times the map's Jacobian."""
+        """Log density (M,) of x (M, 2): latent normal density times the Jacobian determinant."""
         z, log_det = x, x.new_zeros(x.shape[0])
         for mask, scale_net, shift_net in reversed(
             list(zip(self.mask, self.s, self.t, strict=True))

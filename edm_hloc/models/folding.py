@@ -1,4 +1,4 @@
-"""Batch norms folded into convolutions, for inference."""
+"""Folding of batch normalisation into convolutions, for inference."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edm_hloc.models.edm import EDM
 
 
 def fold_batch_norms(model: EDM) -> EDM:
-    """A copy for inference in which each batch norm is part of the convolution before it.
+    """A copy of a network for inference, each batch norm folded into the convolution before it.
 
-    Its results are the model's in evaluation mode, to rounding. It can be neither trained nor
-    loaded from a checkpoint.
+    Its outputs equal those of the network in evaluation mode up to rounding. It cannot be trained,
+    and its state dict does not fit a checkpoint.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for module in folded.modules():

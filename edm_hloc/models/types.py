@@ -1,4 +1,4 @@
-"""What goes into EDM and what comes out: configuration, options, features and matches."""
+"""What goes into EDM and comes out of it: architecture, match options, features and matches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import CELL
 
-STRIDE = 32  # sides of the input are multiples of this
-
+STRIDE = 32  # pixels of the input per position of the coarsest map; sides are multiples of it
 
 RefinedImage = Literal["best", "image0", "image1"]
+"""The image in which a match leaves the 8 px grid: where its uncertainty σ is smaller, or always
+the same one."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class EDMConfig:
 
     Attributes:
         widths: channels of the backbone at 1/2, 1/4, 1/8, 1/16 and 1/32.
-        heads: attention heads.
-        layers: the attention layers at 1/32, each "self" or "cross".
-        attention_scale: factor on the cosine of query and key.
-        temperature: of the dual softmax.
-        bins: intervals of the soft-argmax over one axis of a cell (it has bins + 1 nodes).
-        bidirectional: refine in both images rather than in the second alone.
-        train_size: side of the training images in pixels; positions are scaled by
+        heads: number of attention heads.
+        layers: the attention layers at 1/32, in order, each "self" or "cross".
+        attention_scale: factor on the cosine similarity of query and key, in place of 1/√d.
+        temperature: τ of the dual softmax (Eq. 1).
+        bins: number of intervals of the soft-argmax along one axis of a cell, which has
+            bins + 1 nodes.
+        bidirectional: whether matches are refined in both images, or in image 1 only.
+        train_size: side of the training images in pixels; positions are multiplied by
             train_size / actual side along each axis. None: positions are not scaled.
     """
 
@@ -44,7 +46,7 @@ class EDMConfig:
 
     @property
     def dim(self) -> int:
-        """Channels of the maps that are matched."""
+        """Channels of the feature maps that are matched."""
         return self.widths[-1]
 
     def position_scale(self, height: int, width: int) -> tuple[float, float]:
@@ -59,15 +61,40 @@ CONFIGS: dict[str, EDMConfig] = {
 }
 
 
-class EDMFeatures(NamedTuple):
-    """What `EDM.encode` knows of B images of one size.
+@dataclass(frozen=True)
+class MatchOptions:
+    """Which matches of a pair `EDM.match` gives.
 
     Attributes:
-        f32: (B, dim, H/32, W/32), after the leading self-attention layers.
+        topk: maximum number of coarse matches of a pair; None for `default_topk`.
+        threshold: matches must exceed this dual-softmax probability. The best value depends on
+            the weights, see `WeightsInfo.threshold`; 0.2 is that of `edm_s`.
+        sigma_threshold: matches must exceed this certainty, 1 − mean σ of the refinement.
+        border_cells: width in 8 px cells of a border, in both images, without matches.
+        refined: the image in which matches leave the 8 px grid.
+    """
+
+    topk: int | None = None
+    threshold: float = 0.2
+    sigma_threshold: float = 1e-6
+    border_cells: int = 0
+    refined: RefinedImage = "best"
+
+
+def default_topk(cells: int) -> int:
+    """Maximum number of matches where none is asked for: 0.35 of the coarse cells of image 0."""
+    return max(1, int(0.35 * cells))
+
+
+class EDMFeatures(NamedTuple):
+    """Feature maps of B images of one size, as `EDM.encode` gives them.
+
+    Attributes:
+        f32: (B, dim, H/32, W/32), after the self-attention layers before the first cross layer.
         f16: (B, dim, H/16, W/16).
         f8: (B, dim, H/8, W/8).
-        fine: (B, dim, H/8, W/8), for refinement.
-        position_scale: factors on the row and column positions of self-attention.
+        fine: (B, dim, H/8, W/8), for the refinement.
+        position_scale: factors on the row and column positions in self-attention.
     """
 
     f32: Tensor
@@ -77,12 +104,13 @@ class EDMFeatures(NamedTuple):
     position_scale: tuple[float, float]
 
     def to(self, *args: object, **kwargs: object) -> EDMFeatures:
-        """Move or cast the maps; takes the arguments of `torch.Tensor.to`."""
+        """The features moved or cast; takes the arguments of `torch.Tensor.to`."""
         f32, f16, f8, fine = (m.to(*args, **kwargs) for m in self[:4])  # type: ignore[call-overload]
         return EDMFeatures(f32, f16, f8, fine, self.position_scale)
 
     @property
     def nbytes(self) -> int:
+        """Memory of the maps in bytes."""
         return sum(m.numel() * m.element_size() for m in self[:4])
 
 
@@ -90,8 +118,8 @@ class CoarseMatches(NamedTuple):
     """K cell-to-cell matches in each of B pairs.
 
     Attributes:
-        cell0, cell1: (B, K) long, cells of image 0 and 1 in row-major order.
-        confidence: (B, K), dual-softmax probability, falling.
+        cell0, cell1: (B, K) long, indices of the cells of image 0 and 1 in row-major order.
+        confidence: (B, K), dual-softmax probability, in descending order.
     """
 
     cell0: Tensor
@@ -100,13 +128,14 @@ class CoarseMatches(NamedTuple):
 
 
 class EDMMatches(NamedTuple):
-    """Sub-pixel matches of B pairs, in pixels of the network's inputs.
+    """Sub-pixel matches of B pairs, in the frame of the network.
 
     Attributes:
-        keypoints0, keypoints1: (B, K, 2) as (x, y).
+        keypoints0, keypoints1: (B, K, 2) as (x, y), pixels of the network's inputs. Where in the
+            top-left pixel (0, 0) lies depends on the weights (`WeightsInfo.origin`).
         confidence: (B, K), dual-softmax probability.
         certainty: (B, K), 1 − mean σ of the refinement.
-        valid: (B, K) bool; the rest are below a threshold or outside the border.
+        valid: (B, K) bool; the other matches do not satisfy the `MatchOptions`.
     """
 
     keypoints0: Tensor
@@ -115,25 +144,18 @@ class EDMMatches(NamedTuple):
     certainty: Tensor
     valid: Tensor
 
-    def within(
-        self,
-        sides0: Sequence[int],
-        sides1: Sequence[int],
-        threshold: float,
-        sigma_threshold: float,
-        border_cells: int,
+    def validated(
+        self, grid0: Sequence[int], grid1: Sequence[int], options: MatchOptions
     ) -> EDMMatches:
-        """The same with `valid` by these bounds; sides are (rows, columns) of cells."""
-        border = border_cells * CELL
-        valid = (
-            (self.confidence > threshold)
-            & (self.certainty > sigma_threshold)
-            & inside(self.keypoints0, sides0[1] * CELL + 1, sides0[0] * CELL + 1, -border)
-            & inside(self.keypoints1, sides1[1] * CELL + 1, sides1[0] * CELL + 1, -border)
-        )
+        """The same matches with `valid` set by thresholds and border.
+
+        Args:
+            grid0, grid1: (rows, columns) of the coarse cells of each image.
+            options: thresholds and border; `topk` and `refined` are not used.
+        """
+        valid = (self.confidence > options.threshold) & (self.certainty > options.sigma_threshold)
+        for keypoints, (rows, columns) in ((self.keypoints0, grid0), (self.keypoints1, grid1)):
+            # The outer edges at x = width and y = height count as inside.
+            width, height = columns * CELL + 1, rows * CELL + 1
+            valid = valid & inside(keypoints, width, height, -options.border_cells * CELL)
         return self._replace(valid=valid)
-
-
-def default_topk(cells: int) -> int:
-    """K where none is asked for: 0.35 of the cells of image 0."""
-    return max(1, int(0.35 * cells))

@@ -13,7 +13,7 @@ from torch import Tensor
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.types import STRIDE, RefinedImage
+from edm_hloc.models.types import STRIDE, MatchOptions, RefinedImage
 from edm_hloc.pairs.with_truth import read_pairs_with_gt
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch
@@ -44,9 +44,7 @@ def validate(
         out = model.match(
             model.encode(batch.image0),
             model.encode(batch.image1),
-            topk=truth.partner.shape[1],
-            threshold=threshold,
-            refined=refined,
+            MatchOptions(truth.partner.shape[1], threshold, refined=refined),
         )
         columns = torch.tensor([truth.grid0[1], truth.grid1[1]])
         cell0, cell1 = (
@@ -136,8 +134,8 @@ def validate_real(model: EDM, pairs: list[RealPair], threshold: float) -> dict[s
     device = next(model.parameters()).device
     right = total = 0
     for pair in pairs:
-        features = (model.encode(image.to(device)) for image in pair[:2])
-        out = model.match(*features, threshold=threshold)
+        features0, features1 = (model.encode(image.to(device)) for image in pair[:2])
+        out = model.match(features0, features1, MatchOptions(threshold=threshold))
         x0, x1 = (k[out.valid].cpu() for k in (out.keypoints0, out.keypoints1))
         x0, x1 = (torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for x in (x0, x1))
         line1, line0 = x0 @ pair.F.T, x1 @ pair.F

@@ -13,7 +13,7 @@ from edm_hloc.models.coarse import best_columns, confident_columns, similarity
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.folding import fold_batch_norms
-from edm_hloc.models.types import CONFIGS, EDMConfig, EDMFeatures
+from edm_hloc.models.types import CONFIGS, EDMConfig, EDMFeatures, MatchOptions
 from tests.models.test_edm_golden import reference_state
 
 TINY = EDMConfig(widths=(4, 8, 8, 16, 16), heads=2, train_size=None)
@@ -42,13 +42,13 @@ def test_parameter_count(variant: str, millions: float) -> None:
 def test_batch_equals_one_at_a_time(model: EDM) -> None:
     torch.manual_seed(1)
     images0, images1 = torch.rand(3, 1, 96, 64), torch.rand(3, 1, 64, 160)
-    batch = model.match(model.encode(images0), model.encode(images1), topk=20, threshold=0.0)
+    options = MatchOptions(topk=20, threshold=0.0)
+    batch = model.match(model.encode(images0), model.encode(images1), options)
     for i in range(3):
         one = model.match(
             model.encode(images0[i : i + 1]),
             model.encode(images1[i : i + 1]),
-            topk=20,
-            threshold=0.0,
+            options,
         )
         for name, a, b in zip(batch._fields, batch, one, strict=True):
             torch.testing.assert_close(
@@ -60,18 +60,18 @@ def test_batch_equals_one_at_a_time(model: EDM) -> None:
 def test_arguments_of_the_call(model: EDM) -> None:
     torch.manual_seed(2)
     features = [model.encode(torch.rand(1, 1, 128, 160)) for _ in range(2)]
-    everything = model.match(*features, topk=10**9, threshold=-1.0)
+    everything = model.match(*features, MatchOptions(topk=10**9, threshold=-1.0))
     assert everything.confidence.shape == (1, 16 * 20)
-    few = model.match(*features, topk=7, threshold=-1.0)
+    few = model.match(*features, MatchOptions(topk=7, threshold=-1.0))
     assert few.confidence.shape == (1, 7)
     torch.testing.assert_close(few.confidence[0], everything.confidence[0, :7])
     middle = everything.confidence[0, 160].item()
-    strict = model.match(*features, topk=10**9, threshold=middle)
+    strict = model.match(*features, MatchOptions(topk=10**9, threshold=middle))
     kept = everything.valid & (everything.confidence > middle)
     assert 0 < kept.sum() < everything.valid.sum()
     for name, a, b in zip(strict._fields, strict, everything, strict=True):
         torch.testing.assert_close(a[strict.valid], b[kept], msg=lambda m, n=name: f"{n}: {m}")
-    confident = model.match(*features, topk=10**9, threshold=0.02)
+    confident = model.match(*features, MatchOptions(topk=10**9, threshold=0.02))
     expected = everything.valid & (everything.confidence > 0.02)
     assert 0 < expected.sum() == confident.valid.sum()
     for name, a, b in zip(confident._fields, confident, everything, strict=True):
@@ -79,8 +79,8 @@ def test_arguments_of_the_call(model: EDM) -> None:
             a[confident.valid], b[expected], msg=lambda m, n=name: f"{n}: {m}"
         )
     assert confident.valid.shape[1] < 320  # the rest is not refined
-    assert not model.match(*features, threshold=0.999).valid.any()
-    bordered = model.match(*features, topk=10**9, threshold=-1.0, border_cells=3)
+    assert not model.match(*features, MatchOptions(threshold=0.999)).valid.any()
+    bordered = model.match(*features, MatchOptions(topk=10**9, threshold=-1.0, border_cells=3))
     kept = bordered.keypoints0[bordered.valid], bordered.keypoints1[bordered.valid]
     for points in kept:
         assert points.min() >= 24
@@ -93,9 +93,9 @@ def test_arguments_of_the_call(model: EDM) -> None:
 def test_refined_side(model: EDM) -> None:
     torch.manual_seed(3)
     features = [model.encode(torch.rand(1, 1, 96, 96)) for _ in range(2)]
-    in_1 = model.match(*features, threshold=-1.0, refined="image1")
-    in_0 = model.match(*features, threshold=-1.0, refined="image0")
-    best = model.match(*features, threshold=-1.0)
+    in_1 = model.match(*features, MatchOptions(threshold=-1.0, refined="image1"))
+    in_0 = model.match(*features, MatchOptions(threshold=-1.0, refined="image0"))
+    best = model.match(*features, MatchOptions(threshold=-1.0))
     assert torch.all(in_1.keypoints0 % 8 == 0)
     assert torch.all(in_0.keypoints1 % 8 == 0)
     assert torch.any(in_1.keypoints1 % 8 != 0)
@@ -106,9 +106,9 @@ def test_refined_side(model: EDM) -> None:
 def test_one_direction_only() -> None:
     model = EDM(dataclasses.replace(TINY, bidirectional=False)).eval()
     features = [model.encode(torch.rand(1, 1, 64, 64)) for _ in range(2)]
-    assert torch.all(model.match(*features, threshold=-1.0).keypoints0 % 8 == 0)
+    assert torch.all(model.match(*features, MatchOptions(threshold=-1.0)).keypoints0 % 8 == 0)
     with pytest.raises(ValueError, match="image 1 only"):
-        model.match(*features, refined="image0")
+        model.match(*features, MatchOptions(refined="image0"))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 64, 64), (1, 1, 60, 64), (1, 64, 64), (1, 1, 0, 32)])
@@ -128,7 +128,7 @@ def test_finite_for_any_weights(gain: float, autocast: bool) -> None:
     images = torch.cat([torch.zeros(1, 1, 64, 96), torch.ones(1, 1, 64, 96)])
     with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
         features = model.encode(images)
-        found = model.match(features, features, threshold=-1.0)
+        found = model.match(features, features, MatchOptions(threshold=-1.0))
     for tensor in found[:4]:
         assert torch.isfinite(tensor).all()
     assert found.confidence.min() >= 0
@@ -140,11 +140,10 @@ def test_autocast_agrees_with_fp32(model: EDM) -> None:
     from tests.golden.reference_weights import image
 
     pixels = torch.from_numpy(image(5, 96, 128))[None, None].float() / 255
-    plain = model.match(model.encode(pixels), model.encode(pixels.flip(-1)), topk=20, threshold=-1)
+    options = MatchOptions(topk=20, threshold=-1)
+    plain = model(pixels, pixels.flip(-1), options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = model.match(
-            model.encode(pixels), model.encode(pixels.flip(-1)), topk=20, threshold=-1
-        )
+        mixed = model(pixels, pixels.flip(-1), options)
     assert mixed.confidence.dtype == torch.float32
     torch.testing.assert_close(mixed.confidence[0, 0], plain.confidence[0, 0], atol=0.15, rtol=0.3)
 

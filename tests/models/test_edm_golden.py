@@ -11,7 +11,7 @@ import torch
 
 from edm_hloc.models.coarse import best_columns
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.types import CONFIGS
+from edm_hloc.models.types import CONFIGS, MatchOptions
 from tests.golden import reference_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,10 +58,12 @@ def test_equals_reference(case: str, reference_models: dict[str, EDM]) -> None:
         matches = model.match(
             features0,
             features1,
-            topk=int(golden["topk"]),
-            threshold=float(golden["threshold"]),
-            sigma_threshold=float(golden["sigma_threshold"]),
-            border_cells=int(golden["border_cells"]),
+            MatchOptions(
+                topk=int(golden["topk"]),
+                threshold=float(golden["threshold"]),
+                sigma_threshold=float(golden["sigma_threshold"]),
+                border_cells=int(golden["border_cells"]),
+            ),
         )
 
     close = {"atol": 1e-4, "rtol": 1e-4}

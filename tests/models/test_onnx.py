@@ -21,8 +21,9 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.models import onnx as onnx_graphs
 from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxConfig, OnnxEDM, OnnxSummary, export
-from edm_hloc.models.types import EDMFeatures
+from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxEDM
+from edm_hloc.models.onnx_export import OnnxConfig, OnnxSummary, export
+from edm_hloc.models.types import EDMFeatures, MatchOptions
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -72,8 +73,8 @@ def test_same_matches_as_pytorch(
         assert a.position_scale == pytest.approx(b.position_scale)
         for x, y in zip(a[:4], b[:4], strict=True):
             torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
-    call = {"topk": 300, "threshold": 0.1, "border_cells": 1}
-    found, wanted = graphs.match(*ours, **call), model.match(*theirs, **call)
+    options = MatchOptions(topk=300, threshold=0.1, border_cells=1)
+    found, wanted = graphs.match(*ours, options), model.match(*theirs, options)
     for i in range(shape[2]):
         sets = []
         for matches in (found, wanted):
@@ -98,14 +99,14 @@ def test_few_cells_and_limits(exported: tuple[Path, OnnxSummary]) -> None:
     """An image of fewer cells than K; and calls that the graphs were not made for."""
     graphs = OnnxEDM(exported[0], CPU)
     features = [graphs.encode(image) for image in views(32, 64)]
-    found = graphs.match(*features, topk=400, threshold=-1.0)
+    found = graphs.match(*features, MatchOptions(topk=400, threshold=-1.0))
     assert found.keypoints0.shape == (1, 400, 2)
     assert (found.confidence[0, 32:] == 0).all()  # 4 × 8 cells
     assert graphs.match(*features).keypoints0.shape[1] == int(0.35 * 32)
     with pytest.raises(EdmHlocError, match="at most 400"):
-        graphs.match(*features, topk=401)
+        graphs.match(*features, MatchOptions(topk=401))
     with pytest.raises(EdmHlocError, match="'best'"):
-        graphs.match(*features, refined="image1")
+        graphs.match(*features, MatchOptions(refined="image1"))
     with pytest.raises(ValueError, match="multiples of 32"):
         graphs.encode(torch.zeros(1, 1, 60, 64))
     with pytest.raises(EdmHlocError, match="mps"):

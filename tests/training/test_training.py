@@ -29,7 +29,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.coarse import similarity
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.flow import RealNVP
-from edm_hloc.models.types import CONFIGS, EDMConfig, EDMMatches
+from edm_hloc.models.types import CONFIGS, EDMConfig, EDMMatches, MatchOptions
 from edm_hloc.models.weights import load
 from edm_hloc.synthetic.pairs import PairOptions, PairSampler, RenderedPairs
 from edm_hloc.synthetic.textures import TextureBank
@@ -992,7 +992,7 @@ def test_what_is_loaded_is_the_network_that_was_trained(few: FewBatches, tmp_pat
     batch = few.batch(2, 64, 64, 0)
     with torch.no_grad():
         matches = [
-            m.match(m.encode(batch.image0), m.encode(batch.image1), topk=20, threshold=0.0)
+            m.match(m.encode(batch.image0), m.encode(batch.image1), MatchOptions(20, 0.0))
             for m in (trained.half().float(), loaded)  # they are stored in half precision
         ]
     for expected, found in zip(*matches, strict=True):
