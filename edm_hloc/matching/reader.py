@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 
@@ -14,6 +15,8 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.matching.shards import StoredPair, read_matches, shard_paths, stored_pairs
 
 _MAX_OPEN_SHARDS = 32
+
+AnyReader = TypeVar("AnyReader", bound="RawMatchReader")
 
 
 class RawMatchReader:
@@ -80,7 +83,7 @@ class RawMatchReader:
             while self._open:
                 self._open.popitem()[1].close()
 
-    def __enter__(self) -> RawMatchReader:
+    def __enter__(self: AnyReader) -> AnyReader:
         return self
 
     def __exit__(self, *_: object) -> None:
