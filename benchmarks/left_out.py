@@ -23,7 +23,7 @@ from sift_files import write_sift
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import Queries, localize_queries
@@ -50,14 +50,13 @@ def edm(weights: str | None, size: int) -> WriteMatches:
         match_pairs(images, [*pairs, *queries], matcher, out / "raw")
         features, matches = out / "features.h5", out / "matches.h5"
         with RawMatchReader(out / "raw") as raw:
-            aggregate(raw, pairs, features, matches, RECONSTRUCTION_KEYPOINTS)
+            aggregate(raw, pairs, KeypointFiles(features, matches), RECONSTRUCTION_KEYPOINTS)
             aggregate(
                 raw,
                 queries,
-                out / "query-features.h5",
-                out / "query-matches.h5",
+                KeypointFiles(out / "query-features.h5", out / "query-matches.h5"),
                 QUERY_KEYPOINTS,
-                reference_features=features,
+                ReferenceFiles((features,)),
             )
 
     return write

@@ -27,7 +27,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.keypoints.aggregation import aggregate, aggregate_into
+from edm_hloc.keypoints.aggregation import (
+    KeypointFiles,
+    KeypointWriters,
+    aggregate,
+    aggregate_into,
+)
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
@@ -97,7 +102,8 @@ def timed_with_h5(raw: RawInMemory, config: QuantizationConfig) -> float:
                 writer.add(*pair, matches)
         start = time.process_time()
         with RawMatchReader(folder / "raw") as reader:
-            aggregate(reader, list(raw), folder / "features.h5", folder / "matches.h5", config)
+            files = KeypointFiles(folder / "features.h5", folder / "matches.h5")
+            aggregate(reader, list(raw), files, config)
         return time.process_time() - start
 
 
@@ -117,7 +123,7 @@ def measure(raw: RawInMemory, config: QuantizationConfig, repeats: int) -> tuple
     for _ in range(repeats):
         features, matches = Sink(), Sink()
         start = time.process_time()  # of the CPU: other programs on this machine do not count
-        summary = aggregate_into(raw, list(raw), features, matches, config)
+        summary = aggregate_into(raw, list(raw), KeypointWriters(features, matches), config)
         seconds.append(time.process_time() - start)
     result = {
         "max_error": config.max_error,
@@ -130,7 +136,7 @@ def measure(raw: RawInMemory, config: QuantizationConfig, repeats: int) -> tuple
         "million_matches_per_second_with_h5": round(total / timed_with_h5(raw, config) / 1e6, 2),
     }
     tracemalloc.start()  # after the timing, which it would disturb
-    aggregate_into(raw, list(raw), Discard(), Discard(), config)
+    aggregate_into(raw, list(raw), KeypointWriters(Discard(), Discard()), config)
     result["peak_working_mib"] = round(tracemalloc.get_traced_memory()[1] / 2**20, 1)
     tracemalloc.stop()
     # of the whole process, with the raw matches and the results of all configurations so far

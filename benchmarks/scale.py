@@ -37,7 +37,7 @@ from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import Queries, localize_queries
@@ -223,7 +223,7 @@ def quantize(folder: Path, world: World, matches: int, results: dict[str, Any]) 
     with RawMatchReader(folder / "raw") as raw, measured("quantization", results):
         config = AachenOptions().quantization
         pairs = world.named(world.pairs)
-        made = aggregate(raw, pairs, features, folder / "matches.h5", config)
+        made = aggregate(raw, pairs, KeypointFiles(features, folder / "matches.h5"), config)
     return {
         "images": made.images,
         "pairs": made.pairs,
@@ -239,10 +239,9 @@ def quantize_queries(
         made = aggregate(
             raw,
             world.named(world.query_pairs),
-            folder / "query-features.h5",
-            folder / "query-matches.h5",
+            KeypointFiles(folder / "query-features.h5", folder / "query-matches.h5"),
             QUERY_KEYPOINTS,
-            reference_features=folder / "features.h5",
+            ReferenceFiles((folder / "features.h5",)),
         )
     return {
         "queries": made.images,

@@ -52,7 +52,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
@@ -399,7 +399,9 @@ def sfm_workload(bench: Bench) -> list[Row]:
     )
     with RawMatchReader(out / "raw") as raw:
         merging, _ = bench.once(
-            lambda: aggregate(raw, pairs, out / "features.h5", out / "matches.h5", HLOC)
+            lambda: aggregate(
+                raw, pairs, KeypointFiles(out / "features.h5", out / "matches.h5"), HLOC
+            )
         )
     naive_matching, _ = bench.once(lambda: _naive_matches(bench, pairs, plain / "raw"))
     naive_merging, _ = bench.once(lambda: _naive_merge(pairs, plain))
@@ -602,7 +604,7 @@ def growth_child(job: dict) -> Row:
     )
     matching = clock() - start
     with RawMatchReader(root / "raw") as raw:
-        aggregate(raw, pairs, root / "features.h5", root / "matches.h5", HLOC)
+        aggregate(raw, pairs, KeypointFiles(root / "features.h5", root / "matches.h5"), HLOC)
     total = clock() - start
     try:
         peak = _status("VmHWM")

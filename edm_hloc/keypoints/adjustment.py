@@ -1,10 +1,12 @@
-"""Moves keypoints to where the matches of all their pairs agree.
+"""Keypoint adjustment: moves keypoints to where the matches of all pairs agree.
 
-A keypoint stands for points that different pairs put a little apart, and that are matched to
-points which differ as well: if the same corner is found half a pixel to the right in one image,
-its matches lie half a pixel to the right in the others. Merging them forgets that. Here each match
-says where the one keypoint should be, given the other, and all are brought to agreement (keypoint
-adjustment, Lindenberger et al., ICCV 2021, with matches in place of their deep features).
+A keypoint merges points that differ slightly from pair to pair, and so do the points they are
+matched to: where a pair has the same corner half a pixel further right in one image, it also has it
+half a pixel further right in the other. Merging loses this. Here each match says where one of its
+keypoints should be given the other (an affine map of the pair's images, and a shift), and a robust
+sum of squared residuals of all matches is minimised over the positions of all keypoints. This is
+the keypoint adjustment of Lindenberger et al., "Pixel-Perfect Structure-from-Motion", ICCV 2021,
+with matches in place of their deep features.
 """
 
 from __future__ import annotations
@@ -18,22 +20,24 @@ from tqdm import tqdm
 
 from edm_hloc.base.matches import Matches
 
-_SWEEPS = 15
-_STEP = 0.7  # of the way; a whole one lets two keypoints swap their errors for ever
-_TOLERANCE = 1.0  # pixels from which on a match counts little
-_PRIOR = 0.05  # what a keypoint's first place weighs, a sure match being 1
-_ENOUGH = 10  # matches of a pair that tell how it is turned and scaled
+_ITERATIONS = 15
+_DAMPING = 0.7  # of each step; with full steps two keypoints can swap their errors for ever
+_CAUCHY_SCALE = 1.0  # px, residual at which the weight of a match is halved
+_PRIOR_WEIGHT = 0.05  # of a keypoint's original position; a match has its score, at most 1
+_MIN_MATCHES_FOR_AFFINE = 10
 
-LINK = np.dtype([("id0", "i4"), ("id1", "i4"), ("shift", "f4", 2), ("weight", "f4")])
+CONSTRAINT = np.dtype([("id0", "i4"), ("id1", "i4"), ("shift", "f4", 2), ("weight", "f4")])
+"""One match: its two keypoints, its shift in pixels of image 1, and its weight."""
 
 
-class Links(NamedTuple):
-    """What a pair's matches say of its keypoints: keypoint 1 = affine · keypoint 0 + shift.
+class PairConstraints(NamedTuple):
+    """What the matches of a pair say of its keypoints: keypoint 1 = affine · keypoint 0 + shift.
 
     Attributes:
         name0, name1: the images.
-        affine: (2, 2), how the surroundings of points change from image 0 to image 1.
-        matches: (L,) of `LINK`: indices of the keypoints, the shift in pixels, and a weight.
+        affine: (2, 2), the linear part of an affine map from image 0 to image 1, the same for all
+            matches of the pair.
+        matches: (L,) of dtype `CONSTRAINT`.
     """
 
     name0: str
@@ -42,76 +46,85 @@ class Links(NamedTuple):
     matches: np.ndarray
 
 
-def links_between(
-    pair: tuple[str, str], raw: Matches, ids0: np.ndarray, ids1: np.ndarray, kept: np.ndarray
-) -> Links:
-    """The links of a pair.
+def pair_constraints(
+    pair: tuple[str, str], raw: Matches, ids0: np.ndarray, ids1: np.ndarray, used: np.ndarray
+) -> PairConstraints:
+    """The constraints of the matches of a pair.
+
+    The affine map is fitted to the matches by least median of squares; with fewer than 10 of them,
+    or if it degenerates, it is the identity.
 
     Args:
-        pair: image names.
-        raw: (M,) matches between them, in pixels.
-        ids0, ids1: (M,) the keypoints of either image that the matches' points belong to.
-        kept: (L,) indices of the matches that count.
+        pair: names of the two images.
+        raw: M matches between them, in pixels.
+        ids0, ids1: (M,) int, the keypoints in each image that the matched points were merged into.
+        used: (L,) int, indices of the matches that become constraints.
     """
-    points0, points1 = raw.keypoints0[kept], raw.keypoints1[kept]
+    points0, points1 = raw.keypoints0[used], raw.keypoints1[used]
     affine = np.eye(2)
-    if len(kept) >= _ENOUGH:
-        rows, _ = cv2.estimateAffine2D(points0, points1, method=cv2.LMEDS)
-        if rows is not None and np.linalg.det(rows[:, :2]) > 0.01:
-            affine = rows[:, :2]
-    matches = np.empty(len(kept), LINK)
-    matches["id0"], matches["id1"] = ids0[kept], ids1[kept]
+    if len(used) >= _MIN_MATCHES_FOR_AFFINE:
+        fitted, _ = cv2.estimateAffine2D(points0, points1, method=cv2.LMEDS)
+        if fitted is not None and np.linalg.det(fitted[:, :2]) > 0.01:
+            affine = fitted[:, :2]
+    matches = np.empty(len(used), CONSTRAINT)
+    matches["id0"], matches["id1"] = ids0[used], ids1[used]
     matches["shift"] = points1 - points0 @ affine.T
-    matches["weight"] = raw.scores[kept]
-    return Links(*pair, affine, matches)
+    matches["weight"] = raw.scores[used]
+    return PairConstraints(*pair, affine, matches)
 
 
 def adjust_keypoints(
     keypoints: Mapping[str, np.ndarray],
-    links: Callable[[], Iterable[Links]],
-    reach: float,
+    constraints: Callable[[], Iterable[PairConstraints]],
+    max_shift: float,
     fixed: Iterable[str] = (),
     *,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Keypoints that minimise a robust sum of squared disagreements with all links.
+    """Minimises a robust sum of squared residuals of all constraints.
+
+    Iteratively reweighted least squares with a Cauchy loss; all keypoints move at once in each of
+    15 damped iterations, and are drawn weakly to their original positions.
 
     Args:
-        keypoints: (N, 2) pixels by image name; links are to indices of these.
-        links: gives those of all pairs, one after the other; called several times.
-        reach: pixels that a keypoint may move along each axis. It also stays between the outermost
-            keypoints of its image.
-        fixed: names of images whose keypoints are given and stay.
-        progress: show a bar.
+        keypoints: (N, 2) pixels by image name.
+        constraints: gives the constraints of all pairs, one pair after the other; it is called in
+            each iteration, so that they need not be held in memory.
+        max_shift: how far a keypoint may move along each axis, in pixels. It also stays inside the
+            bounding box of the keypoints of its image.
+        fixed: names of images whose keypoints do not move.
+        progress: whether to show a progress bar.
 
     Returns:
-        (N, 2) float32 pixels by the names of the images that are not fixed.
+        (N, 2) float32 pixels by image name, without the fixed images.
     """
     fixed = set(fixed)
     moving = [name for name in keypoints if name not in fixed]
-    now = dict(keypoints)
-    shown = None if progress else True  # None: on a terminal
-    for _ in tqdm(range(_SWEEPS), desc="adjusting keypoints", unit="sweep", disable=shown):
-        weight = {n: np.full(len(keypoints[n]), _PRIOR, np.float32) for n in moving}
+    current = dict(keypoints)
+    hidden = None if progress else True  # None: shown on a terminal
+    for _ in tqdm(range(_ITERATIONS), desc="adjusting keypoints", unit="iteration", disable=hidden):
+        weight = {n: np.full(len(keypoints[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
         moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
-        for name0, name1, affine, matches in links():
+        for name0, name1, affine, matches in constraints():
             id0, id1 = matches["id0"], matches["id1"]
-            away = now[name0][id0] @ affine.T + matches["shift"] - now[name1][id1]
-            size = np.einsum("nd,nd->n", away, away)
-            counts = matches["weight"] / (1 + size / _TOLERANCE**2)
-            back = -away @ np.linalg.inv(affine).T
-            for name, ids, move in ((name0, id0, back), (name1, id1, away)):
+            residual = current[name0][id0] @ affine.T + matches["shift"] - current[name1][id1]
+            squared = np.einsum("nd,nd->n", residual, residual)
+            robust = matches["weight"] / (1 + squared / _CAUCHY_SCALE**2)
+            step0 = -residual @ np.linalg.inv(affine).T
+            for name, ids, step in ((name0, id0, step0), (name1, id1, residual)):
                 if name in weight:
-                    weight[name] += np.bincount(ids, counts, len(weight[name]))
+                    weight[name] += np.bincount(ids, robust, len(weight[name]))
                     for d in (0, 1):
                         moment[name][:, d] += np.bincount(
-                            ids, counts * move[:, d], len(weight[name])
+                            ids, robust * step[:, d], len(weight[name])
                         )
         for name in moving:
-            first = keypoints[name]
-            if len(first):
-                pull = _PRIOR * (first - now[name])
-                new = now[name] + _STEP * (moment[name] + pull) / weight[name][:, None]
-                new = np.clip(new, first - reach, first + reach)
-                now[name] = np.clip(new, first.min(axis=0), first.max(axis=0)).astype(np.float32)
-    return {name: now[name] for name in moving}
+            original = keypoints[name]
+            if len(original):
+                to_original = _PRIOR_WEIGHT * (original - current[name])
+                step = _DAMPING * (moment[name] + to_original) / weight[name][:, None]
+                moved = current[name] + step
+                moved = np.clip(moved, original - max_shift, original + max_shift)
+                box = original.min(axis=0), original.max(axis=0)
+                current[name] = np.clip(moved, *box).astype(np.float32)
+    return {name: current[name] for name in moving}

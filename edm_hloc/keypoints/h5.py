@@ -1,4 +1,17 @@
-"""hloc's H5 files of keypoints and of match indices, read and written."""
+"""Reads and writes hloc's H5 files of keypoints ("features") and of match indices.
+
+* *Features*: group = image name relative to the image root, with the datasets ``keypoints`` (N, 2)
+  and ``scores`` (N,), both float32; ``keypoints`` has the attribute ``uncertainty`` where that is
+  known. Keypoints are (x, y) in pixels of the original image, with the centre of the top-left pixel
+  at (0, 0).
+* *Matches*: group ``a/b`` of a pair (see `base.h5.pair_key`) with the datasets ``matches0`` (N0,)
+  int32, for each keypoint of image 0 its match in image 1 or −1, and ``matching_scores0`` (N0,)
+  float16.
+
+Files written here also have the attribute ``provenance``, a JSON object of the settings they were
+made with. They are written under a temporary name, synced and renamed, so that a file with its
+final name is complete.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +34,7 @@ from edm_hloc.base.h5 import (
 
 
 class FeatureReader(H5Reader):
-    """Reads a keypoint file, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+    """Reads a feature file of edm_hloc or hloc. Raises EdmHlocError if it is missing or damaged."""
 
     def names(self) -> list[str]:
         """The names of all images in the file, sorted."""
@@ -31,12 +44,19 @@ class FeatureReader(H5Reader):
         return isinstance(self._h5.get(f"{name}/keypoints"), h5py.Dataset)
 
     def keypoints(self, name: str) -> np.ndarray:
-        """(N, 2) in pixels of the original image, hloc's frame, in the file's own float type."""
+        """(N, 2), (x, y) in pixels of the original image, in the float type of the file.
+
+        Raises:
+            EdmHlocError: the image is not in the file, or the file is damaged.
+        """
         with reading(self.path):
             return np.asarray(self._group(name)["keypoints"])
 
     def scores(self, name: str) -> np.ndarray | None:
-        """(N,) scores of the keypoints, or None; also found under ``score``, as hloc writes it."""
+        """(N,) scores of the keypoints, or None if the file has none.
+
+        hloc writes them as ``score``, which is read where there is no ``scores``.
+        """
         group = self._group(name)
         with reading(self.path):
             for key in ("scores", "score"):
@@ -45,7 +65,7 @@ class FeatureReader(H5Reader):
         return None
 
     def uncertainty(self, name: str) -> float | None:
-        """Standard deviation of the keypoints in pixels, or None where the file does not say."""
+        """Standard deviation of the keypoints in pixels, or None if the file has none."""
         with reading(self.path):
             value = self._group(name)["keypoints"].attrs.get("uncertainty")
         return None if value is None else float(value)
@@ -57,14 +77,21 @@ class FeatureReader(H5Reader):
 
 
 class MatchReader(H5Reader):
-    """Reads a match file, ours or hloc's. Raises EdmHlocError if missing or damaged."""
+    """Reads a match file of edm_hloc or hloc. Raises EdmHlocError if it is missing or damaged."""
 
     def __contains__(self, pair: tuple[str, str]) -> bool:
         return self._find(*pair) is not None
 
     def matches(self, name0: str, name1: str) -> tuple[np.ndarray, np.ndarray]:
-        """Matches of a pair, stored in either order: (K, 2) int64 keypoint indices into image 0 and
-        image 1, and their scores (K,) float32. Raises EdmHlocError for a pair that is not there."""
+        """The matches of a pair, which may be stored in either order.
+
+        Returns:
+            (K, 2) int64, indices of keypoints of image `name0` and image `name1`; and their scores
+            (K,) float32.
+
+        Raises:
+            EdmHlocError: the pair is not in the file, or the file is damaged.
+        """
         found = self._find(name0, name1)
         if found is None:
             raise EdmHlocError(
@@ -81,7 +108,10 @@ class MatchReader(H5Reader):
         return np.ascontiguousarray(matches[:, ::-1] if reverse else matches), scores
 
     def _find(self, name0: str, name1: str) -> tuple[str, bool] | None:
-        """The pair's group and whether it holds the reverse pair: "a/b", then the older "a_b"."""
+        """The pair's group, and whether it holds the pair in reverse order.
+
+        Groups are named "a/b", or "a_b" in older files of hloc.
+        """
         new, new_reverse = pair_key(name0, name1), pair_key(name1, name0)
         old, old_reverse = (
             "_".join(name.replace("/", "-") for name in names)
@@ -99,7 +129,7 @@ class MatchReader(H5Reader):
 
 
 class FeatureWriter(H5Writer):
-    """Writes a keypoint file that hloc reads; use it in a ``with`` block."""
+    """Writes a feature file that hloc reads; use it in a ``with`` block."""
 
     def add(
         self,
@@ -111,13 +141,15 @@ class FeatureWriter(H5Writer):
         """Adds one image.
 
         Args:
-            name: the image's path relative to the image root, with "/".
-            keypoints: (N, 2), (x, y) in pixels of the original image, hloc's frame.
-            scores: (N,).
-            uncertainty: standard deviation of the keypoints in pixels, where known.
+            name: path of the image relative to the image root, with "/".
+            keypoints: (N, 2), (x, y) in pixels of the original image.
+            scores: (N,) float.
+            uncertainty: standard deviation of the keypoints in pixels; None if it is not known.
 
         Raises:
-            EdmHlocError: the disk is full, the name was added before or cannot be stored.
+            EdmHlocError: the disk is full, the image was added before, or its name cannot be
+                stored.
+            ValueError: a shape is wrong.
         """
         check_name(name)
         check_shape("scores", scores, (len(keypoints),))
@@ -141,11 +173,14 @@ class MatchWriter(H5Writer):
         """Adds one pair.
 
         Args:
-            matches0: (N0,) integer, for each keypoint of image 0 its match in image 1, −1 for none.
-            scores0: (N0,), 0 where there is no match.
+            name0, name1: paths of the images relative to the image root, with "/".
+            matches0: (N0,) int, for each keypoint of image 0 its match in image 1, −1 for none.
+            scores0: (N0,) float, 0 where there is no match.
 
         Raises:
-            EdmHlocError: the disk is full, the pair was added before, or its key is another pair's.
+            EdmHlocError: the disk is full, the pair was added before, another pair has the same
+                key, or a name cannot be stored.
+            ValueError: the arrays differ in length.
         """
         check_name(name0)
         check_name(name1)

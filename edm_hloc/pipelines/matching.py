@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
@@ -101,9 +101,9 @@ def match_and_quantize(
     def quantize() -> dict[str, Any]:
         with MaskedMatchReader(out / "raw_matches", masks, image_root) as raw:
             reference = photos.reference_features
-            summary = aggregate(
-                raw, pairs, features, matches, keypoints, reference_features=reference
-            )
+            files = KeypointFiles(features, matches)
+            references = ReferenceFiles((reference,) if reference else ())
+            summary = aggregate(raw, pairs, files, keypoints, references)
             if raw.any_masked and not raw.any_visible:
                 raise EdmHlocError(
                     "The masks leave none of the matches: photos count where their masks are "

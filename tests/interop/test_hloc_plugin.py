@@ -24,7 +24,7 @@ import edm_hloc
 from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.interop.repair import repair_database, undefined_pairs_are_ignored
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.points import ModelPoints
@@ -316,7 +316,8 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
         files = raw.with_suffix(".features.h5"), raw.with_suffix(".matches.h5")
         config = QuantizationConfig(conf["max_error"], conf["cell_size"], max_kps)
         with RawMatchReader(raw) as reader:
-            aggregate(reader, pairs, *files, config, reference_features=reference)
+            references = ReferenceFiles((reference,) if reference else ())
+            aggregate(reader, pairs, KeypointFiles(*files), config, references)
         return files
 
     theirs = hloc.main(conf, tmp_path / "mapping.txt", images, tmp_path)
@@ -346,9 +347,8 @@ def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path)
     with RawMatchReader(raw) as reader:
         files = tmp_path / "voted.features.h5", tmp_path / "voted.matches.h5"
         config = QuantizationConfig(conf["max_error"], conf["cell_size"], 8192)
-        aggregate(
-            reader, mapping, *files, config, reference_features=anchors, quantize_references=True
-        )
+        voting = ReferenceFiles((anchors,), fixed=False)
+        aggregate(reader, mapping, KeypointFiles(*files), config, voting)
     assert_same_files((voted, raw), files, mapping)
 
     # Each uses the files of both. Only the mapping images have keypoints.

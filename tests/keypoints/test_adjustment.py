@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.keypoints.adjustment import LINK, Links, adjust_keypoints, links_between
-from edm_hloc.keypoints.aggregation import aggregate_into
+from edm_hloc.keypoints.adjustment import (
+    CONSTRAINT,
+    PairConstraints,
+    adjust_keypoints,
+    pair_constraints,
+)
+from edm_hloc.keypoints.aggregation import (
+    KeypointWriters,
+    ReferenceKeypoints,
+    aggregate_into,
+)
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from tests.keypoints.test_aggregate import RawInMemory, ReferenceInMemory, Sink, assert_same
 
@@ -52,9 +61,12 @@ def corners_of_a_plane(seed: int = 0, wrong: float = 0.0) -> tuple[RawInMemory, 
     return raw, points
 
 
-def quantized(raw: RawInMemory, config: QuantizationConfig, **options: object) -> tuple[Sink, Sink]:
+def quantized(
+    raw: RawInMemory, config: QuantizationConfig, reference: ReferenceInMemory | None = None
+) -> tuple[Sink, Sink]:
     features, matches = Sink(), Sink()
-    aggregate_into(raw, list(raw), features, matches, config, **options)
+    references = ReferenceKeypoints([] if reference is None else [reference])
+    aggregate_into(raw, list(raw), KeypointWriters(features, matches), config, references)
     return features, matches
 
 
@@ -106,9 +118,9 @@ def test_fixed_keypoints_stay_and_draw_the_others() -> None:
     raw, points = corners_of_a_plane()
     truth = view("a", points).astype(np.float32)
     reference = ReferenceInMemory({"a": (truth, None)})
-    features, matches = quantized(raw, CONFIG, references=[reference])
+    features, matches = quantized(raw, CONFIG, reference)
     assert set(features) == {"b", "c", "d"}
-    before, _ = quantized(raw, replace(CONFIG, position="mean"), references=[reference])
+    before, _ = quantized(raw, replace(CONFIG, position="mean"), reference)
 
     def error(sink: Sink, name: str) -> float:
         seen = matches["a", name][0]
@@ -130,7 +142,7 @@ def test_a_query_moves_as_far_as_the_keypoints_it_is_matched_to(query: str) -> N
         raw[query, name] = Matches(at_query, there, np.ones(len(points), np.float32))
         database[name] = there + np.float32([0.7, 0.0]), None
     config = replace(CONFIG, max_kps=None)
-    features, matches = quantized(raw, config, references=[ReferenceInMemory(database)])
+    features, matches = quantized(raw, config, ReferenceInMemory(database))
     assert set(features) == {query}
     assert all(len(pair_matches[0]) == len(points) for pair_matches in matches.values())
     # In the query 0.7 px to the right in b, c and d are 0.7 up, 0.35 to the right, 0.7 to the left.
@@ -152,9 +164,9 @@ def test_two_keypoints_meet_by_closed_form() -> None:
         "a": np.array([[5.0, 5.0], [0, 0], [9, 9]]),
         "b": np.array([[5.4, 5.0], [0, 0], [9, 9]]),
     }
-    matches = np.array([(0, 0, (0.0, 0.0), 1e-3)], LINK)
-    links = [Links("a", "b", np.eye(2), matches)]
-    found = adjust_keypoints(first, lambda: links, 2.0)
+    matches = np.array([(0, 0, (0.0, 0.0), 1e-3)], CONSTRAINT)
+    constraints = [PairConstraints("a", "b", np.eye(2), matches)]
+    found = adjust_keypoints(first, lambda: constraints, 2.0)
     # minimise w (b - a)² + 0.05 ((a - 5)² + (b - 5.4)²), the tolerance being far: w = 1e-3 · 1/1.16
     w = 1e-3 / (1 + 0.4**2)
     give = 0.4 * w / (0.05 + 2 * w)
@@ -166,8 +178,8 @@ def test_two_keypoints_meet_by_closed_form() -> None:
 def test_keypoints_stay_among_those_of_their_image() -> None:
     first = {"a": np.array([[0.0, 0.0], [10, 10]]), "b": np.array([[0.0, 0.0], [10, 10]])}
     # the match has the corner of b one pixel further out
-    matches = np.array([(0, 0, (-1.0, -1.0), 1.0), (1, 1, (1.0, 1.0), 1.0)], LINK)
-    found = adjust_keypoints(first, lambda: [Links("a", "b", np.eye(2), matches)], 2.0)
+    matches = np.array([(0, 0, (-1.0, -1.0), 1.0), (1, 1, (1.0, 1.0), 1.0)], CONSTRAINT)
+    found = adjust_keypoints(first, lambda: [PairConstraints("a", "b", np.eye(2), matches)], 2.0)
     for name in "ab":
         assert found[name].min() >= 0
         assert found[name].max() <= 10
@@ -178,11 +190,12 @@ def test_links_of_a_pair_that_tells_no_map() -> None:
     rng = np.random.default_rng(0)
     few = Matches(*(rng.random((3, 2), np.float32) for _ in range(2)), np.ones(3, np.float32))
     kept = np.array([0, 2])
-    links = links_between(("a", "b"), few, np.array([4, 5, 6]), np.array([7, 8, 9]), kept)
-    np.testing.assert_array_equal(links.affine, np.eye(2))
-    assert links.matches["id0"].tolist() == [4, 6]
-    assert links.matches["id1"].tolist() == [7, 9]
-    np.testing.assert_allclose(links.matches["shift"], (few.keypoints1 - few.keypoints0)[kept])
+    constraints = pair_constraints(("a", "b"), few, np.array([4, 5, 6]), np.array([7, 8, 9]), kept)
+    np.testing.assert_array_equal(constraints.affine, np.eye(2))
+    assert constraints.matches["id0"].tolist() == [4, 6]
+    assert constraints.matches["id1"].tolist() == [7, 9]
+    shift = (few.keypoints1 - few.keypoints0)[kept]
+    np.testing.assert_allclose(constraints.matches["shift"], shift)
 
 
 def test_no_matches_at_all() -> None:

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import pair_key
 from edm_hloc.base.matches import Matches
-from edm_hloc.keypoints.aggregation import AggregateSummary, aggregate, aggregate_into
+from edm_hloc.keypoints.aggregation import (
+    AggregationSummary,
+    KeypointFiles,
+    KeypointWriters,
+    ReferenceFiles,
+    ReferenceKeypoints,
+    aggregate,
+    aggregate_into,
+)
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matching.reader import RawMatchReader
@@ -94,9 +102,11 @@ def make_reference(rng, names, size=(471, 313)):
     return reference
 
 
-def run_in_memory(raw, pairs, config, **options):
+def run_in_memory(raw, pairs, config, references=(), fixed=True):
     features, matches = Sink(), Sink()
-    summary = aggregate_into(raw, pairs, features, matches, config, **options)
+    writers = KeypointWriters(features, matches)
+    references = ReferenceKeypoints(references, fixed)
+    summary = aggregate_into(raw, pairs, writers, config, references)
     return features, matches, summary
 
 
@@ -170,7 +180,7 @@ def test_agrees_with_plain_reading(seed, config, kind, references):
         options = {"references": [reference]}
         expected_options = {"fixed": {name: item[0] for name, item in reference.items()}}
     elif references == "quantized":
-        options = {"references": [reference], "quantize_references": True}
+        options = {"references": [reference], "fixed": False}
         expected_options = {"anchors": reference}
 
     features, matches, summary = run_in_memory(raw, pairs, config, **options)
@@ -179,7 +189,7 @@ def test_agrees_with_plain_reading(seed, config, kind, references):
     )
     assert_same(features, expected[0])
     assert_same(matches, expected[1])
-    assert summary == AggregateSummary(
+    assert summary == AggregationSummary(
         images=len(expected[0]),
         pairs=len(pairs),
         keypoints=sum(len(keypoints) for keypoints, _ in expected[0].values()),
@@ -205,10 +215,9 @@ def test_files_agree_with_plain_reading(tmp_path, max_kps):
         summary = aggregate(
             reader,
             [*pairs, pairs[0], pairs[1][::-1], ("db/1.jpg", "db/1.jpg")],
-            features_path,
-            matches_path,
+            KeypointFiles(features_path, matches_path),
             config,
-            reference_features=tmp_path / "reference.h5",
+            ReferenceFiles((tmp_path / "reference.h5",)),
             provenance={"preset": "edm"},
         )
     features, matches = read_results(features_path, matches_path, pairs)
@@ -259,7 +268,7 @@ def test_references_without_scores_vote_with_one_each():
             list(raw),
             CONFIG,
             references=[ReferenceInMemory({"a": (keypoints, scores)})],
-            quantize_references=True,
+            fixed=False,
         )
         for scores in (None, np.ones(3, np.float16))
     ]
@@ -320,8 +329,10 @@ def test_missing_pairs_are_reported(tmp_path, caplog):
 @pytest.mark.parametrize("pairs", [[], [("a", "b")]])
 def test_nothing_to_do(tmp_path, pairs):
     with write_raw(tmp_path / "raw", {}) as reader:
-        summary = aggregate(reader, pairs, tmp_path / "f.h5", tmp_path / "m.h5", CONFIG)
-    assert summary == AggregateSummary(0, 0, 0, 0, tuple(pairs))
+        summary = aggregate(
+            reader, pairs, KeypointFiles(tmp_path / "f.h5", tmp_path / "m.h5"), CONFIG
+        )
+    assert summary == AggregationSummary(0, 0, 0, 0, tuple(pairs))
     assert read_results(tmp_path / "f.h5", tmp_path / "m.h5", []) == ({}, {})
 
 
@@ -337,7 +348,7 @@ def test_damaged_matches_are_named_and_leave_no_files(tmp_path):
         write_raw(tmp_path / "raw", raw) as reader,
         pytest.raises(EdmHlocError, match=r"image 'c' are damaged \(coordinates are not all"),
     ):
-        aggregate(reader, list(raw), tmp_path / "f.h5", tmp_path / "m.h5", CONFIG)
+        aggregate(reader, list(raw), KeypointFiles(tmp_path / "f.h5", tmp_path / "m.h5"), CONFIG)
     assert (tmp_path / "f.h5").read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.h5", "raw"]
 
@@ -366,7 +377,9 @@ def test_memory_does_not_grow_with_the_number_of_pairs():
     def peak(images):
         pairs = [(f"{i:03}", f"{(i + k) % images:03}") for i in range(images) for k in (1, 2, 3, 4)]
         tracemalloc.start()
-        summary = aggregate_into(RawOnDemand(), pairs, Discard(), Discard(), CONFIG)
+        summary = aggregate_into(
+            RawOnDemand(), pairs, KeypointWriters(Discard(), Discard()), CONFIG
+        )
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert summary.pairs == len(pairs)

@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import KDTree
 
-from edm_hloc.keypoints.quantization import (
-    QuantizationConfig,
-    assign,
-    quantize_image,
-    unique_matches,
-)
+from edm_hloc.keypoints.assignment import assign_points, unique_matches
+from edm_hloc.keypoints.quantization import QuantizationConfig, quantize_image
 from tests.oracles import hloc_quantization as oracle
 
 # whole, half and eighth pixels meet the borders of cells and bins exactly; the floats do not
@@ -184,7 +180,7 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match="finite pixels"):
             quantize_image(np.full((1, 2), bad), one, config)
         with pytest.raises(ValueError, match="finite pixels"):
-            assign(good, np.full((1, 2), bad), 2.0)
+            assign_points(good, np.full((1, 2), bad), 2.0)
     with pytest.raises(ValueError, match="scores are not all finite"):
         quantize_image(good, np.array([np.nan]), config)
     with pytest.raises(ValueError, match=r"1 points but scores of shape \(2,\)"):
@@ -207,11 +203,11 @@ def test_bad_configuration_is_refused(values):
 def test_golden_assignment():
     keypoints = np.array([[0, 0], [10, 0], [12, 0]], np.float32)
     points = np.array([[0, 2], [0, 2.01], [10.9, 0], [11.1, 0], [-2, 0], [500, 3]], np.float32)
-    ids = assign(points, keypoints, 2.0)
+    ids = assign_points(points, keypoints, 2.0)
     np.testing.assert_array_equal(ids, [0, -1, 1, 2, 0, -1])  # the fifth is 2 px away as well
     assert ids.dtype == np.int64
-    np.testing.assert_array_equal(assign(points, np.zeros((0, 2)), 2.0), np.full(6, -1))
-    assert assign(np.zeros((0, 2)), keypoints, 2.0).shape == (0,)
+    np.testing.assert_array_equal(assign_points(points, np.zeros((0, 2)), 2.0), np.full(6, -1))
+    assert assign_points(np.zeros((0, 2)), keypoints, 2.0).shape == (0,)
 
 
 @settings(deadline=None, max_examples=100)
@@ -219,7 +215,7 @@ def test_golden_assignment():
     points_of(st.integers(0, 40)), points_of(st.integers(0, 40)), st.sampled_from([0.5, 1, 2, 9.3])
 )
 def test_assignment_agrees_with_tree(points, keypoints, max_error):
-    ids = assign(points, keypoints, max_error)
+    ids = assign_points(points, keypoints, max_error)
     np.testing.assert_array_equal(ids, oracle.nearest(points, keypoints, max_error))
 
 
@@ -240,7 +236,7 @@ def test_assignment_agrees_with_tree_at_scale(kind):
         points[:2] = keypoints[:2] + 1
     if kind != "float64":
         keypoints = keypoints.astype(np.float32)
-    ids = assign(points, keypoints, 2.0)
+    ids = assign_points(points, keypoints, 2.0)
     distances, expected = KDTree(keypoints).query(points)
     np.testing.assert_array_equal(ids, np.where(distances <= 2.0, expected, -1))
     assert 0 < np.count_nonzero(ids == -1) < len(ids)

@@ -450,7 +450,7 @@ import time
 from pathlib import Path
 from typing import Any
 import numpy as np
-from edm_hloc.keypoints.aggregation import aggregate
+from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.base.matches import Matches
@@ -475,7 +475,9 @@ peak = lambda: Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[
 match_pairs(root, pairs, Large(), out / "raw", MatchingConfig(cache_bytes=16 << 20))
 matching = peak()
 with RawMatchReader(out / "raw") as raw:
-    aggregate(raw, pairs, out / "f.h5", out / "m.h5", QuantizationConfig(2, 8, 8192))
+    aggregate(
+        raw, pairs, KeypointFiles(out / "f.h5", out / "m.h5"), QuantizationConfig(2, 8, 8192)
+    )
 print(matching, peak())
 """
 
