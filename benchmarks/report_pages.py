@@ -22,9 +22,9 @@ import pycolmap
 from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.process import peak_memory_mib, versions
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.pairs.files import write_pairs
-from edm_hloc.pipelines.run import peak_memory_mib, versions
 from edm_hloc.report.page import make_report
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 

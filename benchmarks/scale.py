@@ -36,6 +36,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.process import peak_memory_mib
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.pnp import PoseOptions
@@ -50,7 +51,6 @@ from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.retrieval import most_similar
 from edm_hloc.pipelines.aachen import AachenOptions
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
-from edm_hloc.pipelines.run import peak_memory_mib
 
 IMAGES, PAIRS, QUERIES, QUERY_PAIRS = 6697, 130_000, 1015, 50_000
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1450.0

@@ -23,9 +23,9 @@ import numpy  # noqa: F401 (before pycolmap, see edm_hloc.base.colmap)
 import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, quiet_colmap
+from edm_hloc.base.process import peak_memory_mib
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.intrinsics import load_intrinsics
-from edm_hloc.pipelines.run import peak_memory_mib
 
 COLUMNS = (
     "scene", "intrinsics", "registered", "points", "track", "reproj. px",

@@ -281,7 +281,7 @@ def _print_answers(
     run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
 ) -> None:
     """`submitted`: whether queries without a pose get that of a database photo."""
-    from edm_hloc.pipelines.run import duration
+    from edm_hloc.base.process import format_duration
 
     summary = run.results["localized"]
     print(
@@ -296,7 +296,7 @@ def _print_answers(
             print(f"            {answer.query}: {answer.reason}")
         if len(found) > 10:
             print(f"            and {len(found) - 10} more, see queries.jsonl")
-    print(f"Time        {duration(seconds)}")
+    print(f"Time        {format_duration(seconds)}")
 
 
 def _check(args: argparse.Namespace) -> None:

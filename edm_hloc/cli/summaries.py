@@ -33,8 +33,8 @@ def print_matching(run: Run) -> None:
 
 
 def print_reconstruction(run: Run, seconds: float) -> None:
+    from edm_hloc.base.process import format_duration
     from edm_hloc.mapping.output import parts_folder
-    from edm_hloc.pipelines.run import duration
 
     print_matching(run)
     verified = run.results["verified"]
@@ -64,5 +64,5 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         )
     peak = run.peak_memory_mib
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
-    print(f"Time        {duration(seconds)}{memory}")
+    print(f"Time        {format_duration(seconds)}{memory}")
     print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")

@@ -1,4 +1,4 @@
-"""The record of a run: settings, the steps that are done, times and results; and its lock."""
+"""The record of a run in its output folder: settings, finished steps, times and results."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import contextlib
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy
-import pycolmap
-import torch
-
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
-from edm_hloc.base.version import __version__
+from edm_hloc.base.process import peak_memory_mib, versions
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
 from edm_hloc.matching.shards import check_folder_provenance
 
 logger = logging.getLogger(__name__)
 
+_RESUMED = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
+
 
 @dataclass
 class Run:
-    """The record of one run; written to `run.json` as it grows.
+    """The record of a run, written to `run.json` after every step.
+
+    A step is skipped if its fingerprint is the recorded one and its files are as the step left
+    them, so that an interrupted run continues and a changed setting repeats only the steps that
+    depend on it.
 
     Attributes:
         out: output folder.
-        settings: what the run was asked for, and by which "command".
-        done: fingerprints of the steps whose files are in `out`.
-        sizes: bytes of the files of those steps, by name.
-        results: one entry a step.
+        settings: the run's settings, with the name of the "command" that made it.
+        done: fingerprint of each finished step.
+        sizes: size in bytes of each file and folder that these steps wrote, by name.
+        results: summaries of the steps, by name.
         seconds: wall-clock time of each step when it was last done.
-        memory_mib: peak memory of the process by the end of each of these steps.
-        peak_memory_mib: of this process, at the last write.
-        error: why it ended, where it failed.
+        memory_mib: peak memory of the process at the end of each of these steps, in MiB.
+        peak_memory_mib: peak memory of this process when the record was last written, in MiB.
+        error: message of the error that ended the run, if one did.
     """
 
     out: Path
@@ -64,14 +64,22 @@ class Run:
     def begin(
         cls, out: Path, settings: dict[str, Any], matcher: Matcher, *, overwrite: bool
     ) -> Iterator[Run]:
-        """Start or continue the run in `out`, which no other process writes into meanwhile.
+        """Starts a run in `out`, or continues the one that is there.
 
-        An EdmHlocError that ends the block is recorded.
+        The folder is locked against other processes until the block ends. An EdmHlocError that
+        ends the block is recorded.
+
+        Args:
+            out: output folder; it is made if there is none.
+            settings: recorded settings, with the "command".
+            matcher: its settings are recorded, and checked against those of the raw matches in the
+                folder.
+            overwrite: remove what an earlier run made, instead of continuing it.
 
         Raises:
-            EdmHlocError: the folder cannot be made, another process is at work there, or its
-                files are another command's, or its matches were made with other settings; an
-                older record stays as it is.
+            EdmHlocError: the folder cannot be made; another process writes into it; its files were
+                made by another command, or its matches with other settings. An older record stays
+                as it is.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -79,13 +87,13 @@ class Run:
             raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
         with FolderLock(out):
             run = cls(out, {"matcher": dict(matcher.provenance), **settings})
-            before = run._before()
+            earlier = run._read_record()
             if overwrite:
-                run._remove(before["sizes"])
+                run._remove(earlier["sizes"])
             else:
-                run._check_command(before["settings"].get("command"))
+                run._check_command(earlier["settings"].get("command"))
                 check_folder_provenance(out / "raw_matches", run_provenance(matcher))
-                run._continue(before)
+                run._continue(earlier)
             run.write()
             try:
                 yield run
@@ -95,38 +103,41 @@ class Run:
                     run.write()
                 raise
 
-    def _before(self) -> dict[str, dict[str, Any]]:
-        """What an earlier run recorded; empty without a whole record, and then every step but the
-        matching is done again."""
+    def _read_record(self) -> dict[str, dict[str, Any]]:
+        """The record of an earlier run; empty if there is none or it is damaged.
+
+        Without a record every step but the matching is done again.
+        """
         try:
             record = json.loads(self.path.read_text("utf-8"))
-            parts = {"sizes": {}, "memory_mib": {}, **record}  # which the oldest have not
+            parts = {"sizes": {}, "memory_mib": {}, **record}  # missing in the oldest records
         except (OSError, ValueError, TypeError):
             parts = {}
-        names = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
-        whole = all(isinstance(parts.get(name), dict) for name in names)
-        return {name: parts[name] if whole else {} for name in names}
+        valid = all(isinstance(parts.get(name), dict) for name in _RESUMED)
+        return {name: parts[name] if valid else {} for name in _RESUMED}
 
     def _remove(self, names: Container[str]) -> None:
-        """Removes what an earlier run, perhaps of another command, had made by its record, and
-        nothing outside the folder, whatever the record says."""
+        """Removes the files and folders of an earlier run, maybe of another command.
+
+        Only entries of the folder itself are removed, whatever names the record holds.
+        """
         for path in self.out.iterdir():
             if path.name in names:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _check_command(self, before: str | None) -> None:
+    def _check_command(self, earlier: str | None) -> None:
         """Raises EdmHlocError if another command made the files; the oldest records name none."""
-        now = self.settings.get("command")
-        if before not in (None, now):
+        command = self.settings.get("command")
+        if earlier not in (None, command):
             raise EdmHlocError(
-                f"{self.out} holds what edm-hloc {before} made, and edm-hloc {now} would write "
-                "over it. Choose another output folder, or run with --overwrite."
+                f"{self.out} holds what edm-hloc {earlier} made, and edm-hloc {command} would "
+                "write over it. Choose another output folder, or run with --overwrite."
             )
 
-    def _continue(self, before: dict[str, dict[str, Any]]) -> None:
-        self.done, self.sizes = before["done"], before["sizes"]
-        self.results = before["results"]
-        self.seconds, self.memory_mib = before["seconds"], before["memory_mib"]
+    def _continue(self, earlier: dict[str, dict[str, Any]]) -> None:
+        self.done, self.sizes = earlier["done"], earlier["sizes"]
+        self.results = earlier["results"]
+        self.seconds, self.memory_mib = earlier["seconds"], earlier["memory_mib"]
 
     def step(
         self,
@@ -135,25 +146,25 @@ class Run:
         files: Sequence[Path],
         work: Callable[[], dict[str, Any]],
     ) -> str:
-        """Do `work` unless its files are there, whole, and were made from the same things.
+        """Does `work` unless its files are complete and were made from the same inputs.
 
         Args:
-            name: of the step.
-            depends_on: everything that decides the files' content.
-            files: what the step writes.
-            work: gives its summaries (dataclasses), by the name they get in `results`.
+            name: of the step, in `done`, `seconds` and `memory_mib`.
+            depends_on: everything that decides the content of the files, JSON-serialisable.
+            files: the files and folders that the step writes.
+            work: writes them; returns its summaries (dataclasses) by their name in `results`.
 
         Returns:
-            The step's fingerprint, for the steps that depend on it.
+            The fingerprint of the step, for the steps that depend on it.
         """
         fingerprint = fingerprint_of(depends_on)
         if self.done.get(name) == fingerprint:
-            changed = [file for file in files if not self._is_whole(file)]
+            changed = [file for file in files if not self._is_complete(file)]
             if not changed:
                 return fingerprint
-            logger.warning("Made again, as it is not what this run had left: %s", changed[0])
+            logger.warning("Made again, as it has changed since this run wrote it: %s", changed[0])
         if self.done.pop(name, None) is not None:
-            self.write()  # a kill from here on must not leave the step as done
+            self.write()  # if the process is killed from here on, the step is not done
         start = time.monotonic()
         self.results |= {key: asdict(summary) for key, summary in work().items()}
         self.measure(name, start)
@@ -162,15 +173,17 @@ class Run:
         self.write()
         return fingerprint
 
-    def _is_whole(self, file: Path) -> bool:
+    def _is_complete(self, file: Path) -> bool:
+        """Whether a file has the recorded size; where none is recorded, whether it exists."""
         return file.exists() and self.sizes.get(file.name) in (None, _size(file))
 
     def measure(self, name: str, start: float) -> None:
-        """Notes the time since `start` (monotonic) and the memory of a step that is done."""
+        """Records the time since `start` (`time.monotonic`) and the peak memory of a step."""
         self.seconds[name] = time.monotonic() - start
         self.memory_mib[name] = peak_memory_mib()
 
     def write(self) -> None:
+        """Writes `run.json`. Raises EdmHlocError if it cannot be written."""
         self.peak_memory_mib = peak_memory_mib()
         record: dict[str, Any] = {
             "settings": self.settings,
@@ -188,39 +201,6 @@ class Run:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Size in bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def versions() -> dict[str, str]:
-    """Of what decides results."""
-    return {
-        "edm_hloc": __version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "pycolmap": pycolmap.__version__,
-        "numpy": numpy.__version__,
-        "h5py": h5py.__version__,
-    }
-
-
-def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def duration(seconds: float) -> str:
-    """For people."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

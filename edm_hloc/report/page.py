@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.process import format_duration
 from edm_hloc.base.version import __version__
-from edm_hloc.pipelines.run import duration
 from edm_hloc.report.advice import Advice, advise, plural
 from edm_hloc.report.collect import RunFacts, collect
 from edm_hloc.report.histograms import histogram
@@ -190,7 +190,7 @@ def _headline(facts: RunFacts) -> str:
             )
     seconds = sum(seconds for _, seconds, _ in _stages(facts))
     if seconds:
-        tiles.append(("Time", escape(duration(seconds))))
+        tiles.append(("Time", escape(format_duration(seconds))))
     peak = facts.record.get("peak_memory_mib")
     if peak:
         tiles.append(("Peak memory", f"{peak / 1024:.1f}<small> GiB</small>"))
@@ -470,8 +470,9 @@ def _stage_table(facts: RunFacts) -> str:
         if with_memory:
             text = f"{memory / 1024:.2f} GiB" if memory else "–"
             cell = f'<td class="num">{text}</td>'
+        time = escape(format_duration(seconds))
         rows.append(
-            f'<tr><td>{escape(name)}</td><td class="num">{escape(duration(seconds))}</td>{cell}'
+            f'<tr><td>{escape(name)}</td><td class="num">{time}</td>{cell}'
             f'<td class="wide"><span class="share" style="width:{width:.1f}%"></span></td></tr>'
         )
     head = '<th scope="col">Stage</th><th scope="col" class="num">Time</th>'

@@ -30,7 +30,7 @@ from edm_hloc.pipelines.reconstruct import (
     reconstruct,
     triangulate_model,
 )
-from edm_hloc.pipelines.run import Run, duration
+from edm_hloc.pipelines.run import Run
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
@@ -398,11 +398,6 @@ def test_triangulation_with_known_poses(scene: Path, tmp_path: Path) -> None:
     comparison = compare(tmp_path / "model", scene / "truth")
     assert comparison.rotation_max < 1e-4
     assert comparison.position_max < 1e-4
-
-
-def test_times_for_people() -> None:
-    said = [duration(seconds) for seconds in (3.14, 42.0, 119.7, 3600.0, 9000.0)]
-    assert said == ["3.1 s", "42 s", "2 min 0 s", "1 h 0 min", "2 h 30 min"]
 
 
 def test_no_model_to_triangulate_with(scene: Path, tmp_path: Path) -> None:
