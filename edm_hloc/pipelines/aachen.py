@@ -30,12 +30,8 @@ from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, write_submission
-from edm_hloc.pipelines.reconstruct import (
-    PairsToMatch,
-    ReconstructionConfig,
-    match_and_quantize,
-    triangulate_model,
-)
+from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, triangulate_model
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
 

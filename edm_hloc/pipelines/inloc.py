@@ -27,7 +27,7 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.localize import find_poses, write_submission
-from edm_hloc.pipelines.reconstruct import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
 
