@@ -24,8 +24,8 @@ from edm_hloc.models.weights import WeightsError, read_state
 logger = logging.getLogger(__name__)
 
 # kornia's names of the authors' weights, and where (0, 0) of each one's pixel frame lies. "outdoor"
-# was trained on MegaDepth, whose K has cx = w / 2. The indoor ones were trained with the
-# intrinsics of ScanNet's depth cameras.
+# was trained on MegaDepth, whose K has cx = w / 2. The indoor ones were trained with the intrinsics
+# of ScanNet's depth cameras (640 × 480, cx = 319.5, cy = 239.5), where cx = (w − 1) / 2.
 ORIGINS: dict[str, Origin] = {"outdoor": "corner", "indoor_new": "centre", "indoor": "centre"}
 PRETRAINED = tuple(ORIGINS)
 

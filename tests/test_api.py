@@ -1,0 +1,113 @@
+"""The front door: `edm_hloc.match`, `load_matcher`, `reconstruct`, `localize`, `register`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+import edm_hloc
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.localization.poses import read_poses
+from tests.scenes import TruthMatcher
+
+
+def test_the_package_itself_loads_no_library() -> None:
+    heavy = "{'torch', 'pycolmap', 'numpy', 'h5py', 'PIL'}"
+    code = f"import sys, edm_hloc; dir(edm_hloc); print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_every_name_is_there() -> None:
+    assert set(edm_hloc.__all__) <= set(dir(edm_hloc))
+    assert all(getattr(edm_hloc, name) for name in edm_hloc.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'matsch'"):
+        edm_hloc.matsch  # noqa: B018
+
+
+def test_match_and_draw(scene: Path) -> None:
+    photos = sorted((scene / "images").iterdir())
+    matcher = edm_hloc.load_matcher("edm", weights="edm_s", resize=320, device="cpu")
+    assert str(matcher).startswith("RefinedMatcher edm, weights edm_s (edm_s, ")
+    found = edm_hloc.match(photos[0], str(photos[1]), matcher)
+    assert isinstance(found, Matches)
+    assert len(found) > 100
+    assert repr(found).endswith(f"of {photos[0]} and {photos[1]}")
+    assert repr(found).startswith(f"{len(found):,} matches with scores 0.")
+    best = found[np.argsort(-found.scores)[:10]]
+    pictures = [matches.draw() for matches in (found, best)]
+    assert all(isinstance(picture, Image.Image) for picture in pictures)
+    assert pictures[0].size == pictures[1].size
+    assert np.any(np.asarray(pictures[0]) != np.asarray(pictures[1]))
+    plain = edm_hloc.match(
+        photos[0], photos[1], weights="edm_s", refine="none", resize=320, device="cpu"
+    )
+    assert 0 < len(plain) < len(found)
+    assert repr(found[:0]).startswith("no matches of ")
+    found[:0].draw()
+
+
+@pytest.mark.parametrize("settings", [{"weihgts": "edm_s"}, {"refine": "photometrc"}])
+def test_wrong_settings_are_refused(settings: dict[str, str]) -> None:
+    with pytest.raises((EdmHlocError, TypeError), match=r"weihgts|photometrc"):
+        edm_hloc.load_matcher("edm", **settings)
+
+
+def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
+    known, new = tmp_path / "photos", tmp_path / "new"
+    shutil.copytree(scene / "images", known)
+    new.mkdir()
+    left_out = sorted(path.name for path in known.iterdir())[3]
+    (known / left_out).rename(new / left_out)
+
+    config = edm_hloc.ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    )
+    out = tmp_path / "out"
+    model = edm_hloc.reconstruct(known, str(out), matcher=TruthMatcher(scene), config=config)
+    assert model.statistics.registered == 6
+    assert model.model.num_points3D() == model.statistics.points > 300
+    assert model.unregistered == ()
+    assert model.report == out / "report.html"
+    assert model.report.is_file()
+    assert repr(model).startswith("6 of 6 photos registered, ")
+    assert repr(model).endswith(f"px, in {out / 'model'}")
+    again = edm_hloc.reconstruct(known, out, edm_hloc.PairSelection(), TruthMatcher(scene), config)
+    assert again.run.results["matching"]["matched"] == 0
+
+    poses = edm_hloc.localize(out / "model", known, new, tmp_path / "poses", TruthMatcher(scene))
+    assert list(poses) == [left_out]
+    assert poses[left_out].status == "localized"
+    assert repr(poses).startswith("1 of 1 photos localized, ")
+    assert repr(poses).endswith(f"in {tmp_path / 'poses'}")
+    assert isinstance(poses.poses[left_out], pycolmap.Rigid3d)
+    assert set(read_poses(tmp_path / "poses" / "poses.txt")) == {left_out}
+
+
+def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (scene / "images").iterdir())[:3]
+    pairs = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]
+    config = edm_hloc.ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    )
+    model = edm_hloc.reconstruct(
+        scene / "images", tmp_path / "out", pairs, TruthMatcher(scene), config
+    )
+    assert model.run.results["matching"]["matched"] == 3
+    with pytest.raises(EdmHlocError, match="No such folder of images"):
+        edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
+
+
+def test_register_without_hloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hloc", None)
+    with pytest.raises(EdmHlocError, match="hloc"):
+        edm_hloc.register()
