@@ -21,18 +21,25 @@ from edm_hloc.refinement.load import load_matcher
 def run(
     dataset: Path,
     outputs: Path,
-    weights: str | None = None,
-    retrieval: str = "sift",
-    num_covis: int = 20,
-    num_loc: int = 50,
+    options: AachenOptions | None = None,
     matcher: MatcherName = "edm",
+    weights: str | None = None,
 ) -> Path:
-    """Localize all queries of the dataset; gives the file to submit.
+    """Localizes all queries of the dataset.
+
+    Args:
+        dataset: folder of the dataset.
+        outputs: folder for the submission and everything else; a run that is there is continued.
+        options: settings of the pipeline; the published ones by default.
+        matcher: the network.
+        weights: name or path; by default the best on this computer.
+
+    Returns:
+        The file to submit.
 
     Raises:
         EdmHlocError: something is missing in the dataset; what was computed is kept.
     """
-    options = AachenOptions(covisible=num_covis, retrieval=RetrievalOptions(retrieval, num_loc))
     network = load_matcher(matcher, weights=weights)
     return localize_aachen(dataset, outputs, network, options)[2]
 
@@ -55,9 +62,10 @@ def main() -> None:
             sys.exit("Missing:\n" + "\n".join(problems))
         print("Nothing is missing.")
         return
-    settings = (args.weights, args.retrieval, args.num_covis, args.num_loc, args.matcher)
+    options = AachenOptions(args.num_covis, RetrievalOptions(args.retrieval, args.num_loc))
     try:
-        print(f"Submission in {run(args.dataset, args.outputs, *settings)}")
+        submission = run(args.dataset, args.outputs, options, args.matcher, args.weights)
+        print(f"Submission in {submission}")
     except EdmHlocError as error:
         sys.exit(f"{error}")
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
+    benchmarks,
     demo,
     evaluate,
     export,
@@ -20,12 +21,26 @@ from edm_hloc.cli import (
     options,
     reconstruct,
     report,
+    retrieve,
     show,
     weights,
 )
 
 # in the order of --help
-COMMANDS = (reconstruct, localize, match, report, show, demo, evaluate, weights, export, hloc)
+COMMANDS = (
+    reconstruct,
+    localize,
+    benchmarks,
+    retrieve,
+    match,
+    report,
+    show,
+    demo,
+    evaluate,
+    weights,
+    export,
+    hloc,
+)
 
 # Modules that bring torch and pycolmap are imported by the commands that need them, so that
 # --help and wrong arguments answer at once.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edm_hloc.localization.results import QueryPose
     from edm_hloc.pipelines.run import Run
 
 
@@ -66,3 +68,32 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {format_duration(seconds)}{memory}")
     print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+
+
+def print_localization(
+    run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
+) -> None:
+    """Prints how many queries were localized, and why the others were not.
+
+    Args:
+        run: record of the run.
+        answers: result of each query.
+        seconds: wall-clock time of the command.
+        submitted: whether queries without a pose get that of a database photo.
+    """
+    from edm_hloc.base.process import format_duration
+
+    summary = run.results["localized"]
+    print(
+        f"Localized   {summary['localized']} of {summary['queries']} queries, "
+        f"{summary['inliers_median']:,.0f} inliers (median)"
+    )
+    failed = [answer for answer in answers if answer.status != "localized"]
+    if failed:
+        text = ", which get the pose of a database photo" if submitted else ""
+        print(f"Not found   {len(failed)} of {summary['queries']}{text}:")
+        for answer in failed[:10]:
+            print(f"            {answer.query}: {answer.reason}")
+        if len(failed) > 10:
+            print(f"            and {len(failed) - 10} more, see queries.jsonl")
+    print(f"Time        {format_duration(seconds)}")

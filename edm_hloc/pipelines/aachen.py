@@ -1,9 +1,11 @@
-"""Aachen Day-Night v1.1, from the dataset's folder to a file that can be submitted.
+"""Aachen Day-Night v1.1, from the dataset's folder to a submission for visuallocalization.net.
 
-Published settings (hloc's for semi-dense matchers) are the defaults. In the output folder:
+The defaults are the published settings (hloc's for semi-dense matchers), but for the keypoints'
+position, which is where the matches of all pairs agree. In the output folder:
 
-    sfm/                               the model with known poses (files as `pipelines.reconstruct`)
-    pairs-query-*.txt … queries.jsonl  see `edm_hloc.pipelines.localize`
+    sfm/                               the dataset's model with points from EDM's matches; its files
+                                       are those of `edm_hloc.pipelines.reconstruct`
+    pairs-query-*.txt … queries.jsonl  as in `edm_hloc.pipelines.localize`
     Aachen-v1.1_*.txt                  the submission
 """
 
@@ -43,14 +45,16 @@ SOURCE = (
 
 @dataclass(frozen=True)
 class AachenOptions:
-    """Settings of the pipeline.
+    """Settings of `localize_aachen`.
 
     Attributes:
-        covisible: images that each database image is matched with.
-        retrieval: database images of each query.
-        quantization: keypoints of the database.
-        mapping: triangulation.
-        pose: of the queries.
+        covisible: number of database images that each database image is matched with: those that
+            share most 3D points with it in the dataset's model.
+        retrieval: database images that each query is matched with.
+        quantization: how matched points are merged into keypoints of the database images. The
+            queries' are `pipelines.localize.QUERY_KEYPOINTS`.
+        mapping: thresholds of the triangulation.
+        pose: thresholds of the pose estimation.
     """
 
     covisible: int = 20
@@ -66,34 +70,44 @@ class AachenOptions:
 
 @dataclass(frozen=True)
 class AachenDataset:
-    """Where things are in the dataset's folder."""
+    """The dataset's folder and the paths in it.
+
+    Attributes:
+        root: folder of the dataset, with images_upright, 3D-models and queries.
+    """
 
     root: Path
 
     @property
     def images(self) -> Path:
+        """Folder of all photos, which their names are relative to."""
         nested = self.root / "images" / "images_upright"  # as its archives unpack
         return nested if nested.is_dir() else self.root / "images_upright"
 
     @property
     def model(self) -> Path:
+        """The COLMAP model of the database images, in metres."""
         return self.root / "3D-models" / "aachen_v_1_1"
 
     @property
     def query_lists(self) -> list[Path]:
-        """Of day and night."""
+        """The lists of the queries with their intrinsics, of day and night."""
         names = (f"{hour}_time_queries_with_intrinsics.txt" for hour in ("day", "night"))
         return [self.root / "queries" / name for name in names]
 
     def queries(self) -> dict[str, pycolmap.Camera]:
-        """Cameras of all queries by name. Raises EdmHlocError if a list cannot be read."""
+        """Cameras of all queries by name, in the order of the lists.
+
+        Raises:
+            EdmHlocError: a list cannot be read.
+        """
         cameras: dict[str, pycolmap.Camera] = {}
         for path in self.query_lists:
             cameras |= read_intrinsics_list(path)
         return cameras
 
     def problems(self) -> list[str]:
-        """What is missing for a run, each with where to get it; nothing if all is there."""
+        """Parts of the dataset that are missing, each with where to get it; none if complete."""
         if not self.root.is_dir():
             return [
                 f"No such folder: {self.root}. Give the folder of Aachen Day-Night v1.1, with "
@@ -115,7 +129,11 @@ class AachenDataset:
         return [*found, SOURCE] if found else []
 
     def missing_photos(self) -> list[str]:
-        """Names of photos of the model and of queries that are not on disk."""
+        """Names of photos that the model or the query lists name but the folder lacks.
+
+        Raises:
+            EdmHlocError: the model or a list cannot be read.
+        """
         names = [*posed_images(read_model(self.model)), *self.queries()]
         there = image_stamps(self.images, names)
         return [name for name in names if name not in there]

@@ -1,9 +1,10 @@
-"""InLoc, from the dataset's folder to a file that can be submitted; its laser scans as 3D points.
+"""InLoc, from the dataset's folder to a submission for visuallocalization.net.
 
-Published settings (hloc's) are the defaults. In the output folder, beside the files of
+The 3D points are those of the dataset's laser scans. The defaults are the published settings
+(hloc's), but for the keypoints. In the output folder, beside the files of
 `edm_hloc.pipelines.localize`:
 
-    scan_points/NAME.npy   (N, 3) world coordinates of an image's keypoints, NaN in holes
+    scan_points/NAME.npy   (N, 3) world coordinates of a cutout's keypoints, NaN where unknown
     InLoc_*.txt            the submission
 """
 
@@ -35,18 +36,19 @@ SOURCE = (
     "The dataset is at https://data.ciirc.cvut.cz/public/projects/2020VisualLocalization/InLoc/ "
     "(see https://www.visuallocalization.net/datasets)."
 )
-QUERY_FOCAL = 28 / 36  # of a query's longer side: 28 mm on a film 36 mm wide
+QUERY_FOCAL = 28 / 36  # focal length over a query's longer side: 28 mm, on film 36 mm wide
 
 
 @dataclass(frozen=True)
 class InLocOptions:
-    """Settings of the pipeline.
+    """Settings of `localize_inloc`.
 
     Attributes:
-        retrieval: database images of each query.
-        quantization: keypoints of all images. Scans have a point for every pixel, so points are
-            merged within a pixel only.
-        pose: of the queries.
+        retrieval: database images that each query is matched with.
+        quantization: how matched points are merged into keypoints, of all images. A scan has a 3D
+            point for every pixel, so that they need not be merged farther than within a pixel.
+        pose: thresholds of the pose estimation. The 48 px are hloc's, for queries of
+            4,032 px.
     """
 
     retrieval: RetrievalOptions = field(default_factory=lambda: RetrievalOptions(number=40))
@@ -58,27 +60,27 @@ class InLocOptions:
     pose: PoseOptions = field(default_factory=lambda: PoseOptions(max_error=48.0, min_matches=20))
 
 
-# --------------------------------------------------------------------------- scans
-
-
-# --------------------------------------------------------------------------- the dataset
-
-
 @dataclass(frozen=True)
 class InLocDataset:
-    """Where things are in the dataset's folder."""
+    """The dataset's folder and what is in it.
+
+    Attributes:
+        root: folder of the dataset, with database and query.
+    """
 
     root: Path
 
     def queries(self) -> list[str]:
+        """Names of the queries, relative to `root`."""
         return [f"query/iphone7/{name}" for name in find_images(self.root / "query" / "iphone7")]
 
     def database(self) -> list[str]:
+        """Names of the cutouts, relative to `root`."""
         cutouts = self.root / "database" / "cutouts"
         return [f"database/cutouts/{name}" for name in find_images(cutouts)]
 
     def problems(self) -> list[str]:
-        """What is missing for a run, each with where to get it; nothing if all is there."""
+        """Parts of the dataset that are missing, each with where to get it; none if complete."""
         if not self.root.is_dir():
             return [
                 f"No such folder: {self.root}. Give the folder of InLoc, with database and query "
@@ -97,7 +99,7 @@ class InLocDataset:
         return [*found, SOURCE] if found else []
 
     def missing_scans(self) -> list[str]:
-        """Database images without their .mat file or their alignment, with what is missing."""
+        """A line for each scan or alignment of a cutout that is missing."""
         missing = []
         for name in self.database():
             for path in (scan_path(self.root, name), alignment_path(self.root, name)):
@@ -107,7 +109,7 @@ class InLocDataset:
 
 
 def query_camera(width: int, height: int) -> pycolmap.Camera:
-    """The phone of the queries: a focal length of 4032 · 28 / 36 px at 4032 × 3024."""
+    """The camera of a query of this size: a focal length of 4032 · 28/36 px at 4032 × 3024 px."""
     focal = max(width, height) * QUERY_FOCAL
     params = [focal, width / 2, height / 2]
     camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=width, height=height, params=params)

@@ -384,8 +384,8 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     [
         ("reconstruct I O", "cli.options.list_pairs"),
         ("match-pairs I P O", "cli.options.list_pairs"),
-        ("triangulate M I O", "colmap.check_model"),
-        ("localize M I Q O", "colmap.check_model"),
+        ("triangulate M I O", "base.colmap.check_model"),
+        ("localize M I Q O", "base.colmap.check_model"),
         ("demo O", "cli.options.make_matcher"),
         ("evaluate pose T I O", "evaluation.pose_pairs.read_pose_pairs"),
     ],

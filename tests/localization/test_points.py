@@ -51,6 +51,16 @@ def test_points_of_a_model_follow_its_keypoints(model: Path, tmp_path: Path) -> 
         np.testing.assert_allclose(reader.keypoints("database/b.jpg"), expected)
 
 
+def test_a_model_that_was_made_again_has_another_fingerprint(model: Path) -> None:
+    before = ModelPoints(model).fingerprint()
+    assert ModelPoints(model).fingerprint() == before
+    assert ModelPoints(model, prefix="database/").fingerprint() != before
+    changed = pycolmap.Reconstruction(model)
+    changed.points3D[1].xyz = np.array([0.0, 0.0, 6.0])
+    changed.write(model)
+    assert ModelPoints(model).fingerprint() != before
+
+
 def test_a_model_without_points_is_refused(tmp_path: Path) -> None:
     pycolmap.Reconstruction().write(tmp_path)
     with pytest.raises(EdmHlocError, match="no 3D points"):

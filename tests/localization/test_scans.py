@@ -10,7 +10,14 @@ import pytest
 from scipy.io import savemat
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.localization.scans import read_scan, scan_alignment, scan_points
+from edm_hloc.localization.scans import (
+    ScanPoints,
+    alignment_path,
+    read_scan,
+    scan_alignment,
+    scan_path,
+    scan_points,
+)
 
 
 def test_scans_between_pixels_at_edges_and_in_holes() -> None:
@@ -55,3 +62,20 @@ def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
     path.write_text("\n".join(rows[:9]))
     with pytest.raises(EdmHlocError, match="lines 8 to 11"):
         scan_alignment(tmp_path, name)
+
+
+def test_other_scans_have_another_fingerprint(tmp_path: Path) -> None:
+    names = [f"database/cutouts/DUC1/024/DUC_cutout_024_{yaw}_0.jpg" for yaw in (0, 30)]
+
+    def fingerprint(names: list[str] = names) -> str:
+        return ScanPoints(tmp_path, tmp_path / "points", names).fingerprint()
+
+    before = fingerprint()
+    assert fingerprint(names[::-1]) == before
+    assert fingerprint(names[:1]) != before
+    alignment = alignment_path(tmp_path, names[0])
+    for path in (tmp_path / "points" / f"{names[0]}.npy", scan_path(tmp_path, names[0]), alignment):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"something else")
+        assert fingerprint() != before
+        before = fingerprint()

@@ -1,0 +1,230 @@
+"""`edm-hloc aachen`, `inloc` and what belongs to them: checks, evaluation and miniatures."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.text import read_lines
+from edm_hloc.cli import options, summaries
+from edm_hloc.cli.localize import (
+    add_localization,
+    check_any_localized,
+    pose_options,
+    retrieval_options,
+)
+from edm_hloc.cli.report import end_quietly, reporting
+
+if TYPE_CHECKING:
+    from edm_hloc.keypoints.quantization import QuantizationConfig
+
+_PRINTED_PROBLEMS = 20  # of a submission
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("aachen", _aachen, "localize the queries of Aachen Day-Night v1.1")
+    _add_dataset(sub)
+    sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
+    _add_keypoints(sub, max_error=2.0, cell_size=8.0, max_keypoints=8192)
+    add_localization(sub, retrieved=50, max_error=12.0)
+
+    sub = command("inloc", _inloc, "localize the queries of InLoc")
+    _add_dataset(sub)
+    sub.add_argument("--min-matches", type=int, default=20, help="pairs with fewer are left out")
+    _add_keypoints(sub, max_error=1.0, cell_size=1.0, max_keypoints=0)
+    add_localization(sub, retrieved=40, max_error=48.0)
+
+    sub = command("check-submission", _check, "say what is wrong with a file of poses")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument(
+        "--queries",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="lists with a query's name first in each line, or a folder of queries",
+    )
+
+    sub = command("evaluate-poses", _evaluate, "compare a file of poses with the true ones")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument("truth", type=Path, metavar="TRUTH", help="folder with a GROUP.txt each group")
+    sub.add_argument("--benchmark", choices=("aachen", "inloc"), default="aachen")
+
+    sub = command("synth", _synth, "render a miniature of a benchmark, with the true poses")
+    sub.add_argument("benchmark", choices=("aachen", "inloc"))
+    sub.add_argument("out", type=Path, metavar="DIR")
+    sub.add_argument("--views", type=int, help="photos of the database")
+    sub.add_argument("--queries", type=int, default=8)
+    sub.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("W", "H"))
+    sub.add_argument("--seed", type=options.SEED, default=0)
+
+
+def _add_dataset(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dataset", type=Path, metavar="DATASET", help="folder of the dataset")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the submission and all else")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="only say what is missing and where to get it"
+    )
+
+
+def _add_keypoints(
+    sub: argparse.ArgumentParser, *, max_error: float, cell_size: float, max_keypoints: int
+) -> None:
+    group = sub.add_argument_group("keypoints of the database (lengths in px of its photos)")
+    group.add_argument("--max-error", type=float, default=max_error, help="how far points merge")
+    group.add_argument("--cell-size", type=float, default=cell_size, help="one keypoint a cell")
+    group.add_argument(
+        "--max-keypoints", type=int, default=max_keypoints, help="a photo; 0: no limit"
+    )
+
+
+def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> QuantizationConfig:
+    try:
+        return replace(
+            preset,
+            max_error=args.max_error,
+            cell_size=args.cell_size,
+            max_kps=args.max_keypoints or None,
+        )
+    except ValueError as error:
+        raise EdmHlocError(f"Wrong quantization: {error}.") from None
+
+
+def _aachen(args: argparse.Namespace) -> None:
+    end_quietly()
+    from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
+
+    start = time.monotonic()
+    if args.covisible < 1:
+        raise EdmHlocError("--covisible must be at least 1.")
+    keypoints = _keypoints(args, AachenOptions().quantization)
+    settings = AachenOptions(
+        args.covisible, retrieval_options(args), keypoints, pose=pose_options(args)
+    )
+    data = AachenDataset(args.dataset)
+    if args.dry_run:
+        problems = data.problems()
+        missing = [] if problems else data.missing_photos()
+        _report_check(args.dataset, problems, "photos of the model or the queries", missing)
+        print(f"            {len(data.queries())} queries")
+        return
+    _stop_at(data.problems())
+    matcher, matching = options.make_matcher(args), options.dense_config(args)
+    with reporting(args.out):
+        run, answers, submission = localize_aachen(
+            args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite
+        )
+        summaries.print_localization(run, answers, time.monotonic() - start)
+        print(f"Written     {submission}")
+    check_any_localized(run)
+
+
+def _inloc(args: argparse.Namespace) -> None:
+    end_quietly()
+    from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
+
+    start = time.monotonic()
+    keypoints = _keypoints(args, InLocOptions().quantization)
+    pose = replace(pose_options(args), min_matches=args.min_matches)
+    settings = InLocOptions(retrieval_options(args), keypoints, pose)
+    data = InLocDataset(args.dataset)
+    if args.dry_run:
+        problems = data.problems()
+        missing = [] if problems else data.missing_scans()
+        _report_check(args.dataset, problems, "scans or alignments", missing)
+        print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
+        return
+    _stop_at(data.problems())
+    matcher, matching = options.make_matcher(args), options.dense_config(args)
+    with reporting(args.out):
+        run, answers, submission = localize_inloc(
+            args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite
+        )
+        if run.results["missing_scans"]:
+            number = len(run.results["missing_scans"])
+            print(
+                f"Scans       {number} cannot be used, e.g. of {run.results['missing_scans'][0]}; "
+                "run again with them"
+            )
+        summaries.print_localization(run, answers, time.monotonic() - start)
+        print(f"Written     {submission}")
+    check_any_localized(run)
+
+
+def _stop_at(problems: Sequence[str]) -> None:
+    if problems:
+        raise EdmHlocError("\n".join(problems))
+
+
+def _report_check(
+    dataset: Path, problems: Sequence[str], what: str, missing: Sequence[str]
+) -> None:
+    """Prints that a dataset is complete, or raises EdmHlocError with what is not."""
+    _stop_at(problems)
+    if missing:
+        some = "\n".join(f"  {line}" for line in missing[:5])
+        more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise EdmHlocError(f"Missing in {dataset}: {len(missing)} {what}\n{some}{more}")
+    print(f"Complete    {dataset} has everything a run needs")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from edm_hloc.images.find import find_images
+    from edm_hloc.localization.submission import check_submission
+
+    queries: list[str] = []
+    for path in args.queries:
+        if path.is_dir():
+            queries += find_images(path)
+        else:
+            queries += [line.split()[0] for _, line in read_lines(path, "list of queries")]
+    problems = check_submission(args.file, queries)
+    if problems:
+        hidden = len(problems) - _PRINTED_PROBLEMS
+        more = f"\n… and {hidden} more" if hidden > 0 else ""
+        shown = "\n".join(problems[:_PRINTED_PROBLEMS])
+        raise EdmHlocError(f"{args.file}:\n{shown}{more}")
+    print(f"Right       {args.file} has one pose for each of {len(queries)} queries")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from edm_hloc.evaluation.localization import (
+        AACHEN_THRESHOLDS,
+        INLOC_THRESHOLDS,
+        evaluate,
+        read_truth,
+        table,
+    )
+    from edm_hloc.localization.poses import read_poses
+
+    thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
+    print(table(evaluate(read_poses(args.file), read_truth(args.truth), thresholds), thresholds))
+
+
+def _synth(args: argparse.Namespace) -> None:
+    from edm_hloc.synthetic.aachen_miniature import make_aachen
+    from edm_hloc.synthetic.inloc_miniature import make_inloc
+
+    size = (args.size[0], args.size[1])
+    if min(size) < 64 or args.queries < 2 or (args.views is not None and args.views < 4):
+        raise EdmHlocError(
+            "A miniature needs 4 views, 2 queries and photos of 64 × 64 px at least."
+        )
+    if args.benchmark == "aachen":
+        night = args.queries // 2
+        views = args.views or 16
+        make_aachen(args.out, views, (args.queries - night, night), size, args.seed)
+    else:
+        make_inloc(args.out, args.views or 32, args.queries, size, args.seed)
+    # InLoc's 48 px are meant for photos 4,032 px wide
+    more = "" if args.benchmark == "aachen" else f" --ransac {max(2, 48 * max(size) / 4032):.0f}"
+    file = "Aachen" if args.benchmark == "aachen" else "InLoc"
+    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {args.out} OUT{more}, then")
+    print(
+        f"            edm-hloc evaluate-poses OUT/{file}*.txt {args.out / 'truth' / 'queries'} "
+        f"--benchmark {args.benchmark}"
+    )

@@ -1,0 +1,40 @@
+"""`edm-hloc retrieve`: the database photos most similar to each query, by global descriptors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edm_hloc.base.text import read_lines
+from edm_hloc.cli import options
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("retrieve", _retrieve, "list the database photos most similar to each query")
+    sub.add_argument("descriptors", type=Path, metavar="H5", help="global descriptors, as hloc's")
+    sub.add_argument("out", type=Path, metavar="OUT", help="hloc's list of pairs, to be written")
+    sub.add_argument("--number", type=int, default=50, help="database photos a query")
+    for side in ("query", "database"):
+        sub.add_argument(f"--{side}-prefix", nargs="+", default=(), help=f"names of the {side}")
+        sub.add_argument(f"--{side}-list", type=Path, help="instead: a file, a name a line")
+
+
+def _retrieve(args: argparse.Namespace) -> None:
+    from edm_hloc.pairs.descriptors import DescriptorReader
+    from edm_hloc.pairs.files import write_pairs, write_scores
+    from edm_hloc.pairs.retrieval import most_similar, select_names
+
+    with DescriptorReader(args.descriptors) as reader:
+        names = reader.names()
+    lists = [_first_words(path) if path else None for path in (args.query_list, args.database_list)]
+    queries = select_names(names, args.query_prefix, lists[0])
+    database = select_names(names, args.database_prefix, lists[1])
+    found = most_similar(args.descriptors, queries, database, args.number)
+    write_pairs(args.out, [(query, image) for query, image, _ in found])
+    scores = args.out.with_name(f"scores-{args.out.name}")
+    write_scores(scores, found)
+    print(f"Written     {args.out}, {len(found):,} pairs of {len(queries)} queries; {scores}")
+
+
+def _first_words(path: Path) -> list[str]:
+    return [line.split()[0] for _, line in read_lines(path, "list of names")]
