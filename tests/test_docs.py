@@ -211,7 +211,7 @@ def provide(command: list[str], folder: Path) -> None:
 
 def parse(command: list[str]) -> None:
     """Ends with SystemExit if the command is not as the parser wants it."""
-    cli._parser().parse_args(command[1:])
+    cli.build_parser().parse_args(command[1:])
 
 
 def train(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,13 +306,13 @@ def check(
 
 
 def commands_of_the_parser() -> list[str]:
-    (group,) = (a for a in cli._parser()._actions if a.choices)
+    (group,) = (a for a in cli.build_parser()._actions if a.choices)
     return list(group.choices or ())
 
 
 def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
-        cli._parser().parse_args([name, "--help"])
+        cli.build_parser().parse_args([name, "--help"])
     return capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""The command line `edm-hloc`: arguments in, a summary out; the work is done elsewhere."""
+"""The command line `edm-hloc`: parses arguments, calls the pipelines, prints summaries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from edm_hloc.cli import (
     weights,
 )
 
-# in the order of --help
 COMMANDS = (
     reconstruct,
     localize,
@@ -41,21 +40,27 @@ COMMANDS = (
     export,
     hloc,
 )
+"""The modules of the commands, in the order of --help."""
 
-# Modules that bring torch and pycolmap are imported by the commands that need them, so that
-# --help and wrong arguments answer at once.
+# torch and pycolmap are imported by the commands that need them, so that --help and errors in the
+# arguments take no time.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 an error the user can mend, 130 Ctrl-C."""
-    parser = _parser()
+    """Run a command.
+
+    Returns:
+        The exit code: 0 success, 1 an `EdmHlocError`, whose message is printed, 130 Ctrl-C. Wrong
+        arguments end the program with 2.
+    """
+    parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if args.command is _train:
         args.arguments = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Before torch is imported: threads that wait must not take the cores from those that decode
-    # photos, nor from other programs (on a busy computer a pair took half the time).
+    # Before torch is imported: waiting OpenMP threads must not keep the cores from the threads that
+    # decode photos or from other programs (on a busy computer a pair took half the time).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _log_to_terminal(args.verbose)
     try:
@@ -70,21 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # the reader of our output, say `head`, has left
+    except BrokenPipeError:  # whatever reads our output, such as `head`, has ended
         sys.stderr.close()
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="edm-hloc",
         description="From photographs to a 3D model and camera poses with the EDM matcher.",
-        epilog="Each command explains itself: edm-hloc COMMAND --help",
+        epilog="For the options of a command: edm-hloc COMMAND --help",
     )
     parser.add_argument("--version", action="version", version=f"edm_hloc {__version__}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+    common.add_argument("-v", "--verbose", action="store_true", help="print more messages")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, function: options.Command, text: str) -> argparse.ArgumentParser:
@@ -101,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         module.register(command)
 
-    # The trainer reads its own arguments, --help included.
-    sub = commands.add_parser("train", help="train the network, or go on training", add_help=False)
+    # The trainer parses its own arguments, including --help.
+    sub = commands.add_parser("train", help="train the network, or resume training", add_help=False)
     sub.set_defaults(command=_train, verbose=True)
     return parser
 
@@ -116,7 +122,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 class _TqdmHandler(logging.StreamHandler):
-    """Prints log lines above a running progress bar instead of through it."""
+    """Prints messages above a running progress bar instead of into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm

@@ -113,7 +113,7 @@ def _aachen(args: argparse.Namespace) -> None:
         print(f"            {len(data.queries())} queries")
         return
     _stop_at(data.problems())
-    matcher, matching = options.make_matcher(args), options.dense_config(args)
+    matcher, matching = options.make_matcher(args), options.matching_config(args)
     with reporting(args.out):
         run, answers, submission = localize_aachen(
             args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite
@@ -139,7 +139,7 @@ def _inloc(args: argparse.Namespace) -> None:
         print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
         return
     _stop_at(data.problems())
-    matcher, matching = options.make_matcher(args), options.dense_config(args)
+    matcher, matching = options.make_matcher(args), options.matching_config(args)
     with reporting(args.out):
         run, answers, submission = localize_inloc(
             args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite

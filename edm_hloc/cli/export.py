@@ -1,4 +1,4 @@
-"""`edm-hloc export`: the network as ONNX graphs, for ONNX Runtime and TensorRT."""
+"""`edm-hloc export`: write the network as ONNX graphs, for ONNX Runtime and TensorRT."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from edm_hloc.cli import options
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("export", _export, "write EDM as two ONNX graphs, checked against PyTorch")
+    sub = command("export", _export, "write EDM as two ONNX graphs, and check them against PyTorch")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for encode.onnx and match.onnx")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
     sub.add_argument(
-        "--topk", type=int, default=2048, help="matches a pair, fixed; TensorRT takes up to 3840"
+        "--topk",
+        type=int,
+        default=2048,
+        help="number of matches per pair, which is fixed in the graph; TensorRT allows up to 3840",
     )
-    sub.add_argument("--half", action="store_true", help="weights and features in fp16")
+    sub.add_argument("--half", action="store_true", help="store weights and features in fp16")
     sub.add_argument(
         "--refined",
         choices=("best", "image0", "image1"),
         default="best",
-        help="the image in which matches leave the 8 px grid",
+        help="image whose keypoints are refined from the 8 px grid; best: the more certain one",
     )
 
 

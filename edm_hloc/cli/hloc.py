@@ -9,21 +9,25 @@ from pathlib import Path
 
 from edm_hloc.cli import options
 
-# What hloc would take for finished when it is run again.
-_UNSAFE = ("match_dense", "pipelines.Aachen_v1_1.pipeline_loftr")
+UNSAFE_TO_INTERRUPT = ("match_dense", "pipelines.Aachen_v1_1.pipeline_loftr")
+"""Modules of hloc that take the unfinished pairs of an interrupted run for finished ones."""
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("hloc", _hloc, "run a module of hloc with EDM and EfficientLoFTR in it")
-    sub.add_argument("module", metavar="MODULE", help="for instance match_dense")
+    sub = command("hloc", _hloc, "run a module of hloc that can use EDM and EfficientLoFTR")
     sub.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="of the module, as hloc has them"
+        "module", metavar="MODULE", help="name of the module, for instance match_dense"
+    )
+    sub.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the module"
     )
 
-    command("doctor", _doctor, "tell what is installed and which known breakages apply to it")
+    command(
+        "doctor", _doctor, "show what is installed and which known breakages of hloc apply to it"
+    )
 
     sub = command(
-        "repair-database", _repair_database, "mend a COLMAP database that hloc wrote, in place"
+        "repair-database", _repair_database, "repair a COLMAP database that hloc wrote, in place"
     )
     sub.add_argument("database", type=Path, metavar="DATABASE", help="hloc's database.db")
 
@@ -35,7 +39,9 @@ def _hloc(args: argparse.Namespace) -> None:
     try:
         run_module(module, args.arguments)
     except KeyboardInterrupt:
-        again = " Delete its match file first, or pairs stay unfinished." * (module in _UNSAFE)
+        again = " Delete its match file first, or pairs stay unfinished." * (
+            module in UNSAFE_TO_INTERRUPT
+        )
         print(f"\nedm-hloc: hloc.{module} was interrupted.{again}", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -104,7 +104,7 @@ def _localize(args: argparse.Namespace) -> None:
     names = find_images(args.queries)
     known = load_intrinsics(args.known, names) if args.known is not None else {}
     config = LocalizationConfig(
-        retrieval, options.dense_config(args), pose, known, overwrite=args.overwrite
+        retrieval, options.matching_config(args), pose, known, overwrite=args.overwrite
     )
     with reporting(args.out):
         matcher = options.make_matcher(args)

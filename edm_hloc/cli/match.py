@@ -1,4 +1,4 @@
-"""`edm-hloc match` and `pairs`: two photos, or which photos to match."""
+"""`edm-hloc match` and `pairs`: match two photos, or list the pairs of photos to match."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from edm_hloc.cli import options
 
 def register(command: options.AddCommand) -> None:
     sub = command("match", _match, "match two photos; write the matches and a picture of them")
-    sub.add_argument("image0", type=Path, metavar="A")
-    sub.add_argument("image1", type=Path, metavar="B")
-    sub.add_argument("--out", type=Path, default=Path("matches.png"), help="the picture")
-    sub.add_argument("--lines", type=int, default=200, help="matches that get a line")
+    sub.add_argument("image0", type=Path, metavar="A", help="a photo")
+    sub.add_argument("image1", type=Path, metavar="B", help="another photo")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("matches.png"),
+        help="the picture; the matches go beside it, into an H5 file",
+    )
+    sub.add_argument("--lines", type=int, default=200, help="number of matches drawn as lines")
     options.add_matcher(sub)
 
     sub = command("pairs", _pairs, "write a list of pairs of photos")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("out", type=Path, metavar="OUT", help="the list, two names a line")
+    sub.add_argument("out", type=Path, metavar="OUT", help="the list, two names per line")
     options.add_pairs(sub)
 
 

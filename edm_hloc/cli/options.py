@@ -1,4 +1,4 @@
-"""Options that several commands share, and the objects made of them."""
+"""Options that several commands share, and the configurations built from them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
-MANY_PAIRS = 5000  # from here on the user is told of faster ways
-MATCHERS = ("edm", "eloftr", "loftr")  # edm_hloc.matchers.registry.NAMES
+MANY_PAIRS = 5000
+"""Number of exhaustive pairs above which faster ways of choosing pairs are recommended."""
+MATCHERS = ("edm", "eloftr", "loftr")
+"""`edm_hloc.matchers.registry.NAMES`, repeated because its import takes seconds."""
 WEIGHTS_HELP = "name (see: edm-hloc weights list) or path; by default the best on this computer"
 
 
@@ -30,7 +32,7 @@ Command = Callable[[argparse.Namespace], None]
 
 
 class AddCommand(Protocol):
-    """Adds a command to the parser; gives its own parser."""
+    """Adds a command to the parser and returns the command's own parser."""
 
     def __call__(self, name: str, function: Command, text: str) -> argparse.ArgumentParser: ...
 
@@ -39,7 +41,7 @@ Number = TypeVar("Number", int, float)
 
 
 def between(kind: type[Number], least: float, below: float = math.inf) -> Callable[[str], Number]:
-    """Reads an argument that is a number from `least` on and smaller than `below`."""
+    """A type for argparse: numbers in [least, below)."""
 
     def read(text: str) -> Number:
         value = kind(text)
@@ -48,130 +50,167 @@ def between(kind: type[Number], least: float, below: float = math.inf) -> Callab
             raise argparse.ArgumentTypeError(f"must be at least {least:,}{limit}, not {text}")
         return value
 
-    read.__name__ = kind.__name__  # argparse says it where the text is no number at all
+    read.__name__ = kind.__name__  # argparse names it when the text is not a number
     return read
 
 
-SEED = between(int, 0, 2**31)  # COLMAP's range
+SEED = between(int, 0, 2**31)
+"""A type for argparse: seeds that COLMAP accepts."""
 
 
 def add_pairs(sub: argparse.ArgumentParser) -> None:
+    """Add the options that `choose_pairs` and `list_pairs` read."""
     group = sub.add_argument_group("which photos to match with which")
     either = group.add_mutually_exclusive_group()
     either.add_argument(
         "--pairs",
         metavar="HOW",
-        help="exhaustive (which is the default), sequential (photos in the order of their names), "
-        "retrieval (photos that look alike), or a file with two names a line",
+        help="exhaustive (the default), sequential (photos in the order of their names), retrieval "
+        "(photos that look alike), or a file with two names per line",
     )
     either.add_argument(
         "--from-model",
         type=Path,
         metavar="MODEL",
-        help="instead, partners that see most points in common in this COLMAP model, or the "
-        "nearest cameras where it has no points",
+        help="instead, pairs from this COLMAP model: for each photo those with the most points in "
+        "common, or with the nearest cameras if the model has no points",
     )
     group.add_argument(
         "--partners",
         type=between(int, 1),
-        help="a photo, for --from-model and --pairs retrieval; 20 by default",
+        help="partners of each photo, for --from-model and --pairs retrieval; 20 by default",
     )
     group.add_argument(
         "--retrieval",
         metavar="HOW",
-        help="for --pairs retrieval: edm (which is the default) or sift (computed here), megaloc "
-        "(torch.hub), or an H5 file of global descriptors",
+        help="global descriptors for --pairs retrieval: edm (the default) or sift (computed here), "
+        "megaloc (from torch.hub), or an H5 file of descriptors",
     )
     group.add_argument(
-        "--overlap", type=between(int, 1), help="next photos, for sequential; 10 by default"
+        "--overlap",
+        type=between(int, 1),
+        help="for --pairs sequential: number of following photos to match each with; 10 by default",
     )
     group.add_argument(
         "--loop-step",
         type=between(int, 1),
-        help="for sequential: also match every so many photos with one another, to close loops",
+        help="for --pairs sequential: also match every N-th photo with all other N-th ones, to "
+        "close loops",
     )
 
 
 def add_matcher(sub: argparse.ArgumentParser) -> None:
+    """Add the options that `make_matcher` and `matching_config` read."""
     group = sub.add_argument_group("matching")
     group.add_argument("--matcher", choices=MATCHERS, default="edm", help="the network")
     group.add_argument("--weights", help=WEIGHTS_HELP)
-    group.add_argument("--resize", type=int, default=1024, help="longest side matched, in px")
     group.add_argument(
-        "--threshold", type=between(float, 0, 1), help="least confidence; default by the weights"
+        "--resize", type=int, default=1024, help="longest side of the photos for matching, in px"
     )
     group.add_argument(
-        "--topk", type=between(int, 1), help="most matches a pair; default by the size"
+        "--threshold",
+        type=between(float, 0, 1),
+        help="minimum confidence of a match; the default depends on the weights",
+    )
+    group.add_argument(
+        "--topk",
+        type=between(int, 1),
+        help="maximum number of matches per pair; the default depends on the size",
     )
     group.add_argument(
         "--refine",
         choices=("photometric", "none"),
         default="photometric",
-        help="look again at pairs with few matches, and move points to where the photos around "
-        "them agree best; or leave the network's",
+        help="photometric: match pairs with few matches a second time, and refine all matches by "
+        "aligning the photos around them; none: the matches of the network",
     )
-    group.add_argument("--device", help="cuda, mps or cpu; by default the fastest there is")
+    group.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
     group.add_argument(
         "--onnx",
         type=Path,
         metavar="FOLDER",
-        help="of edm-hloc export: ONNX Runtime encodes the photos, faster than PyTorch on a CPU",
+        help="output of edm-hloc export: encode photos with ONNX Runtime, which is faster on a CPU",
     )
     group.add_argument(
         "--cache",
         type=between(float, 0),
         default=2.0,
         metavar="GB",
-        help="memory for encoded photos",
+        help="memory for the features of photos",
     )
 
 
 def add_quantization(sub: argparse.ArgumentParser) -> None:
+    """Add the options that `quantization` reads, and --masks."""
     group = sub.add_argument_group("keypoints (lengths in px of the original photo)")
-    group.add_argument("--max-error", type=float, default=2.0, help="how far points are merged")
-    group.add_argument("--cell-size", type=float, default=2.0, help="at most one keypoint a cell")
-    group.add_argument("--max-keypoints", type=int, default=8192, help="a photo; 0: no limit")
+    group.add_argument(
+        "--max-error",
+        type=float,
+        default=2.0,
+        help="largest distance by which a point is moved to a keypoint",
+    )
+    group.add_argument(
+        "--cell-size",
+        type=float,
+        default=2.0,
+        help="side of the square cells that hold at most one keypoint each",
+    )
+    group.add_argument(
+        "--max-keypoints",
+        type=int,
+        default=8192,
+        help="maximum number of keypoints per photo; 0: no limit",
+    )
     group.add_argument(
         "--position",
         choices=("adjusted", "mean", "bin"),
         default="adjusted",
-        help="keypoints where the matches of all pairs agree, at the mean of their points, or at "
-        "the centre of a bin as hloc",
+        help="where keypoints lie: adjusted to the matches of all pairs, at the mean of their "
+        "points, or at the centre of a bin as in hloc",
     )
     group.add_argument(
         "--masks",
         type=Path,
-        help="folder with an image NAME.png for the photo NAME, black where nothing counts",
+        help="folder with an image NAME.png for each photo NAME, black where matches are ignored",
     )
 
 
 def add_mapping(sub: argparse.ArgumentParser) -> None:
+    """Add the options of cameras and of mapping that `reconstruction_config` reads."""
     group = sub.add_argument_group("cameras and mapping")
     group.add_argument(
         "--known",
         type=Path,
         metavar="INTRINSICS",
-        help="known intrinsics, kept as they are: a COLMAP model or its cameras.txt, or a list "
-        "with 'name MODEL width height parameters' a line; for --mapper global of all photos",
+        help="known intrinsics, which are kept fixed: a COLMAP model or its cameras.txt, or a list "
+        "with 'name MODEL width height parameters' per line; --mapper global needs every photo's",
     )
     group.add_argument(
         "--camera-mode",
         choices=("auto", "single", "per-folder", "per-image"),
         default="auto",
-        help="photos that share a camera; auto goes by their EXIF data",
+        help="which photos share a camera; auto: those whose EXIF data name the same one",
     )
-    group.add_argument("--camera-model", default="SIMPLE_RADIAL", help="COLMAP's name of it")
+    group.add_argument(
+        "--camera-model", default="SIMPLE_RADIAL", help="name of the camera model in COLMAP"
+    )
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
-    group.add_argument("--seed", type=SEED, default=0, help="of the random parts of the geometry")
+    group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")
 
 
 def add_overwrite(sub: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
     sub.add_argument(
-        "--overwrite", action="store_true", help="do everything again, whatever OUT holds"
+        "--overwrite", action="store_true", help="discard what OUT holds and do everything again"
     )
 
 
 def make_matcher(args: argparse.Namespace) -> Matcher:
+    """Load the matcher that the options ask for, and print its weights.
+
+    Raises:
+        EdmHlocError: an option does not fit, or the weights cannot be loaded.
+    """
     from edm_hloc.matchers.base import Preprocessing
     from edm_hloc.refinement.load import load_matcher
 
@@ -191,7 +230,8 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
     return matcher
 
 
-def dense_config(args: argparse.Namespace) -> MatchingConfig:
+def matching_config(args: argparse.Namespace) -> MatchingConfig:
+    """The configuration of matching: the size of the cache."""
     from edm_hloc.matching.engine import MatchingConfig
 
     return MatchingConfig(cache_bytes=int(args.cache * 1e9))
@@ -200,9 +240,10 @@ def dense_config(args: argparse.Namespace) -> MatchingConfig:
 def reconstruction_config(
     args: argparse.Namespace, known: Mapping[str, pycolmap.Camera] | None = None
 ) -> ReconstructionConfig:
-    """Settings of the commands that make a model; `triangulate` has no options for cameras.
+    """The configuration of the commands that make a model.
 
     Args:
+        args: the options; those of cameras and of mapping may be missing, as of `triangulate`.
         known: known intrinsics by the photo's name.
     """
     from edm_hloc.images.cameras import CameraOptions
@@ -215,7 +256,7 @@ def reconstruction_config(
         mapping = MappingOptions(mapper=args.mapper, seed=args.seed)
     return ReconstructionConfig(
         keypoints=quantization(args),
-        matching=dense_config(args),
+        matching=matching_config(args),
         cameras=cameras,
         mapping=mapping,
         masks=args.masks,
@@ -224,6 +265,11 @@ def reconstruction_config(
 
 
 def quantization(args: argparse.Namespace) -> QuantizationConfig:
+    """The configuration of keypoints.
+
+    Raises:
+        EdmHlocError: a value is out of range.
+    """
     from edm_hloc.keypoints.quantization import QuantizationConfig
 
     try:
@@ -238,7 +284,13 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
 
 
 def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
-    """The pairs, or the photos that retrieval is to find them among; prints their number."""
+    """The pairs to match, or with --pairs retrieval the photos to choose them from.
+
+    Prints their number.
+
+    Raises:
+        EdmHlocError: an option does not fit, or there are no photos or pairs.
+    """
     from edm_hloc.images.find import find_images
     from edm_hloc.pairs.selection import PairSelection, select_pairs
 
@@ -262,19 +314,23 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     every = selection.model is None and selection.how == "exhaustive"
     if every and len(pairs) > MANY_PAIRS:
         print(
-            f"            All pairs of {len(names)} photos are many. --pairs retrieval is much "
+            f"            These are all pairs of {len(names)} photos. --pairs retrieval is much "
             "faster, and so is --pairs sequential for photos taken one after the other."
         )
     return pairs
 
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The pairs, where retrieval cannot find them since there is no folder for its files."""
+    """The pairs to match, of a command without an output folder for the files of retrieval.
+
+    Raises:
+        EdmHlocError: --pairs retrieval, or as `choose_pairs`.
+    """
     if args.pairs == "retrieval":
         raise EdmHlocError(
             "--pairs retrieval is for reconstruct, triangulate and match-pairs, which keep the "
-            "descriptors and leave the list in OUT/pairs.txt. From a file of descriptors "
-            "edm-hloc retrieve makes a list."
+            "descriptors and write the list to OUT/pairs.txt. To make a list from a file of "
+            "descriptors use edm-hloc retrieve."
         )
     pairs = choose_pairs(args)
     assert isinstance(pairs, list)
@@ -282,6 +338,7 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def _check_pair_options(args: argparse.Namespace) -> None:
+    """Refuse options that the chosen rule would ignore."""
     by_model, in_order = args.from_model is not None, args.pairs == "sequential"
     alike = args.pairs == "retrieval"
     for option, value, given, needed in (

@@ -11,28 +11,34 @@ from edm_hloc.cli.report import end_quietly, reporting
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("reconstruct", _reconstruct, "from a folder of photos to a 3D model")
+    sub = command("reconstruct", _reconstruct, "reconstruct a 3D model from a folder of photos")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the model and all else")
+    sub.add_argument(
+        "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
+    )
     options.add_pairs(sub)
     options.add_matcher(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
     options.add_overwrite(sub)
 
-    sub = command("match-pairs", _match_pairs, "match listed pairs into hloc's H5 files")
+    sub = command("match-pairs", _match_pairs, "match listed pairs and write hloc's H5 files")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("pairs", metavar="PAIRS", help="two names a line")
+    sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
     sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
     options.add_matcher(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 
-    sub = command("triangulate", _triangulate, "3D points for a model whose poses are known")
+    sub = command(
+        "triangulate", _triangulate, "triangulate 3D points for a model whose poses are known"
+    )
     sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model with the poses")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of its photos")
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the model and all else")
+    sub.add_argument(
+        "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
+    )
     options.add_pairs(sub)
     options.add_matcher(sub)
     options.add_quantization(sub)
@@ -111,7 +117,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
             PairsToMatch(args.images, listed, masks),
             matcher,
             quantization,
-            options.dense_config(args),
+            options.matching_config(args),
             overwrite=args.overwrite,
         )
     summaries.print_matching(run)

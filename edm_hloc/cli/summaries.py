@@ -1,4 +1,4 @@
-"""What a run says when it is done."""
+"""The summaries that commands print when a run has ended."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_matching(run: Run) -> None:
+    """Print how many pairs were matched, which photos were skipped, and the keypoints."""
     matching, keypoints = run.results["matching"], run.results["keypoints"]
     done = f"{matching['matched']:,} pairs"
     if matching["resumed"]:
@@ -35,6 +36,7 @@ def print_matching(run: Run) -> None:
 
 
 def print_reconstruction(run: Run, seconds: float) -> None:
+    """Print the summary of a run that made a model; `seconds` is its duration."""
     from edm_hloc.base.process import format_duration
     from edm_hloc.mapping.output import parts_folder
 

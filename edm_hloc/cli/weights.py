@@ -11,7 +11,7 @@ from edm_hloc.cli import options
 def register(command: options.AddCommand) -> None:
     sub = command("weights", _weights, "list, download or check trained weights")
     sub.add_argument("action", choices=("list", "pull", "verify"))
-    sub.add_argument("name", nargs="?", help="of the weights; for pull and verify")
+    sub.add_argument("name", nargs="?", help="name of the weights, for pull and verify")
 
 
 def _weights(args: argparse.Namespace) -> None:

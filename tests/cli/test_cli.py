@@ -114,7 +114,7 @@ def test_numbers_out_of_range(
             assert exit_.value.code == 2
             assert f"argument {option}: " in capsys.readouterr().err
         for number in right:
-            cli._parser().parse_args([*command, f"{option}={number}"])
+            cli.build_parser().parse_args([*command, f"{option}={number}"])
 
 
 @pytest.mark.usefixtures("truth")
