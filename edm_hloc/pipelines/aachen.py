@@ -3,8 +3,8 @@
 The defaults are the published settings (hloc's for semi-dense matchers), but for the keypoints'
 position, which is where the matches of all pairs agree. In the output folder:
 
-    sfm/                               the dataset's model with points from EDM's matches; its files
-                                       are those of `edm_hloc.pipelines.reconstruct`
+    sfm/                               the dataset's poses with points from these matches; files as
+                                       in `edm_hloc.pipelines.reconstruct`
     pairs-query-*.txt … queries.jsonl  as in `edm_hloc.pipelines.localize`
     Aachen-v1.1_*.txt                  the submission
 """
