@@ -1,11 +1,12 @@
-"""Two photos left out of a model and localized in it: EDM beside COLMAP's SIFT.
+"""Localization of two photos that were left out of a model: EDM and COLMAP's SIFT.
 
     python benchmarks/left_out.py IMAGES --truth MODEL [--leave-out NAME NAME]
 
-The true cameras of the other photos are given, their points are triangulated (from all pairs), and
-the two are localized with known intrinsics. Both kinds of matches take the same steps from the H5
-files on: `sfm.triangulate`, then `localize.localize_queries` with all other photos as retrieved.
-Errors are in % of the extent, the largest distance between two true camera centres, and degrees.
+The other photos have their true cameras; points are triangulated from the matches of all pairs, and
+the two photos are localized with their true intrinsics. Both kinds of matches take the same steps
+from the H5 files on: `triangulate`, then `localize_queries` with all other photos as its database.
+Position errors are in % of the largest distance between two true camera centres, rotation errors in
+degrees.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.refinement.load import load_matcher
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
-"""(images, pairs of the model, pairs of the queries, folder) → features.h5, matches.h5 and, of the
-queries, query-features.h5, query-matches.h5."""
+"""Matches the pairs of the model and those of the queries: (image folder, pairs of the model, pairs
+of the queries, output folder) → features.h5, matches.h5, query-features.h5, query-matches.h5."""
 
 
 def edm(weights: str | None, size: int) -> WriteMatches:
@@ -88,7 +89,7 @@ def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) 
 def localize(
     images: Path, truth: pycolmap.Reconstruction, left_out: list[str], write: WriteMatches
 ) -> list[dict[str, object]]:
-    """Errors of the photos left out."""
+    """Localizes the photos left out; gives a row of the table for each."""
     posed = posed_images(truth)
     kept = [name for name in posed if name not in left_out]
     centres = np.array([image.projection_center() for image in posed.values()])
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--truth", type=Path, required=True, help="COLMAP model, true cameras")
     parser.add_argument("--leave-out", nargs="+", help="photos; default: at a third and two thirds")
-    parser.add_argument("--weights", help="of EDM; by default the best on this computer")
+    parser.add_argument("--weights", help="of EDM; default: the best on this computer")
     parser.add_argument("--max-size", type=int, default=1024, help="longest side, for both")
     args = parser.parse_args()
     truth = read_model(args.truth)

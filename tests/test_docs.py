@@ -214,20 +214,20 @@ def parse(command: list[str]) -> None:
     cli.build_parser().parse_args(command[1:])
 
 
-def train(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def train(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a training command but the training."""
     pytest.importorskip("lightning", reason="training needs lightning")
-    from edm_hloc.training import trainer
+    from edm_hloc.training import command
 
     started = []
-    monkeypatch.setattr(trainer, "run_training", lambda *args, **_: started.append(args))
-    monkeypatch.setattr(trainer, "load_config", lambda *args: args)
-    arguments = command[2:] if "--out" in command else [*command[2:], "--out", "RUN"]
-    trainer.main(arguments)
+    monkeypatch.setattr(command, "run_training", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(command, "load_config", lambda *args: args)
+    arguments = words[2:] if "--out" in words else [*words[2:], "--out", "RUN"]
+    command.main(arguments)
     (((config, settings), *_),) = started
     monkeypatch.undo()
     if not config.startswith("RUN"):  # else the file of an earlier run
-        trainer.load_config(config, settings)
+        command.load_config(config, settings)
 
 
 def script_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,11 @@ pixel. It belongs to the weights: MegaDepth's intrinsics, on which most matchers
 the principal point of a 1,600 px photo at 800.0, which is the corner frame."""
 
 
+def origin_shift(origin: Origin) -> float:
+    """What to subtract from coordinates of a network's frame to get hloc's frame, in pixels."""
+    return 0.5 if origin == "corner" else 0.0
+
+
 def to_colmap(points: np.ndarray | Sequence[float]) -> np.ndarray:
     """(…, 2) points or a principal point, hloc's frame → COLMAP's; the float type is kept."""
     return np.asarray(points) + 0.5
@@ -42,6 +47,19 @@ def inside(points: Any, width: int, height: int, margin: float = 0.0) -> Any:
     """
     x, y = points[..., 0], points[..., 1]
     return (x >= -margin) & (x <= width - 1 + margin) & (y >= -margin) & (y <= height - 1 + margin)
+
+
+def resizing_matrix(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
+    """(3, 3) matrix from homogeneous pixels of an image to those of its resized copy.
+
+    Its product with K is the copy's K, both in hloc's frame.
+
+    Args:
+        size: (width, height) of the image.
+        resized: (width, height) of the copy.
+    """
+    sx, sy = resized[0] / size[0], resized[1] / size[1]
+    return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1.0]])
 
 
 @dataclass(frozen=True)

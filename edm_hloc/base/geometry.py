@@ -5,6 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 
+def cross_product_matrix(vector: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix whose product with v is the cross product of `vector` (3,) with v."""
+    x, y, z = vector
+    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+
+
+def essential_matrix(T_0to1: np.ndarray) -> np.ndarray:
+    """(3, 3) matrix E with x1ᵀ E x0 = 0, from the pose of camera 1 relative to camera 0.
+
+    Args:
+        T_0to1: (4, 4) or (3, 4), from the coordinates of camera 0 to those of camera 1.
+    """
+    E: np.ndarray = cross_product_matrix(T_0to1[:3, 3]) @ T_0to1[:3, :3]
+    return E
+
+
 def epipolar_errors(x0: np.ndarray, x1: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances of matched points from each other's epipolar lines.
 

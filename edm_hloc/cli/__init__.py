@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> None:
     try:
-        from edm_hloc.training.trainer import main as train
+        from edm_hloc.training.command import main as train
     except ModuleNotFoundError as error:
         raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
     train(args.arguments)

@@ -1,7 +1,6 @@
-"""Keypoint baselines behind the matcher contract: COLMAP's SIFT, and ALIKED with kornia.
+"""Keypoint matchers to compare with: COLMAP's SIFT, and kornia's ALIKED.
 
-They are here to be compared with, in the same tables and on the same pixels as the dense
-matchers.
+They implement `Matcher`, so that they are measured on the same pixels as the dense matchers.
 """
 
 from __future__ import annotations
@@ -23,9 +22,13 @@ from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 
 
 class SIFTMatcher(Matcher):
-    """COLMAP's SIFT with its defaults: 8,192 features, ratio 0.8, cross check, on the CPU.
+    """COLMAP's SIFT on the CPU with COLMAP's defaults: ratio test at 0.8 and cross check.
 
-    Scores are 1: COLMAP gives none.
+    All scores are 1, since COLMAP gives none.
+
+    Args:
+        resize_max: longest side of the image in pixels; None for full size.
+        max_features: largest number of features of an image.
     """
 
     def __init__(self, resize_max: int | None = 1024, max_features: int = 8192) -> None:
@@ -68,22 +71,27 @@ class SIFTMatcher(Matcher):
 
 
 def _positions(points: pycolmap.FeatureKeypoints) -> np.ndarray:
+    """(N, 2) float32 pixels in COLMAP's frame."""
     return np.array([(p.x, p.y) for p in points], np.float32).reshape(-1, 2)
 
 
-class _Described(NamedTuple):
-    keypoints: torch.Tensor  # (N, 2)
-    descriptors: torch.Tensor  # (N, C), of length 1
+class _ALIKEDFeatures(NamedTuple):
+    keypoints: torch.Tensor  # (N, 2), pixels of the network's input
+    descriptors: torch.Tensor  # (N, C), of unit length
 
 
 class ALIKEDMatcher(Matcher):
-    """ALIKED-n16 (kornia) with mutual nearest neighbours of a cosine above `min_cosine`.
+    """ALIKED-n16 (kornia), matched by mutual nearest neighbours.
 
     Args:
-        weights: its checkpoint.
+        weights: checkpoint of ALIKED-n16.
+        resize_max: longest side of the image in pixels; None for full size.
+        max_features: largest number of features of an image.
+        detection_threshold: smallest score of a keypoint.
+        min_cosine: smallest cosine similarity of the descriptors of a match.
 
     Raises:
-        EdmHlocError: kornia is missing or too old, or the checkpoint does not fit.
+        EdmHlocError: kornia is missing or too old, or the checkpoint does not fit the network.
     """
 
     def __init__(
@@ -128,14 +136,14 @@ class ALIKEDMatcher(Matcher):
     def encode(self, image: NetworkImage) -> Features:
         found = self.network(image.tensor[None])[0]
         descriptors = torch.nn.functional.normalize(found.descriptors, dim=-1)
-        data = _Described(found.keypoints, descriptors)
+        data = _ALIKEDFeatures(found.keypoints, descriptors)
         return Features(data, image.transform, sum(t.nbytes for t in data))
 
     @torch.inference_mode()
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         return [self._match(first.data, second.data) for first, second in pairs]
 
-    def _match(self, a: _Described, b: _Described) -> Matches:
+    def _match(self, a: _ALIKEDFeatures, b: _ALIKEDFeatures) -> Matches:
         if not len(a.keypoints) or not len(b.keypoints):
             none = np.empty((0, 2), np.float32)
             return Matches(none, none, np.empty(0, np.float32))

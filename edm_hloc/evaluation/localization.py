@@ -1,4 +1,4 @@
-"""Poses of queries beside the true ones: recall at the benchmarks' thresholds, median errors."""
+"""Errors of localized queries: recall at the benchmarks' thresholds, median and largest errors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from edm_hloc.evaluation.pose_pairs import rotation_angle
 from edm_hloc.localization.poses import read_poses
 
 Thresholds = Sequence[tuple[float, float]]
-"""Greatest errors of position, in the world's unit, and of rotation, in degrees."""
+"""Largest errors of position, in units of the world frame, and of rotation, in degrees."""
 
-# Aachen's own benchmark gives 5 m in the place of 1 m.
+# The benchmark's own table has 5 m in place of 1 m.
 AACHEN_THRESHOLDS: Thresholds = ((0.25, 2.0), (0.5, 5.0), (1.0, 10.0))
 INLOC_THRESHOLDS: Thresholds = ((0.25, 10.0), (0.5, 10.0), (1.0, 10.0))
 
 
 @dataclass(frozen=True)
 class LocalizationErrors:
-    """How good the poses of one group of queries are.
+    """Errors of the estimated poses of one group of queries.
 
     Attributes:
         group: its name, such as "day".
-        queries: how many have a true pose; those without an answer count as wrong.
-        answered: how many have a pose.
-        recall: part of all queries within each threshold, 0 to 1.
-        position_median: of the answered queries, in the world's unit.
-        rotation_median: of the answered queries, degrees.
-        position_max, rotation_max: of the answered queries.
+        queries: number of queries with a true pose.
+        answered: number of those with an estimated pose.
+        recall: share of all queries below each pair of thresholds, in [0, 1]; queries without an
+            estimated pose count as failures.
+        position_median, position_max: errors of the camera centre among the answered queries, in
+            units of the world frame; NaN if there are none.
+        rotation_median, rotation_max: likewise of the rotation, in degrees.
     """
 
     group: str
@@ -46,7 +47,11 @@ class LocalizationErrors:
 
 
 def pose_errors(pose: pycolmap.Rigid3d, truth: pycolmap.Rigid3d) -> tuple[float, float]:
-    """Distance of the two camera centres, and angle between the orientations in degrees."""
+    """Distance of the camera centres in units of the world frame, and rotation error in degrees.
+
+    Args:
+        pose, truth: cam_from_world.
+    """
     position = np.linalg.norm(pose.inverse().translation - truth.inverse().translation)
     difference = pose.rotation.matrix() @ truth.rotation.matrix().T
     return float(position), float(rotation_angle(difference))
@@ -57,15 +62,15 @@ def evaluate(
     truth: Mapping[str, Mapping[str, pycolmap.Rigid3d]],
     thresholds: Thresholds = AACHEN_THRESHOLDS,
 ) -> list[LocalizationErrors]:
-    """Measures poses, one answer for each group of the truth.
+    """Compares estimated poses with the true ones, for each group of queries.
 
     Args:
-        poses: cam_from_world by name, with or without folders as in a submission.
-        truth: true poses by group and name.
-        thresholds: what counts as right.
+        poses: cam_from_world by the query's path or, as in a submission, by its file name.
+        truth: true cam_from_world by group and by the query's path.
+        thresholds: pairs of thresholds of which the recall is computed.
 
     Raises:
-        EdmHlocError: none of the queries has a pose.
+        EdmHlocError: none of the queries has an estimated pose.
     """
     if not any(_find(poses, name) for group in truth.values() for name in group):
         raise EdmHlocError(
@@ -106,10 +111,12 @@ def _evaluate(
 
 
 def read_truth(folder: Path) -> dict[str, dict[str, pycolmap.Rigid3d]]:
-    """True poses by group, from a folder with one file of poses a group (see `write_poses`).
+    """Reads true poses by group: a folder with one file GROUP.txt for each group, or one file.
+
+    The lines are those of `write_poses`.
 
     Raises:
-        EdmHlocError: there are none.
+        EdmHlocError: there is no file, or one of them is malformed.
     """
     files = sorted(Path(folder).glob("*.txt")) if Path(folder).is_dir() else [Path(folder)]
     if not files:
@@ -118,7 +125,7 @@ def read_truth(folder: Path) -> dict[str, dict[str, pycolmap.Rigid3d]]:
 
 
 def table(errors: Sequence[LocalizationErrors], thresholds: Thresholds) -> str:
-    """The errors as text, one line a group."""
+    """The errors as a table in plain text, one line for each group."""
     limits = [f"{position:g} m, {rotation:g}°" for position, rotation in thresholds]
     heads = ["", "queries", "answered", *limits, "median m", "median °"]
     rows = [heads]

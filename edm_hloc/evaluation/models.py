@@ -1,4 +1,4 @@
-"""Compare a COLMAP model with the truth: registered images, rotation and position errors."""
+"""Comparison of a COLMAP model with the truth: registered images, rotation and position errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 
-_PROPOSALS = 200  # cameras that propose an alignment
+_MAX_HYPOTHESES = 200  # cameras from each of which a similarity is computed
 _REFITS = 3
-_FAR = 3 * 1.4826  # times the median error: three standard deviations
-_NEAR = 0.01  # radians, or of the spread: cameras so near are never left out
+# Inliers have an error below three standard deviations, estimated from the median error, …
+_INLIER_FACTOR = 3 * 1.4826
+# … or below this: radians, or share of the centres' root mean square distance from their mean.
+_ALWAYS_INLIER = 0.01
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """x ↦ scale · R x + translation."""
+    """The similarity transform x ↦ scale · R x + translation."""
 
     scale: float
     R: np.ndarray
@@ -33,16 +35,18 @@ class Similarity:
 
 @dataclass(frozen=True)
 class ModelComparison:
-    """Errors of a model's cameras after alignment to the truth by a similarity.
+    """Errors of a model's cameras after alignment to the truth by a similarity transform.
 
     Attributes:
-        images: images with a pose in the truth.
-        registered: those that the model has too.
-        rotation_median, rotation_max: degrees.
-        position_median, position_max: distance of the camera centres, % of the scene's extent.
-        extent: largest distance between two true camera centres, in the truth's units.
-        points, mean_track_length, mean_reprojection_error: of the model, the last in px.
-        missing: true images that the model does not have.
+        images: number of images with a true pose.
+        registered: number of those that the model has registered.
+        rotation_median, rotation_max: rotation errors in degrees.
+        position_median, position_max: errors of the camera centres in % of `extent`.
+        extent: largest distance between two true camera centres, in units of the truth.
+        points: number of the model's 3D points.
+        mean_track_length: of these points, in observations.
+        mean_reprojection_error: of all observations, in pixels.
+        missing: names of the images with a true pose that the model has not registered.
     """
 
     images: int
@@ -76,14 +80,18 @@ class ModelComparison:
 
 
 def compare(model: Path, truth: Path) -> ModelComparison:
-    """Align a COLMAP model to the truth and measure its cameras.
+    """Aligns a COLMAP model to the truth and measures the errors of its cameras.
 
-    Images are matched by name or, where folders differ, by their unambiguous file name. The
-    truth needs no points.
+    Images correspond by their path or, where the folders differ, by their file name if it is
+    unique.
+
+    Args:
+        model: folder of the model to be measured.
+        truth: folder of a model with the true cameras; it needs no points.
 
     Raises:
-        EdmHlocError: a model cannot be read, they share fewer than two images, or the true
-            cameras all stand in one place.
+        EdmHlocError: a model cannot be read, they have fewer than two images in common, or all true
+            camera centres coincide.
     """
     reconstruction, reference = read_model(model), read_model(truth)
     found, true = posed_images(reconstruction), posed_images(reference)
@@ -123,16 +131,17 @@ def compare(model: Path, truth: Path) -> ModelComparison:
 def align(
     rotations: np.ndarray, centres: np.ndarray, true_rotations: np.ndarray, true_centres: np.ndarray
 ) -> Similarity:
-    """The similarity that takes one set of cameras to another, by their centres and orientations.
+    """Robust similarity transform from one set of cameras to another.
 
-    Both kinds of error count in comparable units (radians, and lengths over the spread of the true
-    centres), so that cameras on a line, which leave a turn about it open, and even two cameras are
-    enough. Cameras that are far off are left out: each camera alone proposes a similarity, the one
-    with the smallest median error is taken, and then the best one for those near it.
+    It is estimated from both the centres and the rotations, so that cameras on a line, whose
+    centres leave a rotation about it undetermined, and even two cameras suffice. The error of a
+    camera combines its rotation error in radians and its position error over the root mean square
+    distance of the true centres from their mean. The hypotheses are one similarity from each
+    camera; the one with the smallest median error is refined by least squares on its inliers.
 
     Args:
-        rotations, true_rotations: (N, 3, 3), camera from world.
-        centres, true_centres: (N, 3).
+        rotations, true_rotations: (N, 3, 3), cam_from_world.
+        centres, true_centres: (N, 3) camera centres.
     """
     spread = float(np.sqrt(np.mean(np.sum((true_centres - true_centres.mean(0)) ** 2, axis=1))))
 
@@ -141,31 +150,34 @@ def align(
         return np.hypot(np.radians(rotation), position / spread)
 
     best, least = None, np.inf
-    for i in range(0, len(centres), 1 + len(centres) // _PROPOSALS):
+    for i in range(0, len(centres), 1 + len(centres) // _MAX_HYPOTHESES):
         R = true_rotations[i].T @ rotations[i]
         lengths = np.linalg.norm(centres - centres[i], axis=1)
         true_lengths = np.linalg.norm(true_centres - true_centres[i], axis=1)
         apart = lengths > 0
         scale = float(np.median(true_lengths[apart] / lengths[apart])) if apart.any() else 0.0
-        proposal = Similarity(scale, R, true_centres[i] - scale * R @ centres[i])
-        if best is None or np.median(errors(proposal)) < least:
-            best, least = proposal, float(np.median(errors(proposal)))
+        hypothesis = Similarity(scale, R, true_centres[i] - scale * R @ centres[i])
+        median = float(np.median(errors(hypothesis)))
+        if best is None or median < least:
+            best, least = hypothesis, median
     assert best is not None
     for _ in range(_REFITS):
         error = errors(best)
-        near = error <= max(_FAR * float(np.median(error)), _NEAR)
-        best = _fit(rotations[near], centres[near], true_rotations[near], true_centres[near])
+        inlier = error <= max(_INLIER_FACTOR * float(np.median(error)), _ALWAYS_INLIER)
+        best = _fit(
+            rotations[inlier], centres[inlier], true_rotations[inlier], true_centres[inlier]
+        )
     return best
 
 
 def _fit(
     rotations: np.ndarray, centres: np.ndarray, true_rotations: np.ndarray, true_centres: np.ndarray
 ) -> Similarity:
-    """Least squares in closed form, of all cameras alike."""
+    """Least-squares similarity of all cameras in closed form (orthogonal Procrustes problem)."""
     mean, true_mean = centres.mean(axis=0), true_centres.mean(axis=0)
     a, b = centres - mean, true_centres - true_mean
     spread, true_spread = (float(np.sqrt(np.mean(np.sum(x**2, axis=1)))) for x in (a, b))
-    # Procrustes on directions: the axes of the cameras, and centres divided by their spread
+    # The directions are the cameras' axes and the centres over their root mean square distance.
     M = np.einsum("nki,nkj->ij", true_rotations, rotations)
     if spread > 0 and true_spread > 0:
         M += np.einsum("ni,nj->ij", b / true_spread, a / spread)
@@ -184,7 +196,7 @@ def _errors(
     true_rotations: np.ndarray,
     true_centres: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Angles in degrees and distances in the truth's units, each (N,)."""
+    """Rotation errors in degrees and position errors in units of the truth, (N,) each."""
     difference = np.einsum("nij,kj,nlk->nil", rotations, similarity.R, true_rotations)
     distance = np.linalg.norm(similarity(centres) - true_centres, axis=1)
     return rotation_angle(difference), distance
@@ -198,7 +210,7 @@ def _poses(images: list[pycolmap.Image]) -> tuple[np.ndarray, np.ndarray]:
 def _same_images(
     found: dict[str, pycolmap.Image], true: dict[str, pycolmap.Image]
 ) -> list[tuple[str, str]]:
-    """Pairs of names of the same image: equal ones, else equal and unambiguous file names."""
+    """Names (found, true) of the same images: equal paths, otherwise equal, unique file names."""
     common = [(name, name) for name in found if name in true]
     left = [name for name in found if name not in true]
     free = [name for name in true if name not in found]
@@ -213,5 +225,5 @@ def _same_images(
 
 
 def _largest_distance(points: np.ndarray) -> float:
-    """Between any two of (N, 3) points, row by row to save memory."""
+    """Largest distance between two of (N, 3) points; row by row, to save memory."""
     return max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)

@@ -1,4 +1,4 @@
-"""Relative pose of photo pairs from matches, measured as the papers on matching do."""
+"""Relative pose estimation from matches: pose errors, their AUC and the precision of matches."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tqdm import tqdm
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
@@ -25,24 +27,37 @@ from edm_hloc.matching.reader import RawMatchReader
 
 logger = logging.getLogger(__name__)
 
-THRESHOLDS = (5.0, 10.0, 20.0)  # degrees
-EPIPOLAR_PX = 1.0
-EPIPOLAR_SQUARED = 1e-4  # LoFTR's for outdoor scenes; its sum of squares on the image plane z = 1
-# Pairs are also listed apart by the angle between their cameras: from, to (degrees).
-ROTATIONS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
-# RANSAC draws at random, and one draw moves an AUC by more than matchers differ.
-SEEDS = range(5)
+THRESHOLDS = (5.0, 10.0, 20.0)
+"""Pose errors in degrees up to which the AUC is computed."""
 
-Pose = tuple[np.ndarray, np.ndarray]  # R (3, 3), t (3,) from camera 0 to camera 1
+EPIPOLAR_PX = 1.0
+"""Largest epipolar error of a correct match, in pixels of the evaluation."""
+
+EPIPOLAR_SQUARED = 1e-4
+"""LoFTR's threshold for outdoor scenes: the sum of both images' squared epipolar errors, in
+normalised coordinates."""
+
+ROTATIONS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
+"""Ranges of the relative rotation (from, to, in degrees) of which there are separate summaries."""
+
+SEEDS = range(5)
+"""Seeds of RANSAC. One random draw changes an AUC by more than matchers differ."""
+
+Pose = tuple[np.ndarray, np.ndarray]
+"""R (3, 3) and t (3,), from the coordinates of camera 0 to those of camera 1."""
 
 
 def pose_auc(errors: Sequence[float], thresholds: Sequence[float] = THRESHOLDS) -> list[float]:
-    """Area under the curve of recall over error up to each threshold, as a share of it.
+    """Area under the cumulative curve (AUC) of the pose errors up to each threshold, in [0, 1].
 
-    The curve runs straight between the errors, as in SuperGlue's evaluation.
+    The curve of recall over error is interpolated linearly, as in SuperGlue's evaluation.
 
     Args:
-        errors: one a pair; infinite for none.
+        errors: one of each pair in degrees; infinite where no pose was found.
+        thresholds: in degrees.
+
+    Raises:
+        ValueError: there is no error.
     """
     if not len(errors):
         raise ValueError("there is no error to average")
@@ -58,9 +73,13 @@ def pose_auc(errors: Sequence[float], thresholds: Sequence[float] = THRESHOLDS) 
 
 
 def pose_error(pose: Pose | None, T_0to1: np.ndarray) -> float:
-    """The larger of the angles of rotation and of direction of translation, in degrees.
+    """The larger one of the angular errors of rotation and translation, in degrees.
 
-    As in the papers a translation may point either way. Infinite without a pose.
+    The sign of the translation is ignored, as in SuperGlue's and LoFTR's evaluation.
+
+    Args:
+        pose: the estimate; None gives an infinite error.
+        T_0to1: (4, 4), the true relative pose.
     """
     if pose is None:
         return float("inf")
@@ -73,15 +92,20 @@ def pose_error(pose: Pose | None, T_0to1: np.ndarray) -> float:
 
 
 def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -> Pose | None:
-    """OpenCV's RANSAC with LoFTR's settings: 0.5 px over the mean focal length.
+    """Pose by OpenCV's RANSAC with LoFTR's threshold: 0.5 px over the mean focal length.
 
     Args:
-        x0, x1: (M, 2) points on the planes z = 1.
+        x0, x1: (M, 2) matches in normalised coordinates.
+        pair: its cameras give the focal length.
+        seed: of the order of the matches, since OpenCV's own draws are always the same.
+
+    Returns:
+        None if there are fewer than five matches, or no model is found.
     """
     if len(x0) < 5:
         return None
     focal = (pair.camera0.mean_focal_length() + pair.camera1.mean_focal_length()) / 2
-    order = np.random.default_rng(seed).permutation(len(x0))  # OpenCV always draws the same
+    order = np.random.default_rng(seed).permutation(len(x0))
     x0, x1 = x0[order], x1[order]
     E, mask = cv2.findEssentialMat(
         x0, x1, np.eye(3), threshold=0.5 / focal, prob=0.99999, method=cv2.RANSAC
@@ -99,10 +123,15 @@ def estimate_opencv(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -
 
 
 def estimate_colmap(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -> Pose | None:
-    """COLMAP's LO-RANSAC at 1.5 px, and its refinement on the inliers.
+    """Pose by COLMAP's LO-RANSAC with a threshold of 1.5 px, refined on the inliers.
 
     Args:
-        x0, x1: (M, 2) pixels of the cameras' frames in COLMAP's convention.
+        x0, x1: (M, 2) matches in pixels of the pair's cameras, in COLMAP's frame.
+        pair: its cameras are used.
+        seed: of RANSAC.
+
+    Returns:
+        None if there are fewer than five matches, or no model is found.
     """
     if len(x0) < 5:
         return None
@@ -123,15 +152,16 @@ def estimate_colmap(x0: np.ndarray, x1: np.ndarray, pair: PosePair, seed: int) -
 
 @dataclass(frozen=True)
 class PairResult:
-    """One pair, matched by one matcher.
+    """Results of one matcher on one pair.
 
     Attributes:
-        matches: number of them, right or wrong.
-        near: of these, those whose symmetric distance from the epipolar lines is at most 1 px
-            of the evaluation's frame (the larger of both images).
-        near_squared: those whose sum of squared distances on the planes z = 1 is below 1e-4.
-        colmap, opencv: pose errors in degrees, one a seed of RANSAC, see `estimate_colmap`,
-            `estimate_opencv`.
+        name0, name1: paths of the photos, relative to their folder.
+        rotation: true relative rotation in degrees.
+        matches: number of matches.
+        near: number of matches with an epipolar error of at most `EPIPOLAR_PX` in both images.
+        near_squared: number of matches below LoFTR's threshold, `EPIPOLAR_SQUARED`.
+        colmap, opencv: pose errors in degrees by `estimate_colmap` and `estimate_opencv`, one for
+            each of the `SEEDS`.
     """
 
     name0: str
@@ -146,16 +176,18 @@ class PairResult:
 
 @dataclass(frozen=True)
 class PoseSummary:
-    """Pairs of a range of rotations, matched by one matcher.
+    """Results of one matcher on all pairs in a range of relative rotations.
 
     Attributes:
-        rotations: from, to (degrees); pairs of the upper end are included.
-        matches: mean of a pair.
-        precision: share of all matches within 1 px of the epipolar lines, mean over pairs;
-            pairs without matches count 0, as in LoFTR's evaluation.
-        precision_squared: likewise at LoFTR's threshold for outdoor scenes.
-        colmap, opencv: AUC at 5, 10, 20 degrees in %, mean over the seeds.
-        colmap_spread, opencv_spread: standard deviation of that at 5 degrees over the seeds.
+        matcher: its name.
+        rotations: the range (from, to) in degrees, the upper end included.
+        pairs: number of pairs.
+        matches: mean number of matches of a pair.
+        precision: share of matches with an epipolar error of at most `EPIPOLAR_PX` in both images,
+            mean over pairs; pairs without matches count as 0, as in LoFTR's evaluation.
+        precision_squared: likewise below LoFTR's threshold, `EPIPOLAR_SQUARED`.
+        colmap, opencv: AUC at 5, 10 and 20 degrees in %, mean over the `SEEDS`.
+        colmap_spread, opencv_spread: standard deviation of the AUC at 5 degrees over the seeds.
     """
 
     matcher: str
@@ -171,27 +203,29 @@ class PoseSummary:
 
 
 def measure_pair(pair: PosePair, keypoints0: np.ndarray, keypoints1: np.ndarray) -> PairResult:
-    """Pose and precision of one pair.
+    """Estimates the relative pose of one pair from its matches, and counts the correct matches.
 
     Args:
-        keypoints0, keypoints1: (M, 2) pixels of the photos, the top-left pixel's centre at (0, 0).
+        keypoints0, keypoints1: (M, 2) pixels of the photos at full size, in hloc's frame.
     """
-    points0 = _to_frame(keypoints0, pair.size0, pair.camera0)
-    points1 = _to_frame(keypoints1, pair.size1, pair.camera1)
+    points0 = _to_camera_pixels(keypoints0, pair.size0, pair.camera0)
+    points1 = _to_camera_pixels(keypoints1, pair.size1, pair.camera1)
     rays0, rays1 = pair.camera0.cam_from_img(points0), pair.camera1.cam_from_img(points1)
-    possible = np.isfinite(np.hstack([rays0, rays1])).all(axis=1)  # distortion has its limits
-    points0, points1 = points0[possible], points1[possible]
-    rays0, rays1 = rays0[possible], rays1[possible]
-    squared0, squared1 = _epipolar_distances(rays0, rays1, pair.T_0to1)
+    # Distortion models cannot be inverted everywhere.
+    finite = np.isfinite(np.hstack([rays0, rays1])).all(axis=1)
+    points0, points1 = points0[finite], points1[finite]
+    rays0, rays1 = rays0[finite], rays1[finite]
+    homogeneous = [np.column_stack([rays, np.ones(len(rays))]) for rays in (rays0, rays1)]
+    error0, error1 = epipolar_errors(*homogeneous, essential_matrix(pair.T_0to1))
     focal0, focal1 = pair.camera0.mean_focal_length(), pair.camera1.mean_focal_length()
-    pixels = np.maximum(squared0 * focal0**2, squared1 * focal1**2)
+    pixels = np.maximum(error0 * focal0, error1 * focal1)
     return PairResult(
         pair.name0,
         pair.name1,
         pair.rotation,
         matches=len(keypoints0),
-        near=int((pixels <= EPIPOLAR_PX**2).sum()),
-        near_squared=int((squared0 + squared1 < EPIPOLAR_SQUARED).sum()),
+        near=int((pixels <= EPIPOLAR_PX).sum()),
+        near_squared=int((error0**2 + error1**2 < EPIPOLAR_SQUARED).sum()),
         colmap=tuple(
             pose_error(estimate_colmap(points0, points1, pair, seed), pair.T_0to1) for seed in SEEDS
         ),
@@ -201,30 +235,17 @@ def measure_pair(pair: PosePair, keypoints0: np.ndarray, keypoints1: np.ndarray)
     )
 
 
-def _to_frame(keypoints: np.ndarray, size: tuple[int, int], camera: pycolmap.Camera) -> np.ndarray:
-    """(M, 2) pixels of a photo → its camera's, in COLMAP's convention (first centre at (½, ½))."""
+def _to_camera_pixels(
+    keypoints: np.ndarray, size: tuple[int, int], camera: pycolmap.Camera
+) -> np.ndarray:
+    """(M, 2) pixels of a photo in hloc's frame → pixels of its camera in COLMAP's frame."""
     scale = camera.width / size[0], camera.height / size[1]
-    return (np.asarray(keypoints, np.float64).reshape(-1, 2) + 0.5) * scale
-
-
-def _epipolar_distances(
-    x0: np.ndarray, x1: np.ndarray, T_0to1: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distances from the epipolar lines on the planes z = 1 of both cameras, (M,) each."""
-    x, y, z = T_0to1[:3, 3]
-    E = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ T_0to1[:3, :3]
-    x0, x1 = (np.column_stack([p, np.ones(len(p))]) for p in (x0, x1))
-    line1, line0 = x0 @ E.T, x1 @ E
-    squared = np.sum(x1 * line1, axis=1) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (
-            squared / np.sum(line0[:, :2] ** 2, axis=1),
-            squared / np.sum(line1[:, :2] ** 2, axis=1),
-        )
+    pixels: np.ndarray = to_colmap(np.asarray(keypoints, np.float64).reshape(-1, 2)) * scale
+    return pixels
 
 
 def summarise(matcher: str, results: Sequence[PairResult]) -> list[PoseSummary]:
-    """All pairs, then those of each range of rotations that is not empty."""
+    """Summaries of all pairs, then of each of the `ROTATIONS` that has some of the pairs."""
     summaries = []
     whole = (ROTATIONS[0][0], ROTATIONS[-1][1])
     for low, high in (whole, *ROTATIONS):
@@ -253,7 +274,11 @@ def summarise(matcher: str, results: Sequence[PairResult]) -> list[PoseSummary]:
 
 
 def _mean_auc(errors: Sequence[tuple[float, ...]]) -> tuple[tuple[float, ...], float]:
-    """Errors of the pairs, one a seed → mean over the seeds in %, spread of the first."""
+    """Mean of the AUCs over the seeds in %, and the standard deviation of the first of them.
+
+    Args:
+        errors: for each pair, one pose error for each seed.
+    """
     areas = 100 * np.array([pose_auc(of_seed) for of_seed in zip(*errors, strict=True)])
     return tuple(map(float, areas.mean(axis=0))), float(areas[:, 0].std())
 
@@ -265,14 +290,22 @@ def evaluate_pose(
     out: Path,
     dense: MatchingConfig | None = None,
 ) -> dict[str, list[PairResult]]:
-    """Match the pairs with every matcher and measure the poses.
+    """Matches the pairs with every matcher, estimates the poses and measures their errors.
 
-    Writes to `out`: `matches-NAME/` (raw matches; an interrupted evaluation goes on from them)
-    and `pose.json` (settings of the matchers, summaries, and all pairs). Pairs of photos that
-    cannot be read count as failures.
+    Writes to `out` the folders `matches-NAME` of raw matches, from which an interrupted evaluation
+    continues, and `pose.json` with the matchers' settings, the summaries and the results of all
+    pairs. Pairs with an unreadable photo count as failures.
+
+    Args:
+        images: folder of the photos.
+        matchers: by the name that they have in the results.
+        out: folder of the output files.
+
+    Returns:
+        The results of all pairs by the matcher's name.
 
     Raises:
-        EdmHlocError: bad input; what was matched is kept.
+        EdmHlocError: there are no pairs, or matching failed; finished matches are kept.
     """
     if not pairs:
         raise EdmHlocError("There is no pair to evaluate.")
@@ -305,7 +338,7 @@ def evaluate_pose(
 
 
 def _as_json(result: PairResult) -> dict[str, Any]:
-    """JSON has no infinity: a pose that was not found is null."""
+    """The fields of a result; infinite errors become None, since JSON has no infinity."""
     written = dataclasses.asdict(result)
     for estimator in ("colmap", "opencv"):
         written[estimator] = [None if e == np.inf else e for e in written[estimator]]
@@ -319,7 +352,7 @@ COLUMNS = (
 
 
 def table(summaries: Sequence[PoseSummary]) -> str:
-    """Summaries as a Markdown table."""
+    """The summaries as a Markdown table."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for s in summaries:
         low, high = s.rotations

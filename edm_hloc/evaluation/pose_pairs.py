@@ -12,22 +12,30 @@ import pycolmap
 
 from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import to_colmap
 from edm_hloc.images.decode import photo_size
-from edm_hloc.pairs.with_truth import read_index, read_pairs_with_gt, read_scannet_pose
+from edm_hloc.pairs.index_files import (
+    SCANNET_DEPTH_SIZE,
+    ScanNetIntrinsics,
+    read_megadepth_index,
+    read_scannet_index,
+    read_scannet_pose,
+)
+from edm_hloc.pairs.with_truth import read_pairs_with_gt
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PosePair:
-    """Two photos and how the second camera stands to the first.
+    """Two photos with their cameras and their relative pose.
 
     Attributes:
-        name0, name1: of the photos, relative to their folder.
-        camera0, camera1: their size is the pixel frame in which thresholds of the evaluation
-            count; it may be another one than that of the photos.
+        name0, name1: paths of the photos, relative to their folder.
+        camera0, camera1: cameras at the size in whose pixels the thresholds of the evaluation are
+            measured, which may differ from the size of the photos.
         size0, size1: (width, height) of the photos.
-        T_0to1: (4, 4) from camera 0 to camera 1.
+        T_0to1: (4, 4), from the coordinates of camera 0 to those of camera 1.
     """
 
     name0: str
@@ -40,32 +48,34 @@ class PosePair:
 
     @property
     def rotation(self) -> float:
-        """Angle between the two cameras in degrees."""
+        """Angle of the relative rotation in degrees."""
         return float(rotation_angle(self.T_0to1[:3, :3]))
 
 
 def rotation_angle(R: np.ndarray) -> np.ndarray:
-    """Angles of (…, 3, 3) rotations in degrees."""
-    # The chord gives small angles exactly, where the trace has lost them to rounding.
+    """Angles of (…, 3, 3) rotation matrices in degrees."""
+    # The Frobenius norm of R − I is accurate for small angles, where the trace has lost them to
+    # rounding.
     chord = np.linalg.norm(R - np.eye(3), axis=(-2, -1))
     return np.degrees(2 * np.arcsin(np.minimum(1.0, chord / np.sqrt(8))))
 
 
 def read_pose_pairs(truth: Path, images: Path, resize_max: int) -> list[PosePair]:
-    """Read pairs in whichever of the known formats `truth` is.
+    """Reads pairs with their relative pose; the format is recognised by what `truth` is.
 
-    A file of lines: SuperGlue's `pairs_with_gt`. A folder with a COLMAP model: all pairs of its
-    images. Either is evaluated in pixels of the photos at a longest side of `resize_max`, as
-    SuperGlue does.
-    A folder of `*.npz` files, or one of them: an index of LoFTR's. With `intrinsics.npz` beside
-    it is one of ScanNet, evaluated in pixels of the depth maps (640×480), else one of MegaDepth,
-    evaluated in pixels of the photos as they are; both as LoFTR does.
+    - A text file: SuperGlue's `pairs_with_gt`. A folder with a COLMAP model: all pairs of its
+      images. Both are evaluated in pixels of the photos reduced to a longest side of `resize_max`,
+      as in SuperGlue.
+    - An `*.npz` file or a folder of them: LoFTR's index files. With `intrinsics.npz` beside them
+      they are ScanNet's, evaluated at 640 × 480 px, otherwise MegaDepth's, evaluated in pixels of
+      the photos at full size; both as in LoFTR.
 
     Args:
-        images: folder of the photos; for LoFTR's indices their root.
+        images: folder of the photos; for LoFTR's index files the root of the data set.
+        resize_max: longest side in pixels; not used with LoFTR's index files.
 
     Raises:
-        EdmHlocError: there is no such thing, or it is malformed.
+        EdmHlocError: a file or folder is missing, or malformed.
     """
     for path, what in ((truth, "file or folder"), (images, "folder of photos")):
         if not path.exists():
@@ -83,7 +93,8 @@ def read_pose_pairs(truth: Path, images: Path, resize_max: int) -> list[PosePair
                 "index files as LoFTR has them."
             )
         if intrinsics.is_file():
-            return [pair for path in paths for pair in _scannet(path, intrinsics, images)]
+            K_of_scans = ScanNetIntrinsics(intrinsics)
+            return [pair for path in paths for pair in _scannet(path, K_of_scans, images)]
         return [pair for path in paths for pair in _megadepth(path, images)]
     return _from_list(truth, images, resize_max)
 
@@ -99,62 +110,52 @@ def _from_list(path: Path, images: Path, resize_max: int) -> list[PosePair]:
                 "supported: turn the photos and their intrinsics upright."
             )
         size0, size1 = sizes[pair.name0], sizes[pair.name1]
-        camera0 = _resized(_pinhole(pair.K0, *size0), resize_max)
-        camera1 = _resized(_pinhole(pair.K1, *size1), resize_max)
+        camera0 = _resized(_pinhole(pair.K0, size0), resize_max)
+        camera1 = _resized(_pinhole(pair.K1, size1), resize_max)
         pairs.append(PosePair(pair.name0, pair.name1, camera0, camera1, size0, size1, pair.T_0to1))
     return pairs
 
 
 def _from_model(path: Path, images: Path, resize_max: int) -> list[PosePair]:
     model = read_model(path)
-    views = []
+    posed = []
     for name, image in posed_images(model).items():
         if not (images / name).is_file():
             logger.warning("%s of the model %s is not in %s.", name, path, images)
             continue
         camera = _resized(pycolmap.Camera(model.cameras[image.camera_id].todict()), resize_max)
-        views.append((name, camera, _matrix(image.cam_from_world())))
-    if len(views) < 2:
+        posed.append((name, camera, _matrix(image.cam_from_world())))
+    if len(posed) < 2:
         raise EdmHlocError(f"{images} has fewer than two of the photos of the model {path}.")
-    sizes = _sizes(images, [name for name, _, _ in views])
+    sizes = _sizes(images, [name for name, _, _ in posed])
     return [
         PosePair(a, b, camera0, camera1, sizes[a], sizes[b], pose1 @ np.linalg.inv(pose0))
-        for i, (a, camera0, pose0) in enumerate(views)
-        for b, camera1, pose1 in views[i + 1 :]
+        for i, (a, camera0, pose0) in enumerate(posed)
+        for b, camera1, pose1 in posed[i + 1 :]
     ]
 
 
 def _megadepth(path: Path, root: Path) -> list[PosePair]:
-    index = read_index(path, "image_paths", "intrinsics", "poses", "pair_infos")
-    numbers = [tuple(int(v) for v in info[0]) for info in index["pair_infos"]]
-    names = {i: str(index["image_paths"][i]) for pair in numbers for i in pair}
-    sizes = _sizes(root, list(names.values()))
-    cameras = {
-        i: _pinhole(np.asarray(index["intrinsics"][i], float), *sizes[name])
-        for i, name in names.items()
-    }
+    index = read_megadepth_index(path)
+    names = {i: index.image_path(i) for pair in index.pairs for i in pair}
+    sizes = _sizes(root, names.values())
+    cameras = {i: _pinhole(index.K(i), sizes[name]) for i, name in names.items()}
     pairs = []
-    for i, j in numbers:
-        pose0, pose1 = (np.asarray(index["poses"][k], float) for k in (i, j))
-        a, b, T = names[i], names[j], pose1 @ np.linalg.inv(pose0)
+    for i, j in index.pairs:
+        a, b = names[i], names[j]
+        T = index.T_0to1(i, j)
         pairs.append(PosePair(a, b, cameras[i], cameras[j], sizes[a], sizes[b], T))
     return pairs
 
 
-def _scannet(path: Path, intrinsics: Path, root: Path) -> list[PosePair]:
-    index = read_index(path, "name")
-    cameras: dict[str, pycolmap.Camera] = {}
+def _scannet(path: Path, intrinsics: ScanNetIntrinsics, root: Path) -> list[PosePair]:
     pairs = []
-    for scene, scan, *frames in index["name"]:
-        folder = f"scene{int(scene):04d}_{int(scan):02d}"
-        if folder not in cameras:
-            K = np.asarray(read_index(intrinsics, folder)[folder], float).reshape(-1)
-            K = K.reshape(4, 4)[:3, :3] if K.size == 16 else K.reshape(3, 3)
-            cameras[folder] = _pinhole(K, 640, 480)
-        pose0, pose1 = (read_scannet_pose(root / folder, int(frame)) for frame in frames)
-        a, b = (f"{folder}/color/{int(frame)}.jpg" for frame in frames)
+    for scan, *frames in read_scannet_index(path).pairs:
+        pose0, pose1 = (read_scannet_pose(root / scan, frame) for frame in frames)
+        a, b = (f"{scan}/color/{frame}.jpg" for frame in frames)
         sizes = _sizes(root, [a, b])
-        camera, T = cameras[folder], pose1 @ np.linalg.inv(pose0)
+        camera = _pinhole(intrinsics.K(scan), SCANNET_DEPTH_SIZE)
+        T = pose1 @ np.linalg.inv(pose0)
         pairs.append(PosePair(a, b, camera, camera, sizes[a], sizes[b], T))
     return pairs
 
@@ -164,13 +165,14 @@ def _sizes(images: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     return {name: photo_size(images / name) for name in set(names)}
 
 
-def _pinhole(K: np.ndarray, width: int, height: int) -> pycolmap.Camera:
-    """A camera from intrinsics where the top-left pixel's centre is (0, 0); COLMAP: (½, ½)."""
-    params = [K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5]
-    return pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params)
+def _pinhole(K: np.ndarray, size: tuple[int, int]) -> pycolmap.Camera:
+    """A camera with the intrinsics K in hloc's pixel frame, for photos of (width, height)."""
+    params = [K[0, 0], K[1, 1], *to_colmap(K[:2, 2])]
+    return pycolmap.Camera(model="PINHOLE", width=size[0], height=size[1], params=params)
 
 
 def _resized(camera: pycolmap.Camera, resize_max: int) -> pycolmap.Camera:
+    """The same camera for photos reduced to a longest side of `resize_max` pixels."""
     scale = min(1.0, resize_max / max(camera.width, camera.height))
     camera.rescale(max(1, round(camera.width * scale)), max(1, round(camera.height * scale)))
     return camera

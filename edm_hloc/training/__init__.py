@@ -1,1 +1,1 @@
-"""Training of EDM: supervision from depth and poses, losses, trainer; inference imports none."""
+"""Training of EDM: data sets, ground truth, losses and the training loop."""

@@ -1,4 +1,4 @@
-"""What a training run consists of: one frozen, JSON-serialisable dataclass, and presets."""
+"""Configuration of a training run: a frozen dataclass that is stored as JSON, and presets."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import Origin
 from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
 from edm_hloc.training.losses import Residual
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Image sizes of one part of the run.
+    """Image sizes in one part of the run.
 
     Attributes:
-        until: share of the run at which the stage ends; the last one ends at 1.
+        until: share of the run at which the stage ends; 1 for the last one.
         sides: smallest and largest √(width·height) in pixels; drawn log-uniformly.
-        pixels: of the first images of a process' batch; batches of any size cost the same.
+        pixels: number of pixels of image 0 of all pairs in a process' batch, which decides the
+            number of pairs, so that batches of all image sizes cost the same.
     """
 
     until: float
@@ -34,14 +36,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class RealData:
-    """Real training pairs; the formats are described in `datasets`.
+    """A data set of real training pairs; the formats are described in `scenes`.
 
     Attributes:
         format: "megadepth", "scannet" or "colmap".
-        root: folder of the data; of the photos for "colmap".
-        index: folder of LoFTR's index files; the model for "colmap".
-        min_overlap: smallest overlap score in the index files.
-        share: of the training batches.
+        root: folder of the data; for "colmap" of the photos.
+        index: folder of LoFTR's index files; for "colmap" of the model.
+        min_overlap: smallest overlap score of a pair in the index files.
+        share: share of the training batches that come from this data set.
     """
 
     format: Literal["megadepth", "scannet", "colmap"]
@@ -53,42 +55,54 @@ class RealData:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the outcome of a run, apart from the machine's speed.
+    """All settings that determine the result of a run, apart from the machine's speed.
 
     Attributes:
-        model: the network.
-        minutes: length of the run by the clock (exactly one of `minutes` and `steps` is given).
+        model: configuration of the network.
+        origin: where (0, 0) of the network's pixel frame lies. "centre", the default, is hloc's
+            frame, in which the network's keypoints need no conversion; "corner" is that of networks
+            trained on MegaDepth's intrinsics, such as the authors', for runs that start from them.
+            It is stored with the weights.
+        minutes: length of the run in minutes (exactly one of `minutes` and `steps` is given).
         steps: length of the run in optimiser steps.
         stages: image sizes in the course of the run.
-        largest_aspect: widths / heights lie between this and its inverse, drawn log-uniformly.
-        position_scaling: share of batches whose self-attention positions are scaled.
-        position_extent: scaled positions reach as far as those of images with this longest side.
-        schedule: "cosine" to 0, or "paper": halved at 8, 12, 16, 20 and 24 of 30 parts.
-        learning_rate, warmup: its peak, and the share of the run in which it rises to that.
-        weight_decay: on weights; norms and biases have none.
+        largest_aspect: largest ratio of width and height, and of height and width; ratios are
+            drawn log-uniformly.
+        position_scaling: share of the batches in which the positions of self-attention are scaled,
+            so that the network learns positions beyond its training images.
+        position_extent: longest side in pixels of the images whose positions the scaled ones cover.
+        schedule: of the learning rate: "cosine" to 0, or "paper", halved after 8, 12, 16, 20 and 24
+            thirtieths of the run.
+        learning_rate: its peak.
+        warmup: share of the run in which the learning rate rises linearly to its peak.
+        weight_decay: of AdamW, on weights; normalisation layers and biases have none.
         clip: largest norm of the gradient.
-        ema: decay a step of the averaged weights, which are those that are shipped.
-        focal_alpha, focal_gamma: Eq. 6.
-        fine_weight: Eq. 9.
-        residual: base distribution of Eq. 7.
-        fine_matches: matches a pair on which the fine stage is trained.
-        true_matches: at least so many of them are true, if need be from the ground truth.
-        tolerance: relative difference of depths from which a point counts as hidden.
-        textures: a folder of photos or a packed texture bank; None: procedural textures.
-        difficulty: range of that of the rendered pairs, within [0, 1]; drawn for each batch.
-        real: real data for a share of the batches; their shares must not exceed 1.
-        initial: checkpoint or safetensors to start from; None: random weights.
+        ema: decay per step of the moving average of the weights, which is what is exported.
+        focal_alpha, focal_gamma: α and γ of the focal loss (Eq. 6).
+        fine_weight: weight of the fine stage's loss (Eq. 9).
+        residual: family of the base distribution of the residuals (Eq. 7).
+        fine_matches: number of coarse matches of a pair on which the fine stage is trained.
+        true_matches: minimum number of correct ones among these; wrong predictions are replaced by
+            the ground truth up to it.
+        tolerance: relative difference of depths above which a point counts as occluded.
+        textures: folder of photos or packed texture bank; None for procedural textures.
+        difficulty: range within [0, 1] from which the difficulty of the rendered pairs is drawn for
+            each batch.
+        real: data sets of real pairs for a share of the batches; the shares sum to at most 1.
+        initial: checkpoint or safetensors file with the initial weights; None for random weights.
         precision: of Lightning Fabric, such as "32-true" or "bf16-mixed".
-        seed: of weights, data and sampling.
-        validation_sets: (pairs, height, width) of the fixed validation pairs.
+        seed: of the weights, the data and the sampling.
+        validation_sets: (number of pairs, height, width) of the rendered validation sets.
         validation_images, validation_pairs: folder of photos and list of pairs in SuperGlue's
-            `pairs_with_gt` format, to validate on real pairs; None: not done.
-        refined: which image leaves the grid in validation ("best": selection by σ).
-        threshold: smallest confidence of a match in curves and validation.
-        validations, checkpoints: how many, evenly over the run.
+            format `pairs_with_gt` for validation on real pairs; None for none.
+        refined: image in which matches leave the grid in validation; "best" selects it by σ.
+        threshold: smallest confidence of a match in the curves and in validation; it is stored with
+            the weights as the threshold of inference.
+        validations, checkpoints: number of validations and checkpoints, evenly over the run.
     """
 
     model: EDMConfig = CONFIGS["edm_s"]
+    origin: Origin = "centre"
     minutes: float | None = None
     steps: int | None = None
     stages: tuple[Stage, ...] = (Stage(1.0, (160, 256), 16 * 192 * 192),)
@@ -141,7 +155,12 @@ class TrainConfig:
             raise EdmHlocError("`validation_images` and `validation_pairs` go together")
 
     def batch_shape(self, progress: float, rng: np.random.Generator) -> tuple[int, int, int]:
-        """Draw pairs, height and width of a batch at `progress` in [0, 1]."""
+        """Draws the number of pairs, height and width of a batch.
+
+        Args:
+            progress: share of the run that has passed, in [0, 1].
+            rng: random numbers.
+        """
         stage = next((s for s in self.stages if progress < s.until), self.stages[-1])
         side = math.exp(rng.uniform(*np.log(stage.sides)))
         aspect = math.exp(rng.uniform(-1.0, 1.0) * math.log(self.largest_aspect))
@@ -153,13 +172,18 @@ class TrainConfig:
         return max(2, round(stage.pixels / (height * width))), height, width
 
     def draw_position_scale(self, longest: int, rng: np.random.Generator) -> float:
-        """Draw the factor on self-attention positions for images of this longest side."""
+        """Draws the factor on the positions in self-attention for a batch.
+
+        Args:
+            longest: longest side of its images in pixels.
+            rng: random numbers.
+        """
         if rng.random() >= self.position_scaling:
             return 1.0
         return math.exp(rng.uniform(0.0, max(0.0, math.log(self.position_extent / longest))))
 
     def learning_rate_at(self, progress: float) -> float:
-        """Learning rate at `progress` in [0, 1]."""
+        """Learning rate where a share `progress` in [0, 1] of the run has passed."""
         if progress < self.warmup:
             return self.learning_rate * progress / self.warmup
         if self.schedule == "paper":
@@ -169,11 +193,12 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * decayed))
 
     def to_json(self) -> str:
+        """All settings as a JSON object, which `config_from_dict` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
 
 def _is(value: object, hint: Any) -> bool:
-    """Whether a value is of a type; int counts as float."""
+    """Whether a value has the type of an annotation; int counts as float."""
     parts = get_args(hint)
     if get_origin(hint) is Literal:
         return value in parts
@@ -189,7 +214,7 @@ def _is(value: object, hint: Any) -> bool:
 
 
 _FROM_SCRATCH_ON_CPU = TrainConfig(
-    # For each of two processes on one core each, which need less time than one on two.
+    # Batches of each of two processes with one core each, faster than one process with two cores.
     stages=(
         Stage(0.65, (160, 224), 4 * 192 * 192),
         Stage(0.9, (192, 320), 4 * 192 * 192),
@@ -217,10 +242,10 @@ _ON_GPU = dataclasses.replace(
 
 PRESETS: dict[str, TrainConfig] = {
     "edm_s": _FROM_SCRATCH_ON_CPU,
-    # One data-centre GPU.
+    # For one data-centre GPU.
     "edm_s_gpu": _ON_GPU,
     "edm": dataclasses.replace(_ON_GPU, model=dataclasses.replace(CONFIGS["edm"], train_size=None)),
-    # Sizes, batch and schedule of the paper; 30 epochs of 36,800 pairs.
+    # Image size, batch size and schedule of the paper: 30 epochs of 36,800 pairs.
     "edm_paper": TrainConfig(
         model=CONFIGS["edm"],
         steps=30 * 36800 // 32,
@@ -238,10 +263,15 @@ PRESETS: dict[str, TrainConfig] = {
 def config_from_dict(
     values: Mapping[str, Any], base: TrainConfig = PRESETS["edm_s"]
 ) -> TrainConfig:
-    """`base` with the given fields replaced; nested as in `TrainConfig.to_json`.
+    """A configuration from the fields that differ from `base`.
+
+    Args:
+        values: fields by name, nested as in `TrainConfig.to_json`; `model` may also be the name of
+            a network.
+        base: configuration with the other fields.
 
     Raises:
-        EdmHlocError: for an unknown field.
+        EdmHlocError: a field is unknown, or its value malformed.
     """
     known = {f.name for f in dataclasses.fields(TrainConfig)}
     unknown = sorted(set(values) - known)
@@ -276,14 +306,15 @@ def _model_from(value: str | Mapping[str, Any], base: EDMConfig) -> EDMConfig:
 
 
 def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A preset by name, or a JSON file of the fields that differ from its "preset".
+    """A configuration by the name of a preset, or from a JSON file.
 
     Args:
-        name: a key of `PRESETS` or the path of a JSON file.
+        name: a key of `PRESETS`, or the path of a JSON file with the fields that differ from the
+            preset that it names as "preset" (by default edm_s).
         overrides: fields that take precedence, as for `config_from_dict`.
 
     Raises:
-        EdmHlocError: if there is neither, or the file is malformed.
+        EdmHlocError: there is no such preset or file, or the file is malformed.
     """
     if name in PRESETS:
         base, values = PRESETS[name], {}

@@ -1,4 +1,4 @@
-"""Curves of a training run: CSV files that survive a resume, and a picture of them."""
+"""Curves of a training run: CSV files that are continued when a run resumes, and their plot."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ logger = logging.getLogger(__name__)
 
 
 class CurveFile:
-    """A CSV file of rows with a rising `step`; rows after `last_step` are dropped at opening.
+    """A CSV file of rows with an increasing `step`; its columns are those of the first row.
 
-    The columns are those of the first row written.
+    Args:
+        path: the file; rows after `last_step` are removed from it.
+        last_step: the step from which the run continues.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -23,6 +25,7 @@ class CurveFile:
             self.add(row)
 
     def add(self, row: dict[str, float]) -> None:
+        """Appends one row; floating-point numbers get six significant digits."""
         fresh = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))
@@ -32,7 +35,7 @@ class CurveFile:
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
-    """Rows of a curve file, in order; none if it does not exist."""
+    """The rows of a curve file in order; none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -43,7 +46,7 @@ def read_curve(path: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(directory: Path) -> None:
-    """Draw training.csv and validation.csv of a run into curves.png, if matplotlib is there."""
+    """Plots training.csv and validation.csv of a run to curves.png, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

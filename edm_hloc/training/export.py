@@ -1,4 +1,4 @@
-"""Write a trained network as a half-precision safetensors file with its provenance."""
+"""Export of a trained network as a half-precision safetensors file with metadata."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import torch
 from safetensors.torch import save
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
 from edm_hloc.models.edm import EDM
 
 
 def export_weights(model: EDM, path: Path, metadata: Mapping[str, str | int | float]) -> None:
-    """Save the network's state, floating-point entries in fp16; the file appears whole or not.
+    """Writes the network's weights, floating-point tensors in fp16.
+
+    Args:
+        model: the network.
+        path: the file; it is replaced as a whole.
+        metadata: of the file; values are converted to text.
 
     Raises:
-        EdmHlocError: if a weight is not finite in half precision.
+        EdmHlocError: a weight is not finite in half precision, or the file cannot be written.
     """
     state = {}
     for name, value in model.state_dict().items():
@@ -26,8 +32,5 @@ def export_weights(model: EDM, path: Path, metadata: Mapping[str, str | int | fl
             if not torch.isfinite(value).all():
                 raise EdmHlocError(f"weight {name} is not finite in half precision; not exported")
         state[name] = value.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    # Not save_file: that makes files which only their owner can read.
-    temporary.write_bytes(save(state, metadata={k: str(v) for k, v in metadata.items()}))
-    temporary.replace(path)
+    # `save_file` would make a file that only its owner can read.
+    write_whole(path, save(state, metadata={k: str(v) for k, v in metadata.items()}))

@@ -1,4 +1,4 @@
-"""Losses of EDM: focal for the coarse stage (Eq. 6), residual log-likelihood for the fine (7–8)."""
+"""Losses of EDM: focal loss (Eq. 6), residual log-likelihood (Eqs. 7–8) and their sum (Eq. 9)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from edm_hloc.models.flow import RealNVP
 Residual = Literal["laplace", "gaussian"]
 SMALLEST_SIGMA = 1e-6
 
+Entries = tuple[Tensor, Tensor, Tensor]
+"""Pair, row and column of P entries of a batch of matrices, (P,) long each."""
+
 
 class _DualSoftmaxEntries(torch.autograd.Function):
     """See `dual_softmax_entries`. The gradient with respect to the similarity s is
 
         dL/ds_ij = 2·g_ij − (Σ_j g_ij)·softmax_row(s)_ij − (Σ_i g_ij)·softmax_column(s)_ij
 
-    with g the incoming gradient, not zero at the entries alone; s is made again block by block.
+    where the incoming gradient g is zero except at the entries. The blocks of s are recomputed.
     """
 
     @staticmethod
@@ -30,11 +33,10 @@ class _DualSoftmaxEntries(torch.autograd.Function):
         features0: Tensor,
         features1: Tensor,
         temperature: float,
-        batch: Tensor,
-        row: Tensor,
-        column: Tensor,
+        places: Entries,
         block_rows: int,
     ) -> Tensor:
+        batch, row, column = places
         row_lse, entries = [], features0.new_zeros(batch.shape, dtype=torch.float32)
         column_lse: Tensor | None = None
         for start in range(0, features0.shape[1], block_rows):
@@ -76,28 +78,29 @@ class _DualSoftmaxEntries(torch.autograd.Function):
                 grad0.append(torch.matmul(ds, f1))
                 grad1.add_(torch.matmul(ds.mT, f0))
         grad_features0 = torch.cat(grad0, dim=1).to(features0.dtype)
-        return grad_features0, grad1.to(features1.dtype), None, None, None, None, None
+        return grad_features0, grad1.to(features1.dtype), None, None, None
 
 
 def dual_softmax_entries(
     features0: Tensor,
     features1: Tensor,
     temperature: float,
-    entries: tuple[Tensor, Tensor, Tensor],
+    entries: Entries,
     block_bytes: int = 256 << 20,
 ) -> Tensor:
     """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
 
-    log p_ij = 2·s_ij − row_lse_i − column_lse_j: of the whole matrix the sums alone are needed.
-    It is made in blocks of rows, and again for the gradient, so that memory stays at a few
-    times `block_bytes` whatever the image size; nothing overflows or underflows.
+    log p_ij = 2·s_ij − row_lse_i − column_lse_j, so that only the log-sum-exp of the rows and
+    columns of the similarity matrix s is needed. It is computed in blocks of rows, and again for
+    the gradient, so that memory stays at a few times `block_bytes` for any image size. Nothing
+    overflows or underflows.
 
     Args:
-        features0: (B, N, C).
-        features1: (B, M, C).
+        features0: (B, N, C) of the cells of image 0.
+        features1: (B, M, C) of the cells of image 1.
         temperature: τ of Eq. 1.
-        entries: pair, row and column of P entries, (P,) long each.
-        block_bytes: memory for similarities held at a time.
+        entries: the P entries that are evaluated.
+        block_bytes: size of a block of the similarity matrix.
 
     Returns:
         (P,) log probabilities.
@@ -105,17 +108,18 @@ def dual_softmax_entries(
     per_row = 4 * features0.shape[0] * features1.shape[1]
     block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
     result: Tensor = _DualSoftmaxEntries.apply(
-        features0, features1, temperature, *entries, block_rows
+        features0, features1, temperature, entries, block_rows
     )
     return result
 
 
 def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Mean of −α·(1 − p)^γ·log p over the true matches (Eq. 6); 0 if there are none.
+    """Focal loss (Eq. 6): mean of −α·(1 − p)^γ·log p over the true matches; 0 if there are none.
 
     Args:
-        log_probability: (P,), at the true matches. Not clamped: a hopeless match still has a
-            gradient.
+        log_probability: (P,) log p of the true matches. It is not clamped, so that matches of
+            very low probability have a gradient as well.
+        alpha, gamma: weight and exponent.
     """
     probability = log_probability.exp()
     loss = -alpha * (1.0 - probability).pow(gamma) * log_probability
@@ -131,14 +135,18 @@ def residual_log_likelihood(
 ) -> Tensor:
     """Mean negative log-likelihood of the true offsets (Eqs. 7–8); 0 if there are none.
 
-    With the residual r = (offset − target) / σ, a loss per match and axis:
-    −log Q(target | offset, σ) − log G(r) + log σ, where Q is Laplace or Gaussian around the
-    offset with scale σ, and G the flow's density of the two residuals.
+    With the residual r = (offset − target) / σ, the loss of each match and axis is
+    −log Q(target | offset, σ) − log G(r) + log σ. Q is a Laplace or Gaussian density with mean
+    `offset` and scale σ, and G the flow's density of the residuals along both axes.
 
     Args:
-        offset, sigma, target: (M, 2), offsets in cells, σ in (0, 1).
-        flow: density of the residuals.
-        distribution: of Q.
+        offset, target: (M, 2) predicted and true offsets in cells.
+        sigma: (M, 2) predicted σ in (0, 1).
+        flow: density G of the residuals.
+        distribution: family of Q.
+
+    Raises:
+        ValueError: the distribution is unknown.
     """
     device = offset.device.type
     with torch.autocast(device, enabled=False):
@@ -157,5 +165,5 @@ def residual_log_likelihood(
 
 
 def total_loss(coarse: Tensor, fine: Tensor, fine_weight: float = 0.2) -> Tensor:
-    """Eq. 9."""
+    """Weighted sum of the losses of the coarse and the fine stage (Eq. 9)."""
     return coarse + fine_weight * fine

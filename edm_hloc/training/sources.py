@@ -1,4 +1,4 @@
-"""Where training pairs come from: each batch is a function of its size and seed alone."""
+"""Sources of training batches; each batch is a function of its size and seed alone."""
 
 from __future__ import annotations
 
@@ -11,53 +11,66 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
+from edm_hloc.base.frames import Origin
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.synthetic.pairs import PairSampler
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import TrainConfig
-from edm_hloc.training.datasets import RealSource
+from edm_hloc.training.real_pairs import RealSource
 from edm_hloc.training.step import PairBatch
-from edm_hloc.training.supervision import supervise
+from edm_hloc.training.supervision import DepthMap, supervise
 
 
 class BatchSource(Protocol):
-    """Makes batches of pairs with truth, reproducibly: no state but what it was built with."""
+    """Makes batches of pairs with ground truth; the same arguments give the same batch."""
 
-    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch: ...
+    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
+        """A number of pairs of images of (height, width) pixels."""
+        ...
 
 
 class SyntheticSource:
-    """Rendered pairs, supervised through their exact depth.
+    """Rendered pairs with the ground truth of their exact depth maps.
 
     Args:
-        sampler: its random numbers and difficulty are set anew for each batch.
-        difficulty: range from which that of a batch is drawn.
+        sampler: renders the pairs; its random numbers and its difficulty are set for each batch.
+        difficulty: range from which the difficulty of a batch is drawn.
         tolerance: see `supervise`.
+        origin: where (0, 0) of the network's pixel frame lies.
     """
 
     def __init__(
-        self, sampler: PairSampler, difficulty: tuple[float, float], tolerance: float
+        self,
+        sampler: PairSampler,
+        difficulty: tuple[float, float],
+        tolerance: float,
+        origin: Origin = "centre",
     ) -> None:
-        self.sampler, self.difficulty, self.tolerance = sampler, difficulty, tolerance
+        self.sampler, self.difficulty = sampler, difficulty
+        self.tolerance, self.origin = tolerance, origin
 
     def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
         self.sampler.random = Random(seed, self.sampler.textures.device)
         self.sampler.difficulty = np.random.default_rng(seed).uniform(*self.difficulty)
         rendered = self.sampler.sample(pairs, height, width)
         truth = supervise(
-            rendered.depth0,
-            rendered.depth1,
-            rendered.K0,
-            rendered.K1,
+            DepthMap(rendered.depth0, rendered.K0),
+            DepthMap(rendered.depth1, rendered.K1),
             rendered.T_0to1,
             self.tolerance,
+            self.origin,
         )
         return PairBatch(rendered.image0, rendered.image1, truth)
 
 
 class MixedSource:
-    """Each batch comes from one of several sources, chosen with the given chances."""
+    """Each batch comes from one of several sources.
+
+    Args:
+        sources: the sources.
+        shares: probability with which each is chosen for a batch; they sum to 1.
+    """
 
     def __init__(self, sources: Sequence[BatchSource], shares: Sequence[float]) -> None:
         self.sources, self.shares = sources, shares
@@ -68,27 +81,28 @@ class MixedSource:
 
 
 def build_synthetic(config: TrainConfig, device: torch.device) -> SyntheticSource:
-    """Rendered pairs with the textures that a configuration names."""
+    """The rendered pairs of a configuration, on the given device."""
     if config.textures is None:
         bank = TextureBank.procedural(device=device)
     elif Path(config.textures).is_dir():
         bank = TextureBank.from_folder(Path(config.textures), device=device)
     else:
         bank = TextureBank.load(Path(config.textures), device=device)
-    return SyntheticSource(PairSampler(bank, device=device), config.difficulty, config.tolerance)
+    sampler = PairSampler(bank, device=device)
+    return SyntheticSource(sampler, config.difficulty, config.tolerance, config.origin)
 
 
 def add_real(config: TrainConfig, synthetic: BatchSource) -> BatchSource:
-    """The mixture of rendered and real pairs that a configuration asks for."""
+    """The mixture of rendered and real pairs of a configuration."""
     if not config.real:
         return synthetic
     shares = [r.share for r in config.real]
-    real = [RealSource(r, config.tolerance) for r in config.real]
+    real = [RealSource(r, config.tolerance, config.origin) for r in config.real]
     return MixedSource([synthetic, *real], [max(0.0, 1.0 - sum(shares)), *shares])
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, so that e.g. neighbouring steps share nothing."""
+    """One 63-bit seed from several numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -96,9 +110,14 @@ T = TypeVar("T")
 
 
 class Prefetcher(Generic[T]):
-    """Iterator over make(first), make(first + 1), … computed ahead in a thread.
+    """Computes make(first), make(first + 1), … ahead of their use, in a thread.
 
-    Used as a context manager; an exception in `make` is raised by the iterator.
+    As a context manager it gives an iterator over them, which raises the exceptions of `make`.
+
+    Args:
+        make: number of an item → the item.
+        first: number of the first item.
+        ahead: largest number of items that wait to be used.
     """
 
     def __init__(self, make: Callable[[int], T], first: int, ahead: int = 2) -> None:
@@ -107,7 +126,7 @@ class Prefetcher(Generic[T]):
         self._make, self._first = make, first
 
     def __enter__(self) -> Iterator[T]:
-        # one core: the others are for the training
+        # A single core; the others belong to the training.
         self._pool = single_core_pool(1, "prefetch")
         self._work = self._pool.submit(self._produce)
         return self._items()
@@ -115,7 +134,7 @@ class Prefetcher(Generic[T]):
     def __exit__(self, *exception: object) -> None:
         self._stopped.set()
         while not self._work.done():
-            try:  # makes room, so that a blocked producer sees the flag
+            try:  # takes items, so that a waiting thread goes on and sees the flag
                 self._queue.get(timeout=0.1)
             except queue.Empty:
                 continue
@@ -126,7 +145,7 @@ class Prefetcher(Generic[T]):
         while not self._stopped.is_set():
             try:
                 self._queue.put(self._make(index))
-            except BaseException as error:  # handed to the consumer
+            except BaseException as error:  # raised where the items are used
                 self._queue.put(error)
                 return
             index += 1

@@ -1,4 +1,4 @@
-"""One training step: network, supervision and losses as a module from a batch to a loss."""
+"""One training step: the module that computes the loss of a network on a batch of pairs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from edm_hloc.training.supervision import Supervision, fine_targets, grid_points
 
 
 class PairBatch(NamedTuple):
-    """B pairs with ground truth.
+    """B pairs of images with ground truth.
 
     Attributes:
         image0, image1: (B, 1, H, W) grey in [0, 1].
-        truth: of `supervise`, for those sizes.
+        truth: their ground truth, at these sizes.
     """
 
     image0: Tensor
@@ -35,6 +35,7 @@ class PairBatch(NamedTuple):
     truth: Supervision
 
     def to(self, device: torch.device) -> PairBatch:
+        """The same batch on another device."""
         moved: dict[str, Any] = {
             k: v.to(device) for k, v in self.truth._asdict().items() if isinstance(v, Tensor)
         }
@@ -43,12 +44,16 @@ class PairBatch(NamedTuple):
 
 
 def initialise(model: EDM) -> None:
-    """Draw the weights anew from torch's global generator, each kind of layer as suits it."""
+    """Draws all weights from torch's global generator.
+
+    Convolutions of the backbone and of the fine stage get Kaiming's initialisation, linear layers
+    Xavier's.
+    """
     for module in model.backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     for module in model.neck.modules():
-        if isinstance(module, nn.Conv2d):  # not before a ReLU; fan_out is wrong if depthwise
+        if isinstance(module, nn.Conv2d):  # no ReLU follows; fan_out is wrong if depthwise
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -58,13 +63,18 @@ def initialise(model: EDM) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.fine_matching.flow.modules():
-        if isinstance(module, nn.Linear):  # the flow starts as the identity
+        if isinstance(module, nn.Linear):  # the flow starts near the identity
             nn.init.xavier_uniform_(module.weight, gain=0.01)
             nn.init.zeros_(module.bias)
 
 
 class TrainingStep(nn.Module):
-    """The losses of a network on a batch."""
+    """The loss of a network on a batch, and figures for the training curves.
+
+    Args:
+        model: the network that is trained.
+        config: its settings of the losses and of the fine stage are used.
+    """
 
     def __init__(self, model: EDM, config: TrainConfig) -> None:
         super().__init__()
@@ -74,16 +84,18 @@ class TrainingStep(nn.Module):
     def forward(
         self, batch: PairBatch, position_scale: float, seed: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """
+        """Computes the loss of Eq. 9.
+
         Args:
             batch: B pairs.
-            position_scale: factor on self-attention positions of both axes.
-            seed: of the choice of matches for the fine stage.
+            position_scale: factor on the positions in self-attention along both axes.
+            seed: of the random choice of matches for the fine stage.
 
         Returns:
             The loss, and detached scalars: loss_coarse, loss_fine, coarse_precision (share of
-            confident predictions within a cell of the truth), coarse_recall (share of true
-            matches whose best column is right to a cell), fine_error (median, px).
+            confident coarse matches with an error of at most one cell along both axes),
+            coarse_recall (share of true coarse matches whose cell in image 0 is matched with such
+            an error), fine_error (median, px).
         """
         config, model, truth = self.config, self.model, batch.truth
         features0, features1 = self._encode(batch, position_scale)
@@ -99,7 +111,7 @@ class TrainingStep(nn.Module):
         with torch.no_grad():
             confidence, best = best_columns(tokens0, tokens1, temperature)
             generator = torch.Generator().manual_seed(seed)
-            cell0 = self._draw_predicted(confidence, generator)
+            cell0 = self._draw_cells(confidence, generator)
             cell0, cell1 = pad_with_truth(
                 truth, cell0, best.gather(1, cell0), config.true_matches, generator
             )
@@ -119,7 +131,7 @@ class TrainingStep(nn.Module):
         return total_loss(coarse_loss, fine_loss, config.fine_weight), metrics
 
     def _encode(self, batch: PairBatch, scale: float) -> tuple[EDMFeatures, EDMFeatures]:
-        # One batch of both sides: its statistics normalise both.
+        # One batch of both images, so that batch normalisation has the same statistics for both.
         features = self.model.encode(torch.cat([batch.image0, batch.image1]), (scale, scale))
         half = len(batch.image0)
         first, second = (
@@ -128,10 +140,9 @@ class TrainingStep(nn.Module):
         )
         return first, second
 
-    def _draw_predicted(self, confidence: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw rows at random among those that inference would take: (B, K) cells of image 0."""
+    def _draw_cells(self, confidence: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws cells of image 0 for the fine stage among those that inference takes: (B, K)."""
         rows = confidence.shape[1]
-        # the fine stage sees as many as at inference
         kept = confidence.topk(default_topk(rows), dim=1).indices
         count = min(self.config.fine_matches, kept.shape[1])
         order = torch.rand(kept.shape, generator=generator).argsort(dim=1)[:, :count]
@@ -142,9 +153,16 @@ class TrainingStep(nn.Module):
 def coarse_metrics(
     truth: Supervision, confidence: Tensor, best: Tensor, threshold: float
 ) -> dict[str, Tensor]:
-    """Precision and recall at one cell of the best column (B, N0) of each row."""
-    pixel = grid_points(truth.grid1, best.device)[best]
-    near = ((pixel - truth.warped0).abs() <= CELL).all(dim=-1) & truth.visible0
+    """Precision and recall of the coarse matches, where errors of up to one cell are allowed.
+
+    Args:
+        truth: of B pairs.
+        confidence: (B, N0) of each cell's best match.
+        best: (B, N0) long, the best match of each cell of image 0.
+        threshold: smallest confidence of the matches that count in the precision.
+    """
+    point = grid_points(truth.grid1, best.device)[best]
+    near = ((point - truth.warped0).abs() <= CELL).all(dim=-1) & truth.visible0
     confident = confidence > threshold
     known = truth.partner >= 0
     return {

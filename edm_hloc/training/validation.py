@@ -1,4 +1,4 @@
-"""How good a network is on fixed pairs with known truth, matched as at inference."""
+"""Validation: matches of fixed pairs, made as in inference, compared with their ground truth."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import Origin, origin_shift, resizing_matrix
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import STRIDE, MatchOptions, RefinedImage
@@ -19,25 +21,27 @@ from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch
 
 
-def _take(values: Tensor, cell: Tensor) -> Tensor:
-    return values.gather(1, cell[..., None].expand(-1, -1, 2))
-
-
 @torch.no_grad()
 def validate(
     model: EDM, batches: list[PairBatch], threshold: float, refined: RefinedImage = "best"
 ) -> dict[str, float]:
-    """Match pairs and compare with their truth.
+    """Matches rendered pairs and compares the matches with the ground truth.
 
-    A match has one end on the grid; its error is the distance of the other end from where the
-    truth warps the first.
+    One point of a match is a grid point; the error is the distance of the other point from the true
+    warp of the grid point. Matches and ground truth are both in the network's pixel frame.
+
+    Args:
+        model: in evaluation mode.
+        batches: the pairs.
+        threshold: smallest confidence of a match.
+        refined: which point of a match leaves the grid, see `EDM.match`.
 
     Returns:
-        coarse_precision: share of matches with an error of at most a cell along both axes,
-        coarse_recall: share of true matches from whose cell such a match starts,
-        fine_error: median error of those in px, matches: mean number a pair.
+        coarse_precision: share of matches with an error of at most one cell along both axes,
+        coarse_recall: share of the true coarse matches whose cell in image 0 has such a match,
+        fine_error: median error of these matches in px, matches: mean number of matches a pair.
     """
-    right = found = known = matches = pairs = 0
+    correct = found = known = matches = pairs = 0
     errors = []
     for batch in batches:
         truth = batch.truth
@@ -51,13 +55,14 @@ def validate(
             (k[..., 1] / CELL).round().long() * int(n) + (k[..., 0] / CELL).round().long()
             for k, n in zip((out.keypoints0, out.keypoints1), columns, strict=True)
         )
-        cell0 = cell0.clamp(0, truth.visible0.shape[1] - 1)  # of matches that are not valid
+        # Matches that are not valid may lie anywhere.
+        cell0 = cell0.clamp(0, truth.visible0.shape[1] - 1)
         cell1 = cell1.clamp(0, truth.visible1.shape[1] - 1)
         from0 = (out.keypoints0 % CELL == 0).all(dim=-1)
         error = torch.where(
             from0[..., None],
-            out.keypoints1 - _take(truth.warped0, cell0),
-            out.keypoints0 - _take(truth.warped1, cell1),
+            out.keypoints1 - _of_cells(truth.warped0, cell0),
+            out.keypoints0 - _of_cells(truth.warped1, cell1),
         )
         visible = torch.where(
             from0, truth.visible0.gather(1, cell0), truth.visible1.gather(1, cell1)
@@ -66,38 +71,49 @@ def validate(
         start = torch.zeros_like(truth.visible0, dtype=torch.long).scatter_add(
             1, cell0, near.long()
         )
-        right += int(near.sum())
+        correct += int(near.sum())
         found += int(((start > 0) & (truth.partner >= 0)).sum())
         known += int((truth.partner >= 0).sum())
         matches += int(out.valid.sum())
         pairs += len(batch.image0)
         errors.append(error[near].norm(dim=1))
     return {
-        "coarse_precision": right / max(matches, 1),
+        "coarse_precision": correct / max(matches, 1),
         "coarse_recall": found / max(known, 1),
-        "fine_error": float(torch.cat(errors).median()) if right else float("nan"),
+        "fine_error": float(torch.cat(errors).median()) if correct else float("nan"),
         "matches": matches / max(pairs, 1),
     }
 
 
+def _of_cells(values: Tensor, cell: Tensor) -> Tensor:
+    """Rows (B, K, 2) of `values` (B, N, 2) at the cells (B, K)."""
+    return values.gather(1, cell[..., None].expand(-1, -1, 2))
+
+
 class RealPair(NamedTuple):
-    """Two photos at the network's size with the fundamental matrix there.
+    """Two photos at the network's size with their fundamental matrix.
 
     Attributes:
         image0, image1: (1, 1, H, W) grey in [0, 1].
-        F: (3, 3), x1ᵀ·F·x0 = 0.
+        F: (3, 3) with x1ᵀ·F·x0 = 0, in hloc's pixel frame of these images.
     """
 
     image0: Tensor
     image1: Tensor
-    F: Tensor
+    F: np.ndarray
 
 
 def load_real_pairs(path: Path, images: Path, longest: int = 640) -> list[RealPair]:
-    """Photos of a list in SuperGlue's format, scaled to a longest side of about `longest`.
+    """Loads the pairs of a list in SuperGlue's format `pairs_with_gt`.
+
+    Args:
+        path: the list.
+        images: folder of the photos.
+        longest: longest side in pixels to which the photos are scaled; both sides are rounded to
+            multiples of 32.
 
     Raises:
-        EdmHlocError: for a malformed list, photos with an EXIF rotation or an unreadable photo.
+        EdmHlocError: the list is malformed, or a photo has an EXIF rotation or cannot be read.
     """
     pairs = []
     for pair in read_pairs_with_gt(path):
@@ -105,42 +121,49 @@ def load_real_pairs(path: Path, images: Path, longest: int = 640) -> list[RealPa
             raise EdmHlocError(f"{path}: {pair.name0}, {pair.name1} have an EXIF rotation")
         image0, A0 = _network_image(images / pair.name0, longest)
         image1, A1 = _network_image(images / pair.name1, longest)
-        x, y, z = pair.T_0to1[:3, 3]
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        E = cross @ pair.T_0to1[:3, :3]
+        E = essential_matrix(pair.T_0to1)
         F = np.linalg.inv(A1 @ pair.K1).T @ E @ np.linalg.inv(A0 @ pair.K0)
-        pairs.append(RealPair(image0, image1, torch.from_numpy(F).float()))
+        pairs.append(RealPair(image0, image1, F))
     return pairs
 
 
 def _network_image(path: Path, longest: int) -> tuple[Tensor, np.ndarray]:
+    """The scaled photo (1, 1, H, W), and the matrix from the photo's pixels to its pixels."""
     image = read_grey(path)
     h, w = image.shape
     height, width = (max(1, round(n * longest / max(h, w) / STRIDE)) * STRIDE for n in (h, w))
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    sx, sy = width / w, height / h
-    A = np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]])
-    return torch.from_numpy(image)[None, None].float() / 255, A
+    pixels = torch.from_numpy(image)[None, None].float() / 255
+    return pixels, resizing_matrix((w, h), (width, height))
 
 
 @torch.no_grad()
-def validate_real(model: EDM, pairs: list[RealPair], threshold: float) -> dict[str, float]:
-    """Match photos and see how far matches are from each other's epipolar lines.
+def validate_real(
+    model: EDM, pairs: list[RealPair], threshold: float, origin: Origin = "centre"
+) -> dict[str, float]:
+    """Matches real pairs and measures the epipolar errors of the matches.
+
+    Args:
+        model: in evaluation mode.
+        pairs: of `load_real_pairs`.
+        threshold: smallest confidence of a match.
+        origin: where (0, 0) of the network's pixel frame lies.
 
     Returns:
-        precision: share of matches within 1 px of the lines in both images, matches: mean
-        number of them, right or wrong, a pair.
+        precision: share of matches with an epipolar error below 1 px in both images, matches:
+        mean number of matches a pair.
     """
     device = next(model.parameters()).device
-    right = total = 0
+    correct = total = 0
     for pair in pairs:
         features0, features1 = (model.encode(image.to(device)) for image in pair[:2])
         out = model.match(features0, features1, MatchOptions(threshold=threshold))
-        x0, x1 = (k[out.valid].cpu() for k in (out.keypoints0, out.keypoints1))
-        x0, x1 = (torch.cat([x, torch.ones_like(x[:, :1])], dim=1) for x in (x0, x1))
-        line1, line0 = x0 @ pair.F.T, x1 @ pair.F
-        product = (x1 * line1).sum(dim=1).abs()
-        distance = product / torch.minimum(line1[:, :2].norm(dim=1), line0[:, :2].norm(dim=1))
-        right += int((distance < 1.0).sum())
-        total += len(x0)
-    return {"precision": right / max(total, 1), "matches": total / max(len(pairs), 1)}
+        points0, points1 = (
+            (keypoints[out.valid].double() - origin_shift(origin)).cpu().numpy()
+            for keypoints in (out.keypoints0, out.keypoints1)
+        )
+        x0, x1 = (np.column_stack([x, np.ones(len(x))]) for x in (points0, points1))
+        error = np.maximum(*epipolar_errors(x0, x1, pair.F))
+        correct += int((error < 1.0).sum())
+        total += len(error)
+    return {"precision": correct / max(total, 1), "matches": total / max(len(pairs), 1)}

@@ -29,6 +29,7 @@ from edm_hloc.images.load import load_image
 from edm_hloc.pairs.with_truth import PairWithPose, read_pairs_with_gt, write_pairs_with_gt
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
 from edm_hloc.synthetic.textures import TextureBank
+from tests.planar import COLMAP_OFFSET, PlanarPair
 from tests.scenes import TruthMatcher
 
 SIZES = ((471, 313), (320, 240))  # width, height
@@ -58,7 +59,7 @@ def project(K: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def true_matches(number: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of random points in both photos, where the top-left pixel's centre is (0, 0)."""
+    """Pixels of random points in both photos, in hloc's frame."""
     rng = np.random.default_rng(0)
     points = rng.uniform((-2, -1.5, 4), (2, 1.5, 9), (number, 3))
     return project(K0, points), project(K1, points @ T_0TO1[:3, :3].T + T_0TO1[:3, 3])
@@ -80,9 +81,10 @@ def listed(tmp_path: Path) -> Path:
 def test_auc_in_closed_form() -> None:
     assert pose_auc([0.0, 0.0]) == [1.0, 1.0, 1.0]
     assert pose_auc([np.inf, 30.0]) == [0.0, 0.0, 0.0]
-    # Recall rises from 0 to 1 as the error goes to 4, and stays: 2 + 1 of 5, 2 + 6 of 10, …
+    # Recall rises from 0 to 1 as the error goes to 4, and stays there: (2 + 1) / 5, (2 + 6) / 10, …
     np.testing.assert_allclose(pose_auc([4.0]), [0.6, 0.8, 0.9])
-    # To ½ at 2, to 1 at 8: up to 5 it is 0.5 + (0.5 + 0.5) / 2 · 3, flat after the last below.
+    # Recall ½ at 2 and 1 at 8; between the last error below the threshold and the threshold it is
+    # constant: 0.5 + (0.5 + 0.5) / 2 · 3 up to 5.
     np.testing.assert_allclose(pose_auc([2.0, 8.0], (5.0,)), [(0.5 + 1.5) / 5])
     with pytest.raises(ValueError, match="no error"):
         pose_auc([])
@@ -109,8 +111,8 @@ def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:
     assert len(result.colmap) == len(result.opencv) == len(SEEDS)
     assert max(result.colmap) < 1e-3
     assert max(result.opencv) < 1e-3
-    # A point moved across its epipolar line by d px is d px away there, and at most twice that
-    # in the other photo, whose focal length is longer.
+    # A point moved by d px perpendicularly to its epipolar line has an error of d px there, and of
+    # at most 2d px in the other photo, whose focal length is longer.
     for d, near in ((0.45, 300), (1.05, 0)):
         moved = x1 + d * normals(x0)
         assert measure_pair(pair, x0, moved).near == near
@@ -121,7 +123,7 @@ def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:
 
 
 def normals(x0: np.ndarray) -> np.ndarray:
-    """Unit normals of the epipolar lines in image 1, which is the coarser one."""
+    """Unit normals of the epipolar lines in image 1, whose focal length is the shorter one."""
     x, y, z = T_0TO1[:3, 3]
     E = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ T_0TO1[:3, :3]
     F = np.linalg.inv(K1).T @ E @ np.linalg.inv(K0)
@@ -130,7 +132,7 @@ def normals(x0: np.ndarray) -> np.ndarray:
 
 
 def test_half_a_pixel_would_be_noticed(listed: Path) -> None:
-    """The pixel frames are right: with the centre of the first pixel at (½, ½) it is worse."""
+    """Matches in hloc's frame give the exact pose; matches in COLMAP's frame do not."""
     (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
     x0, x1 = true_matches()
     assert max(measure_pair(pair, x0, x1).colmap) < 1e-3
@@ -186,8 +188,7 @@ def same_pose(pair: PosePair) -> None:
     np.testing.assert_allclose(pair.T_0to1, T_0TO1, atol=1e-12)
     for camera, K, size in ((pair.camera0, K0, SIZES[0]), (pair.camera1, K1, SIZES[1])):
         assert (camera.width, camera.height) == size
-        expected = K + np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-        np.testing.assert_allclose(camera.calibration_matrix(), expected, atol=1e-9)
+        np.testing.assert_allclose(camera.calibration_matrix(), K + COLMAP_OFFSET, atol=1e-9)
     assert pair.rotation == pytest.approx(20.0)
 
 
@@ -218,7 +219,7 @@ def test_colmap_model(listed: Path) -> None:
     model = pycolmap.Reconstruction()
     poses = (np.eye(4), T_0TO1)
     for i, (K, (width, height)) in enumerate(zip((K0, K1), SIZES, strict=True), 1):
-        params = [K[0, 0], K[1, 1], K[0, 2] + 0.5, K[1, 2] + 0.5]
+        params = [K[0, 0], K[1, 1], *(K + COLMAP_OFFSET)[:2, 2]]
         model.add_camera_with_trivial_rig(
             pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params, camera_id=i)
         )
@@ -235,7 +236,7 @@ def test_colmap_model(listed: Path) -> None:
 
 
 def test_megadepth_index(listed: Path) -> None:
-    """As LoFTR's `megadepth_test_1500_scene_info`: object arrays, poses from the world."""
+    """As LoFTR's `megadepth_test_1500_scene_info`: object arrays, cam_from_world, COLMAP's K."""
     world = np.eye(4)
     world[:3, :3], world[:3, 3] = rotation((1, 2, 3), 40.0), (3, 2, 1)
     info = np.empty(1, object)
@@ -245,7 +246,7 @@ def test_megadepth_index(listed: Path) -> None:
     np.savez(
         index / "0015_0.1_0.3.npz",
         image_paths=np.array(["photos/0.png", None, "photos/1.png"], object),
-        intrinsics=np.array([K0, None, K1], object),
+        intrinsics=np.array([K0 + COLMAP_OFFSET, None, K1 + COLMAP_OFFSET], object),
         poses=np.array([world, None, T_0TO1 @ world], object),
         pair_infos=info,
     )
@@ -258,8 +259,47 @@ def test_megadepth_index(listed: Path) -> None:
         read_pose_pairs(index, listed, 64)
 
 
+def test_principal_points_of_megadepth_are_the_photos_centres(tmp_path: Path) -> None:
+    """Rows of LoFTR's index of scene 0015: COLMAP's cameras have the same principal point."""
+    rows = {(1600, 1199): (800.0, 599.5), (1599, 1199): (799.5, 599.5), (1014, 599): (507.0, 299.5)}
+    for i, size in enumerate(rows):
+        write_photo(tmp_path / f"{i}.jpg", size)
+    infos = np.empty(2, object)
+    infos[:] = [((0, 1), 0.3, None), ((1, 2), 0.3, None)]
+    np.savez(
+        tmp_path / "0015.npz",
+        image_paths=np.array([f"{i}.jpg" for i in range(3)], object),
+        intrinsics=np.array(
+            [[[1750, 0, cx], [0, 1750, cy], [0, 0, 1]] for cx, cy in rows.values()]
+        ),
+        poses=np.array([np.eye(4), T_0TO1, np.eye(4)]),
+        pair_infos=infos,
+    )
+    cameras = {}
+    for pair in read_pose_pairs(tmp_path / "0015.npz", tmp_path, 640):
+        cameras |= {pair.name0: pair.camera0, pair.name1: pair.camera1}
+    for (width, height), (_, camera) in zip(rows, sorted(cameras.items()), strict=True):
+        assert (camera.width, camera.height) == (width, height)
+        assert camera.principal_point_x == rows[width, height][0] == width / 2
+        assert camera.principal_point_y == rows[width, height][1] == height / 2
+
+
+@pytest.mark.parametrize("sizes", [((471, 313), (471, 313)), ((320, 240), (1599, 1199))])
+def test_half_a_pixel_would_be_noticed_in_megadepth(
+    tmp_path: Path, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    """Exact matches of a plane and points around it, by an index written as MegaDepth's."""
+    planar = PlanarPair(*sizes)
+    (pair,) = read_pose_pairs(planar.write_as_megadepth(tmp_path), tmp_path, 640)
+    pixels = np.random.default_rng(0).uniform(0, np.array(sizes[0]) - 1, (300, 2))
+    points = planar.plane_points(0, pixels) * np.random.default_rng(1).uniform(0.7, 1.4, (300, 1))
+    x0, x1 = planar.project(0, points), planar.project(1, points)
+    assert max(measure_pair(pair, x0, x1).colmap) < 1e-3
+    assert min(measure_pair(pair, x0 + 0.5, x1 + 0.5).colmap) > 1e-2
+
+
 def test_scannet_index(tmp_path: Path) -> None:
-    """As LoFTR's `scannet_test_1500`: intrinsics of the depth map, poses to the world."""
+    """As LoFTR's `scannet_test_1500`: scaled intrinsics of colour cameras, world_from_cam."""
     scene = tmp_path / "scene0707_03"
     (scene / "pose").mkdir(parents=True)
     world_from_0 = np.eye(4)
@@ -270,10 +310,15 @@ def test_scannet_index(tmp_path: Path) -> None:
     index = tmp_path / "index"
     index.mkdir()
     np.savez(index / "test.npz", name=np.array([[707, 3, 15, 585]]))
-    np.savez(index / "intrinsics.npz", scene0707_03=K1)
+    scale = np.array([640 / 1296, 480 / 968])
+    scaled = K1.copy()  # the principal point times `scale` of the photo's
+    scaled[:2, 2] = ((K1[:2, 2] + 0.5) / scale - 0.5) * scale
+    np.savez(index / "intrinsics.npz", scene0707_03=scaled)
     (pair,) = read_pose_pairs(index, tmp_path, 640)
     np.testing.assert_allclose(pair.T_0to1, T_0TO1, atol=1e-9)
     assert (pair.camera0.width, pair.camera0.height, pair.size0) == (640, 480, (1296, 968))
+    expected = K1 + COLMAP_OFFSET
+    np.testing.assert_allclose(pair.camera0.calibration_matrix(), expected, atol=1e-9)
     # A pixel of the photo lies where the same point of the depth map does.
     x0 = project(K1, np.array([[0.1, 0.2, 3.0]] * 9))
     photo = (x0 + 0.5) * (1296 / 640, 968 / 480) - 0.5
@@ -299,7 +344,7 @@ def test_neither_model_nor_index(tmp_path: Path) -> None:
 
 
 def test_evaluation_of_the_truth_and_of_sift(scene: Path, tmp_path: Path) -> None:
-    """Exact matches give exact poses through files and formats; SIFT stands its ground."""
+    """Exact matches give exact poses through files and formats; SIFT gives good ones."""
     pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:4]
     matchers = {"truth": TruthMatcher(scene, noise=0.0, outliers=0.0), "sift": SIFTMatcher()}
     results = evaluate_pose(pairs, scene / "images", matchers, tmp_path)

@@ -1,0 +1,209 @@
+"""Checkpoints of a training run, and the weights from which another run starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
+from edm_hloc.base.frames import Origin
+from edm_hloc.models.edm import EDM
+from edm_hloc.models.types import EDMConfig
+from edm_hloc.models.weights import config_from_json, read_state, stored_config, stored_origin
+from edm_hloc.training.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+LENGTH_SETTINGS = ("minutes", "steps")  # may be changed when a run is resumed
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come, over all resumes.
+
+    Attributes:
+        step: number of optimiser steps, including those that were skipped.
+        pairs: training pairs, of all processes.
+        seconds: time of training.
+        skipped: steps without a finite gradient.
+        earlier_pairs, earlier_seconds: those of the runs whose weights this one started from.
+    """
+
+    step: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    earlier_pairs: int = 0
+    earlier_seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """All that changes in the course of a run.
+
+    Attributes:
+        module: the training step as Lightning Fabric has set it up.
+        model: the network in it.
+        average: the moving average of its weights, in evaluation mode.
+        optimizer: as Lightning Fabric has set it up.
+        progress: how far the run has come.
+    """
+
+    module: nn.Module
+    model: EDM
+    average: EDM
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+
+
+def save_checkpoint(path: Path, config: TrainConfig, state: TrainingState) -> None:
+    """Writes all that is needed to continue a run; the file is replaced as a whole."""
+    content = {
+        "config": config.to_json(),
+        "progress": dataclasses.asdict(state.progress),
+        "model": state.model.state_dict(),
+        "average": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The content of a run's checkpoint by the names of `save_checkpoint`; None if there is none.
+
+    Raises:
+        EdmHlocError: the file is damaged, or the run has other settings than `config` (only its
+            length may differ).
+    """
+    if not path.exists():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        stored = json.loads(checkpoint["config"])
+    except Exception as error:  # torch.load raises almost anything
+        raise EdmHlocError(f"{path} is not a checkpoint of edm_hloc: {error}") from error
+    ours, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
+    differing = [
+        k for k in ours if k not in LENGTH_SETTINGS and ours[k] != stored.get(k, defaults[k])
+    ]
+    if differing:
+        raise EdmHlocError(
+            f"{path} belongs to a run with other settings ({', '.join(differing)}); choose another "
+            "output directory, and name the checkpoint as `initial` to start from its weights"
+        )
+    return checkpoint
+
+
+class _InitialWeights(NamedTuple):
+    """What a file says of a network.
+
+    Attributes:
+        state: its weights.
+        average: their moving average; the weights themselves if there is none.
+        network: its configuration; None if the file does not say.
+        origin: where (0, 0) of its pixel frame lies; None if the file does not say.
+        progress: of its training, as far as the file says.
+    """
+
+    state: dict[str, Any]
+    average: dict[str, Any]
+    network: EDMConfig | None
+    origin: Origin | None
+    progress: Progress
+
+
+def load_initial(path: Path, model: EDM, average: EDM, origin: Origin) -> Progress:
+    """Loads the weights from which a run starts.
+
+    Weights of another pixel frame are accepted with a warning: the run teaches them the new one.
+
+    Args:
+        path: `checkpoint.pt` of a run, or a safetensors file.
+        model, average: the networks that get the weights and their moving average.
+        origin: where (0, 0) of the run's pixel frame lies.
+
+    Returns:
+        What is known of the training of these weights.
+
+    Raises:
+        EdmHlocError: the file is damaged, or of another network.
+    """
+    try:
+        initial = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
+        if initial.network is not None:
+            _check_network(initial.network, model.config)
+        model.load_state_dict(initial.state)
+        average.load_state_dict(initial.average)
+    except Exception as error:
+        raise EdmHlocError(f"cannot start training from {path}: {error}") from error
+    _compare_origins(path, initial.origin, origin)
+    return initial.progress
+
+
+def _read_safetensors(path: Path) -> _InitialWeights:
+    state, metadata = read_state(path)
+    progress = Progress(
+        pairs=int(metadata.get("pairs", 0)), seconds=3600 * float(metadata.get("hours", 0))
+    )
+    origin = stored_origin(metadata, path)
+    return _InitialWeights(state, state, stored_config(metadata, path), origin, progress)
+
+
+def _read_run(path: Path) -> _InitialWeights:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config = json.loads(checkpoint["config"])
+        return _InitialWeights(
+            checkpoint["model"],
+            checkpoint["average"],
+            config_from_json(json.dumps(config["model"])),
+            config.get("origin", TrainConfig.origin),
+            Progress(**checkpoint["progress"]),
+        )
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises almost anything
+        raise EdmHlocError("it is damaged, or no checkpoint.pt of a training run") from error
+
+
+def _check_network(theirs: EDMConfig, ours: EDMConfig) -> None:
+    """Refuses weights of another network, even if their shapes fit."""
+    # The size of the training images does not change the meaning of any weight.
+    theirs = dataclasses.replace(theirs, train_size=ours.train_size)
+    stored, own = dataclasses.asdict(theirs), dataclasses.asdict(ours)
+    differing = json.dumps({k: v for k, v in stored.items() if v != own[k]})
+    if theirs != ours:
+        raise EdmHlocError(f"they are of another network; train it with --set 'model={differing}'")
+
+
+def _compare_origins(path: Path, theirs: Origin | None, ours: Origin) -> None:
+    """Warns if the weights' pixel frame is not that of the run, or not known."""
+    if theirs is None:
+        logger.warning(
+            "%s does not say in which pixel frame its weights were trained (a safetensors file "
+            "does so by the metadata `origin`). This run trains them in the frame with (0, 0) at "
+            "the %s of the top-left pixel; weights trained on MegaDepth, such as the authors', are "
+            "in the corner frame, which --set origin=corner keeps.",
+            path,
+            ours,
+        )
+    elif theirs != ours:
+        logger.warning(
+            "The weights of %s were trained with (0, 0) of the pixel frame at the %s of the "
+            "top-left pixel; this run moves it to the %s, so that the network has to learn a shift "
+            "of half a pixel. --set origin=%s keeps the frame.",
+            path,
+            theirs,
+            ours,
+            theirs,
+        )

@@ -1,0 +1,244 @@
+"""Readers of real training scenes: MegaDepth and ScanNet by LoFTR's index files, COLMAP models.
+
+Formats (poses are cam_from_world unless said otherwise):
+
+MegaDepth: the index is a folder of `*.npz` files, one a scene, with `image_paths` and
+    `depth_paths` (relative to the root), `intrinsics` (N, 3, 3), `poses` (N, 4, 4) and
+    `pair_infos`, a list of ((i, j), overlap, …). Depth maps are H5 files with the entry `depth`.
+ScanNet: the index is a folder of `*.npz` files with `name` (P, 4), rows of scene, scan, frame and
+    frame, and `score` (P,), the overlap; beside them `intrinsics.npz` with one 3×3 array a scan.
+    The root has `sceneSSSS_NN/{color/F.jpg, depth/F.png, pose/F.txt}`; depth in millimetres,
+    poses are world_from_cam.
+COLMAP: the index is a model, the root its folder of photos. The ground truth is sparse: the
+    points that two images observe.
+
+In which pixel frame each of them has its intrinsics is said in `pairs.index_files`; all that is
+read here is in hloc's frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import h5py
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.frames import from_colmap
+from edm_hloc.pairs.index_files import (
+    ScanNetIntrinsics,
+    read_megadepth_index,
+    read_scannet_index,
+    read_scannet_pose,
+)
+from edm_hloc.synthetic.textures import read_grey
+from edm_hloc.training.config import RealData
+
+Array = np.ndarray
+MIN_SHARED_POINTS = 40  # of a COLMAP model, for two images to be a training pair
+
+
+class SupervisedImage(NamedTuple):
+    """An image of a training pair with its ground truth.
+
+    Attributes:
+        image: (H, W) uint8.
+        depth: (H, W) float32 along the optical axis, 0 where unknown; None with sparse truth.
+        K: (3, 3) intrinsics in hloc's pixel frame.
+        points: (P, 2) pixels, in hloc's frame, of the 3D points that both images of the pair
+            observe, in the same order in both; None with depth maps.
+    """
+
+    image: Array
+    depth: Array | None
+    K: Array
+    points: Array | None
+
+
+class TrainingScene(NamedTuple):
+    """The training pairs of one scene.
+
+    Attributes:
+        length: number of pairs.
+        read: number of a pair → its two images and T_0to1 (4, 4). Raises ImageError if a file of
+            the pair cannot be read.
+    """
+
+    length: int
+    read: Callable[[int], tuple[SupervisedImage, SupervisedImage, Array]]
+
+
+def read_scenes(data: RealData) -> list[TrainingScene]:
+    """The scenes of a data set that have training pairs.
+
+    Raises:
+        EdmHlocError: the data is missing or malformed, or has no pair.
+    """
+    root, index = Path(data.root), Path(data.index)
+    for path in (root, index):
+        if not path.is_dir():
+            raise EdmHlocError(f"training data: there is no folder {path}")
+    if data.format == "megadepth":
+        scenes = megadepth_scenes(root, index, data.min_overlap)
+    elif data.format == "scannet":
+        scenes = scannet_scenes(root, index, data.min_overlap)
+    elif data.format == "colmap":
+        scenes = colmap_scenes(index, root)
+    else:
+        raise EdmHlocError(f"unknown format of training data: {data.format!r}")
+    scenes = [s for s in scenes if s.length]
+    if not scenes:
+        raise EdmHlocError(f"no training pairs with enough overlap in {index}")
+    return scenes
+
+
+def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[TrainingScene]:
+    """One scene for each index file of MegaDepth.
+
+    Args:
+        root: folder of the images and depth maps.
+        index: folder of the index files.
+        min_overlap: smallest overlap score of a pair.
+    """
+
+    def scene(path: Path) -> TrainingScene:
+        content = read_megadepth_index(path, with_depth=True)
+        pairs = [content.pairs[i] for i in np.flatnonzero(content.overlaps >= min_overlap)]
+
+        def supervised_image(i: int) -> SupervisedImage:
+            image = read_grey(root / content.image_path(i))
+            depth_path = root / content.depth_path(i)
+            try:
+                with h5py.File(depth_path) as file:
+                    depth = np.asarray(file["depth"], dtype=np.float32)
+            except (OSError, KeyError) as error:
+                raise ImageError(f"cannot read the depth map {depth_path}: {error}") from error
+            if depth.shape != image.shape:
+                raise ImageError(f"{depth_path} is {depth.shape}, its image {image.shape}")
+            return SupervisedImage(image, depth, content.K(i), None)
+
+        def read(number: int) -> tuple[SupervisedImage, SupervisedImage, Array]:
+            i, j = pairs[number]
+            return supervised_image(i), supervised_image(j), content.T_0to1(i, j)
+
+        return TrainingScene(len(pairs), read)
+
+    return [scene(p) for p in sorted(index.glob("*.npz"))]
+
+
+def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[TrainingScene]:
+    """One scene for each index file of ScanNet; see `megadepth_scenes` for the arguments."""
+    intrinsics = ScanNetIntrinsics(index / "intrinsics.npz")
+
+    def scene(path: Path) -> TrainingScene:
+        content = read_scannet_index(path, with_overlap=True)
+        assert content.overlaps is not None
+        pairs = [content.pairs[i] for i in np.flatnonzero(content.overlaps >= min_overlap)]
+
+        def supervised_image(scan: str, frame: int) -> SupervisedImage:
+            depth_path = root / scan / "depth" / f"{frame}.png"
+            try:
+                depth = cv2.imdecode(np.fromfile(depth_path, np.uint8), cv2.IMREAD_UNCHANGED)
+            except (OSError, cv2.error) as error:
+                raise ImageError(f"cannot read the depth map {depth_path}: {error}") from error
+            if depth is None:
+                raise ImageError(f"cannot read the depth map {depth_path}: not an image")
+            image = read_grey(root / scan / "color" / f"{frame}.jpg")
+            image = cv2.resize(image, depth.shape[::-1], interpolation=cv2.INTER_AREA)
+            metres = depth.astype(np.float32) / 1000
+            return SupervisedImage(image, metres, intrinsics.K(scan), None)
+
+        def read(number: int) -> tuple[SupervisedImage, SupervisedImage, Array]:
+            scan, *frames = pairs[number]
+            pose0, pose1 = (read_scannet_pose(root / scan, frame) for frame in frames)
+            image0, image1 = (supervised_image(scan, frame) for frame in frames)
+            return image0, image1, pose1 @ np.linalg.inv(pose0)
+
+        return TrainingScene(len(pairs), read)
+
+    return [scene(p) for p in sorted(index.glob("*.npz")) if p != intrinsics.path]
+
+
+@dataclass(frozen=True)
+class _ModelImage:
+    """A registered image of a COLMAP model.
+
+    Attributes:
+        name: path, relative to the folder of the photos.
+        points: (P,) numbers of the 3D points that it observes.
+        pixels: (P, 2) their projections by the model, in hloc's pixel frame.
+        size: (width, height).
+        K: (3, 3) in hloc's pixel frame.
+        cam_from_world: (4, 4).
+    """
+
+    name: str
+    points: Array
+    pixels: Array
+    size: tuple[int, int]
+    K: Array
+    cam_from_world: Array
+
+
+def colmap_scenes(model: Path, images: Path) -> list[TrainingScene]:
+    """One scene with the pairs of a COLMAP model's images that share `MIN_SHARED_POINTS`.
+
+    Args:
+        model: folder of the model.
+        images: folder of its photos.
+    """
+    try:
+        from scipy.sparse import triu
+
+        from edm_hloc.base.colmap import posed_images, read_model
+        from edm_hloc.pairs.covisibility import visibility
+    except ImportError as error:
+        raise EdmHlocError("training on a COLMAP model needs pycolmap and scipy") from error
+
+    reconstruction = read_model(model)
+    xyz = np.array([p.xyz for p in reconstruction.points3D.values()]).reshape(-1, 3)
+    names, sees = visibility(reconstruction)
+    posed = posed_images(reconstruction)
+    model_images = []
+    for i, name in enumerate(names):
+        image, seen = posed[name], slice(*sees.indptr[i : i + 2])
+        points = sees.indices[seen]
+        pose = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
+        camera = reconstruction.cameras[image.camera_id]
+        pixels = from_colmap(camera.img_from_cam(xyz[points] @ pose[:3, :3].T + pose[:3, 3]))
+        K = camera.calibration_matrix()
+        K[:2, 2] = from_colmap(K[:2, 2])
+        keep = np.isfinite(pixels).all(axis=1)
+        sees.data[seen] = keep
+        size = (camera.width, camera.height)
+        model_images.append(_ModelImage(name, points[keep], pixels[keep], size, K, pose))
+    covisible = triu(sees @ sees.T >= MIN_SHARED_POINTS, k=1)
+    pairs = [
+        (model_images[i], model_images[j])
+        for i, j in sorted(zip(*covisible.nonzero(), strict=True))
+    ]
+    if not pairs:
+        raise EdmHlocError(
+            f"no two images of the model {model} share {MIN_SHARED_POINTS} points; "
+            "training needs a reconstruction with overlapping photos"
+        )
+
+    def supervised_image(image: _ModelImage, points: Array) -> SupervisedImage:
+        pixels = read_grey(images / image.name)
+        if pixels.shape[::-1] != image.size:
+            raise ImageError(
+                f"{images / image.name} is {pixels.shape[::-1]} px, in the model {image.size}"
+            )
+        return SupervisedImage(pixels, None, image.K, points)
+
+    def read(number: int) -> tuple[SupervisedImage, SupervisedImage, Array]:
+        a, b = pairs[number]
+        _, in_a, in_b = np.intersect1d(a.points, b.points, assume_unique=True, return_indices=True)
+        T = b.cam_from_world @ np.linalg.inv(a.cam_from_world)
+        return supervised_image(a, a.pixels[in_a]), supervised_image(b, b.pixels[in_b]), T
+
+    return [TrainingScene(len(pairs), read)]

@@ -1,0 +1,62 @@
+"""Ground truth from sparse correspondences, such as the points of a COLMAP model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edm_hloc.base.frames import Origin, inside, origin_shift
+from edm_hloc.base.grid import CELL
+from edm_hloc.training.supervision import Supervision, grid_points, mutual_supervision
+
+NEIGHBOURS = 8  # points to which an affine map is fitted
+NEAREST = 12.0  # px, largest distance of a grid point from the nearest of them
+FARTHEST = 5 * NEAREST  # px, from the farthest of them
+MAX_RESIDUAL = 0.5  # px, root mean square of the affine fit
+
+
+def sparse_supervision(
+    points0: Tensor,
+    points1: Tensor,
+    size0: tuple[int, int],
+    size1: tuple[int, int],
+    origin: Origin = "centre",
+) -> Supervision:
+    """Ground truth of one pair of images from points that both observe.
+
+    The warp of a grid point is an affine map fitted to its nearest points. A grid point has no
+    ground truth if these are too far away, or if the residuals of the fit are too large.
+
+    Args:
+        points0, points1: (P, 2) the points in both images, in hloc's pixel frame.
+        size0, size1: (height, width) of the images.
+        origin: where (0, 0) of the network's pixel frame lies.
+    """
+    shift = origin_shift(origin)
+    points0, points1 = points0 + shift, points1 + shift  # in the network's frame
+    grid0, grid1 = ((h // CELL, w // CELL) for h, w in (size0, size1))
+    warps = []
+    for grid, source, target, (height, width) in (
+        (grid0, points0, points1, size1),
+        (grid1, points1, points0, size0),
+    ):
+        warped, fits = _warp_affinely(grid_points(grid), source, target)
+        visible = fits & inside(warped - shift, width, height, 0.5)
+        warps.append((warped[None], visible[None]))
+    return mutual_supervision(warps[0], warps[1], grid0, grid1)
+
+
+def _warp_affinely(grid: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Grid points (N, 2) → their warp (N, 2), and whether the affine map fits (N,) bool."""
+    if len(source) < NEIGHBOURS:
+        return torch.zeros_like(grid), torch.zeros(len(grid), dtype=torch.bool)
+    distance, near = torch.cdist(grid, source).topk(NEIGHBOURS, largest=False)
+    x = source[near] - grid[:, None]  # (N, k, 2)
+    design = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1).double()
+    y = target[near].double()
+    # Damped, since the neighbours may be collinear; the residuals are then large.
+    normal = design.mT @ design + 1e-3 * torch.eye(3, dtype=torch.float64)
+    affine = torch.linalg.solve(normal, design.mT @ y)
+    residual = (design @ affine - y).square().sum(dim=-1).mean(dim=-1).sqrt()
+    surrounded = (distance[:, 0] < NEAREST) & (distance[:, -1] < FARTHEST)
+    return affine[:, 2].float(), surrounded & (residual < MAX_RESIDUAL)

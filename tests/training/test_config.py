@@ -1,0 +1,109 @@
+"""Configuration of training runs: presets, errors, schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.training.config import PRESETS, TrainConfig, load_config
+from edm_hloc.training.trainer import run_training
+from tests.training.tools import (
+    TINY,
+)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(PRESETS[name].to_json())
+    assert load_config(str(path)) == PRESETS[name]
+
+
+def test_config_errors_name_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="neither a file nor a preset"):
+        load_config(str(tmp_path / "none.json"))
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(EdmHlocError, match="not JSON"):
+        load_config(str(tmp_path / "bad.json"))
+    with pytest.raises(EdmHlocError, match="learningrate"):
+        load_config("edm_s", {"learningrate": 1})
+    with pytest.raises(EdmHlocError, match="either minutes or steps"):
+        run_training(TrainConfig(model=TINY), tmp_path / "run")
+    for length in ({"steps": 0}, {"minutes": -1.0}):
+        with pytest.raises(EdmHlocError, match="longer than 0"):
+            load_config("edm_s", length)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("learning_rate", "abc", "float"),
+        ("learning_rate", True, "float"),
+        ("seed", 0.5, "int"),
+        ("minutes", "long", "float | None"),
+        ("textures", 3, "str | None"),
+        ("difficulty", [0.1], "tuple[float, float]"),
+        ("difficulty", ["a", "b"], "tuple[float, float]"),
+        ("schedule", "linear", "Literal['cosine', 'paper']"),
+    ],
+)
+def test_settings_of_another_type_are_named(name: str, value: object, kind: str) -> None:
+    with pytest.raises(EdmHlocError, match=rf"{name} is .*, not {re.escape(kind)}$"):
+        load_config("edm_s", {name: value})
+
+
+def test_what_lightning_refuses_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="cannot train with accelerator 'foo'"):
+        run_training(TrainConfig(model=TINY, steps=1), tmp_path / "run", accelerator="foo")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_from_another_file_is_named(tmp_path: Path) -> None:
+    torch.save({"other": 1}, tmp_path / "other.pt")
+    (tmp_path / "text").write_text("root:x:0:0:root:/root:/bin/bash\n" * 20)
+    for name in ("other.pt", "text"):
+        initial = str(tmp_path / name)
+        config = TrainConfig(model=TINY, steps=1, initial=initial)
+        with pytest.raises(EdmHlocError, match=f"from {initial}: it is damaged, or no checkpoint"):
+            run_training(config, tmp_path / "run", accelerator="cpu")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_batch_shapes_follow_the_stages(name: str) -> None:
+    config = PRESETS[name]
+    rng = np.random.default_rng(0)
+    for progress in np.linspace(0, 1, 30):
+        pairs, height, width = config.batch_shape(float(progress), rng)
+        assert height % 32 == 0
+        assert width % 32 == 0
+        stage = next((s for s in config.stages if progress < s.until), config.stages[-1])
+        assert stage.sides[0] - 32 <= math.sqrt(height * width) <= stage.sides[1] + 32
+        assert pairs >= 2
+        assert pairs * height * width <= max(1.2 * stage.pixels, 2 * height * width)
+
+
+def test_position_scales_reach_the_largest_images() -> None:
+    rng = np.random.default_rng(0)
+    scales = [TrainConfig().draw_position_scale(256, rng) for _ in range(400)]
+    assert 0.4 < np.mean([s == 1.0 for s in scales]) < 0.6
+    assert min(scales) >= 1.0
+    assert 3.5 < max(scales) <= 4.0
+
+
+def test_schedules() -> None:
+    cosine = TrainConfig(learning_rate=1.0, warmup=0.1)
+    assert [cosine.learning_rate_at(p) for p in (0.0, 0.05, 0.1)] == pytest.approx([0, 0.5, 1.0])
+    assert cosine.learning_rate_at(0.55) == pytest.approx(0.5)
+    assert cosine.learning_rate_at(1.0) == pytest.approx(0.0)
+    assert cosine.learning_rate_at(1.01) == pytest.approx(0.0)
+    paper = dataclasses.replace(PRESETS["edm_paper"], learning_rate=2e-3)
+    epochs = (1.5, 3, 7.9, 8.1, 12.1, 16.1, 20.1, 24.1, 29.9)
+    expected = [1e-3, 2e-3, 2e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5]
+    assert [paper.learning_rate_at(e / 30) for e in epochs] == pytest.approx(expected)

@@ -1,0 +1,71 @@
+"""Sources of batches, and their computation ahead of use."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.training.sources import MixedSource, Prefetcher, SyntheticSource, mix_seeds
+from edm_hloc.training.step import PairBatch
+from tests.training.tools import (
+    OneBatch,
+    shifted,
+)
+
+
+def test_synthetic_batches_depend_on_the_seed_alone(scenes: SyntheticSource) -> None:
+    a, b, c = (scenes.batch(2, 96, 128, seed) for seed in (1, 2, 1))
+    assert torch.equal(a.image1, c.image1)
+    assert torch.equal(a.truth.partner, c.truth.partner)
+    assert not torch.equal(a.image1, b.image1)
+    assert a.image0.shape == (2, 1, 96, 128)
+    assert (a.truth.partner >= 0).float().mean() > 0.15
+
+
+def test_mixture_of_sources() -> None:
+    def batch(value: float) -> PairBatch:
+        image = torch.full((1, 1, 32, 32), value)
+        return PairBatch(image, image, shifted(0.0, size=(32, 32)))
+
+    mixture = MixedSource([OneBatch(batch(0.0)), OneBatch(batch(1.0))], [0.25, 0.75])
+    drawn = [float(mixture.batch(1, 32, 32, s).image0[0, 0, 0, 0]) for s in range(300)]
+    assert 0.68 < np.mean(drawn) < 0.82
+
+
+def test_prefetcher_keeps_order_and_passes_errors_on() -> None:
+    def make(i: int) -> int:
+        if i == 7:
+            raise EdmHlocError("no more")
+        return i * i
+
+    threads = torch.get_num_threads()
+    with Prefetcher(make, 4) as items:
+        assert [next(items) for _ in range(3)] == [16, 25, 36]
+        with pytest.raises(EdmHlocError, match="no more"):
+            next(items)
+    assert torch.get_num_threads() == threads
+    with Prefetcher(lambda i: i, 0) as items:  # leaving early does not hang
+        assert next(items) == 0
+
+
+def test_the_prefetcher_alone_works_on_one_core() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Prefetcher(lambda _: torch.get_num_threads(), 0) as items:
+            assert next(items) == 1
+        with ThreadPoolExecutor(1) as new_thread:
+            assert new_thread.submit(torch.get_num_threads).result() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mixed_seeds_differ() -> None:
+    seeds = {mix_seeds(a, b) for a in range(20) for b in range(20)}
+    assert len(seeds) == 400
+    assert all(0 <= s < 2**63 for s in seeds)
