@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edm_hloc.base.frames import Origin, PixelTransform
+from edm_hloc.base.frames import Origin, PixelTransform, origin_shift
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 
@@ -163,8 +163,10 @@ class NetworkMatcher(Matcher):
 
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         found = self.match_in_network_frame(pairs)
-        if self.origin == "centre":
+        shift = origin_shift(self.origin)
+        if shift == 0.0:
             return found
         return [
-            replace(m, keypoints0=m.keypoints0 - 0.5, keypoints1=m.keypoints1 - 0.5) for m in found
+            replace(m, keypoints0=m.keypoints0 - shift, keypoints1=m.keypoints1 - shift)
+            for m in found
         ]

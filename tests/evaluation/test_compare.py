@@ -1,4 +1,4 @@
-"""Comparing models: errors put in by hand come out again, whatever the similarity between them."""
+"""Comparison of models: known errors are measured, whatever the similarity between the models."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def write(
 def moved(
     centres: np.ndarray, rotations: np.ndarray, scale: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same cameras in another world."""
+    """The same cameras in another world frame."""
     Q = Rotation.from_rotvec([1.0, -2.0, 0.5]).as_matrix()
     return scale * centres @ Q.T + [7.0, 8.0, -9.0], rotations @ Q.T
 
 
 def turned(rotations: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """Each camera turned about its own random axis."""
+    """Each camera rotated about a random axis of its own."""
     axes = np.random.default_rng(2).normal(size=(len(rotations), 3))
     axes *= np.radians(degrees)[:, None] / np.linalg.norm(axes, axis=1, keepdims=True)
     return Rotation.from_rotvec(axes).as_matrix() @ rotations
@@ -113,7 +113,7 @@ def test_a_mirrored_model_is_wrong(truth: Path, tmp_path: Path) -> None:
 
 
 def test_cameras_on_a_line_and_only_two(tmp_path: Path) -> None:
-    """Their centres alone leave a turn about the line open; their orientations close it."""
+    """The centres leave a rotation about the line undetermined, the orientations determine it."""
     line = np.outer(np.linspace(0, 10, 6), [0.6, 0.8, 0.0])
     centres = line + np.random.default_rng(4).normal(0, 1e-3, line.shape)
     degrees = np.full(6, 0.05)

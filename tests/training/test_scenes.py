@@ -84,7 +84,7 @@ def test_megadepth_pairs_have_the_truth_of_their_scene(
     assert all(agreement(p, expected) > 0.97 for p in batch.truth.partner)
     assert "missing.jpg" in caplog.text
     assert torch.equal(source.batch(6, 96, 128, 0).truth.partner, batch.truth.partner)
-    # At another size and aspect there is still truth, and it agrees with the images.
+    # There is ground truth at another size and aspect ratio as well.
     other = source.batch(2, 64, 64, 1)
     assert other.image1.shape == (2, 1, 64, 64)
     assert float((other.truth.partner >= 0).float().mean()) > 0.2
@@ -196,7 +196,7 @@ def test_scannet_pairs_have_the_truth_of_their_scene(tmp_path: Path) -> None:
 
 
 def test_fit_keeps_the_projection() -> None:
-    """A point seen in a view is found at the mapped place after scaling and cutting."""
+    """After scaling and cropping, a point is found where the new K projects it."""
     height, width = 313, 471
     y, x = np.mgrid[:height, :width]
     image = (255 * np.exp(-((x - 300.0) ** 2 + (y - 200.0) ** 2) / 600)).astype(np.uint8)
@@ -258,7 +258,7 @@ def test_colmap_pairs_equal_plain_counting(tmp_path: Path, monkeypatch: pytest.M
     for number, point in model.points3D.items():
         for element in point.track.elements:
             sees[model.images[element.image_id].name].add(number)
-    # Behind some that saw it, which so have no pixel for it.
+    # A point behind some of the cameras that observe it, which thus have no pixel for it.
     moved = min(sees[names[0]])
     model.points3D[moved].xyz = 3 * model.find_image_with_name(names[0]).projection_center()
     for image in model.images.values():
@@ -286,7 +286,7 @@ def test_colmap_pairs_equal_plain_counting(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_photos_are_read_as_they_are_stored(tmp_path: Path, orientation: int) -> None:
-    """As COLMAP reads them: its models, and depth maps, are in the pixels of the file."""
+    """EXIF orientations are ignored, since models and depth maps are in the pixels of the file."""
     data = make_megadepth(tmp_path, rendered_pair())
     (scene,) = RealSource(data, 0.05).scenes
     expected = scene.read(0)[0].image

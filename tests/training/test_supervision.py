@@ -140,12 +140,12 @@ def test_shift_beyond_half_a_cell_moves_to_the_next() -> None:
     partner = truth.partner.view(rows, columns)
     own = torch.arange(rows * columns).view(rows, columns)
     assert torch.equal(partner[:, 1:-1], own[:, 2:])
-    # The first column's partners do not see it: they lie 2 px outside on the way back.
+    # The first column has no partner: on the way back it is warped 2 px out of the image.
     assert (partner[:, [0, -1]] == -1).all()
     target, valid = fine_targets(truth, own[:, 1:-1].reshape(1, -1), own[:, 2:].reshape(1, -1))
     assert valid.all()
     torch.testing.assert_close(target[0, 0], torch.tensor([2 / 8, 0.0]))
-    # Against another cell the offset is not within reach.
+    # The offset from another cell is too large.
     assert not fine_targets(truth, own[:, :-1].reshape(1, -1), own[:, :-1].reshape(1, -1))[1].any()
 
 
@@ -236,7 +236,7 @@ def test_padding_takes_what_there_is() -> None:
 
 
 def test_rendered_images_agree_with_their_truth() -> None:
-    """Fine detail correlates best where the truth says, and less a pixel away on any side."""
+    """High-pass filtered images correlate best at the true warp, and less one pixel beside it."""
     options = PairOptions(photometric_effects=False)
     sampler = PairSampler(TextureBank.dead_leaves(4, 512), 0.1, seed=1, options=options)
     pairs = sampler.sample(6, 96, 128)
@@ -281,7 +281,7 @@ def test_sparse_truth_agrees_with_the_dense_one() -> None:
     assert float(error.max()) < 1.0
     right_half = grid_points(sparse.grid0)[:, 0] > width / 2 + 20
     assert not sparse.visible0[0, right_half].any()  # no points there
-    # Points that contradict each other give no truth.
+    # Points without a common affine map give no ground truth.
     shuffled = points1[torch.randperm(700, generator=generator)]
     contradictory = sparse_supervision(points0, shuffled, (height, width), (height, width))
     assert not contradictory.visible0.any()

@@ -96,7 +96,7 @@ def test_picture_of_the_curves(tmp_path: Path) -> None:
 
 
 class FewBatches:
-    """One of three batches, by the seed; cheaper than rendering anew."""
+    """A source that gives one of a few batches, chosen by the seed."""
 
     def __init__(self, batches: list[PairBatch]) -> None:
         self._batches = batches
@@ -159,12 +159,12 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
     assert [r["loss"] for r in curves[0]] == [r["loss"] for r in curves[1]]
     assert str(through.validation) == str(resumed.validation)  # there may be NaN
     assert set(through.validation) >= {"coarse_precision_96x64", "fine_error_96x64"}
-    # Another configuration is refused, a longer run continues.
+    # A run with other settings is refused, a longer run continues.
     with pytest.raises(EdmHlocError, match="seed"):
         run_training(dataclasses.replace(config, seed=3), tmp_path / "b", source=few)
     longer = dataclasses.replace(config, steps=7)
     assert run_training(longer, tmp_path / "b", source=few, accelerator="cpu").steps == 7
-    # From its weights another run may start.
+    # Another run may start from its weights.
     other = dataclasses.replace(config, seed=3, steps=1, learning_rate=0.0, ema=0.0)
     other = dataclasses.replace(other, initial=str(tmp_path / "a" / "checkpoint.pt"))
     started = run_training(other, tmp_path / "c", source=few, accelerator="cpu")
@@ -276,7 +276,7 @@ def test_divergence_is_an_error_and_does_not_spoil_the_weights(
 
 @pytest.mark.slow
 def test_a_killed_run_continues(tmp_path: Path) -> None:
-    """SIGKILL in the middle, then the same command again; and nothing heavy is imported."""
+    """SIGKILL in the middle, then the same command again, without pycolmap and kornia."""
     program = (
         "import sys\n"
         "sys.modules['pycolmap'] = sys.modules['kornia'] = None\n"

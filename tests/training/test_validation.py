@@ -28,7 +28,7 @@ from tests.training.tools import (
 
 
 def test_validation_on_real_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is replaced by the truth: its matches lie on each other's epipolar lines."""
+    """True matches in place of the network's have no epipolar errors, shifted ones do."""
     pair = rendered_pair(192, 256)
     for i, image in enumerate((pair.image0, pair.image1)):
         write_jpeg(tmp_path / f"{i}.jpg", (image[0, 0].numpy() * 255).astype(np.uint8))
@@ -69,7 +69,7 @@ def test_validation_of_a_perfect_and_a_blind_matcher(scenes: SyntheticSource) ->
     )
     torch.manual_seed(0)
     model = EDM(TINY).eval()
-    # An image against itself: the untrained network finds nothing at a high threshold.
+    # The untrained network finds no match of an image with itself at a high threshold.
     result = validate(model, [PairBatch(same.image0, same.image0, truth)], threshold=0.999)
     assert result["matches"] == 0
     assert math.isnan(result["fine_error"])

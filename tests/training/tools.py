@@ -40,14 +40,14 @@ def rotation(axis: int, degrees: float) -> Tensor:
 
 
 def plane_depth(normal: Tensor, offset: float, K: Tensor, height: int, width: int) -> Tensor:
-    """Depth of the plane normal·X = offset in a camera's own frame."""
+    """(H, W) depth of the plane normal·X = offset, given in the camera's coordinates."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rays = torch.stack([x, y, torch.ones_like(x)], -1).float() @ torch.linalg.inv(K).T
     return offset / (rays @ normal)
 
 
 def shifted(dx: float, dy: float = 0.0, size: tuple[int, int] = (96, 128)) -> Supervision:
-    """Truth of a fronto-parallel plane seen by two cameras side by side: a shift by (dx, dy) px."""
+    """Ground truth of a fronto-parallel plane that appears shifted by (dx, dy) px in image 1."""
     height, width = size
     K = pinhole(100.0, height, width)[None]
     T = torch.eye(4)[None].clone()
@@ -68,7 +68,7 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
 
 
 class OneBatch:
-    """The same batch for ever."""
+    """A source that always gives the same batch."""
 
     def __init__(self, batch: PairBatch) -> None:
         self._batch = batch
