@@ -98,9 +98,10 @@ def test_sparse_corner_frame_is_the_centre_frame_moved_by_half_a_pixel() -> None
         visible = truth.visible0[0]
         expected = (grid_points(truth.grid0) - shift) @ A.T + shift
         assert visible.float().mean() > 0.5
-        # The damping of the fit moves points towards (0, 0), by 1/8000 of their coordinates.
-        error = truth.warped0[0][visible] - expected[visible]
-        assert error.abs().max() < 0.05
+        error = (truth.warped0[0][visible] - expected[visible]).norm(dim=1)
+        # The damping of the fit moves points towards (0, 0); half a pixel would be 0.45 px here.
+        assert error.median() < 0.05
+        assert error.max() < 0.2
 
 
 def test_depth_between_pixels() -> None:
