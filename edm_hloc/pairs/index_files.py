@@ -108,8 +108,8 @@ def read_megadepth_index(path: Path, *, with_depth: bool = False) -> MegaDepthIn
 
     Args:
         path: an `*.npz` file, which is unpickled: read only files that you trust. It has
-            `image_paths`, `intrinsics` (N, 3, 3), `poses` (N, 4, 4), which
-            are cam_from_world, and `pair_infos`, a list of ((i, j), overlap, …).
+            `image_paths`, `intrinsics` (N, 3, 3), `poses` (N, 4, 4), which are cam_from_world, and
+            `pair_infos`, a list of ((i, j), overlap, …).
         with_depth: whether it must have `depth_paths` as well.
 
     Raises:

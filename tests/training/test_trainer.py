@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.types import CONFIGS
+from edm_hloc.models.types import CONFIGS, MatchOptions
 from edm_hloc.models.weights import load
 from edm_hloc.training.curves import CurveFile, draw_curves, read_curve
 from edm_hloc.training.ema import averaged_copy, update_average
