@@ -215,8 +215,8 @@ def measure_pair(pair: PosePair, keypoints0: np.ndarray, keypoints1: np.ndarray)
     finite = np.isfinite(np.hstack([rays0, rays1])).all(axis=1)
     points0, points1 = points0[finite], points1[finite]
     rays0, rays1 = rays0[finite], rays1[finite]
-    homogeneous = [np.column_stack([rays, np.ones(len(rays))]) for rays in (rays0, rays1)]
-    error0, error1 = epipolar_errors(*homogeneous, essential_matrix(pair.T_0to1))
+    x0, x1 = (np.column_stack([rays, np.ones(len(rays))]) for rays in (rays0, rays1))
+    error0, error1 = epipolar_errors(x0, x1, essential_matrix(pair.T_0to1))
     focal0, focal1 = pair.camera0.mean_focal_length(), pair.camera1.mean_focal_length()
     pixels = np.maximum(error0 * focal0, error1 * focal1)
     return PairResult(
