@@ -18,7 +18,7 @@ HOSTILE = (
     "<script>window.hacked=1<.jpg",
     "</script><script>window.hacked=2.jpg",
     "\"><img src=x onerror=alert(1)>' onload='x.jpg",
-    "&lt;b&gt; %3Cscript%3E #hash?query=1.jpg",
+    "&lt;b&gt; %3Cscript%3E {{ 7 * 7 }}{% if %} #hash?query=1.jpg",
     "Ünïcode 写真 🏛 ‮gpj.jpg",
     "very " + "long " * 38 + "name.jpg",
     "plain.jpg",

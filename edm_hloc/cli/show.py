@@ -34,13 +34,13 @@ def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
     from edm_hloc.images.pictures import write_picture
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
-    from edm_hloc.report.scene import Points, build_scene, views_of
+    from edm_hloc.report.scene import Points, build_scene, camera_views
 
     if min(args.size) < 16 or max(args.size) > 8192:
         raise EdmHlocError("--size must be from 16 to 8192 px.")
     model = read_model(args.model)
     points = Points.of(model)
-    views = views_of(model)
+    views = camera_views(model)
     if not len(points) and not views:
         raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
     scene = build_scene(points, views)

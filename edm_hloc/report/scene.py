@@ -1,4 +1,4 @@
-"""A COLMAP model made ready to look at: upright, centred, of unit size, without far-off points."""
+"""A COLMAP model prepared for drawing: upright, centred, of unit size, without far outliers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import pycolmap
 
 from edm_hloc.base.colmap import posed_images
 
-_BORDER = 1.0  # points farther outside the bulk than this many times its size are left out
-_BULK = (2.0, 98.0)  # percentiles
-_ENOUGH = 300  # points with long tracks that tell the extent
+# The extent of the points is that between these percentiles of each coordinate.
+_EXTENT_PERCENTILES = (2.0, 98.0)
+# It is taken from the points with at least 3 observations if there are this many of them: points
+# with two observations may lie anywhere along the rays.
+_MIN_LONG_TRACKS = 300
+# Points farther outside the extent than this, as a multiple of its largest side, are left out.
+_MARGIN = 1.0
 
 
 @dataclass(frozen=True)
 class Points:
-    """3D points in any frame.
+    """N 3D points.
 
     Attributes:
-        xyz: (N, 3).
-        colors: (N, 3) uint8 RGB.
-        tracks: (N,) how many images see each point.
+        xyz: (N, 3) in the world's or the scene's frame.
+        colors: (N, 3) uint8, RGB.
+        tracks: (N,) track length, the number of images that observe each point.
         errors: (N,) mean reprojection error, pixels of the original photos; NaN where unknown.
     """
 
@@ -33,7 +37,7 @@ class Points:
 
     @staticmethod
     def of(model: pycolmap.Reconstruction) -> Points:
-        """Those of a COLMAP model."""
+        """The points of a COLMAP model."""
         if not model.num_points3D():
             return Points.none()
         model.update_point_3d_errors()
@@ -52,9 +56,11 @@ class Points:
 
     @staticmethod
     def none() -> Points:
+        """No points, N = 0."""
         return Points(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros(0, int), np.zeros(0))
 
     def __getitem__(self, which: np.ndarray) -> Points:
+        """Some of the points, by mask or indices."""
         return Points(self.xyz[which], self.colors[which], self.tracks[which], self.errors[which])
 
     def __len__(self) -> int:
@@ -62,32 +68,37 @@ class Points:
 
 
 @dataclass(frozen=True)
-class View:
-    """A camera to draw.
+class CameraView:
+    """A posed camera to draw.
 
     Attributes:
-        name: of its image.
+        name: name of its image.
         cam_from_world: its pose.
-        size: (half width, half height) of its picture at depth 1.
-        kind: what it is to the reader, such as "registered"; the drawing chooses the colour by it.
+        half_size: (half width, half height) of its image plane at depth 1.
+        kind: "registered", "database", "query-high" or "query-low"; chooses the colour.
     """
 
     name: str
     cam_from_world: pycolmap.Rigid3d
-    size: tuple[float, float]
+    half_size: tuple[float, float]
     kind: str = "registered"
 
 
-def views_of(model: pycolmap.Reconstruction, kind: str = "registered") -> list[View]:
-    """The cameras of all posed images of a model, sorted by name."""
+def camera_views(model: pycolmap.Reconstruction, kind: str = "registered") -> list[CameraView]:
+    """The cameras of all registered images of a model, sorted by name."""
     return [
-        View(name, image.cam_from_world(), picture_size(model.cameras[image.camera_id]), kind)
+        CameraView(
+            name, image.cam_from_world(), image_half_size(model.cameras[image.camera_id]), kind
+        )
         for name, image in posed_images(model).items()
     ]
 
 
-def picture_size(camera: pycolmap.Camera) -> tuple[float, float]:
-    """(half width, half height) of a camera's picture at depth 1, distortion left aside."""
+def image_half_size(camera: pycolmap.Camera) -> tuple[float, float]:
+    """(half width, half height) of a camera's image plane at depth 1, without distortion.
+
+    A camera without a focal length counts as one whose focal length is its longer side.
+    """
     focal = camera.mean_focal_length() if camera.params.size else 0.0
     if not focal > 0:
         focal = float(max(camera.width, camera.height, 1))
@@ -96,16 +107,18 @@ def picture_size(camera: pycolmap.Camera) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a viewer draws: y is up, most of it lies within the unit sphere around the origin.
+    """Points and C cameras in the scene's frame: y up, the cameras looking along −z on average,
+    most points within the unit sphere around the origin.
 
     Attributes:
-        points: in the scene's frame.
-        hidden: points that lie too far off to be shown.
-        names, kinds: of the C cameras.
-        centres: (C, 3).
+        points: the points to draw.
+        hidden: number of points that were left out: too far outside the extent, or not finite.
+        names: names of the cameras' images.
+        kinds: what each camera is, as in `CameraView`.
+        centres: (C, 3) projection centres.
         rotations: (C, 3, 3) scene from camera (x right, y down, z ahead).
-        sizes: (C, 2) half width and height of the pictures at depth 1.
-        frustum: depth at which a camera's picture is drawn.
+        sizes: (C, 2) half width and half height of the image planes at depth 1.
+        frustum: depth at which the image planes are drawn.
         scale: scene units per unit of the model.
     """
 
@@ -120,10 +133,10 @@ class Scene:
     scale: float
 
 
-def build_scene(points: Points, views: Sequence[View]) -> Scene:
-    """Turns points and cameras upright, centres and scales them.
+def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
+    """Rotates, centres and scales points and cameras into the scene's frame.
 
-    Up is where the cameras' upper edges point on average, the front is where they look.
+    Up is the mean direction of the cameras' upper image edges, the front is where they look.
     """
     rotations = np.array([v.cam_from_world.rotation.matrix().T for v in views]).reshape(-1, 3, 3)
     centres = np.array([v.cam_from_world.inverse().translation for v in views]).reshape(-1, 3)
@@ -133,7 +146,7 @@ def build_scene(points: Points, views: Sequence[View]) -> Scene:
     xyz, centres = points.xyz @ R.T, centres @ R.T
     rotations = R @ rotations
 
-    keep, low, high = _bulk(points, xyz, centres)
+    keep, low, high = _extent(points, xyz, centres)
     centre = (low + high) / 2
     radius = float(np.linalg.norm(high - low)) / 2
     scale = 1.0 / radius if radius > 0 else 1.0
@@ -146,26 +159,31 @@ def build_scene(points: Points, views: Sequence[View]) -> Scene:
         kinds=[view.kind for view in views],
         centres=centres,
         rotations=rotations,
-        sizes=np.array([view.size for view in views]).reshape(-1, 2),
-        frustum=_frustum(centres),
+        sizes=np.array([view.half_size for view in views]).reshape(-1, 2),
+        frustum=_frustum_depth(centres),
         scale=scale,
     )
 
 
 def _upright(rotations: np.ndarray, xyz: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation to the frame with y up and the cameras looking along −z."""
+    """(3, 3) rotation of the world into a frame with y up and the cameras looking along −z.
+
+    Args:
+        rotations: (C, 3, 3) world from camera.
+        xyz: (N, 3) points.
+    """
     if not len(rotations):
         return np.diag([1.0, -1.0, -1.0])
     up = -rotations[:, :, 1].mean(axis=0)
     if np.linalg.norm(up) < 0.3 and len(xyz) > 3:
-        # cameras held in all ways: the direction in which the points extend least
+        # the photos have no common up: take the direction in which the points extend least
         spread = np.cov((xyz - np.median(xyz, axis=0)).T)
         least = np.linalg.eigh(spread)[1][:, 0]
         up = least if least @ up >= 0 else -least
     up /= max(float(np.linalg.norm(up)), 1e-12)
     ahead = rotations[:, :, 2].mean(axis=0)
     ahead = ahead - up * (up @ ahead)
-    if np.linalg.norm(ahead) < 0.2:  # they look all around
+    if np.linalg.norm(ahead) < 0.2:  # the cameras look in all directions: take the first
         ahead = rotations[0, :, 2] - up * (up @ rotations[0, :, 2])
     if np.linalg.norm(ahead) < 1e-6:
         ahead = np.cross(up, [1.0, 0.0, 0.0] if abs(up[0]) < 0.9 else [0.0, 1.0, 0.0])
@@ -173,31 +191,35 @@ def _upright(rotations: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(up, back), up, back])
 
 
-def _bulk(
+def _extent(
     points: Points, xyz: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which points are shown, and the two corners of what the viewer should frame."""
+    """Bounding box of most points and cameras.
+
+    Returns:
+        (N,) bool, the points to draw; two opposite corners (3,) of the box.
+    """
     keep = np.ones(len(xyz), bool)
     corners = [centres]
     if len(xyz):
-        sure = xyz[points.tracks >= 3]
-        telling = sure if len(sure) >= _ENOUGH else xyz
-        low, high = np.percentile(telling, _BULK, axis=0)
-        margin = _BORDER * max(float((high - low).max()), 1e-12)
+        long_tracks = xyz[points.tracks >= 3]
+        measured = long_tracks if len(long_tracks) >= _MIN_LONG_TRACKS else xyz
+        low, high = np.percentile(measured, _EXTENT_PERCENTILES, axis=0)
+        margin = _MARGIN * max(float((high - low).max()), 1e-12)
         keep = ((xyz >= low - margin) & (xyz <= high + margin)).all(axis=1)
         corners += [low[None], high[None]]
     everything = np.concatenate(corners)
     if not len(everything):
         return keep, -np.ones(3), np.ones(3)
     if len(xyz) and len(centres) > 10:
-        # one stray camera must not make everything small
-        low_c, high_c = np.percentile(centres, _BULK, axis=0)
+        # a single outlier among the cameras must not shrink everything else
+        low_c, high_c = np.percentile(centres, _EXTENT_PERCENTILES, axis=0)
         everything = np.concatenate([low_c[None], high_c[None], *corners[1:]])
     return keep, everything.min(axis=0), everything.max(axis=0)
 
 
-def _frustum(centres: np.ndarray) -> float:
-    """Depth of a drawn camera: frusta of neighbours should hardly touch."""
+def _frustum_depth(centres: np.ndarray) -> float:
+    """Half the median distance between neighbouring cameras, so that frusta hardly overlap."""
     if len(centres) < 2:
         return 0.08
     some = centres[:: max(1, len(centres) // 500)]

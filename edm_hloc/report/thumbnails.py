@@ -1,9 +1,8 @@
-"""Small pictures of photos, pixels as they are stored: EXIF orientation ignored, as in matching."""
+"""Thumbnails of photos in the stored pixel order: EXIF orientation ignored, as in matching."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +17,19 @@ from edm_hloc.base.errors import ImageError
 from edm_hloc.images.decode import open_image
 from edm_hloc.images.load import load_image
 
-logger = logging.getLogger(__name__)
-
-_SIDES = (640, 520, 420, 340, 280, 230, 190, 160)  # px, the longest side
-_BYTES_A_PIXEL = 0.11  # of the square on the longest side; measured on photos of buildings
-_QUALITY = 70
+_SIDES = (640, 520, 420, 340, 280, 230, 190, 160)  # px, longest side
+# Size of a WebP file per pixel of the square on its longest side, measured on photos of buildings.
+_BYTES_PER_PIXEL = 0.11
+_QUALITY = 70  # of WebP, 0 to 100
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture.
+    """A reduced copy of a photo.
 
     Attributes:
-        webp: the file's bytes.
-        photo_size: (width, height) of the photo itself.
+        webp: content of a WebP file.
+        photo_size: (width, height) of the photo itself, pixels.
     """
 
     webp: bytes
@@ -39,9 +37,9 @@ class Thumbnail:
 
 
 def side_for(number: int, budget: int) -> int:
-    """The longest side at which so many pictures take about `budget` bytes."""
+    """The longest side in pixels at which `number` thumbnails take about `budget` bytes."""
     for side in _SIDES:
-        if number * side * side * _BYTES_A_PIXEL <= budget:
+        if number * side * side * _BYTES_PER_PIXEL <= budget:
             return side
     return _SIDES[-1]
 
@@ -49,7 +47,15 @@ def side_for(number: int, budget: int) -> int:
 def make_thumbnails(
     photos: Mapping[str, Path], side: int
 ) -> tuple[dict[str, Thumbnail], dict[str, str]]:
-    """Thumbnails by name, and why others could not be made."""
+    """Makes the thumbnails of many photos in parallel.
+
+    Args:
+        photos: files by name.
+        side: longest side in pixels.
+
+    Returns:
+        Thumbnails by name, and by name the reason why another could not be made.
+    """
     made, failed = {}, {}
 
     def one(item: tuple[str, Path]) -> tuple[str, Thumbnail | str]:
@@ -82,19 +88,19 @@ def make_thumbnail(path: Path, side: int) -> Thumbnail:
     small = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".webp", small[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])
     if not ok:
-        raise ImageError(f"Cannot make a small picture of {path}.")
+        raise ImageError(f"Cannot make a thumbnail of {path}.")
     return Thumbnail(data.tobytes(), size)
 
 
 def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(H, W, 3) uint8 RGB, larger than needed, and the photo's own size."""
+    """(H, W, 3) uint8 RGB, at least as large as the thumbnail, and the photo's (width, height)."""
     try:
         image = open_image(io.BytesIO(path.read_bytes()))
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             size = image.size
-            image.draft("RGB", (2 * side, 2 * side))  # decodes at a half, a quarter or an eighth
+            image.draft("RGB", (2 * side, 2 * side))  # decodes at 1/2, 1/4 or 1/8 of the size
             return np.asarray(image.convert("RGB")), size
-    except Exception as error:  # decoders meet garbage with almost any exception
+    except Exception as error:  # decoders raise almost anything on damaged files
         raise ImageError(f"Cannot read image {path}: {error}.") from error
     loaded = load_image(path, resize_max=2 * side, divisor=1, grayscale=False)
     pixels = (loaded.tensor.numpy() * 255).round().astype(np.uint8)

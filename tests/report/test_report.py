@@ -19,17 +19,22 @@ import pycolmap
 import pytest
 from PIL import Image
 
+import edm_hloc.report.gallery as gallery_module
+import edm_hloc.report.histograms as histograms_module
+import edm_hloc.report.match_graph as match_graph_module
 import edm_hloc.report.page as page_module
 import edm_hloc.report.payload as payload_module
 from edm_hloc import cli
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.report.advice import PhotoFacts, advise
-from edm_hloc.report.collect import RunFacts, collect
+from edm_hloc.report.collect import collect
+from edm_hloc.report.facts import PhotoFacts, RunFacts
+from edm_hloc.report.findings import findings
 from edm_hloc.report.histograms import histogram
-from edm_hloc.report.page import make_report
-from edm_hloc.report.scene import Points, View, build_scene, views_of
+from edm_hloc.report.page import environment, make_report
+from edm_hloc.report.pair_matches import PairSource
+from edm_hloc.report.scene import CameraView, Points, build_scene, camera_views
 from edm_hloc.report.thumbnails import make_thumbnail, side_for
 from tests.report_runs import HOSTILE, finished_run, localization_run
 
@@ -141,8 +146,8 @@ def test_numbers_of_the_page_are_those_of_the_run(finished: Path) -> None:
         assert entry["inliers"] == inliers[row]
         lines = np.frombuffer(base64.b64decode(entry["lines"]), [("xy", "<u2", 4), ("score", "u1")])
         flags = lines["score"] & 1
-        assert 0 < flags.sum() <= payload_module.LINES
-        assert (flags == 0).sum() <= payload_module.LINES_REJECTED
+        assert 0 < flags.sum() <= gallery_module.LINES
+        assert (flags == 0).sum() <= gallery_module.REJECTED_LINES
         assert (np.diff(flags.astype(int)) >= 0).all()  # the verified on top
     titles = [group["title"] for group in data["gallery"]]
     assert titles[:2] == ["Best", "Borderline"]
@@ -165,18 +170,18 @@ def test_numbers_of_the_page_are_those_of_the_run(finished: Path) -> None:
 def test_keypoints_of_few_photos_are_in_memory(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_points = payload_module.PairSource.keypoints
+    read_points = PairSource.keypoints
     given: list[weakref.ref[np.ndarray]] = []
     most = 0
 
-    def watched(source: payload_module.PairSource, name: str) -> np.ndarray:
+    def watched(source: PairSource, name: str) -> np.ndarray:
         nonlocal most
         points = read_points(source, name)
         given.append(weakref.ref(points))
         most = max(most, sum(ref() is not None for ref in given))
         return points
 
-    monkeypatch.setattr(payload_module.PairSource, "keypoints", watched)
+    monkeypatch.setattr(PairSource, "keypoints", watched)
     payload = payload_module.make_payload(collect(finished))
     assert all(photo.keypoints > 100 for photo in payload.photos.values())
     assert len(payload.photos) == 7
@@ -186,7 +191,7 @@ def test_keypoints_of_few_photos_are_in_memory(
 def test_lines_lie_where_the_matches_are(finished: Path) -> None:
     """In the frame of the thumbnails: shares of the photo's sides, from its outer edges."""
     facts = collect(finished)
-    with payload_module.PairSource(facts) as source:
+    with PairSource(facts) as source:
         matches = source.read(facts.names[0], facts.names[1])
     assert matches is not None
     assert matches.inliers is not None
@@ -235,6 +240,27 @@ def test_hostile_names_are_only_text(finished: Path) -> None:
         assert tag != "img" or str(attributes["src"]).startswith("data:image/webp;base64,")
     assert html.count("<script") == 3  # the data, three.js, the page's own
     assert html.count("</script>") == 3
+
+
+def test_hostile_texts_of_the_record_are_only_text(copy: Path) -> None:
+    hostile = "</pre></script><script>hacked()</script>\"'&amp;{{ 7 * 7 }}{% endif %}{# x #}"
+    record = json.loads((copy / "run.json").read_text())
+    record["settings"][hostile] = hostile
+    record["settings"]["matcher"] |= {"matcher": hostile, "weights_sha256": hostile}
+    record["versions"] = {hostile: hostile}
+    record["seconds"][hostile] = 1.0
+    record["results"]["matching"] |= {"skipped": {hostile: hostile}, "rotated": [hostile]}
+    record["error"] = hostile
+    (copy / "run.json").write_text(json.dumps(record))
+    html = make_report(copy).read_text("utf-8")
+    page = _Page(html)
+    assert html.count("<script") == html.count("</script>") == 3
+    assert "49" not in re.findall(r"\d+", page.text.split("What stands out")[1].split("Photos")[0])
+    assert f"The run failed. {hostile}" in page.text
+    assert f"matcher {hostile}" in page.text
+    assert f"SHA-256  {hostile}" in page.text
+    assert f"{hostile} {hostile}" in page.text  # a version
+    assert page.text.count(hostile) >= 8
 
 
 def test_localization(localized: Path) -> None:
@@ -442,11 +468,11 @@ def test_wrong_arguments_leave_an_older_run_alone(
 
 def test_large_runs_are_cut_and_say_so(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload_module, "MAX_POINTS", 100)
-    monkeypatch.setattr(payload_module, "MAX_PAIRS", 5)
-    monkeypatch.setattr(payload_module, "MAX_BEST", 8)
-    monkeypatch.setattr(payload_module, "MAX_CELLS", 3)
-    monkeypatch.setattr(payload_module, "MAX_PICTURES", 3)
-    monkeypatch.setattr(payload_module, "GALLERY", 1)
+    monkeypatch.setattr(gallery_module, "MAX_PAIRS", 5)
+    monkeypatch.setattr(gallery_module, "MAX_BEST_PAIRS", 8)
+    monkeypatch.setattr(match_graph_module, "MAX_CELLS", 3)
+    monkeypatch.setattr(payload_module, "MAX_THUMBNAILS", 3)
+    monkeypatch.setattr(gallery_module, "GROUP_SIZE", 1)
     page = read(make_report(copy).parent)
     data = page.data
     assert data["scene"]["count"] == 100
@@ -521,7 +547,7 @@ def photos_of(facts: RunFacts, coverage: float = 0.9) -> dict[str, PhotoFacts]:
 
 def texts(facts: RunFacts, **more: Any) -> str:
     return "\n".join(
-        f"{a.level}: {a.text} {list(a.photos)}" for a in advise(facts, photos_of(facts, **more))
+        f"{a.level}: {a.text} {list(a.photos)}" for a in findings(facts, photos_of(facts, **more))
     )
 
 
@@ -569,7 +595,7 @@ def test_advice_on_quality() -> None:
     assert "a distortion of -1.20" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
     camera.params = [9000, 500, 400, 0]
     assert "a field of view of 6°" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
-    view = View("a", pycolmap.Rigid3d(), (1.0, 1.0))
+    view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
     assert "1 photo keypoints lie on less than 25%" in texts(
         facts_of(CHAIN, "abc", views=[view]), coverage=0.1
     )
@@ -624,8 +650,9 @@ def test_scene_stands_upright_and_leaves_out_what_lies_far_off() -> None:
     points = Points(xyz, np.zeros((1000, 3), np.uint8), np.full(1000, 3), np.zeros(1000))
     # a world whose z axis points up: cameras look along +y, their y axis points to −z
     R = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    rotation = pycolmap.Rotation3d(R)
     views = [
-        View(f"{x}", pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ [x, -8.0, 0.0]), (0.6, 0.4))
+        CameraView(f"{x}", pycolmap.Rigid3d(rotation, -R @ [x, -8.0, 0.0]), (0.6, 0.4))
         for x in range(-2, 3)
     ]
     scene = build_scene(points, views)
@@ -649,12 +676,17 @@ def test_scene_of_points_that_are_not_finite(finished: Path) -> None:
     model = read_model(finished / "model")
     points = Points.of(model)
     points.xyz[:3] = np.nan
-    scene = build_scene(points, views_of(model))
+    scene = build_scene(points, camera_views(model))
     assert scene.hidden >= 3
     assert np.isfinite(scene.points.xyz).all()
 
 
 def test_histograms_count_every_value() -> None:
+    def drawn(title: str, values: Any, *, whole: bool) -> str:
+        found = histogram(title, np.asarray(values), whole=whole)
+        template = environment().get_template("histograms.html.j2")
+        return template.render(histograms=[found], axis=histograms_module)
+
     def counts(html: str) -> list[int]:
         return [int(n.replace(",", "")) for n in re.findall(r": ([\d,]+)</title>", html)]
 
@@ -667,12 +699,12 @@ def test_histograms_count_every_value() -> None:
         (np.zeros(4), False),
         (rng.uniform(0, 1, 50), False),
     ):
-        html = histogram("T <b>", np.asarray(values), whole=whole)
+        html = drawn("T <b>", values, whole=whole)
         assert sum(counts(html)) == len(values)
         assert len(counts(html)) <= 60
         assert "<b>" not in html
-    assert "Median 4" in histogram("T", np.array([2, 4, 6, np.nan]), whole=True)
-    assert histogram("T", np.array([1.0, 2.0])) == ""
+    assert "Median 4" in drawn("T", [2, 4, 6, np.nan], whole=True)
+    assert histogram("T", np.array([1.0, 2.0])) is None
 
 
 def test_three_js_is_the_one_its_readme_describes() -> None:

@@ -18,7 +18,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.pictures import _spread, draw_matches, ramp
 from edm_hloc.interop.exports import export_nerfstudio, nerfstudio_camera
 from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
-from edm_hloc.report.scene import Points, View, build_scene
+from edm_hloc.report.scene import CameraView, Points, build_scene
 
 
 def run(*arguments: object) -> int:
@@ -208,7 +208,7 @@ def test_the_nearest_point_hides_those_behind() -> None:
     tracks = np.full(len(colors), 3)
     # in the frame of COLMAP: y down, the camera looks along +z and sees `near` first
     xyz = np.concatenate([near, far]) * [1, -1, -1]
-    camera = View("a", pycolmap.Rigid3d(pycolmap.Rotation3d(), [0, 0, 3.0]), (0.6, 0.6))
+    camera = CameraView("a", pycolmap.Rigid3d(pycolmap.Rotation3d(), [0, 0, 3.0]), (0.6, 0.6))
     scene = build_scene(Points(xyz, colors, tracks, np.zeros(len(xyz))), [camera])
     picture = draw_model(scene, "front", (200, 200), cameras=False)
     middle = picture[80:120, 80:120].reshape(-1, 3).astype(int)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from edm_hloc.report.collect import RunFacts
+from edm_hloc.report.facts import PhotoFacts, RunFacts
 
-Level = Literal["good", "note", "warning"]
+Level = Literal["good", "note", "warning", "bad"]
 
 # What stands out. Found on runs of 8 to 29 photos of buildings; see docs/report.md.
 FEW_POINTS = 100  # 3D points in a photo
@@ -25,7 +25,7 @@ MANY_PAIRS = 400
 
 
 @dataclass(frozen=True)
-class Advice:
+class Finding:
     """One finding.
 
     Attributes:
@@ -39,22 +39,7 @@ class Advice:
     photos: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class PhotoFacts:
-    """What is known of a photo, as far as there is.
-
-    Attributes:
-        size: (width, height).
-        keypoints: number of them.
-        coverage: share of a grid's cells that hold a keypoint.
-    """
-
-    size: tuple[int, int] | None
-    keypoints: int
-    coverage: float
-
-
-def advise(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Advice]:
+def findings(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Finding]:
     """All findings, the gravest first; a single good one where nothing stands out."""
     found = [*_general(facts, photos)]
     if facts.kind == "localization":
@@ -62,8 +47,8 @@ def advise(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Advice]:
     elif facts.kind != "matching":
         found += _reconstruction(facts, photos)
     if not found and facts.status == "complete":
-        found = [Advice("good", _all_well(facts))]
-    return sorted(found, key=lambda advice: ("warning", "note", "good").index(advice.level))
+        found = [Finding("good", _all_well(facts))]
+    return sorted(found, key=lambda finding: ("warning", "note", "good").index(finding.level))
 
 
 def _all_well(facts: RunFacts) -> str:
@@ -78,10 +63,10 @@ def plural(number: int, singular: str, more: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else more or singular + 's'}"
 
 
-def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
     matching = facts.results.get("matching", {})
     if facts.skipped:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(facts.skipped), 'photo')} could not be read and "
             f"{'was' if len(facts.skipped) == 1 else 'were'} left out: see below for the reasons.",
@@ -89,7 +74,7 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
         )
     rotated = matching.get("rotated", [])
     if rotated:
-        yield Advice(
+        yield Finding(
             "note",
             f"{plural(len(rotated), 'photo')} with an EXIF orientation, which was ignored: pixels "
             "were matched as they are stored. If these photos lie on their side while the others "
@@ -100,7 +85,7 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
     small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < SMALL_COVERAGE)
     small = tuple(name for name in small if name in posed)
     if small:
-        yield Advice(
+        yield Finding(
             "note",
             f"In {plural(len(small), 'photo')} keypoints lie on less than "
             f"{SMALL_COVERAGE:.0%} of the picture. Poses from such a corner are less exact; more "
@@ -111,7 +96,7 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
     if limit:
         full = _names(photos, lambda p: p.keypoints >= limit)
         if full:
-            yield Advice(
+            yield Finding(
                 "note",
                 f"{plural(len(full), 'photo')} reached the limit of {limit:,} keypoints, so that "
                 "matches were left out. --max-keypoints 0 keeps all, with a larger model.",
@@ -128,7 +113,7 @@ def _names(
 # --------------------------------------------------------------------------- reconstruction
 
 
-def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
     if facts.registered:
         yield from _unregistered(facts)
         yield from _quality(facts, photos)
@@ -136,7 +121,7 @@ def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterat
         best = _best_partner(facts, range(len(facts.names)))
         weak = [n for n, m in best.items() if m < facts.min_inliers]
         if weak and len(weak) < len(facts.names):
-            yield Advice(
+            yield Finding(
                 "warning",
                 f"{plural(len(weak), 'photo shares', 'photos share')} fewer than "
                 f"{facts.min_inliers} verified matches with any other photo.",
@@ -145,7 +130,7 @@ def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterat
     if facts.verified and len(facts.pairs) >= MANY_PAIRS:
         share = float((facts.inliers > 0).mean())
         if share < FEW_VERIFIED:
-            yield Advice(
+            yield Finding(
                 "note",
                 f"Only {share:.0%} of the {len(facts.pairs):,} pairs show the same things. Fewer "
                 "pairs give the same model in less time: --pairs sequential for photos taken one "
@@ -153,7 +138,7 @@ def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterat
             )
     ratio = _ratios(facts)
     if len(ratio) >= 3 and float(np.median(ratio)) < LOW_RATIO:
-        yield Advice(
+        yield Finding(
             "warning",
             f"Half of the verified pairs keep less than {np.median(ratio):.0%} of their matches. "
             "Repeated structures, moving things or strong distortion cause that: look at the "
@@ -178,7 +163,7 @@ def _ratios(facts: RunFacts) -> np.ndarray:
     return facts.inliers[some] / facts.matches[some]
 
 
-def _unregistered(facts: RunFacts) -> Iterator[Advice]:
+def _unregistered(facts: RunFacts) -> Iterator[Finding]:
     missing = [n for n in facts.names if n not in facts.registered and n not in facts.skipped]
     if not missing:
         return
@@ -188,7 +173,7 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
     apart = tuple(n for n in missing if n not in weak and to_model[n] < facts.min_inliers)
     near = tuple(n for n in missing if n not in weak and n not in apart)
     if weak:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(weak), 'photo')} did not register: "
             f"{'it shares' if len(weak) == 1 else 'they share'} fewer than {facts.min_inliers} "
@@ -200,7 +185,7 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
         parts = facts.results.get("mapped", {}).get("components", [])
         sizes = f" Separate models of {', '.join(map(str, parts))} photos were found; this page "
         sizes += "shows the largest, and the others are in model_parts."
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(apart), 'photo')} did not register: they match one another, but none of "
             f"them any photo of the model.{sizes if len(parts) > 1 else ''} Take photos that link "
@@ -209,7 +194,7 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
         )
     if near:
         most = max(to_model[name] for name in near)
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(near), 'photo')} did not register, though the verified matches with a "
             f"photo of the model would suffice (up to {most:,}). Too few of them have a 3D point, "
@@ -219,9 +204,9 @@ def _unregistered(facts: RunFacts) -> Iterator[Advice]:
         )
 
 
-def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advice]:
+def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
     if facts.results.get("mapped", {}).get("undistorted"):
-        yield Advice(
+        yield Finding(
             "note",
             "The photos do not tell the lens's distortion, as when they are taken going straight "
             "on: it was left at zero. For an exact model calibrate the camera (--known), or add "
@@ -229,7 +214,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
         )
     few = tuple(name for name, points in facts.registered.items() if points < FEW_POINTS)
     if few:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(few), 'photo hangs', 'photos hang')} on fewer than {FEW_POINTS} points: "
             "do not trust a pose like that without looking at it.",
@@ -240,7 +225,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
     error = float(np.nanmean(facts.points.errors)) if len(facts.points) else 0.0
     shrunk = max(1.0, float(np.median(sizes)) / matched) if sizes and matched else 1.0
     if error / shrunk > LARGE_ERROR:
-        yield Advice(
+        yield Finding(
             "warning",
             f"The mean reprojection error is {error:.2f} px, {error / shrunk:.2f} px at the size "
             "that was matched, which is much. Wrong camera models cause that: try --camera-mode "
@@ -248,7 +233,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
         )
     two = float((facts.points.tracks <= 2).mean()) if len(facts.points) else 0.0
     if two > MOSTLY_TWO_VIEWS and len(facts.registered) > 4:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{two:.0%} of the points are seen by two photos only, so that few points tie the "
             "model together. More photos with more overlap, or more pairs, make it stiffer.",
@@ -264,7 +249,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
         elif plain and np.abs(extra).max(initial=0) > ODD_DISTORTION:
             odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
     if odd:
-        yield Advice(
+        yield Finding(
             "warning",
             f"The calibration of {plural(len(odd), 'camera')} looks wrong, e.g. {odd[0]}. Give "
             "known intrinsics (--known), or let photos of one camera share it (--camera-mode "
@@ -273,7 +258,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
     if unknown > 0:
-        yield Advice(
+        yield Finding(
             "note",
             f"The focal length of {plural(unknown, 'photo')} was estimated, since neither --known "
             "nor the EXIF data tell it. If it is known, giving it makes the model more exact.",
@@ -283,12 +268,12 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Advi
 # --------------------------------------------------------------------------- localization
 
 
-def _localization(facts: RunFacts) -> Iterator[Advice]:
+def _localization(facts: RunFacts) -> Iterator[Finding]:
     missing = [a for a in facts.queries if a.status != "localized"]
     thin = [a for a in missing if a.correspondences > 0]
     unmatched = [a for a in missing if a.correspondences == 0]
     if thin:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(thin), 'query', 'queries')} could not be localized although "
             f"correspondences were found: fewer than {facts.min_inliers} agree with a pose. Look "
@@ -297,7 +282,7 @@ def _localization(facts: RunFacts) -> Iterator[Advice]:
             tuple(a.query for a in thin),
         )
     if unmatched:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(unmatched), 'query', 'queries')} had no correspondence at all. The "
             "reasons are in the table.",
@@ -305,7 +290,7 @@ def _localization(facts: RunFacts) -> Iterator[Advice]:
         )
     low = tuple(a.query for a in facts.queries if a.confidence == "low")
     if low:
-        yield Advice(
+        yield Finding(
             "note",
             f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: few "
             "inliers, a small share of the correspondences, or an uncertain rotation. Look at "
@@ -314,7 +299,7 @@ def _localization(facts: RunFacts) -> Iterator[Advice]:
         )
     scans = facts.results.get("missing_scans", [])
     if scans:
-        yield Advice(
+        yield Finding(
             "warning",
             f"{plural(len(scans), 'database photo')} without a scan gave no points.",
             tuple(scans),
