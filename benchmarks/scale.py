@@ -3,13 +3,14 @@
     python benchmarks/scale.py [--parts 0.05 0.1 0.25] [--full] [--matches 2000] [--json FILE]
 
 Aachen's size is 6,697 database images in 130,000 pairs, and 1,015 queries in 50,000 pairs. The raw
-matches are synthetic: cameras go along a wall with relief, 0.7 m apart, each matched with the next
-20 as a semi-dense matcher does it: mostly where there is texture, one side of a match on its grid
-of 12.5 px, the other where the wall's point is, with 0.7 px of noise, and one match in ten wrong.
-The wall repeats itself every 45 m; every photo is one file under many names. Each step runs in a
-process of its own, through the functions that `edm-hloc aachen` calls; its peak is the largest
-resident memory of that process while the step ran (its imports take some 440 MiB). `--full` takes
-quantization and retrieval at Aachen's full size. At 2,000 matches a pair that needs 25 GB of disk.
+matches are synthetic: cameras stand 0.7 m apart along a wall with relief, each matched with the
+next 20 like a semi-dense matcher does: mostly in textured parts, one keypoint of a match on the
+12.5 px grid, the other at the projection of the wall's point with 0.7 px of Gaussian noise, and 10
+% outliers. The wall repeats itself every 45 m; every photo is one file under many names. Each step
+runs in a process of its own, through the functions that `edm-hloc aachen` calls; its peak is the
+maximum resident memory of that process during the step (its imports take some 440 MiB). `--full`
+runs quantization and retrieval at Aachen's full size. At 2,000 matches a pair that needs 25 GB of
+disk.
 
 The growth of a step is the slope of its CPU time, and of its memory beyond the imports', over the
 size on logarithmic axes: 1 is linear.
@@ -87,7 +88,7 @@ class World:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Of the database: each image with the next ones."""
+        """Pairs of the database: each image with those that follow it along the wall."""
         partners = -(-self.num_pairs // self.images) + 1
         found = [(i, i + k) for k in range(1, partners + 1) for i in range(self.images - k)]
         return sorted(found[: self.num_pairs])
@@ -252,7 +253,7 @@ def quantize_queries(
 
 
 def map_points(folder: Path, world: World, matches: int, results: dict[str, Any]) -> dict[str, Any]:
-    """`triangulate`, its parts measured one by one."""
+    """Triangulation with known poses, each of its parts measured separately."""
 
     def timed(place: Any, function: str, name: str) -> None:
         work = getattr(place, function)

@@ -2,7 +2,7 @@
 
     python pipelines/sfm.py --images datasets/my_photos --outputs outputs/my_photos
 
-A starting point for scripts of one's own; `edm-hloc reconstruct` has all the options.
+A starting point for your own scripts; `edm-hloc reconstruct` has all the options.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from edm_hloc.refinement.load import load_matcher
 def run(
     images: Path, outputs: Path, weights: str | None = None, matcher: MatcherName = "edm"
 ) -> Run:
-    """Match all pairs of the photos in `images` and reconstruct them into `outputs`.
+    """Matches all pairs of the photos in `images` and reconstructs them into `outputs`.
 
     Raises:
-        EdmHlocError: bad input, or no model; what was computed is kept.
+        EdmHlocError: invalid input, or no model. Finished steps are kept.
     """
     network = load_matcher(matcher, weights=weights)
     return reconstruct(images, outputs, exhaustive(find_images(images)), network)

@@ -106,8 +106,8 @@ def match_and_quantize(
             summary = aggregate(raw, pairs, files, keypoints, references)
             if raw.any_masked and not raw.any_visible:
                 raise EdmHlocError(
-                    "The masks leave none of the matches: photos count where their masks are "
-                    "white. Are these black there?"
+                    "The masks leave none of the matches: only matches in the white parts of the "
+                    "masks count. Are black and white exchanged?"
                 )
             return {"keypoints": summary}
 

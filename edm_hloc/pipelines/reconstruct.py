@@ -1,16 +1,17 @@
 """A folder of photos → a 3D model: matching, keypoints, verification and mapping, in order.
 
-Every step leaves its files in the output folder and is done again only if something it depends
-on has changed, so a run that was interrupted goes on, and another mapping reuses the matches:
+Every step writes its files into the output folder and is done again only if something it depends
+on has changed. An interrupted run therefore continues where it stopped, another mapper or
+triangulation angle reuses the verified pairs, and other thresholds reuse the matches:
 
     OUT/pairs.txt         the pairs, two names a line
-    OUT/raw_matches/      what the matcher found, crash-safe
-    OUT/features.h5       keypoints, as hloc writes them
-    OUT/matches.h5        match indices, as hloc writes them
+    OUT/raw_matches/      matches as the matcher found them, kept when a run is interrupted
+    OUT/features.h5       keypoints, in hloc's format
+    OUT/matches.h5        match indices, in hloc's format
     OUT/database.db       COLMAP database with verified pairs
     OUT/model/            COLMAP model
-    OUT/run.json          settings, versions, what was skipped, times and results
-    OUT/report.html       all of it to look at (made by the command line)
+    OUT/run.json          settings, versions, skipped photos, times and results
+    OUT/report.html       a page that shows all of this (made by the command line)
 """
 
 from __future__ import annotations
@@ -76,15 +77,16 @@ def reconstruct(
     Args:
         image_root: folder of the photos.
         out: output folder; a run that is there already is continued.
-        pairs: which photos to match; `SimilarPhotos` looks for those that look alike.
+        pairs: the pairs to match, or `SimilarPhotos` for pairs by global descriptors.
         matcher: finds the matches of a pair.
         config: settings of every step.
 
     Returns:
-        The record of the run: `results["mapped"]["statistics"]` and so on.
+        The record of the run; `results["mapped"]["statistics"]` holds the size and the
+        reprojection error of the model.
 
     Raises:
-        EdmHlocError: bad input, or no model, with the reason; what was computed is kept.
+        EdmHlocError: invalid input, or no model, with the reason. Finished steps are kept.
     """
     config = config or ReconstructionConfig()
     cameras, mapping = config.cameras, config.mapping
@@ -131,7 +133,7 @@ def triangulate_model(
     Files, record and the other arguments are those of `reconstruct`.
 
     Raises:
-        EdmHlocError: bad input; what was computed is kept.
+        EdmHlocError: invalid input, or no point was found. Finished steps are kept.
     """
     check_model(reference)
     config = config or ReconstructionConfig()
