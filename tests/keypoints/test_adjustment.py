@@ -21,7 +21,7 @@ from edm_hloc.keypoints.aggregation import (
     aggregate_into,
 )
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from tests.keypoints.test_aggregate import RawInMemory, ReferenceInMemory, Sink, assert_same
+from tests.keypoints.test_aggregation import RawInMemory, ReferenceInMemory, Sink, assert_same
 
 NAMES = ("a", "b", "c", "d")
 CONFIG = QuantizationConfig(2, 2, 8192, "adjusted")

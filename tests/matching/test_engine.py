@@ -1,11 +1,9 @@
-"""Pair lists: encode once, order and cache, resume after anything, skip what cannot be read."""
+"""Lists of pairs: images encoded once, cached and batched; interrupted runs, unreadable photos."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,8 +17,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
@@ -30,7 +26,6 @@ from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
-from edm_hloc.matching.schedule import count_encodes, order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models.edm import EDM
 from tests.fakes import FakeMatcher
@@ -358,60 +353,6 @@ def test_store_errors_reach_the_caller(photos: Path, tmp_path: Path) -> None:
         busy.add("a", "b", Matches(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 14), st.integers(15, 29)), unique=True, max_size=60),
-    st.integers(2, 12),
-)
-def test_ordering_keeps_the_pairs(edges: list[tuple[int, int]], capacity: int) -> None:
-    pairs = [(f"{a}", f"{b}") for a, b in edges]
-    ordered = order_pairs(pairs, capacity)
-    assert sorted(ordered) == sorted(pairs)
-    assert count_encodes(ordered, capacity) == encodes(ordered, capacity)
-
-
-def encodes(order: list[tuple[str, str]], capacity: int) -> int:
-    """Cache misses of an order of pairs when the image needed again latest leaves."""
-    uses: dict[str, list[int]] = {}
-    for position, pair in enumerate(order):
-        for name in pair:
-            uses.setdefault(name, []).append(position)
-    inside: set[str] = set()
-    misses = 0
-    for position, pair in enumerate(order):
-        for name in pair:
-            if name not in inside:
-                misses += 1
-                inside.add(name)
-        while len(inside) > capacity:
-            later = {n: next((u for u in uses[n] if u > position), 10**9) for n in inside}
-            inside.remove(max(inside - set(pair), key=lambda n: later[n]))
-    return misses
-
-
-def test_ordering_beats_the_given_order() -> None:
-    """A shuffled sequence comes out near the bound, all pairs far below row by row."""
-    rng = np.random.default_rng(0)
-    label = [f"{i:03d}" for i in rng.permutation(120)]
-    near = [(label[i], label[j]) for i in range(120) for j in range(i + 1, min(120, i + 6))]
-    near = [near[i] for i in rng.permutation(len(near))]
-    assert count_encodes(near, 12) > 600
-    assert count_encodes(order_pairs(near, 12), 12) <= 1.05 * 120
-
-    every = list(itertools.combinations(sorted(label), 2))
-    lower_bound = len(every) / 11  # an encode can serve at most 11 pairs with 12 in memory
-    assert count_encodes(order_pairs(every, 12), 12) <= 1.15 * lower_bound
-    assert count_encodes(every, 12) >= 8 * lower_bound
-
-    # Photos of a plane, each with its 20 nearest: every image at least once.
-    points = rng.random((300, 2))
-    nearest = np.argsort(((points[:, None] - points) ** 2).sum(-1), axis=1)[:, 1:21]
-    found = {tuple(sorted((i, int(j)))) for i in range(300) for j in nearest[i]}
-    plane = [(f"{a:03d}", f"{b:03d}") for a, b in rng.permutation(sorted(found))]
-    assert count_encodes(plane, 60) > 10 * 300
-    assert count_encodes(order_pairs(plane, 60), 60) <= 1.3 * 300
-
-
 class FakeGpuMatcher(FakeMatcher):
     """Keeps features on a pretended device, and counts what goes to the host and back."""
 
@@ -441,72 +382,3 @@ def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
     assert len(roomy.encoded) == 8
     assert roomy.moves["back"] >= 4
     assert 8 < len(tight.encoded) < 18
-
-
-MEMORY = """
-import sys
-import threading
-import time
-from pathlib import Path
-from typing import Any
-import numpy as np
-from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
-from edm_hloc.matching.engine import MatchingConfig, match_pairs
-from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.base.matches import Matches
-from edm_hloc.matchers.base import Features
-from edm_hloc.matching.reader import RawMatchReader
-from tests.fakes import FakeMatcher
-
-class Large(FakeMatcher):
-    def encode(self, image):
-        return Features(np.ones(1 << 18, np.float32), image.transform, 1 << 20)
-    def find(self, features0, features1):
-        rng = np.random.default_rng(0)
-        points = rng.uniform(0, 40, (2, 1500, 2)).astype(np.float32)
-        return Matches(points[0], points[1], rng.random(1500, np.float32))
-
-root, out, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-names = sorted(path.name for path in root.iterdir())
-rng = np.random.default_rng(1)
-every = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-pairs = [every[i] for i in rng.permutation(len(every))[:count]]
-peak = lambda: Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]
-match_pairs(root, pairs, Large(), out / "raw", MatchingConfig(cache_bytes=16 << 20))
-matching = peak()
-with RawMatchReader(out / "raw") as raw:
-    aggregate(
-        raw, pairs, KeypointFiles(out / "f.h5", out / "m.h5"), QuantizationConfig(2, 8, 8192)
-    )
-print(matching, peak())
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak of memory")
-@pytest.mark.parametrize(
-    ("images", "fewer", "more"),
-    [(100, 300, 1200), pytest.param(1000, 2000, 12000, marks=pytest.mark.slow)],
-)
-def test_memory_does_not_grow_with_the_pairs(
-    images: int, fewer: int, more: int, tmp_path: Path
-) -> None:
-    """Features faked: 16 of them fit the cache; peak memory of whole runs in own processes."""
-    (tmp_path / "photos").mkdir()
-    for i in range(images):
-        Image.new("L", (48, 48), i % 256).save(tmp_path / "photos" / f"{i:04d}.png")
-    peaks = []
-    for count in (fewer, more):
-        arguments = [str(tmp_path / "photos"), str(tmp_path / str(count)), str(count)]
-        run = subprocess.run(
-            [sys.executable, "-c", MEMORY, *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        peaks.append([int(kib) / 1024 for kib in run.stdout.split()[-2:]])
-    # The raw matches alone are 29 KiB a pair. Names and places take about 1 KiB; merging also holds
-    # what one image has of all its pairs, and HDF5's buffers, which are filled by some pairs.
-    matching, both = np.subtract(*reversed(peaks))
-    assert matching < 8 + (more - fewer) * 1.5 / 1024, peaks
-    assert both < 8 + (more - fewer) * 7 / 1024, peaks
