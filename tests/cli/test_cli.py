@@ -382,8 +382,8 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("command", "killed_in"),
     [
-        ("reconstruct I O", "cli.options.list_pairs"),
-        ("match-pairs I P O", "cli.options.list_pairs"),
+        ("reconstruct I O", "cli.options.choose_pairs"),
+        ("match-pairs I P O", "cli.options.choose_pairs"),
         ("triangulate M I O", "base.colmap.check_model"),
         ("localize M I Q O", "base.colmap.check_model"),
         ("demo O", "cli.options.make_matcher"),
