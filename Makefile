@@ -26,6 +26,7 @@ lint: $(VENV)/.done
 	$(RUN)/ruff format --check --quiet .
 	$(RUN)/ruff check --quiet .
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-cache
 
 clean:
 	rm -rf $(VENV) outputs/demo .pytest_cache .mypy_cache .ruff_cache

@@ -19,16 +19,16 @@ from edm_hloc.base.version import __version__
 if TYPE_CHECKING:
     from edm_hloc.api import (
         Localization,
-        LocalizationConfig,
-        PairSelection,
         PhotoMatches,
         Reconstruction,
-        ReconstructionConfig,
         load_matcher,
         localize,
         match,
         reconstruct,
     )
+    from edm_hloc.pairs.selection import PairSelection
+    from edm_hloc.pipelines.localize import LocalizationConfig
+    from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
 __all__ = [
     "Localization",
