@@ -65,6 +65,7 @@ from edm_hloc.models import weights as weights_module
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import OnnxEDM
 from edm_hloc.models.types import CONFIGS, CoarseMatches, MatchOptions
+from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from tests.oracles import hloc_quantization
@@ -695,7 +696,7 @@ def wide_weights(folder: Path) -> Path:
                 value = value / 2 if dim == 1 else value
         state[name] = value.contiguous()
     path = folder / "wide.safetensors"
-    save_file(state, path, weights_module.metadata_of(config, threshold=0.2, origin="centre"))
+    save_file(state, path, metadata_of(config, threshold=0.2, origin="centre"))
     return path
 
 

@@ -26,7 +26,7 @@ from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
 from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
 from edm_hloc.models.coarse import best_columns
-from edm_hloc.models.weights import WeightsError
+from edm_hloc.models.weights_file import WeightsError
 
 HUB_ID = "zju-community/efficientloftr"
 AGGREGATED = 4  # coarse cells per token of the attention, along each axis

@@ -19,7 +19,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
 from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
-from edm_hloc.models.weights import WeightsError, read_state
+from edm_hloc.models.weights_file import WeightsError, read_state
 
 logger = logging.getLogger(__name__)
 

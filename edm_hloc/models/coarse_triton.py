@@ -72,7 +72,7 @@ def _sums(
 def _best(
     a, b, column_lse, value, index, rows, columns, channels, TILE: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Stores the largest 2·s − column_lse of each of the tile's rows, and its column."""
+    """Stores the largest 2 s - column_lse of each of the tile's rows, and its column."""
     i, j, pair = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row, column = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
     a += pair * rows * channels

@@ -28,7 +28,7 @@ from edm_hloc.models.types import (
     RefinedImage,
     default_topk,
 )
-from edm_hloc.models.weights import config_from_json
+from edm_hloc.models.weights_file import config_from_json
 
 ENCODE, MATCH = "encode.onnx", "match.onnx"
 TENSORRT = "TensorrtExecutionProvider"

@@ -30,7 +30,8 @@ from edm_hloc.models.types import (
     MatchOptions,
     RefinedImage,
 )
-from edm_hloc.models.weights import WeightsInfo, config_to_json
+from edm_hloc.models.weights import WeightsInfo
+from edm_hloc.models.weights_file import config_to_json
 
 MAX_TOPK = 3840  # limit of TensorRT's top-k
 _OPSET = 18

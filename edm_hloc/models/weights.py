@@ -1,49 +1,42 @@
-"""The registry of trained weights: where they are, what they are, and loading them safely."""
+"""The registry of trained weights, and loading a network with them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pickle
 import urllib.error
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
 
 import torch
-from safetensors import safe_open
 
-from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.log import warn_once
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CONFIGS, EDMConfig
+from edm_hloc.models.weights_file import WeightsError, read_state, stored_config, stored_origin
 
 ENVIRONMENT_VARIABLE = "EDM_HLOC_WEIGHTS"
 
 
-class WeightsError(EdmHlocError):
-    """Weights that cannot be found, trusted or loaded; the message names file and remedy."""
-
-
 @dataclass(frozen=True)
-class Weights:
+class RegisteredWeights:
     """One entry of the registry.
 
     Attributes:
-        name: what `--weights` takes.
+        name: argument of `--weights`.
         architecture: key of `edm_hloc.models.types.CONFIGS`.
-        filename: in the cache, or in the package.
+        filename: of the file in the cache, or in the package if there are no `urls`.
         licence: of the weights.
-        description: one line.
-        threshold: coarse probability below which matches are dropped.
-        origin: where (0, 0) of the network's frame lies in the top-left pixel of its input.
-        sha256: of the file; None if it changes with the package's version.
-        urls: tried in this order; empty for weights that come with the package.
-        preprocessing: what the network expects of an image.
+        description: one line for `edm-hloc weights list`.
+        threshold: recommended minimum of the dual-softmax probability of a match.
+        origin: where (0, 0) of the network's frame lies in the top-left pixel of its input, which
+            follows from the intrinsics and depths it was trained on.
+        sha256: of the file; None if the file may change with the version of the package.
+        urls: for the download, tried in this order; empty for weights in the package.
+        preprocessing: of the image that the network takes.
     """
 
     name: str
@@ -59,52 +52,59 @@ class Weights:
 
     @property
     def path(self) -> Path:
-        """Where the file is or would be."""
+        """Path of the file, whether it exists or not."""
         if self.urls:
             return cache_directory() / self.filename
         return Path(str(resources.files("edm_hloc.models") / "shipped" / self.filename))
 
 
-REGISTRY: dict[str, Weights] = {
+REGISTRY: dict[str, RegisteredWeights] = {
     entry.name: entry
     for entry in (
-        Weights(
+        RegisteredWeights(
             name="edm-outdoor",
             architecture="edm",
             filename="edm_outdoor.ckpt",
             licence="Apache-2.0",
             description="the authors' checkpoint, trained on MegaDepth at 832 px",
             threshold=0.05,
-            origin="corner",  # of MegaDepth's intrinsics
+            origin="corner",  # as in MegaDepth's intrinsics
             sha256="f686bebdd9705bf6918621a1a83695f83d698cbd8c3eed932847fe3678d13a97",
             urls=(
                 "https://drive.usercontent.google.com/download"
                 "?id=1Blu8cpjtKonVVf6YguQYoctycpMWH4bh&export=download&confirm=t",
             ),
         ),
-        Weights(
+        RegisteredWeights(
             name="edm_s",
             architecture="edm_s",
             filename="edm_s.safetensors",
             licence="Apache-2.0",
             description="half the widths, trained from scratch by this project; in the package",
             threshold=0.2,
-            origin="centre",  # of this project's renderer
+            origin="centre",  # as in this project's renderer
         ),
     )
 }
-# The default is the first of these that is on this computer; nothing is downloaded unasked.
+# The default weights are the first of these on this computer; nothing is downloaded unasked.
 PREFERENCE = ("edm-outdoor", "edm_s")
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Which weights a run uses, for its log and its provenance.
+    """The weights that a network was loaded with, for logs and provenance.
 
     Attributes:
+        name: in the registry, or the file's name without its suffix.
+        path: of the file.
+        sha256: of the file.
+        architecture: key of `edm_hloc.models.types.CONFIGS`, or "custom".
+        licence: of the weights, or "unknown".
+        threshold: recommended minimum of the dual-softmax probability of a match.
         origin: where (0, 0) of the network's frame lies in the top-left pixel of its input: at
-            its "centre", as everywhere in this package, or at its outer "corner", so that half a
-            pixel of the input is to be subtracted from each keypoint.
+            its "centre", as everywhere in this package, or at its outer "corner"; then half a
+            pixel of the input is to be subtracted from the network's keypoints.
+        reason: why these weights were chosen.
     """
 
     name: str
@@ -121,7 +121,7 @@ class WeightsInfo:
 
 
 def cache_directory() -> Path:
-    """Where downloaded weights are kept: $EDM_HLOC_CACHE, or the user's cache folder."""
+    """Folder of downloaded weights: $EDM_HLOC_CACHE, else a folder in the user's cache."""
     if "EDM_HLOC_CACHE" in os.environ:
         return Path(os.environ["EDM_HLOC_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edm_hloc"
@@ -137,10 +137,10 @@ def file_sha256(path: Path) -> str:
 
 
 def pull(name: str, *, progress: bool = True) -> Path:
-    """Make sure the registry's entry `name` is on this computer, downloading it if need be.
+    """Path of the registered weights `name`, downloaded if they are not on this computer.
 
     Raises:
-        WeightsError: unknown name, no network, or a file that is not the one expected.
+        WeightsError: the name is unknown, the download fails, or the file has another checksum.
     """
     entry = _entry(name)
     if entry.path.is_file():
@@ -155,7 +155,7 @@ def pull(name: str, *, progress: bool = True) -> Path:
     problems = []
     for url in entry.urls:
         try:
-            # Writes to a temporary file, removed unless the checksum is right.
+            # Writes to a temporary file, which is removed if the checksum is wrong.
             torch.hub.download_url_to_file(
                 url, str(entry.path), hash_prefix=entry.sha256, progress=progress
             )
@@ -171,10 +171,10 @@ def pull(name: str, *, progress: bool = True) -> Path:
 
 
 def verify(name: str) -> str:
-    """SHA-256 of the local file of entry `name`, checked against the registry.
+    """SHA-256 of the local file of the registered weights `name`, checked against the registry.
 
     Raises:
-        WeightsError: no such entry or file, or another checksum.
+        WeightsError: the name is unknown, the file is missing, or it has another checksum.
     """
     entry = _entry(name)
     if not entry.path.is_file():
@@ -195,7 +195,7 @@ def weights_sha256(weights: str | Path | None = None) -> str:
     Raises:
         WeightsError: there is no such file.
     """
-    path = _find(weights)[1]
+    _, path, _ = _find(weights)
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}; check the path.")
     return file_sha256(path)
@@ -204,28 +204,23 @@ def weights_sha256(weights: str | Path | None = None) -> str:
 def load(
     weights: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[EDM, WeightsInfo]:
-    """The network with trained weights, in evaluation mode.
+    """A network with trained weights, in evaluation mode and without gradients.
 
     Args:
-        weights: a path (`.safetensors`, `.ckpt`, `.pth`), a name of the registry, or None for
-            $EDM_HLOC_WEIGHTS and else the best weights on this computer.
-        device: where the network goes.
+        weights: path of a `.safetensors`, `.ckpt` or `.pth` file, name in the registry, or None
+            for $EDM_HLOC_WEIGHTS, else the best weights on this computer.
+        device: of the network.
 
     Raises:
-        WeightsError: nothing found, not loadable, or made for another network.
+        WeightsError: no weights are found, or the file cannot be read or belongs to another
+            network.
     """
     entry, path, reason = _find(weights)
     state, metadata = read_state(path)
-    config = stored_config(metadata, path)
-    if config is None:
-        architecture = entry.architecture if entry else _architecture_of(state, path)
-        config = CONFIGS[architecture]
-    else:
-        same = (name for name, known in CONFIGS.items() if known.widths == config.widths)
-        architecture = next(same, "custom")
+    architecture, config = _network_of(entry, state, metadata, path)
     model = EDM(config)
     _load_strictly(model, state, path, architecture)
-    threshold = entry.threshold if entry else CONFIG_THRESHOLDS.get(architecture, 0.2)
+    threshold = entry.threshold if entry else _THRESHOLDS.get(architecture, 0.2)
     sha256 = file_sha256(path)
     info = WeightsInfo(
         name=entry.name if entry else path.stem,
@@ -240,33 +235,29 @@ def load(
     return model.eval().requires_grad_(False).to(device), info
 
 
-def metadata_of(config: EDMConfig, threshold: float, origin: Origin) -> dict[str, str]:
-    """What a safetensors file has to say of its network, so that `load` makes the same one."""
-    return {"config": config_to_json(config), "threshold": str(threshold), "origin": origin}
+# For files that do not state a threshold.
+_THRESHOLDS = {entry.architecture: entry.threshold for entry in REGISTRY.values()}
 
 
-def stored_origin(metadata: Mapping[str, str], path: Path) -> Origin | None:
-    """Where a safetensors file's metadata puts (0, 0) of its network's frame; None if nowhere.
-
-    Files that edm_hloc's training wrote without the key `origin` (up to version 0.1) were trained
-    on its renderer, whose frame has the centre of the top-left pixel at (0, 0).
-
-    Raises:
-        WeightsError: the key has another value than "centre" or "corner".
-    """
-    origin = metadata.get("origin")
-    if origin is None:
-        return "centre" if "edm_hloc" in metadata else None
-    if origin == "centre" or origin == "corner":
-        return origin
-    raise WeightsError(
-        f"{path} has the origin '{origin}' in its metadata; it must be one of "
-        f"{', '.join(get_args(Origin))}."
-    )
+def _network_of(
+    entry: RegisteredWeights | None,
+    state: dict[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    path: Path,
+) -> tuple[str, EDMConfig]:
+    """Name and configuration of the architecture: by the metadata, the registry, or the shapes."""
+    config = stored_config(metadata, path)
+    if config is None:
+        architecture = entry.architecture if entry else _architecture_of(state, path)
+        return architecture, CONFIGS[architecture]
+    for name, known in CONFIGS.items():
+        if known.widths == config.widths:
+            return name, config
+    return "custom", config
 
 
 def _origin_of_file(path: Path, sha256: str, metadata: Mapping[str, str]) -> Origin:
-    """The origin of weights that were given by a path; see `WeightsInfo.origin`."""
+    """The origin of weights given by a path: by the registry, the metadata, or a guess."""
     for entry in REGISTRY.values():
         if entry.sha256 == sha256:
             return entry.origin
@@ -282,102 +273,7 @@ def _origin_of_file(path: Path, sha256: str, metadata: Mapping[str, str]) -> Ori
     return origin
 
 
-def stored_config(metadata: Mapping[str, str], path: Path) -> EDMConfig | None:
-    """The network that a file's metadata describes; None if it does not.
-
-    Raises:
-        WeightsError: the description is of no network that is known here.
-    """
-    if "config" not in metadata:
-        return None
-    try:
-        return config_from_json(metadata["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(
-            f"{path} belongs to another network or version: its description of the network "
-            f"cannot be read ({error})."
-        ) from error
-
-
-def config_to_json(config: EDMConfig) -> str:
-    """The fields of a network's configuration as a JSON object."""
-    return json.dumps(asdict(config))
-
-
-def config_from_json(text: str) -> EDMConfig:
-    """Inverse of `config_to_json`."""
-    values: dict[str, Any] = json.loads(text)
-    for name in ("widths", "layers"):
-        values[name] = tuple(values[name])
-    return EDMConfig(**values)
-
-
-CONFIG_THRESHOLDS = {entry.architecture: entry.threshold for entry in REGISTRY.values()}
-
-
-def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors of a weights file under the network's names, and its metadata.
-
-    Pickled checkpoints are read without running anything in them: torch's restricted
-    unpickler makes the tensors, and every other class they mention becomes an inert object.
-
-    Raises:
-        WeightsError: missing, damaged, or no state dict inside.
-    """
-    if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}; check the path.")
-    metadata: dict[str, str] = {}
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        else:
-            state = _read_pickled(path)
-    except Exception as error:  # a damaged archive or pickle can raise nearly anything
-        raise WeightsError(_unreadable(path, error)) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds no state dict; give the path of an EDM checkpoint.")
-    if any(str(key).startswith("matcher.") for key in state):
-        state = {k[8:]: v for k, v in state.items() if str(k).startswith("matcher.")}
-    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}, metadata
-
-
-class _Inert:
-    """Stands for any class a checkpoint mentions; takes whatever it is given, does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-def _read_pickled(path: Path) -> Any:
-    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    stand_ins = [(type("_Inert", (_Inert,), {}), name) for name in unknown]
-    with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html")):
-        return f"{path} is a web page, not weights: the download went wrong. Download it again."
-    if isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error):
-        return (
-            f"{path} is a pickle that would run code when loaded, and is refused. Get the "
-            "checkpoint from its authors, or convert it to .safetensors where it was made."
-        )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return (
-        f"{path} ({path.stat().st_size:,} bytes) cannot be read as weights ({first_line}). "
-        "It is damaged, incomplete or of another kind: download it again."
-    )
-
-
-def _entry(name: str) -> Weights:
+def _entry(name: str) -> RegisteredWeights:
     if name not in REGISTRY:
         raise WeightsError(
             f"There are no weights named '{name}' and no such file; "
@@ -386,7 +282,8 @@ def _entry(name: str) -> Weights:
     return REGISTRY[name]
 
 
-def _find(weights: str | Path | None) -> tuple[Weights | None, Path, str]:
+def _find(weights: str | Path | None) -> tuple[RegisteredWeights | None, Path, str]:
+    """The registry's entry if the weights were found there, the path, and why these weights."""
     if weights is not None:
         if Path(weights).is_file() or (str(weights) not in REGISTRY and _looks_like_path(weights)):
             return None, Path(weights), "given by its path"
@@ -409,6 +306,7 @@ def _looks_like_path(weights: str | Path) -> bool:
 
 
 def _architecture_of(state: dict[str, torch.Tensor], path: Path) -> str:
+    """Name of the architecture whose first layer has the width that is in the file."""
     width = state["backbone.conv1.weight"].shape[0] if "backbone.conv1.weight" in state else None
     for name, config in CONFIGS.items():
         if config.widths[0] == width:
@@ -422,6 +320,7 @@ def _architecture_of(state: dict[str, torch.Tensor], path: Path) -> str:
 def _load_strictly(
     model: EDM, state: dict[str, torch.Tensor], path: Path, architecture: str
 ) -> None:
+    """Loads `state`, or raises an error that says how it differs from the network's."""
     expected = {key: value.shape for key, value in model.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(state.keys() - expected.keys())

@@ -17,7 +17,7 @@ from edm_hloc.base.files import write_whole
 from edm_hloc.base.frames import Origin
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import EDMConfig
-from edm_hloc.models.weights import config_from_json, read_state, stored_config, stored_origin
+from edm_hloc.models.weights_file import config_from_json, read_state, stored_config, stored_origin
 from edm_hloc.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)

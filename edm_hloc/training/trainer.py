@@ -23,7 +23,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.version import __version__
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.weights import metadata_of
+from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.training.checkpoint import (
     Progress,
     TrainingState,

@@ -24,6 +24,7 @@ from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxEDM
 from edm_hloc.models.onnx_export import OnnxConfig, OnnxSummary, export
 from edm_hloc.models.types import EDMFeatures, MatchOptions
+from edm_hloc.models.weights_file import metadata_of
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -37,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shipped, _ = weights.load("edm_s")
     config = dataclasses.replace(shipped.config, train_size=256)
     path = tmp_path_factory.mktemp("weights") / "scaled.safetensors"
-    save_file(shipped.state_dict(), path, weights.metadata_of(config, 0.2, "centre"))
+    save_file(shipped.state_dict(), path, metadata_of(config, 0.2, "centre"))
     return path
 
 

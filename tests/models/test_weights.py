@@ -16,7 +16,14 @@ from safetensors.torch import save_file
 from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CONFIGS
-from edm_hloc.models.weights import WeightsError, load
+from edm_hloc.models.weights import load
+from edm_hloc.models.weights_file import (
+    WeightsError,
+    metadata_of,
+    read_state,
+    stored_config,
+    stored_origin,
+)
 from tests.models.test_edm_golden import GOLDEN, reference_state
 
 
@@ -73,7 +80,7 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
     save_file(
         half,
         tmp_path / "own.safetensors",
-        weights.metadata_of(config, threshold=0.1, origin="centre") | {"licence": "MIT"},
+        metadata_of(config, threshold=0.1, origin="centre") | {"licence": "MIT"},
     )
     model, info = load(tmp_path / "own.safetensors")
     assert model.config == config
@@ -86,7 +93,7 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
 
 def test_the_shipped_file_says_which_network_it_is() -> None:
     path = weights.REGISTRY["edm_s"].path
-    assert weights.stored_config(weights.read_state(path)[1], path) == CONFIGS["edm_s"]
+    assert stored_config(read_state(path)[1], path) == CONFIGS["edm_s"]
 
 
 def test_origin_of_the_registry_s_entries() -> None:
@@ -96,7 +103,7 @@ def test_origin_of_the_registry_s_entries() -> None:
     }
     assert load("edm_s")[1].origin == "centre"
     path = weights.REGISTRY["edm_s"].path
-    assert weights.stored_origin(weights.read_state(path)[1], path) == "centre"
+    assert stored_origin(read_state(path)[1], path) == "centre"
     assert load(path)[1].origin == "centre"
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.models.weights import load, metadata_of, weights_sha256
+from edm_hloc.models.weights import load, weights_sha256
+from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.pairs.descriptors import DescriptorReader, RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos, images_by_query, most_similar
 from edm_hloc.pairs.vlad import VladConfig
