@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from edm_hloc.cli import options
@@ -28,26 +29,28 @@ def register(command: options.AddCommand) -> None:
 
 
 def _match(args: argparse.Namespace) -> None:
-    from edm_hloc.images.load import load_image
+    from edm_hloc import api
     from edm_hloc.images.pictures import check_picture, draw_matches, write_picture
     from edm_hloc.matching.writer import write_raw_pair
 
     check_picture(args.out)
     matcher = options.make_matcher(args)
-    p = matcher.info.preprocessing
-    encoded = [
-        matcher.encode(load_image(path, resize_max=p.resize_max, divisor=p.divisor))
-        for path in (args.image0, args.image1)
-    ]
-    found = matcher.match(*encoded)
+    found = api.match(args.image0, args.image1, matcher)
     h5 = args.out.with_suffix(".h5")
-    names = args.image0.name, args.image1.name
-    if names[0] == names[1]:
-        names = args.image0.as_posix().lstrip("./"), args.image1.as_posix().lstrip("./")
     write_picture(args.out, draw_matches(args.image0, args.image1, found, lines=args.lines))
-    write_raw_pair(h5, *names, found, dict(matcher.provenance))
+    write_raw_pair(h5, *names_in_file(args.image0, args.image1), found, dict(matcher.provenance))
     print(f"Matches     {len(found.scores):,}")
     print(f"Written     {args.out} and {h5}")
+
+
+def names_in_file(photo0: Path, photo1: Path) -> tuple[str, str]:
+    """The photos' names in the H5 file, relative to the closest folder that holds both if equal."""
+    if photo0.name != photo1.name:
+        return photo0.name, photo1.name
+    paths = photo0.resolve(), photo1.resolve()
+    folder = os.path.commonpath([path.parent for path in paths])
+    name0, name1 = (path.relative_to(folder).as_posix() for path in paths)
+    return name0, name1
 
 
 def _pairs(args: argparse.Namespace) -> None:

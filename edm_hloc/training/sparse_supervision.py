@@ -54,8 +54,10 @@ def _warp_affinely(grid: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor
     x = source[near] - grid[:, None]  # (N, k, 2)
     design = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1).double()
     y = target[near].double()
-    # Damped, since the neighbours may be collinear; the residuals are then large.
-    normal = design.mT @ design + 1e-3 * torch.eye(3, dtype=torch.float64)
+    # The linear part is damped, since the neighbours may be collinear. The translation is not: it
+    # would be drawn towards (0, 0), by more the farther the point is from there.
+    damping = torch.diag(torch.tensor([1e-3, 1e-3, 0.0], dtype=torch.float64))
+    normal = design.mT @ design + damping
     affine = torch.linalg.solve(normal, design.mT @ y)
     residual = (design @ affine - y).square().sum(dim=-1).mean(dim=-1).sqrt()
     surrounded = (distance[:, 0] < NEAREST) & (distance[:, -1] < FARTHEST)

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edm_hloc import cli
+from edm_hloc.cli.match import names_in_file
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.pairs.files import write_pairs
@@ -443,3 +444,11 @@ def test_masks_that_are_not_there_leave_a_run_alone(
         assert cli.main([*map(str, command), "--masks", str(empty)]) == 1
         assert f"{empty} has masks for none of the 7 photos" in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_photos_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    a, b = tmp_path / "a" / "x.jpg", tmp_path / "b" / "c" / "x.jpg"
+    assert names_in_file(a, b) == ("a/x.jpg", "b/c/x.jpg")
+    assert names_in_file(a, tmp_path / "b" / ".." / "a" / "x.jpg") == ("x.jpg", "x.jpg")
+    assert names_in_file(a, tmp_path / "x.jpg") == ("a/x.jpg", "x.jpg")
+    assert names_in_file(a, tmp_path / "a" / "y.jpg") == ("x.jpg", "y.jpg")
