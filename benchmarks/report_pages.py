@@ -1,10 +1,10 @@
-"""How large a report is and how long it takes to make and to open, by the number of photos.
+"""Measures size, time to make and time to open of a report, by the number of photos.
 
     python benchmarks/report_pages.py [--photos 10 100 1000] [--out outputs/report_pages]
 
-Each run is made up in the form a real one has: photos of 1280 × 960 (crops of rendered ones), 1,700
-keypoints a photo, pairs of each photo with the 20 nearest, and 300 points a photo in the model. The
-page is opened in headless Chromium where chromium, chromedriver and selenium are installed.
+The files of each run are synthetic: photos of 1280 × 960 px (crops of rendered ones), 1,700
+keypoints per photo, pairs of each photo with its 20 neighbours, and 300 points per photo. The page
+is opened in headless Chromium where chromium, chromedriver and selenium are installed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ KEYPOINTS, POINTS, NEIGHBOURS = 1700, 300, 10
 
 
 def make_photos(folder: Path, number: int, rendered: Path) -> list[str]:
-    """Crops of rendered photos, with noise: as hard to compress as photos are."""
+    """Writes noisy crops of rendered photos, which compress about as well as real photos."""
     rng = np.random.default_rng(0)
     sources = [cv2.imread(str(path)) for path in sorted(rendered.iterdir())]
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def make_photos(folder: Path, number: int, rendered: Path) -> list[str]:
 
 
 def make_run(out: Path, photos: Path, names: list[str]) -> None:
-    """The files of a run: cameras on a line before a wall, each point seen by five in a row."""
+    """Writes the files of a run: cameras in a row before a wall, five of which see each point."""
     rng = np.random.default_rng(1)
     number = len(names)
     first = np.repeat(np.arange(number), POINTS)  # the first photo that sees each point
@@ -150,7 +150,10 @@ def make_run(out: Path, photos: Path, names: list[str]) -> None:
 
 
 def load_time(page: Path) -> tuple[float, float, float] | None:
-    """Seconds until the page is ready, seconds of a frame in 3D, and MiB of the heap."""
+    """Seconds until the page is ready, seconds per 3D frame, and MiB of the heap.
+
+    None if chromium, chromedriver or selenium is not installed.
+    """
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     driver_path = shutil.which("chromedriver")
     try:

@@ -1,4 +1,4 @@
-"""`edm-hloc demo` and `compare`: a synthetic scene, and a model beside its truth."""
+"""`edm-hloc demo` reconstructs a synthetic scene; `compare` compares two models."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from edm_hloc.cli.report import end_quietly, reporting
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("demo", _demo, "reconstruct a synthetic scene and compare it with its truth")
+    sub = command(
+        "demo", _demo, "reconstruct a synthetic scene and compare it with its ground truth"
+    )
     sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
     sub.add_argument("--views", type=int, default=12, help="number of photos to render")
     sub.add_argument("--seed", type=options.SEED, default=0)
     sub.add_argument("--matcher", choices=options.MATCHERS, default="edm", help="the network")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
 
-    sub = command("compare", _compare, "compare a model with another one, taken as the truth")
+    sub = command("compare", _compare, "compare a model with a ground-truth model")
     sub.add_argument("model", type=Path, metavar="MODEL")
     sub.add_argument("truth", type=Path, metavar="TRUTH")
-    sub.add_argument("--json", type=Path, help="also write the numbers there")
+    sub.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
 
 
 def _demo(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`edm-hloc report`, and the page that other commands leave when they end."""
+"""`edm-hloc report`, and the report that other commands write when they end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def register(command: options.AddCommand) -> None:
     sub = command("report", _report, "make the page that shows a run, finished or not")
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the run")
+    sub.add_argument("out", type=Path, metavar="OUT", help="output folder of the run")
     sub.add_argument("--images", type=Path, help="folder of the photos, if they have moved")
 
 
@@ -29,22 +29,25 @@ def _report(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def reporting(out: Path) -> Iterator[None]:
-    """Makes the page of the run in `out` when the block ends, also when it fails.
+    """Writes the report of the run in `out` at the end of the block, also after an EdmHlocError.
 
-    Nothing that goes wrong here fails the run.
+    An error of the report itself is only logged: it does not fail the run.
     """
     try:
         yield
     except EdmHlocError as error:
         if _is_recorded(out, error):
-            _try(out)
+            _write_report(out)
         raise
-    _try(out)
+    _write_report(out)
 
 
 def end_quietly() -> None:
-    """Lets a kill, as of a scheduler whose time is up, end the program without a stack trace, which
-    pycolmap would print from its import on: commands that take long begin with this."""
+    """Makes SIGTERM end the program without a stack trace, as at a scheduler's time limit.
+
+    pycolmap installs a handler that prints one when it is imported, so this imports it first. To be
+    called at the start of commands that take long.
+    """
     import edm_hloc.base.colmap  # noqa: F401
 
     with contextlib.suppress(ValueError):  # not in the main thread
@@ -53,7 +56,7 @@ def end_quietly() -> None:
 
 
 def _is_recorded(out: Path, error: EdmHlocError) -> bool:
-    """Whether the run in `out` ended so: wrong arguments leave an older run as it is."""
+    """Whether run.json in `out` has this error; it has not if the arguments were refused."""
     from edm_hloc.report.collect import read_record
 
     try:
@@ -62,17 +65,17 @@ def _is_recorded(out: Path, error: EdmHlocError) -> bool:
         return False
 
 
-def _try(out: Path) -> None:
+def _write_report(out: Path) -> None:
     try:
         from edm_hloc.report.page import make_report
 
         folders = [out / "sfm"] if (out / "sfm" / "run.json").is_file() else []
         for folder in [*folders, out]:
             print(f"Report      {make_report(folder)}")
-    except Exception as error:  # what was computed is worth more than the page
-        logger.debug("The report", exc_info=True)
+    except Exception as error:  # the results matter more than the report
+        logger.debug("While making the report", exc_info=True)
         logger.warning(
-            "The report could not be made (%s: %s). All results are there; try again: "
+            "The report could not be made (%s: %s). The results are complete; try again: "
             "edm-hloc report %s",
             type(error).__name__,
             error,

@@ -1,4 +1,4 @@
-"""`edm-hloc show` and `export-model`: pictures of a model, and its files for other programs."""
+"""`edm-hloc show` draws a model, `export-model` writes it in other programs' formats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from edm_hloc.cli import options
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("show", _show, "write pictures of a model, without a display")
+    sub = command("show", _show, "draw a COLMAP model into four pictures, without a display")
     sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
     sub.add_argument("--out", type=Path, default=Path("views"), help="folder of the pictures")
-    sub.add_argument("--size", type=int, nargs=2, default=(1600, 1200), metavar=("W", "H"))
-    sub.add_argument("--no-cameras", action="store_true", help="points only")
+    sub.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(1600, 1200),
+        metavar=("W", "H"),
+        help="of a picture, px",
+    )
+    sub.add_argument("--no-cameras", action="store_true", help="draw points only")
 
-    sub = command("export-model", _export, "write a model as another program reads it")
+    sub = command("export-model", _export, "write a COLMAP model in another program's format")
     sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
     sub.add_argument(
         "out",
@@ -24,9 +31,11 @@ def register(command: options.AddCommand) -> None:
         metavar="OUT",
         help="points.ply, transforms.json (nerfstudio), or a folder for COLMAP's own files",
     )
-    sub.add_argument("--text", action="store_true", help="COLMAP's text files, not binary ones")
+    sub.add_argument("--text", action="store_true", help="COLMAP's text format instead of binary")
     sub.add_argument(
-        "--images", type=Path, help="folder of the photos, named in transforms.json; else images/"
+        "--images",
+        type=Path,
+        help="folder of the photos for the paths in transforms.json; default: images/",
     )
 
 
@@ -49,7 +58,7 @@ def _show(args: argparse.Namespace) -> None:
         write_picture(args.out / f"{viewpoint}.png", picture)
     print(f"Model       {len(views):,} cameras, {len(points):,} points")
     if scene.hidden:
-        print(f"Left out    {scene.hidden:,} points that lie too far off")
+        print(f"Left out    {scene.hidden:,} points far outside the model")
     print(f"Written     {', '.join(f'{v}.png' for v in VIEWPOINTS)} in {args.out}")
 
 
@@ -63,7 +72,8 @@ def _export(args: argparse.Namespace) -> None:
         exports.export_nerfstudio(args.model, args.out, args.images)
     elif suffix and not args.out.is_dir():
         raise EdmHlocError(
-            f"Nothing is known of {args.out.suffix} files: give OUT as .ply, .json or a folder."
+            f"Cannot export to {args.out.suffix} files: OUT must be a .ply or .json file "
+            "or a folder."
         )
     elif args.text:
         exports.export_text(args.model, args.out)

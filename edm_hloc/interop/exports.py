@@ -1,4 +1,4 @@
-"""A COLMAP model in other programs' files: COLMAP binary and text, PLY, nerfstudio."""
+"""Writes a COLMAP model in other formats: COLMAP binary and text, PLY, nerfstudio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edm_hloc.base.files import write_whole
 
 logger = logging.getLogger(__name__)
 
-# nerfstudio's camera model of each of COLMAP's, and where each parameter goes.
+# nerfstudio's camera model for each of COLMAP's, and the names of its parameters in their order.
 _NERFSTUDIO = {
     "SIMPLE_PINHOLE": ("OPENCV", ("f", "cx", "cy")),
     "PINHOLE": ("OPENCV", ("fl_x", "fl_y", "cx", "cy")),
@@ -34,12 +34,20 @@ _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def export_binary(model: Path, out: Path) -> None:
-    """COLMAP's binary files into the folder `out`."""
+    """Writes COLMAP's binary files into the folder `out`.
+
+    Raises:
+        EdmHlocError: there is no model, `out` holds a model in text form, or writing fails.
+    """
     _export_colmap(read_model(model), out, ".bin", lambda m, folder: m.write_binary(folder))
 
 
 def export_text(model: Path, out: Path) -> None:
-    """COLMAP's text files into the folder `out`."""
+    """Writes COLMAP's text files into the folder `out`.
+
+    Raises:
+        EdmHlocError: there is no model, `out` holds a model in binary form, or writing fails.
+    """
     _export_colmap(read_model(model), out, ".txt", lambda m, folder: m.write_text(folder))
 
 
@@ -51,11 +59,13 @@ def _export_colmap(
 ) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        # a folder with both forms would be read in the older one
+        # COLMAP reads only one of the two forms of a folder, which might be the outdated one
         other = {".bin": ".txt", ".txt": ".bin"}[suffix]
         clash = next(iter(sorted(out.glob(f"cameras{other}"))), None)
         if clash is not None:
-            raise EdmHlocError(f"{out} holds a model in another form ({clash.name}): give another.")
+            raise EdmHlocError(
+                f"{out} holds a model in another form ({clash.name}): choose another folder."
+            )
         with tempfile.TemporaryDirectory(dir=out) as temporary, quiet_colmap():
             write(model, Path(temporary))
             for path in Path(temporary).iterdir():
@@ -65,10 +75,10 @@ def _export_colmap(
 
 
 def export_ply(model: Path, out: Path) -> None:
-    """Points with their colours as a binary PLY file.
+    """Writes the points of a model with their colours as a binary PLY file.
 
     Raises:
-        EdmHlocError: no model, no points, or the file cannot be written.
+        EdmHlocError: there is no model, it has no points, or the file cannot be written.
     """
     read = read_model(model)
     if not read.num_points3D():
@@ -80,21 +90,21 @@ def export_ply(model: Path, out: Path) -> None:
 
 
 def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> None:
-    """nerfstudio's `transforms.json` and, beside it, the points as `sparse_pc.ply`.
+    """Writes nerfstudio's `transforms.json` and, beside it, the points as `sparse_pc.ply`.
 
-    Poses are world from camera in OpenGL's convention; the world stays that of the model, which
-    `applied_transform` says. Intrinsics and distortion stand with each photo, as COLMAP has them
-    (pixel centres at half numbers, which nerfstudio expects too). Photos are referred to where they
-    are, or under `images/` if the folder is not given.
+    Poses are world from camera in OpenGL's convention (y up, looking along −z). The world frame is
+    the model's, so `applied_transform` is the identity. Each frame has its own intrinsics and
+    distortion in COLMAP's pixel frame, which is also nerfstudio's.
 
     Args:
-        model: COLMAP model.
+        model: folder of the COLMAP model.
         out: the JSON file.
-        images: folder of the photos.
+        images: folder of the photos, for their absolute paths; by default paths are relative, in
+            `images/`.
 
     Raises:
-        EdmHlocError: no model, a camera model that nerfstudio does not know, or a file cannot be
-            written.
+        EdmHlocError: there is no model, or none with registered images; a camera model is unknown
+            to nerfstudio; fisheye and other cameras are mixed; or a file cannot be written.
     """
     read = read_model(model)
     frames, kinds = [], set()
@@ -117,8 +127,8 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
         raise EdmHlocError(f"The model in {model} has no posed images.")
     if len(kinds) > 1:
         raise EdmHlocError(
-            "nerfstudio takes photos of one kind of lens, but the model has both fisheye and "
-            "other cameras: export them apart."
+            "nerfstudio takes one kind of camera model, but the model has both fisheye and other "
+            "cameras: export them separately."
         )
     record: dict[str, object] = {
         "camera_model": kinds.pop(),
@@ -133,10 +143,10 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
 
 
 def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
-    """Intrinsics in nerfstudio's names.
+    """Intrinsics and distortion under nerfstudio's names, in pixels of COLMAP's frame.
 
     Raises:
-        EdmHlocError: it does not know such a camera.
+        EdmHlocError: the camera model is unknown to nerfstudio.
     """
     if camera.model_name not in _NERFSTUDIO:
         raise EdmHlocError(

@@ -71,7 +71,7 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
             facts.skipped |= facts.results.get(step, {}).get("skipped", {})
     with facts.noting_errors("Model"):
         _read_model(facts)
-    with facts.noting_errors("Answers"):
+    with facts.noting_errors("Queries"):
         _read_queries(facts)
     with facts.noting_errors("Pairs"):
         read_pair_counts(facts)
@@ -110,8 +110,8 @@ def _image_root(facts: RunFacts, images: Path | None) -> Path | None:
     if root.is_dir():
         return root
     facts.problems.append(
-        f"Photos: there is no folder {root} here, so that none are shown. Run the command where "
-        "the run was started, or say where they are: edm-hloc report OUT --images FOLDER."
+        f"Photos: there is no folder {root}, so no photos are shown. Run this command in the "
+        "folder where the run was started, or give theirs: edm-hloc report OUT --images FOLDER."
     )
     return None
 
@@ -203,11 +203,13 @@ def _set_status(facts: RunFacts) -> None:
         number = len(facts.queries)
         if expected_queries is None or number < expected_queries:
             facts.unfinished.append(
-                f"{number} queries have an answer." if number else "No query has an answer yet."
+                f"{number} queries have been processed."
+                if number
+                else "No query has been processed yet."
             )
     else:
         steps = {
-            "keypoints": "Keypoints were not made of the matches yet.",
+            "keypoints": "Keypoints were not made from the matches yet.",
             "database": "The matches were not verified yet.",
             "model": "There is no model yet.",
         }

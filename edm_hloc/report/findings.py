@@ -1,4 +1,4 @@
-"""Plain advice derived from the data of a run: what stands out and what to try."""
+"""Findings: what in a run needs attention, and what can be done about it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from edm_hloc.report.facts import PhotoFacts, RunFacts
 
 Level = Literal["good", "note", "warning", "bad"]
 
-# What stands out. Found on runs of 8 to 29 photos of buildings; see docs/report.md.
-FEW_POINTS = 100  # 3D points in a photo
-SMALL_COVERAGE = 0.25  # of a photo's area
-LARGE_ERROR = 1.2  # px at the size that was matched
-MOSTLY_TWO_VIEWS = 0.85  # of the points
-LOW_RATIO = 0.4  # verified of all matches, median over the verified pairs
-ODD_FIELD_OF_VIEW = (12.0, 130.0)  # degrees
-ODD_DISTORTION = 0.5
-FEW_VERIFIED = 0.25  # of the pairs, from MANY_PAIRS on
+# Thresholds of the findings, set on runs of 8 to 29 photos of buildings; docs/report.md lists them.
+MIN_POINTS = 100  # 3D points that a registered photo observes
+MIN_COVERAGE = 0.25  # share of the coverage grid's cells
+MAX_ERROR = 1.2  # mean reprojection error, px of the matcher's input
+MAX_TWO_VIEW_SHARE = 0.85  # share of the points with a track length of 2
+MIN_INLIER_RATIO = 0.4  # median over the verified pairs
+FIELD_OF_VIEW = (12.0, 130.0)  # plausible range, degrees along the longer side
+MAX_DISTORTION = 0.5  # largest plausible coefficient, absolute
+MIN_VERIFIED_SHARE = 0.25  # share of the pairs; only judged from MANY_PAIRS pairs on
 MANY_PAIRS = 400
 
 
@@ -29,9 +29,9 @@ class Finding:
     """One finding.
 
     Attributes:
-        level: how much it matters.
-        text: a sentence or three: what, and what to try.
-        photos: the photos concerned.
+        level: how serious it is; "bad" is an error that ended the run.
+        text: one to three sentences: what was found, and what can be done.
+        photos: names of the photos concerned.
     """
 
     level: Level
@@ -40,7 +40,12 @@ class Finding:
 
 
 def findings(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Finding]:
-    """All findings, the gravest first; a single good one where nothing stands out."""
+    """All findings, the most serious first; a single "good" one if there is no other.
+
+    Args:
+        facts: the run.
+        photos: statistics of its photos, by name.
+    """
     found = [*_general(facts, photos)]
     if facts.kind == "localization":
         found += _localization(facts)
@@ -56,10 +61,12 @@ def _all_well(facts: RunFacts) -> str:
         return f"All {len(facts.queries)} queries were localized with high confidence."
     if facts.kind == "matching":
         return "All pairs were matched."
-    return f"All {len(facts.registered)} photos are in one model, and nothing stands out."
+    number = len(facts.registered)
+    return f"All {number} photos were registered in one model, and no problem was found."
 
 
 def plural(number: int, singular: str, more: str | None = None) -> str:
+    """A number with its noun; the plural `more` is by default the singular with an "s"."""
     return f"{number:,} {singular if number == 1 else more or singular + 's'}"
 
 
@@ -69,27 +76,28 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         yield Finding(
             "warning",
             f"{plural(len(facts.skipped), 'photo')} could not be read and "
-            f"{'was' if len(facts.skipped) == 1 else 'were'} left out: see below for the reasons.",
+            f"{'was' if len(facts.skipped) == 1 else 'were'} left out. The section Run lists the "
+            "reasons.",
             tuple(sorted(facts.skipped)),
         )
     rotated = matching.get("rotated", [])
     if rotated:
         yield Finding(
             "note",
-            f"{plural(len(rotated), 'photo')} with an EXIF orientation, which was ignored: pixels "
-            "were matched as they are stored. If these photos lie on their side while the others "
-            "stand upright, turn the pixels themselves and run again.",
+            f"{plural(len(rotated), 'photo has', 'photos have')} an EXIF orientation, which was "
+            "ignored: pixels were matched as they are stored. If these photos appear rotated "
+            "relative to the others, rotate the pixels themselves and run again.",
             tuple(rotated),
         )
     posed = {view.name for view in facts.views if view.kind != "database"}
-    small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < SMALL_COVERAGE)
+    small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < MIN_COVERAGE)
     small = tuple(name for name in small if name in posed)
     if small:
         yield Finding(
             "note",
-            f"In {plural(len(small), 'photo')} keypoints lie on less than "
-            f"{SMALL_COVERAGE:.0%} of the picture. Poses from such a corner are less exact; more "
-            "overlap with other photos helps.",
+            f"The keypoints of {plural(len(small), 'photo')} cover less than "
+            f"{MIN_COVERAGE:.0%} of the image. A pose is less accurate if its keypoints are "
+            "confined to a part of the image; more overlap with other photos helps.",
             small,
         )
     limit = (facts.settings.get("quantization") or {}).get("max_kps")
@@ -98,8 +106,9 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         if full:
             yield Finding(
                 "note",
-                f"{plural(len(full), 'photo')} reached the limit of {limit:,} keypoints, so that "
-                "matches were left out. --max-keypoints 0 keeps all, with a larger model.",
+                f"{plural(len(full), 'photo')} reached the limit of {limit:,} keypoints, so "
+                "some matches were discarded. --max-keypoints 0 keeps all and makes a larger "
+                "model.",
                 full,
             )
 
@@ -118,7 +127,7 @@ def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterat
         yield from _unregistered(facts)
         yield from _quality(facts, photos)
     elif facts.verified and len(facts.names) > 1:
-        best = _best_partner(facts, range(len(facts.names)))
+        best = _most_inliers(facts, range(len(facts.names)))
         weak = [n for n, m in best.items() if m < facts.min_inliers]
         if weak and len(weak) < len(facts.names):
             yield Finding(
@@ -129,25 +138,26 @@ def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterat
             )
     if facts.verified and len(facts.pairs) >= MANY_PAIRS:
         share = float((facts.inliers > 0).mean())
-        if share < FEW_VERIFIED:
+        if share < MIN_VERIFIED_SHARE:
             yield Finding(
                 "note",
-                f"Only {share:.0%} of the {len(facts.pairs):,} pairs show the same things. Fewer "
-                "pairs give the same model in less time: --pairs sequential for photos taken one "
-                "after the other, or a list of pairs from retrieval.",
+                f"Only {share:.0%} of the {len(facts.pairs):,} pairs have a two-view geometry. "
+                "Fewer pairs give the same model in less time: --pairs sequential for photos taken "
+                "one after the other, or a list of pairs from retrieval.",
             )
-    ratio = _ratios(facts)
-    if len(ratio) >= 3 and float(np.median(ratio)) < LOW_RATIO:
+    ratio = _inlier_ratios(facts)
+    if len(ratio) >= 3 and float(np.median(ratio)) < MIN_INLIER_RATIO:
         yield Finding(
             "warning",
-            f"Half of the verified pairs keep less than {np.median(ratio):.0%} of their matches. "
-            "Repeated structures, moving things or strong distortion cause that: look at the "
-            "borderline pairs, give known intrinsics (--known), or match at a larger --resize.",
+            f"The median inlier ratio of the verified pairs is {np.median(ratio):.0%}, which is "
+            "low. Repetitive structures, moving objects and strong distortion are possible causes: "
+            "look at the borderline pairs, give known intrinsics (--known), or match at a larger "
+            "--resize.",
         )
 
 
-def _best_partner(facts: RunFacts, others: Iterable[int]) -> dict[str, int]:
-    """The most verified matches that each photo has with one of the photos `others`."""
+def _most_inliers(facts: RunFacts, others: Iterable[int]) -> dict[str, int]:
+    """By photo the largest number of verified matches with one of the photos `others`."""
     best = np.zeros(len(facts.names), np.int64)
     allowed = np.zeros(len(facts.names), bool)
     allowed[list(others)] = True
@@ -158,7 +168,8 @@ def _best_partner(facts: RunFacts, others: Iterable[int]) -> dict[str, int]:
     return dict(zip(facts.names, best.tolist(), strict=True))
 
 
-def _ratios(facts: RunFacts) -> np.ndarray:
+def _inlier_ratios(facts: RunFacts) -> np.ndarray:
+    """Inlier ratios of the verified pairs, (V,)."""
     some = (facts.inliers > 0) & (facts.matches > 0)
     return facts.inliers[some] / facts.matches[some]
 
@@ -168,7 +179,7 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
     if not missing:
         return
     inside = [i for i, name in enumerate(facts.names) if name in facts.registered]
-    to_model, to_any = _best_partner(facts, inside), _best_partner(facts, range(len(facts.names)))
+    to_model, to_any = _most_inliers(facts, inside), _most_inliers(facts, range(len(facts.names)))
     weak = tuple(n for n in missing if to_any[n] < facts.min_inliers)
     apart = tuple(n for n in missing if n not in weak and to_model[n] < facts.min_inliers)
     near = tuple(n for n in missing if n not in weak and n not in apart)
@@ -183,23 +194,23 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
         )
     if apart:
         parts = facts.results.get("mapped", {}).get("components", [])
-        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found; this page "
-        sizes += "shows the largest, and the others are in model_parts."
+        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found: this page "
+        sizes += "shows the largest, the others are in model_parts."
         yield Finding(
             "warning",
-            f"{plural(len(apart), 'photo')} did not register: they match one another, but none of "
-            f"them any photo of the model.{sizes if len(parts) > 1 else ''} Take photos that link "
-            "the two, or match more pairs.",
+            f"{plural(len(apart), 'photo')} did not register: they match one another, but not "
+            f"enough any registered photo.{sizes if len(parts) > 1 else ''} Take photos that "
+            "connect the two groups, or match more pairs.",
             apart,
         )
     if near:
         most = max(to_model[name] for name in near)
         yield Finding(
             "warning",
-            f"{plural(len(near), 'photo')} did not register, though the verified matches with a "
-            f"photo of the model would suffice (up to {most:,}). Too few of them have a 3D point, "
-            "or the focal length is wrong: give known intrinsics (--known), try --mapper global, "
-            "or match more pairs.",
+            f"{plural(len(near), 'photo')} did not register, though there are enough verified "
+            f"matches with a registered photo (up to {most:,}). Either too few of them have a 3D "
+            "point, or the focal length is wrong: give known intrinsics (--known), try --mapper "
+            "global, or match more pairs.",
             near,
         )
 
@@ -208,35 +219,36 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
     if facts.results.get("mapped", {}).get("undistorted"):
         yield Finding(
             "note",
-            "The photos do not tell the lens's distortion, as when they are taken going straight "
-            "on: it was left at zero. For an exact model calibrate the camera (--known), or add "
-            "photos that look to the side.",
+            "The photos do not determine the lens distortion, as when all are taken while moving "
+            "straight ahead: it was left at zero. For an accurate model calibrate the camera and "
+            "give its intrinsics (--known), or add photos that look to the side.",
         )
-    few = tuple(name for name, points in facts.registered.items() if points < FEW_POINTS)
+    few = tuple(name for name, points in facts.registered.items() if points < MIN_POINTS)
     if few:
         yield Finding(
             "warning",
-            f"{plural(len(few), 'photo hangs', 'photos hang')} on fewer than {FEW_POINTS} points: "
-            "do not trust a pose like that without looking at it.",
+            f"{plural(len(few), 'photo observes', 'photos observe')} fewer than {MIN_POINTS} 3D "
+            "points: inspect such a pose before relying on it.",
             few,
         )
     matched = (facts.settings.get("matcher") or {}).get("resize_max")
     sizes = [max(p.size) for name, p in photos.items() if p.size and name in facts.registered]
     error = float(np.nanmean(facts.points.errors)) if len(facts.points) else 0.0
     shrunk = max(1.0, float(np.median(sizes)) / matched) if sizes and matched else 1.0
-    if error / shrunk > LARGE_ERROR:
+    if error / shrunk > MAX_ERROR:
         yield Finding(
             "warning",
-            f"The mean reprojection error is {error:.2f} px, {error / shrunk:.2f} px at the size "
-            "that was matched, which is much. Wrong camera models cause that: try --camera-mode "
-            "per-image or --camera-model OPENCV, or give known intrinsics (--known).",
+            f"The mean reprojection error is {error:.2f} px, or {error / shrunk:.2f} px at the "
+            "size of the matcher's input, which is large. A wrong camera model is a possible "
+            "cause: try --camera-mode per-image or --camera-model OPENCV, or give known intrinsics "
+            "(--known).",
         )
     two = float((facts.points.tracks <= 2).mean()) if len(facts.points) else 0.0
-    if two > MOSTLY_TWO_VIEWS and len(facts.registered) > 4:
+    if two > MAX_TWO_VIEW_SHARE and len(facts.registered) > 4:
         yield Finding(
             "warning",
-            f"{two:.0%} of the points are seen by two photos only, so that few points tie the "
-            "model together. More photos with more overlap, or more pairs, make it stiffer.",
+            f"{two:.0%} of the points are observed by only two photos, which constrain the "
+            "model weakly. More photos with more overlap, or more pairs, give longer tracks.",
         )
     odd = []
     for camera in {c.camera_id: c for c in facts.cameras.values()}.values():
@@ -244,24 +256,24 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
         extra = camera.params[camera.extra_params_idxs()]
         plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
-        if not ODD_FIELD_OF_VIEW[0] <= angle <= ODD_FIELD_OF_VIEW[1]:
+        if not FIELD_OF_VIEW[0] <= angle <= FIELD_OF_VIEW[1]:
             odd.append(f"a field of view of {angle:.0f}°")
-        elif plain and np.abs(extra).max(initial=0) > ODD_DISTORTION:
+        elif plain and np.abs(extra).max(initial=0) > MAX_DISTORTION:
             odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
     if odd:
         yield Finding(
             "warning",
-            f"The calibration of {plural(len(odd), 'camera')} looks wrong, e.g. {odd[0]}. Give "
-            "known intrinsics (--known), or let photos of one camera share it (--camera-mode "
-            "single).",
+            f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
+            "Give known intrinsics (--known), or let photos of one camera share their intrinsics "
+            "(--camera-mode single).",
         )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
     if unknown > 0:
         yield Finding(
             "note",
-            f"The focal length of {plural(unknown, 'photo')} was estimated, since neither --known "
-            "nor the EXIF data tell it. If it is known, giving it makes the model more exact.",
+            f"The focal length of {plural(unknown, 'photo')} was estimated, because neither "
+            "--known nor the EXIF data give it. Known intrinsics make the model more accurate.",
         )
 
 
@@ -276,16 +288,16 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{plural(len(thin), 'query', 'queries')} could not be localized although "
-            f"correspondences were found: fewer than {facts.min_inliers} agree with a pose. Look "
-            "at the pictures: if the database photo shows another place, the retrieval is at fault "
-            "(--retrieval, --retrieved); else try a larger --resize or --ransac.",
+            f"correspondences were found: no pose has {facts.min_inliers} inliers. Look at the "
+            "pictures: if the database photo shows another place, retrieval has failed "
+            "(--retrieval, --retrieved); otherwise try a larger --resize or --ransac.",
             tuple(a.query for a in thin),
         )
     if unmatched:
         yield Finding(
             "warning",
             f"{plural(len(unmatched), 'query', 'queries')} had no correspondence at all. The "
-            "reasons are in the table.",
+            "table of queries gives the reasons.",
             tuple(a.query for a in unmatched),
         )
     low = tuple(a.query for a in facts.queries if a.confidence == "low")
@@ -293,14 +305,15 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: few "
-            "inliers, a small share of the correspondences, or an uncertain rotation. Look at "
-            "their pictures before you trust them.",
+            "inliers, a low inlier ratio, or an uncertain rotation. Inspect the pictures before "
+            "relying on such a pose.",
             low,
         )
     scans = facts.results.get("missing_scans", [])
     if scans:
         yield Finding(
             "warning",
-            f"{plural(len(scans), 'database photo')} without a scan gave no points.",
+            f"{plural(len(scans), 'database photo has', 'database photos have')} no scan and "
+            "therefore no 3D points.",
             tuple(scans),
         )

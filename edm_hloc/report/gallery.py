@@ -60,13 +60,13 @@ def gallery(facts: RunFacts) -> list[dict[str, Any]]:
             ),
             (
                 "Borderline",
-                f"The verified pairs that are nearest to the {facts.min_inliers} matches a pair "
-                "needs: wrong ones would hide here.",
+                f"The verified pairs with the fewest inliers; {facts.min_inliers} is the minimum. "
+                "Wrong pairs are most likely to be found here.",
                 fewest_first[: max(1, len(good) // 3)],
             ),
             (
                 "Rejected",
-                "The pairs with the most matches of all that no common geometry was found for.",
+                "The pairs with the most matches among those without a two-view geometry.",
                 most_matches_first,
             ),
         ]

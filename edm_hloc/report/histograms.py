@@ -68,7 +68,7 @@ def run_histograms(facts: RunFacts) -> list[Histogram]:
         ]
     elif len(facts.points):
         found = [
-            histogram("Track length: photos that see a point", facts.points.tracks, whole=True),
+            histogram("Track length: photos that observe a point", facts.points.tracks, whole=True),
             histogram("Reprojection error of points", facts.points.errors, unit=" px"),
         ]
     if len(facts.pairs):

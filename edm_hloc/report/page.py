@@ -90,7 +90,7 @@ def render(facts: RunFacts, payload: Payload) -> str:
     listed = _findings(facts, payload)
     drawn = histograms.run_histograms(facts)
     sections = [
-        _Section("advice", "What stands out", "findings.html.j2", bool(listed)),
+        _Section("advice", "Findings", "findings.html.j2", bool(listed)),
         _Section("queries", "Queries", "queries.html.j2", bool(facts.queries)),
         _Section("model", "Model", "model.html.j2", payload.scene is not None),
         _Section("photos", "Photos", "photos.html.j2", bool(facts.names)),
@@ -161,11 +161,11 @@ def _findings(facts: RunFacts, payload: Payload) -> list[Finding]:
         listed.append(Finding("bad", f"The run failed. {facts.error}"))
     elif facts.unfinished:
         missing = " ".join(facts.unfinished)
-        text = f"The run is not finished. {missing} The command that began it goes on from there."
+        text = f"The run is not finished. {missing} The same command continues it."
         listed.append(Finding("warning", text))
     listed += findings(facts, payload.photos)
     listed += [
-        Finding("warning", f"Not in this page, since it could not be read: {problem}")
+        Finding("warning", f"Missing from this page because it could not be read: {problem}")
         for problem in facts.problems
     ]
     return listed

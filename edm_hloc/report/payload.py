@@ -181,13 +181,15 @@ def _scene_data(facts: RunFacts, scene: Scene, notes: list[str]) -> dict[str, An
     order = np.lexsort((rng.random(len(points)), -points.tracks))
     if len(order) > MAX_POINTS:
         notes.append(
-            f"The 3D view shows {MAX_POINTS:,} of {len(order):,} points, those that most photos "
-            "see."
+            f"The 3D view shows {MAX_POINTS:,} of {len(order):,} points, those with the "
+            "longest tracks."
         )
         order = order[:MAX_POINTS]
     points = points[order]
     if scene.hidden:
-        notes.append(f"{scene.hidden:,} points lie too far off and are not shown in the 3D view.")
+        notes.append(
+            f"{scene.hidden:,} points lie far outside the model and are not shown in the 3D view."
+        )
     extent = float(np.abs(points.xyz).max()) if len(points) else 1.0
     tracks, first = np.unique(-points.tracks, return_index=True)
     counts = [*first[1:].tolist(), len(points)] if len(points) else []

@@ -255,7 +255,7 @@ def test_hostile_texts_of_the_record_are_only_text(copy: Path) -> None:
     html = make_report(copy).read_text("utf-8")
     page = _Page(html)
     assert html.count("<script") == html.count("</script>") == 3
-    assert "49" not in re.findall(r"\d+", page.text.split("What stands out")[1].split("Photos")[0])
+    assert "49" not in re.findall(r"\d+", page.text.split("Findings")[1].split("Photos")[0])
     assert f"The run failed. {hostile}" in page.text
     assert f"matcher {hostile}" in page.text
     assert f"SHA-256  {hostile}" in page.text
@@ -364,11 +364,11 @@ def test_unfinished_localization(localized: Path, tmp_path: Path) -> None:
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:3]))
     page = read(make_report(out).parent)
-    assert "The run is not finished. 2 queries have an answer." in page.text
+    assert "The run is not finished. 2 queries have been processed." in page.text
     assert len(page.data["queries"]) == 2
     log.unlink()
     page = read(make_report(out).parent)
-    assert "No query has an answer yet." in page.text
+    assert "No query has been processed yet." in page.text
     assert page.data["scene"] is not None  # the database's model
     shutil.rmtree(out / "sfm" / "model")
     assert "has no points yet" in read(make_report(out).parent).text
@@ -556,7 +556,7 @@ CHAIN = {(0, 1): 300, (1, 2): 300, (0, 2): 200}
 
 def test_advice_is_quiet_when_all_is_well() -> None:
     assert texts(facts_of(CHAIN, "abc")) == (
-        "good: All 3 photos are in one model, and nothing stands out. []"
+        "good: All 3 photos were registered in one model, and no problem was found. []"
     )
 
 
@@ -566,7 +566,7 @@ def test_advice_tells_why_photos_did_not_register() -> None:
     assert "['d', 'e']" in weak
     results = {"settings": {}, "results": {"mapped": {"components": [3, 2]}}}
     apart = facts_of({**CHAIN, (2, 3): 8, (3, 4): 140}, "abc", record=results)
-    assert "match one another, but none of them any photo of the model" in texts(apart)
+    assert "match one another, but not enough any registered photo" in texts(apart)
     assert "models of 3, 2 photos" in texts(apart)
     near = texts(facts_of({**CHAIN, (2, 3): 60}, "abc"))
     assert "1 photo did not register, though" in near
@@ -579,16 +579,16 @@ def test_advice_tells_why_photos_did_not_register() -> None:
 def test_advice_on_quality() -> None:
     facts = facts_of(CHAIN, "abc")
     facts.registered["a"] = 40
-    assert "1 photo hangs on fewer than 100 points" in texts(facts)
+    assert "1 photo observes fewer than 100 3D points" in texts(facts)
     facts = facts_of(CHAIN, "abc")
     facts.record["settings"]["matcher"] = {"resize_max": 500}
     facts.points.errors[:] = 2.0  # 1 px at the size that was matched
     assert "reprojection error" not in texts(facts)
     facts.points.errors[:] = 4.0
-    assert "is 4.00 px, 2.00 px at the size" in texts(facts)
+    assert "is 4.00 px, or 2.00 px at the size" in texts(facts)
     facts = facts_of({**CHAIN, (2, 3): 300, (3, 4): 300}, "abcde")
     facts.points.tracks[:] = 2
-    assert "100% of the points are seen by two photos only" in texts(facts)
+    assert "100% of the points are observed by only two photos" in texts(facts)
     camera = pycolmap.Camera(
         model="SIMPLE_RADIAL", width=1000, height=800, params=[900, 500, 400, -1.2]
     )
@@ -596,12 +596,12 @@ def test_advice_on_quality() -> None:
     camera.params = [9000, 500, 400, 0]
     assert "a field of view of 6°" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
     view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
-    assert "1 photo keypoints lie on less than 25%" in texts(
+    assert "keypoints of 1 photo cover less than 25%" in texts(
         facts_of(CHAIN, "abc", views=[view]), coverage=0.1
     )
     low = facts_of(CHAIN, "abc")
     low.matches[:] = 1000
-    assert "Half of the verified pairs keep less than" in texts(low)
+    assert "The median inlier ratio of the verified pairs is" in texts(low)
     record = {
         "settings": {},
         "results": {
@@ -612,8 +612,8 @@ def test_advice_on_quality() -> None:
     }
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "The focal length of 2 photos was estimated" in said
-    assert "do not tell the lens's distortion" in said
-    assert "1 photo with an EXIF orientation" in said
+    assert "do not determine the lens distortion" in said
+    assert "1 photo has an EXIF orientation" in said
 
 
 def test_advice_on_queries() -> None:

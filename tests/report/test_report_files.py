@@ -146,7 +146,7 @@ def test_exports_that_cannot_be(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("export-model", model, tmp_path / "a.obj") == 1
-    assert "Nothing is known of .obj files" in capsys.readouterr().err
+    assert "Cannot export to .obj files" in capsys.readouterr().err
     assert run("export-model", tmp_path, tmp_path / "a.ply") == 1
     assert "No COLMAP model" in capsys.readouterr().err
     assert run("export-model", model, tmp_path / "m") == 0

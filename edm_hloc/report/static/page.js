@@ -1,5 +1,5 @@
-// Draws the interactive parts of a report from the JSON in the page. Names of photos only ever
-// become text nodes or attributes set by the DOM, never markup.
+// Draws the interactive parts of a report from the JSON in the page. Names of photos become text
+// nodes or attributes set through the DOM, never markup.
 "use strict";
 (() => {
   const run = JSON.parse(document.getElementById("run-data").textContent);
@@ -54,7 +54,7 @@
     return colours[low].map((v, k) => Math.round(v + (colours[low + 1][k] - v) * rest));
   }
   const rgb = (c) => `rgb(${c[0]} ${c[1]} ${c[2]})`;
-  // of match lines: as light as that at both ends, so that it shows on dark and bright photos
+  // colours of match lines: light throughout, so that they show on dark and on bright photos
   const BRIGHT = [[176, 120, 255], [110, 150, 255], [60, 200, 230], [90, 230, 150], [255, 238, 80]];
   const gradient = (colours) => `linear-gradient(90deg, ${colours.map(rgb).join(",")})`;
 
@@ -84,7 +84,7 @@
     }
     return found;
   }
-  // colours span what the scores of this page span
+  // the colour scale spans the scores of this page, from the 2nd to the 98th percentile
   let scoreLow = 0, scoreHigh = 1;
   {
     const scores = [];
@@ -108,7 +108,7 @@
     if (!entry) return "not matched";
     const all = `${fmt(entry.matches)} matches`;
     if (entry.inliers < 0) return all;
-    return `${fmt(entry.inliers)} of ${all} ${run.kind === "localization" ? "agree with the pose" : "verified"}`;
+    return `${fmt(entry.inliers)} of ${all} ${run.kind === "localization" ? "inliers of the pose" : "verified"}`;
   }
 
   function photoLink(i) {
@@ -166,12 +166,12 @@
       el("figcaption", {}, el("b", {}, pairCounts(a, b)),
         el("span", { class: "ends" }, photoLink(a), " · ", photoLink(b))));
     if (found.length && found.every((line) => !line[5])) figure.classList.add("all-rejected");
-    if (!entry) figure.querySelector("figcaption").append(el("span", { class: "ends hint" }, "The lines of this pair were left out to keep the page small."));
+    if (!entry) figure.querySelector("figcaption").append(el("span", { class: "ends hint" }, "The matches of this pair are not drawn, to keep the page small."));
     figure.dataset.pair = `${a}-${b}`;
     return figure;
   }
 
-  // draws a pair only when it comes near the screen
+  // a pair is drawn when it is scrolled near the screen
   const waiting = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
@@ -215,7 +215,7 @@
     const url = thumbUrl(i);
     const box = el("div", { class: "photo" });
     if (url) box.append(el("img", { src: url, alt: photo.name, decoding: "async" }));
-    else box.append(el("div", { class: "lost" }, photo.problem ? photo.problem : "No picture of this photo here."));
+    else box.append(el("div", { class: "lost" }, photo.problem ? photo.problem : "No thumbnail of this photo."));
     if (withCoverage && url) box.append(coverage(i));
     return box;
   }
@@ -256,7 +256,7 @@
       if (where === "panel") buttons.append(el("button", { type: "button", onclick: () => viewer.lookFrom(i) }, "View from here"));
       else buttons.append(el("button", { type: "button", onclick: () => { $("photo-dialog").close(); viewer.select(i); $("model").scrollIntoView(); } }, "Show in the model"));
     }
-    if (photo.href) buttons.append(el("a", { href: photo.href, target: "_blank", rel: "noopener" }, "The photo itself"));
+    if (photo.href) buttons.append(el("a", { href: photo.href, target: "_blank", rel: "noopener" }, "Original photo"));
     box.append(buttons);
     const best = answerPartner(i) ?? photo.best;
     if (best !== null && best !== undefined) {
@@ -299,7 +299,7 @@
       const overlay = $("photos-coverage").checked;
       root.replaceChildren(...found.slice(0, shown).map((i) => {
         const photo = run.photos[i];
-        const facts = [`${fmt(photo.keypoints)} keypoints`, `cover ${Math.round(100 * photo.coverage)}\u00a0%`];
+        const facts = [`${fmt(photo.keypoints)} keypoints`, `coverage ${Math.round(100 * photo.coverage)}\u00a0%`];
         if (inModel(photo)) facts.push(`${fmt(photo.points)} 3D points`);
         const missing = run.hasModel && !inModel(photo) && run.kind !== "localization";
         return el("button", { type: "button", onclick: () => openPhoto(i), title: photo.name }, picture(i, overlay),
@@ -346,7 +346,7 @@
     const zoom = Math.max(1, Math.floor(1120 / Math.max(rows, columns)));
     canvas.width = columns * zoom;
     canvas.height = rows * zoom;
-    canvas.parentElement.style.maxWidth = `${Math.max(280, columns * 44)}px`; // few photos need no large picture
+    canvas.parentElement.style.maxWidth = `${Math.max(280, columns * 44)}px`; // no huge cells for few photos
     let place = null, at = null, cursor = null;
     const setOrder = () => {
       const order = $("graph-order") && $("graph-order").value === "connected" ? g.order : null;
@@ -354,7 +354,7 @@
       at = new Int32Array(run.photos.length);
       for (let i = 0; i < run.photos.length; i++) { at[i] = order ? order[i] : i; place[at[i]] = i; }
     };
-    // of each cell: 1 + the number of its pair
+    // for each cell 1 + the index of its pair, 0 for none
     let taken = null;
     const draw = () => {
       setOrder();
@@ -439,15 +439,15 @@
     bar.style.background = gradient(RAMP);
     const box = el("i", { "aria-hidden": "true" });
     box.style.cssText = "display:inline-block;width:.8em;height:.8em;border-radius:2px;background:" + (dark.matches ? "#3a4046" : "#dee0de");
-    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.kind === "localization" ? " none agree" : run.verified ? " rejected" : " none"));
-    // the strongest pair to begin with
+    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.kind === "localization" ? " no inliers" : run.verified ? " rejected" : " none"));
+    // the pair with the most inliers is shown first
     let best = -1;
     for (let k = 0; k < graphCells.matches.length; k++) if (best < 0 || value(k) > value(best)) best = k;
     const [a, b] = [graphCells.ids[2 * best], graphCells.ids[2 * best + 1]];
     $("graph-pair").replaceChildren(latePair(a, b));
   }
 
-  const rejectedBox = $("show-rejected"); // of the gallery or of the queries
+  const rejectedBox = $("show-rejected"); // in the gallery or in the table of queries
   if (rejectedBox) rejectedBox.addEventListener("input", () => document.body.classList.toggle("show-rejected", rejectedBox.checked));
 
   // ------------------------------------------------------------------ gallery
@@ -506,7 +506,7 @@
             const cell = el("td", { class: "detail", colspan: 8 });
             if (q.best !== null && q.best !== undefined) cell.append(pairFigure(q.photo, q.best));
             else cell.append(picture(q.photo, false));
-            const buttons = el("div", { class: "buttons" }, el("button", { type: "button", onclick: () => openPhoto(q.photo) }, "More about it"));
+            const buttons = el("div", { class: "buttons" }, el("button", { type: "button", onclick: () => openPhoto(q.photo) }, "Details of the query"));
             if (viewer && viewer.has(q.photo)) buttons.append(el("button", { type: "button", onclick: () => { viewer.select(q.photo); $("model").scrollIntoView(); } }, "Show in the model"));
             cell.append(buttons);
             detail = el("tr", {}, cell);
@@ -617,9 +617,9 @@
       wires.geometry.setAttribute("position", new THREE.BufferAttribute(xyz, 3));
       wires.geometry.setAttribute("color", new THREE.BufferAttribute(rgbs, 3));
     }
-    // the chosen photo in its frustum
+    // the selected photo on its image plane
     let plane = null;
-    let inside = false; // the eye is where the chosen camera was: points shine through its photo
+    let inside = false; // the viewer stands at the selected camera: its photo is translucent
     function drawPhoto() {
       if (plane) { scene.remove(plane); plane.material.map.dispose(); plane.geometry.dispose(); plane = null; }
       const camera = cameras[selected];
@@ -645,8 +645,8 @@
       image.src = url;
     }
 
-    // Where frames are slow, fewer points are drawn while the eye moves: the first ones, which
-    // most photos see.
+    // Where frames are slow, fewer points are drawn while the viewer moves: the first ones, which
+    // have the longest tracks.
     let wanted = data.count, bearable = data.count, moving = false, before = 0;
     let asked = false;
     function render() {
@@ -678,9 +678,9 @@
       render();
     }
     const everything = new THREE.Vector3(0, 0, 0);
-    let standing = null; // the view chosen by a button, until the user moves the eye
+    let standing = null; // direction of the view selected by a button, until the user moves
     for (const kind of ["wheel", "keydown"]) canvas.addEventListener(kind, () => { standing = null; });
-    // some points and all cameras, which a view must hold
+    // a sample of the points; a view must contain it and all cameras
     const framed = [];
     if (cloud) {
       const xyz = cloud.geometry.getAttribute("position");
@@ -698,7 +698,7 @@
       const up = back.clone().cross(right);
       const turn = (p) => [p.dot(right), p.dot(up), p.dot(back)];
       let seen = framed.map(turn);
-      if (seen.length > 50) { // without the points farthest out
+      if (seen.length > 50) { // without the outermost 1% on each side
         const limits = [0, 1, 2].map((k) => {
           const sorted = seen.map((p) => p[k]).sort((a, b) => a - b);
           return [sorted[Math.floor(0.01 * sorted.length)], sorted[Math.ceil(0.99 * (sorted.length - 1))]];
@@ -707,7 +707,7 @@
       }
       const margin = 1.5 * data.frustum;
       const outside = cameras.map((camera) => turn(new THREE.Vector3(...camera.centre)));
-      const stray = cameras.length > 50 ? 4 : Infinity; // of many cameras one may have gone astray
+      const stray = cameras.length > 50 ? 4 : Infinity; // with many cameras single outliers are ignored
       for (const [x, y, z] of outside) if (Math.hypot(x, y, z) < stray) seen.push([x - margin, y - margin, z + margin], [x + margin, y + margin, z + margin]);
       if (!seen.length) seen.push([-1, -1, 0], [1, 1, 0]);
       const half = [0, Math.tan(eye.fov * Math.PI / 360) * 0.94];
@@ -728,7 +728,7 @@
     }
     const VIEWS = { overview: [0.45, 0.4, 1], front: [0, 0.06, 1], side: [1, 0.1, 0.15], top: [0, 1, 0.001] };
 
-    // hovering and clicking: the camera whose middle is nearest on the screen
+    // hovering and clicking: the camera whose centre is nearest on the screen
     const probe = new THREE.Vector3();
     function nearest(x, y, within) {
       if (!wires.visible) return -1;
@@ -753,7 +753,7 @@
       down = null;
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons) { // turned or moved, more than a click's trembling
+      if (event.buttons) { // dragged by more than the jitter of a click
         if (down && Math.hypot(event.clientX - down[0], event.clientY - down[1]) >= 5) standing = null;
         return;
       }
@@ -853,7 +853,7 @@
       has: (photo) => ofPhoto.has(photo),
       select: (photo) => choose(ofPhoto.get(photo)),
       lookFrom,
-      // for tests: where a camera is on the screen
+      // for tests: position of a camera on the screen
       where: (photo) => {
         const camera = cameras[ofPhoto.get(photo)];
         const a = corner(camera, 0), c = corner(camera, 2);
