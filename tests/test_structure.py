@@ -57,9 +57,10 @@ def test_nothing_private_of_another_file_is_used() -> None:
                 and node.value.id in imported
                 and node.attr.startswith("_")
                 and not node.attr.startswith("__")
+                and node.attr not in ("_fields", "_replace", "_asdict")  # a NamedTuple's
             ):
                 borrowed.append(f"{name}: {node.value.id}.{node.attr}")
-    assert [b for b in borrowed if not b.endswith(": __version__")] == []
+    assert [b for b in borrowed if not b.endswith("__version__")] == []
 
 
 def test_importing_the_package_is_cheap() -> None:
