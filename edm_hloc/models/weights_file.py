@@ -45,8 +45,10 @@ def stored_origin(metadata: Mapping[str, str], path: Path) -> Origin | None:
     origin = metadata.get("origin")
     if origin is None:
         return "centre" if "edm_hloc" in metadata else None
-    if origin == "centre" or origin == "corner":
-        return origin
+    known: Origin
+    for known in get_args(Origin):
+        if origin == known:
+            return known
     raise WeightsError(
         f"{path} has the origin '{origin}' in its metadata; it must be one of "
         f"{', '.join(get_args(Origin))}."

@@ -91,11 +91,13 @@ def test_equals_reference(case: str, reference_models: dict[str, EDM]) -> None:
     found = np.concatenate(
         [matches.keypoints0[0], matches.keypoints1[0], matches.confidence[0, :, None]], axis=1
     )[valid]
-    wanted = np.column_stack([golden["keypoints0"], golden["keypoints1"], golden["confidence"]])
-    assert abs(len(found) - len(wanted)) <= 0.005 * len(wanted)
-    distance = np.abs(found[:, None, :4] - wanted[None, :, :4]).max(-1)
+    expected_rows = np.column_stack(
+        [golden["keypoints0"], golden["keypoints1"], golden["confidence"]]
+    )
+    assert abs(len(found) - len(expected_rows)) <= 0.005 * len(expected_rows)
+    distance = np.abs(found[:, None, :4] - expected_rows[None, :, :4]).max(-1)
     nearest = distance.argmin(1)
     same = distance[np.arange(len(found)), nearest] < 1e-3
     assert same.mean() >= 0.995
     assert len(np.unique(nearest[same])) == same.sum()
-    np.testing.assert_allclose(found[same, 4], wanted[nearest[same], 4], **close)
+    np.testing.assert_allclose(found[same, 4], expected_rows[nearest[same], 4], **close)

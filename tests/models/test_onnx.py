@@ -75,10 +75,10 @@ def test_same_matches_as_pytorch(
         for x, y in zip(a[:4], b[:4], strict=True):
             torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
     options = MatchOptions(topk=300, threshold=0.1, border_cells=1)
-    found, wanted = graphs.match(*ours, options), model.match(*theirs, options)
+    found, expected = graphs.match(*ours, options), model.match(*theirs, options)
     for i in range(shape[2]):
         sets = []
-        for matches in (found, wanted):
+        for matches in (found, expected):
             columns = [matches.keypoints0, matches.keypoints1, matches.confidence[..., None]]
             rows = torch.cat([c[i] for c in columns], dim=1)[matches.valid[i]]
             sets.append(rows[rows[:, 1].argsort(stable=True)].double().numpy())
