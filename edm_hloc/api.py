@@ -186,7 +186,7 @@ def reconstruct(
     selected: Sequence[Pair] | SimilarPhotos
     if isinstance(pairs, str | PairSelection):
         selection = PairSelection(pairs) if isinstance(pairs, str) else pairs
-        selected = select_pairs(find_images(photos), selection)
+        selected = select_pairs(photos, find_images(photos), selection)
     else:
         selected = pairs
     run = reconstruction.reconstruct(photos, out, selected, _matcher(matcher), config)

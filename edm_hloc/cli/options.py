@@ -305,7 +305,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
         args.loop_step,
     )
     names = find_images(args.images)
-    pairs = select_pairs(names, selection)
+    pairs = select_pairs(args.images, names, selection)
     photos = f"Photos      {len(names)} in {args.images}"
     if not isinstance(pairs, list):
         print(f"{photos}, each with {selection.partners} like it")

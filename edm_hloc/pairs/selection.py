@@ -36,8 +36,15 @@ class PairSelection:
     loop_step: int | None = None
 
 
-def select_pairs(names: Sequence[str], selection: PairSelection) -> list[Pair] | SimilarPhotos:
+def select_pairs(
+    image_root: Path, names: Sequence[str], selection: PairSelection
+) -> list[Pair] | SimilarPhotos:
     """The selected pairs of photos, or the photos among which retrieval is to find them.
+
+    Args:
+        image_root: folder of the photos, for the message.
+        names: of the photos, relative to it.
+        selection: how they are paired.
 
     Raises:
         EdmHlocError: fewer than two photos, or a file that cannot be used.
@@ -56,5 +63,5 @@ def select_pairs(names: Sequence[str], selection: PairSelection) -> list[Pair] |
     else:
         pairs = from_file(Path(selection.how), names)
     if not pairs:
-        raise EdmHlocError(f"There is no pair to match: there are {len(names)} photo(s).")
+        raise EdmHlocError(f"There is no pair to match: {image_root} holds {len(names)} photo(s).")
     return pairs
