@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ _MAX_BINS = 24
 _MIN_VALUES = 3
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True)
+class Bar:
     """A bin of a histogram: its rectangle in the view box, its range as text and its count."""
 
     x: float

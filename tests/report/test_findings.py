@@ -1,0 +1,128 @@
+"""Findings of made-up runs: which appear, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.report.facts import PhotoFacts, RunFacts
+from edm_hloc.report.findings import findings
+from edm_hloc.report.scene import CameraView, Points
+
+
+def facts_of(inliers: dict[tuple[int, int], int], registered: str, **more: Any) -> RunFacts:
+    """A run on photos a, b, c … of which some are registered."""
+    names = sorted({i for pair in inliers for i in pair})
+    facts = RunFacts(Path("out"), {"settings": {"mapping": {}}, "results": {}}, "reconstruction")
+    facts.names = [chr(ord("a") + i) for i in names]
+    facts.pairs = np.array(list(inliers))
+    facts.inliers = np.array(list(inliers.values()))
+    facts.matches = np.maximum(facts.inliers, 20) + 5
+    facts.registered = dict.fromkeys(registered, 500)
+    facts.points = Points(np.zeros((9, 3)), np.zeros((9, 3)), np.full(9, 4), np.full(9, 0.5))
+    for key, value in more.items():
+        setattr(facts, key, value)
+    return facts
+
+
+def photos_of(facts: RunFacts, coverage: float = 0.9) -> dict[str, PhotoFacts]:
+    return {name: PhotoFacts((1000, 800), 2000, coverage) for name in facts.names}
+
+
+def texts(facts: RunFacts, **more: Any) -> str:
+    return "\n".join(
+        f"{a.level}: {a.text} {list(a.photos)}" for a in findings(facts, photos_of(facts, **more))
+    )
+
+
+CHAIN = {(0, 1): 300, (1, 2): 300, (0, 2): 200}
+
+
+def test_a_good_run_has_a_single_good_finding() -> None:
+    assert texts(facts_of(CHAIN, "abc")) == (
+        "good: All 3 photos were registered in one model, and no problem was found. []"
+    )
+
+
+def test_findings_tell_why_photos_did_not_register() -> None:
+    weak = texts(facts_of({**CHAIN, (2, 3): 8, (3, 4): 14}, "abc"))
+    assert "2 photos did not register: they share fewer than 15 verified matches" in weak
+    assert "['d', 'e']" in weak
+    results = {"settings": {}, "results": {"mapped": {"components": [3, 2]}}}
+    apart = facts_of({**CHAIN, (2, 3): 8, (3, 4): 140}, "abc", record=results)
+    assert "match one another, but not enough any registered photo" in texts(apart)
+    assert "models of 3, 2 photos" in texts(apart)
+    near = texts(facts_of({**CHAIN, (2, 3): 60}, "abc"))
+    assert "1 photo did not register, though" in near
+    assert "(up to 60)" in near
+    skipped = texts(facts_of({**CHAIN, (2, 3): 0}, "abc", skipped={"d": "damaged"}))
+    assert "did not register" not in skipped
+    assert "1 photo could not be read and was left out" in skipped
+
+
+def test_findings_on_quality() -> None:
+    facts = facts_of(CHAIN, "abc")
+    facts.registered["a"] = 40
+    assert "1 photo observes fewer than 100 3D points" in texts(facts)
+    facts = facts_of(CHAIN, "abc")
+    facts.record["settings"]["matcher"] = {"resize_max": 500}
+    facts.points.errors[:] = 2.0  # 1 px at the size that was matched
+    assert "reprojection error" not in texts(facts)
+    facts.points.errors[:] = 4.0
+    assert "is 4.00 px, or 2.00 px at the size" in texts(facts)
+    facts = facts_of({**CHAIN, (2, 3): 300, (3, 4): 300}, "abcde")
+    facts.points.tracks[:] = 2
+    assert "100% of the points are observed by only two photos" in texts(facts)
+    camera = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=1000, height=800, params=[900, 500, 400, -1.2]
+    )
+    assert "a distortion of -1.20" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
+    camera.params = [9000, 500, 400, 0]
+    assert "a field of view of 6°" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
+    view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
+    assert "keypoints of 1 photo cover less than 25%" in texts(
+        facts_of(CHAIN, "abc", views=[view]), coverage=0.1
+    )
+    low = facts_of(CHAIN, "abc")
+    low.matches[:] = 1000
+    assert "The median inlier ratio of the verified pairs is" in texts(low)
+    record = {
+        "settings": {},
+        "results": {
+            "imported": {"images": 3, "prior_focal": 1},
+            "matching": {"rotated": ["b"]},
+            "mapped": {"undistorted": True},
+        },
+    }
+    said = texts(facts_of(CHAIN, "abc", record=record))
+    assert "The focal length of 2 photos was estimated" in said
+    assert "do not determine the lens distortion" in said
+    assert "1 photo has an EXIF orientation" in said
+
+
+def test_findings_on_queries() -> None:
+    def query(name: str, inliers: int, correspondences: int) -> QueryPose:
+        status = "localized" if inliers >= 10 else "failed"
+        return QueryPose(
+            name,
+            status,  # type: ignore[arg-type]
+            inliers=inliers,
+            correspondences=correspondences,
+            rotation_deviation=0.05,
+        )
+
+    facts = facts_of(CHAIN, "", kind="localization", min_inliers=10)
+    facts.queries = [query("a", 500, 600), query("b", 20, 600)]
+    said = texts(facts)
+    assert said == f"note: {said.split(': ', 1)[1]}"
+    assert "1 query has a pose of low confidence" in said
+    facts.queries += [query("c", 4, 80), query("d", 0, 0)]
+    said = texts(facts)
+    assert "1 query could not be localized although correspondences were found" in said
+    assert "1 query had no correspondence at all" in said
+    facts.queries = [query("a", 500, 600)]
+    assert texts(facts).startswith("good: All 1 queries")
