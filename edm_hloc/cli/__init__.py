@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, shortened
 from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
     benchmarks,
@@ -127,7 +127,7 @@ class _TqdmHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(shortened(self.format(record)), file=sys.stderr)
 
 
 def _log_to_terminal(verbose: bool) -> None:

@@ -25,7 +25,7 @@ def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
     missing = {query.rpartition("/")[2]: query for query in queries}
     expected, problems, seen = set(missing), [], set()
     for line in read_pose_lines(path):
-        where = f"line {line.number}, {line.name}: "
+        where = f"line {line.number}, {line.name!r}: "
         length = float(np.linalg.norm(line.pose[:4]))
         if line.problem:
             problems.append(where + line.problem)
@@ -40,6 +40,6 @@ def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
         seen.add(line.name)
         missing.pop(line.name, None)
     if missing:
-        examples = ", ".join(sorted(missing.values())[:5])
+        examples = ", ".join(map(repr, sorted(missing.values())[:5]))
         problems.append(f"{len(missing)} of {len(expected)} queries have no pose, e.g. {examples}")
     return problems

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.text import read_text
+from edm_hloc.pairs.names import NameFinder
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_LINE = 10_000  # characters: two paths of 4,096 and a number
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
@@ -42,63 +46,126 @@ def write_scores(path: Path, found: Iterable[tuple[str, str, float]]) -> None:
     write_whole(path, "".join(f"{a} {b} {score:.6f}\n" for a, b, score in found))
 
 
-def read_pairs(path: Path, names: Iterable[str] = ()) -> list[Pair]:
-    """All pairs of a file, one a line, including repeats and images that do not exist.
+def read_pairs(path: Path) -> list[Pair]:
+    """All pairs of a file of `write_pairs` or hloc, one a line, as they are written there.
 
-    The two names are separated by a tab or, as in hloc's files, by white space. Where a name holds
-    spaces and there is no tab, `names` decides where the first name ends.
-
-    Args:
-        path: of the list.
-        names: the images at hand.
+    The two names are separated by a tab or, as in hloc's files, by white space.
 
     Raises:
         EdmHlocError: the file cannot be read, or a line does not hold two names.
     """
-    path = Path(path)
-    known = frozenset(names)
     pairs = []
-    # Not `read_lines`: names may begin with "#" or white space.
-    for number, line in enumerate(read_text(path, "list of pairs").split("\n"), start=1):
-        if not line.strip():
-            continue
-        pair = _split(line, known)
-        if pair is None:
-            raise EdmHlocError(
-                f"{path}, line {number}: expected two image names, got {line.strip()!r}. "
-                "Separate names that hold spaces by a tab."
-            )
-        pairs.append(pair)
+    for number, line in _lines(path):
+        words = _fields(line, "\t") or line.split(maxsplit=2)
+        if len(words) != 2:
+            raise _no_pair(path, number, line)
+        pairs.append((words[0], words[1]))
     return pairs
 
 
-def _split(line: str, known: frozenset[str]) -> Pair | None:
-    """The two names in a line; None if they cannot be told apart."""
-    words = [word for word in line.rstrip("\r").split("\t") if word]
-    if len(words) == 2:
-        words = [
-            word if word in known or word.strip() not in known else word.strip() for word in words
-        ]
-    else:
-        line = line.strip()
-        words = line.split()
-        if len(words) > 2:
-            ways = [(line[:i], line[i + 1 :]) for i, c in enumerate(line) if c.isspace()]
-            ways = [way for way in ways if known.issuperset(way)]
-            return ways[0] if len(ways) == 1 else None
-    return (words[0], words[1]) if len(words) == 2 else None
+def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
+    """All pairs of a list that people or other programs wrote, one a line, including repeats.
+
+    The two names are separated by a tab, white space, a comma or a semicolon; a third field with a
+    number, such as a similarity, is left out, and so are comments ("#"). Where a name holds spaces
+    or commas, the images at hand decide where the first name ends.
+
+    Args:
+        path: of the list.
+        first, second: the images that the first and the second name of a line may stand for. Names
+            that they do not find are returned as they are written.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or a line does not hold two names.
+    """
+    pairs = []
+    for number, line in _lines(path):
+        pair, found = _best_way(line, first, second)
+        if found < 2 and "#" in line:
+            if line.lstrip().startswith("#"):
+                continue
+            uncommented, more = _best_way(re.split(r"\s#", line)[0], first, second)
+            if uncommented is not None and (pair is None or more > found):
+                pair = uncommented
+        if pair is None:
+            raise _no_pair(path, number, line)
+        pairs.append(pair)
+    first.report(path)
+    if second is not first:
+        second.report(path)
+    return pairs
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of all lines that are not empty."""
+    # Not `read_lines`: names may begin with "#" or white space.
+    for number, line in enumerate(read_text(path, "list of pairs").split("\n"), start=1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _no_pair(path: Path, number: int, line: str) -> EdmHlocError:
+    return EdmHlocError(
+        f"{path}, line {number}: expected two image names, got {line.strip()[:300]!r}. "
+        "Separate names that hold spaces by a tab."
+    )
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    """The two fields of a line, a third one that is a number left out; empty if there are not."""
+    words = [word for word in line.split(separator, maxsplit=3) if word]
+    if len(words) == 3 and _is_number(words[2]):
+        words.pop()
+    return words if len(words) == 2 else []
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _best_way(line: str, first: NameFinder, second: NameFinder) -> tuple[Pair | None, int]:
+    """The two names in a line, None if they cannot be told apart, and how many are at hand."""
+    if len(line) > _LONGEST_LINE:
+        return None, 0
+    text = line.strip()
+    spaced = text.split(maxsplit=3)
+    if len(spaced) == 3 and _is_number(spaced[2]):
+        spaced.pop()
+    ways = [_fields(line, "\t"), spaced, _fields(text, ","), _fields(text, ";")]
+    best: tuple[Pair | None, int] = (None, 0)
+    for way in ways:
+        if len(way) != 2:
+            continue
+        names = first.find(way[0]), second.find(way[1])
+        found = 2 - names.count(None)
+        if best[0] is None or found > best[1]:
+            best = (names[0] or way[0].strip(), names[1] or way[1].strip()), found
+        if found == 2:
+            return best
+    places = [i for i, c in enumerate(text) if c.isspace() or c in ",;"]
+    if len(places) > 1:
+        split = ((first.find(text[:i]), second.find(text[i + 1 :])) for i in places)
+        whole = {(a, b) for a, b in split if a is not None and b is not None}
+        if len(whole) == 1:
+            return whole.pop(), 2
+    return best
 
 
 def from_file(path: Path, names: Iterable[str]) -> list[Pair]:
-    """The pairs of a file (see `read_pairs`) whose images are among `names`, without repeats.
+    """The pairs of a file (see `find_pairs`) whose images are among `names`, without repeats.
 
     Pairs of other images are left out with a warning.
 
     Raises:
-        EdmHlocError: as `read_pairs`; or no pair is left.
+        EdmHlocError: as `find_pairs`; or no pair is left.
     """
     known = frozenset(names)
-    return among(known, unique_pairs(read_pairs(path, known)), path)
+    finder = NameFinder(known)
+    return among(known, unique_pairs(find_pairs(path, finder, finder)), path)
 
 
 def among(names: Iterable[str], pairs: Sequence[Pair], path: Path) -> list[Pair]:

@@ -17,7 +17,8 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
 from edm_hloc.pairs.descriptors import DescriptorReader
-from edm_hloc.pairs.files import read_pairs
+from edm_hloc.pairs.files import find_pairs
+from edm_hloc.pairs.names import NameFinder
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.vlad import VladConfig
 
@@ -120,13 +121,14 @@ def images_in_list(
 
     Args:
         options: with the path of the list.
-        queries, database: names, which tell where a name ends that holds spaces. The list may name
-            other images too.
+        queries, database: names of the images; see `NameFinder` for how the list may write them.
+            The list may name other images too.
 
     Raises:
         EdmHlocError: the list cannot be read, or has none of the queries.
     """
-    found = images_by_query(read_pairs(Path(options.how), [*queries, *database]))
+    pairs = find_pairs(Path(options.how), NameFinder(queries), NameFinder(database))
+    found = images_by_query(pairs)
     found = {q: found[q][: options.number] for q in queries if q in found}
     if not found:
         raise EdmHlocError(
@@ -228,7 +230,8 @@ def select_names(
         EdmHlocError: none is left.
     """
     if listed is not None:
-        wanted = set(listed)
+        finder = NameFinder(names)
+        wanted = {finder.find(name) for name in listed}
         chosen = [name for name in names if name in wanted]
     else:
         chosen = [name for name in names if name.startswith(tuple(prefixes) or "")]

@@ -39,13 +39,13 @@ def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
     )
     queries = [f"query/{k}.jpg" for k in range(1, 7)]
     assert check_submission(path, queries) == [
-        "line 2, 1.jpg: a second pose of the same query",
-        "line 3, query/2.jpg: no such query; names go without folders",
-        "line 4, 3.jpg: the quaternion's length is 1.41421",
-        "line 5, 4.jpg: expected 'name qw qx qy qz tx ty tz'",
-        "line 6, 5.jpg: not a pose: numbers must be finite and the quaternion not zero",
-        "line 7, 9.jpg: no such query",
-        "2 of 6 queries have no pose, e.g. query/2.jpg, query/6.jpg",
+        "line 2, '1.jpg': a second pose of the same query",
+        "line 3, 'query/2.jpg': no such query; names go without folders",
+        "line 4, '3.jpg': the quaternion's length is 1.41421",
+        "line 5, '4.jpg': expected 'name qw qx qy qz tx ty tz'",
+        "line 6, '5.jpg': not a pose: numbers must be finite and the quaternion not zero",
+        "line 7, '9.jpg': no such query",
+        "2 of 6 queries have no pose, e.g. 'query/2.jpg', 'query/6.jpg'",
     ]
     with pytest.raises(EdmHlocError, match="line 5"):
         read_poses(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,57 @@ def test_unknown_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFix
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(EdmHlocError, match="Cannot read"):
         read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a.JPG sub/b.png # the two best",
+        "./a.JPG   ./sub//b.png",
+        "a.JPG,sub/b.png",
+        "a.JPG, sub/b.png, 0.87",
+        '"a.JPG";"sub/b.png"',
+        "a.JPG sub/b.png 0.87",
+        "a.JPG\tsub\\b.png\t1e-3",
+        "a.jpg SUB/b.PNG",
+        "a sub/b",
+        "images/a.JPG images/sub/b.png",
+        "a.JPG b.png",
+    ],
+)
+def test_lists_of_other_programs(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text(f"# image0 image1\n#a\n{line}\n  # end\n")
+    assert from_file(path, ["a.JPG", "sub/b.png", "c.jpg"]) == [("a.JPG", "sub/b.png")]
+
+
+def test_names_that_fit_several_images_are_not_guessed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "pairs.txt"
+    names = ["1.jpg", "1.png", "l/x.jpg", "r/x.jpg", "A.jpg", "a.jpg", "#1.jpg", "one, two.jpg"]
+    path.write_text(
+        "a.jpg A.jpg\n1 a.jpg\nx.jpg a.jpg\n#1.jpg one, two.jpg\nl/x.png a.jpg\nA.JPG 1.png\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        assert from_file(path, names) == [("a.jpg", "A.jpg"), ("#1.jpg", "one, two.jpg")]
+    assert "3 names fit several images" in caplog.text
+    assert "4 pairs left out" in caplog.text
+    caplog.clear()
+    path.write_text("a b.jpg\n")
+    assert from_file(path, ["A.jpg", "b.jpg"]) == [("A.jpg", "b.jpg")]
+    assert "'a' was taken for 'A.jpg'" in caplog.text  # a likely wrong result is said
+
+
+def test_a_line_of_any_length_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text("word " * 200_000)
+    tracemalloc.start()
+    with pytest.raises(EdmHlocError, match="line 1: expected two image names"):
+        from_file(path, NAMES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
 
 
 # --------------------------------------------------------------------------- models

@@ -15,7 +15,13 @@ from edm_hloc.pairs import retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter, RetrievalImages
 from edm_hloc.pairs.local_features import SIFT, edm_features
 from edm_hloc.pairs.megaloc import megaloc_descriptors
-from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos, most_similar, select_names
+from edm_hloc.pairs.retrieval import (
+    RetrievalOptions,
+    SimilarPhotos,
+    images_in_list,
+    most_similar,
+    select_names,
+)
 from edm_hloc.pairs.vlad import VladConfig, vlad, vlad_descriptors
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
@@ -131,3 +137,28 @@ def test_what_similar_photos_refuse(descriptors: tuple[Path, np.ndarray], tmp_pa
     ):
         with pytest.raises(EdmHlocError, match=message):
             SimilarPhotos(names, RetrievalOptions(how, 2)).check()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "q.jpg s/a.JPG",
+        "query/q.jpg db/s/a.JPG",
+        "q.jpg, db/S/a.jpg, 0.5",
+        "./q database/s/a # best",
+    ],
+)
+def test_lists_with_the_names_people_have(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(f"# query image\n{line}\n")
+    options = RetrievalOptions(str(path))
+    found = images_in_list(options, ["query/q.jpg"], ["database/s/a.JPG", "database/q.jpg"])
+    assert found == {"query/q.jpg": ["database/s/a.JPG"]}
+
+
+def test_one_name_of_a_query_and_a_database_photo(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("1.jpg 1.jpg\n1.jpg 2.jpg\n2.jpg 1.jpg\n")
+    queries, database = ["query/1.jpg", "query/2.jpg"], ["database/1.jpg", "database/2.jpg"]
+    found = images_in_list(RetrievalOptions(str(path)), queries, database)
+    assert found == {"query/1.jpg": database, "query/2.jpg": database[:1]}
