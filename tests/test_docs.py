@@ -167,7 +167,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         shutil.copy(run / "database.db", folder / "DATABASE")
         (folder / "O").mkdir()
         (folder / "WRONG_PAIRS").write_text(f"{names[0]} other.jpg\n")
-        camera = "PINHOLE 640 480 500 500 320 240"
+        camera = "PINHOLE 480 640 500 500 240 320"
         (folder / "WRONG_SIZE").write_text("".join(f"{name} {camera}\n" for name in names))
         for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
             (folder / name).symlink_to(scene / name)

@@ -14,6 +14,7 @@ from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.images.decode import photo_size
+from edm_hloc.images.sizes import fit_model
 from edm_hloc.pairs.index_files import (
     SCANNET_DEPTH_SIZE,
     ScanNetIntrinsics,
@@ -117,7 +118,7 @@ def _from_list(path: Path, images: Path, resize_max: int) -> list[PosePair]:
 
 
 def _from_model(path: Path, images: Path, resize_max: int) -> list[PosePair]:
-    model = read_model(path)
+    model, _ = fit_model(read_model(path), images, f"the model {path}")
     posed = []
     for name, image in posed_images(model).items():
         if not (images / name).is_file():

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.images.exif import exif_focal_length, read_header
+from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class CameraOptions:
             "single": one camera for all photos; "per-folder": one for each folder; "per-image".
             Photos of different sizes never share a camera.
         model: COLMAP's name of the camera model of photos that are not in `known`.
-        known: known cameras by image name (see `load_intrinsics`); they are not refined.
+        known: known cameras by image name (see `load_intrinsics`); they are not refined. For photos
+            that are stored in another size they are scaled, with a warning.
     """
 
     mode: CameraMode = "auto"
@@ -54,7 +56,8 @@ def photo_cameras(
         photos that were skipped because they cannot be read, with the reason.
 
     Raises:
-        EdmHlocError: no such camera model, or known intrinsics are for photos of another size.
+        EdmHlocError: no such camera model, or known intrinsics are for another photo (see
+            `images.sizes.camera_for_size`).
     """
     groups = _group(root, names, options)
     if options.mode in ("single", "per-folder"):
@@ -67,10 +70,9 @@ def photo_cameras(
                     number,
                 )
     cameras = {}
-    known = options.known or {}
     for camera_id, ((source, _, size), members) in enumerate(groups.images.items(), start=1):
         if source == "known":
-            camera = pycolmap.Camera(known[members[0]].todict())
+            camera = pycolmap.Camera(groups.known[members[0]].todict())
             camera.camera_id, camera.has_prior_focal_length = camera_id, True
         else:
             width, height = size
@@ -120,11 +122,13 @@ class _Groups(NamedTuple):
     Attributes:
         images: names by ("known" or the mode, what the photos have in common, size).
         focal_lengths: of images without known intrinsics, pixels, from the EXIF data.
+        known: known cameras, scaled to the photos' sizes.
         skipped: images that cannot be read, with the reason.
     """
 
     images: dict[tuple[str, object, tuple[int, int]], list[str]]
     focal_lengths: dict[str, float | None]
+    known: dict[str, pycolmap.Camera]
     skipped: dict[str, str]
 
     def focal_length(self, members: Sequence[str]) -> float | None:
@@ -137,9 +141,10 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
     if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
         models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
         raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
-    groups = _Groups(defaultdict(list), {}, {})
+    groups = _Groups(defaultdict(list), {}, {}, {})
     focal_length_by_exif: dict[tuple[object, ...], float | None] = {}
     known = options.known or {}
+    scaled = []
     off = None if names else True
     for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=off):
         try:
@@ -148,13 +153,10 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
             groups.skipped[name] = str(error)
             continue
         if name in known:
-            camera = known[name]
-            if photo.size != (camera.width, camera.height):
-                raise EdmHlocError(
-                    f"The known intrinsics of {name} are for {camera.width} × {camera.height} "
-                    f"pixels, but {root / name} has {photo.size[0]} × {photo.size[1]}. "
-                    "Take the photos they were made for, or scale them."
-                )
+            camera = camera_for_size(known[name], photo.size, root / name, "the known intrinsics")
+            if camera is not known[name]:
+                scaled.append(Scaled(name, known[name], camera))
+            groups.known[name] = camera
             same = camera.model_name, tuple(camera.params)
             groups.images["known", same, photo.size].append(name)
             continue
@@ -168,6 +170,7 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
             "per-image": name,
         }[options.mode]
         groups.images[options.mode, in_common, photo.size].append(name)
+    warn_of_scaled(scaled, "the known intrinsics")
     return groups
 
 

@@ -14,6 +14,7 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
+from edm_hloc.images.sizes import fit_model
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
             to nerfstudio; fisheye and other cameras are mixed; or a file cannot be written.
     """
     read = read_model(model)
+    if images is not None:
+        read, _ = fit_model(read, images, f"the model {model}")
     frames, kinds = [], set()
     for name, image in posed_images(read).items():
         camera = read.cameras[image.camera_id]

@@ -15,6 +15,7 @@ from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import from_colmap
+from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureWriter
 
 _CACHED_IMAGES = 1024  # database images whose points stay in memory: 24 bytes a keypoint
@@ -50,12 +51,18 @@ class ModelPoints:
     Args:
         folder: folder of the model, binary or text.
         prefix: put before the names of the model's images.
+        image_root: folder of the model's photos, to whose sizes cameras and keypoints are scaled
+            (see `images.sizes.fit_model`); None to take them as they are in the model.
+
+    Attributes:
+        scaled: (width, height) of the photos for which this was necessary, by name.
 
     Raises:
-        EdmHlocError: the folder holds no model, or one without points.
+        EdmHlocError: the folder holds no model, or one without points; or a photo is another one
+            than the model's.
     """
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
+    def __init__(self, folder: Path, prefix: str = "", image_root: Path | None = None) -> None:
         self.folder = Path(folder)
         stamps = {
             f"{part}.{end}": file_stamp(self.folder / f"{part}.{end}")
@@ -69,6 +76,10 @@ class ModelPoints:
                 f"The model in {folder} has no 3D points, so nothing can be localized against it. "
                 f"Make them first: edm-hloc triangulate {folder} IMAGES OUT"
             )
+        self.scaled: dict[str, tuple[int, int]] = {}
+        if image_root is not None:
+            self.model, scaled = fit_model(self.model, image_root, f"the model {folder}")
+            self.scaled = {prefix + name: size for name, size in scaled.items()}
         posed = posed_images(self.model)
         self.images = {prefix + name: image for name, image in posed.items()}
         self._cached_points = lru_cache(_CACHED_IMAGES)(self._points)

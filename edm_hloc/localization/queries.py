@@ -17,11 +17,12 @@ import pycolmap
 from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
-from edm_hloc.base.errors import ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.grid import blocks
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.decode import photo_size
+from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.log import append_to_log, resume_log
 from edm_hloc.localization.pnp import (
@@ -70,27 +71,26 @@ def query_cameras(
     Args:
         root: folder of the queries.
         names: the queries, relative to it.
-        known: cameras of the calibrated queries. The focal length of the others comes from the EXIF
+        known: cameras of the calibrated queries, which are scaled for photos of another size with
+            a warning (see `images.sizes`). The focal length of the others comes from the EXIF
             data; where these do not tell, the camera has no `has_prior_focal_length`.
     """
     unknown = [name for name in names if name not in known]
     cameras, problems = photo_cameras(root, unknown, CameraOptions("per-image", "SIMPLE_RADIAL"))
+    scaled = []
     for name in names:
         if name not in known:
             continue
         camera = known[name]
         try:
             size = photo_size(root / name)
-        except ImageError as error:
+            cameras[name] = camera_for_size(camera, size, root / name, "the known intrinsics")
+        except (ImageError, EdmHlocError) as error:
             problems[name] = str(error)
             continue
-        if size == (camera.width, camera.height):
-            cameras[name] = camera
-        else:
-            problems[name] = (
-                f"The intrinsics of {name} are for {camera.width} × {camera.height} pixels, but "
-                f"{root / name} has {size[0]} × {size[1]}."
-            )
+        if cameras[name] is not camera:
+            scaled.append(Scaled(name, camera, cameras[name]))
+    warn_of_scaled(scaled, "the known intrinsics")
     return cameras, problems
 
 

@@ -9,6 +9,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.mapping.database import MatchedImages, import_matches, new_database
 from edm_hloc.mapping.mappers import incremental_options
@@ -28,6 +29,8 @@ def triangulate(
 ) -> tuple[VerificationSummary, MappingSummary]:
     """Triangulates 3D points with the poses and intrinsics of a model, which stay as they are.
 
+    Only for photos that are stored in another size than the model's are the intrinsics scaled.
+
     Matches are verified by the known poses: they are inliers where both keypoints lie within
     `max_error` times the uncertainty of their image's keypoints (1 px where the file gives none) of
     their epipolar lines.
@@ -41,13 +44,14 @@ def triangulate(
             `threads` count here.
 
     Raises:
-        EdmHlocError: a file cannot be read, files do not belong together, no point was found.
+        EdmHlocError: a file cannot be read, files or photos do not belong together, no point was
+            found.
     """
     options = options or MappingOptions()
     start = time.monotonic()
-    model = read_model(reference)
-    posed = posed_images(model)
     database, out, image_root = Path(database), Path(out), Path(matched.image_root)
+    model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
+    posed = posed_images(model)
     with (
         new_database(database, matched) as db,
         FeatureReader(matched.features) as features,

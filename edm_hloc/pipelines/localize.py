@@ -136,10 +136,11 @@ def localize_photos(
         relative to `query_root`.
 
     Raises:
-        EdmHlocError: bad input; what was computed is kept. A query that fails raises nothing.
+        EdmHlocError: bad input, such as photos that are not the model's; what was computed is kept.
+            A query that fails raises nothing.
     """
     config = config or LocalizationConfig()
-    points = ModelPoints(model, prefix="database/")
+    points = ModelPoints(model, prefix="database/", image_root=image_root)
     names = [f"query/{name}" for name in find_images(query_root)]
     in_model = [name.removeprefix("database/") for name in points.names()]
     database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
@@ -244,7 +245,8 @@ def _model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> 
         write_model_keypoints(points, database, path)
         return {}
 
-    run.step("model keypoints", [str(points.folder), stamps, database], [path], write)
+    depends_on = [str(points.folder), stamps, database, *points.scaled.items()]
+    run.step("model keypoints", depends_on, [path], write)
     return path
 
 

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.colmap import check_model
+from edm_hloc.base.colmap import read_model
 from edm_hloc.images.cameras import CameraOptions, check_cameras
 from edm_hloc.images.masks import find_masks
+from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.mappers import check_known, map_database
@@ -133,9 +134,10 @@ def triangulate_model(
     Files, record and the other arguments are those of `reconstruct`.
 
     Raises:
-        EdmHlocError: invalid input, or no point was found. Finished steps are kept.
+        EdmHlocError: invalid input, such as photos that are not the reference's, or no point was
+            found. Finished steps are kept.
     """
-    check_model(reference)
+    fit_model(read_model(reference), image_root, f"the model {reference}")  # an error at the start
     config = config or ReconstructionConfig()
     mapping = config.mapping
     settings = {

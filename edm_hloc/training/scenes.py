@@ -195,11 +195,12 @@ def colmap_scenes(model: Path, images: Path) -> list[TrainingScene]:
         from scipy.sparse import triu
 
         from edm_hloc.base.colmap import posed_images, read_model
+        from edm_hloc.images.sizes import fit_model
         from edm_hloc.pairs.covisibility import visibility
     except ImportError as error:
         raise EdmHlocError("training on a COLMAP model needs pycolmap and scipy") from error
 
-    reconstruction = read_model(model)
+    reconstruction, _ = fit_model(read_model(model), images, f"the model {model}")
     xyz = np.array([p.xyz for p in reconstruction.points3D.values()]).reshape(-1, 3)
     names, sees = visibility(reconstruction)
     posed = posed_images(reconstruction)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.log import warn_once
 from edm_hloc.images.cameras import CameraOptions, check_cameras
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.mapping.mappers import map_database
@@ -148,11 +149,22 @@ def test_wrong_intrinsics(tmp_path: Path, text: str, message: str) -> None:
         load_intrinsics(tmp_path / "cameras.txt", ["a.jpg"])
 
 
-def test_known_intrinsics_of_another_size(scene: Scene, tmp_path: Path) -> None:
+def test_known_intrinsics_of_another_size(
+    scene: Scene, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
     small = pycolmap.Camera(CAMERA.todict())
     small.rescale(0.5)
-    with pytest.raises(EdmHlocError, match="are for 320 × 240"):
-        build(scene, tmp_path / "d.db", CameraOptions(known={NAMES[0]: small}))
+    build(scene, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(NAMES, small)), pairs=[])
+    db = pycolmap.Database.open(tmp_path / "d.db")
+    assert [same(camera) for camera in db.read_all_cameras()] == [True]
+    db.close()
+    assert "scaled by 2" in caplog.text
+    turned = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=480, height=640, params=[550, 240, 320, 0]
+    )
+    with pytest.raises(EdmHlocError, match=r"is for 480 × 640 .* turned by 90°"):
+        build(scene, tmp_path / "d.db", CameraOptions(known={NAMES[0]: turned}))
 
 
 @pytest.mark.parametrize("mapper", ["incremental", "global"])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter
 from edm_hloc.mapping.triangulation import triangulate
-from tests.mapping.scenes import THREADS, Scene, make_scene, same
+from tests.mapping.scenes import NAMES, THREADS, Scene, make_scene, same
 
 
 @pytest.mark.parametrize("form", ["text", "binary", "old text"])
@@ -54,6 +57,46 @@ def test_triangulation(scene: Scene, tmp_path: Path, form: str) -> None:
             errors.append(np.linalg.norm(point.xyz - scene.points[shown]))
     assert len(errors) > 500
     # half a pixel of 550 at a distance of 6 is 0.005
+    assert np.median(errors) < 0.01
+
+
+def test_triangulation_with_photos_of_other_sizes(scene: Scene, tmp_path: Path) -> None:
+    """The reference is of photos twice the size, but for one that is a quarter of the others."""
+    small = 0.25
+    shutil.copytree(scene.images, tmp_path / "images")
+    with Image.open(scene.images / NAMES[4]) as photo:
+        photo.resize((160, 120)).save(tmp_path / "images" / NAMES[4])
+    with (
+        FeatureReader(scene.features) as old,
+        FeatureWriter(tmp_path / "features.h5", {}) as new,
+    ):
+        for name in NAMES:
+            points = old.keypoints(name)
+            if name == NAMES[4]:
+                points = (points + 0.5) * small - 0.5
+            new.add(name, points, np.ones(len(points)))
+    reference = read_model(scene.truth)
+    reference.cameras[1].rescale(2.0)
+    (tmp_path / "reference").mkdir()
+    reference.write_text(tmp_path / "reference")
+    matched = replace(
+        scene.matched, image_root=tmp_path / "images", features=tmp_path / "features.h5"
+    )
+    out = tmp_path / "model"
+    _, summary = triangulate(tmp_path / "reference", matched, tmp_path / "d.db", out, THREADS)
+    assert summary.unregistered == ()
+    assert 500 < summary.statistics.points <= 640
+    model = read_model(out)
+    errors = []
+    for image in model.images.values():
+        camera = model.cameras[image.camera_id]
+        factor = small if image.name == NAMES[4] else 1.0
+        assert camera.params.tolist() == [550 * factor, 320 * factor, 240 * factor, 0.02]
+    for point in model.points3D.values():
+        element = point.track.elements[0]
+        shown = scene.ids[model.images[element.image_id].name][element.point2D_idx]
+        if shown >= 0:
+            errors.append(np.linalg.norm(point.xyz - scene.points[shown]))
     assert np.median(errors) < 0.01
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
+from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
@@ -27,6 +28,7 @@ from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
+from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
@@ -190,6 +192,43 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
     assert focal == pytest.approx(352, rel=0.05)
     with pytest.raises(EdmHlocError, match="None of the photos of"):
         localize_photos(tmp_path / "a/sfm/model", queries, queries, tmp_path / "x", matcher)
+    assert not (tmp_path / "x").exists()
+
+
+def test_photos_of_another_size_than_the_model(aachen: Path, tmp_path: Path) -> None:
+    """As with `images_2` beside a model of `images`; and with a photo that was turned."""
+    matcher = TruthMatcher(aachen, images="images_upright")
+    localize_aachen(aachen, tmp_path / "a", matcher, AachenOptions(retrieval=ALL))
+    images, queries = aachen / "images_upright", aachen / "images_upright/query/day"
+    model = read_model(tmp_path / "a/sfm/model")
+    for camera in model.cameras.values():
+        camera.rescale(2.0)
+    for image in model.images.values():
+        for point in image.points2D:
+            point.xy = 2 * point.xy
+    (tmp_path / "double").mkdir()
+    model.write_binary(tmp_path / "double")
+    known = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[704, 320, 240])
+    truth = read_truth(aachen / "truth/queries/day.txt")["day"]
+    names = [name.removeprefix("query/day/") for name in truth]
+    config = LocalizationConfig(known_cameras=dict.fromkeys(names, known))
+    run, answers = localize_photos(
+        tmp_path / "double", images, queries, tmp_path / "own", matcher, config
+    )
+    assert [a.status for a in answers] == ["localized"] * 2
+    found = read_poses(run.out / "poses.txt")
+    for name, pose in truth.items():
+        assert pose_errors(found[name.removeprefix("query/day/")], pose)[0] < 0.25
+
+    shutil.copytree(images, tmp_path / "turned")
+    name = next(iter(model.images.values())).name
+    with Image.open(images / name) as photo:
+        photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned" / name)
+    message = f"{name} has 240 × 320: one of the two was turned by 90°"
+    with pytest.raises(EdmHlocError, match=message):
+        localize_photos(tmp_path / "double", tmp_path / "turned", queries, tmp_path / "x", matcher)
+    with pytest.raises(EdmHlocError, match=message):
+        triangulate_model(tmp_path / "double", tmp_path / "turned", tmp_path / "x", [], matcher)
     assert not (tmp_path / "x").exists()
 
 
