@@ -482,7 +482,7 @@ def test_notebook_runs(tmp_path: Path) -> None:
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=place)
     client.execute()
     said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
-    assert "7 photos, " in said
+    assert "7 of 7 photos registered, " in said
     assert "Registered    7 of 9 images" in said
     errors = [float(error) for error in re.findall(r"is ([\d.]+) cm off", said)]
     assert len(errors) == 2
