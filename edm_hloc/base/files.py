@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +34,30 @@ def write_whole(path: Path, data: str | bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, if there is none, and tries to write into it.
+
+    Called before any work whose results go there.
+
+    Raises:
+        EdmHlocError: it cannot be made or written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or error
+        raise EdmHlocError(
+            f"Cannot make the folder {folder}: {reason}. Choose another output folder."
+        ) from error
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EdmHlocError(
+            f"Cannot write into {folder} ({error.strerror or error}): choose another output folder."
+        ) from error
 
 
 class FolderLock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
 
@@ -23,6 +25,25 @@ def read_text(path: Path, what: str) -> str:
         raise EdmHlocError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise EdmHlocError(f"Cannot read the {what} {path}: it is no text in UTF-8.") from error
+
+
+def read_json_object(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: of the file.
+        what: what it holds, for the error message, such as "record of a run".
+
+    Raises:
+        EdmHlocError: the file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(read_text(path, what))
+    except (ValueError, RecursionError) as error:
+        raise EdmHlocError(f"{path} is not JSON, as a {what} has to be: {error}.") from error
+    if not isinstance(content, dict):
+        raise EdmHlocError(f"{path} must hold an object in JSON to be a {what}.")
+    return content
 
 
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder
 from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.localize import (
@@ -57,9 +58,10 @@ def register(command: options.AddCommand) -> None:
     sub = command("synth", _synth, "render a miniature of a benchmark, with the true poses")
     sub.add_argument("benchmark", choices=("aachen", "inloc"))
     sub.add_argument("out", type=Path, metavar="DIR")
-    sub.add_argument("--views", type=int, help="photos of the database")
-    sub.add_argument("--queries", type=int, default=8)
-    sub.add_argument("--size", type=int, nargs=2, default=(640, 480), metavar=("W", "H"))
+    sub.add_argument("--views", type=options.between(int, 4, 1001), help="photos of the database")
+    sub.add_argument("--queries", type=options.between(int, 2, 1001), default=8)
+    side = options.between(int, 64, 4097)
+    sub.add_argument("--size", type=side, nargs=2, default=(640, 480), metavar=("W", "H"))
     sub.add_argument("--seed", type=options.SEED, default=0)
 
 
@@ -210,10 +212,7 @@ def _synth(args: argparse.Namespace) -> None:
     from edm_hloc.synthetic.inloc_miniature import make_inloc
 
     size = (args.size[0], args.size[1])
-    if min(size) < 64 or args.queries < 2 or (args.views is not None and args.views < 4):
-        raise EdmHlocError(
-            "A miniature needs 4 views, 2 queries and photos of 64 × 64 px at least."
-        )
+    make_folder(args.out)
     if args.benchmark == "aachen":
         night = args.queries // 2
         views = args.views or 16

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -16,7 +17,9 @@ def register(command: options.AddCommand) -> None:
         "demo", _demo, "reconstruct a synthetic scene and compare it with its ground truth"
     )
     sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
-    sub.add_argument("--views", type=int, default=12, help="number of photos to render")
+    sub.add_argument(
+        "--views", type=options.between(int, 2, 1001), default=12, help="number of photos to render"
+    )
     sub.add_argument("--seed", type=options.SEED, default=0)
     sub.add_argument("--matcher", choices=options.MATCHERS, default="edm", help="the network")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
@@ -39,6 +42,7 @@ def _demo(args: argparse.Namespace) -> None:
     start = time.monotonic()
     if (args.out / "run.json").exists() and not any(args.out.glob("scene_*")):
         raise EdmHlocError(f"{args.out} holds another run: choose another folder for the demo.")
+    make_folder(args.out)
     matcher = options.make_matcher(args)
     scene = args.out / f"scene_{args.views}_{args.seed}"
     if not (scene / "truth" / "cameras.txt").is_file():

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options
 from edm_hloc.cli.report import end_quietly
 
@@ -26,7 +27,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for pose.json and the matches")
     sub.add_argument(
         "--max-rotation",
-        type=float,
+        type=options.between(float, 0, 361),
         default=180.0,
         metavar="DEGREES",
         help="leave out pairs with a larger relative rotation",
@@ -51,6 +52,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from edm_hloc.evaluation.pose_pairs import read_pose_pairs
     from edm_hloc.matchers.base import Matcher
 
+    make_folder(args.out)
     pairs = read_pose_pairs(args.truth, args.images, args.resize)
     chosen = [pair for pair in pairs if pair.rotation <= args.max_rotation]
     if not chosen:

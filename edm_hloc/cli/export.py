@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options
 
 
@@ -14,7 +15,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
     sub.add_argument(
         "--topk",
-        type=int,
+        type=options.between(int, 1, 3841),
         default=2048,
         help="number of matches per pair, which is fixed in the graph; TensorRT allows up to 3840",
     )
@@ -31,6 +32,7 @@ def _export(args: argparse.Namespace) -> None:
     from edm_hloc.models import weights
     from edm_hloc.models.onnx_export import OnnxConfig, export
 
+    make_folder(args.out)
     model, info = weights.load(args.weights)
     print(f"Weights     {info}")
     config = OnnxConfig(topk=args.topk, half=args.half, refined=args.refined)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
@@ -309,7 +309,7 @@ def evaluate_pose(
     """
     if not pairs:
         raise EdmHlocError("There is no pair to evaluate.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     results = {}
     for name, matcher in matchers.items():
         raw = out / f"matches-{name}"

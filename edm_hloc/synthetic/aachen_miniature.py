@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.synthetic.cameras import Cameras, intrinsics
 from edm_hloc.synthetic.photo_truth import (
@@ -151,7 +151,7 @@ def _write_sift_model(folder: Path, photos: Sequence[PhotoTruth]) -> None:
     for point, element in zip(points, elements, strict=True):
         seen_in = [pycolmap.TrackElement(i, j) for i, j in element]
         model.add_point3D(point, pycolmap.Track(seen_in))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model.write_binary(folder)
     for newer in ("rigs.bin", "frames.bin"):  # the dataset's own model is older than these
         (folder / newer).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from edm_hloc.base.files import make_folder
 from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
 from edm_hloc.synthetic.cameras import Cameras
 from edm_hloc.synthetic.pairs import PairOptions, PairSampler
@@ -70,7 +71,7 @@ def write_condition(
         change_cameras=_CHANGE_CAMERAS.get(condition),
     )
     sampler = PairSampler(textures, DIFFICULTY, seed=seed, options=options)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "images")
     listed = []
     for number in tqdm(range(pairs), desc=f"Rendering ({condition})", unit="pair", disable=None):
         rendered = sampler.sample(1, size[1], size[0])

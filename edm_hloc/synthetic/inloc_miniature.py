@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.synthetic import layouts
 from edm_hloc.synthetic.cameras import Cameras, intrinsics, look_at
 from edm_hloc.synthetic.photo_truth import (
@@ -181,5 +181,5 @@ def _write_scan(path: Path, photo: PhotoTruth, world_from_scan: np.ndarray, rng:
     for px, py, radius in rng.uniform(HOLES, 3).tolist():
         hole = np.hypot(x - px * width, y - py * height) < 0.06 * width * radius
         scan[hole] = np.nan
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     savemat(path, {"XYZcut": scan}, do_compression=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.synthetic.cameras import Cameras
 
@@ -62,7 +62,7 @@ def write_photo(path: Path, pixels: np.ndarray) -> None:
 def write_depth(folder: Path, photo: PhotoTruth) -> None:
     """Write `folder/NAME.npy`, (H, W) float32, with NAME the photo's without its suffix."""
     path = (folder / photo.name).with_suffix(".npy")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     np.save(path, photo.depth)
 
 
@@ -89,7 +89,7 @@ def write_true_model(folder: Path, photos: Sequence[PhotoTruth]) -> None:
             model.add_camera_with_trivial_rig(camera)
         image = pycolmap.Image(name=photo.name, camera_id=camera_id, image_id=k)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(photo.cam_from_world[:3]))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     model.write_text(folder)
 
 

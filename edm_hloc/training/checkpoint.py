@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +80,22 @@ def save_checkpoint(path: Path, config: TrainConfig, state: TrainingState) -> No
     write_whole(path, buffer.getvalue())
 
 
+@contextlib.contextmanager
+def reading_checkpoint(path: Path) -> Iterator[None]:
+    """Turns any error on a damaged or foreign checkpoint into an EdmHlocError that names it.
+
+    What torch says of such files is left out: it advises to load them in a way that runs whatever
+    code they hold.
+    """
+    try:
+        yield
+    except Exception as error:  # torch raises almost anything
+        raise EdmHlocError(
+            f"{path} is damaged or no checkpoint of edm-hloc train, and was not loaded. Choose "
+            "another output folder, or move it away to begin the run afresh."
+        ) from error
+
+
 def read_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any] | None:
     """The content of a run's checkpoint by the names of `save_checkpoint`; None if there is none.
 
@@ -87,11 +105,9 @@ def read_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    try:
+    with reading_checkpoint(path):
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        stored = json.loads(checkpoint["config"])
-    except Exception as error:  # torch.load raises almost anything
-        raise EdmHlocError(f"{path} is not a checkpoint of edm_hloc: {error}") from error
+        stored = dict(json.loads(checkpoint["config"]))
     ours, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
     differing = [
         k for k in ours if k not in LENGTH_SETTINGS and ours[k] != stored.get(k, defaults[k])

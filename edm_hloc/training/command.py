@@ -15,6 +15,8 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.training.config import PRESETS, RealData, load_config
 from edm_hloc.training.trainer import run_training
 
+_MOST_THREADS = 1024
+
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command line; without `argv` those of the process."""
@@ -65,10 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, _, value = setting.partition("=")
         try:
             overrides[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             overrides[name] = value
     config = load_config(arguments.config, overrides)
     if arguments.threads is not None:
+        if not 1 <= arguments.threads <= _MOST_THREADS:
+            raise EdmHlocError(
+                f"--threads must be from 1 to {_MOST_THREADS:,}, not {arguments.threads}"
+            )
         torch.set_num_threads(arguments.threads)
     devices = int(arguments.devices) if str(arguments.devices).isdigit() else arguments.devices
     run_training(config, arguments.out, accelerator=arguments.accelerator, devices=devices)

@@ -14,6 +14,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
+from edm_hloc.base.text import read_json_object
 from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
 from edm_hloc.training.losses import Residual
 
@@ -51,6 +52,43 @@ class RealData:
     index: str
     min_overlap: float = 0.4
     share: float = 0.5
+
+
+_LARGEST_SIDE = 4096  # px
+_MOST = 10**12
+_RANGES: dict[str, tuple[float, float]] = {
+    "minutes": (0, 10**7),
+    "steps": (0, _MOST),
+    "largest_aspect": (1, 16),
+    "position_scaling": (0, 1),
+    "position_extent": (1, 10**6),
+    "learning_rate": (0, 10**6),
+    "warmup": (0, 0.99),
+    "weight_decay": (0, 10**6),
+    "clip": (0, _MOST),
+    "ema": (0, 1),
+    "focal_alpha": (0, 1),
+    "focal_gamma": (0, 100),
+    "fine_weight": (0, 10**6),
+    "fine_matches": (1, 10**6),
+    "true_matches": (0, 10**6),
+    "tolerance": (0, 1),
+    "difficulty": (0, 1),
+    "seed": (0, 2**63 - 1),
+    "threshold": (0, 1),
+    "validations": (0, 10**6),
+    "checkpoints": (0, 10**6),
+}
+"""Least and largest values of the settings that are numbers; NaN is in none."""
+
+
+def _check_stage(stage: Stage) -> None:
+    if not _is(stage.until, float) or not _is(stage.sides, tuple[int, int]):
+        raise EdmHlocError(f"a training stage needs a share and two sides in px, not {stage}")
+    if not _is(stage.pixels, int) or not 0 < stage.pixels <= _MOST:
+        raise EdmHlocError(f"a training stage needs a number of pixels, not {stage.pixels!r}")
+    if not 0 < stage.until <= 1 or stage.sides[0] > stage.sides[1]:
+        raise EdmHlocError(f"a training stage needs a share up to 1 and rising sides, not {stage}")
 
 
 @dataclass(frozen=True)
@@ -146,6 +184,27 @@ class TrainConfig:
                 raise EdmHlocError(f"the training setting {name} is {value!r}, not {kind}")
         if any(length is not None and length <= 0 for length in (self.minutes, self.steps)):
             raise EdmHlocError("a training run must be longer than 0 minutes or steps")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not least <= number <= most:  # NaN is in no range
+                    raise EdmHlocError(
+                        f"the training setting {name} must be from {least:,} to {most:,}, "
+                        f"not {number}"
+                    )
+        sizes = [side for shape in self.validation_sets for side in shape[1:]]
+        for stage in self.stages:
+            _check_stage(stage)
+            sizes += stage.sides
+        if any(not STRIDE <= side <= _LARGEST_SIDE for side in sizes):
+            raise EdmHlocError(
+                f"training images must have sides from {STRIDE} to {_LARGEST_SIDE:,} px, "
+                f"not {max(sizes, key=abs)}"
+            )
+        if any(not 0 < shape[0] <= _MOST for shape in self.validation_sets):
+            raise EdmHlocError("a validation set must have at least one pair")
+        if any(not 0 <= r.share <= 1 for r in self.real):
+            raise EdmHlocError("the shares of real training data must be from 0 to 1")
         ends = [s.until for s in self.stages]
         if not ends or ends[-1] != 1.0 or ends != sorted(ends):
             raise EdmHlocError(f"training stages must end at rising shares up to 1.0, got {ends}")
@@ -292,7 +351,7 @@ def config_from_dict(
         if "validation_sets" in values:
             converted["validation_sets"] = tuple(tuple(v) for v in values["validation_sets"])
         return dataclasses.replace(base, **converted)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise EdmHlocError(f"training settings are malformed: {error}") from error
 
 
@@ -319,18 +378,11 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
     if name in PRESETS:
         base, values = PRESETS[name], {}
     else:
-        try:
-            values = json.loads(Path(name).read_text())
-        except FileNotFoundError as error:
-            raise EdmHlocError(
-                f"{name} is neither a file nor a preset ({', '.join(PRESETS)})"
-            ) from error
-        except ValueError as error:
-            raise EdmHlocError(f"{name} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise EdmHlocError(f"{name} must hold an object of training settings")
+        if not Path(name).exists():
+            raise EdmHlocError(f"{name} is neither a file nor a preset ({', '.join(PRESETS)})")
+        values = read_json_object(Path(name), "file of training settings")
         preset = values.pop("preset", "edm_s")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise EdmHlocError(f"{name} names the unknown preset {preset!r}: {', '.join(PRESETS)}")
         base = PRESETS[preset]
     return config_from_dict({**values, **(overrides or {})}, base)

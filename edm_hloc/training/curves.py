@@ -6,6 +6,8 @@ import csv
 import logging
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,23 +28,35 @@ class CurveFile:
 
     def add(self, row: dict[str, float]) -> None:
         """Appends one row; floating-point numbers get six significant digits."""
-        fresh = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        try:
+            fresh = not self.path.exists()
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if fresh:
+                    writer.writeheader()
+                values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+                writer.writerow(values)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot write {self.path}: {error.strerror or error}.") from error
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:
     """The rows of a curve file in order; none if it does not exist."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            {k: int(v) if k in ("step", "pairs") else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            rows: list[dict[str, float]] = [
+                {k: int(v) if k in ("step", "pairs") else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        if any("step" not in row for row in rows):
+            raise ValueError("no column step")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise EdmHlocError(
+            f"{path} is damaged or no curve of edm-hloc train: move it away."
+        ) from error
+    return rows
 
 
 def draw_curves(directory: Path) -> None:

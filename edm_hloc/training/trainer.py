@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.version import __version__
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.weights_file import metadata_of
@@ -29,6 +29,7 @@ from edm_hloc.training.checkpoint import (
     TrainingState,
     load_initial,
     read_checkpoint,
+    reading_checkpoint,
     save_checkpoint,
 )
 from edm_hloc.training.config import TrainConfig
@@ -104,8 +105,8 @@ def run_training(
             f"cannot train with accelerator {accelerator!r}, devices {devices!r} and precision "
             f"{config.precision!r}: {error}"
         ) from error
+    make_folder(out)
     fabric.launch()
-    out.mkdir(parents=True, exist_ok=True)
     state = _initial_state(config, out, fabric)
     validation = source or build_synthetic(config, fabric.device)
     training = source or add_real(config, validation)
@@ -120,11 +121,13 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = averaged_copy(model)
     progress = Progress()
-    checkpoint = read_checkpoint(out / "checkpoint.pt", config)
+    path = out / "checkpoint.pt"
+    checkpoint = read_checkpoint(path, config)
     if checkpoint is not None:
-        progress = Progress(**checkpoint["progress"])
-        model.load_state_dict(checkpoint["model"])
-        average.load_state_dict(checkpoint["average"])
+        with reading_checkpoint(path):
+            progress = Progress(**checkpoint["progress"])
+            model.load_state_dict(checkpoint["model"])
+            average.load_state_dict(checkpoint["average"])
         logger.info("resuming %s at step %d", out, progress.step)
     elif config.initial is not None:
         earlier = load_initial(Path(config.initial), model, average, config.origin)
@@ -132,7 +135,8 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
         progress.earlier_seconds = earlier.seconds + earlier.earlier_seconds
     module, optimizer = fabric.setup(TrainingStep(model, config), _optimizer(model, config))
     if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        with reading_checkpoint(path):
+            optimizer.load_state_dict(checkpoint["optimizer"])
     return TrainingState(module, model, average.to(fabric.device), optimizer, progress)
 
 
