@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -58,6 +60,25 @@ def make_folder(folder: Path) -> None:
         raise EdmHlocError(
             f"Cannot write into {folder} ({error.strerror or error}): choose another output folder."
         ) from error
+
+
+def require_file(path: Path) -> None:
+    """Refuses what would be waited for, or read, without end: pipes, devices, sockets.
+
+    What a shell makes of ``<(command)``, and standard input, are pipes that have an end.
+
+    Raises:
+        OSError: there is something else than a file at this path (or nothing), with the reason in
+            `strerror`; folders are left to whoever opens them.
+    """
+    mode = Path(path).stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    if stat.S_ISFIFO(mode) and str(path).startswith(("/dev/", "/proc/")):
+        return
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "a device")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 
 class FolderLock:

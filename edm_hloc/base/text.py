@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import require_file
 
 
 def read_text(path: Path, what: str) -> str:
@@ -20,6 +21,7 @@ def read_text(path: Path, what: str) -> str:
         EdmHlocError: the file cannot be read or is not text in UTF-8.
     """
     try:
+        require_file(Path(path))
         return Path(path).read_text("utf-8-sig")
     except OSError as error:
         raise EdmHlocError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error

@@ -6,20 +6,28 @@ import contextlib
 import functools
 import io
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 from PIL import Image, ImageFile
 from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.files import require_file
 
 HEIC_REMEDY = "pip install 'edm_hloc[heic]'"
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM")  # Pillow's names
+# Pillow's names; TGA files have no signature, and are opened only under their name
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
+_TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure; guards the memory
+_LARGE = 100_000_000  # pixels of a photo that is decoded while no other large one is
+_LARGE_PIXELS_PER_BYTE = 100  # photos have at most about 20, flat pictures 300 and more
+_one_large_photo = threading.Lock()
 
 
 def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
@@ -30,22 +38,25 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
         grayscale: one channel (of a JPEG the stored luma) instead of RGB.
 
     Returns:
-        The pixels as stored, (H, W) or (H, W, 3), uint8, or float32 in [0, 255] where the file has
-        more than 8 bits; and the EXIF orientation, 1 (upright) to 8.
+        The pixels as stored, (H, W) or (H, W, 3): uint8; or where the file has more bits, its own
+        values in uint16, int32 or float32 (see `levels.to_eight_bits`), of which grey photos have
+        (H, W) whatever `grayscale` is. And the EXIF orientation, 1 (upright) to 8.
 
     Raises:
         ImageError: the file is missing, empty, damaged, too large, or not a photo.
     """
     try:
+        require_file(path)
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"Cannot read image {path}: {error.strerror or error}.") from error
     if not data:
         raise ImageError(f"Cannot read image {path}: the file is empty.")
     try:
-        with open_image(io.BytesIO(data)) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width} × {image.height} pixels are too many: shrink it")
+        with open_image(io.BytesIO(data), path) as image, _memory_for(image, len(data)):
+            deep = _sixteen_bit_colours(image, data)
+            if deep is not None:
+                return deep, _orientation(image)
             if grayscale:
                 image.draft("L", image.size)  # the stored luma of a JPEG, which OpenCV uses too
             orientation = _orientation(image)
@@ -72,17 +83,43 @@ _TURN_BACK = {
 }
 
 
-def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
+@contextlib.contextmanager
+def _memory_for(image: Image.Image, num_bytes: int) -> Iterator[None]:
+    """Large photos are decoded one at a time, which bounds the memory whatever the threads.
+
+    Raises:
+        ValueError: more pixels than any photo has, or many in a file too small to hold a photo.
+    """
+    width, height = image.size
+    if width * height > _MAX_PIXELS:
+        raise ValueError(f"{width} × {height} pixels are too many: shrink it")
+    if width * height <= _LARGE:
+        yield
+        return
+    if width * height > _LARGE_PIXELS_PER_BYTE * num_bytes:
+        raise ValueError(
+            f"{width} × {height} pixels in a file of {num_bytes:,} bytes are no photo: shrink it"
+        )
+    with _one_large_photo:
+        yield
+
+
+def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile:
     """Opens a photo for reading, as `PIL.Image.open` but without its limit on the size.
 
     That limit is a global setting, below the size of photos that phones take.
+
+    Args:
+        file: the photo.
+        path: its name, which matters for TGA alone.
 
     Raises:
         ValueError: not one of the supported formats.
     """
     Image.init()
     start = file.read(16)
-    for name in _FORMATS:
+    tga = path is not None and path.suffix.lower() in _TGA_SUFFIXES
+    for name in (*_FORMATS, "TGA") if tga else _FORMATS:
         factory, accept = Image.OPEN[name]
         try:
             if accept is None or accept(start) is True:
@@ -96,7 +133,9 @@ def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
             raise ValueError(f"HEIC, which needs pillow-heif: {HEIC_REMEDY}, or convert it")
         file.seek(0)
         return reader(file)
-    raise ValueError("not a JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC image, or damaged")
+    raise ValueError(
+        "not a JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC image, or damaged"
+    )
 
 
 @functools.cache
@@ -118,7 +157,8 @@ def open_header(path: Path) -> Iterator[Image.Image]:
     """
     with contextlib.ExitStack() as opened:
         try:
-            image = open_image(opened.enter_context(path.open("rb")))
+            require_file(path)
+            image = open_image(opened.enter_context(path.open("rb")), path)
         except Exception as error:  # decoders raise almost any exception on a damaged file
             reason = getattr(error, "strerror", None) or error
             raise ImageError(f"Cannot read image {path}: {reason}.") from error
@@ -155,22 +195,34 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TURN_BACK else 1
 
 
+def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """(H, W, 3) uint16 RGB of a PNG or TIFF that has them, which Pillow would cut to 8 bits.
+
+    None of all other files, and of those that only Pillow reads or that EXIF data turn.
+    """
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
+        return None
+    if ";16" not in str(image.tile) or _orientation(image) != 1:
+        return None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
+        return None
+    return (
+        np.ascontiguousarray(pixels[..., 2::-1]) if pixels.shape[:2] == image.size[::-1] else None
+    )
+
+
 def _pixels(image: Image.Image, grayscale: bool) -> np.ndarray:
     """The pixels of a loaded photo, as `decode` returns them."""
     if image.mode.startswith(("I", "F")):  # one channel of 16 or 32 bits: Pillow would clip it
-        grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0.0, neginf=0.0)
-        grey = np.clip(grey * np.float32(255 / _full_scale(image, grey)), 0, 255)
-        return grey if grayscale else np.repeat(grey[..., None], 3, axis=2)
+        values = np.asarray(image)
+        sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM", "JPEG2000")
+        if sixteen and values.dtype.kind != "f":
+            return values.clip(0, 65535).astype(np.uint16)
+        return values
     image.info.pop("transparency", None)  # else Pillow warns that it is lost
     mode = "L" if grayscale else "RGB"
     return np.asarray(image if image.mode == mode else image.convert(mode))
-
-
-def _full_scale(image: Image.Image, grey: np.ndarray) -> float:
-    """The value of white in a photo of 16 or 32 bits a pixel."""
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        return 65535.0
-    # 32-bit TIFFs do not say: the smallest usual value that no pixel exceeds
-    brightest = float(grey.max())
-    scales = [255.0, 65535.0, 2.0**31] if image.mode == "I" else [1.0, 255.0, 65535.0]
-    return next((scale for scale in scales if brightest <= scale), brightest)

@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import require_file
 from edm_hloc.base.log import warn_once
 from edm_hloc.images import decode
 from edm_hloc.images.decode import HEIC_REMEDY
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
-HEIC_SUFFIXES = (".heic", ".heif")  # read where pillow-heif is installed
-_RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
-_UNREAD_SUFFIXES = (".avif", ".jxl", ".gif", ".psd", *_RAW_SUFFIXES)
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".jps", ".insp"),  # JPEG
+    *(".png", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".tga"),
+)
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")  # read where pillow-heif is installed
+_RAW_SUFFIXES = (
+    *(".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf"),
+    *(".rw2", ".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr"),
+    *(".mrw", ".mos", ".gpr"),
+)
+_UNREAD_SUFFIXES = (
+    *(".avif", ".jxl", ".jxr", ".gif", ".apng", ".psd", ".xcf", ".exr", ".hdr", ".pfm", ".svg"),
+    *(".ico", ".pcx", ".sgi", ".ras", ".dds", ".fits", ".dpx", ".heics", *_RAW_SUFFIXES),
+)
+_FILM_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv"),
+    *(".3gp", ".insv", ".360", ".lrv", ".flv", ".ogv"),
+)
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2")
+# The first bytes of photos, by which those under other names are recognised
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP  ")
+_PEEKED = 2000  # files of unknown kind of which the first bytes are read
 
 
-def find_images(root: Path) -> list[str]:
+def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     """Names of all images below a folder.
 
     Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
-    pillow-heif is installed). Hidden files and folders are left out. Symbolic links to folders are
-    followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
-    file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
-    and so are photos in formats that cannot be read.
+    pillow-heif is installed). Hidden files and folders are left out, and so are the output folders
+    of this program's runs. Symbolic links to folders are followed, except to a folder that the
+    link itself lies in. Names that a list of pairs or an H5 file cannot hold (with tabs or line
+    breaks, or not valid Unicode) are left out with a warning, and so are photos in formats that
+    cannot be read, films, and what is no file though its name is that of a photo: pipes, devices,
+    links to nothing or to themselves.
+
+    Args:
+        root: the folder.
+        leave_out: folders that are not searched if they lie in `root`: of the output, of masks.
 
     Returns:
         Paths relative to the folder, with "/", sorted.
@@ -38,14 +65,16 @@ def find_images(root: Path) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise EdmHlocError(f"No such folder of images: {root}. Check the path.")
-    names, others = [], Counter[str]()
+        raise EdmHlocError(_no_folder(root))
+    names, others = [], _Others(root)
     readable = IMAGE_SUFFIXES if decode.heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
-    for name in _walk(root, "", frozenset()):
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in readable:
-            if suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
-                others[suffix] += 1
+    closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
+    for name in _walk(root, "", closed):
+        if PurePosixPath(name).suffix.lower() not in readable:
+            others.add(name)
+            continue
+        if not (root / name).is_file():
+            logger.warning("%s is left out: %s.", root / name, _no_file(root / name))
             continue
         try:
             name.encode("utf-8")
@@ -56,13 +85,7 @@ def find_images(root: Path) -> list[str]:
             names.append(name)
         else:
             logger.warning("Image %r in %s is left out: rename it first.", name, root)
-    unread = ""
-    if others:
-        kinds = ", ".join(sorted(others))
-        unread = f"{others.total()} files ({kinds}) are of a kind that is not read: "
-        unread += "convert them to JPEG."
-        if not others.keys().isdisjoint(HEIC_SUFFIXES):
-            unread += f" HEIC: {HEIC_REMEDY}."
+    unread = others.description()
     if not names:
         raise EdmHlocError(
             f"No images in {root}: there must be files ending in {', '.join(IMAGE_SUFFIXES)} in it "
@@ -73,19 +96,128 @@ def find_images(root: Path) -> list[str]:
     return sorted(names)
 
 
-def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+class _Others:
+    """Files that look like photos or films, but are not read as photos."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._kinds = Counter[str]()
+        self._films: list[str] = []
+        self._misnamed: list[str] = []
+        self._peeked = 0
+
+    def add(self, name: str) -> None:
+        """Counts a file if it looks like a photo or a film."""
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in _FILM_SUFFIXES:
+            self._films.append(name)
+        elif suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
+            self._kinds[suffix] += 1
+        elif self._peeked < _PEEKED and _begins_like_a_photo(self._root / name):
+            self._misnamed.append(name)
+        self._peeked += 1
+
+    def description(self) -> str:
+        """Sentences on what is there and what to do with it; empty if there is nothing."""
+        sentences = []
+        if self._kinds:
+            kinds = ", ".join(sorted(self._kinds))
+            text = f"{self._kinds.total()} files ({kinds}) are of a kind that is not read: "
+            sentences.append(text + "convert them to JPEG.")
+            if not self._kinds.keys().isdisjoint(HEIC_SUFFIXES):
+                sentences.append(f"HEIC: {HEIC_REMEDY}.")
+        if self._misnamed:
+            few = ", ".join(sorted(self._misnamed)[:3])
+            sentences.append(
+                f"{len(self._misnamed)} files look like photos but are not named so ({few}"
+                f"{', …' if len(self._misnamed) > 3 else ''}): give them the ending of their kind, "
+                "such as .jpg."
+            )
+        if self._films:
+            film = min(self._films)
+            sentences.append(
+                f"{len(self._films)} films such as {film} are not read. "
+                + _how_to_make_frames(self._root / film)
+            )
+        return " ".join(sentences)
+
+
+def _begins_like_a_photo(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a photo."""
+    try:
+        require_file(path)
+        with path.open("rb") as file:
+            return file.read(12).startswith(_SIGNATURES)
+    except OSError:
+        return False
+
+
+def _how_to_make_frames(film: Path) -> str:
+    """How to turn a film into a folder of photos."""
+    return (
+        f"Make photos of the film first, two a second: mkdir frames; ffmpeg -i '{film}' -vf fps=2 "
+        "-q:v 2 frames/frame_%05d.jpg. Then give the folder frames, with --pairs sequential."
+    )
+
+
+def _no_folder(root: Path) -> str:
+    """Why this is no folder of photos, and what to give instead."""
+    suffix = root.suffix.lower()
+    if root.is_file() and suffix in _FILM_SUFFIXES:
+        return f"{root} is a film, not a folder of photos. {_how_to_make_frames(root)}"
+    if root.is_file() and suffix in _ARCHIVE_SUFFIXES:
+        return f"{root} is an archive, not a folder of photos: unpack it, and give the folder."
+    if root.is_file() and suffix in IMAGE_SUFFIXES + HEIC_SUFFIXES + _UNREAD_SUFFIXES:
+        return f"{root} is one photo, not a folder of photos: give the folder it lies in."
+    return f"No such folder of images: {root}. Check the path."
+
+
+def _no_file(path: Path) -> str:
+    """Why there is no file at a path that a folder lists."""
+    try:
+        require_file(path)
+        return "it is not a file"
+    except OSError as error:
+        if path.is_symlink() and error.errno == errno.ENOENT:
+            return "it is a link to something that is not there"
+        if error.errno == errno.ELOOP:
+            return "it is a link to itself"
+        return error.strerror or str(error)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """(device, inode) of a folder, whatever links lead to it; None if there is none."""
+    try:
+        status = Path(folder).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether a run of this program writes into a folder: its record begins with the settings."""
+    try:
+        require_file(folder / "run.json")
+        with (folder / "run.json").open("rb") as record:
+            return record.read(64).split()[:2] == [b"{", b'"settings":']
+    except OSError:
+        return False
+
+
+def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterator[str]:
     """Names of the files below the folder root/prefix, relative to `root`.
 
     Args:
         root: folder that is searched.
         prefix: of the names, empty or ending in "/".
-        above: (device, inode) of the folders that this one lies in, to detect circular links.
+        closed: (device, inode) of the folders that are not searched, among them those that this
+            one lies in, to detect circular links.
     """
     folder = root / prefix
     try:
         status = folder.stat()
         identity = (status.st_dev, status.st_ino)
-        if identity in above:
+        if identity in closed:
             return
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -94,10 +226,17 @@ def _walk(root: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterato
             raise EdmHlocError(f"Cannot read the folder {folder}: {error.strerror}.") from error
         logger.warning("The folder %s is left out: %s.", folder, error.strerror)
         return
+    if prefix and any(e.name == "run.json" for e in visible) and _is_output(folder):
+        logger.info("The folder %s is not searched: it is the output of a run.", folder)
+        return
     for entry in visible:
         name = f"{prefix}{entry.name}"
-        if entry.is_dir():
-            yield from _walk(root, f"{name}/", above | {identity})
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself
+            is_folder = False
+        if is_folder:
+            yield from _walk(root, f"{name}/", closed | {identity})
         else:
             yield name
 

@@ -13,6 +13,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.decode import decode
+from edm_hloc.images.levels import to_eight_bits
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,12 @@ def load_image(
     """Reads a photo and resizes it to the network's input (see `network_size`).
 
     The EXIF orientation is not applied, so that pixel coordinates agree with hloc's and COLMAP's;
-    a warning says so once. Transparency is ignored. May be called from several threads.
+    a warning says so once. Transparency is ignored. Values of more than 8 bits that do not fill
+    their range are stretched, in all photos of a folder alike. May be called from several threads.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP, PPM or HEIC; the first frame if there are several. HEIC,
-            whose rotation is part of the format, comes upright.
+        path: JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC; the first frame if there are
+            several. HEIC, whose rotation is part of the format, comes upright.
         resize_max: longest side of the result in pixels; None for no limit.
         divisor: both sides of the result are multiples of it.
         grayscale: one channel instead of RGB.
@@ -81,6 +83,7 @@ def load_image(
     """
     path = Path(path)
     pixels, orientation = decode(path, grayscale)
+    pixels = to_eight_bits(pixels, path, grayscale)
     if orientation != 1:
         warn_once("EXIF orientations are ignored: pixels are used as photos store them.")
     height, width = pixels.shape[:2]

@@ -95,7 +95,7 @@ def make_thumbnail(path: Path, side: int) -> Thumbnail:
 def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """(H, W, 3) uint8 RGB, at least as large as the thumbnail, and the photo's (width, height)."""
     try:
-        image = open_image(io.BytesIO(path.read_bytes()))
+        image = open_image(io.BytesIO(path.read_bytes()), path)
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             size = image.size
             image.draft("RGB", (2 * side, 2 * side))  # decodes at 1/2, 1/4 or 1/8 of the size

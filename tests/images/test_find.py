@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.files import write_whole
+from edm_hloc.base.text import read_text
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.load import load_image
@@ -148,3 +151,96 @@ def test_image_stamps(tmp_path: Path) -> None:
     assert mtime == path.stat().st_mtime_ns
     path.write_bytes(b"1234")
     assert image_stamps(tmp_path, ["a b/1.jpg"]) != stamps
+
+
+def test_every_ending_of_a_jpeg_is_found_and_read(tmp_path: Path, photo: Image.Image) -> None:
+    names = ["a.jfif", "b.jpe", "c.JFIF", "d.mpo", "e.jps", "f.pnm", "g.pbm", "h.tga", "i.jp2"]
+    for name in names:
+        kind = {"f": "PPM", "g": "PPM", "h": "TGA", "i": "JPEG2000"}.get(name[0], "JPEG")
+        options = {"quality": 95} if kind == "JPEG" else {}
+        (photo.convert("1") if name[0] == "g" else photo).save(tmp_path / name, kind, **options)
+    assert find_images(tmp_path) == sorted(names)
+    for name in names:
+        assert photo_size(tmp_path / name) == (WIDTH, HEIGHT)
+        if name != "g.pbm":
+            difference = stored(tmp_path / name, grayscale=False) - np.asarray(photo)
+            assert np.abs(difference).mean() < 3
+
+
+def test_an_mpo_is_its_first_photo(tmp_path: Path, photo: Image.Image) -> None:
+    photo.save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))])
+    assert find_images(tmp_path) == ["a.mpo"]
+    assert np.abs(stored(tmp_path / "a.mpo", False) - np.asarray(photo)).mean() < 12
+
+
+def test_photos_under_other_names_are_named(
+    tmp_path: Path, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("0001", "b.jpg_original", "c.dat"):
+        photo.save(tmp_path / name, "JPEG")
+    (tmp_path / "notes.txt").write_text("II* begins like that, but longer")
+    with pytest.raises(EdmHlocError, match=r"3 files look like photos.*\(0001, b\.jpg_original"):
+        find_images(tmp_path)
+    touch(tmp_path, "d.jpg", "e.avif", "f.exr", "g.pef")
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        assert find_images(tmp_path) == ["d.jpg"]
+    assert "3 files (.avif, .exr, .pef)" in caplog.text
+    assert "0001" in caplog.text
+
+
+def test_a_film_says_how_to_make_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "walk.MP4", "one.jpg", "photos.zip")
+    command = r"ffmpeg -i '.*walk\.MP4' -vf fps=2 .*frames/frame_%05d\.jpg.*--pairs sequential"
+    with pytest.raises(EdmHlocError, match=rf"walk\.MP4 is a film.*{command}"):
+        find_images(tmp_path / "walk.MP4")
+    with pytest.raises(EdmHlocError, match="is one photo, not a folder"):
+        find_images(tmp_path / "one.jpg")
+    with pytest.raises(EdmHlocError, match=r"is an archive.*unpack"):
+        find_images(tmp_path / "photos.zip")
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        assert find_images(tmp_path) == ["one.jpg"]
+    assert "1 films such as walk.MP4 are not read" in caplog.text
+    (tmp_path / "one.jpg").unlink()
+    with pytest.raises(EdmHlocError, match=command):
+        find_images(tmp_path)
+
+
+def test_output_inside_the_photos_is_not_searched(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "out/views/top.png", "old/images/b.jpg", "sub/c.jpg", "other/d.jpg")
+    write_whole(tmp_path / "old" / "run.json", json.dumps({"settings": {}}, indent=2))
+    write_whole(tmp_path / "other" / "run.json", '{"made": "by another program"}')
+    assert find_images(tmp_path, [tmp_path / "out", tmp_path / "none"]) == [
+        *("a.jpg", "other/d.jpg", "sub/c.jpg")
+    ]
+    # a folder that is given is searched, whatever it is
+    assert find_images(tmp_path / "old") == ["images/b.jpg"]
+    assert "a.jpg" in find_images(tmp_path, [tmp_path])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_what_is_no_file_is_left_out_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "folder").symlink_to("folder")
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    (tmp_path / "gone.tif").symlink_to("nowhere")
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        assert find_images(tmp_path) == ["a.jpg"]
+    for name, reason in (
+        ("pipe.jpg", "it is a pipe, not a file"),
+        ("self.jpg", "it is a link to itself"),
+        ("null.png", "it is a device, not a file"),
+        ("gone.tif", "it is a link to something that is not there"),
+    ):
+        assert f"{tmp_path / name} is left out: {reason}." in caplog.text
+    with pytest.raises(ImageError, match=r"pipe\.jpg: it is a pipe"):
+        load_image(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg: it is a pipe"):
+        photo_size(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "self.jpg"):
+        with pytest.raises(EdmHlocError, match=rf"list of pairs {path}: \S"):
+            read_text(path, "list of pairs")

@@ -1,0 +1,87 @@
+"""Photos of more than 8 bits that do not fill them are stretched, all of a folder alike."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from edm_hloc.base.log import warn_once
+from tests.images.pixels import stored
+
+
+def save(folder: Path, scene: np.ndarray, low: float, high: float, suffix: str) -> list[Path]:
+    """Three photos of the scene with values from `low` to `high`; the last two are darker."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for number, brightness in enumerate((1.0, 0.7, 0.5)):
+        values = low + (high - low) * brightness * scene
+        paths.append(folder / f"{number}{suffix}")
+        if values.dtype == np.float32 and suffix == ".float.tif":
+            Image.fromarray(values).save(paths[-1])
+        else:
+            cv2.imwrite(str(paths[-1]), values.astype(np.uint16))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "suffix"),
+    [
+        (0, 4095, ".tif"),  # 12 bits
+        (0, 4095, ".png"),
+        (64, 1023, ".pgm"),  # 10 bits
+        (28_900, 30_100, ".tif"),  # hundredths of a kelvin
+        (12.5, 38.0, ".float.tif"),  # degrees
+    ],
+)
+def test_values_that_do_not_fill_the_file_are_stretched(
+    tmp_path: Path,
+    scene: np.ndarray,
+    low: float,
+    high: float,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    grey = np.ascontiguousarray(scene[..., 0])
+    paths = save(tmp_path / "photos", grey, low, high, suffix)
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        pixels = [stored(path) for path in paths]
+    # the brightest fills the range; a smooth scene has few values at its ends
+    assert np.percentile(pixels[0], 1) < 60
+    assert np.percentile(pixels[0], 99) > 200
+    assert np.corrcoef(pixels[0].ravel(), grey.ravel())[0, 1] > 0.999
+    # alike: the same value of the file is the same grey in all photos
+    inside = (pixels[0] > 5) & (pixels[0] < 250) & (pixels[2] > 5)
+    slopes = [np.polyfit(grey[inside], p[inside], 1)[0] for p in pixels]
+    assert slopes[1] / slopes[0] == pytest.approx(0.7, abs=0.01)
+    assert slopes[2] / slopes[0] == pytest.approx(0.5, abs=0.01)
+    assert len(caplog.records) == 1
+    assert "stretched to black and white, in all of them alike" in caplog.text
+    assert str(tmp_path / "photos") in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_colours_of_12_bits_keep_them(tmp_path: Path, scene: np.ndarray, suffix: str) -> None:
+    paths = save(tmp_path / "photos", scene, 0, 4095, suffix)
+    colours = stored(paths[0], grayscale=False)
+    assert len(np.unique(colours)) > 1000  # Pillow's 8 bits would leave 16
+    order = [np.corrcoef(colours[..., 2 - i].ravel(), scene[..., i].ravel())[0, 1] for i in (0, 2)]
+    assert min(order) > 0.999
+    assert stored(paths[0]).max() > 200
+
+
+def test_a_full_range_and_other_folders_are_left_alone(
+    tmp_path: Path, scene: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = save(tmp_path / "full", scene[..., 0], 0, 65535, ".tif")
+    save(tmp_path / "dark", scene[..., 0], 0, 4095, ".tif")
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        for path, brightness in zip(full, (1.0, 0.7, 0.5), strict=True):
+            assert np.abs(stored(path) - scene[..., 0] * brightness * 255).max() < 0.01
+    assert not caplog.records
