@@ -186,7 +186,9 @@ def reconstruct(
     selected: Sequence[Pair] | SimilarPhotos
     if isinstance(pairs, str | PairSelection):
         selection = PairSelection(pairs) if isinstance(pairs, str) else pairs
-        selected = select_pairs(photos, find_images(photos), selection)
+        masks = [] if config is None or config.masks is None else [config.masks]
+        names = selection.photos(find_images(photos, [out, *masks]))
+        selected = select_pairs(photos, names, selection)
     else:
         selected = pairs
     run = reconstruction.reconstruct(photos, out, selected, _matcher(matcher), config)

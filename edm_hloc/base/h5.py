@@ -20,7 +20,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -296,6 +296,31 @@ class H5Writer:
                 f"{key!r} is already in {self._file.path}, or is the name of one of its datasets: "
                 "each image and each pair is written once."
             ) from error
+
+
+def check_keys(pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuses pairs that `pair_key` cannot tell apart, whichever of the two names comes first.
+
+    Raises:
+        EdmHlocError: two pairs have the same key; the message names the photos.
+    """
+    by_key: dict[str, str] = {}
+    same: dict[str, str] = {}
+    for name in dict.fromkeys(name for pair in pairs for name in pair):
+        other = by_key.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            same[name] = other
+    if not same:
+        return
+    used: dict[frozenset[str], frozenset[str]] = {}
+    for pair in pairs:
+        key, names = frozenset(name.replace("/", "-") for name in pair), frozenset(pair)
+        if used.setdefault(key, names) != names or len(key) < len(names):
+            name = next(name for name in sorted(names | used[key]) if name in same)
+            raise EdmHlocError(
+                f'The photos {same[name]} and {name} have the same name in H5 files, where "/" is '
+                'written as "-", as hloc does: rename one of them or its folder.'
+            )
 
 
 def check_collision(stored: tuple[str, str], asked: tuple[str, str]) -> None:

@@ -100,8 +100,8 @@ def _localize(args: argparse.Namespace) -> None:
     start = time.monotonic()
     retrieval, pose = retrieval_options(args), pose_options(args)
     check_model(args.model)
-    find_images(args.images)  # an error before the weights are loaded
-    names = find_images(args.queries)
+    find_images(args.images, [args.out])  # an error before the weights are loaded
+    names = find_images(args.queries, [args.out])
     known = load_intrinsics(args.known, names) if args.known is not None else {}
     config = LocalizationConfig(
         retrieval, options.matching_config(args), pose, known, overwrite=args.overwrite

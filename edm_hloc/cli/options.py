@@ -65,8 +65,9 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     either.add_argument(
         "--pairs",
         metavar="HOW",
-        help="exhaustive (the default), sequential (photos in the order of their names), retrieval "
-        "(photos that look alike), or a file with two names per line",
+        help="exhaustive (the default), sequential (photos in the order of their names, frame_2 "
+        "before frame_10, or of --image-list), retrieval (photos that look alike), or a file with "
+        "two names per line",
     )
     either.add_argument(
         "--from-model",
@@ -96,6 +97,12 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
         type=between(int, 1),
         help="for --pairs sequential: also match every N-th photo with all other N-th ones, to "
         "close loops",
+    )
+    group.add_argument(
+        "--image-list",
+        type=Path,
+        metavar="FILE",
+        help="use only the photos that this file names, one a line, in its order",
     )
 
 
@@ -171,7 +178,8 @@ def add_quantization(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--masks",
         type=Path,
-        help="folder with an image NAME.png for each photo NAME, black where matches are ignored",
+        help="folder with an image NAME.png for each photo NAME, black where matches are ignored; "
+        "or one such image for all photos",
     )
 
 
@@ -303,21 +311,31 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
         args.retrieval or default.retrieval,
         args.overlap or default.overlap,
         args.loop_step,
+        args.image_list,
     )
-    names = find_images(args.images)
-    pairs = select_pairs(args.images, names, selection)
+    names = selection.photos(find_images(args.images, output_and_masks(args)))
     photos = f"Photos      {len(names)} in {args.images}"
+    every = selection.model is None and selection.how == "exhaustive" and len(names) > 1
+    if every:  # said before they are made
+        print(f"{photos}, {len(names) * (len(names) - 1) // 2:,} pairs", flush=True)
+    pairs = select_pairs(args.images, names, selection)
     if not isinstance(pairs, list):
         print(f"{photos}, each with {selection.partners} like it")
         return pairs
-    print(f"{photos}, {len(pairs):,} pairs")
-    every = selection.model is None and selection.how == "exhaustive"
-    if every and len(pairs) > MANY_PAIRS:
+    if not every:
+        print(f"{photos}, {len(pairs):,} pairs")
+    elif len(pairs) > MANY_PAIRS:
         print(
             f"            These are all pairs of {len(names)} photos. --pairs retrieval is much "
             "faster, and so is --pairs sequential for photos taken one after the other."
         )
     return pairs
+
+
+def output_and_masks(args: argparse.Namespace) -> list[Path]:
+    """The folders that are not searched for photos: those of the output and of the masks."""
+    folders = (getattr(args, "out", None), getattr(args, "masks", None))
+    return [folder for folder in folders if folder is not None]
 
 
 def list_pairs(args: argparse.Namespace) -> list[Pair]:

@@ -27,6 +27,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
     sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
+    sub.set_defaults(image_list=None)
     options.add_matcher(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)

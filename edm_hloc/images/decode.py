@@ -202,7 +202,7 @@ def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     """
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
-    if ";16" not in str(image.tile) or _orientation(image) != 1:
+    if ";16" not in str(getattr(image, "tile", "")) or _orientation(image) != 1:
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -55,7 +55,8 @@ def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
 
     Args:
         root: the folder.
-        leave_out: folders that are not searched if they lie in `root`: of the output, of masks.
+        leave_out: folders and files that are not searched if they lie in `root`: of the output, of
+            masks.
 
     Returns:
         Paths relative to the folder, with "/", sorted.
@@ -68,10 +69,13 @@ def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
         raise EdmHlocError(_no_folder(root))
     names, others = [], _Others(root)
     readable = IMAGE_SUFFIXES if decode.heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
+    one_file = any(Path(path).is_file() for path in leave_out)
     closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
     for name in _walk(root, "", closed):
         if PurePosixPath(name).suffix.lower() not in readable:
             others.add(name)
+            continue
+        if one_file and _identity(root / name) in closed:
             continue
         if not (root / name).is_file():
             logger.warning("%s is left out: %s.", root / name, _no_file(root / name))
@@ -185,10 +189,10 @@ def _no_file(path: Path) -> str:
         return error.strerror or str(error)
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
-    """(device, inode) of a folder, whatever links lead to it; None if there is none."""
+def _identity(path: Path) -> tuple[int, int] | None:
+    """(device, inode) of a folder or file, whatever links lead to it; None if there is none."""
     try:
-        status = Path(folder).stat()
+        status = Path(path).stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -1,28 +1,36 @@
-"""Masks of photos, in COLMAP's convention: MASKS/NAME.png is black where photo NAME is ignored."""
+"""Masks of photos, as COLMAP's: MASKS/NAME.png is black (or transparent) where NAME is ignored."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.images.decode import open_image, photo_size
+from edm_hloc.images.decode import open_header, open_image, photo_size
 
 _RESOLUTION = 1024  # px of a mask's longer side at most: photos are matched at no more by default
+_MAX_PIXELS = 200_000_000  # a mask need not have the size of its photo
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_SUFFIXES = (".png", *_LOSSY_SUFFIXES, ".tif", ".tiff", ".bmp", ".pgm", ".pbm")
 _REMEDY = "Make this mask again, or take it away."
 
 
-def find_masks(folder: Path | None, names: Sequence[str], images: Path) -> dict[str, Path]:
-    """Finds the masks of photos. The mask of `a/b.jpg` is `a/b.jpg.png`, or else `a/b.png`.
+def find_masks(masks: Path | None, names: Sequence[str], images: Path) -> dict[str, Path]:
+    """Finds the masks of photos.
+
+    The mask of `a/b.jpg` is `a/b.jpg.png`, as for COLMAP, or else `a/b.png`, `a/b_mask.png` or
+    `a/b.jpg_mask.png`, or one of these with the ending of another kind of image, in upper or lower
+    case. A photo is not its own mask unless it has an alpha channel.
 
     Args:
-        folder: of the masks; None for no masks.
+        masks: their folder, or one file that is the mask of all photos; None for no masks.
         names: of the photos, relative to `images`.
         images: folder of the photos.
 
@@ -33,27 +41,78 @@ def find_masks(folder: Path | None, names: Sequence[str], images: Path) -> dict[
         EdmHlocError: there is no such folder, it has a mask for none of the photos, or a mask's
             header cannot be read or has another aspect ratio than its photo.
     """
-    if folder is None:
+    if masks is None:
         return {}
-    if not folder.is_dir():
-        raise EdmHlocError(f"No such folder of masks: {folder}. Check the path.")
-    found = {}
-    for name in names:
-        for path in (folder / f"{name}.png", (folder / name).with_suffix(".png")):
-            if path.is_file():
-                found[name] = path
-                break
-    if not found:
-        example = f", such as {folder / names[0]}.png" if names else ""
-        raise EdmHlocError(f"{folder} has masks for none of the {len(names)} photos{example}.")
+    if masks.is_file():
+        found = dict.fromkeys(names, masks)
+    elif masks.is_dir():
+        found = _masks_in(masks, names, images)
+    else:
+        raise EdmHlocError(f"No such folder of masks: {masks}. Check the path.")
     for name, mask in found.items():
         try:
             size = photo_size(mask)
         except ImageError as error:
             raise EdmHlocError(f"{error} {_REMEDY}") from error
+        if size[0] * size[1] > _MAX_PIXELS:
+            raise EdmHlocError(
+                f"The mask {mask} has {size[0]} × {size[1]} pixels: shrink it. A mask need "
+                "not have the size of its photo."
+            )
         with contextlib.suppress(ImageError):  # of the photo, which matching reports and skips
             _photo_size_of(mask, size, images / name)
     return found
+
+
+def _masks_in(folder: Path, names: Sequence[str], images: Path) -> dict[str, Path]:
+    """The masks in a folder by the photos' names. Raises EdmHlocError if there are none."""
+    listed: dict[Path, dict[str, Path]] = {}
+    found = {}
+    for name in names:
+        directory = (folder / name).parent
+        if directory not in listed:
+            listed[directory] = _files_by_name(directory)
+        for candidate in _mask_names(Path(name)):
+            mask = listed[directory].get(candidate)
+            if mask is not None and _is_mask(mask, images / name):
+                found[name] = mask
+                break
+    if not found:
+        example = f", such as {folder / names[0]}.png" if names else ""
+        one = " One mask for all photos is given as a file instead of the folder."
+        files = sum(path.is_file() for path in folder.iterdir())
+        raise EdmHlocError(
+            f"{folder} has masks for none of the {len(names)} photos{example}."
+            f"{one if files == 1 else ''}"
+        )
+    return found
+
+
+def _files_by_name(directory: Path) -> dict[str, Path]:
+    """The files of a folder by their names in lower case; empty if it cannot be read."""
+    try:
+        return {path.name.lower(): path for path in sorted(directory.iterdir()) if path.is_file()}
+    except OSError:
+        return {}
+
+
+def _mask_names(photo: Path) -> Iterator[str]:
+    """Names, in lower case, that the mask of a photo may have, the usual ones first."""
+    whole, stem = photo.name.lower(), photo.stem.lower()
+    for suffix in _SUFFIXES:
+        for start in (whole, stem, f"{stem}_mask", f"{whole}_mask", f"{stem}.mask", f"{stem}-mask"):
+            yield f"{start}{suffix}"
+
+
+def _is_mask(mask: Path, photo: Path) -> bool:
+    """Whether a file may be the mask of a photo: it is another one, or has an alpha channel."""
+    try:
+        if not mask.samefile(photo):
+            return True
+        with open_header(mask) as image:
+            return "A" in image.getbands()
+    except (OSError, ImageError):
+        return True  # whatever is wrong with it is said when it is read
 
 
 def _photo_size_of(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, int]:
@@ -101,12 +160,14 @@ def read_mask(mask: Path, photo: Path) -> Mask:
         ImageError: the photo's size cannot be read.
     """
     try:
-        grey = np.asarray(open_image(io.BytesIO(mask.read_bytes())).convert("L"))
+        grey = _grey_of(open_image(io.BytesIO(mask.read_bytes()), mask))
     except Exception as error:  # decoders raise almost any exception on a damaged file
         reason = getattr(error, "strerror", None) or error
         raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
     photo_width_height = _photo_size_of(mask, grey.shape[::-1], photo)
-    white = np.where(grey > 0, np.uint8(255), np.uint8(0))
+    # lossy kinds have dark grey beside black
+    black = 127 if mask.suffix.lower() in _LOSSY_SUFFIXES else 0
+    white = np.where(grey > black, np.uint8(255), np.uint8(0))
     scale = _RESOLUTION / max(white.shape)
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in white.shape[::-1])
@@ -114,3 +175,14 @@ def read_mask(mask: Path, photo: Path) -> Mask:
     size = white.shape[1], white.shape[0]
     # a reduced pixel is visible only if all the pixels it covers are
     return Mask(np.packbits(white == 255, axis=1), size, np.divide(size, photo_width_height))
+
+
+def _grey_of(image: Image.Image) -> np.ndarray:
+    """(H, W) uint8 of a mask: black where it is transparent, or if it is not, where it is black."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits
+        return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
+    if "A" in image.getbands() or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < alpha.max():
+            return np.where(alpha > 127, np.uint8(255), np.uint8(0))
+    return np.asarray(image.convert("L"))

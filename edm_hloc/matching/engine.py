@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import check_keys
 from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import NetworkImage
@@ -94,12 +95,14 @@ def match_pairs(
         overwrite: delete raw matches of earlier calls first.
 
     Raises:
-        EdmHlocError: the folder holds raw matches made with other settings, another process writes
-            into it, it cannot be written, or none of the photos can be read.
+        EdmHlocError: H5 files cannot tell two of the pairs apart; the folder holds raw matches
+            made with other settings, another process writes into it, it cannot be written, or none
+            of the photos can be read.
     """
     config = config or MatchingConfig()
     start = time.monotonic()
     pairs = list(dict.fromkeys(pairs))
+    check_keys(pairs)
     stamps = image_stamps(image_root, names_in(pairs))
     with RawMatchWriter(
         raw_directory, run_provenance(matcher), stamps, overwrite=overwrite

@@ -96,10 +96,39 @@ def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
     return pairs
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_names(path: Path, names: Iterable[str]) -> list[str]:
+    """The images that a list names, one a line, in its order and without repeats.
+
+    Names may differ from those at hand as in lists of pairs, and there may be comments ("#").
+
+    Args:
+        path: of the list.
+        names: the images at hand.
+
+    Raises:
+        EdmHlocError: the list cannot be read, is empty, or names an image that is not there.
+    """
+    finder = NameFinder(names)
+    listed: dict[str, None] = {}
+    for number, line in _lines(path, "list of images"):
+        name = finder.find(line.strip())
+        if name is not None:
+            listed.setdefault(name)
+        elif not line.lstrip().startswith("#"):
+            raise EdmHlocError(
+                f"{path}, line {number}: there is no image {line.strip()[:300]!r}. Names must be "
+                "relative to the image folder, with '/', one a line."
+            )
+    finder.report(path)
+    if not listed:
+        raise EdmHlocError(f"The list of images {path} is empty: it must hold one name a line.")
+    return list(listed)
+
+
+def _lines(path: Path, what: str = "list of pairs") -> Iterator[tuple[int, str]]:
     """Number and text of all lines that are not empty."""
     # Not `read_lines`: names may begin with "#" or white space.
-    for number, line in enumerate(read_text(path, "list of pairs").split("\n"), start=1):
+    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
         if line.strip():
             yield number, line.rstrip("\r")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs.covisibility import from_model
-from edm_hloc.pairs.files import among, from_file
+from edm_hloc.pairs.files import among, from_file, read_names
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
-from edm_hloc.pairs.rules import Pair, exhaustive, sequential
+from edm_hloc.pairs.rules import Pair, exhaustive, in_natural_order, sequential
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,17 @@ class PairSelection:
     """How the pairs are chosen.
 
     Attributes:
-        how: "exhaustive" (all pairs), "sequential" (photos near each other in the order of their
-            names), "retrieval" (photos that look alike), or the path of a list of pairs.
+        how: "exhaustive" (all pairs), "sequential" (photos near each other in the natural order of
+            their names, or in that of `image_list`), "retrieval" (photos that look alike), or the
+            path of a list of pairs.
         model: COLMAP model; its images that see most points in common are paired instead.
         partners: number of partners of each photo, for `model` and "retrieval".
         retrieval: source of the global descriptors, for "retrieval": see `RetrievalOptions`.
         overlap: number of following photos each photo is paired with, for "sequential".
         loop_step: every so many photos are also paired with one another, to close loops, for
             "sequential"; None for no loops.
+        image_list: file with one name a line, of the photos to use, in the order in which they
+            were taken; None for all photos.
     """
 
     how: str = "exhaustive"
@@ -34,6 +37,18 @@ class PairSelection:
     retrieval: str = "edm"
     overlap: int = 10
     loop_step: int | None = None
+    image_list: Path | None = None
+
+    def photos(self, names: Sequence[str]) -> list[str]:
+        """Those of the photos that the selection uses, in its order.
+
+        Raises:
+            EdmHlocError: the list of images cannot be read, or names a photo that is not there.
+        """
+        if self.image_list is not None:
+            return read_names(self.image_list, names)
+        sequential = self.model is None and self.how == "sequential"
+        return in_natural_order(names) if sequential else list(names)
 
 
 def select_pairs(
@@ -43,7 +58,7 @@ def select_pairs(
 
     Args:
         image_root: folder of the photos, for the message.
-        names: of the photos, relative to it.
+        names: of the photos, relative to it, as `PairSelection.photos` orders them.
         selection: how they are paired.
 
     Raises:

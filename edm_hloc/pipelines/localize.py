@@ -141,7 +141,7 @@ def localize_photos(
     """
     config = config or LocalizationConfig()
     points = ModelPoints(model, prefix="database/", image_root=image_root)
-    names = [f"query/{name}" for name in find_images(query_root)]
+    names = [f"query/{name}" for name in find_images(query_root, [out])]
     in_model = [name.removeprefix("database/") for name in points.names()]
     database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
     if not database:

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, write_whole
+from edm_hloc.base.h5 import check_keys
 from edm_hloc.pairs.files import write_pairs, write_scores
 from edm_hloc.pipelines.run import Run
 
@@ -194,3 +195,12 @@ def test_a_lock_of_another_user_is_no_obstacle(
     with FolderLock(tmp_path):
         pass
     assert "No lock on" in caplog.text
+
+
+def test_pairs_that_have_one_key_are_found_before_they_are_matched() -> None:
+    check_keys([("a/b.jpg", "c.jpg"), ("a/b.jpg", "d.jpg"), ("c.jpg", "a/b.jpg")])
+    # alike names, but no two pairs are alike: nothing is mixed up
+    check_keys([("a/b.jpg", "c.jpg"), ("a-b.jpg", "d.jpg")])
+    for other in (("a-b.jpg", "c.jpg"), ("c.jpg", "a-b.jpg"), ("a-b.jpg", "a/b.jpg")):
+        with pytest.raises(EdmHlocError, match=r"photos a[/-]b\.jpg and a[/-]b\.jpg .*rename one"):
+            check_keys([("c.jpg", "d.jpg"), ("a/b.jpg", "c.jpg"), other])

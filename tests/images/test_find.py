@@ -212,6 +212,8 @@ def test_output_inside_the_photos_is_not_searched(tmp_path: Path) -> None:
     assert find_images(tmp_path, [tmp_path / "out", tmp_path / "none"]) == [
         *("a.jpg", "other/d.jpg", "sub/c.jpg")
     ]
+    masked = find_images(tmp_path, [tmp_path / "other" / "d.jpg", tmp_path / "out"])
+    assert masked == ["a.jpg", "sub/c.jpg"]  # d.jpg is the mask of all photos
     # a folder that is given is searched, whatever it is
     assert find_images(tmp_path / "old") == ["images/b.jpg"]
     assert "a.jpg" in find_images(tmp_path, [tmp_path])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.masks import find_masks
+from edm_hloc.images.masks import find_masks, read_mask
 
 NAMES = ["a.jpg", "sub/b.jpg", "c.png"]
 
@@ -35,3 +35,69 @@ def test_bad_masks_are_named(tmp_path: Path) -> None:
     mask.write_bytes(mask.read_bytes()[:6])
     with pytest.raises(EdmHlocError, match=r"Cannot read image .*a\.jpg\.png.*this mask again"):
         find_masks(folder, NAMES, images)
+
+
+LEFT = np.zeros((40, 60), np.uint8)  # black on the left
+LEFT[:, 30:] = 255
+
+
+def left_is_masked(mask: Path, photo: Path) -> bool:
+    visible = read_mask(mask, photo).visible(np.array([[10.0, 20.0], [50.0, 20.0]]))
+    return list(visible) == [False, True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.jpg.png", "a.png", "a.PNG", "A.JPG.PNG", "a_mask.png", "a.jpg_mask.png", "a.mask.png"),
+        *("a.jpg", "a_mask.JPG", "a.jpg.jpg", "a.tif", "a.bmp", "a.webp"),
+    ],
+)
+def test_masks_by_every_name_people_give_them(tmp_path: Path, name: str) -> None:
+    images, folder = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    folder.mkdir()
+    Image.new("L", (60, 40), 9).save(images / "a.jpg")
+    Image.fromarray(LEFT).save(folder / name)
+    assert find_masks(folder, ["a.jpg"], images) == {"a.jpg": folder / name}
+    assert left_is_masked(folder / name, images / "a.jpg")
+
+
+def test_a_mask_in_the_alpha_channel(tmp_path: Path) -> None:
+    photo, mask = tmp_path / "a.png", tmp_path / "masks" / "a.png"
+    mask.parent.mkdir()
+    cut_out = Image.new("RGB", (60, 40), (0, 90, 0))
+    cut_out.putalpha(Image.fromarray(LEFT))
+    cut_out.save(mask)
+    cut_out.save(photo)
+    assert left_is_masked(mask, photo)
+    # the photos' own, where the photos are given as masks; those without one are no masks
+    Image.new("RGB", (60, 40)).save(tmp_path / "b.png")
+    assert find_masks(tmp_path, ["a.png", "b.png"], tmp_path) == {"a.png": photo}
+    # an alpha channel that says nothing leaves the colours to say it
+    opaque = Image.merge("LA", [Image.fromarray(LEFT), Image.new("L", (60, 40), 255)])
+    opaque.save(mask)
+    assert left_is_masked(mask, photo)
+
+
+def test_one_mask_for_all_photos(tmp_path: Path) -> None:
+    images, mask = tmp_path / "images", tmp_path / "masks" / "rig.png"
+    images.mkdir()
+    mask.parent.mkdir()
+    names = ["a.jpg", "b.jpg"]
+    for name in names:
+        Image.new("L", (120, 80)).save(images / name)
+    Image.fromarray(LEFT).save(mask)
+    assert find_masks(mask, names, images) == dict.fromkeys(names, mask)
+    with pytest.raises(EdmHlocError, match=r"none of the 2 photos.*given as a file"):
+        find_masks(mask.parent, names, images)
+    Image.new("L", (80, 120)).save(images / "b.jpg")
+    with pytest.raises(EdmHlocError, match=r"rig\.png has 60 × 40 pixels, the photo .*b\.jpg"):
+        find_masks(mask, names, images)
+
+
+def test_masks_beyond_measure_are_refused_by_their_header(tmp_path: Path) -> None:
+    mask = tmp_path / "a.pgm"
+    mask.write_bytes(b"P5 22000 22000 255\n")
+    with pytest.raises(EdmHlocError, match=r"a\.pgm has 22000 × 22000 pixels: shrink it"):
+        find_masks(mask, ["a.jpg"], tmp_path)

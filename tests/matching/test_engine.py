@@ -382,3 +382,15 @@ def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
     assert len(roomy.encoded) == 8
     assert roomy.moves["back"] >= 4
     assert 8 < len(tight.encoded) < 18
+
+
+def test_names_that_collide_are_found_before_matching(tmp_path: Path) -> None:
+    for name in ("a/b.png", "a-b.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 50), 9).save(tmp_path / name)
+    matcher = FakeMatcher()
+    pairs = list(itertools.combinations(["a-b.png", "a/b.png", "c.png"], 2))
+    with pytest.raises(EdmHlocError, match=r"a-b\.png and a/b\.png have the same name in H5"):
+        match_pairs(tmp_path, pairs, matcher, tmp_path / "raw")
+    assert not matcher.encoded
+    assert match_pairs(tmp_path, pairs[1:2], matcher, tmp_path / "raw").matched == 1

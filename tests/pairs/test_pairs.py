@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import tracemalloc
 from pathlib import Path
@@ -16,8 +17,9 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs import covisibility
 from edm_hloc.pairs.covisibility import from_covisibility, from_model, from_poses
-from edm_hloc.pairs.files import from_file, read_pairs, write_pairs
-from edm_hloc.pairs.rules import exhaustive, sequential, unique_pairs
+from edm_hloc.pairs.files import from_file, read_names, read_pairs, write_pairs
+from edm_hloc.pairs.rules import exhaustive, in_natural_order, sequential, unique_pairs
+from edm_hloc.pairs.selection import PairSelection, select_pairs
 
 NAMES = [f"{i}.jpg" for i in range(7)]
 file_names = st.text(
@@ -295,3 +297,54 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     (model / "images.txt").write_text("1 2 3\n")
     with pytest.raises(EdmHlocError, match="damaged"):
         from_poses(model, 3)
+
+
+def test_exhaustive_pairs_of_too_many_photos_are_refused_at_once() -> None:
+    names = [f"{i}.jpg" for i in range(20_000)]
+    tracemalloc.start()
+    try:
+        with pytest.raises(EdmHlocError, match=r"20,000 photos are 199,990,000.*--pairs retrieval"):
+            exhaustive(names)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_sequential_pairs_are_in_natural_order() -> None:
+    names = [f"walk/frame_{i}.jpg" for i in range(1, 121)]
+    pairs = select_pairs(
+        Path(),
+        PairSelection("sequential", overlap=1).photos(sorted(names)),
+        PairSelection("sequential", overlap=1),
+    )
+    assert pairs == list(itertools.pairwise(names))
+
+
+@given(st.lists(st.integers(0, 10**12), unique=True))
+def test_natural_order_is_that_of_the_numbers(numbers: list[int]) -> None:
+    assert in_natural_order(f"a{n}.jpg" for n in numbers) == [f"a{n}.jpg" for n in sorted(numbers)]
+    padded = [f"b-{n:013d}_left.jpg" for n in numbers]
+    assert in_natural_order(padded) == sorted(padded)
+
+
+def test_natural_order_has_a_place_for_every_name() -> None:
+    names = ["1/2.jpg", "1/10.jpg", "01/1.jpg", "10/1.jpg", "2/1.jpg", "a.jpg", "a0.jpg", "a00.jpg"]
+    assert in_natural_order(reversed(names)) == [
+        *("01/1.jpg", "1/2.jpg", "1/10.jpg", "2/1.jpg", "10/1.jpg"),
+        *("a.jpg", "a0.jpg", "a00.jpg"),
+    ]
+
+
+def test_a_list_of_images_chooses_and_orders(tmp_path: Path) -> None:
+    path = tmp_path / "images.txt"
+    path.write_text("# in this order\n5.jpg\n./0.jpg\n\n5.jpg\n3\n")
+    assert read_names(path, NAMES) == ["5.jpg", "0.jpg", "3.jpg"]
+    selection = PairSelection("sequential", overlap=1, image_list=path)
+    assert selection.photos(NAMES) == ["5.jpg", "0.jpg", "3.jpg"]
+    assert PairSelection(image_list=path).photos(NAMES) == ["5.jpg", "0.jpg", "3.jpg"]
+    path.write_text("5.jpg\n77.jpg\n")
+    with pytest.raises(EdmHlocError, match=r"images\.txt, line 2: there is no image '77\.jpg'"):
+        read_names(path, NAMES)
+    path.write_text("\n# nothing\n")
+    with pytest.raises(EdmHlocError, match=r"images\.txt is empty"):
+        read_names(path, NAMES)
