@@ -28,6 +28,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from edm_hloc import cli
+from tests.interop.real_hloc import import_match_dense
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -318,7 +319,7 @@ def help_of(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def hloc_is_there() -> bool:
     try:
-        importlib.import_module("hloc.match_dense")
+        import_match_dense()
     except Exception:
         return False
     return True

@@ -29,7 +29,14 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
+from edm_hloc.base.log import warn_once
 from edm_hloc.images.load import NetworkImage
+from edm_hloc.interop.breakages import (
+    BROKEN_PYCOLMAP,
+    INSTALL_OLDER,
+    about_to_happen,
+    leaves_pairs_undefined,
+)
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matchers.registry import MatcherName
 from edm_hloc.refinement.load import load_matcher
@@ -57,7 +64,11 @@ def _presets(matcher: str) -> dict[str, dict[str, Any]]:
             "cell_size": cell_size,
         }
 
-    return {
+    def refined(preset: dict[str, Any], name: str) -> dict[str, Any]:
+        model = {**preset["model"], "refine": "photometric"}
+        return {**preset, "output": f"matches-{name}", "model": model}
+
+    plain = {
         # most accurate but with many keypoints: for small scenes
         matcher: conf(matcher, 1024, 1, 1),
         # keypoints in coarser cells, so that there are few enough for thousands of images
@@ -66,6 +77,11 @@ def _presets(matcher: str) -> dict[str, dict[str, Any]]:
         f"{matcher}_inloc": conf(f"{matcher}_inloc", 1600, 2, 2),
         # for `features_ref`: matches are assigned to the keypoints of another detector
         f"{matcher}_superpoint": conf(f"{matcher}_superpoint", 1024, 4, 4),
+    }
+    # the first two with matches as our own commands make them: the most exact
+    return plain | {
+        f"{name}_refined": refined(plain[name], f"{name}_refined")
+        for name in (matcher, f"{matcher}_aachen")
     }
 
 
@@ -87,6 +103,7 @@ def register() -> None:
     Raises:
         HlocError: hloc is not installed, too old, or cannot be imported.
     """
+    _warn_of_pycolmap()
     match_dense = import_hloc("match_dense")
     matchers = import_hloc("matchers")
     base_model = import_hloc("utils.base_model").BaseModel
@@ -103,6 +120,21 @@ def register() -> None:
         setattr(matchers, name, module)
     for name, conf in CONFS.items():
         match_dense.confs.setdefault(name, copy.deepcopy(conf))
+
+
+def _warn_of_pycolmap() -> None:
+    if pycolmap_version() == BROKEN_PYCOLMAP and leaves_pairs_undefined():
+        warn_once(
+            f"With pycolmap {BROKEN_PYCOLMAP} hloc's triangulation gives 0 points without an "
+            f"error, and hloc localizes metres off. Do this first: {INSTALL_OLDER}"
+        )
+
+
+def pycolmap_version() -> str:
+    """The version of the installed pycolmap; empty if it has none."""
+    import pycolmap
+
+    return str(getattr(pycolmap, "__version__", ""))
 
 
 def import_hloc(name: str) -> ModuleType:
@@ -122,7 +154,7 @@ def import_hloc(name: str) -> ModuleType:
                 f"it is old: {HOW_TO_INSTALL}"
             ) from None
         raise HlocError(f"hloc needs {error.name}, which is not installed.") from None
-    except (ImportError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # of any kind, such as a ValueError of another NumPy
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise HlocError(
             f"hloc.{name} cannot be imported ({reason}): its libraries do not fit each other, "
@@ -148,6 +180,8 @@ def run_module(name: str, arguments: list[str]) -> None:
     main = [s for s in statements if isinstance(s, ast.If) and "__main__" in ast.unparse(s.test)]
     if not main:
         raise EdmHlocError(f"hloc.{name} is no command: it has no part for `python -m`.")
+    for breakage in about_to_happen(name, arguments):
+        logger.warning("%s %s", breakage.problem, breakage.remedy)
     # Run only this part, in the namespace of the imported module: run as a program,
     # hloc.match_dense would define its presets again, without ours.
     code = compile(ast.Module([*main[0].body], type_ignores=[]), str(path), "exec")

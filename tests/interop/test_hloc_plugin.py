@@ -1,20 +1,15 @@
-"""The plug-in: in a skeleton of hloc made here, and in the real hloc where it is installed."""
+"""The plug-in, in a skeleton of hloc made here; the real hloc is in test_hloc.py."""
 
 from __future__ import annotations
 
-import copy
 import importlib
-import itertools
 import logging
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import h5py
 import numpy as np
 import pycolmap
 import pytest
@@ -23,16 +18,6 @@ import torch
 import edm_hloc
 from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.interop.repair import repair_database, undefined_pairs_are_ignored
-from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
-from edm_hloc.keypoints.h5 import FeatureReader
-from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.localization.points import ModelPoints
-from edm_hloc.localization.poses import read_poses
-from edm_hloc.localization.queries import Queries, localize_queries
-from edm_hloc.mapping.database import MatchedImages
-from edm_hloc.mapping.triangulation import triangulate
-from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.synthetic.textures import TextureBank
 
 SKELETON = {
@@ -126,12 +111,18 @@ def test_registration_and_presets() -> None:
     assert match_dense.confs["loftr"] == {"output": "matches-loftr"}
     assert match_dense.confs["edm_inloc"] == {"mine": True}  # the user's preset is kept
 
-    kinds = ("", "_aachen", "_inloc", "_superpoint")
+    kinds = ("", "_aachen", "_inloc", "_superpoint", "_refined", "_aachen_refined")
     assert list(confs) == [f"{model}{kind}" for model in ("edm", "eloftr") for kind in kinds]
     assert len({conf["output"] for conf in confs.values()}) == len(confs)
     for name, conf in confs.items():
         assert conf.keys() == {"output", "model", "preprocessing", "max_error", "cell_size"}
         assert conf["model"]["name"] == name.partition("_")[0]
+        refined = name.endswith("_refined")
+        assert conf["model"].get("refine") == ("photometric" if refined else None)
+        if refined:
+            plain = confs[name.removesuffix("_refined")]
+            same = ("preprocessing", "max_error", "cell_size")
+            assert all(conf[key] == plain[key] for key in same)
         assert conf["preprocessing"]["grayscale"]
         assert conf["preprocessing"]["dfactor"] == 32
         assert conf["preprocessing"]["resize_max"] % 32 == 0
@@ -268,153 +259,41 @@ def test_command_line_of_hloc(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "interrupted. Delete its match file" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------- the real hloc
+@pytest.mark.parametrize("version", ["4.2.1", "4.2.0", "4.3.0"])
+def test_the_pycolmap_that_gives_no_points(
+    version: str, skeleton: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Importing the plug-in beside it warns, unless hloc sets the configuration of its pairs."""
+    from edm_hloc.base.log import warn_once
+
+    warn_once.cache_clear()
+    monkeypatch.setattr(pycolmap, "__version__", version)
+    triangulation = skeleton / "triangulation.py"
+    mended = "config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED\n"
+    broken = "geometry = pycolmap.TwoViewGeometry(inlier_matches=matches)\n"
+    for text, warns in ((mended + broken, False), (broken, version == "4.2.1")):
+        caplog.clear()
+        triangulation.write_text(text)
+        with caplog.at_level(logging.WARNING):
+            plugin().register()
+        assert ('pip install "pycolmap<4.2.1"' in caplog.text) == warns
+    warn_once.cache_clear()
 
 
-@pytest.fixture
-def hloc() -> ModuleType:
-    try:
-        return importlib.import_module("hloc.match_dense")
-    except Exception as error:  # not installed, or with libraries that do not fit each other
-        pytest.skip(f"hloc is not installed or cannot be imported: {error}")
-
-
-def assert_same_files(theirs: tuple[Path, Path], ours: tuple[Path, Path], pairs: list) -> None:
-    with FeatureReader(theirs[0]) as a, FeatureReader(ours[0]) as b:
-        assert a.names() == b.names() != []
-        for name in a.names():
-            assert a.keypoints(name).dtype == b.keypoints(name).dtype == np.float32
-            np.testing.assert_array_equal(a.keypoints(name), b.keypoints(name))
-            np.testing.assert_array_equal(a.scores(name), b.scores(name))
-    number = 0
-    with h5py.File(theirs[1]) as a, h5py.File(ours[1]) as b:
-        for pair in pairs:
-            for data in ("matches0", "matching_scores0"):
-                mine, other = b["/".join(pair)][data], a["/".join(pair)][data]
-                assert mine.dtype == other.dtype
-                np.testing.assert_array_equal(mine, other)
-            number += int((other[()] > 0).sum())
-    assert number > 100
-
-
-@pytest.mark.parametrize("preset", ["edm", "edm_aachen"])
-def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path) -> None:
-    """The same raw matches give the same files, and both sides can use the other's."""
-    from hloc import localize_sfm, triangulation
-
-    edm_hloc.register()
-    images = scene / "images"
-    names = sorted(path.name for path in images.iterdir())
-    mapping = [*itertools.pairwise(names[:5]), (names[0], names[2])]
-    queries = [(names[5], names[3]), (names[5], names[4]), (names[6], names[4])]
-    for name, pairs in (("mapping", mapping), ("queries", queries)):
-        (tmp_path / f"{name}.txt").write_text("".join(f"{a} {b}\n" for a, b in pairs))
-    conf = copy.deepcopy(hloc.confs[preset])
-    conf["model"]["weights"] = "edm_s"
-
-    def aggregated(raw: Path, pairs: list, max_kps: int | None, reference: Path | None = None):
-        files = raw.with_suffix(".features.h5"), raw.with_suffix(".matches.h5")
-        config = QuantizationConfig(conf["max_error"], conf["cell_size"], max_kps)
-        with RawMatchReader(raw) as reader:
-            references = ReferenceFiles((reference,) if reference else ())
-            aggregate(reader, pairs, KeypointFiles(*files), config, references)
-        return files
-
-    theirs = hloc.main(conf, tmp_path / "mapping.txt", images, tmp_path)
-    ours = aggregated(theirs[1], mapping, 8192)
-    assert_same_files(theirs, ours, mapping)
-    for max_kps in (None, 300):
-        raw = tmp_path / f"queries{max_kps}.h5"
-        located = hloc.main(
-            conf,
-            tmp_path / "queries.txt",
-            images,
-            features=tmp_path / f"query_features{max_kps}.h5",
-            matches=raw,
-            features_ref=theirs[0],
-            max_kps=max_kps,
-        )
-        again = aggregated(raw, queries, max_kps, reference=theirs[0])
-        assert_same_files(located, again, queries)
-        if max_kps is None:
-            of_queries = {"theirs": located, "ours": again}
-    # The keypoints of an earlier run vote when it is run again.
-    voted, anchors = tmp_path / "voted.h5", tmp_path / "anchors.h5"
-    for copied in (voted, anchors):
-        shutil.copy(ours[0], copied)
-    raw = tmp_path / "again.h5"
-    hloc.main(conf, tmp_path / "mapping.txt", images, features=voted, matches=raw, overwrite=True)
-    with RawMatchReader(raw) as reader:
-        files = tmp_path / "voted.features.h5", tmp_path / "voted.matches.h5"
-        config = QuantizationConfig(conf["max_error"], conf["cell_size"], 8192)
-        voting = ReferenceFiles((anchors,), fixed=False)
-        aggregate(reader, mapping, KeypointFiles(*files), config, voting)
-    assert_same_files((voted, raw), files, mapping)
-
-    # Each uses the files of both. Only the mapping images have keypoints.
-    model = tmp_path / "model"
-    model.mkdir()
-    truth = pycolmap.Reconstruction(scene / "truth")
-    _mapping_cameras(truth, names[:5]).write_binary(model)
-    cameras = {image.name: truth.cameras[image.camera_id] for image in truth.images.values()}
-    query_list = tmp_path / "intrinsics.txt"
-    query_list.write_text(
-        "".join(
-            f"{n} {c.model.name} {c.width} {c.height} {' '.join(map(str, c.params))}\n"
-            for n, c in ((name, cameras[name]) for name in names[5:7])
-        )
+def test_a_command_warns_of_what_it_will_run_into(
+    skeleton: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (skeleton / "localize_inloc.py").write_text(
+        "def interpolate(kp):\n    assert np.all(kp > -1) and np.all(kp < 1)\n"
+        "if __name__ == '__main__':\n    pass\n"
     )
-    retrieval = {names[5]: [names[3], names[4]], names[6]: [names[4]]}
-    poses = {}
-    for label, (features, matches) in (("theirs", theirs), ("ours", ours)):
-        out = tmp_path / f"{label}_mapped_here"
-        matched = MatchedImages(images, features, matches, mapping)
-        _, mapped = triangulate(model, matched, tmp_path / "d.db", out)
-        assert mapped.statistics.points > 50
-        folder = tmp_path / label
-        pairs_file = tmp_path / "mapping.txt"
-        made = triangulation.main(folder, model, images, pairs_file, features, matches)
-        if undefined_pairs_are_ignored() and made.num_points3D() == 0:  # which hloc does not notice
-            assert repair_database(folder / "database.db").repaired == len(mapping)
-            made = triangulation.run_triangulation(folder, folder / "database.db", images, made)
-        assert made.num_points3D() > 20
-
-        query_features, query_matches = of_queries[label]
-        answers = localize_queries(
-            Queries(list(retrieval), cameras, retrieval),
-            query_features,
-            query_matches,
-            ModelPoints(out),
-            tmp_path / f"{label}.jsonl",
-        )
-        poses[label, "here"] = {answer.query: answer.pose for answer in answers}
-        written = tmp_path / f"{label}.txt"
-        queries_file = tmp_path / "queries.txt"
-        localize_sfm.main(out, query_list, queries_file, query_features, query_matches, written)
-        poses[label, "hloc"] = read_poses(written)
-    for found in poses.values():
-        for image in truth.images.values():
-            if image.name not in retrieval:
-                continue
-            pose, true = found[image.name], image.cam_from_world()
-            assert np.rad2deg((pose.rotation * true.rotation.inverse()).angle()) < 8
-            distance = pose.inverse().translation - true.inverse().translation
-            assert np.linalg.norm(distance) < 0.1 * extent(truth)
-
-
-def extent(model: Any) -> float:
-    centres = np.array([i.cam_from_world().inverse().translation for i in model.images.values()])
-    return float(np.linalg.norm(np.ptp(centres, axis=0)))
-
-
-def _mapping_cameras(whole: Any, names: list[str]) -> Any:
-    part = pycolmap.Reconstruction()
-    for camera in whole.cameras.values():
-        part.add_camera_with_trivial_rig(camera)
-    for image in whole.images.values():
-        if image.name in names:
-            bare = pycolmap.Image(
-                name=image.name, image_id=image.image_id, camera_id=image.camera_id
-            )
-            part.add_image_with_trivial_frame(bare, image.cam_from_world())
-    return part
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(["hloc", "localize_inloc"]) == 0
+    assert "first or last row or column" in caplog.text
+    assert "Use edm-hloc inloc." in caplog.text
+    caplog.clear()
+    out = ["--conf", "edm_refined", "--out", str(tmp_path / "out.txt")]
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(["hloc", "match_dense", *out]) == 0
+    assert caplog.text == ""
+    assert (tmp_path / "out.txt").read_text() == "matches-edm_refined"
