@@ -123,17 +123,19 @@ def register() -> None:
 
 
 def _warn_of_pycolmap() -> None:
-    if pycolmap_version() == BROKEN_PYCOLMAP and leaves_pairs_undefined():
+    if _pycolmap_version() == BROKEN_PYCOLMAP and leaves_pairs_undefined():
         warn_once(
             f"With pycolmap {BROKEN_PYCOLMAP} hloc's triangulation gives 0 points without an "
             f"error, and hloc localizes metres off. Do this first: {INSTALL_OLDER}"
         )
 
 
-def pycolmap_version() -> str:
-    """The version of the installed pycolmap; empty if it has none."""
-    import pycolmap
-
+def _pycolmap_version() -> str:
+    """The version of the installed pycolmap; empty if it cannot be imported or has none."""
+    try:
+        import pycolmap
+    except Exception:  # whoever needs it finds out what is wrong with it
+        return ""
     return str(getattr(pycolmap, "__version__", ""))
 
 
