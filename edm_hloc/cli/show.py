@@ -8,6 +8,8 @@ from pathlib import Path
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
 
+_MAX_PIXELS = 10_000_000  # of a picture
+
 
 def register(command: options.AddCommand) -> None:
     sub = command("show", _show, "draw a COLMAP model into four pictures, without a display")
@@ -47,6 +49,11 @@ def _show(args: argparse.Namespace) -> None:
 
     if min(args.size) < 16 or max(args.size) > 8192:
         raise EdmHlocError("--size must be from 16 to 8192 px.")
+    if args.size[0] * args.size[1] > _MAX_PIXELS:
+        raise EdmHlocError(
+            f"--size must be at most {_MAX_PIXELS:,} pixels in all, such as 3840 2160: drawing "
+            "takes 400 bytes of memory a pixel."
+        )
     model = read_model(args.model)
     points = Points.of(model)
     views = camera_views(model)

@@ -26,7 +26,7 @@ _TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure; guards the memory
 _LARGE = 100_000_000  # pixels of a photo that is decoded while no other large one is
-_LARGE_PIXELS_PER_BYTE = 100  # photos have at most about 20, flat pictures 300 and more
+_LARGE_PIXELS_PER_BYTE = 60  # photos have at most about 20, flat pictures 80 to 1,000
 _one_large_photo = threading.Lock()
 
 

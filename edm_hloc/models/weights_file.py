@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,10 @@ from safetensors import safe_open
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
 from edm_hloc.models.types import EDMConfig
+
+# An archive of weights that somebody packed again with compression unpacks to less than this many
+# times its size
+_MOST_UNPACKED = 4
 
 
 class WeightsError(EdmHlocError):
@@ -128,8 +133,24 @@ class _UnknownObject:
     def __setstate__(self, state: object) -> None: ...
 
 
+def _check_unpacked_size(path: Path) -> None:
+    """Refuses an archive that unpacks to far more than its size: `torch.save` compresses nothing.
+
+    Raises:
+        ValueError: it does; reading it could fill the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    packed = path.stat().st_size
+    if unpacked > _MOST_UNPACKED * packed:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, which weights do not")
+
+
 def _read_pickled(path: Path) -> Any:
     """The content of a file of `torch.save`, with placeholders for unknown objects."""
+    _check_unpacked_size(path)
     unknown = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     placeholders = [(type("_UnknownObject", (_UnknownObject,), {}), name) for name in unknown]
     with torch.serialization.safe_globals(placeholders):  # type: ignore[arg-type]

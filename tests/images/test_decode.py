@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import struct
+import time
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -322,3 +325,30 @@ def test_headers_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ImageError, match=rf"Cannot read image .*{name}\.jpg: {reason}"):
             photo_size(tmp_path / f"{name}.jpg")
+
+
+def flat_png(side: int) -> bytes:
+    """A white picture, made without its pixels in memory."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    packer = zlib.compressobj()
+    row = b"\0" + b"\xff" * side
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(flat_png(12_000))
+    started = time.monotonic()
+    with pytest.raises(ImageError, match=r"a\.png: 12000 × 12000 pixels in a file of [\d,]+ bytes"):
+        load_image(path)
+    assert time.monotonic() - started < 0.2  # it is not decoded
+    path.write_bytes(flat_png(2_000))  # small ones may be as flat as they like
+    assert load_image(path, resize_max=64).tensor.min() == 1

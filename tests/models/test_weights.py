@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,17 @@ def test_default_is_the_best_present(
     assert "best weights on this computer" in str(info)
     monkeypatch.setenv(weights.ENVIRONMENT_VARIABLE, str(tmp_path / "packaged.safetensors"))
     assert "EDM_HLOC_WEIGHTS" in load()[1].reason
+
+
+def test_weights_that_unpack_to_far_more_than_their_size_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"matcher.a": torch.zeros(8)}}, tmp_path / "whole.ckpt")
+    path = tmp_path / "bomb.ckpt"
+    with (
+        zipfile.ZipFile(tmp_path / "whole.ckpt") as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in whole.namelist():
+            bomb.writestr(name, bytes(50 << 20) if name.endswith("data/0") else whole.read(name))
+    with pytest.raises(WeightsError, match=r"bomb\.ckpt .*unpacks to 52,4.* bytes, which weights"):
+        read_state(path)
+    assert list(read_state(tmp_path / "whole.ckpt")[0]) == ["a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -348,3 +349,14 @@ def test_a_list_of_images_chooses_and_orders(tmp_path: Path) -> None:
     path.write_text("\n# nothing\n")
     with pytest.raises(EdmHlocError, match=r"images\.txt is empty"):
         read_names(path, NAMES)
+
+
+def test_lines_of_a_hundred_thousand_words_are_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("0.jpg 1.jpg\n" + "word " * 100_000 + "\n")
+    started = time.monotonic()
+    for read in (from_file, read_names):
+        with pytest.raises(EdmHlocError, match=r"list\.txt, line [12]") as error:
+            read(path, NAMES)
+        assert len(str(error.value)) < 600 + len(str(path))
+    assert time.monotonic() - started < 2
