@@ -63,8 +63,14 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         print(f"Parts       the photos fall into separate models of {sizes}; others in {others}")
     if mapped.get("undistorted"):
         print(
-            "Distortion  left at zero: these photos do not tell it. Calibrate the camera (--known) "
-            "if you can"
+            "Distortion  left at zero: no believable model was found with it. Calibrate the camera "
+            "(--known) if you can"
+        )
+    if run.results.get("imported", {}).get("may_be_one_camera"):
+        print(
+            "Cameras     one for each photo, as EXIF data give no focal length, but all are of one "
+            "size:\n            if one camera took them without zooming, --camera-mode single is "
+            "right and gives a better model"
         )
     peak = run.peak_memory_mib
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"

@@ -89,6 +89,18 @@ def photo_cameras(
     return dict(sorted(cameras.items())), groups.skipped
 
 
+def may_be_one_camera(cameras: Mapping[str, pycolmap.Camera]) -> bool:
+    """Whether photos that have a camera each may all be of one: of one size, nothing else known.
+
+    Args:
+        cameras: of all photos, see `photo_cameras`. Photos of both orientations are of one size.
+    """
+    own = {camera.camera_id for camera in cameras.values()}
+    sizes = {tuple(sorted((camera.width, camera.height))) for camera in cameras.values()}
+    known = any(camera.has_prior_focal_length for camera in cameras.values())
+    return len(own) == len(cameras) > 1 and len(sizes) == 1 and not known
+
+
 def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> None:
     """Checks that a model can be made with such cameras, reading as few photos as possible.
 

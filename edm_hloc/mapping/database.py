@@ -17,7 +17,7 @@ from tqdm import tqdm
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import inside, to_colmap
-from edm_hloc.images.cameras import CameraOptions, photo_cameras
+from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.verification import VerificationSummary, verify_pairs
@@ -57,6 +57,8 @@ class ImportSummary:
         matches: matches of all pairs.
         missing_pairs: listed pairs without matches in the file, or of photos that were skipped.
         skipped: photos that cannot be read, with the reason.
+        may_be_one_camera: every photo has a camera of its own, by the mode "auto", though all are
+            of one size and nothing tells their cameras apart.
     """
 
     images: int
@@ -66,6 +68,7 @@ class ImportSummary:
     matches: int
     missing_pairs: int
     skipped: dict[str, str]
+    may_be_one_camera: bool = False
 
 
 def build_database(
@@ -85,15 +88,13 @@ def build_database(
     Raises:
         EdmHlocError: a file cannot be read, files do not belong together, no photo can be read.
     """
-    options = options or MappingOptions()
+    options, cameras = options or MappingOptions(), cameras or CameraOptions()
     with (
         new_database(Path(database), matched) as db,
         FeatureReader(matched.features) as features,
     ):
         names = features.names()
-        camera_of, skipped = photo_cameras(
-            Path(matched.image_root), names, cameras or CameraOptions()
-        )
+        camera_of, skipped = photo_cameras(Path(matched.image_root), names, cameras)
         for reason in skipped.values():
             logger.warning("Skipping a photo: %s", reason)
         if not camera_of:
@@ -111,6 +112,7 @@ def build_database(
             matches=db.num_matches(),
             missing_pairs=missing,
             skipped=skipped,
+            may_be_one_camera=cameras.mode == "auto" and may_be_one_camera(camera_of),
         )
         start = time.monotonic()
         verify_pairs(db, options)

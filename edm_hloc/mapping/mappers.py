@@ -130,8 +130,8 @@ def find_models(
         known: names of the images whose intrinsics are not refined.
 
     Returns:
-        The models that have points, the one with most images first, and whether distortion was
-        left at zero because the photos do not determine it.
+        The models that have points and images of their own, the one with most images first, and
+        whether distortion was left at zero because no believable model has it.
 
     Raises:
         EdmHlocError: the mapper cannot keep the known intrinsics, see `check_known`.
@@ -155,7 +155,7 @@ def find_models(
     if refine and (registered < largest_component / 2 or quality[0] < _MIN_PLAUSIBLE * registered):
         logger.info("Mapping once more, without distortion.")
         again = _with_points(mapping.run(refine, False))
-        if _quality(again, initial) > quality:
+        if _quality(again, initial) > quality:  # else the distortion was not the reason
             models, undistorted = again, True
     if not models:
         logger.info("Mapping once more, from any pair of photos.")
@@ -236,12 +236,23 @@ class IncrementalMapping:
 
 
 def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """The models that have points, the one with most images first."""
-    return sorted(
+    """The models that have points, the one with most images first.
+
+    A model whose images are all in larger ones is left out: it is no part of its own.
+    """
+    by_size = sorted(
         (model for model in models if model.num_points3D()),
         key=lambda model: (model.num_reg_images(), model.num_points3D()),
         reverse=True,
     )
+    parts: list[pycolmap.Reconstruction] = []
+    covered: set[int] = set()
+    for model in by_size:
+        images = set(model.reg_image_ids())
+        if not images <= covered:
+            parts.append(model)
+            covered |= images
+    return parts
 
 
 def _largest_component(db: pycolmap.Database, min_inliers: int) -> int:
@@ -262,12 +273,12 @@ def _largest_component(db: pycolmap.Database, min_inliers: int) -> int:
 def _quality(
     models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera]
 ) -> tuple[int, int]:
-    """Of the largest model: registered images with a plausible camera, and its observations."""
+    """Of the largest model: registered images with a plausible camera, and registered images."""
     if not models:
         return 0, 0
     posed = posed_images(models[0]).values()
     plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
-    return sum(plausible[i.camera_id] for i in posed), models[0].compute_num_observations()
+    return sum(plausible[i.camera_id] for i in posed), len(posed)
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

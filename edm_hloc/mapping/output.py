@@ -37,7 +37,8 @@ class MappingSummary:
             those that see no point.
         components: number of registered images of each separate model, of the written one first.
         seconds: wall-clock time.
-        undistorted: the photos do not determine the lens distortion, which was left at zero.
+        undistorted: no believable model was found with lens distortion, which was left at zero:
+            most often the photos do not determine it.
     """
 
     statistics: ModelStatistics

@@ -219,9 +219,10 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
     if facts.results.get("mapped", {}).get("undistorted"):
         yield Finding(
             "note",
-            "The photos do not determine the lens distortion, as when all are taken while moving "
-            "straight ahead: it was left at zero. For an accurate model calibrate the camera and "
-            "give its intrinsics (--known), or add photos that look to the side.",
+            "No believable model was found with lens distortion, which was left at zero. Most "
+            "often the photos do not determine it, as when all are taken while moving straight "
+            "ahead. For an accurate model calibrate the camera and give its intrinsics (--known), "
+            "or add photos that look to the side.",
         )
     few = tuple(name for name, points in facts.registered.items() if points < MIN_POINTS)
     if few:
@@ -269,7 +270,14 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
-    if unknown > 0:
+    if imported.get("may_be_one_camera"):
+        yield Finding(
+            "warning",
+            f"Each of the {unknown} photos has a camera of its own, because their EXIF data give "
+            "no focal length, but all are of one size. If one camera took them without zooming, "
+            "--camera-mode single is right and gives a better model.",
+        )
+    elif unknown > 0:
         yield Finding(
             "note",
             f"The focal length of {plural(unknown, 'photo')} was estimated, because neither "

@@ -15,7 +15,12 @@ from PIL import Image
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
-from edm_hloc.images.cameras import CameraOptions, check_cameras
+from edm_hloc.images.cameras import (
+    CameraOptions,
+    check_cameras,
+    may_be_one_camera,
+    photo_cameras,
+)
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
@@ -54,6 +59,23 @@ def test_sizes_never_share_a_camera(tmp_path: Path, caplog: pytest.LogCaptureFix
         imported = build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
     assert imported.cameras == 2
     assert "2 sizes" in caplog.text
+
+
+@pytest.mark.parametrize("case", ["alike", "on its side", "another size", "EXIF", "single", "one"])
+def test_photos_that_may_be_of_one_camera(tmp_path: Path, case: str) -> None:
+    scene = make_scene(tmp_path, NAMES[:1] if case == "one" else NAMES[:4])
+    if case == "on its side":
+        Image.new("L", SIZE[::-1]).save(scene.images / NAMES[1])
+    elif case == "another size":
+        Image.new("L", (720, 999)).save(scene.images / NAMES[1])
+    elif case == "EXIF":
+        Image.new("L", SIZE).save(scene.images / NAMES[1], exif=exif(35))
+    options = CameraOptions(mode="single" if case == "single" else "auto")
+    cameras, _ = photo_cameras(scene.images, NAMES[: 1 if case == "one" else 4], options)
+    assert may_be_one_camera(cameras) == (case in ("alike", "on its side"))
+    if case in ("alike", "single"):
+        imported = build(scene, tmp_path / "d.db", options, pairs=[])
+        assert imported.may_be_one_camera == (case == "alike")
 
 
 def test_exif_focal_length_as_colmap_reads_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import MatchWriter
 from edm_hloc.mapping.mappers import IncrementalMapping, map_database
@@ -141,6 +141,55 @@ def test_a_model_with_an_impossible_camera_is_not_believed(
     assert summary.statistics.registered == len(NAMES)
     for camera in read_model(tmp_path / "m").cameras.values():
         assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.1)
+
+
+def test_distortion_is_not_blamed_for_a_wrong_focal_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The EXIF data tell 2.7 times the true focal length, with distortion and without."""
+    scene = make_scene(tmp_path, NAMES, exif=exif(80))
+    build(scene, tmp_path / "d.db")
+    run, calls = IncrementalMapping.run, []
+
+    def fewer_points(mapping: IncrementalMapping, *refine: bool) -> list[pycolmap.Reconstruction]:
+        calls.append(refine)
+        models = run(mapping, *refine)
+        for point_id in sorted(models[0].point3D_ids())[:100] if all(refine) else ():
+            models[0].delete_point3D(point_id)
+        return models
+
+    monkeypatch.setattr(IncrementalMapping, "run", fewer_points)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert calls == [(True, True), (True, False)]
+    assert not summary.undistorted
+    assert summary.statistics.registered == len(NAMES)
+    for camera in read_model(tmp_path / "m").cameras.values():
+        assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.1)
+        assert camera.params[3] != 0.0
+
+
+def test_parts_have_photos_of_their_own(
+    database: Path, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = IncrementalMapping.run
+
+    def several(mapping: IncrementalMapping, *refine: bool) -> list[pycolmap.Reconstruction]:
+        (whole,) = run(mapping, *refine)
+        models = []
+        for kept in ([1, 2, 3], [1, 2, 3, 4, 5], [2, 3, 4], [4, 5, 6]):
+            (tmp_path / "copy").mkdir(exist_ok=True)
+            whole.write_binary(tmp_path / "copy")
+            models.append(pycolmap.Reconstruction(tmp_path / "copy"))
+            for image_id in set(whole.reg_image_ids()) - set(kept):
+                models[-1].deregister_frame(models[-1].images[image_id].frame_id)
+        return models
+
+    monkeypatch.setattr(IncrementalMapping, "run", several)
+    summary = map_database(database, scene.images, tmp_path / "m", THREADS)
+    assert summary.components == (5, 3)
+    assert [path.name for path in (tmp_path / "m_parts").iterdir()] == ["2"]
+    names = set(posed_images(read_model(tmp_path / "m_parts" / "2")))
+    assert names == set(sorted(NAMES)[3:])
 
 
 def test_half_a_model_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
