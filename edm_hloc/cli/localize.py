@@ -32,8 +32,8 @@ def register(command: options.AddCommand) -> None:
         "--known",
         type=Path,
         metavar="INTRINSICS",
-        help="known intrinsics of the queries: a COLMAP model or its cameras.txt, or a list with "
-        "'name MODEL width height parameters' a line",
+        help="known intrinsics of the queries: a COLMAP model or its cameras.txt, a list with "
+        "'name MODEL width height parameters' a line, or 'MODEL width height parameters' for all",
     )
     add_localization(sub, retrieved=20, max_error=12.0)
 

@@ -23,7 +23,9 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     Args:
         path: a folder with a COLMAP model (images are found by name); or a COLMAP ``cameras.txt``
             or ``.bin`` in such a folder; or a ``cameras.txt`` alone with a single camera, which is
-            taken for all images; or a list as hloc's (see `read_intrinsics_list`).
+            taken for all images, or the folder that holds only this; or a list as hloc's (see
+            `read_intrinsics_list`); or the text of one camera for all images, as
+            "SIMPLE_RADIAL 1600 1200 1500 800 600 0".
         names: images to find cameras for. A name that is not there is looked up by its file name
             without folders, if only one image has that file name.
 
@@ -33,7 +35,12 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     Raises:
         EdmHlocError: the file cannot be read, or has a camera for none of the images.
     """
+    words = str(path).split()
+    if _is_model_name(words[0]) and len(words) > 1 and not Path(path).exists():
+        return dict.fromkeys(names, parse_camera(words, "--known"))
     path = Path(path)
+    if path.is_dir() and (path / "cameras.txt").is_file() and not is_model(path):
+        path = path / "cameras.txt"
     if path.is_dir() or (is_model(path.parent) and path.stem == "cameras"):
         model = read_model(path if path.is_dir() else path.parent)
         cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
@@ -87,7 +94,7 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
     same: dict[str, pycolmap.Camera] = {}
     for _, line in read_lines(path, "intrinsics"):
         words = line.split()
-        places = [i for i, w in enumerate(words) if w in pycolmap.CameraModelId.__members__ and i]
+        places = [i for i, word in enumerate(words) if _is_model_name(word) and i]
         if not places:
             raise EdmHlocError(
                 f"{path}: expected 'name MODEL width height parameters', got {line!r}."
@@ -98,6 +105,19 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
         same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
         cameras[name] = same[text]
     return cameras
+
+
+def _is_model_name(word: str) -> bool:
+    """Whether a word is COLMAP's name of a camera model, in upper or lower case."""
+    return word.upper() in pycolmap.CameraModelId.__members__
+
+
+def _whole(word: str) -> int:
+    """A whole number, also written as "512.0". Raises ValueError for another."""
+    value = float(word)
+    if value != int(value):
+        raise ValueError(f"not a whole number: {word}")
+    return int(value)
 
 
 def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
@@ -112,9 +132,9 @@ def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
     """
     try:
         camera = pycolmap.Camera(
-            model=words[0],
-            width=int(words[1]),
-            height=int(words[2]),
+            model=words[0].upper(),
+            width=_whole(words[1]),
+            height=_whole(words[2]),
             params=[float(word) for word in words[3:]],
         )
         focal = camera.mean_focal_length()

@@ -147,6 +147,22 @@ def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
     assert found["f.jpg"].params.tolist() == [1, 2, 3, 4]
 
 
+def test_one_camera_for_all_photos(tmp_path: Path) -> None:
+    text = "simple_radial 640.0 480 550.0 320 240 0.02"
+    (tmp_path / "cameras.txt").write_text(f"# comment\n1 {text}\n")
+    (tmp_path / "list.txt").write_text(f"a.jpg {text}\nb.jpg {text}\n")
+    for given in (Path(text), tmp_path, tmp_path / "cameras.txt", tmp_path / "list.txt"):
+        found = load_intrinsics(given, ["a.jpg", "b.jpg"])
+        assert [(name, same(camera)) for name, camera in found.items()] == [
+            ("a.jpg", True),
+            ("b.jpg", True),
+        ]
+        assert (found["a.jpg"].width, found["a.jpg"].height) == SIZE
+    for wrong in ("PINHOLE 640 480 500", "PINHOLE 640.5 480 5 5 5 5", "PINHOLE nan 480 5 5 5 5"):
+        with pytest.raises(EdmHlocError, match="--known: not a camera in COLMAP's form"):
+            load_intrinsics(Path(wrong), ["a.jpg"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
