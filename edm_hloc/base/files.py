@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -32,10 +33,24 @@ def write_whole(path: Path, data: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        remove_leftover(temporary)
+        with temporary.open("xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
         temporary.replace(path)
     except OSError as error:
         raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def remove_leftover(temporary: Path) -> None:
+    """Removes what a killed run left under a temporary name, and a link without what it leads to.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    if temporary.is_dir() and not temporary.is_symlink():
+        shutil.rmtree(temporary)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -104,6 +119,11 @@ class FolderLock:
 
     def __init__(self, directory: Path) -> None:
         path = Path(directory) / ".lock"
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise EdmHlocError(
+                f"{path} must be a plain file, with which edm-hloc keeps others from the folder: "
+                "remove it, or choose another output folder."
+            )
         self._lock = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()

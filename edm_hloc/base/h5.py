@@ -28,6 +28,7 @@ import h5py
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import remove_leftover
 
 Provenance = Mapping[str, str | int | float | bool | None]
 """Everything that the content of a file depends on, by name."""
@@ -93,7 +94,7 @@ class AtomicH5:
         self._temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._temporary.unlink(missing_ok=True)  # left by a run that was killed
+            remove_leftover(self._temporary)
             self._raw = _GuardedFile(self._temporary, "x+")
             self._identity = os.fstat(self._raw.fileno())
         except OSError as error:

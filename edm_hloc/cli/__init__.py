@@ -68,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdmHlocError as error:
         print(f"edm-hloc: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:  # not of a file: for example a closed pipe
+            raise
+        reason = error.strerror or type(error).__name__
+        print(shortened(f"edm-hloc: Cannot use {error.filename}: {reason}."), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "\nedm-hloc: interrupted. What was finished is kept; the same command goes on "

@@ -14,6 +14,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.files import remove_leftover
 from edm_hloc.images.find import HEIC_SUFFIXES
 from edm_hloc.images.load import load_image
 
@@ -60,7 +61,7 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         raise EdmHlocError(f"{out} holds other things than a COLMAP model: choose another folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_leftover(temporary)
     temporary.mkdir()
     try:
         yield temporary

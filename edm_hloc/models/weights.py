@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from edm_hloc.base.files import make_folder
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.log import warn_once
 from edm_hloc.models.edm import EDM
@@ -122,17 +124,33 @@ class WeightsInfo:
 
 def cache_directory() -> Path:
     """Folder of downloaded weights: $EDM_HLOC_CACHE, else a folder in the user's cache."""
-    if "EDM_HLOC_CACHE" in os.environ:
+    if os.environ.get("EDM_HLOC_CACHE"):
         return Path(os.environ["EDM_HLOC_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edm_hloc"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "edm_hloc"
+    try:
+        return Path.home() / ".cache" / "edm_hloc"
+    except RuntimeError:  # no HOME, and no entry for the user
+        return Path(tempfile.gettempdir()) / "edm_hloc"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file in a folder that this user may read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"Cannot read {path}: {error.strerror or error}.") from error
     return digest.hexdigest()
 
 
@@ -143,7 +161,7 @@ def pull(name: str, *, progress: bool = True) -> Path:
         WeightsError: the name is unknown, the download fails, or the file has another checksum.
     """
     entry = _entry(name)
-    if entry.path.is_file():
+    if _is_there(entry.path):
         verify(name)
         return entry.path
     if not entry.urls:
@@ -151,7 +169,7 @@ def pull(name: str, *, progress: bool = True) -> Path:
             f"The weights '{name}' should come with the package but {entry.path} is missing; "
             "reinstall edm_hloc, or give --weights the path of a file."
         )
-    entry.path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(entry.path.parent)
     problems = []
     for url in entry.urls:
         try:
@@ -285,14 +303,14 @@ def _entry(name: str) -> RegisteredWeights:
 def _find(weights: str | Path | None) -> tuple[RegisteredWeights | None, Path, str]:
     """The registry's entry if the weights were found there, the path, and why these weights."""
     if weights is not None:
-        if Path(weights).is_file() or (str(weights) not in REGISTRY and _looks_like_path(weights)):
+        if _is_there(Path(weights)) or (str(weights) not in REGISTRY and _looks_like_path(weights)):
             return None, Path(weights), "given by its path"
         return _entry(str(weights)), pull(str(weights)), "asked for by name"
     if os.environ.get(ENVIRONMENT_VARIABLE):
         entry, path, _ = _find(os.environ[ENVIRONMENT_VARIABLE])
         return entry, path, f"from ${ENVIRONMENT_VARIABLE}"
     for name in PREFERENCE:
-        if REGISTRY[name].path.is_file():
+        if _is_there(REGISTRY[name].path):
             verify(name)
             return REGISTRY[name], REGISTRY[name].path, "the best weights on this computer"
     raise WeightsError(

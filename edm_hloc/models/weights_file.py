@@ -104,8 +104,13 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Raises:
         WeightsError: the file is missing or damaged, or contains no state dict.
     """
-    if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}; check the path.")
+    try:
+        if not path.is_file():
+            raise WeightsError(f"There is no weights file {path}; check the path.")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise WeightsError(f"Cannot read the weights {path}: {error.strerror}.") from None
     metadata: dict[str, str] = {}
     try:
         if path.suffix == ".safetensors":

@@ -16,6 +16,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.frames import from_colmap
+from edm_hloc.pairs.arrays import load_arrays
 
 SCANNET_DEPTH_SIZE = (640, 480)  # width, height in pixels
 _SCANNET_COLOUR_SIZE = (1296, 968)
@@ -107,9 +108,8 @@ def read_megadepth_index(path: Path, *, with_depth: bool = False) -> MegaDepthIn
     """Reads the index file of a scene.
 
     Args:
-        path: an `*.npz` file, which is unpickled: read only files that you trust. It has
-            `image_paths`, `intrinsics` (N, 3, 3), `poses` (N, 4, 4), which are cam_from_world, and
-            `pair_infos`, a list of ((i, j), overlap, …).
+        path: an `*.npz` file. It has `image_paths`, `intrinsics` (N, 3, 3), `poses` (N, 4, 4),
+            which are cam_from_world, and `pair_infos`, a list of ((i, j), overlap, …).
         with_depth: whether it must have `depth_paths` as well.
 
     Raises:
@@ -204,11 +204,8 @@ def _read_index(path: Path, *required: str) -> dict[str, Any]:
     """The arrays of an index file by name; EdmHlocError if it is none or lacks one `required`."""
     try:
         # The format has object arrays; MegaDepth's files are pickled dictionaries in spite of their
-        # suffix, which `np.load` gives as they are.
-        content = np.load(path, allow_pickle=True)
-        if not isinstance(content, dict):
-            with content:
-                content = dict(content)
+        # suffix.
+        content = load_arrays(path)
     except Exception as error:  # pickles raise anything
         raise EdmHlocError(f"{path} is not an index file as LoFTR has them: {error}.") from error
     missing = [name for name in required if name not in content]

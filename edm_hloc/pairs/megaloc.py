@@ -15,6 +15,7 @@ from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
 logger = logging.getLogger(__name__)
 
 _REPOSITORY, _ENTRY = "gmberton/MegaLoc", "get_trained_model"
+_COMMIT = "1af071c68fc3ab6c6018c5c868391763516e50f7"  # the code that was looked at runs, no other
 _SIZE = 322  # px, both sides of the network's input
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the channels
 
@@ -22,7 +23,8 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation
 def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device) -> dict[str, str]:
     """Writes MegaLoc's descriptors (8,448 numbers) of all images.
 
-    torch.hub downloads code and weights at the first call.
+    torch.hub downloads the code of one commit and the weights at the first call, and asks in the
+    terminal whether this is wanted.
 
     Args:
         images: queries and database.
@@ -36,7 +38,16 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
         EdmHlocError: the network cannot be loaded, or the file cannot be written.
     """
     try:
-        model = torch.hub.load(_REPOSITORY, _ENTRY, trust_repo=True)
+        # Whether a fork has the commit does not matter: its hash stands for its content.
+        model = torch.hub.load(
+            f"{_REPOSITORY}:{_COMMIT}", _ENTRY, trust_repo="check", skip_validation=True
+        )
+    except EOFError as error:  # there is nobody to answer
+        raise EdmHlocError(
+            f"MegaLoc is code from github.com/{_REPOSITORY} that would run here, and torch.hub "
+            "asks for consent first: run the command once in a terminal and answer y, or take "
+            "--retrieval sift, or a file of descriptors made elsewhere."
+        ) from error
     except Exception as error:  # anything from no network to a missing module
         raise EdmHlocError(
             f"MegaLoc cannot be loaded from github.com/{_REPOSITORY} ({error}). Without "

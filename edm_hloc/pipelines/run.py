@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, write_whole
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.process import peak_memory_mib, versions
 from edm_hloc.matchers.base import Matcher
@@ -81,10 +81,7 @@ class Run:
                 made by another command, or its matches with other settings. An older record stays
                 as it is.
         """
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EdmHlocError(f"Cannot make the folder {out}: {error.strerror}.") from error
+        make_folder(out)
         with FolderLock(out):
             run = cls(out, {"matcher": dict(matcher.provenance), **settings})
             earlier = run._read_record()
@@ -111,9 +108,14 @@ class Run:
         try:
             record = json.loads(self.path.read_text("utf-8"))
             parts = {"sizes": {}, "memory_mib": {}, **record}  # missing in the oldest records
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             parts = {}
         valid = all(isinstance(parts.get(name), dict) for name in _RESUMED)
+        if not valid and self.path.exists():
+            logger.warning(
+                "%s is damaged or no record of a run: all but the matching is done again.",
+                self.path,
+            )
         return {name: parts[name] if valid else {} for name in _RESUMED}
 
     def _remove(self, names: Container[str]) -> None:

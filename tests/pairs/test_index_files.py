@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs.arrays import load_arrays
 from edm_hloc.pairs.index_files import (
     ScanNetIntrinsics,
     megadepth_intrinsics,
@@ -107,3 +109,44 @@ def test_scannet_index(tmp_path: Path) -> None:
     np.testing.assert_array_equal(intrinsics.K("scene0000_01"), four[:3, :3])
     with pytest.raises(EdmHlocError, match="lacks scene0707_00"):
         intrinsics.K("scene0707_00")
+
+
+class _Command:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "array", "module", "builtin"])
+def test_no_code_of_an_index_file_runs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "0022_0.1_0.3.npz"
+    if kind == "array":
+        np.savez(path, name=np.array([_Command()], object))
+    elif kind == "dictionary":
+        path.write_bytes(pickle.dumps({"name": _Command()}))
+    elif kind == "module":
+        path.write_bytes(b"cnumpy\ntestfromnumpyimport\n.")
+    else:
+        path.write_bytes(b'c__builtin__\neval\n(S\'__import__("os").mkdir("ran")\'\ntR.')
+    with pytest.raises(EdmHlocError, match=r"0022_0\.1_0\.3\.npz is not an index file"):
+        read_scannet_index(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_of_every_protocol_are_read(protocol: int, tmp_path: Path) -> None:
+    infos = np.array([((0, 1), np.float64(0.5), None), ((1, 2), 0.25, b"x")], object)
+    poses = np.arange(32, dtype=">f4").reshape(2, 4, 4)
+    path = tmp_path / "index.npz"
+    path.write_bytes(pickle.dumps({"infos": infos, "poses": poses, "k": np.int32(3)}, protocol))
+    found = load_arrays(path)
+    assert found["infos"].tolist() == infos.tolist()
+    np.testing.assert_array_equal(found["poses"], poses)
+    assert found["k"] == 3
+    np.savez(path, infos=infos, poses=poses, fortran=np.asfortranarray(poses), words=["é", "b"])
+    found = load_arrays(path)
+    assert found["infos"].tolist() == infos.tolist()
+    np.testing.assert_array_equal(found["fortran"], poses)
+    assert found["words"].tolist() == ["é", "b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -108,12 +109,20 @@ def test_a_changed_copy_is_found_again(kind: str, tmp_path: Path) -> None:
 
 def test_a_network_from_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Sequential(torch.nn.AvgPool2d(322), torch.nn.Flatten())
-    monkeypatch.setattr(torch.hub, "load", lambda *_, **__: network)
+    asked: list[dict[str, object]] = []
+
+    def load(repository: str, entry: str, **options: object) -> torch.nn.Module:
+        assert re.fullmatch(r"gmberton/MegaLoc:[0-9a-f]{40}", repository)  # no moving branch
+        asked.append(options)
+        return network
+
+    monkeypatch.setattr(torch.hub, "load", load)
     cpu = torch.device("cpu")
     images = RetrievalImages(tmp_path, ["b.png"], ["a.png"])
     cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 40, 3), (0, 127, 255), np.uint8))
     skipped = megaloc_descriptors(images, tmp_path / "m.h5", cpu)
     assert list(skipped) == ["b.png"]
+    assert [options["trust_repo"] for options in asked] == ["check"]
     with DescriptorReader(tmp_path / "m.h5") as reader:
         red = (np.array([1, 127 / 255, 0]) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         np.testing.assert_allclose(reader.read(["a.png"])[0], red, atol=3e-3)
@@ -123,6 +132,13 @@ def test_a_network_from_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.hub, "load", no_network)
     with pytest.raises(EdmHlocError, match=r"MegaLoc cannot be loaded .*no network"):
+        megaloc_descriptors(images, tmp_path / "m.h5", cpu)
+
+    def nobody_answers(*_: object, **__: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(torch.hub, "load", nobody_answers)
+    with pytest.raises(EdmHlocError, match=r"answer y, or take --retrieval sift"):
         megaloc_descriptors(images, tmp_path / "m.h5", cpu)
 
 
