@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def homogeneous(points: np.ndarray) -> np.ndarray:
+    """(N, D + 1): points (N, D) with a last coordinate of 1."""
+    return np.column_stack([points, np.ones(len(points))])
+
+
 def cross_product_matrix(vector: np.ndarray) -> np.ndarray:
     """(3, 3) matrix whose product with v is the cross product of `vector` (3,) with v."""
     x, y, z = vector

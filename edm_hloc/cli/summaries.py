@@ -41,7 +41,17 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     from edm_hloc.mapping.output import parts_folder
 
     print_matching(run)
-    verified = run.results["verified"]
+    imported, verified = run.results.get("imported", {}), run.results["verified"]
+    for still in imported.get("still", ()):
+        left, top, right, bottom = still["box"]
+        print(
+            f"Still       {still['share']:.0%} of the matches stay at the same pixels (x {left} to "
+            f"{right}, y {top} to {bottom}) while the rest moves, as of a screen display, a bonnet "
+            "or a watermark;"
+        )
+        done = f"            {imported['left_out']:,} of the matches of all pairs were left out"
+        asked = "            they were kept, as they may be the scene: mask (--masks) what is not"
+        print(done if still["certain"] else asked)
     print(
         f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
         f"{verified['inliers']:,} of {verified['matches']:,} matches"
@@ -61,6 +71,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         sizes = ", ".join(str(size) for size in mapped["components"])
         others = parts_folder(run.out / "model")
         print(f"Parts       the photos fall into separate models of {sizes}; others in {others}")
+    turned = mapped.get("turned")
+    if turned:
+        print(
+            f"Turned      {len(turned)} photos were taken from one place and match no others, so "
+            f"they give no model, e.g. {turned[0]}"
+        )
     if mapped.get("undistorted"):
         print(
             "Distortion  left at zero: no believable model was found with it. Calibrate the camera "

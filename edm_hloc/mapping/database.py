@@ -6,8 +6,9 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from edm_hloc.base.frames import inside, to_colmap
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.verification import VerificationSummary, verify_pairs
+from edm_hloc.mapping.still import StillPlaces, StillSummary, find_still_places
+from edm_hloc.mapping.verification import CACHED_IMAGES, VerificationSummary, verify_pairs
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class ImportSummary:
         skipped: photos that cannot be read, with the reason.
         may_be_one_camera: every photo has a camera of its own, by the mode "auto", though all are
             of one size and nothing tells their cameras apart.
+        still: what stays at the same pixels in photos that move, such as a screen display.
+        left_out: matches that were left out for that; none where it may be the scene itself.
     """
 
     images: int
@@ -69,6 +73,8 @@ class ImportSummary:
     missing_pairs: int
     skipped: dict[str, str]
     may_be_one_camera: bool = False
+    still: tuple[StillSummary, ...] = ()
+    left_out: int = 0
 
 
 def build_database(
@@ -103,7 +109,13 @@ def build_database(
                 f"{matched.image_root}. Is it the folder they were matched in?"
             )
         ids = _write_images(db, camera_of)
-        missing = import_matches(db, features, matched, ids, camera_of)
+        with MatchReader(matched.matches) as matches:
+            still = find_still_places(
+                unique_pairs(matched.pairs), _matched_points(features, matches), camera_of
+            )
+        missing, left_out = import_matches(
+            db, features, matched, ids, camera_of, [p for p in still if p.summary().certain]
+        )
         imported = ImportSummary(
             images=len(ids),
             cameras=db.num_cameras(),
@@ -113,6 +125,8 @@ def build_database(
             missing_pairs=missing,
             skipped=skipped,
             may_be_one_camera=cameras.mode == "auto" and may_be_one_camera(camera_of),
+            still=tuple(places.summary() for places in still),
+            left_out=left_out,
         )
         start = time.monotonic()
         verify_pairs(db, options)
@@ -191,7 +205,8 @@ def import_matches(
     matched: MatchedImages,
     ids: Mapping[str, int],
     cameras: Mapping[str, pycolmap.Camera],
-) -> int:
+    still: Sequence[StillPlaces] = (),
+) -> tuple[int, int]:
     """Writes the keypoints of the images `ids` and the matches of their pairs.
 
     Args:
@@ -200,9 +215,11 @@ def import_matches(
         matched: matches and pairs.
         ids: id of each image by name.
         cameras: camera of each image by name.
+        still: places whose matches are left out where they stay at the same pixels.
 
     Returns:
-        The number of listed pairs without matches in the file, or of images that are not in `ids`.
+        The number of listed pairs without matches in the file, or of images that are not in `ids`;
+        and the number of matches left out.
 
     Raises:
         EdmHlocError: keypoints outside their image, or matches of other keypoints.
@@ -220,7 +237,8 @@ def import_matches(
             )
         number[name] = len(keypoints)
         db.write_keypoints(ids[name], to_colmap(keypoints))
-    missing = 0
+    missing = left_out = 0
+    places_of = {places.size: places for places in still}
     with MatchReader(matched.matches) as reader:
         for pair in tqdm(
             unique_pairs(matched.pairs), desc="Importing matches", unit="pair", disable=None
@@ -236,5 +254,35 @@ def import_matches(
                     f"Matches of {pair} in {matched.matches} are of keypoints that "
                     f"{features.path} does not hold: take the two files of one run."
                 )
-            db.write_matches(ids[pair[0]], ids[pair[1]], found.astype(np.uint32))
-    return missing
+            camera0, camera1 = (cameras[name] for name in pair)
+            places = places_of.get((camera0.width, camera0.height))
+            if places and (camera1.width, camera1.height) == places.size:
+                keypoints0, keypoints1 = (features.keypoints(name)[:, :2] for name in pair)
+                stay = places.of(keypoints0[found[:, 0]], keypoints1[found[:, 1]])
+                left_out += int(stay.sum())
+                found = found[~stay]
+            if len(found):
+                db.write_matches(ids[pair[0]], ids[pair[1]], found.astype(np.uint32))
+    return missing, left_out
+
+
+def _matched_points(
+    features: FeatureReader, matches: MatchReader
+) -> Callable[[Pair], tuple[np.ndarray, np.ndarray] | None]:
+    """A function that gives the matched points (M, 2) of a pair; None without any."""
+
+    @lru_cache(CACHED_IMAGES)
+    def keypoints_of(name: str) -> np.ndarray:
+        return np.asarray(features.keypoints(name)[:, :2], dtype=np.float64)
+
+    def points_of(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
+        if pair not in matches or not all(name in features for name in pair):
+            return None
+        found = matches.matches(*pair)[0]
+        points0, points1 = (keypoints_of(name) for name in pair)
+        sizes = [len(points0), len(points1)]
+        if not len(found) or found.min() < 0 or np.any(found.max(axis=0) >= sizes):
+            return None  # `import_matches` says what is wrong
+        return points0[found[:, 0]], points1[found[:, 1]]
+
+    return points_of

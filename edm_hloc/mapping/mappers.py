@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.mapping.no_model import explain_no_model
+from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
@@ -26,6 +26,7 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
+from edm_hloc.mapping.turning import only_turned
 from edm_hloc.mapping.verification import VerificationSummary
 
 logger = logging.getLogger(__name__)
@@ -74,21 +75,28 @@ def map_database(
         known: names of the images whose intrinsics are not refined.
 
     Raises:
-        EdmHlocError: no model was found, with the reason and what to try; the mapper cannot keep
-            the known intrinsics; `out` holds other files.
+        EdmHlocError: no model was found, with the reason and what to try; the camera turned without
+            moving; the mapper cannot keep the known intrinsics; `out` holds other files.
     """
-    options = options or MappingOptions()
+    options, known = options or MappingOptions(), set(known)
     start = time.monotonic()
     database, image_root, out = Path(database), Path(image_root), Path(out)
     with open_database(database) as db:
         verified_pairs = VerificationSummary.of(db).verified_pairs
-        names = [image.name for image in db.read_all_images()]
+        images = {image.image_id: image for image in db.read_all_images()}
+        constant = {image.camera_id for image in images.values() if image.name in known}
+        if only_turned(db, constant):
+            raise EdmHlocError(explain_turning(database))
+    names = [image.name for image in images.values()]
     if not verified_pairs:
         raise EdmHlocError(explain_no_model(database))
     with new_model_folder(out) as temporary, quiet_colmap():
         models, undistorted = find_models(database, image_root, temporary, options, known)
         if not models:
             raise EdmHlocError(explain_no_model(database))
+        models, turned = _without_turned(database, models, constant)
+        if not models:
+            raise EdmHlocError(explain_turning(database))
         write_model(models[0], image_root, temporary)
         write_parts(models[1:], image_root, parts_folder(out))
         statistics = ModelStatistics.of(models[0])
@@ -110,7 +118,25 @@ def map_database(
         components=components,
         seconds=time.monotonic() - start,
         undistorted=undistorted,
+        turned=turned,
     )
+
+
+def _without_turned(
+    database: Path, models: Sequence[pycolmap.Reconstruction], known: Collection[int]
+) -> tuple[list[pycolmap.Reconstruction], tuple[str, ...]]:
+    """The models of photos from several places, and the names of the photos of the others."""
+    kept, turned = [], set[str]()
+    with open_database(database) as db:
+        for model in models:
+            posed = posed_images(model)
+            if only_turned(db, known, {image.image_id for image in posed.values()}):
+                turned |= posed.keys()
+            else:
+                kept.append(model)
+    for model in kept:
+        turned -= posed_images(model).keys()
+    return kept, tuple(sorted(turned))
 
 
 def find_models(

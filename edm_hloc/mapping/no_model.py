@@ -49,3 +49,16 @@ def explain_no_model(database: Path) -> str:
             "try the other mapper."
         )
     return f"{facts} {advice}"
+
+
+def explain_turning(database: Path) -> str:
+    """A message for the user whose camera turned without moving."""
+    with open_database(Path(database)) as db:
+        found = VerificationSummary.of(db)
+    return (
+        f"The camera turned without moving: a rotation explains the {found.verified_pairs} "
+        f"verified pairs of these photos ({found.inliers} matches) as well as any motion could. "
+        "Such photos hold no depth, so no model is given. Take photos from different places, "
+        "with a step of about a tenth of the distance to the scene in between; those of one place "
+        "make a panorama."
+    )

@@ -40,6 +40,8 @@ class MappingSummary:
         seconds: wall-clock time.
         undistorted: no believable model was found with lens distortion, which was left at zero:
             most often the photos do not determine it.
+        turned: names of the photos that were taken from one place and match no others, so that no
+            model can be made of them, sorted.
     """
 
     statistics: ModelStatistics
@@ -48,6 +50,7 @@ class MappingSummary:
     components: tuple[int, ...]
     seconds: float
     undistorted: bool = False
+    turned: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

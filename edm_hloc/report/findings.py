@@ -122,7 +122,24 @@ def _names(
 # --------------------------------------------------------------------------- reconstruction
 
 
+def _still(facts: RunFacts) -> Iterator[Finding]:
+    imported = facts.results.get("imported", {})
+    for still in imported.get("still", ()):
+        left, top, right, bottom = still["box"]
+        done = f"{imported['left_out']:,} such matches were left out."
+        asked = (
+            "They were kept, as they may be the scene: mask (--masks) what does not belong to it."
+        )
+        yield Finding(
+            "note" if still["certain"] else "warning",
+            f"{still['share']:.0%} of the matches stay at the same pixels (x {left} to {right}, "
+            f"y {top} to {bottom}) while the rest of the photos moves, as those of a screen "
+            f"display, a bonnet or a watermark do. {done if still['certain'] else asked}",
+        )
+
+
 def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
+    yield from _still(facts)
     if facts.registered:
         yield from _unregistered(facts)
         yield from _quality(facts, photos)
@@ -216,6 +233,15 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
+    turned = facts.results.get("mapped", {}).get("turned", ())
+    if turned:
+        yield Finding(
+            "warning",
+            f"{plural(len(turned), 'photo was', 'photos were')} taken from one place by a camera "
+            "that only turned and match no photo from elsewhere: they hold no depth and give no "
+            "model. Add photos from places in between.",
+            tuple(turned),
+        )
     if facts.results.get("mapped", {}).get("undistorted"):
         yield Finding(
             "note",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ def texts(facts: RunFacts, **more: Any) -> str:
 
 
 CHAIN = {(0, 1): 300, (1, 2): 300, (0, 2): 200}
+
+
+def test_what_stays_and_what_only_turned_is_said() -> None:
+    still = {"size": [640, 480], "box": [0, 400, 640, 480], "share": 0.31, "certain": True}
+    facts = facts_of(CHAIN, "abc")
+    imported = {"still": [still], "left_out": 4615}
+    facts.record["results"] = {"imported": imported, "mapped": {"turned": ["d"]}}
+    said = texts(facts)
+    assert re.search(r"note: 31% .*same pixels \(x 0 to 640, y 400 to 480\).* 4,615 .*left", said)
+    assert re.search(r"warning: 1 photo was taken from one place .*\['d'\]", said)
+    still["certain"] = False
+    assert re.search(r"warning: 31% .*They were kept, .*--masks", texts(facts))
 
 
 def test_a_good_run_has_a_single_good_finding() -> None:
