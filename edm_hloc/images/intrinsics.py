@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.text import read_lines
+from edm_hloc.base.text import read_lines, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             or ``.bin`` in such a folder; or a ``cameras.txt`` alone with a single camera, which is
             taken for all images, or the folder that holds only this; or a list as hloc's (see
             `read_intrinsics_list`); or the text of one camera for all images, as
-            "SIMPLE_RADIAL 1600 1200 1500 800 600 0".
+            "SIMPLE_RADIAL 1600 1200 1500 800 600 0"; or nerfstudio's ``transforms.json``.
         names: images to find cameras for. A name that is not there is looked up by its file name
             without folders, if only one image has that file name.
 
@@ -46,6 +47,8 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
         cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
     elif path.name in ("cameras.txt", "cameras.bin"):
         return dict.fromkeys(names, _only_camera(path))
+    elif path.suffix.lower() == ".json":
+        cameras = _read_transforms(path)
     else:
         cameras = read_intrinsics_list(path)
     by_file = defaultdict(list)
@@ -104,6 +107,31 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
         text = " ".join(words[places[-1] :])
         same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
         cameras[name] = same[text]
+    return cameras
+
+
+def _read_transforms(path: Path) -> dict[str, pycolmap.Camera]:
+    """Cameras by image name from nerfstudio's ``transforms.json``, for all frames or for each.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or has no such cameras.
+    """
+    cameras = {}
+    try:
+        record = json.loads(read_text(path, "intrinsics"))
+        for frame in record["frames"]:
+            own = record | frame
+            fisheye = str(own.get("camera_model", "OPENCV")) == "OPENCV_FISHEYE"
+            distortion = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2")
+            numbers = [own[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
+            numbers += [own.get(key, 0.0) for key in distortion]
+            words = ["OPENCV_FISHEYE" if fisheye else "OPENCV", *map(str, numbers)]
+            name = str(frame["file_path"]).removeprefix("./").removeprefix("images/")
+            cameras[name] = parse_camera(words, f"{path}, {name}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise EdmHlocError(
+            f"{path} is not a transforms.json of nerfstudio with w, h, fl_x, fl_y, cx, cy: {error}."
+        ) from error
     return cameras
 
 

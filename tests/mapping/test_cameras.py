@@ -163,6 +163,21 @@ def test_one_camera_for_all_photos(tmp_path: Path) -> None:
             load_intrinsics(Path(wrong), ["a.jpg"])
 
 
+def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:
+    path = tmp_path / "transforms.json"
+    path.write_text(
+        '{"w": 640, "h": 480, "fl_x": 550.0, "fl_y": 551.0, "cx": 320, "cy": 240, "k1": 0.02,'
+        ' "frames": [{"file_path": "images/a.jpg"}, {"file_path": "./images/b.jpg", "fl_x": 500}]}'
+    )
+    found = load_intrinsics(path, ["a.jpg", "b.jpg"])
+    assert found["a.jpg"].params.tolist() == [550, 551, 320, 240, 0.02, 0, 0, 0]
+    assert found["b.jpg"].params.tolist() == [500, 551, 320, 240, 0.02, 0, 0, 0]
+    for text in ("{", "[]", '{"frames": [{"file_path": "a.jpg"}]}'):
+        path.write_text(text)
+        with pytest.raises(EdmHlocError, match=r"transforms\.json is not a transforms\.json"):
+            load_intrinsics(path, ["a.jpg"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
