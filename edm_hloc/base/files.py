@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -17,7 +18,7 @@ from edm_hloc.base.errors import EdmHlocError
 logger = logging.getLogger(__name__)
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None:
     """Writes a file under a temporary name, then renames it, so that no reader sees a part of it.
 
     Folders that do not exist are made.
@@ -25,6 +26,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
     Args:
         path: of the file, which is replaced if it exists.
         data: its content; text is written in UTF-8.
+        durable: also force it to the disk, so that it is whole after a power cut.
 
     Raises:
         EdmHlocError: it cannot be written; an older file of that name stays as it was.
@@ -36,7 +38,11 @@ def write_whole(path: Path, data: str | bytes) -> None:
         remove_leftover(temporary)
         with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
+        if durable:
+            force_to_disk(temporary)
         temporary.replace(path)
+        if durable:
+            force_to_disk(path.parent)
     except OSError as error:
         raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
 
@@ -94,6 +100,29 @@ def require_file(path: Path) -> None:
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     kind = kinds.get(stat.S_IFMT(mode), "a device")
     raise OSError(errno.EINVAL, f"it is {kind}, not a file")
+
+
+def force_to_disk(path: Path) -> None:
+    """Forces the content of a file to the disk, or the names of the entries of a folder.
+
+    Not every system can open a folder, which is passed over there.
+
+    Raises:
+        OSError: the file cannot be read, or the disk reports that it could not store it.
+    """
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR)  # Windows forces only files that are open for writing
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class FolderLock:

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import remove_leftover
+from edm_hloc.base.files import force_to_disk, remove_leftover
 
 Provenance = Mapping[str, str | int | float | bool | None]
 """Everything that the content of a file depends on, by name."""
@@ -122,7 +122,7 @@ class AtomicH5:
             if not self._temporary_is_ours():
                 raise EdmHlocError(f"Another process writes {self.path}: run one at a time.")
             os.replace(self._temporary, self.path)  # noqa: PTH105 (says what it does)
-            _sync_directory(self.path.parent)
+            force_to_disk(self.path.parent)
         except OSError as error:
             self.discard()
             raise cannot_write(self.path, error) from error
@@ -143,16 +143,6 @@ class AtomicH5:
             return os.path.samestat(self._identity, self._temporary.stat())
         except OSError:
             return False
-
-
-def _sync_directory(directory: Path) -> None:
-    # So that the rename survives a power cut; not every system can open a directory.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def cannot_write(path: Path, error: OSError) -> EdmHlocError:

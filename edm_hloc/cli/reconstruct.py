@@ -95,6 +95,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
 
     from edm_hloc.images.masks import find_masks
     from edm_hloc.pipelines.matching import (
+        MATCHING_FILES,
         PairsToMatch,
         find_pairs,
         match_and_quantize,
@@ -111,7 +112,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "masks": None if args.masks is None else str(args.masks),
     }
     masks = find_masks(args.masks, names_of(pairs), args.images)
-    with Run.begin(args.out, settings, matcher, overwrite=args.overwrite) as run:
+    with Run.begin(args.out, settings, matcher, MATCHING_FILES, overwrite=args.overwrite) as run:
         listed = find_pairs(run, pairs, args.images, matcher)
         match_and_quantize(
             run,

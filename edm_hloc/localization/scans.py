@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import shutil
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -230,8 +229,8 @@ def write_scan_points(
     features_version = str(features.stat().st_mtime_ns)
     missing = []
     try:
-        if folder.is_dir() and not (stamp.is_file() and stamp.read_text() == features_version):
-            shutil.rmtree(folder)
+        if not (stamp.is_file() and stamp.read_text() == features_version):
+            _remove_points(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stamp.write_text(features_version)
     except OSError as error:
@@ -255,6 +254,22 @@ def write_scan_points(
     if len(missing) > _NAMED_IMAGES:
         logger.warning("%d more images give no points.", len(missing) - _NAMED_IMAGES)
     return missing
+
+
+def _remove_points(folder: Path) -> None:
+    """Removes the files of other keypoints, and nothing else that lies in the folder.
+
+    Raises:
+        EdmHlocError: the folder holds arrays, but this program has not marked it as its own.
+    """
+    points = list(folder.rglob("*.npy"))
+    if points and not (folder / ".features").is_file():
+        raise EdmHlocError(
+            f"{folder} holds files that were not made here, such as {points[0].name}: move them or "
+            "choose another output folder."
+        )
+    for path in points:
+        path.unlink()
 
 
 def _points_path(folder: Path, name: str) -> Path:

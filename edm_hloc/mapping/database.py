@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import force_to_disk
 from edm_hloc.base.frames import inside, to_colmap
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -26,6 +30,13 @@ from edm_hloc.mapping.verification import CACHED_IMAGES, VerificationSummary, ve
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 logger = logging.getLogger(__name__)
+
+# A database and its log together took up to 2.8 times the files that they were made from, of some
+# photos only a little more, as each table has pages of its own.
+_ROOM = 3.0
+_ROOM_OF_TABLES = 1 << 20  # bytes
+_FREE_SOME = "Free some disk space, then run again: what is already stored is kept."
+_SIDE_FILES = ("-shm", "-journal")  # of SQLite, besides the log
 
 _MARGIN = 1.5  # px that keypoints may lie beyond the outermost pixel centres
 
@@ -143,28 +154,28 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
             so there must be enough room beforehand.
 
     Raises:
-        EdmHlocError: the file cannot be written, or the disk has too little room.
+        EdmHlocError: the file cannot be written, or the disk or a quota has too little room.
     """
     sources = (Path(matched.features), Path(matched.matches))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The database takes 0.3 to 0.6 of its sources, and its log as much again.
-        needed = 1.5 * sum(source.stat().st_size for source in sources if source.exists())
+        stored = sum(source.stat().st_size for source in sources if source.exists())
+        needed = _ROOM_OF_TABLES + _ROOM * stored
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
     if free < needed:
         raise EdmHlocError(
             f"Cannot write {path}: it may need {needed / 2**20:,.0f} MiB of disk space and there "
-            f"are {free / 2**20:,.0f}. Free some, then run again: what is already stored is kept."
+            f"are {free / 2**20:,.0f}. {_FREE_SOME}"
         )
     temporary = path.with_name(f".{path.name}.tmp")
-    leftovers = [
-        temporary.with_name(temporary.name + end) for end in ("", "-wal", "-shm", "-journal")
-    ]
+    log = temporary.with_name(temporary.name + "-wal")
+    leftovers = [temporary, log, *(temporary.with_name(temporary.name + e) for e in _SIDE_FILES)]
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     try:
+        _check_room(log, int(needed))
         with quiet_colmap():
             database = pycolmap.Database.open(temporary)
             try:
@@ -172,11 +183,61 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
                     yield database
             finally:
                 database.close()
+        _make_whole(temporary)
         temporary.replace(path)
-    except BaseException:
+        force_to_disk(path.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise EdmHlocError(
+            f"Cannot write {path}: {getattr(error, 'strerror', None) or error}. {_FREE_SOME}"
+        ) from error
+    except RuntimeError as error:
+        if "SQLite" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise EdmHlocError(f"Cannot write {path} ({reason}). {_FREE_SOME}") from error
+    finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)
-        raise
+
+
+def _check_room(probe: Path, size: int) -> None:
+    """Takes the room that a file is going to need, and gives it back.
+
+    Unlike the free space of a disk, this also finds quotas and limits of a file's size.
+
+    Raises:
+        OSError: there is not that much.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        os.posix_fallocate(descriptor, 0, max(1, size))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise  # the file system cannot tell beforehand
+    finally:
+        os.close(descriptor)
+        probe.unlink()
+
+
+def _make_whole(database: Path) -> None:
+    """Brings everything of a closed database from its log into the file, and this to the disk.
+
+    COLMAP does not look whether that has succeeded, and SQLite then leaves the log beside the file.
+
+    Raises:
+        OSError, sqlite3.Error: it could not be written, or is not whole.
+    """
+    with contextlib.closing(sqlite3.connect(database, timeout=1)) as connection:
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("its log could not be merged")
+        connection.execute("PRAGMA journal_mode=DELETE").fetchone()
+        answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if answer != "ok":
+            raise sqlite3.DatabaseError(str(answer)[:200])
+    force_to_disk(database)
 
 
 def _write_images(

@@ -14,7 +14,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.files import remove_leftover
+from edm_hloc.base.files import force_to_disk, remove_leftover
 from edm_hloc.images.find import HEIC_SUFFIXES
 from edm_hloc.images.load import load_image
 
@@ -53,24 +53,62 @@ class MappingSummary:
     turned: tuple[str, ...] = ()
 
 
+def holds_only_models(folder: Path) -> bool:
+    """Whether a folder holds the files of a COLMAP model, or models in `2`, `3`, …, and no others.
+
+    Such a folder may be replaced by a new model, as nothing else is lost.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder).parts
+        numbered = inside[0].isdecimal()
+        if numbered and len(inside) == 1 and path.is_dir() and not path.is_symlink():
+            continue
+        if len(inside) - numbered != 1 or path.name not in _MODEL_FILES or path.is_dir():
+            return False
+    return True
+
+
+def _check_replaceable(folder: Path) -> None:
+    if (folder.exists() or folder.is_symlink()) and not holds_only_models(folder):
+        raise EdmHlocError(
+            f"{folder} holds other things than a COLMAP model: choose another folder."
+        )
+
+
 @contextlib.contextmanager
 def new_model_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes `out` on success; a model that was there is replaced.
 
+    Its files are on the disk before it has its name.
+
     Raises:
-        EdmHlocError: `out` holds other files than a COLMAP model's.
+        EdmHlocError: `out` holds other files than a COLMAP model's, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _MODEL_FILES):
-        raise EdmHlocError(f"{out} holds other things than a COLMAP model: choose another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
-    remove_leftover(temporary)
-    temporary.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftover(temporary)
+        temporary.mkdir()
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {temporary}: {error.strerror or error}.") from error
     try:
         yield temporary
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.replace(out)
+        try:
+            for path in sorted(temporary.rglob("*")):
+                force_to_disk(path)
+            force_to_disk(temporary)
+            if out.exists():
+                shutil.rmtree(out)
+            temporary.replace(out)
+            force_to_disk(out.parent)
+        except OSError as error:
+            raise EdmHlocError(
+                f"Cannot write {out}: {error.strerror or error}. Free disk space, then run again: "
+                "what is already stored is kept."
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -95,8 +133,14 @@ def parts_folder(model: Path) -> Path:
 
 
 def write_parts(models: Sequence[pycolmap.Reconstruction], image_root: Path, folder: Path) -> None:
-    """Writes models into folders `2`, `3`, …; those of an earlier mapping are removed."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Writes models into folders `2`, `3`, …; those of an earlier mapping are removed.
+
+    Raises:
+        EdmHlocError: `folder` holds other files than models.
+    """
+    _check_replaceable(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
     for number, model in enumerate(models, start=2):
         part = folder / str(number)
         part.mkdir(parents=True)

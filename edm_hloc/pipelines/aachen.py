@@ -31,8 +31,13 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.localize import QUERY_KEYPOINTS, find_poses, write_submission
-from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.localize import (
+    POSES_FILES,
+    QUERY_KEYPOINTS,
+    find_poses,
+    write_submission,
+)
+from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, triangulate_model
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
@@ -180,7 +185,8 @@ def localize_aachen(
         "dataset": str(dataset),
         "options": asdict(options),
     }
-    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
+    files = (*MATCHING_FILES, *POSES_FILES)
+    with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
         mapping = ReconstructionConfig(
             keypoints=options.quantization,
             matching=matching,
@@ -207,5 +213,5 @@ def localize_aachen(
         answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"Aachen-v1.1_{matcher.info.name}_{label}.txt"
-        write_submission(submission, answers, points)
+        write_submission(run, submission, answers, points)
         return run, answers, submission

@@ -27,8 +27,8 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.localize import find_poses, write_submission
-from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.localize import POSES_FILES, find_poses, write_submission
+from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
 
@@ -155,7 +155,8 @@ def localize_inloc(
         "dataset": str(dataset),
         "options": asdict(options),
     }
-    with Run.begin(out, settings, matcher, overwrite=overwrite) as run:
+    files = (*MATCHING_FILES, *POSES_FILES, "scan_points")
+    with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
         cameras, unusable = {}, {}
         for name in names:
             try:
@@ -175,11 +176,12 @@ def localize_inloc(
         )
         used = sorted({image for _, image in queries.pairs()}.intersection(database))
         folder = out / "scan_points"
+        run.claim(folder.name)
         missing = write_scan_points(data.root, out / "features.h5", used, folder)
         run.results["missing_scans"] = missing
         points = ScanPoints(data.root, folder, set(used) - set(missing))
         answers = find_poses(run, queries, points, options.pose)
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"InLoc_{matcher.info.name}_{label}.txt"
-        write_submission(submission, answers, points)
+        write_submission(run, submission, answers, points)
         return run, answers, submission

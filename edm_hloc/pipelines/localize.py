@@ -34,7 +34,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.matching import PairsToMatch, match_and_quantize
+from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
 
@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 QUERY_KEYPOINTS = QuantizationConfig(
     max_error=2.0, cell_size=8.0, max_kps=None, position="adjusted"
 )
+
+
+POSES_FILES = ("queries.jsonl",)
+"""Names of the files that `find_poses` writes, for `Run.begin`."""
 
 
 def find_poses(
@@ -58,6 +62,7 @@ def find_poses(
     Raises:
         EdmHlocError: a file cannot be read or written.
     """
+    run.claim(*POSES_FILES)
     start = time.monotonic()
     skipped: Mapping[str, str] = run.results["matching"]["skipped"]
     unreadable = {name: skipped[name] for name in queries.names if name in skipped}
@@ -75,14 +80,17 @@ def find_poses(
     return answers
 
 
-def write_submission(path: Path, answers: Sequence[QueryPose], points: PointSource) -> None:
-    """Writes a benchmark's submission, which has a pose for every query.
+def write_submission(
+    run: Run, path: Path, answers: Sequence[QueryPose], points: PointSource
+) -> None:
+    """Writes a benchmark's submission into the folder of a run: a pose for every query.
 
     A query without any pose gets that of the first database image, an arbitrary one.
 
     Raises:
         EdmHlocError: two queries have the same name without folders, or the file cannot be written.
     """
+    run.claim(path.name)
     arbitrary = next((pose for name in points.names() if (pose := points.pose(name))), None)
     poses = {a.query: a.pose or arbitrary for a in answers}
     write_poses(path, {query: pose for query, pose in poses.items() if pose}, basenames=True)
@@ -158,7 +166,9 @@ def localize_photos(
         "retrieval": asdict(config.retrieval),
         "pose": asdict(config.poses),
     }
-    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
+    files = (*MATCHING_FILES, *POSES_FILES, "model-keypoints.h5", "images", "poses.txt")
+    with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
+        run.claim("images")
         root = _link_folders(out / "images", {"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
         by_exif = cameras_by_exif(
@@ -194,6 +204,7 @@ def localize_photos(
             find_poses(run, queries, points, config.poses), root / "query", query_root
         )
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
+        run.claim("poses.txt")
         write_poses(out / "poses.txt", localized)
         return run, answers
 

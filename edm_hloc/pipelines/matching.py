@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,11 +15,15 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.masked import MaskedMatchReader
-from edm_hloc.pairs.files import write_pairs
+from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.retrieval import similar_pairs
 from edm_hloc.pipelines.run import Run
+
+MATCHING_FILES = ("features.h5", "matches.h5")
+"""Names of the files that `match_and_quantize` writes, for `Run.begin`, besides the list of pairs
+and the raw matches, which tell themselves whether they may be continued."""
 
 
 def names_of(pairs: Sequence[Pair] | SimilarPhotos) -> Sequence[str]:
@@ -86,7 +91,7 @@ def match_and_quantize(
         EdmHlocError: from any step; pairs that were matched are kept.
     """
     out, image_root, pairs, masks = run.out, photos.image_root, photos.pairs, photos.masks
-    write_pairs(out / "pairs.txt", pairs)
+    _record_pairs(run, pairs)
     start = time.monotonic()
     summary = match_pairs(
         image_root, pairs, matcher, out / "raw_matches", matching, overwrite=overwrite
@@ -121,3 +126,21 @@ def match_and_quantize(
         depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
         run.results["masks"] = {"photos": len(masks)}
     return run.step("keypoints", depends_on, [features, matches], quantize)
+
+
+def _record_pairs(run: Run, pairs: Sequence[Pair]) -> None:
+    """Writes the pairs into `pairs.txt`; somebody's own list of the same pairs stays as it is.
+
+    Raises:
+        EdmHlocError: somebody's list of other pairs is there, or the file cannot be written.
+    """
+    path = run.out / "pairs.txt"
+    try:
+        run.claim(path.name)
+    except EdmHlocError:
+        with contextlib.suppress(EdmHlocError):
+            listed = {frozenset(pair) for pair in read_pairs(path)}
+            if listed == {frozenset(pair) for pair in pairs}:
+                return
+        raise
+    write_pairs(path, pairs)

@@ -9,7 +9,8 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/features.h5       keypoints, in hloc's format
     OUT/matches.h5        match indices, in hloc's format
     OUT/database.db       COLMAP database with verified pairs
-    OUT/model/            COLMAP model
+    OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
+    OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
     OUT/run.json          settings, versions, skipped photos, times and results
     OUT/report.html       a page that shows all of this (made by the command line)
 """
@@ -29,13 +30,22 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.mappers import check_known, map_database
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import parts_folder
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.matching import PairsToMatch, find_pairs, match_and_quantize, names_of
+from edm_hloc.pipelines.matching import (
+    MATCHING_FILES,
+    PairsToMatch,
+    find_pairs,
+    match_and_quantize,
+    names_of,
+)
 from edm_hloc.pipelines.run import Run
+
+_FILES = (*MATCHING_FILES, "database.db", "model", "model_parts")
 
 # Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
 # a small reprojection error.
@@ -104,7 +114,7 @@ def reconstruct(
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
-    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
+    with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 
@@ -117,7 +127,8 @@ def reconstruct(
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
-        run.step("model", [verified, mapping.of_mapping()], [model], map_photos)
+        depends_on = [verified, mapping.of_mapping()]
+        run.step("model", depends_on, [model], map_photos, maybe=[parts_folder(model)])
         return run
 
 
@@ -149,7 +160,7 @@ def triangulate_model(
         "masks": None if config.masks is None else str(config.masks),
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
-    with Run.begin(out, settings, matcher, overwrite=config.overwrite) as run:
+    with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"

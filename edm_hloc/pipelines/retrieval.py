@@ -80,6 +80,7 @@ def retrieve(
         )
     given = options.is_file and list_path.exists() and list_path.samefile(options.how)
     if not given:
+        run.claim(list_path.name)
         write_pairs(list_path, [(q, image) for q, partners in found.items() for image in partners])
     return found
 
@@ -140,6 +141,7 @@ def _by_descriptors(
         [image for image in images.database if image in known],
         options.number,
     )
+    run.claim(scores_path.name)
     write_scores(scores_path, found)
     return images_by_query((query, image) for query, image, _ in found)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -15,14 +17,17 @@ from typing import Any
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.base.log import warn_once
 from edm_hloc.base.process import peak_memory_mib, versions
+from edm_hloc.mapping.output import holds_only_models
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import check_folder_provenance
+from edm_hloc.matching.shards import check_folder_provenance, shard_paths
 
 logger = logging.getLogger(__name__)
 
-_RESUMED = ("settings", "done", "sizes", "results", "seconds", "memory_mib")
+_RESUMED = ("settings", "done", "sizes", "results", "seconds", "memory_mib", "wrote", "earlier")
+_YOUNGER = ("sizes", "memory_mib", "wrote", "earlier")  # parts that the oldest records do not have
 
 
 @dataclass
@@ -33,6 +38,11 @@ class Run:
     them, so that an interrupted run continues and a changed setting repeats only the steps that
     depend on it.
 
+    What the record does not name as made by this program is never written over or removed. Where a
+    run fails, or its settings differ from those of the run before it, the older model is set aside
+    under another name (`model_earlier`), so that it is not taken for a model of this run; it comes
+    back when a run needs it again.
+
     Attributes:
         out: output folder.
         settings: the run's settings, with the name of the "command" that made it.
@@ -42,6 +52,10 @@ class Run:
         seconds: wall-clock time of each step when it was last done.
         memory_mib: peak memory of the process at the end of each of these steps, in MiB.
         peak_memory_mib: peak memory of this process when the record was last written, in MiB.
+        made: names in `out` that this run and earlier ones made or were about to; None for the
+            oldest records, which do not tell.
+        wrote: of each finished step the names of its "files" and of its "results".
+        earlier: what is set aside, by step: its fingerprint, results and folders with their names.
         error: message of the error that ended the run, if one did.
     """
 
@@ -53,7 +67,11 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mib: dict[str, float | None] = field(default_factory=dict)
     peak_memory_mib: float | None = None
+    made: list[str] | None = None
+    wrote: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
+    _confirmed: set[str] = field(init=False, default_factory=set)  # steps done or found done now
 
     @property
     def path(self) -> Path:
@@ -62,7 +80,13 @@ class Run:
     @classmethod
     @contextlib.contextmanager
     def begin(
-        cls, out: Path, settings: dict[str, Any], matcher: Matcher, *, overwrite: bool
+        cls,
+        out: Path,
+        settings: dict[str, Any],
+        matcher: Matcher,
+        files: Sequence[str],
+        *,
+        overwrite: bool,
     ) -> Iterator[Run]:
         """Starts a run in `out`, or continues the one that is there.
 
@@ -74,58 +98,113 @@ class Run:
             settings: recorded settings, with the "command".
             matcher: its settings are recorded, and checked against those of the raw matches in the
                 folder.
+            files: names of the files and folders that the run is going to write.
             overwrite: remove what an earlier run made, instead of continuing it.
 
         Raises:
-            EdmHlocError: the folder cannot be made; another process writes into it; its files were
-                made by another command, or its matches with other settings. An older record stays
-                as it is.
+            EdmHlocError: the folder cannot be made; another process writes into it; it holds one of
+                `files`, not made by this program; its files were made by another command, or its
+                matches with other settings. An older record stays as it is.
         """
+        run = cls(out, {"matcher": dict(matcher.provenance), **settings})
+        run._read_record()
+        run.check_own(*files)  # before anything is made in a folder of somebody else
         make_folder(out)
         with FolderLock(out):
-            run = cls(out, {"matcher": dict(matcher.provenance), **settings})
             earlier = run._read_record()
+            run.check_own(*files)
             if overwrite:
                 run._remove(earlier["sizes"])
             else:
                 run._check_command(earlier["settings"].get("command"))
                 check_folder_provenance(out / "raw_matches", run_provenance(matcher))
                 run._continue(earlier)
+                if earlier["settings"] != json.loads(json.dumps(run.settings, default=str)):
+                    run._set_stale_aside()
             run.write()
             try:
                 yield run
             except EdmHlocError as error:
                 run.error = str(error)
                 with contextlib.suppress(EdmHlocError):
+                    run._set_stale_aside()
                     run.write()
                 raise
 
     def _read_record(self) -> dict[str, dict[str, Any]]:
-        """The record of an earlier run; empty if there is none or it is damaged.
+        """The record of an earlier run; empty if there is none or it is damaged. Fills `made`.
 
-        Without a record every step but the matching is done again.
+        Without a record every step but the matching is done again. A damaged one counts as this
+        program's if its name for the settings is in it, or raw matches lie beside it.
+
+        Raises:
+            EdmHlocError: run.json cannot be read, or is of another program.
         """
+        record: Any = None
         try:
             record = json.loads(self.path.read_text("utf-8"))
-            parts = {"sizes": {}, "memory_mib": {}, **record}  # missing in the oldest records
-        except (OSError, ValueError, TypeError, RecursionError):
-            parts = {}
-        valid = all(isinstance(parts.get(name), dict) for name in _RESUMED)
-        if not valid and self.path.exists():
-            logger.warning(
-                "%s is damaged or no record of a run: all but the matching is done again.",
-                self.path,
+        except (FileNotFoundError, NotADirectoryError):
+            self.made = []
+            return {name: {} for name in _RESUMED}
+        except OSError as error:
+            raise EdmHlocError(
+                f"Cannot read {self.path}: {error.strerror or error}. Choose another output folder."
+            ) from error
+        except (ValueError, RecursionError):
+            record = None
+        ours = isinstance(record, dict) and "settings" in record
+        if not ours and not shard_paths(self.out / "raw_matches"):
+            raise EdmHlocError(
+                f"{self.path} is damaged or of another program, and is not written over. Remove it "
+                "or choose another output folder."
             )
+        parts = {**{name: {} for name in _YOUNGER}, **record} if ours else {}
+        valid = all(isinstance(parts.get(name), dict) for name in _RESUMED)
+        if not valid:
+            warn_once(
+                f"{self.path} is damaged or no record of a run: all but the matching is done again."
+            )
+        else:
+            parts["wrote"] = {k: v for k, v in parts["wrote"].items() if _is_written(v)}
+            parts["earlier"] = {k: v for k, v in parts["earlier"].items() if _is_set_aside(v)}
+        made = parts.get("made")
+        self.made = [str(name) for name in made] if valid and isinstance(made, list) else None
         return {name: parts[name] if valid else {} for name in _RESUMED}
 
-    def _remove(self, names: Container[str]) -> None:
-        """Removes the files and folders of an earlier run, maybe of another command.
+    def check_own(self, *names: str) -> None:
+        """Raises EdmHlocError if one of the names is in `out` already, but not made by a run."""
+        for name in names:
+            path = self.out / name
+            if self.made is not None and name not in self.made and os.path.lexists(path):
+                raise EdmHlocError(
+                    f"{path} is there already and was not made by edm-hloc: {self.path} does not "
+                    "name it. It is not written over, even with --overwrite. Choose another output "
+                    "folder, or move it."
+                )
 
-        Only entries of the folder itself are removed, whatever names the record holds.
+    def claim(self, *names: str) -> None:
+        """Records that this run is about to write files or folders in `out`.
+
+        Raises:
+            EdmHlocError: one is there already, but was not made by a run.
+        """
+        self.check_own(*names)
+        if self.made is not None and not set(names) <= set(self.made):
+            self.made = sorted({*self.made, *names})
+            self.write()
+
+    def _remove(self, names: Container[str]) -> None:
+        """Removes the files and models of an earlier run, maybe of another command.
+
+        Only entries of the folder itself are removed, whatever names the record holds, and no
+        folder to which somebody has added something.
         """
         for path in self.out.iterdir():
             if path.name in names:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if holds_only_models(path):
+                    shutil.rmtree(path)
+                elif path.is_symlink() or not path.is_dir():
+                    path.unlink()
 
     def _check_command(self, earlier: str | None) -> None:
         """Raises EdmHlocError if another command made the files; the oldest records name none."""
@@ -138,6 +217,7 @@ class Run:
 
     def _continue(self, earlier: dict[str, dict[str, Any]]) -> None:
         self.done, self.sizes = earlier["done"], earlier["sizes"]
+        self.wrote, self.earlier = earlier["wrote"], earlier["earlier"]
         self.results = earlier["results"]
         self.seconds, self.memory_mib = earlier["seconds"], earlier["memory_mib"]
 
@@ -147,33 +227,113 @@ class Run:
         depends_on: Any,
         files: Sequence[Path],
         work: Callable[[], dict[str, Any]],
+        *,
+        maybe: Sequence[Path] = (),
     ) -> str:
         """Does `work` unless its files are complete and were made from the same inputs.
 
         Args:
             name: of the step, in `done`, `seconds` and `memory_mib`.
             depends_on: everything that decides the content of the files, JSON-serialisable.
-            files: the files and folders that the step writes.
+            files: the files and folders that the step writes. A folder of an earlier run is set
+                aside until the step has ended well.
             work: writes them; returns its summaries (dataclasses) by their name in `results`.
+            maybe: files and folders that it writes in some cases only.
 
         Returns:
             The fingerprint of the step, for the steps that depend on it.
+
+        Raises:
+            EdmHlocError: one of the files is there already, but was not made by a run.
         """
         fingerprint = fingerprint_of(depends_on)
+        if self.earlier.get(name, {}).get("fingerprint") == fingerprint:
+            self._bring_back(name)
         if self.done.get(name) == fingerprint:
             changed = [file for file in files if not self._is_complete(file)]
             if not changed:
+                self._confirmed.add(name)
                 return fingerprint
             logger.warning("Made again, as it has changed since this run wrote it: %s", changed[0])
+        names = [file.name for file in (*files, *maybe)]
+        self.claim(*names)
         if self.done.pop(name, None) is not None:
             self.write()  # if the process is killed from here on, the step is not done
+        self._set_aside(name, names)
         start = time.monotonic()
-        self.results |= {key: asdict(summary) for key, summary in work().items()}
+        results = {key: asdict(summary) for key, summary in work().items()}
+        self.results |= results
         self.measure(name, start)
         self.done[name] = fingerprint
-        self.sizes |= {file.name: _size(file) for file in files}
+        self._confirmed.add(name)
+        written = [file for file in (*files, *maybe) if file.exists()]
+        self.sizes |= {file.name: _size(file) for file in written}
+        self.wrote[name] = {"files": [file.name for file in written], "results": list(results)}
+        self._remove_earlier(name)
         self.write()
         return fingerprint
+
+    # ---- models of earlier runs
+
+    def _set_stale_aside(self) -> None:
+        """Sets aside the folders of all steps that this run has not confirmed."""
+        for step, wrote in list(self.wrote.items()):
+            if step not in self._confirmed and step in self.done:
+                self._set_aside(step, wrote["files"])
+
+    def _set_aside(self, step: str, names: Sequence[str]) -> None:
+        """Renames the folders among `names`, and takes the results of the step out of the record.
+
+        A step whose fingerprint is not in `done` any more does not come back.
+        """
+        folders = [self.out / name for name in names if (self.out / name).is_dir()]
+        if not folders:
+            return
+        self._remove_earlier(step)
+        places = {folder.name: self._free_name(f"{folder.name}_earlier") for folder in folders}
+        self.claim(*places.values())
+        results = self.wrote.get(step, {}).get("results", [])
+        self.earlier[step] = {
+            "fingerprint": self.done.pop(step, None),
+            "results": {key: self.results.pop(key) for key in results if key in self.results},
+            "sizes": {name: self.sizes.pop(name, None) for name in places},
+            "wrote": self.wrote.pop(step, {}),
+            "places": places,
+        }
+        self.write()
+        for folder in folders:
+            try:
+                folder.rename(self.out / places[folder.name])
+            except OSError as error:
+                raise EdmHlocError(f"Cannot rename {folder}: {error.strerror}.") from error
+        kept = ", ".join(str(self.out / place) for place in places.values())
+        logger.info("Set aside, as they are of an earlier run: %s", kept)
+
+    def _free_name(self, name: str) -> str:
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        free = (n for n in (name, *numbered) if not os.path.lexists(self.out / n))
+        return next(free)
+
+    def _bring_back(self, step: str) -> None:
+        """Gives the folders that were set aside their names again, where these are free."""
+        earlier = self.earlier.pop(step)
+        for name, place in earlier["places"].items():
+            if (self.out / place).is_dir() and not os.path.lexists(self.out / name):
+                (self.out / place).rename(self.out / name)
+        self.done[step] = earlier["fingerprint"]
+        if earlier["wrote"]:
+            self.wrote[step] = earlier["wrote"]
+        self.results |= earlier["results"]
+        self.sizes |= {name: size for name, size in earlier["sizes"].items() if size is not None}
+        self.write()
+
+    def _remove_earlier(self, step: str) -> None:
+        """Removes what was set aside, unless somebody has added something to it."""
+        for place in self.earlier.pop(step, {}).get("places", {}).values():
+            if holds_only_models(self.out / place):
+                shutil.rmtree(self.out / place)
+
+    # ---- the record
 
     def _is_complete(self, file: Path) -> bool:
         """Whether a file has the recorded size; where none is recorded, whether it exists."""
@@ -196,10 +356,42 @@ class Run:
             "seconds": self.seconds,
             "memory_mib": self.memory_mib,
             "peak_memory_mib": self.peak_memory_mib,
+            "wrote": self.wrote,
         }
+        if self.made is not None:
+            record["made"] = self.made
+        if self.earlier:
+            record["earlier"] = self.earlier
         if self.error is not None:
             record["error"] = self.error
-        write_whole(self.path, json.dumps(record, indent=2, default=str))
+        write_whole(self.path, json.dumps(record, indent=2, default=str), durable=True)
+
+
+def _are_names(names: Any) -> bool:
+    """Whether something is a list of names of entries of a folder, and of nothing outside it."""
+    return isinstance(names, list) and all(
+        isinstance(name, str) and name not in ("", "..") and name == Path(name).name
+        for name in names
+    )
+
+
+def _is_written(entry: Any) -> bool:
+    """Whether something has the form of the values of `Run.wrote`."""
+    return (
+        isinstance(entry, dict)
+        and _are_names(entry.get("files"))
+        and isinstance(entry.get("results"), list)
+    )
+
+
+def _is_set_aside(entry: Any) -> bool:
+    """Whether something has the form of the values of `Run.earlier`."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(part), dict) for part in ("results", "sizes", "places"))
+        and _are_names([*entry["places"], *entry["places"].values()])
+        and (entry.get("wrote") == {} or _is_written(entry.get("wrote")))
+    )
 
 
 def _size(path: Path) -> int:

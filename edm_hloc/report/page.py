@@ -13,6 +13,7 @@ from typing import NamedTuple
 import cv2
 import jinja2
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.process import format_duration
 from edm_hloc.base.version import __version__
@@ -28,6 +29,7 @@ from edm_hloc.report.run_details import read_stages, setting_lines
 from edm_hloc.report.scene import Scene
 
 NAME = "report.html"
+_MARK = " – edm_hloc report</title>".encode()  # in every page
 
 _MAX_LISTED = 500  # photos named in a finding or in the table of skipped ones
 _TITLES = {
@@ -56,14 +58,31 @@ def make_report(out: Path, images: Path | None = None) -> Path:
         The path of the page.
 
     Raises:
-        EdmHlocError: there is no run in `out`, or the page cannot be written.
+        EdmHlocError: there is no run in `out`, or the page cannot be written, or there is a page
+            of somebody else.
     """
     out = Path(out)
     facts = collect(out, images)
     payload = make_payload(facts)
     path = out / NAME
+    _check_own(path)
     write_whole(path, render(facts, payload).encode("utf-8", "replace"))
     return path
+
+
+def _check_own(path: Path) -> None:
+    """Raises EdmHlocError if a page is there that this module did not make."""
+    try:
+        ours = path.stat().st_size == 0 or _MARK in path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+    if not ours:
+        raise EdmHlocError(
+            f"{path} was not made by edm-hloc and is not written over: move it, then make the page "
+            "by edm-hloc report."
+        )
 
 
 @functools.cache

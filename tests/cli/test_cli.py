@@ -424,7 +424,7 @@ def test_a_refused_command_leaves_a_run_at_work_alone(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with Run.begin(out, {}, TruthMatcher(scene), overwrite=False):
+    with Run.begin(out, {}, TruthMatcher(scene), [], overwrite=False):
         before = (out / "run.json").read_bytes()
         assert run("reconstruct", scene / "images", out) == 1
         assert f"Another process is writing into {out}:" in capsys.readouterr().err

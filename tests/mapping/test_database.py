@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +20,9 @@ from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import FeatureWriter
-from edm_hloc.mapping.database import build_database
+from edm_hloc.mapping.database import build_database, new_database
 from edm_hloc.mapping.options import MappingOptions
+from tests.h5_files import posix_only
 from tests.mapping.scenes import NAMES, Scene, build, make_scene
 
 
@@ -110,3 +115,61 @@ def test_a_disk_without_room_is_an_error_beforehand(
     ):
         build_database(database, scene.matched)
     assert not any(tmp_path.iterdir())
+
+
+_WITH_A_QUOTA = """
+import resource, signal, sys
+from pathlib import Path
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.mapping.database import MatchedImages, build_database
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+root, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    matched = MatchedImages(root / "images", root / "features.h5", root / "matches.h5", [])
+    build_database(out, matched)
+except EdmHlocError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+@posix_only
+@pytest.mark.parametrize("limit", [0, 4096, 100_000, 800_000])
+def test_a_quota_is_one_sentence_and_leaves_nothing(
+    scene: Scene, tmp_path: Path, limit: int
+) -> None:
+    database = tmp_path / "database.db"
+    root = scene.features.parent
+    ended = subprocess.run(
+        [sys.executable, "-c", _WITH_A_QUOTA, str(root), str(database), str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.startswith(f"Cannot write {database}: File too large. Free some disk space")
+    assert ended.stderr == ""
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_left_in_the_log_is_no_success(scene: Scene, tmp_path: Path) -> None:
+    """COLMAP closes a database without a word when its log cannot be merged into it."""
+    path = tmp_path / "database.db"
+    path.write_text("an older one")
+
+    def fill() -> None:
+        with new_database(path, scene.matched) as database:
+            reader = readers.enter_context(
+                contextlib.closing(sqlite3.connect(tmp_path / ".database.db.tmp"))
+            )
+            reader.execute("BEGIN")
+            assert reader.execute("SELECT count(*) FROM cameras").fetchone() == (0,)
+            camera = pycolmap.Camera(model="PINHOLE", width=64, height=48, params=[9, 9, 9, 9])
+            database.write_camera(camera)
+
+    message = r"Cannot write .*database\.db: its log could not be merged"
+    with contextlib.ExitStack() as readers, pytest.raises(EdmHlocError, match=message):
+        fill()
+    assert path.read_text() == "an older one"
+    assert [p.name for p in tmp_path.iterdir()] == ["database.db"]

@@ -217,7 +217,15 @@ def test_what_is_no_record_counts_as_none(part: str, finished: Path, tmp_path: P
     record = json.loads((finished / "run.json").read_text())
     damaged = [] if part == "all" else {**record, part: [1]}
     (tmp_path / "run.json").write_text(json.dumps(damaged))
-    with Run.begin(tmp_path, {}, FakeMatcher(), overwrite=False) as run:
+    if part == "all":
+        with (
+            pytest.raises(EdmHlocError, match=r"run\.json is damaged or of another program"),
+            Run.begin(tmp_path, {}, FakeMatcher(), [], overwrite=True),
+        ):
+            pass
+        assert (tmp_path / "run.json").read_text() == "[]"
+        return
+    with Run.begin(tmp_path, {}, FakeMatcher(), [], overwrite=False) as run:
         assert (run.done, run.results) == ({}, {})
 
 
@@ -283,7 +291,7 @@ def test_overwriting_removes_what_the_other_command_made(
     record = json.loads((out / "run.json").read_text())
     record["sizes"] |= dict.fromkeys(("../elsewhere", "gone.h5", "..", ".", ""), 0)
     (out / "run.json").write_text(json.dumps(record))
-    with Run.begin(out, {"command": "localize"}, TruthMatcher(scene), overwrite=True):
+    with Run.begin(out, {"command": "localize"}, TruthMatcher(scene), [], overwrite=True):
         left = {path.name for path in out.iterdir()}
         assert left == {"pairs.txt", "raw_matches", "run.json", ".lock", "mine.txt"}
     assert (tmp_path / "elsewhere").exists()

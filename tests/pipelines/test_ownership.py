@@ -1,0 +1,209 @@
+"""What a run did not make stays, and a run that failed leaves no model that looks like its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.images.find import find_images
+from edm_hloc.localization.scans import write_scan_points
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pairs.rules import Pair
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct, triangulate_model
+from edm_hloc.pipelines.run import Run
+from edm_hloc.report.page import make_report
+from tests.fakes import FakeMatcher
+from tests.scenes import TruthMatcher
+
+SINGLE = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def pairs_of(scene: Path) -> list[Pair]:
+    return list(itertools.combinations(find_images(scene / "images"), 2))
+
+
+@pytest.fixture(scope="module")
+def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
+    return out
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name", ["database.db", "features.h5", "matches.h5", "model/cameras.bin", "model_parts/a.txt"]
+)
+def test_files_of_a_colmap_project_are_kept(
+    name: str, overwrite: bool, scene: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(scene / "images", project / "images")
+    (project / name).parent.mkdir(exist_ok=True)
+    (project / name).write_text("years of work")
+    before = contents(project)
+    config = replace(SINGLE, overwrite=overwrite)
+    top = project / name.split("/")[0]
+    with pytest.raises(EdmHlocError, match=f"{top} is there already and was not made by edm-hloc"):
+        reconstruct(project / "images", project, pairs_of(scene), TruthMatcher(scene), config)
+    assert contents(project) == before
+    if name != "model_parts/a.txt":  # triangulation makes no parts
+        with pytest.raises(EdmHlocError, match=f"{top} .* Choose another output folder, or move"):
+            triangulate_model(
+                scene / "truth",
+                project / "images",
+                project,
+                pairs_of(scene),
+                TruthMatcher(scene),
+                config,
+            )
+        assert contents(project) == before
+
+
+def test_a_list_of_pairs_in_the_folder_is_kept(scene: Path, tmp_path: Path) -> None:
+    pairs = pairs_of(scene)
+    text = "\n" + "".join(f"{b} {a}\n" for a, b in pairs)
+    (tmp_path / "pairs.txt").write_text(text)
+    with pytest.raises(EdmHlocError, match=r"pairs\.txt is there already"):
+        reconstruct(scene / "images", tmp_path, pairs[1:], TruthMatcher(scene), SINGLE)
+    assert not (tmp_path / "raw_matches").exists()
+    reconstruct(scene / "images", tmp_path, pairs, TruthMatcher(scene), SINGLE)
+    assert (tmp_path / "pairs.txt").read_text() == text
+
+
+def fail(scene: Path, out: Path) -> None:
+    """A run in which the mapper finds no model."""
+    other = replace(SINGLE, mapping=MappingOptions(min_tri_angle=3.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edm_hloc.mapping.mappers.find_models", lambda *_: ([], False))
+        with pytest.raises(EdmHlocError, match="No model could be made"):
+            reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), other)
+
+
+def test_a_failed_run_leaves_no_model_that_looks_like_its_own(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    model = contents(out / "model")
+    fail(scene, out)
+    assert not (out / "model").exists()
+    assert contents(out / "model_earlier") == model
+    assert "mapped" not in json.loads((out / "run.json").read_text())["results"]
+    make_report(out)
+    assert ">7<" not in (out / "report.html").read_text().split("<dl")[1].split("</dl")[0]
+    fail(scene, out)
+    assert contents(out / "model_earlier") == model
+    # the model of the next run takes its place
+    run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
+    assert run.results["mapped"]["statistics"]["registered"] == 7
+    assert (out / "model").is_dir()
+    assert not (out / "model_earlier").exists()
+
+
+def test_a_run_that_fails_before_its_model_gives_the_old_one_back_later(
+    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    model, record = contents(out / "model"), json.loads((out / "run.json").read_text())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise EdmHlocError("no room")
+
+    monkeypatch.setattr("edm_hloc.pipelines.matching.match_pairs", refuse)
+    with pytest.raises(EdmHlocError, match="no room"):
+        reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
+    assert not (out / "model").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("edm_hloc.pipelines.reconstruct.map_database", refuse)  # is not needed
+    run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
+    assert contents(out / "model") == model
+    assert run.results["mapped"] == record["results"]["mapped"]
+    assert not (out / "model_earlier").exists()
+    assert "earlier" not in json.loads((out / "run.json").read_text())
+
+
+def test_what_was_added_to_a_model_is_kept(scene: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for folder in ("model", "model_parts"):
+        (out / folder).mkdir(exist_ok=True)
+        (out / folder / "notes.txt").write_text("years of work")
+    (out / "mine.db").touch()
+    config = replace(SINGLE, overwrite=True)
+    record = json.loads((out / "run.json").read_text())
+    assert "model_parts" in record["made"]
+    for _ in range(2):
+        reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
+    for folder in ("model_earlier", "model_parts_earlier"):
+        assert (out / folder / "notes.txt").read_text() == "years of work"
+    assert (out / "mine.db").exists()
+    assert {path.suffix for path in (out / "model").iterdir()} == {".bin"}
+    assert not (out / "model_parts").exists()
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass
+
+
+@pytest.mark.parametrize("names", [["../elsewhere"], [".."], ["/"], "model"])
+def test_a_planted_record_moves_nothing_outside(names: Sequence[str], tmp_path: Path) -> None:
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for folder in (out / "model", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "cameras.bin").touch()
+    with Run.begin(out, {}, FakeMatcher(), [], overwrite=False):
+        pass
+    record = json.loads((out / "run.json").read_text())
+    places = {name: name for name in names}
+    record |= {
+        "made": ["model"],
+        "done": {"model": "x"},
+        "wrote": {"model": {"files": names, "results": []}},
+        "earlier": {
+            "model": {"places": places, "results": {}, "sizes": {}, "wrote": {}, "fingerprint": "x"}
+        },
+    }
+    (out / "run.json").write_text(json.dumps(record))
+    with Run.begin(out, {"other": 1}, FakeMatcher(), [], overwrite=False) as run:
+        run.step("model", 1, [out / "model"], lambda: {"mapped": _Nothing()})
+    assert contents(elsewhere) == {"cameras.bin": b""}
+
+
+def test_arrays_that_are_no_scan_points_are_kept(tmp_path: Path) -> None:
+    features = tmp_path / "features.h5"
+    features.touch()
+    (tmp_path / "scan_points").mkdir()
+    (tmp_path / "scan_points" / "mine.npy").write_text("years of work")
+    with pytest.raises(EdmHlocError, match=r"not made here, such as mine\.npy"):
+        write_scan_points(tmp_path, features, [], tmp_path / "scan_points")
+    assert (tmp_path / "scan_points" / "mine.npy").read_text() == "years of work"
+
+
+def test_a_page_of_somebody_else_is_kept(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "report.html").write_text("<title>My thesis</title>")
+    with pytest.raises(EdmHlocError, match=r"report\.html was not made by edm-hloc"):
+        make_report(out)
+    assert "My thesis" in (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    make_report(out)
+    make_report(out)
