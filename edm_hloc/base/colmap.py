@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import shutil
 import struct
+import tempfile
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.text_models import camera_fault, check_cameras_txt, images_txt_in_order
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +65,76 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
     """
     check_model(path)
     path = Path(path)
-    _check_lengths(path)
+    binary = all((path / f"{part}.bin").is_file() for part in _PARTS)
+    if binary:
+        _check_lengths(path)
+        model = _load(path, path)
+    else:
+        model = _read_text_model(path)
+    _check_numbers(path, model)
+    return model
+
+
+def _load(folder: Path, path: Path) -> pycolmap.Reconstruction:
+    """The model in `folder`, which a message calls `path`."""
     with quiet_colmap():
         try:
-            model = pycolmap.Reconstruction(path)
-            if not (path / "cameras.bin").is_file():
-                _restore_names(model, path / "images.txt")
-            return model
+            return pycolmap.Reconstruction(folder)
         # pycolmap raises almost anything on damaged files
         except Exception as error:
-            raise EdmHlocError(f"The COLMAP model in {path} is damaged: {error}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise EdmHlocError(f"The COLMAP model in {path} is damaged: {reason}") from error
+
+
+def _read_text_model(path: Path) -> pycolmap.Reconstruction:
+    """Reads a text model, with `images.txt` put in order where it was written by hand."""
+    check_cameras_txt(path / "cameras.txt")
+    images = images_txt_in_order(path / "images.txt")
+    if images is None:
+        model = _load(path, path)
+        _restore_names(model, path / "images.txt")
+        return model
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            for file in path.glob("*.txt"):
+                if file.stem in (*_PARTS, "rigs", "frames"):
+                    shutil.copyfile(file, folder / file.name)
+            (folder / "images.txt").write_text(images, "utf-8")
+        except OSError as error:
+            raise EdmHlocError(f"Cannot copy {path}: {error.strerror or error}.") from error
+        model = _load(folder, path)
+        _restore_names(model, folder / "images.txt")
+        return model
+
+
+def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
+    """Makes all quaternions have length 1.
+
+    Raises:
+        EdmHlocError: a camera or a pose cannot be.
+    """
+    for camera in model.cameras.values():
+        reason = camera_fault(camera)
+        if reason:
+            raise EdmHlocError(
+                f"The COLMAP model in {path} is damaged: {reason} (camera {camera.camera_id})."
+            )
+    for frame in model.frames.values():
+        if not frame.has_pose():
+            continue
+        pose = frame.rig_from_world
+        length = float(np.linalg.norm(pose.rotation.quat))
+        if not (np.isfinite(pose.translation).all() and np.isfinite(length) and length > 1e-6):
+            names = [model.images[d.id].name for d in frame.image_ids if d.id in model.images]
+            raise EdmHlocError(
+                f"The COLMAP model in {path} is damaged: the pose of {names[0] if names else frame}"
+                " is no finite rotation and position."
+            )
+        if abs(length - 1) > 1e-6:
+            frame.rig_from_world = pycolmap.Rigid3d(
+                pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation
+            )
 
 
 def _check_lengths(path: Path) -> None:
@@ -89,7 +154,7 @@ def _check_lengths(path: Path) -> None:
                 for _ in range(count):
                     position = skip(data, position)
                 whole = position <= len(data)
-        except (struct.error, ValueError):  # as of an empty file
+        except (struct.error, ValueError, RuntimeError):  # as of an empty file
             whole = False
         except OSError:
             continue  # COLMAP's own error says what is wrong
@@ -98,6 +163,16 @@ def _check_lengths(path: Path) -> None:
                 f"The COLMAP model in {path} is damaged: {name} ends too early. "
                 "Copy it again, or make it again."
             )
+
+
+@functools.cache
+def _parameters(model_id: int) -> int:
+    model = pycolmap.CameraModelId(model_id)
+    return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
+
+
+def _after_camera(data: mmap, start: int) -> int:
+    return start + 24 + 8 * _parameters(*struct.unpack_from("<i", data, start + 4))
 
 
 def _after_image(data: mmap, start: int) -> int:
@@ -118,6 +193,7 @@ def _after_frame(data: mmap, start: int) -> int:
 
 # Position after the record at a position, by file
 _RECORDS: dict[str, Callable[[mmap, int], int]] = {
+    "cameras.bin": _after_camera,
     "images.bin": _after_image,
     "points3D.bin": _after_point,
     "frames.bin": _after_frame,

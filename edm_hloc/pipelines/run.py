@@ -311,8 +311,8 @@ class Run:
 
     def _free_name(self, name: str) -> str:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
-        free = (n for n in (name, *numbered) if not os.path.lexists(self.out / n))
-        return next(free)
+        every = itertools.chain([name], numbered)
+        return next(n for n in every if not os.path.lexists(self.out / n))
 
     def _bring_back(self, step: str) -> None:
         """Gives the folders that were set aside their names again, where these are free."""

@@ -1,0 +1,133 @@
+"""COLMAP models written by hand or with impossible numbers: put in order or refused by line."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+
+CAMERA = "1 PINHOLE 640 480 500 500 320 240"
+POSES = [f"{i} 0.6 0 0.8 0 {i} 0.5 -2 1 photo {i}.jpg" for i in (1, 2, 3)]
+
+
+def write(folder: Path, images: str, cameras: str = CAMERA) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "cameras.txt").write_text(f"# cameras\n{cameras}\n")
+    (folder / "images.txt").write_text(images)
+    (folder / "points3D.txt").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        "\n\n".join(POSES) + "\n\n",  # as COLMAP writes them
+        "\n\n".join(POSES) + "\n",  # without the last empty line
+        "\n\n".join(POSES),
+        "\n".join(POSES) + "\n",  # without any
+        "# one line an image\r\n" + "\r\n".join(POSES),
+        f"{POSES[0]}\n10 20 -1 30.5 4 -1\n{POSES[1]}\n{POSES[2]}\n10 20 -1 30 40 -1 5 5 -1 6 6 -1",
+    ],
+)
+def test_empty_lines_may_be_missing(images: str, tmp_path: Path) -> None:
+    model = read_model(write(tmp_path, images))
+    found = {image.name: image for image in model.images.values()}
+    assert sorted(found) == [f"photo {i}.jpg" for i in (1, 2, 3)]
+    for i in (1, 2, 3):
+        pose = found[f"photo {i}.jpg"].cam_from_world()
+        np.testing.assert_allclose(pose.translation, [i, 0.5, -2])
+        np.testing.assert_allclose(pose.rotation.quat, [0, 0.8, 0, 0.6], atol=1e-12)
+    numbers = [found[f"photo {i}.jpg"].num_points2D() for i in (1, 2, 3)]
+    assert numbers == ([2, 0, 4] if "30.5" in images else [0, 0, 0])
+
+
+def test_quaternions_get_length_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    twice = "".join(line.replace(" 0.6 0 0.8", " 1.2 0 1.6") + "\n\n" for line in POSES)
+    with caplog.at_level(logging.WARNING):
+        model = read_model(write(tmp_path, twice))
+    for image in model.images.values():
+        quaternion = image.cam_from_world().rotation.quat
+        np.testing.assert_allclose(quaternion, [0, 0.8, 0, 0.6], atol=1e-12)
+    assert "3 quaternions that are not of length 1 (the first, in line 1, of 2)" in caplog.text
+    model.frames[1].rig_from_world = pycolmap.Rigid3d(
+        pycolmap.Rotation3d(np.array([0, 1.6, 0, 1.2])), np.zeros(3)
+    )
+    model.write_binary(tmp_path)
+    again = read_model(tmp_path)
+    np.testing.assert_allclose(
+        again.images[1].cam_from_world().rotation.quat, [0, 0.8, 0, 0.6], atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("cameras", "message"),
+    [
+        ("1 PINHOLE 640 480 0 500 320 240", "line 2: the camera has a focal length of 0 pixels"),
+        ("1 PINHOLE 640 480 -5 500 320 240", "line 2: .* focal length of -5"),
+        ("1 PINHOLE -1 480 500 500 320 240", "line 2: expected CAMERA_ID MODEL WIDTH"),
+        ("1 PINHOLE 0 480 500 500 320 240", "line 2: the camera has a size of 0 × 480"),
+        ("1 PINHOLE 640 480 nan 500 320 240", "line 2: a parameter .* is no finite number"),
+        ("1 PINHOLE 640 480 500 500 320", "line 2: .*"),
+        ("1 FISH 640 480 500 500 320 240", "line 2: expected CAMERA_ID MODEL WIDTH"),
+        ("1 PINHOLE 6e99 480 500 500 320 240", "line 2: expected"),
+        (CAMERA + "\n2", r"line 3: expected .* found '2'"),
+    ],
+)
+def test_impossible_cameras_are_named(cameras: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match=rf"cameras\.txt, {message}"):
+        read_model(write(tmp_path, "\n\n".join(POSES), cameras))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("2 nan 0 0 0 1 1 1 1 b.jpg", "the pose of b.jpg is not possible"),
+        ("2 1 0 0 0 inf 1 1 1 b.jpg", "the pose of b.jpg is not possible"),
+        ("2 0 0 0 0 1 1 1 1 b.jpg", "the pose of b.jpg is not possible"),
+        ("2 1 0 0 0 1 1 1 b.jpg", "expected IMAGE_ID QW"),
+        ("b.jpg 1 0 0 0 1 1 1", "expected IMAGE_ID QW"),
+        ("2 1 0 0 0 1 1 1 1 " + "b" * 5000 + " \n1 2", "expected the points X Y POINT3D_ID"),
+    ],
+)
+def test_impossible_images_are_named(line: str, message: str, tmp_path: Path) -> None:
+    number = 4 if "expected the points" in message else 3
+    with pytest.raises(EdmHlocError, match=rf"images\.txt, line {number}: {message}") as error:
+        read_model(write(tmp_path, f"{POSES[0]}\n\n{line}\n"))
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_impossible_numbers_in_binary_files_are_named(value: float, tmp_path: Path) -> None:
+    read_model(write(tmp_path, "\n\n".join(POSES))).write_binary(tmp_path)
+    data = bytearray((tmp_path / "cameras.bin").read_bytes())
+    data[32:40] = struct.pack("<d", value)
+    whole = (tmp_path / "cameras.bin").read_bytes()
+    (tmp_path / "cameras.bin").write_bytes(data)
+    with pytest.raises(EdmHlocError, match=r"damaged: .*\(camera 1\)"):
+        read_model(tmp_path)
+    (tmp_path / "cameras.bin").write_bytes(whole)
+    for name in ("frames.bin", "images.bin"):
+        data = bytearray((tmp_path / name).read_bytes())
+        at = bytes(data).find(struct.pack("<d", 0.5))
+        assert at > 0
+        data[at : at + 8] = struct.pack("<d", np.nan)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(EdmHlocError, match=r"the pose of photo \d\.jpg is no finite rotation"):
+        read_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin"])
+@pytest.mark.parametrize("count", [2**63, 2**32, 1000])
+def test_absurd_lengths_end_at_once(name: str, count: int, tmp_path: Path) -> None:
+    read_model(write(tmp_path, "\n\n".join(POSES))).write_binary(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(struct.pack("<Q", count) + data[8:])
+    with pytest.raises(EdmHlocError, match=f"damaged: {name} ends too early"):
+        read_model(tmp_path)
