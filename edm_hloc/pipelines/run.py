@@ -71,6 +71,7 @@ class Run:
     wrote: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
+    _unknown: bool = field(init=False, default=False)  # run.json is there, but is no record
     _confirmed: set[str] = field(init=False, default_factory=set)  # steps done or found done now
 
     @property
@@ -113,6 +114,8 @@ class Run:
         with FolderLock(out):
             earlier = run._read_record()
             run.check_own(*files)
+            if run._unknown:  # it may be of another program
+                run._keep_record()
             if overwrite:
                 run._remove(earlier["sizes"])
             else:
@@ -135,10 +138,11 @@ class Run:
         """The record of an earlier run; empty if there is none or it is damaged. Fills `made`.
 
         Without a record every step but the matching is done again. A damaged one counts as this
-        program's if its name for the settings is in it, or raw matches lie beside it.
+        program's if its name for the settings is in it, or raw matches lie beside it; otherwise
+        nothing in the folder does.
 
         Raises:
-            EdmHlocError: run.json cannot be read, or is of another program.
+            EdmHlocError: run.json cannot be read.
         """
         record: Any = None
         try:
@@ -153,11 +157,6 @@ class Run:
         except (ValueError, RecursionError):
             record = None
         ours = isinstance(record, dict) and "settings" in record
-        if not ours and not shard_paths(self.out / "raw_matches"):
-            raise EdmHlocError(
-                f"{self.path} is damaged or of another program, and is not written over. Remove it "
-                "or choose another output folder."
-            )
         parts = {**{name: {} for name in _YOUNGER}, **record} if ours else {}
         valid = all(isinstance(parts.get(name), dict) for name in _RESUMED)
         if not valid:
@@ -168,8 +167,21 @@ class Run:
             parts["wrote"] = {k: v for k, v in parts["wrote"].items() if _is_written(v)}
             parts["earlier"] = {k: v for k, v in parts["earlier"].items() if _is_set_aside(v)}
         made = parts.get("made")
-        self.made = [str(name) for name in made] if valid and isinstance(made, list) else None
+        if isinstance(made, list) and valid:
+            self.made = [str(name) for name in made]
+        else:
+            self.made = None if ours or shard_paths(self.out / "raw_matches") else []
+        self._unknown = not ours
         return {name: parts[name] if valid else {} for name in _RESUMED}
+
+    def _keep_record(self) -> None:
+        """Renames a run.json that is no record, so that it is not written over."""
+        kept = self.out / self._free_name("run_earlier.json")
+        try:
+            self.path.rename(kept)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot rename {self.path}: {error.strerror or error}.") from error
+        logger.warning("It is kept as %s.", kept)
 
     def check_own(self, *names: str) -> None:
         """Raises EdmHlocError if one of the names is in `out` already, but not made by a run."""

@@ -75,7 +75,7 @@ def test_a_broken_record_is_said_and_begun_again(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "run.json").write_text(content)
-    with Run.begin(tmp_path, {"command": "reconstruct"}, FakeMatcher(), overwrite=False) as run:
+    with Run.begin(tmp_path, {"command": "reconstruct"}, FakeMatcher(), [], overwrite=False) as run:
         assert run.done == run.results == {}
     assert caplog.text.count("run.json is damaged or no record") == 1
 

@@ -207,3 +207,17 @@ def test_a_page_of_somebody_else_is_kept(finished: Path, tmp_path: Path) -> None
     (out / "report.html").unlink()
     make_report(out)
     make_report(out)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"of": "another program"}'])
+def test_beside_an_unknown_record_nothing_is_ours(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    (tmp_path / "database.db").write_text("years of work")
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        with (
+            pytest.raises(EdmHlocError, match=r"database\.db is there already"),
+            Run.begin(tmp_path, {}, FakeMatcher(), ["database.db"], overwrite=overwrite),
+        ):
+            pass
+    assert contents(tmp_path) == before
