@@ -63,7 +63,9 @@ class SIFTMatcher(Matcher):
         for features0, features1 in pairs:
             (points0, descriptors0), (points1, descriptors1) = features0.data, features1.data
             with quiet_colmap():
-                index = self._matcher.match(points0, descriptors0, points1, descriptors1)
+                index: np.ndarray = self._matcher.match(
+                    points0, descriptors0, points1, descriptors1
+                )
             keypoints0 = from_colmap(_positions(points0)[index[:, 0]])
             keypoints1 = from_colmap(_positions(points1)[index[:, 1]])
             found.append(Matches(keypoints0, keypoints1, np.ones(len(index), np.float32)))

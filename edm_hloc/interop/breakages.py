@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 BROKEN_PYCOLMAP = "4.2.1"
 """The version of pycolmap that ignores verified pairs without a configuration: this one alone."""
@@ -141,7 +142,8 @@ def _images_are_projected_flat(source: str) -> bool:
         camera = pycolmap.Camera(
             model="SIMPLE_PINHOLE", width=2, height=2, params=np.array([1.0, 1, 1])
         )
-        camera.img_from_cam(np.zeros((3, 2)))
+        points: Any = np.zeros((3, 2))  # the types of some versions allow one point only
+        camera.img_from_cam(points)
     except Exception:  # of any kind: it does not work
         return True
     return False

@@ -91,7 +91,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions) -> None:
             batch = pairs[start : start + _BATCH]
             points = {i: points_of(i) for i in {i for pair in batch for i in pair}}
             both = [(points[a], points[b]) for a, b in batch]
-            matches = [db.read_matches(a, b) for a, b in batch]
+            matches: list[np.ndarray] = [db.read_matches(a, b) for a, b in batch]
             for (a, b), geometry in zip(
                 batch, pool.map(estimate, batch, both, matches), strict=True
             ):
@@ -132,7 +132,7 @@ def verify_known_poses(
 
     pairs = sorted(pycolmap.pair_id_to_image_pair(i) for i in db.read_num_matches()[0])
     for a, b in tqdm(pairs, desc="Verifying", unit="pair", disable=None):
-        matches = db.read_matches(a, b)
+        matches: np.ndarray = db.read_matches(a, b)
         cam2_from_cam1 = pose_of[b] * pose_of[a].inverse()
         E = pycolmap.essential_matrix_from_pose(cam2_from_cam1)
         rays = rays_of(a)[matches[:, 0]], rays_of(b)[matches[:, 1]]
