@@ -80,8 +80,9 @@ def warn_of_scaled(scaled: Iterable[Scaled], source: str) -> None:
         names[before.width, before.height, after.width, after.height].append(name)
     for (width, height, new_width, new_height), of_size in names.items():
         more = f" and {len(of_size) - 1} more" if len(of_size) > 1 else ""
+        has = "have" if source.endswith("intrinsics") else "has"
         warn_once(
-            f"{source[0].upper()}{source[1:]} has cameras for {width} × {height} pixels, but "
+            f"{source[0].upper()}{source[1:]} {has} cameras for {width} × {height} pixels, but "
             f"{of_size[0]}{more} {'have' if more else 'has'} {new_width} × {new_height}: the "
             f"cameras were scaled by {max(new_width, new_height) / max(width, height):.4g}."
         )

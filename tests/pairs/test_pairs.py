@@ -296,7 +296,9 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="poses instead"):
         from_covisibility(model, 3)
     (model / "images.txt").write_text("1 2 3\n")
-    with pytest.raises(EdmHlocError, match="damaged"):
+    with pytest.raises(
+        EdmHlocError, match=r"images\.txt, line 1: expected IMAGE_ID .*found '1 2 3'"
+    ):
         from_poses(model, 3)
 
 

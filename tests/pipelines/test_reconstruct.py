@@ -360,11 +360,11 @@ def test_what_the_global_mapper_cannot_keep_is_told_first(scene: Path, tmp_path:
             CameraOptions(
                 known={
                     "view_03.jpg": pycolmap.Camera(
-                        model="PINHOLE", width=64, height=48, params=[50, 50, 32, 24]
+                        model="PINHOLE", width=64, height=64, params=[50, 50, 32, 32]
                     )
                 }
             ),
-            "intrinsics of view_03.jpg are for 64 × 48",
+            "camera of view_03.jpg in the known intrinsics is for 64 × 64",
         ),
     ],
 )
