@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 def register(command: options.AddCommand) -> None:
     sub = command("report", _report, "make the page that shows a run, finished or not")
     sub.add_argument("out", type=Path, metavar="OUT", help="output folder of the run")
-    sub.add_argument("--images", type=Path, help="folder of the photos, if they have moved")
+    sub.add_argument(
+        "--images",
+        type=Path,
+        help="folder of the photos, if moved; for localize, one with query/ and database/",
+    )
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.images.exif import exif_focal_length, read_header
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 
 logger = logging.getLogger(__name__)
@@ -187,12 +188,12 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
 
 
 def cameras_by_exif(
-    root: Path, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
+    root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
 ) -> dict[str, pycolmap.Camera]:
     """Cameras of images that were taken by the same camera as others, by their EXIF data.
 
     Args:
-        root: folder of all images.
+        root: of all images.
         names: images to find cameras for.
         known: cameras of other images. Of those with the same maker, model, lens setting and size
             the most frequent one is taken.

@@ -14,6 +14,7 @@ from edm_hloc.base.files import require_file
 from edm_hloc.base.log import warn_once
 from edm_hloc.images import decode
 from edm_hloc.images.decode import HEIC_REMEDY
+from edm_hloc.images.roots import ImageRoot
 
 logger = logging.getLogger(__name__)
 
@@ -245,12 +246,12 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
             yield name
 
 
-def image_stamps(root: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+def image_stamps(root: ImageRoot, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """(size in bytes, modification time in ns) by image name; missing files are left out."""
     stamps = {}
     for name in names:
         try:
-            status = (Path(root) / name).stat()
+            status = (root / name).stat()
         except OSError:
             continue
         stamps[name] = (status.st_size, status.st_mtime_ns)

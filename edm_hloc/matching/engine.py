@@ -14,6 +14,7 @@ from edm_hloc.base.h5 import check_keys
 from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import NetworkImage
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matching.batches import MatchingQueue
 from edm_hloc.matching.cache import FeatureCache
@@ -73,7 +74,7 @@ def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | Non
 
 
 def match_pairs(
-    image_root: Path,
+    image_root: ImageRoot,
     pairs: Sequence[Pair],
     matcher: Matcher,
     raw_directory: Path,
@@ -87,7 +88,7 @@ def match_pairs(
     calling it again. Photos that cannot be read are skipped together with their pairs.
 
     Args:
-        image_root: folder of the photos.
+        image_root: folder or folders of the photos.
         pairs: names of photos relative to `image_root`; repeated pairs are matched once.
         matcher: encodes and matches the images.
         raw_directory: folder of the raw matches, made if missing (see `shards.py`).

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 from edm_hloc.base.errors import ImageError
 from edm_hloc.images.load import NetworkImage, load_image
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.pairs.rules import Pair
 
@@ -20,7 +20,7 @@ class ImageLoader:
     """Decodes and resizes photos in threads; close it with `close` or by a ``with`` block.
 
     Args:
-        root: folder that the names of photos are relative to.
+        root: what the names of photos are relative to.
         preprocessing: how the matcher wants its images.
         threads: threads that decode and resize.
         ahead: maximum number of images that wait, loaded or being loaded.
@@ -32,7 +32,7 @@ class ImageLoader:
     """
 
     def __init__(
-        self, root: Path, preprocessing: Preprocessing, *, threads: int, ahead: int
+        self, root: ImageRoot, preprocessing: Preprocessing, *, threads: int, ahead: int
     ) -> None:
         self._load = partial(
             load_image,

@@ -14,6 +14,7 @@ import numpy as np
 
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.masks import Mask, read_mask
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matching.reader import RawMatchReader
 
 _CACHED_MASKS = 4096  # of up to 131 kB each
@@ -25,14 +26,14 @@ class MaskedMatchReader(RawMatchReader):
     Args:
         path: the raw matches: a folder of shards, or an H5 file in hloc's format.
         masks: path of the mask by name of the photo, for the photos that have one.
-        images: folder of the photos.
+        images: folder or folders of the photos.
 
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
         any_masked: whether any match read so far was left out.
     """
 
-    def __init__(self, path: Path, masks: Mapping[str, Path], images: Path) -> None:
+    def __init__(self, path: Path, masks: Mapping[str, Path], images: ImageRoot) -> None:
         super().__init__(path)
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False

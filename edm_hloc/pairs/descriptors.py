@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import H5Reader, H5Writer, check_name, reading
+from edm_hloc.images.roots import ImageRoot
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class RetrievalImages:
     """Images for which similar ones are retrieved, and those that are searched.
 
     Attributes:
-        root: folder of all of them.
+        root: folder or folders of them.
         queries: names, relative to `root`.
         database: names of the images searched; may be the same as `queries`.
     """
 
-    root: Path
+    root: ImageRoot
     queries: Sequence[str]
     database: Sequence[str]
 

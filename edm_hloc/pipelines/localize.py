@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pycolmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import cameras_by_exif
 from edm_hloc.images.find import find_images, image_stamps
+from edm_hloc.images.roots import JoinedFolders
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints, PointSource, write_model_keypoints
@@ -166,10 +167,9 @@ def localize_photos(
         "retrieval": asdict(config.retrieval),
         "pose": asdict(config.poses),
     }
-    files = (*MATCHING_FILES, *POSES_FILES, "model-keypoints.h5", "images", "poses.txt")
+    files = (*MATCHING_FILES, *POSES_FILES, "model-keypoints.h5", "poses.txt")
     with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
-        run.claim("images")
-        root = _link_folders(out / "images", {"database": image_root, "query": query_root})
+        root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
         by_exif = cameras_by_exif(
             root, [name for name in names if name not in known], points.cameras(database)
@@ -200,27 +200,14 @@ def localize_photos(
             config.matching,
             overwrite=config.overwrite,
         )
-        answers = _as_named_by_user(
-            find_poses(run, queries, points, config.poses), root / "query", query_root
-        )
+        answers = [
+            replace(answer, query=answer.query.removeprefix("query/"))
+            for answer in find_poses(run, queries, points, config.poses)
+        ]
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
         run.claim("poses.txt")
         write_poses(out / "poses.txt", localized)
         return run, answers
-
-
-def _link_folders(folder: Path, targets: Mapping[str, Path]) -> Path:
-    """Makes a folder with links to several, for steps that take one folder of images."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, target in targets.items():
-            link = folder / name
-            if link.is_symlink():
-                link.unlink()
-            link.symlink_to(target.resolve(), target_is_directory=True)
-    except OSError as error:
-        raise EdmHlocError(f"Cannot make links in {folder}: {error.strerror}.") from error
-    return folder
 
 
 def _query_cameras(
@@ -259,17 +246,3 @@ def _model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> 
     depends_on = [str(points.folder), stamps, database, *points.scaled.items()]
     run.step("model keypoints", depends_on, [path], write)
     return path
-
-
-def _as_named_by_user(
-    answers: Iterable[QueryPose], folder: Path, query_root: Path
-) -> list[QueryPose]:
-    """Results with the names and paths of the user's folder instead of the run's links to it."""
-    return [
-        replace(
-            answer,
-            query=answer.query.removeprefix("query/"),
-            reason=answer.reason.replace(str(folder), str(query_root)),
-        )
-        for answer in answers
-    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
@@ -49,14 +50,14 @@ class PairsToMatch:
     """The input of `match_and_quantize`.
 
     Attributes:
-        image_root: folder of the photos.
+        image_root: folder or folders of the photos.
         pairs: names of the two photos of each pair, relative to `image_root`.
         masks: mask file of each photo that has one, black where matches do not count.
         reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
             are indices into them, and `features.h5` holds the other images only.
     """
 
-    image_root: Path
+    image_root: ImageRoot
     pairs: Sequence[Pair]
     masks: Mapping[str, Path] = field(default_factory=dict)
     reference_features: Path | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.intrinsics import parse_camera
+from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.scans import ScanPoints
@@ -56,7 +57,8 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
 
     Args:
         out: output folder of the run.
-        images: folder of its photos, if they have moved.
+        images: folder of its photos, if they have moved; of a localization, a folder with the
+            folders "query" and "database", or that of the queries and the model's photos in one.
 
     Raises:
         EdmHlocError: `out` holds no run, or there is no folder `images`.
@@ -93,27 +95,32 @@ def _dataset(facts: RunFacts) -> str:
     return "Aachen Day-Night v1.1" if "covisible" in facts.settings["options"] else "InLoc"
 
 
-def _image_root(facts: RunFacts, images: Path | None) -> Path | None:
+def _image_root(facts: RunFacts, images: Path | None) -> ImageRoot | None:
+    settings = facts.settings
+    root: ImageRoot
     if images is not None:
         if not images.is_dir():
             raise EdmHlocError(f"No such folder of images: {images}. Check the path.")
-        return images
-    settings = facts.settings
+        if "queries" not in settings:
+            return images
+        parts = {part: images / part for part in ("query", "database")}
+        return JoinedFolders({p: f if f.is_dir() else images for p, f in parts.items()})
     if "queries" in settings:
-        root = facts.out / "images"
-    elif "dataset" in settings:
-        root = Path(settings["dataset"])
-        if facts.dataset != "InLoc":
-            root = AachenDataset(root).images
+        folders = [Path(settings["queries"]), Path(settings.get("images", ""))]
+        root = JoinedFolders(dict(zip(("query", "database"), folders, strict=True)))
     else:
-        root = Path(settings.get("images", ""))
-    if root.is_dir():
-        return root
-    facts.problems.append(
-        f"Photos: there is no folder {root}, so no photos are shown. Run this command in the "
-        "folder where the run was started, or give theirs: edm-hloc report OUT --images FOLDER."
-    )
-    return None
+        root = Path(settings.get("dataset", settings.get("images", "")))
+        if facts.dataset and facts.dataset != "InLoc":
+            root = AachenDataset(root).images
+        folders = [root]
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if gone:
+        facts.problems.append(
+            f"Photos: there is no folder {gone[0]}, so its photos are not shown. Run this command "
+            "in the folder where the run was started, or give theirs: edm-hloc report OUT --images "
+            "FOLDER."
+        )
+    return root if len(gone) < len(folders) else None
 
 
 # --------------------------------------------------------------------------- model and queries

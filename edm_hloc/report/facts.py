@@ -14,6 +14,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.report.scene import CameraView, Points
@@ -52,7 +53,7 @@ class RunFacts:
         error: the recorded error, or why no model could be made.
         unfinished: what is missing, one sentence each.
         problems: what could not be read for this report, one sentence each.
-        image_root: folder of the photos; None if it was not found.
+        image_root: folder or folders of the photos; None if none was found.
         names: the photos of the run, sorted; in a localization the queries come first.
         skipped: photos that were left out, with the reason.
         pairs: (P, 2) int64 indices into `names`, of the matched pairs.
@@ -76,7 +77,7 @@ class RunFacts:
     error: str = ""
     unfinished: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    image_root: Path | None = None
+    image_root: ImageRoot | None = None
     names: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.pipelines.reconstruct import triangulate_model
+from edm_hloc.report.collect import collect
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.scenes import TruthMatcher
@@ -169,7 +171,19 @@ def test_useless_files_are_told_before_a_run_begins(
     assert not out.exists()
 
 
-def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
+def _without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where most users may not make symbolic links."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+
+def test_own_photos_calibrated_or_not(
+    aachen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     matcher = TruthMatcher(aachen, images="images_upright")
     options = AachenOptions(retrieval=ALL)
     localize_aachen(aachen, tmp_path / "a", matcher, options)
@@ -180,9 +194,14 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
         for k, p in read_truth(aachen / "truth/queries/day.txt")["day"].items()
     }
     config = LocalizationConfig(known_cameras=dict.fromkeys(list(truth)[:1], camera))
+    _without_links(monkeypatch)
+    photo = tmp_path / "own" / "images" / "mine.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_text("a folder of somebody else")
     run, answers = localize_photos(
         tmp_path / "a/sfm/model", images, queries, tmp_path / "own", matcher, config
     )
+    assert list(photo.parent.iterdir()) == [photo]
     assert {a.query for a in answers} == set(truth)
     found = read_poses(run.out / "poses.txt")
     errors = [pose_errors(found[name], pose)[0] for name, pose in truth.items()]
@@ -193,6 +212,19 @@ def test_own_photos_calibrated_or_not(aachen: Path, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="None of the photos of"):
         localize_photos(tmp_path / "a/sfm/model", queries, queries, tmp_path / "x", matcher)
     assert not (tmp_path / "x").exists()
+
+    # the page of the run finds the photos where they are, also when they have moved
+    name = next(iter(truth))
+    facts = collect(run.out)
+    assert facts.photo_path(f"query/{name}") == queries / name
+    assert facts.photo_path("database/db/1.jpg") == images / "db/1.jpg"
+    assert facts.problems == []
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved / "database")
+    shutil.copytree(queries, moved / "query")
+    facts = collect(run.out, moved)
+    assert facts.photo_path(f"query/{name}") == moved / "query" / name
+    assert facts.photo_path("database/db/1.jpg") == moved / "database/db/1.jpg"
 
 
 def test_photos_of_another_size_than_the_model(aachen: Path, tmp_path: Path) -> None:

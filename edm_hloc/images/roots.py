@@ -1,0 +1,35 @@
+"""Where photos lie: in one folder, or in several that are taken as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class ImageRoot(Protocol):
+    """What the names of photos are relative to: a `Path`, or `JoinedFolders`."""
+
+    def __truediv__(self, name: str, /) -> Path:
+        """The file of a photo."""
+
+
+@dataclass(frozen=True)
+class JoinedFolders:
+    """Several folders of photos as if each were a subfolder of one, without links between them.
+
+    Attributes:
+        folders: folder by the first part of the names: with ``{"query": Path("phone")}`` the name
+            ``query/a/b.jpg`` is the file ``phone/a/b.jpg``. A name that begins with none of them is
+            a path itself.
+    """
+
+    folders: Mapping[str, Path]
+
+    def __truediv__(self, name: str, /) -> Path:
+        first, _, rest = name.partition("/")
+        return self.folders.get(first, Path(first)) / rest
+
+    def __str__(self) -> str:
+        return " and ".join(str(folder) for folder in self.folders.values())
