@@ -56,7 +56,7 @@ class SIFTMatcher(Matcher):
         pixels = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
         with quiet_colmap():
             found = self._extractor.extract_from_uint8_array(pixels)
-        return Features(found, image.transform, nbytes=len(found[0]) * (128 + 32))
+        return Features(found, image.transform, held=len(found[0]) * (128 + 32))
 
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         found = []

@@ -86,12 +86,17 @@ class Features:
     Attributes:
         data: the matcher's own.
         transform: between the pixels of the photo and those of the network's input.
-        nbytes: memory held by `data`.
+        held: memory held by `data` from the beginning, in bytes.
     """
 
     data: Any
     transform: PixelTransform
-    nbytes: int
+    held: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by `data` now, in bytes: more than `held` where `data` grows with use."""
+        return self.held
 
 
 class Matcher(ABC):

@@ -28,20 +28,24 @@ from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
-from edm_hloc.refinement.second_look import (
-    ImageViews,
-    SecondLook,
-    SecondLookConfig,
-    WarpedView,
-    whole_view,
-)
+from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
+from edm_hloc.refinement.views import ImageViews, Thumbnails, WarpedView, whole_view
 
 
-class RefinedFeatures(NamedTuple):
+class RefinedPhoto(NamedTuple):
     """What is remembered of a photo: its pixels once, its views, and its corners if refined."""
 
     views: ImageViews
     corners: Corners | None
+
+
+class RefinedFeatures(Features):
+    """Features whose `data` is a `RefinedPhoto`, which gets thumbnails when pairs ask for them."""
+
+    @property
+    def nbytes(self) -> int:
+        data: RefinedPhoto = self.data
+        return self.held + data.views.thumbnails.nbytes
 
 
 class RefinedMatcher(Matcher):
@@ -82,40 +86,43 @@ class RefinedMatcher(Matcher):
     def encode(self, image: NetworkImage) -> Features:
         features = self.network.encode(image)
         pixels = image.tensor.half()
-        thumbnails = {} if self.second_look is None else self.second_look.thumbnails(pixels)
         held = features.nbytes + pixels.nbytes
-        held += sum(view.features.nbytes for view in thumbnails.values())
         corners = None
         if self.refinement is not None:
             corners = strongest_corners(image.tensor.mean(dim=0, keepdim=True))
             held += corners.nbytes
         whole = whole_view(features, pixels)
-        views = ImageViews(pixels.to(self.info.device), whole, thumbnails)
-        return Features(RefinedFeatures(views, corners), image.transform, held)
+        views = ImageViews(pixels.to(self.info.device), whole, Thumbnails())
+        return RefinedFeatures(RefinedPhoto(views, corners), image.transform, held)
 
     def to_host(self, features: Features) -> Features | None:
-        data: RefinedFeatures = features.data
-        views = {"": data.views.whole, **data.views.thumbnails}
-        moved = {}
-        for name, view in views.items():
+        data: RefinedPhoto = features.data
+        whole = self.network.to_host(data.views.whole.features)
+        if whole is None:
+            return None
+        thumbnails = {}
+        for name, view in data.views.thumbnails.encoded().items():
             on_host = self.network.to_host(view.features)
-            if on_host is None:
-                return None
-            moved[name] = view._replace(features=on_host)
-        whole = moved.pop("")
-        views_on_host = ImageViews(data.views.pixels.cpu(), whole, moved)
-        return replace(features, data=data._replace(views=views_on_host))
+            if on_host is not None:
+                thumbnails[name] = view._replace(features=on_host)
+        views = ImageViews(
+            data.views.pixels.cpu(),
+            data.views.whole._replace(features=whole),
+            Thumbnails(thumbnails),
+        )
+        return replace(features, data=data._replace(views=views))
 
     def from_host(self, features: Features) -> Features:
-        data: RefinedFeatures = features.data
+        data: RefinedPhoto = features.data
 
         def back(view: WarpedView) -> WarpedView:
             return view._replace(features=self.network.from_host(view.features))
 
+        thumbnails = data.views.thumbnails.encoded()
         views = ImageViews(
             data.views.pixels.to(self.info.device),
             back(data.views.whole),
-            {name: back(view) for name, view in data.views.thumbnails.items()},
+            Thumbnails({name: back(view) for name, view in thumbnails.items()}),
         )
         return replace(features, data=data._replace(views=views))
 
@@ -172,7 +179,7 @@ class RefinedMatcher(Matcher):
         return matches[order[: kept.sum()]]
 
 
-def _photo(data: RefinedFeatures) -> Photo:
+def _photo(data: RefinedPhoto) -> Photo:
     assert data.corners is not None
     return Photo(data.views.pixels.float().mean(dim=0, keepdim=True), data.corners)
 

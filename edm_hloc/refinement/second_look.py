@@ -10,22 +10,19 @@ turns, or at twice the scale of each other, may give one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from edm_hloc.base.frames import PixelTransform, inside
+from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.refinement.views import ImageViews, ThumbnailName, ViewEncoder, WarpedView
 
-_IDENTITY = PixelTransform((1.0, 1.0))
 _MAX_ANISOTROPY = 5.0  # ratio of the singular values from which an affine map is implausible
 
 
@@ -60,46 +57,9 @@ class SecondLookConfig:
     thumbnail_size: int = 256
 
 
-class WarpedView(NamedTuple):
-    """A photo warped into another frame, and encoded.
-
-    Attributes:
-        features: of the warped image, by the network.
-        warp: (3, 3) affine map from the pixels of the network's input to those of the view.
-        cells: number of 8 px cells of the view.
-    """
-
-    features: Features
-    warp: np.ndarray
-    cells: int
-
-    def unwarp(self, keypoints: np.ndarray) -> np.ndarray:
-        """Points (M, 2) of the view in pixels of the network's input, float32."""
-        return _transform(np.linalg.inv(self.warp), keypoints)
-
-
-class ImageViews(NamedTuple):
-    """What the second look remembers of a photo.
-
-    Attributes:
-        pixels: (C, H, W) float16, the network's input.
-        whole: the photo as it is.
-        thumbnails: by the names in `_THUMBNAIL_PAIRS`; empty without a second look.
-    """
-
-    pixels: Tensor
-    whole: WarpedView
-    thumbnails: Mapping[str, WarpedView]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the network's input in pixels."""
-        return self.pixels.shape[-1], self.pixels.shape[-2]
-
-
 # The thumbnails of the first and of the second photo that are matched with each other: at twice
 # the scale of each other either way, and rotated by one, two and three quarter turns.
-_THUMBNAIL_PAIRS = (
+_THUMBNAIL_PAIRS: tuple[tuple[ThumbnailName, ThumbnailName], ...] = (
     ("upright", "upright_double"),
     ("upright_double", "upright"),
     ("upright", "turned_90"),
@@ -120,25 +80,13 @@ class AffineHypothesis(NamedTuple):
 _NO_HYPOTHESIS = AffineHypothesis(np.eye(3), 0, 0.0)
 
 
-def whole_view(features: Features, pixels: Tensor) -> WarpedView:
-    """A photo (C, H, W) as it is."""
-    return WarpedView(features, np.eye(3), pixels[0].numel() // CELL**2)
-
-
 class SecondLook:
     """Improves the matches of pairs in which a matcher found few."""
 
     def __init__(self, network: Matcher, config: SecondLookConfig) -> None:
         self.network = network
         self.config = config
-
-    def thumbnails(self, pixels: Tensor) -> dict[str, WarpedView]:
-        """Five reduced copies of a photo (C, H, W), encoded."""
-        scale = min(1.0, self.config.thumbnail_size / max(pixels.shape[1:]))
-        names = ("upright", "turned_90", "turned_180", "turned_270")
-        views = {name: self._thumbnail(pixels, scale, k) for k, name in enumerate(names)}
-        views["upright_double"] = self._thumbnail(pixels, min(1.0, 2 * scale), 0)
-        return views
+        self.views = ViewEncoder(network, config.thumbnail_size)
 
     def improve(
         self, pairs: Sequence[tuple[ImageViews, ImageViews]], found: Sequence[Matches]
@@ -165,35 +113,6 @@ class SecondLook:
             if self._num_confident(matches) > self._num_confident(found[i]):
                 found[i] = self._merged(matches, found[i])
         return found
-
-    def _thumbnail(self, pixels: Tensor, scale: float, quarters: int) -> WarpedView:
-        """The photo at `scale`, rotated by quarter turns, padded to the network's divisor."""
-        height, width = pixels.shape[1:]
-        turn = np.linalg.matrix_power(np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]), quarters)
-        warp = turn @ np.diag([scale, scale, 1.0])
-        ends = np.array([[0.0, 0.0], [width - 1, height - 1]])
-        turned = _transform(warp, ends)
-        warp[:2, 2] = -turned.min(axis=0)
-        divisor = self.network.info.preprocessing.divisor
-        sides = np.ptp(turned, axis=0) + scale
-        across, down = (divisor * max(1, math.ceil(side / divisor - 0.1)) for side in sides)
-        return self._warped(pixels, warp, (across, down))
-
-    def _warped(self, pixels: Tensor, warp: np.ndarray, size: tuple[int, int]) -> WarpedView:
-        """The photo (C, H, W) warped into a frame of `size` (width, height), black around it."""
-        image = np.ascontiguousarray(pixels.float().cpu().numpy().transpose(1, 2, 0))
-        scale = math.sqrt(abs(np.linalg.det(warp[:2, :2])))
-        onto = warp
-        if scale < 0.75:  # area averaging first: `warpAffine` would alias
-            height, width = image.shape[:2]
-            small = max(1, round(width * scale)), max(1, round(height * scale))
-            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-            x, y = width / small[0], height / small[1]
-            onto = warp @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-        warped = cv2.warpAffine(image, onto[:2], size).reshape(size[1], size[0], -1)
-        tensor = torch.from_numpy(np.ascontiguousarray(warped.transpose(2, 0, 1)))
-        features = self.network.encode(NetworkImage(tensor, _IDENTITY, size))
-        return WarpedView(features, warp, size[0] * size[1] // CELL**2)
 
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
@@ -249,7 +168,9 @@ class SecondLook:
         if not pairs:
             return best
         for first, second in _THUMBNAIL_PAIRS:
-            views = [(a.thumbnails[first], b.thumbnails[second]) for a, b in pairs]
+            views = [
+                (self.views.thumbnail(a, first), self.views.thumbnail(b, second)) for a, b in pairs
+            ]
             found = self.network.match_pixels([(a.features, b.features) for a, b in views])
             for i, matches in enumerate(found):
                 hypothesis = self._fit_affine(views[i], matches, pairs[i][1].size)
@@ -288,10 +209,10 @@ class SecondLook:
             for i in chosen:
                 (views0, views1), warp = pairs[i]
                 if photo0_stays:
-                    view = self._warped(views1.pixels, np.linalg.inv(warp), views0.size)
+                    view = self.views.warped(views1.pixels, np.linalg.inv(warp), views0.size)
                     sides.append((views0.whole, view))
                 else:
-                    view = self._warped(views0.pixels, warp, views1.size)
+                    view = self.views.warped(views0.pixels, warp, views1.size)
                     sides.append((view, views1.whole))
             matched = self.network.match_pixels([(a.features, b.features) for a, b in sides])
             for i, (view0, view1), matches in zip(chosen, sides, matched, strict=True):
@@ -318,8 +239,3 @@ def _cell_numbers(points: np.ndarray) -> np.ndarray:
     column, row = np.rint(points.T / CELL).astype(np.int64)
     numbers: np.ndarray = (row << 32) + column
     return numbers
-
-
-def _transform(warp: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (M, 2) through an affine map (3, 3), float32."""
-    return (points @ warp[:2, :2].T + warp[:2, 2]).astype(np.float32)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import cv2
@@ -167,7 +169,9 @@ def test_when_a_pair_is_looked_at_again(matches: Matches, topk: int | None, aske
     encoded = len(inner.encoded)
     assert matcher.match_pixels([tuple(features)])[0] is matches  # the second found no more
     assert inner.matched == asked
-    assert len(inner.encoded) == encoded + (asked in (2, 7))
+    # a photo gets those of the thumbnails that its side of a pair needs
+    thumbnails = 2 + 5 if asked in (6, 7) else 0
+    assert len(inner.encoded) == encoded + thumbnails + (asked in (2, 7))
     assert matcher.info.topk == topk
 
 
@@ -181,28 +185,72 @@ def test_the_nearer_image_keeps_its_frame() -> None:
         assert inner.encoded[-1] == (1, *pair[larger].shape)
 
 
+NAMES = ("upright", "turned_90", "turned_180", "turned_270", "upright_double")
+
+
 def test_what_an_image_holds() -> None:
     inner = Counting(given(np.eye(3), 4))
     matcher = second_look(inner, SecondLookConfig(thumbnail_size=96))
     image = np.random.default_rng(0).random((192, 384)).astype(np.float32)
     features = matcher.encode(network_image(image))
+    assert inner.encoded == [(1, 192, 384)]
+    assert features.nbytes == 1000 + 2 * image.size
+    thumbnails = {
+        name: matcher.second_look.views.thumbnail(features.data.views, name) for name in NAMES
+    }
     small, double, across = (1, 64, 96), (1, 96, 192), (1, 96, 64)
     assert inner.encoded == [(1, 192, 384), small, across, small, across, double]
     assert features.nbytes == 6 * 1000 + 2 * image.size
     moved = matcher.from_host(matcher.to_host(features))
     views = moved.data.views
-    assert {view.features.data for view in (views.whole, *views.thumbnails.values())} == {"device"}
+    again = [matcher.second_look.views.thumbnail(views, name) for name in NAMES]
+    assert len(inner.encoded) == 6
+    assert {view.features.data for view in (views.whole, *again)} == {"device"}
     assert moved.nbytes == features.nbytes
     assert moved.transform == features.transform
-    names = ("upright", "turned_90", "turned_180", "turned_270")
-    for quarters, name in enumerate(names):
-        view = features.data.views.thumbnails[name]
+    for quarters, name in enumerate(NAMES[:4]):
+        view = thumbnails[name]
         ends = np.array([[0, 0], [383, 191]], np.float32)
         inside = view.features.transform.to_original(ends @ view.warp[:2, :2].T + view.warp[:2, 2])
         assert inside.min() == pytest.approx(0, abs=1e-4)
         angle = math.atan2(view.warp[1, 0], view.warp[0, 0])
         assert math.degrees(angle) % 360 == pytest.approx(90 * quarters)
         np.testing.assert_allclose(view.unwarp(inside), ends, atol=1e-3)
+
+
+def test_only_thumbnails_that_were_asked_for_go_to_the_host() -> None:
+    inner = Counting(given(np.eye(3), 4))
+    matcher = second_look(inner)
+    features = matcher.encode(network_image(photo()))
+    matcher.second_look.views.thumbnail(features.data.views, "turned_90")
+    on_host = matcher.to_host(features)
+    (moved,) = on_host.data.views.thumbnails.encoded().values()
+    assert moved.features.data == "host"
+    assert on_host.nbytes == features.nbytes == 2 * 1000 + 2 * WIDTH * HEIGHT
+    back = matcher.from_host(on_host)
+    for name in NAMES:
+        matcher.second_look.views.thumbnail(back.data.views, name)
+    assert len(inner.encoded) == 2 + 4
+    assert back.nbytes == 6 * 1000 + 2 * WIDTH * HEIGHT
+    assert on_host.nbytes == features.nbytes == 2 * 1000 + 2 * WIDTH * HEIGHT
+
+
+def test_pairs_that_ask_at_once_for_a_thumbnail_share_it() -> None:
+    class Slow(Counting):
+        def encode(self, image: NetworkImage) -> Features:
+            time.sleep(0.01)
+            return super().encode(image)
+
+    inner = Slow(given(turned(40), 10))  # so few that thumbnails are asked
+    matcher = second_look(inner)
+    photos = [matcher.encode(network_image(photo(seed))) for seed in range(3)]
+    pairs = [(a, b) for a in photos for b in photos if a is not b]
+    with ThreadPoolExecutor(len(pairs)) as pool:
+        found = list(pool.map(lambda pair: matcher.match_pixels([pair]), pairs))
+    assert len(found) == 6
+    assert inner.matched == 6 * 6
+    assert len(inner.encoded) == 3 * (1 + 5)
+    assert {features.nbytes for features in photos} == {6 * 1000 + 2 * WIDTH * HEIGHT}
 
 
 def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
