@@ -12,7 +12,9 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import H5Reader, H5Writer, check_name, reading
+from edm_hloc.base.log import warn_once
 from edm_hloc.images.roots import ImageRoot
+from edm_hloc.pairs.names import find_under_other_names
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,23 @@ class DescriptorReader(H5Reader):
         """Names of all images in the file, sorted."""
         return self._groups_with("global_descriptor")
 
+    def find(self, queries: Sequence[str], database: Sequence[str]) -> dict[str, str]:
+        """The names in the file by image at hand (see `names.find_under_other_names`).
+
+        A warning tells that they differ.
+        """
+        found = find_under_other_names(self.names(), queries, database)
+        others = {name: written for name, written in found.items() if name != written}
+        if others:
+            name, written = next(iter(others.items()))
+            warn_once(
+                f"{self.path}: {len(others)} names are not written as those of the images; "
+                f"{written!r} was taken for {name!r}, and so on."
+            )
+        return found
+
     def read(self, names: Sequence[str]) -> np.ndarray:
-        """The descriptors of some images, (len(names), D) float32.
+        """Some descriptors by the names in the file, (len(names), D) float32.
 
         Raises:
             EdmHlocError: an image has none, or their lengths differ.

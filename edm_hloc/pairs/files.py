@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +18,11 @@ from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 10_000  # characters: two paths of 4,096 and a number
+_HEADINGS = re.compile(  # whole words above the columns of a list, without their numbers
+    "a|b|col|database|db|dist|distance|dst|file|filename|first|gt|i|id|idx|im|images?|img|index|"
+    "inliers|j|key|left|match|matches|names?|nr|overlap|pair|path|photo|picture|q|query|rank|ref|"
+    "reference|retrieved|right|s|scores?|second|sim|similarity|source|src|t|target|tgt|train|weight"
+)
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
@@ -66,9 +73,10 @@ def read_pairs(path: Path) -> list[Pair]:
 def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
     """All pairs of a list that people or other programs wrote, one a line, including repeats.
 
-    The two names are separated by a tab, white space, a comma or a semicolon; a third field with a
-    number, such as a similarity, is left out, and so are comments ("#"). Where a name holds spaces
-    or commas, the images at hand decide where the first name ends.
+    The two names are separated by a tab, white space, a comma, a semicolon or "|". Further fields,
+    such as a similarity, are left out, and so are a number before the names that no image has, a
+    first line of headings ("image1;image2;score") and comments ("#"). Where a name holds spaces or
+    commas, the images at hand decide where the first name ends.
 
     Args:
         path: of the list.
@@ -79,8 +87,10 @@ def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
         EdmHlocError: the file cannot be read, or a line does not hold two names.
     """
     pairs = []
-    for number, line in _lines(path):
+    for place, (number, line) in enumerate(_lines(path)):
         pair, found = _best_way(line, first, second)
+        if not found and not place and _is_heading(line):
+            continue
         if found < 2 and "#" in line:
             if line.lstrip().startswith("#"):
                 continue
@@ -110,13 +120,13 @@ def read_names(path: Path, names: Iterable[str]) -> list[str]:
     """
     finder = NameFinder(names)
     listed: dict[str, None] = {}
-    for number, line in _lines(path, "list of images"):
+    for place, (number, line) in enumerate(_lines(path, "list of images")):
         name = finder.find(line.strip())
         if name is not None:
             listed.setdefault(name)
-        elif not line.lstrip().startswith("#"):
+        elif not line.lstrip().startswith("#") and (place or not _is_heading(line)):
             raise EdmHlocError(
-                f"{path}, line {number}: there is no image {line.strip()[:300]!r}. Names must be "
+                f"{path}, line {number}: there is no image {line.strip()!r}. Names must be "
                 "relative to the image folder, with '/', one a line."
             )
     finder.report(path)
@@ -135,7 +145,7 @@ def _lines(path: Path, what: str = "list of pairs") -> Iterator[tuple[int, str]]
 
 def _no_pair(path: Path, number: int, line: str) -> EdmHlocError:
     return EdmHlocError(
-        f"{path}, line {number}: expected two image names, got {line.strip()[:300]!r}. "
+        f"{path}, line {number}: expected two image names, got {line.strip()!r}. "
         "Separate names that hold spaces by a tab."
     )
 
@@ -150,10 +160,26 @@ def _fields(line: str, separator: str) -> list[str]:
 
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        float(word.strip().strip("\"'").replace(",", "."))
     except ValueError:
         return False
     return True
+
+
+def _is_heading(line: str) -> bool:
+    """Whether all words of a line are such as stand above the columns of a list."""
+    words = re.findall(r"[^\W\d_]+", line[:_LONGEST_LINE].casefold())
+    return bool(words) and all(map(_HEADINGS.fullmatch, words))
+
+
+def _rows(line: str) -> Iterator[list[str]]:
+    """The fields of a line by each of the separators that split it."""
+    if "\t" in line:
+        yield line.split("\t")
+    yield line.split()
+    for separator in ",;|":
+        if separator in line:
+            yield next(csv.reader([line], delimiter=separator, skipinitialspace=True))
 
 
 def _best_way(line: str, first: NameFinder, second: NameFinder) -> tuple[Pair | None, int]:
@@ -161,27 +187,28 @@ def _best_way(line: str, first: NameFinder, second: NameFinder) -> tuple[Pair | 
     if len(line) > _LONGEST_LINE:
         return None, 0
     text = line.strip()
-    spaced = text.split(maxsplit=3)
-    if len(spaced) == 3 and _is_number(spaced[2]):
-        spaced.pop()
-    ways = [_fields(line, "\t"), spaced, _fields(text, ","), _fields(text, ";")]
     best: tuple[Pair | None, int] = (None, 0)
-    for way in ways:
-        if len(way) != 2:
-            continue
-        names = first.find(way[0]), second.find(way[1])
-        found = 2 - names.count(None)
-        if best[0] is None or found > best[1]:
-            best = (names[0] or way[0].strip(), names[1] or way[1].strip()), found
-        if found == 2:
+    more: dict[Pair, None] = {}  # readings that leave out more than numbers behind the names
+    for row in _rows(text):
+        fields = [word for word in row if word.strip()]
+        for a, b in itertools.pairwise(fields[:3]):
+            names = first.find(a), second.find(b)
+            found = 2 - names.count(None)
+            pair = names[0] or a.strip(), names[1] or b.strip()
+            whole = a is fields[0] and all(map(_is_number, fields[2:]))
+            if whole and (best[0] is None or found > best[1]):
+                best = pair, found
+            elif found == 2 and (a is fields[0] or _is_number(fields[0])):
+                more.setdefault(pair)
+        if best[1] == 2:
             return best
-    places = [i for i, c in enumerate(text) if c.isspace() or c in ",;"]
+    places = [i for i, c in enumerate(text) if c.isspace() or c in ",;|"]
     if len(places) > 1:
         split = ((first.find(text[:i]), second.find(text[i + 1 :])) for i in places)
-        whole = {(a, b) for a, b in split if a is not None and b is not None}
-        if len(whole) == 1:
-            return whole.pop(), 2
-    return best
+        whole_text = {(a, b) for a, b in split if a is not None and b is not None}
+        if len(whole_text) == 1:
+            return whole_text.pop(), 2
+    return (next(iter(more)), 2) if len(more) == 1 else best
 
 
 def from_file(path: Path, names: Iterable[str]) -> list[Pair]:

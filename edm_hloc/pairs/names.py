@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from edm_hloc.base.log import warn_once
 
 # Folders that say what an image is for: some lists name them, others do not.
-_ROLES = ("query", "queries", "db", "database", "mapping", "images")
+_QUERY_ROLES, _DATABASE_ROLES = ("query", "queries"), ("db", "database", "mapping")
+_ROLES = (*_QUERY_ROLES, *_DATABASE_ROLES, "images")
 
 
 class NameFinder:
@@ -74,22 +74,58 @@ class NameFinder:
         """Warns of names in the list `path` that were taken for another, or that fit several."""
         if self._guessed:
             text, name = next(iter(self._guessed.items()))
-            logger.warning(
-                "%s: %d names are not written as those of the images; %r was taken for %r, the "
-                "only one that fits, and so on.",
-                path,
-                len(self._guessed),
-                text,
-                name,
+            warn_once(
+                f"{path}: {len(self._guessed)} names are not written as those of the images; "
+                f"{text!r} was taken for {name!r}, the only one that fits, and so on."
             )
         if self._ambiguous:
-            logger.warning(
-                "%s: %d names fit several images and were not used, such as %r: write them as the "
-                "files are named, with folders and extension.",
-                path,
-                len(self._ambiguous),
-                min(self._ambiguous),
+            warn_once(
+                f"{path}: {len(self._ambiguous)} names fit several images and were not used, such "
+                f"as {min(self._ambiguous)!r}: write them as the files are named, with folders and "
+                "extension."
             )
+
+
+def find_under_other_names(
+    written: Iterable[str], queries: Sequence[str], database: Sequence[str]
+) -> dict[str, str]:
+    """The images that a file holds, by the names that it has for them.
+
+    Where a name does not tell by its folder whether a query or an image of the database is meant,
+    and both are possible, it stands for neither; nor do two names that may be of one image.
+
+    Args:
+        written: the names in the file.
+        queries, database: names of the images at hand, maybe the same.
+
+    Returns:
+        Name in the file by image at hand. Images that are not found are left out.
+    """
+    written = set(written)
+    exact = {name: name for name in (*queries, *database) if name in written}
+    both = {"query": NameFinder(queries), "database": NameFinder(database)}
+    if set(queries) == set(database):
+        both = {"": both["query"]}
+    names = defaultdict(list)
+    if not exact.keys() >= {*queries, *database}:
+        for name in sorted(written - exact.keys()):
+            finders = [f for role, f in both.items() if _role(name) in ("", role) or not role]
+            found = {finder.find(name) for finder in finders} - {None}
+            if len(found) == 1:
+                names[found.pop()].append(name)
+    return {at_hand: some[0] for at_hand, some in names.items() if len(some) == 1} | exact
+
+
+def _role(name: str) -> str:
+    """ "query" or "database" if the first folders of a name say so, else nothing."""
+    for folder in _clean(name).casefold().split("/")[:-1]:
+        if folder in _QUERY_ROLES:
+            return "query"
+        if folder in _DATABASE_ROLES:
+            return "database"
+        if folder not in _ROLES:
+            break
+    return ""
 
 
 def _clean(name: str) -> str:

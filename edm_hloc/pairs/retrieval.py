@@ -152,17 +152,18 @@ def images_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
 def images_with_descriptor(
     descriptors: Path, queries: Sequence[str], database: Sequence[str]
 ) -> set[str]:
-    """The names of all images in an H5 file of global descriptors.
+    """The images that have a descriptor in an H5 file, maybe under another name.
 
     Raises:
         EdmHlocError: it cannot be read, or has no query or no database image.
     """
     with DescriptorReader(descriptors) as reader:
-        known = set(reader.names())
+        known = set(reader.find(queries, database))
+        example = next(iter(reader.names()), "nothing")
     if known.isdisjoint(queries) or known.isdisjoint(database):
         raise EdmHlocError(
             f"{descriptors} has no descriptors of these images, queries or database; its names are "
-            f"like {min(known, default='nothing')!r}."
+            f"like {example!r}, those of the images like {queries[0]!r} and {database[0]!r}."
         )
     return known
 
@@ -176,7 +177,7 @@ def most_similar(
     paired with itself.
 
     Args:
-        descriptors: H5 file with the descriptors of all of them.
+        descriptors: H5 file with the descriptors of all of them, maybe under other names.
         queries, database: names.
         k: number of images for each query.
 
@@ -190,14 +191,15 @@ def most_similar(
         raise EdmHlocError("The number of images to retrieve must be at least 1.")
     found: list[tuple[str, str, float]] = []
     with DescriptorReader(descriptors) as reader:
+        written = reader.find(queries, database)
         for query_block in blocks(len(queries), _BLOCK):
             some = queries[query_block]
-            rows = reader.read(some)
+            rows = reader.read([written.get(name, name) for name in some])
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
             for block in blocks(len(database), _BLOCK):
                 names = database[block]
-                columns = reader.read(names)
+                columns = reader.read([written.get(name, name) for name in names])
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
                         f"The queries have descriptors of length {rows.shape[1]} in {descriptors}, "

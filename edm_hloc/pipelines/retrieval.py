@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.log import warn_once
 from edm_hloc.images.find import image_stamps
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import WeightsInfo, weights_sha256
@@ -135,12 +136,15 @@ def _by_descriptors(
         descriptors = run.out / f"global-feats-{options.how}.h5"
         _compute_descriptors(run, options, images, matcher, descriptors)
     known = images_with_descriptor(descriptors, images.queries, images.database)
-    found = most_similar(
-        descriptors,
-        [query for query in images.queries if query in known],
-        [image for image in images.database if image in known],
-        options.number,
-    )
+    queries = [query for query in images.queries if query in known]
+    database = [image for image in images.database if image in known]
+    if options.is_file and len(database) < len(images.database) and queries != database:
+        missing = next(image for image in images.database if image not in known)
+        warn_once(
+            f"{descriptors} has descriptors of {len(database)} of the {len(images.database)} "
+            f"photos to search; {missing}, for one, is never retrieved."
+        )
+    found = most_similar(descriptors, queries, database, options.number)
     run.claim(scores_path.name)
     write_scores(scores_path, found)
     return images_by_query((query, image) for query, image, _ in found)

@@ -138,6 +138,39 @@ def test_lists_of_other_programs(line: str, tmp_path: Path) -> None:
     assert from_file(path, ["a.JPG", "sub/b.png", "c.jpg"]) == [("a.JPG", "sub/b.png")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image1;image2;score\na.JPG;sub/b.png;0.5",
+        "image1,image2\na.JPG,sub/b.png",
+        "query_name\tdb_name\trank\na.JPG\tsub/b.png\t1",
+        ",image1,image2,score\n0,a.JPG,sub/b.png,0.5",  # pandas writes the rows' numbers
+        "img1;img2;s\na.JPG;sub/b.png;0,53",  # a comma as the decimal point
+        '"Image A" "Image B"\n"a.JPG" "sub/b.png"',
+        "a.JPG|sub/b.png",
+        "a.JPG;sub/b.png;good",
+        "a.JPG sub/b.png 0 0 500.5 0 320 0 500 240 0 0 1",  # SuperGlue's lists with intrinsics
+        "a.JPG,sub/b.png,",
+    ],
+)
+def test_headings_and_separators(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(text + "\n")
+    assert from_file(path, ["a.JPG", "sub/b.png", "c.jpg"]) == [("a.JPG", "sub/b.png")]
+
+
+def test_names_with_separators_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    names = ["7", "a.jpg", "my photo.jpg", "one, two.jpg"]
+    path.write_text('"a.jpg","one, two.jpg",0.5\na.jpg;my photo.jpg;1\n7 a.jpg 0.3\n7,a.jpg,1\n')
+    assert from_file(path, names) == [
+        *[("a.jpg", "one, two.jpg"), ("a.jpg", "my photo.jpg"), ("7", "a.jpg")]
+    ]
+    path.write_text("a.jpg;x.jpg;y.jpg\n")
+    with pytest.raises(EdmHlocError, match=r"pairs\.csv, line 1: expected two image names"):
+        from_file(path, names)
+
+
 def test_names_that_fit_several_images_are_not_guessed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,6 +378,8 @@ def test_a_list_of_images_chooses_and_orders(tmp_path: Path) -> None:
     selection = PairSelection("sequential", overlap=1, image_list=path)
     assert selection.photos(NAMES) == ["5.jpg", "0.jpg", "3.jpg"]
     assert PairSelection(image_list=path).photos(NAMES) == ["5.jpg", "0.jpg", "3.jpg"]
+    path.write_text("filename\n5.jpg\n")
+    assert read_names(path, NAMES) == ["5.jpg"]
     path.write_text("5.jpg\n77.jpg\n")
     with pytest.raises(EdmHlocError, match=r"images\.txt, line 2: there is no image '77\.jpg'"):
         read_names(path, NAMES)

@@ -20,6 +20,7 @@ from edm_hloc.pairs.retrieval import (
     RetrievalOptions,
     SimilarPhotos,
     images_in_list,
+    images_with_descriptor,
     most_similar,
     select_names,
 )
@@ -170,6 +171,42 @@ def test_lists_with_the_names_people_have(line: str, tmp_path: Path) -> None:
     options = RetrievalOptions(str(path))
     found = images_in_list(options, ["query/q.jpg"], ["database/s/a.JPG", "database/q.jpg"])
     assert found == {"query/q.jpg": ["database/s/a.JPG"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "image"),
+    [
+        ("q.jpg", "s/a.JPG"),
+        ("queries/q.jpg", "db/s/a.JPG"),
+        ("query/Q.JPG", "mapping/S/a.jpg"),
+        ("q", "s/a"),
+        ("images/query/q.jpg", "database/s/a.JPG"),
+    ],
+)
+def test_descriptors_under_the_names_people_have(query: str, image: str, tmp_path: Path) -> None:
+    path = tmp_path / "global.h5"
+    with DescriptorWriter(path, {}) as writer:
+        writer.add(query, np.array([1, 0]))
+        writer.add(image, np.array([2, 0]))
+        writer.add("db/elsewhere.jpg", np.array([5, 0]))
+    queries, database = ["query/q.jpg"], ["database/s/a.JPG", "database/b.jpg"]
+    assert images_with_descriptor(path, queries, database) == {"query/q.jpg", "database/s/a.JPG"}
+    assert most_similar(path, queries, database[:1], 3) == [("query/q.jpg", "database/s/a.JPG", 2)]
+
+
+def test_descriptors_that_may_be_of_two_photos_are_of_none(tmp_path: Path) -> None:
+    path = tmp_path / "global.h5"
+    with DescriptorWriter(path, {}) as writer:
+        for name in ("1.jpg", "query/2.jpg", "db/2.jpg", "db/3.jpg", "db/3.JPG", "db/4.jpg"):
+            writer.add(name, np.ones(1))
+    queries = [f"query/{k}.jpg" for k in (1, 2)]
+    database = [f"database/{k}.jpg" for k in (1, 2, 4)] + ["database/3.Jpg"]
+    known = images_with_descriptor(path, queries, database)
+    assert known == {"query/2.jpg", "database/2.jpg", "database/4.jpg"}
+    # one set of photos: the folders' names say nothing
+    assert images_with_descriptor(path, ["2.jpg", "4.jpg"], ["4.jpg", "2.jpg"]) == {"4.jpg"}
+    with pytest.raises(EdmHlocError, match=r"names are like '1\.jpg', those of the images like 'x"):
+        images_with_descriptor(path, ["x.jpg"], ["y.jpg"])
 
 
 def test_one_name_of_a_query_and_a_database_photo(tmp_path: Path) -> None:
