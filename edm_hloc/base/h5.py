@@ -48,6 +48,22 @@ def pair_key(name0: str, name1: str) -> str:
     return f"{name0.replace('/', '-')}/{name1.replace('/', '-')}"
 
 
+class DamagedH5Error(EdmHlocError):
+    """An H5 file, or something in it, cannot be read or is not what was written.
+
+    Attributes:
+        path: of the file.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path} is damaged or not the expected H5 file ({reason}). Delete it and run again."
+        )
+        self.path = path
+        self.reason = reason
+
+
 class _GuardedFile(io.FileIO):
     """A file for HDF5 to write to, which records a failed write instead of reporting it.
 
@@ -193,13 +209,18 @@ def _with_small_cache(h5: h5py.File) -> h5py.File:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns the errors of h5py on a damaged file into an EdmHlocError that names the file."""
+    """Turns the errors of h5py on a damaged file into a `DamagedH5Error`.
+
+    Raises:
+        DamagedH5Error: one of the errors occurred that h5py raises on damaged files.
+        EdmHlocError: this user may not read the file.
+    """
     try:
         yield
+    except PermissionError as error:
+        raise EdmHlocError(f"Cannot read {path}: permission denied.") from error
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise EdmHlocError(
-            f"{path} is damaged or not the expected H5 file ({error}). Delete it and run again."
-        ) from error
+        raise DamagedH5Error(path, str(error)) from error
 
 
 def stored_provenance(h5: h5py.File) -> dict[str, str | int | float | bool | None]:

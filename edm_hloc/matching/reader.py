@@ -63,7 +63,8 @@ class RawMatchReader:
 
         Raises:
             EdmHlocError: the pair is not stored, its names cannot be told from those of another
-                pair, or the file is damaged.
+                pair; as a `DamagedH5Error`: the file is damaged, or the matches have changed since
+                they were written.
         """
         index = self._indexed()
         if pair_key(name0, name1) not in index and pair_key(name1, name0) in index:
@@ -76,7 +77,7 @@ class RawMatchReader:
         if pair.exact_names:
             check_collision(pair.names, (name0, name1))
         with self._lock, reading(path):
-            return read_matches(self._file(path), pair.key)
+            return read_matches(self._file(path), pair)
 
     def close(self) -> None:
         with self._lock:

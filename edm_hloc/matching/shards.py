@@ -3,11 +3,14 @@
 A shard is named ``matches-NNNNNN.h5`` and is itself a file in hloc's format: group ``a/b`` of a
 pair (see `base.h5.pair_key`) with the datasets ``keypoints0``, ``keypoints1`` (M, 2) and ``scores``
 (M,), all float32. Keypoints are (x, y) in pixels of the original images, with the centre of the
-top-left pixel at (0, 0). Two attributes of the file, both JSON, say where the matches come from:
+top-left pixel at (0, 0). Three attributes of the file, all JSON, say where the matches come from:
 
 * ``provenance``: the settings the matches depend on, the same in all shards of a folder;
 * ``pairs``: a list of ``[name0, name1, stamp0, stamp1]`` with the exact names of the images and the
-  `FileStamp` of both files, null where it is not known.
+  `FileStamp` of both files, null where it is not known;
+* ``checksums``: one of the two attributes above ("list"), and one of each pair's matches in the
+  order of ``pairs`` ("matches"), by which bits that rot on the disk are noticed when they are read.
+  Files of older versions have none.
 
 Shards are numbered in the order in which they were written; a pair that is in several of them
 counts as in the newest one. Each is written under a temporary name, synced and renamed, so that a
@@ -16,6 +19,8 @@ shard with its final name is complete.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +30,14 @@ import h5py
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.h5 import Provenance, open_h5, pair_key, reading, stored_provenance
+from edm_hloc.base.h5 import (
+    DamagedH5Error,
+    Provenance,
+    open_h5,
+    pair_key,
+    reading,
+    stored_provenance,
+)
 from edm_hloc.base.matches import Matches
 
 FileStamp = tuple[int, int]
@@ -39,11 +51,13 @@ class StoredPair(NamedTuple):
         names: the two images.
         stamps: their files when they were matched; None where it is not known.
         exact_names: False for files that hloc made, whose names have "-" in place of "/".
+        checksum: of the matches (see `store_matches`); None in older files, which have none.
     """
 
     names: tuple[str, str]
     stamps: tuple[FileStamp | None, FileStamp | None] = (None, None)
     exact_names: bool = True
+    checksum: str | None = None
 
     @property
     def key(self) -> str:
@@ -70,11 +84,22 @@ def shard_number(path: Path) -> int:
 
 
 def stored_pairs(h5: h5py.File) -> list[StoredPair]:
-    """The pairs of one shard, or of a file that hloc made."""
+    """The pairs of one shard, or of a file that hloc made.
+
+    Raises:
+        ValueError: their list has changed since it was written.
+    """
     if "pairs" in h5.attrs:
+        pairs = json.loads(h5.attrs["pairs"])
+        checksums: list[str | None] = [None] * len(pairs)
+        if "checksums" in h5.attrs:
+            stored = json.loads(h5.attrs["checksums"])
+            checksums = stored["matches"]
+            if stored["list"] != _list_checksum(h5):
+                raise ValueError("the list of its pairs has changed since it was written")
         return [
-            StoredPair((a, b), (s and (s[0], s[1]), t and (t[0], t[1])))
-            for a, b, s, t in json.loads(h5.attrs["pairs"])
+            StoredPair((a, b), (s and (s[0], s[1]), t and (t[0], t[1])), checksum=checksum)
+            for (a, b, s, t), checksum in zip(pairs, checksums, strict=True)
         ]
     return [
         StoredPair((a.decode(), b.decode()), exact_names=False)
@@ -87,22 +112,52 @@ def stored_pairs(h5: h5py.File) -> list[StoredPair]:
 
 def store_pairs(h5: h5py.File, pairs: Iterable[StoredPair]) -> None:
     """Stores which pairs a shard holds."""
+    pairs = list(pairs)
     h5.attrs["pairs"] = json.dumps([[*pair.names, *pair.stamps] for pair in pairs])
+    checksums = [pair.checksum for pair in pairs]
+    h5.attrs["checksums"] = json.dumps({"list": _list_checksum(h5), "matches": checksums})
 
 
-def store_matches(h5: h5py.File, key: str, matches: Matches) -> None:
-    """Stores the matches of one pair in the group `key`."""
-    group = h5.create_group(key)
+def _list_checksum(h5: h5py.File) -> str:
+    return _checksum(str(h5.attrs[name]).encode() for name in ("provenance", "pairs"))
+
+
+def _checksum(parts: Iterable[bytes]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def store_matches(h5: h5py.File, pair: StoredPair, matches: Matches) -> StoredPair:
+    """Stores the matches of one pair; returns the pair with their checksum."""
+    group = h5.create_group(pair.key)
     for name, array in matches.arrays().items():
         group.create_dataset(name, data=np.asarray(array, np.float32))
+    return pair._replace(checksum=_matches_checksum(matches))
 
 
-def read_matches(h5: h5py.File, key: str) -> Matches:
-    """The matches of one pair from the group `key`."""
-    group = h5[key]
-    return Matches(
-        *(np.asarray(group[name], np.float32) for name in ("keypoints0", "keypoints1", "scores"))
-    )
+def read_matches(h5: h5py.File, pair: StoredPair) -> Matches:
+    """The matches of one pair.
+
+    Raises:
+        OSError, RuntimeError, KeyError or ValueError: they are damaged; the message names the pair.
+    """
+    try:
+        group = h5[pair.key]
+        names = ("keypoints0", "keypoints1", "scores")
+        matches = Matches(*(np.asarray(group[name], np.float32) for name in names))
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(f"the matches of {' and '.join(pair.names)}: {error}") from error
+    if pair.checksum is not None and pair.checksum != _matches_checksum(matches):
+        names_of_pair = " and ".join(pair.names)
+        raise ValueError(f"the matches of {names_of_pair} have changed since they were written")
+    return matches
+
+
+def _matches_checksum(matches: Matches) -> str:
+    arrays = matches.arrays().values()
+    return _checksum(np.asarray(array, np.float32).tobytes() for array in arrays)
 
 
 # --------------------------------------------------------------------------- provenance
@@ -119,9 +174,13 @@ def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
     Raises:
         EdmHlocError: it does; the message names the settings that differ.
     """
-    for path in shard_paths(directory)[-1:]:
-        with open_h5(path) as h5, reading(path):
-            check_same_provenance(path, stored_provenance(h5), json_provenance(provenance))
+    for path in reversed(shard_paths(directory)):
+        with contextlib.suppress(DamagedH5Error):  # of which the writer says so
+            with open_h5(path) as h5, reading(path):
+                stored_pairs(h5)
+                stored = stored_provenance(h5)
+            check_same_provenance(path, stored, json_provenance(provenance))
+            return
 
 
 def check_same_provenance(path: Path, stored: Provenance, now: Provenance) -> None:

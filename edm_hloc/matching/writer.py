@@ -15,6 +15,7 @@ import numpy as np
 from edm_hloc.base.files import FolderLock
 from edm_hloc.base.h5 import (
     AtomicH5,
+    DamagedH5Error,
     Provenance,
     cannot_write,
     check_collision,
@@ -26,6 +27,7 @@ from edm_hloc.base.h5 import (
     stored_provenance,
 )
 from edm_hloc.base.matches import Matches
+from edm_hloc.matching.damage import set_aside
 from edm_hloc.matching.shards import (
     FileStamp,
     StoredPair,
@@ -74,8 +76,7 @@ def write_raw_pair(
     pair = StoredPair((name0, name1))
     file = AtomicH5(Path(path), provenance)
     try:
-        store_matches(file.h5, pair.key, matches)
-        store_pairs(file.h5, [pair])
+        store_pairs(file.h5, [store_matches(file.h5, pair, matches)])
     except BaseException:
         file.discard()
         raise
@@ -104,7 +105,7 @@ class RawMatchWriter:
 
     Raises:
         EdmHlocError: the folder holds matches of another provenance, another process writes into
-            it, it cannot be written, or one of its files is damaged.
+            it, or it cannot be written. A damaged file is set aside, and its pairs are not `done`.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class RawMatchWriter:
             raise
         self._error: BaseException | None = None
         self._closed = False
+        self._merging = True
         self._queue: queue.Queue[_Item | None] = queue.Queue(_FLUSH_PAIRS)
         # a daemon, so that a program that forgets to call `close` can still exit
         self._thread = threading.Thread(target=self._run, name="raw-match-writer", daemon=True)
@@ -226,9 +228,13 @@ class RawMatchWriter:
     def _open_folder(self) -> None:
         """Fills `_shards`, `_names` and `done`; deletes shards that newer ones replace entirely."""
         for path in reversed(shard_paths(self.directory)):
-            with open_h5(path) as h5, reading(path):
-                check_same_provenance(path, stored_provenance(h5), self._provenance)
-                pairs = stored_pairs(h5)
+            try:
+                with open_h5(path) as h5, reading(path):
+                    pairs, stored = stored_pairs(h5), stored_provenance(h5)
+            except DamagedH5Error as error:
+                set_aside(error)
+                continue
+            check_same_provenance(path, stored, self._provenance)
             newest = [pair for pair in pairs if pair.key not in self._names]
             if not newest:
                 path.unlink()
@@ -284,9 +290,13 @@ class RawMatchWriter:
         latest = {pair_key(name0, name1): (name0, name1, raw) for name0, name1, raw in items}
         file = AtomicH5(self._next_path(), self._provenance)
         try:
-            for key, (_, _, matches) in latest.items():
-                store_matches(file.h5, key, matches)
-            store_pairs(file.h5, (self._with_stamps(a, b) for a, b, _ in latest.values()))
+            store_pairs(
+                file.h5,
+                [
+                    store_matches(file.h5, self._with_stamps(name0, name1), matches)
+                    for name0, name1, matches in latest.values()
+                ],
+            )
         except BaseException:
             file.discard()
             raise
@@ -299,7 +309,7 @@ class RawMatchWriter:
         The merged shard is in place before the others are deleted. A kill in between leaves two
         equal copies of some pairs, of which the next writer deletes the older one.
         """
-        for limit in _MERGE_BELOW_PAIRS:
+        for limit in _MERGE_BELOW_PAIRS if self._merging else ():
             small = len(self._shards)
             while small > 0 and self._shards[small - 1][1] < limit:
                 small -= 1
@@ -317,6 +327,11 @@ class RawMatchWriter:
                                 merged[pair.key] = pair
                     file.check()
                 store_pairs(file.h5, merged.values())
+            except DamagedH5Error as error:  # whoever reads the pair says so, too, and can mend it
+                file.discard()
+                logger.warning("Files of raw matches are not merged: %s", error.reason)
+                self._merging = False
+                return
             except BaseException:
                 file.discard()
                 raise

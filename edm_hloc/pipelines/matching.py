@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import DamagedH5Error
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.damage import drop_damaged
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pairs.files import read_pairs, write_pairs
@@ -74,8 +76,9 @@ def match_and_quantize(
 ) -> str:
     """Matches pairs and merges the matched points: `features.h5` and `matches.h5` of a run.
 
-    Pairs that are in `raw_matches` already are not matched again, and the two files are written
-    again only if raw matches, pairs, masks or settings have changed.
+    Pairs that are in `raw_matches` already are not matched again, except those that turn out to be
+    damaged when they are read. The two files are written again only if raw matches, pairs, masks or
+    settings have changed.
 
     Args:
         run: the run in whose folder the files go.
@@ -92,20 +95,24 @@ def match_and_quantize(
         EdmHlocError: from any step; pairs that were matched are kept.
     """
     out, image_root, pairs, masks = run.out, photos.image_root, photos.pairs, photos.masks
+    raw_matches = out / "raw_matches"
     _record_pairs(run, pairs)
-    start = time.monotonic()
-    summary = match_pairs(
-        image_root, pairs, matcher, out / "raw_matches", matching, overwrite=overwrite
-    )
-    run.results["matching"] = asdict(summary)
-    if summary.matched:
-        run.measure("matching", start)
-    run.write()
 
+    def match(*, overwrite: bool) -> None:
+        start = time.monotonic()
+        summary = match_pairs(
+            image_root, pairs, matcher, raw_matches, matching, overwrite=overwrite
+        )
+        run.results["matching"] = asdict(summary)
+        if summary.matched:
+            run.measure("matching", start)
+        run.write()
+
+    match(overwrite=overwrite)
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize() -> dict[str, Any]:
-        with MaskedMatchReader(out / "raw_matches", masks, image_root) as raw:
+        with MaskedMatchReader(raw_matches, masks, image_root) as raw:
             reference = photos.reference_features
             files = KeypointFiles(features, matches)
             references = ReferenceFiles((reference,) if reference else ())
@@ -117,8 +124,7 @@ def match_and_quantize(
                 )
             return {"keypoints": summary}
 
-    shards = sorted((p.name, p.stat().st_mtime_ns) for p in (out / "raw_matches").glob("*.h5"))
-    depends_on: list[Any] = [shards, pairs, asdict(keypoints)]
+    depends_on: list[Any] = [pairs, asdict(keypoints)]
     if photos.reference_features is not None:
         modified = photos.reference_features.stat().st_mtime_ns
         depends_on.append((str(photos.reference_features), modified))
@@ -126,7 +132,19 @@ def match_and_quantize(
     if masks:
         depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
         run.results["masks"] = {"photos": len(masks)}
-    return run.step("keypoints", depends_on, [features, matches], quantize)
+
+    def make_keypoints() -> str:
+        shards = sorted((p.name, p.stat().st_mtime_ns) for p in raw_matches.glob("*.h5"))
+        return run.step("keypoints", [shards, *depends_on], [features, matches], quantize)
+
+    try:
+        return make_keypoints()
+    except DamagedH5Error as error:
+        if error.path.parent != raw_matches:
+            raise
+    drop_damaged(raw_matches)
+    match(overwrite=False)
+    return make_keypoints()
 
 
 def _record_pairs(run: Run, pairs: Sequence[Pair]) -> None:
