@@ -1,4 +1,4 @@
-"""Facts of this process for records and messages: library versions, peak memory, durations."""
+"""Facts of this process for records and messages: library versions, peak memory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,3 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # bytes or KiB
-
-
-def format_duration(seconds: float) -> str:
-    """A time for people: "3.1 s", "42 s", "2 min 0 s", "1 h 0 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,4 +1,4 @@
-"""Reading text files: as a whole, or by lines with one record each."""
+"""Reading text files: as a whole, or by lines with one record each. Durations as text."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     # Not `splitlines`: names may hold characters that it takes for the end of a line.
     lines = enumerate(read_text(path, what).split("\n"), start=1)
     return [(n, s) for n, line in lines if (s := line.strip()) and not s.startswith("#")]
+
+
+def format_duration(seconds: float) -> str:
+    """A time for people: "3.1 s", "42 s", "2 min 0 s", "1 h 0 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

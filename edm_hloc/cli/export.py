@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edm_hloc.base.files import make_folder
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.cli import options
 
 
@@ -36,7 +37,8 @@ def _export(args: argparse.Namespace) -> None:
     model, info = weights.load(args.weights)
     print(f"Weights     {info}")
     config = OnnxConfig(topk=args.topk, half=args.half, refined=args.refined)
-    summary = export(model, info, args.out, config)
+    with StepProgress("Exporting"):
+        summary = export(model, info, args.out, config)
     print(
         f"Checked     features within {summary.feature_error:.1e} of the largest of PyTorch's; "
         f"{100 * summary.in_common:.1f} % of the matches are the same, "

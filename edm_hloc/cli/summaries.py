@@ -37,7 +37,7 @@ def print_matching(run: Run) -> None:
 
 def print_reconstruction(run: Run, seconds: float) -> None:
     """Print the summary of a run that made a model; `seconds` is its duration."""
-    from edm_hloc.base.process import format_duration
+    from edm_hloc.base.text import format_duration
     from edm_hloc.mapping.output import parts_folder
 
     print_matching(run)
@@ -105,7 +105,7 @@ def print_localization(
         seconds: wall-clock time of the command.
         submitted: whether queries without a pose get that of a database photo.
     """
-    from edm_hloc.base.process import format_duration
+    from edm_hloc.base.text import format_duration
 
     summary = run.results["localized"]
     print(

@@ -13,13 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix
+from edm_hloc.base.progress import track
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
@@ -317,7 +317,7 @@ def evaluate_pose(
         reader = RawMatchReader(raw)
         found = []
         with quiet_colmap():
-            for pair in tqdm(pairs, desc=f"Poses ({name})", unit="pair", disable=None):
+            for pair in track(pairs, f"Poses ({name})", "pair"):
                 if (pair.name0, pair.name1) not in reader:
                     nothing = np.empty((0, 2))
                     found.append(measure_pair(pair, nothing, nothing))

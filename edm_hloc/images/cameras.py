@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.progress import track
 from edm_hloc.images.exif import exif_focal_length, read_header
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
@@ -158,8 +158,7 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
     focal_length_by_exif: dict[tuple[object, ...], float | None] = {}
     known = options.known or {}
     scaled = []
-    off = None if names else True
-    for name in tqdm(names, desc="Reading photo headers", unit="photo", disable=off):
+    for name in track(names, "Reading photo headers", "photo"):
         try:
             photo = read_header(root / name)
         except ImageError as error:

@@ -12,6 +12,7 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_once
+from edm_hloc.base.progress import track
 from edm_hloc.images.decode import photo_size
 
 _ROUNDING = 1.0  # px by which a side may miss the common factor: programs round, cut or fill up
@@ -106,7 +107,7 @@ def cameras_for_photos(
     """
     fitted: dict[str, pycolmap.Camera] = {}
     of_size: dict[tuple[int, tuple[int, int]], pycolmap.Camera] = {}
-    for name, camera in cameras.items():
+    for name, camera in track(cameras.items(), "Reading photo sizes", "photo"):
         try:
             size = photo_size(Path(root) / name)
         except ImageError:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.progress import track
 
 _ITERATIONS = 15
 _DAMPING = 0.7  # of each step; with full steps two keypoints can swap their errors for ever
@@ -101,8 +101,8 @@ def adjust_keypoints(
     fixed = set(fixed)
     moving = [name for name in keypoints if name not in fixed]
     current = dict(keypoints)
-    hidden = None if progress else True  # None: shown on a terminal
-    for _ in tqdm(range(_ITERATIONS), desc="adjusting keypoints", unit="iteration", disable=hidden):
+    steps = range(_ITERATIONS)
+    for _ in track(steps, "Adjusting keypoints", "iteration") if progress else steps:
         weight = {n: np.full(len(keypoints[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
         moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
         for name0, name1, affine, matches in constraints():

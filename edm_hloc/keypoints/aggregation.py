@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import Provenance
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.progress import track
 from edm_hloc.keypoints.adjustment import (
     CONSTRAINT,
     PairConstraints,
@@ -186,7 +186,7 @@ def aggregate_into(
             adjustment = _JointAdjustment(stack.enter_context(constraints), config.max_error)
         # fixed images come first, so that the others can be adjusted to them at once
         in_order = sorted(pairs_of, key=lambda name: (name not in fixed, name))
-        for name in tqdm(in_order, desc="keypoints", unit="image", disable=None):
+        for name in track(in_order, "Keypoints", "photo"):
             own_pairs = [ordered[i] for i in pairs_of[name]]
             to_fixed: list[PairConstraints] = []
             found = [_read(raw, pair) for pair in own_pairs]

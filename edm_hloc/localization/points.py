@@ -9,12 +9,12 @@ from typing import Protocol
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import from_colmap
+from edm_hloc.base.progress import track
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureWriter
 
@@ -142,6 +142,6 @@ def write_model_keypoints(points: ModelPoints, names: Iterable[str], path: Path)
         EdmHlocError: the file cannot be written.
     """
     with FeatureWriter(path, {"model": str(points.folder)}) as features:
-        for name in tqdm(sorted(set(names)), desc="Model keypoints", unit="photo", disable=None):
+        for name in track(sorted(set(names)), "Model keypoints", "photo"):
             keypoints = points.keypoints(name)
             features.add(name, keypoints, np.ones(len(keypoints)))

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.grid import blocks
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
@@ -143,7 +143,9 @@ def localize_queries(
         MatchReader(matches) as pairs,
         log.open("a", encoding="utf-8") as out,
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(todo), desc="Localizing", unit="query", disable=None) as progress,
+        StepProgress(
+            "Localizing", "query", len(queries.names), before=len(queries.names) - len(todo)
+        ) as progress,
         quiet_colmap(),
     ):
         for block in blocks(len(todo), _BATCH):

@@ -16,12 +16,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import from_colmap, inside, to_colmap
+from edm_hloc.base.progress import track
 from edm_hloc.images.decode import photo_size
 from edm_hloc.keypoints.h5 import FeatureReader
 
@@ -236,7 +236,7 @@ def write_scan_points(
     except OSError as error:
         raise EdmHlocError(f"Cannot write into {folder}: {error.strerror}.") from error
     with FeatureReader(features) as reader:
-        for name in tqdm(names, desc="Looking up scans", unit="scan", disable=None):
+        for name in track(names, "Looking up scans", "scan"):
             path = _points_path(folder, name)
             if path.is_file() or name not in reader:
                 continue

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import force_to_disk
 from edm_hloc.base.frames import inside, to_colmap
+from edm_hloc.base.progress import track
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.options import MappingOptions
@@ -286,7 +286,7 @@ def import_matches(
         EdmHlocError: keypoints outside their image, or matches of other keypoints.
     """
     number = {}
-    for name in tqdm(ids, desc="Importing keypoints", unit="photo", disable=None):
+    for name in track(ids, "Importing keypoints", "photo"):
         if name not in features:
             continue
         keypoints = np.asarray(features.keypoints(name)[:, :2], dtype=np.float32)
@@ -301,9 +301,7 @@ def import_matches(
     missing = left_out = 0
     places_of = {places.size: places for places in still}
     with MatchReader(matched.matches) as reader:
-        for pair in tqdm(
-            unique_pairs(matched.pairs), desc="Importing matches", unit="pair", disable=None
-        ):
+        for pair in track(unique_pairs(matched.pairs), "Importing matches", "pair"):
             if not number.keys() >= set(pair) or pair not in reader:
                 missing += 1
                 continue

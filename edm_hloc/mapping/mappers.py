@@ -13,10 +13,10 @@ import numpy as np
 import pycolmap
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -249,7 +249,7 @@ class IncrementalMapping:
         if any_start:
             colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
             colmap.mapper.init_min_tri_angle /= 2
-        with tqdm(total=self.images, desc="Mapping", unit="photo", disable=None) as progress:
+        with StepProgress("Mapping", "photo", self.images) as progress:
             models = pycolmap.incremental_mapping(
                 self.database,
                 self.image_root,
@@ -334,4 +334,5 @@ def _map_globally(
         pycolmap.calibrate_view_graph(working)
     models = folder / "models"
     models.mkdir()
-    return list(pycolmap.global_mapping(working, folder, models, colmap).values())
+    with StepProgress("Mapping"):
+        return list(pycolmap.global_mapping(working, folder, models, colmap).values())

@@ -9,6 +9,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.mapping.database import MatchedImages, import_matches, new_database
@@ -73,7 +74,7 @@ def triangulate(
         verify_known_poses(db, model, uncertainty, options)
         verification = VerificationSummary.of(db, time.monotonic() - start)
 
-    with new_model_folder(out) as temporary, quiet_colmap():
+    with new_model_folder(out) as temporary, quiet_colmap(), StepProgress("Triangulating"):
         if not verification.inliers:
             raise EdmHlocError(
                 f"No match agrees with the poses of {reference}: {verification.pairs} pairs have "

@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.geometry import epipolar_errors
+from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.options import MappingOptions
 
 # Among hundreds of wrong matches RANSAC finds 2 to 10 % that are consistent by chance, which can be
@@ -84,7 +84,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions) -> None:
         return geometry
 
     pairs = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in db.read_num_matches()[0]]
-    progress = tqdm(total=len(pairs), desc="Verifying", unit="pair", disable=None)
+    progress = StepProgress("Verifying", "pair", len(pairs))
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
     with progress, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(pairs), _BATCH):
@@ -131,7 +131,7 @@ def verify_known_poses(
         return np.concatenate([points, np.ones((len(points), 1))], axis=1)
 
     pairs = sorted(pycolmap.pair_id_to_image_pair(i) for i in db.read_num_matches()[0])
-    for a, b in tqdm(pairs, desc="Verifying", unit="pair", disable=None):
+    for a, b in track(pairs, "Verifying", "pair"):
         matches: np.ndarray = db.read_matches(a, b)
         cam2_from_cam1 = pose_of[b] * pose_of[a].inverse()
         E = pycolmap.essential_matrix_from_pose(cam2_from_cam1)

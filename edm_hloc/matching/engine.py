@@ -7,10 +7,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import check_keys
+from edm_hloc.base.progress import track
 from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import NetworkImage
@@ -158,7 +157,7 @@ def _match(
     )
     for name, features in first.items():
         cache.add(name, features, keep=tuple(first))
-    for position, pair in enumerate(tqdm(pairs, desc="Matching", unit="pair", disable=None)):
+    for position, pair in enumerate(track(pairs, "Matching", "pair")):
         upcoming = filter(loader.can_read, pairs[position : position + 4 * config.load_ahead])
         loader.prefetch([name for p in upcoming for name in p if name not in cache])
         new = _encode(pair, loader, matcher, cached=cache)

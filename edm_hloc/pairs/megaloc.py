@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.progress import track
 from edm_hloc.images.load import load_image
 from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
 
@@ -57,7 +57,7 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
     mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)
     skipped: dict[str, str] = {}
     with DescriptorWriter(out, {"retrieval": "megaloc"}) as writer, torch.inference_mode():
-        for name in tqdm(images.names, desc="Global descriptors", unit="photo", disable=None):
+        for name in track(images.names, "Global descriptors", "photo"):
             try:
                 image = load_image(images.root / name, resize_max=None, grayscale=False, divisor=1)
             except ImageError as error:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2, vq
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.progress import track
 from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
 from edm_hloc.pairs.local_features import LocalFeatures
 
@@ -109,7 +109,7 @@ def _in_order(
     that memory does not grow with the number of images."""
     rest = iter(names)
     waiting = [pool.submit(work, name) for name in islice(rest, ahead)]
-    for _ in tqdm(names, desc=title, unit="photo", disable=None):
+    for _ in track(names, title, "photo"):
         result = waiting.pop(0).result()
         waiting += [pool.submit(work, name) for name in islice(rest, 1)]
         yield result

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edm_hloc.base.process import format_duration
+from edm_hloc.base.text import format_duration
 from edm_hloc.report.facts import RunFacts
 from edm_hloc.report.findings import plural
 

@@ -15,7 +15,7 @@ import jinja2
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.process import format_duration
+from edm_hloc.base.text import format_duration
 from edm_hloc.base.version import __version__
 from edm_hloc.report import histograms
 from edm_hloc.report.collect import collect

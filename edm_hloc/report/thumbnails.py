@@ -11,9 +11,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.progress import track
 from edm_hloc.images.decode import open_image
 from edm_hloc.images.load import load_image
 
@@ -66,9 +66,7 @@ def make_thumbnails(
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = pool.map(one, photos.items())
-        for name, result in tqdm(
-            results, total=len(photos), desc="Report", unit="photo", disable=None, leave=False
-        ):
+        for name, result in track(results, "Report", "photo", len(photos)):
             if isinstance(result, str):
                 failed[name] = result
             else:

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from edm_hloc.base.files import make_folder
+from edm_hloc.base.progress import track
 from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
 from edm_hloc.synthetic.cameras import Cameras
 from edm_hloc.synthetic.pairs import PairOptions, PairSampler
@@ -73,7 +73,7 @@ def write_condition(
     sampler = PairSampler(textures, DIFFICULTY, seed=seed, options=options)
     make_folder(folder / "images")
     listed = []
-    for number in tqdm(range(pairs), desc=f"Rendering ({condition})", unit="pair", disable=None):
+    for number in track(range(pairs), f"Rendering ({condition})", "pair"):
         rendered = sampler.sample(1, size[1], size[0])
         images = torch.cat([rendered.image0, rendered.image1])[:, 0]
         if condition == "day-night":

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.progress import track
 from edm_hloc.synthetic.painted_textures import dead_leaves, facade, repeated
 
 FRACTION_BITS = 12
@@ -221,7 +221,7 @@ class TextureBank:
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
         textures: list[np.ndarray] = []
-        for path in tqdm(_evenly_spaced(paths, limit), desc="textures", unit="photo", disable=None):
+        for path in track(_evenly_spaced(paths, limit), "Textures", "photo"):
             try:
                 photo = read_grey(path)
             except ImageError as error:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from tqdm import tqdm
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.base.version import __version__
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.weights_file import metadata_of
@@ -187,13 +187,8 @@ class _Run:
         """Trains until the end of the run, or until the given step."""
         config, progress = self.config, self.progress
         share = self.share(progress.step)
-        bar = tqdm(
-            total=100,
-            desc="training",
-            unit="%",
-            disable=None if self.fabric.is_global_zero else True,
-            bar_format="{desc} {n:.1f}%|{bar}| {elapsed} {postfix}",
-        )
+        shown, begun = self.fabric.is_global_zero, 100 * min(share, 1.0)
+        bar = StepProgress("Training", "%", 100, before=begun, shown=shown)
         row_due, checkpoint_due, validation_due = (
             _Schedule(times, share)
             for times in (ROWS_PER_RUN, config.checkpoints, config.validations)
@@ -216,9 +211,9 @@ class _Run:
                 if row_due(share):
                     row = means.values()
                     self.add_row(row, share, means)
-                    bar.set_postfix_str(f"loss {row['loss']:.3f} fine {row['fine_error']:.2f} px")
+                    bar.note = f"loss {row['loss']:.3f} fine {row['fine_error']:.2f} px"
                     means = _RunningMeans()
-                bar.update(100 * min(share, 1.0) - bar.n)
+                bar.update(100 * min(share, 1.0) - bar.done)
                 if validation_due(share):
                     self.validate()
                 if checkpoint_due(share):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edm_hloc.base.process import format_duration
+from edm_hloc.base.text import format_duration
 
 
 def test_times_for_people() -> None:
