@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from edm_hloc.base.grid import CELL
+from edm_hloc.refinement.neighbour_kernels import affine_maps, support
 
+# Weight of the identity in a fit: half a neighbour at the distance of a cell.
+_PRIOR = 0.5 * CELL**2
 _MIN_DETERMINANT = 0.05  # of a local map; others mirror the patch or squeeze it to a line
 _MIN_NEIGHBOURHOOD = 3  # matches, the one in the middle included, that an affine map is fitted to
 
@@ -17,7 +19,7 @@ def local_affine_maps(
     """The affine map from image 0 to image 1 around each match.
 
     It is fitted robustly to the nearest matches, with a prior at the identity that decides where
-    these are few or collinear.
+    these are few or collinear. The nearest weigh most, and the loss is Cauchy's.
 
     Args:
         points0, points1: (M, 2) pixels.
@@ -25,18 +27,16 @@ def local_affine_maps(
         at: (N,) indices of the matches whose maps are wanted; by default all.
 
     Returns:
-        (N, 2, 2) matrices.
+        (N, 2, 2) float32 matrices.
     """
-    centres0, centres1 = (points0, points1) if at is None else (points0[at], points1[at])
-    count = min(neighbours + 1, len(points0))
-    if count < _MIN_NEIGHBOURHOOD:
-        return np.tile(np.eye(2), (len(centres0), 1, 1))
-    distance, nearest = KDTree(points0).query(centres0, k=count)
-    source = points0[nearest] - centres0[:, None]
-    target = points1[nearest] - centres1[:, None]
-    fit = _robust_affine_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
-    maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
-    maps[np.linalg.det(maps) < _MIN_DETERMINANT] = np.eye(2)
+    at = np.arange(len(points0)) if at is None else np.asarray(at, np.int64)
+    if min(neighbours + 1, len(points0)) < _MIN_NEIGHBOURHOOD:
+        return np.tile(np.eye(2, dtype=np.float32), (len(at), 1, 1))
+    settings = float(_PRIOR), 1.5, _MIN_DETERMINANT
+    others = min(neighbours, len(points0) - 1)
+    maps: np.ndarray = affine_maps(
+        _floats(points0), _floats(points1), at, others, float(3 * CELL), settings
+    )
     return maps
 
 
@@ -54,19 +54,17 @@ def neighbour_support(
         aligned: whether the matches have been aligned.
 
     Returns:
-        (M,) in [0, 1]; 1 where there are fewer than four matches.
+        (M,) float32 in [0, 1]; 1 where there are fewer than four matches.
     """
     if len(points0) < 4:
-        return np.ones(len(points0))
-    distance, nearest = KDTree(points0).query(points0, k=min(neighbours + 1, len(points0)))
-    distance, nearest = distance[:, 1:], nearest[:, 1:]
-    source = points0[nearest] - points0[:, None]
-    target = points1[nearest] - points1[:, None]
+        return np.ones(len(points0), np.float32)
     # Fitted to the neighbours alone, so that a wrong match in their middle has no influence.
     tolerance = 0.5 if aligned else 1.0
-    fit = _robust_affine_fit(source, target, np.ones_like(distance), 3.0 * tolerance)
-    residual = np.linalg.norm(source @ fit[:, :2] - target, axis=2)
-    share: np.ndarray = (residual < tolerance * (CELL / 2 + 0.1 * distance)).mean(axis=1)
+    tolerances = 3.0 * tolerance, tolerance * CELL / 2, tolerance * 0.1
+    others = min(neighbours, len(points0) - 1)
+    share: np.ndarray = support(
+        _floats(points0), _floats(points1), others, float(_PRIOR), tolerances
+    )
     return share
 
 
@@ -88,22 +86,5 @@ def transfer(
     return (others + offsets).astype(np.float32)
 
 
-def _robust_affine_fit(
-    source: np.ndarray, target: np.ndarray, weight: np.ndarray, scale: float
-) -> np.ndarray:
-    """Affine maps (N, 3, 2), translation last, from (N, K, 2) to (N, K, 2) points.
-
-    They minimise a Cauchy loss of `scale` pixels, weighted by (N, K), by iteratively reweighted
-    least squares.
-    """
-    source = np.concatenate([source, np.ones((*source.shape[:2], 1))], axis=2)
-    # Worth half a neighbour at the distance of a cell; the translation is nearly free.
-    prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
-    identity = np.eye(3)[:, :2]
-    spatial = weight
-    for _ in range(5):
-        weighted = (source * weight[..., None]).transpose(0, 2, 1)
-        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
-        squared = ((source @ fit - target) ** 2).sum(axis=2)
-        weight = spatial / (1.0 + squared / scale**2)
-    return fit
+def _floats(points: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(points, np.float32)

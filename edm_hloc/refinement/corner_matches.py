@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from edm_hloc.base.grid import cells_of
 from edm_hloc.refinement.affine import local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
+from edm_hloc.refinement.neighbour_kernels import repeated
 
 _DUPLICATE = 0.5  # pixels, in both photos together, up to which two matches are the same
 
@@ -44,10 +44,10 @@ class AlignedMatches(NamedTuple):
 
     def distinct(self) -> AlignedMatches:
         """Without those that repeat an earlier one, as where both photos have the same corner."""
-        positions = np.concatenate([self.points0, self.points1], axis=1)
-        pairs = KDTree(positions).query_pairs(_DUPLICATE, output_type="ndarray")
-        repeated = pairs.max(axis=1, initial=-1)
-        return self.chosen(np.setdiff1d(np.arange(len(positions)), repeated))
+        if not len(self.match):
+            return self
+        points = (np.ascontiguousarray(x, np.float32) for x in (self.points0, self.points1))
+        return self.chosen(~repeated(*points, _DUPLICATE))
 
 
 def align_to_corners(

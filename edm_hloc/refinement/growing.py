@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from scipy.spatial import KDTree
 
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import cells_of
@@ -13,6 +12,7 @@ from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corner_matches import AlignedMatches
 from edm_hloc.refinement.corners import Photo
+from edm_hloc.refinement.neighbour_kernels import nearest_point
 
 
 def grow(
@@ -47,7 +47,7 @@ def grow(
             corners = photos[here].corners.points[beside]
             if not len(corners):
                 continue
-            nearest = KDTree(points[here][new]).query(corners)[1]
+            nearest = nearest_point(corners, points[here][new])
             source = new[nearest]
             guess = transfer(
                 corners, points[here][source], points[1 - here][source], affine[nearest]

@@ -181,7 +181,7 @@ class RefinedMatcher(Matcher):
 
 def _photo(data: RefinedPhoto) -> Photo:
     assert data.corners is not None
-    return Photo(data.views.pixels.float().mean(dim=0, keepdim=True), data.corners)
+    return Photo(data.views.pixels.cpu().float().mean(dim=0, keepdim=True), data.corners)
 
 
 def _supported(found: AlignedMatches, config: RefinementConfig) -> AlignedMatches:

@@ -1,0 +1,84 @@
+"""Loops over matches, compiled by Numba for the processor they run on.
+
+They are compiled at their first call, which takes some seconds, and kept on disk beside this file;
+in the user's cache folder if that cannot be written, else for the process alone. They use the
+thread that calls them and release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+from numba.core import event
+
+from edm_hloc.base.log import warn_once
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Sums may be taken in another order; NaN and infinity keep their meaning.
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def inlined(function: Function) -> Function:
+    """A part of a compiled loop in the same file, compiled with it."""
+    return numba.njit(fastmath=_FAST, error_model="numpy", nogil=True)(function)
+
+
+def compiled(function: Function) -> Function:
+    """A compiled loop, for arguments of one choice of types.
+
+    It may call `inlined` functions of its own file only: Numba notices when that file changes, and
+    no other.
+    """
+    return functools.wraps(function)(_Compiled(function))  # type: ignore[return-value]
+
+
+class _Compiled:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._called = False
+        try:
+            self._compiled = _compile(function, cache=True)
+        except RuntimeError:  # no folder for it can be written
+            self._compiled = _compile(function, cache=False)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self._called:
+            self._prepare(arguments)
+        return self._compiled(*arguments)
+
+    def _prepare(self, arguments: tuple[Any, ...]) -> None:
+        """Compiles for the types of these arguments, or reads that from the disk."""
+        types = tuple(numba.typeof(argument) for argument in arguments)
+        with event.install_listener("numba:compile", _Announcer(self._compiled)):
+            try:
+                self._compiled.compile(types)
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                warn_once(
+                    f"Compiled code is not kept between runs ({error}). NUMBA_CACHE_DIR may name "
+                    "a folder that can be written."
+                )
+                self._compiled = _compile(self._function, cache=False)
+        self._called = True
+
+
+def _compile(function: Callable[..., Any], cache: bool) -> Any:
+    return numba.njit(cache=cache, fastmath=_FAST, error_model="numpy", nogil=True)(function)
+
+
+class _Announcer(event.Listener):
+    """Says so when a loop is compiled rather than read from the disk."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+
+    def on_start(self, event: event.Event) -> None:
+        if event.data["dispatcher"] is self._compiled:
+            warn_once("Compiling the refinement of matches for this processor, once: 15 seconds …")
+
+    def on_end(self, event: event.Event) -> None:
+        pass
