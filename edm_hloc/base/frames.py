@@ -1,4 +1,4 @@
-"""Pixel frames: between a photo and its resized copy, and between hloc's frame and COLMAP's.
+"""Pixel frames: between a photo and its upright, resized copy; between hloc's and COLMAP's.
 
 Everywhere but inside pycolmap's calls, points are in hloc's frame: (x, y), the centre of the
 top-left pixel at (0, 0). COLMAP's frame has that centre at (0.5, 0.5).
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+
+_Number = TypeVar("_Number", int, float)
 
 Origin = Literal["centre", "corner"]
 """Where (0, 0) of a network's frame lies: at the centre or at the outer corner of the top-left
@@ -49,6 +51,62 @@ def inside(points: Any, width: int, height: int, margin: float = 0.0) -> Any:
     return (x >= -margin) & (x <= width - 1 + margin) & (y >= -margin) & (y <= height - 1 + margin)
 
 
+class _Turn(NamedTuple):
+    """From a photo turned upright to the photo as stored: axes exchanged, then mirrored.
+
+    Attributes:
+        exchanged: whether x of the stored photo runs along y of the upright one.
+        mirrored: whether x, and whether y, of the stored photo runs the other way.
+    """
+
+    exchanged: bool
+    mirrored: tuple[bool, bool]
+
+
+_TURNS = {
+    1: _Turn(False, (False, False)),
+    2: _Turn(False, (True, False)),
+    3: _Turn(False, (True, True)),
+    4: _Turn(False, (False, True)),
+    5: _Turn(True, (False, False)),
+    6: _Turn(True, (False, True)),
+    7: _Turn(True, (True, True)),
+    8: _Turn(True, (True, False)),
+}
+"""By EXIF orientation: 3 is half a turn, 6 and 8 are quarter turns, the even others mirror."""
+
+
+def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of a photo's pixels as its EXIF orientation shows it.
+
+    Args:
+        pixels: (H, W, …) as stored.
+        orientation: EXIF's, 1 (stored upright) to 8.
+
+    Returns:
+        (H, W, …), or (W, H, …) for the orientations 5 to 8.
+    """
+    exchanged, (mirror_x, mirror_y) = _TURNS[orientation]
+    turned = pixels[:: -1 if mirror_y else 1, :: -1 if mirror_x else 1]
+    return turned.swapaxes(0, 1) if exchanged else turned
+
+
+def upright_size(size: tuple[_Number, _Number], orientation: int) -> tuple[_Number, _Number]:
+    """(width, height) after `turned_upright` of a photo stored as (width, height)."""
+    return (size[1], size[0]) if _TURNS[orientation].exchanged else size
+
+
+def upright_axes(orientation: int) -> np.ndarray:
+    """(3, 3) map of directions from the camera of the upright photo to that of the stored one.
+
+    Both cameras look along z, with x to the right and y down in their photo. A rotation, or for
+    the orientations that mirror, a reflection.
+    """
+    exchanged, mirrored = _TURNS[orientation]
+    axes = np.diag([-1.0 if mirror else 1.0 for mirror in (*mirrored, False)])
+    return axes[:, [1, 0, 2]] if exchanged else axes
+
+
 def resizing_matrix(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:
     """(3, 3) matrix from homogeneous pixels of an image to those of its resized copy.
 
@@ -64,29 +122,44 @@ def resizing_matrix(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarr
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """The map between the pixels of a photo and of its resized copy, the network's input.
+    """The map between the pixels of a photo as stored and of its copy, the network's input.
 
-    In both frames the centre of the top-left pixel is (0, 0), so resizing by s maps x to
-    (x + 0.5)·s − 0.5.
+    The copy was turned upright by the photo's EXIF orientation, then resized. In both frames the
+    centre of the top-left pixel is (0, 0), so resizing by s maps x to (x + 0.5)·s − 0.5.
 
     Attributes:
-        scale: size of the photo over size of its copy, (x, y).
+        scale: size of the upright photo over size of its copy, (x, y).
+        orientation: EXIF's, 1 (stored upright) to 8.
+        size: (width, height) of the photo as stored; needed where `orientation` is not 1.
     """
 
     scale: tuple[float, float]
+    orientation: int = 1
+    size: tuple[int, int] = (0, 0)
 
     def to_original(self, keypoints: np.ndarray) -> np.ndarray:
         """(N, 2) points (x, y) of the network's input → the original image, same float type."""
-        return self._map(keypoints, np.array(self.scale))
+        exchanged, mirrored = _TURNS[self.orientation]
+        outer = (_points(keypoints) + 0.5) * np.array(self.scale)
+        outer = outer[..., ::-1] if exchanged else outer
+        return _like(keypoints, np.where(mirrored, self.size - outer, outer) - 0.5)
 
     def to_network(self, keypoints: np.ndarray) -> np.ndarray:
         """(N, 2) points (x, y) of the original image → the network's input, same float type."""
-        return self._map(keypoints, 1.0 / np.array(self.scale))
+        exchanged, mirrored = _TURNS[self.orientation]
+        outer = _points(keypoints) + 0.5
+        outer = np.where(mirrored, self.size - outer, outer)
+        outer = outer[..., ::-1] if exchanged else outer
+        return _like(keypoints, outer * (1.0 / np.array(self.scale)) - 0.5)
 
-    @staticmethod
-    def _map(keypoints: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        if keypoints.shape[-1:] != (2,):
-            raise ValueError(f"keypoints must have shape (N, 2), got {keypoints.shape}")
-        mapped = (keypoints + 0.5) * scale - 0.5
-        kind = keypoints.dtype if keypoints.dtype.kind == "f" else np.float64
-        return mapped.astype(kind, copy=False)
+
+def _points(keypoints: np.ndarray) -> np.ndarray:
+    if keypoints.shape[-1:] != (2,):
+        raise ValueError(f"keypoints must have shape (N, 2), got {keypoints.shape}")
+    return keypoints
+
+
+def _like(keypoints: np.ndarray, mapped: np.ndarray) -> np.ndarray:
+    """Mapped points in the float type of the given ones."""
+    kind = keypoints.dtype if keypoints.dtype.kind == "f" else np.float64
+    return mapped.astype(kind, copy=False)

@@ -26,8 +26,8 @@ def print_matching(run: Run) -> None:
         print(f"            with {matching['skipped_pairs']} of the pairs")
     if matching["rotated"]:
         print(
-            f"Rotated     {len(matching['rotated'])} by their EXIF data, which is ignored, e.g. "
-            f"{matching['rotated'][0]}"
+            f"Upright     {len(matching['rotated'])} turned for matching as their EXIF data say, "
+            f"e.g. {matching['rotated'][0]}; keypoints are of the pixels as stored"
         )
     if "masks" in run.results:
         print(f"Masks       of {run.results['masks']['photos']} photos")

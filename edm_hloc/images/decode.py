@@ -56,13 +56,13 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
         with open_image(io.BytesIO(data), path) as image, _memory_for(image, len(data)):
             deep = _sixteen_bit_colours(image, data)
             if deep is not None:
-                return deep, _orientation(image)
+                return deep, exif_orientation(image)
             if grayscale:
                 image.draft("L", image.size)  # the stored luma of a JPEG, which OpenCV uses too
-            orientation = _orientation(image)
+            orientation = exif_orientation(image)
             image.load()
             # Pillow applies the orientation of a TIFF while loading it, and drops the tag
-            turned = orientation != 1 and _orientation(image) == 1
+            turned = orientation != 1 and exif_orientation(image) == 1
             upright = image.transpose(_TURN_BACK[orientation]) if turned else image
             return _pixels(upright, grayscale), orientation
     # Decoders raise almost any exception on a damaged file; no photo may end a run.
@@ -186,8 +186,8 @@ def photo_size(path: Path) -> tuple[int, int]:
             return image.size
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none."""
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an opened photo, 1 to 8; 1 where there is none."""
     try:
         value = image.getexif().get(ExifTag.Orientation, 1)
     except Exception:  # damaged EXIF data is no reason to do without the photo
@@ -202,7 +202,7 @@ def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     """
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
-    if ";16" not in str(getattr(image, "tile", "")) or _orientation(image) != 1:
+    if ";16" not in str(getattr(image, "tile", "")) or exif_orientation(image) != 1:
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

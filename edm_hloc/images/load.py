@@ -1,4 +1,4 @@
-"""Loading a photo at the size of the network's input, with the transform between both frames."""
+"""Loading a photo upright at the size of the network's input, with the map between the frames."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.frames import PixelTransform
-from edm_hloc.base.log import warn_once
+from edm_hloc.base.frames import PixelTransform, turned_upright
 from edm_hloc.images.decode import decode
 from edm_hloc.images.levels import to_eight_bits
 
 
 @dataclass(frozen=True)
 class NetworkImage:
-    """A photo, resized to the network's input.
+    """A photo, turned upright and resized to the network's input.
 
     Attributes:
         tensor: (C, H, W) float32 in [0, 1]; C is 1 (grey) or 3 (RGB).
-        transform: between the pixels of the photo and of `tensor`.
+        transform: between the pixels of the photo as stored and of `tensor`.
         original_size: (width, height) of the photo in pixels as stored.
-        exif_orientation: 1 (upright) to 8; it is not applied.
+        exif_orientation: 1 (stored upright) to 8; `tensor` is upright.
     """
 
     tensor: torch.Tensor
@@ -64,10 +63,11 @@ def network_size(
 def load_image(
     path: Path, *, resize_max: int | None = 1024, divisor: int = 32, grayscale: bool = True
 ) -> NetworkImage:
-    """Reads a photo and resizes it to the network's input (see `network_size`).
+    """Reads a photo, turns it upright and resizes it to the network's input (see `network_size`).
 
-    The EXIF orientation is not applied, so that pixel coordinates agree with hloc's and COLMAP's;
-    a warning says so once. Transparency is ignored. Values of more than 8 bits that do not fill
+    The EXIF orientation is applied to what the network sees alone: `NetworkImage.transform` leads
+    back to the pixels as stored, in which points agree with hloc's and COLMAP's. Transparency is
+    ignored. Values of more than 8 bits that do not fill
     their range are stretched, in all photos of a folder alike. May be called from several threads.
 
     Args:
@@ -84,15 +84,15 @@ def load_image(
     path = Path(path)
     pixels, orientation = decode(path, grayscale)
     pixels = to_eight_bits(pixels, path, grayscale)
-    if orientation != 1:
-        warn_once("EXIF orientations are ignored: pixels are used as photos store them.")
+    stored = pixels.shape[1], pixels.shape[0]
+    pixels = np.ascontiguousarray(turned_upright(pixels, orientation))
     height, width = pixels.shape[:2]
     size = network_size(width, height, resize_max=resize_max, divisor=divisor)
     resized = _resize(pixels, size)
     channels = resized[None] if grayscale else resized.transpose(2, 0, 1)
     tensor = torch.from_numpy(np.ascontiguousarray(channels, np.float32) / np.float32(255))
-    transform = PixelTransform((width / size[0], height / size[1]))
-    return NetworkImage(tensor, transform, (width, height), orientation)
+    scale = width / size[0], height / size[1]
+    return NetworkImage(tensor, PixelTransform(scale, orientation, stored), stored, orientation)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

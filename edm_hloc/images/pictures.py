@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.frames import PixelTransform
+from edm_hloc.base.frames import PixelTransform, upright_size
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import load_image
 
@@ -24,11 +24,11 @@ _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 
 
 def draw_matches(path0: Path, path1: Path, matches: Matches, *, lines: int = 200) -> np.ndarray:
-    """Two photos side by side with their matches, from violet (low score) to yellow (high).
+    """Two upright photos side by side with their matches, from violet (low score) to yellow (high).
 
     Args:
         path0, path1: the photos.
-        matches: between them, in pixels of the original photos.
+        matches: between them, in pixels of the photos as stored.
         lines: maximum number of matches drawn with a line, spread evenly over the first photo; the
             others are drawn as two dots.
 
@@ -43,14 +43,16 @@ def draw_matches(path0: Path, path1: Path, matches: Matches, *, lines: int = 200
         load_image(path, resize_max=2 * HEIGHT, divisor=1, grayscale=False)
         for path in (path0, path1)
     ]
-    height = min(HEIGHT, max(image.original_size[1] for image in shown)) * _SCALE
+    upright_height = (upright_size(i.original_size, i.exif_orientation)[1] for i in shown)
+    height = min(HEIGHT, max(upright_height)) * _SCALE
     panels, points, left = [], [], 0
     for image, keypoints in zip(shown, (keypoints0, keypoints1), strict=True):
         pixels = (image.tensor.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)
-        width, full = image.original_size
+        width, full = upright_size(image.original_size, image.exif_orientation)
         size = max(_SCALE, round(width * height / full / _SCALE) * _SCALE), height
         panels.append(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-        transform = PixelTransform((width / size[0], full / size[1]))
+        scale = width / size[0], full / size[1]
+        transform = PixelTransform(scale, image.exif_orientation, image.original_size)
         points.append(transform.to_network(np.asarray(keypoints, np.float64)) + np.array([left, 0]))
         left += size[0] + _GAP * _SCALE
     gap = np.full((height, _GAP * _SCALE, 3), 255, np.uint8)

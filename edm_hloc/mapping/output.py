@@ -15,6 +15,7 @@ import pycolmap
 from edm_hloc.base.colmap import ModelStatistics, posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import force_to_disk, remove_leftover
+from edm_hloc.base.frames import from_colmap
 from edm_hloc.images.find import HEIC_SUFFIXES
 from edm_hloc.images.load import load_image
 
@@ -157,11 +158,11 @@ def _colour_black_points(
         logger.warning("Its points stay black: %s", error)
         return
     pixels = (255 * loaded.tensor.numpy()).round().astype(np.uint8)
-    last = np.array(pixels.shape[:0:-1]) - 1
+    last = np.array(pixels.shape[:0:-1]) - 1  # of the upright photo, as the keypoints below
     for keypoint in image.points2D:
         if keypoint.has_point3D():
             point = model.points3D[keypoint.point3D_id]
             if not point.color.any():
-                # truncation gives the pixel: in COLMAP's frame pixel i spans [i, i + 1)
-                x, y = np.clip(keypoint.xy.astype(int), 0, last)
+                place = loaded.transform.to_network(from_colmap(keypoint.xy))
+                x, y = np.clip(np.rint(place).astype(int), 0, last)
                 point.color = pixels[:, y, x]

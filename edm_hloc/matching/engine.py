@@ -51,7 +51,7 @@ class MatchingSummary:
         images: distinct images among the pairs that were to be matched.
         skipped: photos that could not be read, with the reason.
         skipped_pairs: pairs left out because of them.
-        rotated: photos whose EXIF orientation was ignored.
+        rotated: photos that were turned upright by their EXIF orientation.
         matches: raw matches of all pairs matched by this call.
         seconds: wall-clock time.
     """
@@ -69,7 +69,7 @@ class MatchingSummary:
 
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
     """The settings that the raw matches of given photos depend on, as they are stored with them."""
-    return {"edm_hloc": __version__, **matcher.provenance}
+    return {"edm_hloc": __version__, "upright_photos": True, **matcher.provenance}
 
 
 def match_pairs(

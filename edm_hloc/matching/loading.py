@@ -28,7 +28,7 @@ class ImageLoader:
     Attributes:
         shapes: (C, H, W) of each image loaded so far, by name.
         skipped: photos that could not be read, with the reason.
-        rotated: photos whose EXIF orientation was ignored.
+        rotated: photos that were turned upright by their EXIF orientation.
     """
 
     def __init__(

@@ -171,7 +171,7 @@ def _compute_descriptors(
         return {}
 
     stamps = image_stamps(images.root, images.names)
-    depends_on: list[Any] = [stamps, images.database, options.how, asdict(options.vlad)]
+    depends_on: list[Any] = [stamps, images.database, options.how, asdict(options.vlad), "upright"]
     if options.how == "edm":
         depends_on.append(weights_sha256(weights))
     run.step("descriptors", depends_on, [descriptors], compute)

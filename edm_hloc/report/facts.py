@@ -30,14 +30,17 @@ class PhotoFacts:
     """Statistics of one photo.
 
     Attributes:
-        size: (width, height) in pixels; None if neither the photo nor a camera of it is known.
+        size: (width, height) as stored, in pixels; None if neither the photo nor a camera of it is
+            known.
         keypoints: number of keypoints.
         coverage: share of the cells of a 16 × 12 grid over the photo that hold a keypoint.
+        orientation: EXIF's, 1 (stored upright) to 8; the page shows photos upright.
     """
 
     size: tuple[int, int] | None
     keypoints: int
     coverage: float
+    orientation: int = 1
 
 
 @dataclass

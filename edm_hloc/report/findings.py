@@ -71,7 +71,6 @@ def plural(number: int, singular: str, more: str | None = None) -> str:
 
 
 def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
-    matching = facts.results.get("matching", {})
     if facts.skipped:
         yield Finding(
             "warning",
@@ -79,15 +78,6 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             f"{'was' if len(facts.skipped) == 1 else 'were'} left out. The section Run lists the "
             "reasons.",
             tuple(sorted(facts.skipped)),
-        )
-    rotated = matching.get("rotated", [])
-    if rotated:
-        yield Finding(
-            "note",
-            f"{plural(len(rotated), 'photo has', 'photos have')} an EXIF orientation, which was "
-            "ignored: pixels were matched as they are stored. If these photos appear rotated "
-            "relative to the others, rotate the pixels themselves and run again.",
-            tuple(rotated),
         )
     posed = {view.name for view in facts.views if view.kind != "database"}
     small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < MIN_COVERAGE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.frames import PixelTransform, to_colmap, upright_size
 from edm_hloc.report.facts import PhotoFacts, RunFacts
 from edm_hloc.report.packing import pack
 from edm_hloc.report.pair_matches import PairMatches, PairSource
@@ -143,27 +143,44 @@ def pack_pairs(
     packed = {}
     for a, b in shown:
         matches = source.read(facts.names[a], facts.names[b])
-        sizes = photos[facts.names[a]].size, photos[facts.names[b]].size
+        both = photos[facts.names[a]], photos[facts.names[b]]
         k = index[a, b]
         entry: dict[str, Any] = {"matches": int(facts.matches[k]), "inliers": int(facts.inliers[k])}
-        if matches is not None and sizes[0] is not None and sizes[1] is not None:
+        if matches is not None and both[0].size is not None and both[1].size is not None:
             if matches.inliers is not None and facts.kind == "localization":
                 # inliers of the pose, several of which may share a 3D point
                 entry["inliers"] = int(matches.inliers.sum())
-            entry["lines"] = _pack_lines(matches, (sizes[0], sizes[1]), limit, rng)
+            entry["lines"] = _pack_lines(matches, both, limit, rng)
         packed[f"{a}-{b}"] = entry
     return packed
 
 
+def upright_places(
+    points: np.ndarray, size: tuple[int, int] | None, orientation: int
+) -> np.ndarray:
+    """(N, 2) places of points in the upright photo, as shares of its sides from its outer edges.
+
+    Args:
+        points: (N, 2) pixels of the photo as stored, hloc's frame.
+        size: (width, height) of the photo as stored; None if it is not known.
+        orientation: EXIF's.
+    """
+    if size is None:
+        size = tuple(points.max(axis=0) + 1) if len(points) else (1, 1)
+    upright = PixelTransform((1.0, 1.0), orientation, size).to_network(points)
+    # COLMAP's frame has its origin at the photo's outer corner
+    return to_colmap(upright) / upright_size(size, orientation)
+
+
 def _pack_lines(
     matches: PairMatches,
-    sizes: tuple[tuple[int, int], tuple[int, int]],
+    photos: tuple[PhotoFacts, PhotoFacts],
     limit: int,
     rng: np.random.Generator,
 ) -> str:
     """A random choice of matches, 9 bytes each, in the order in which they are drawn.
 
-    x0, y0, x1, y1 are 16-bit shares of the photos' sides, from their outer edges; the last byte
+    x0, y0, x1, y1 are 16-bit shares of the upright photos' sides, from their edges; the last byte
     has the score in its upper 7 bits and the inlier flag in the lowest.
     """
     inlier = matches.inliers
@@ -174,9 +191,12 @@ def _pack_lines(
     pick = np.concatenate([outliers, inliers])
     # outliers lowest, the most confident inliers on top
     pick = pick[np.lexsort((matches.scores[pick], inlier[pick]))]
-    # COLMAP's frame has its origin at the photo's outer corner
+    points = matches.points0[pick], matches.points1[pick]
     places = np.hstack(
-        [to_colmap(matches.points0[pick]) / sizes[0], to_colmap(matches.points1[pick]) / sizes[1]]
+        [
+            upright_places(of_one, photo.size, photo.orientation)
+            for of_one, photo in zip(points, photos, strict=True)
+        ]
     )
     record = np.zeros(len(pick), [("xy", "<u2", 4), ("score", "u1")])
     record["xy"] = (places.clip(0, 1) * 65535).round()

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.frames import upright_size
 from edm_hloc.report.facts import PhotoFacts, RunFacts
-from edm_hloc.report.gallery import Pair, best_partners, gallery, pack_pairs, pairs_to_draw
+from edm_hloc.report.gallery import (
+    Pair,
+    best_partners,
+    gallery,
+    pack_pairs,
+    pairs_to_draw,
+    upright_places,
+)
 from edm_hloc.report.match_graph import match_graph
 from edm_hloc.report.packing import pack
 from edm_hloc.report.pair_matches import PairSource
@@ -48,14 +55,16 @@ class Payload:
 def make_payload(facts: RunFacts) -> Payload:
     """Gathers what the page draws; what cannot be read is noted in `facts.problems`."""
     notes: dict[str, list[str]] = {"model": [], "graph": [], "run": []}
-    scene = None
-    if len(facts.points) or facts.views:
-        with facts.noting_errors("Model"):
-            scene = build_scene(facts.points, facts.views)
     groups = gallery(facts)
     best = best_partners(facts)
     drawn = pairs_to_draw(facts, groups, best)
     photos, entries = _photos(facts, best, drawn, notes["run"])
+    scene = None
+    if len(facts.points) or facts.views:
+        turned = {name: photo.orientation for name, photo in photos.items()}
+        views = [replace(view, orientation=turned.get(view.name, 1)) for view in facts.views]
+        with facts.noting_errors("Model"):
+            scene = build_scene(facts.points, views)
     pairs: dict[str, Any] = {}
     with facts.noting_errors("Matches"), PairSource(facts) as source:
         pairs = pack_pairs(facts, drawn, photos, source)
@@ -84,20 +93,23 @@ def _photos(
     thumbnails, unreadable = _thumbnails(facts, drawn, notes)
     sizes = {name: (camera.width, camera.height) for name, camera in facts.cameras.items()}
     sizes |= {name: thumbnail.photo_size for name, thumbnail in thumbnails.items()}
+    turned = {name: thumbnail.orientation for name, thumbnail in thumbnails.items()}
     counted: dict[str, tuple[int, np.ndarray]] = {}
     with facts.noting_errors("Keypoints"), PairSource(facts) as source:
         for name, points in _keypoints(facts, source):
-            counted[name] = len(points), _coverage_grid(points, sizes.get(name))
+            places = upright_places(points, sizes.get(name), turned.get(name, 1))
+            counted[name] = len(points), _coverage_grid(places)
     photos, entries = {}, []
     for i, name in enumerate(facts.names):
         thumbnail, size = thumbnails.get(name), sizes.get(name)
-        number, grid = counted.get(name, (0, _coverage_grid(np.zeros((0, 2)), size)))
-        photos[name] = PhotoFacts(size, number, float((grid > 0).mean()))
+        number, grid = counted.get(name, (0, _coverage_grid(np.zeros((0, 2)))))
+        orientation = turned.get(name, 1)
+        photos[name] = PhotoFacts(size, number, float((grid > 0).mean()), orientation)
         entries.append(
             {
                 "name": name,
                 "thumb": pack(thumbnail.webp) if thumbnail else None,
-                "size": size,
+                "size": None if size is None else upright_size(size, orientation),
                 "keypoints": number,
                 "coverage": photos[name].coverage,
                 "grid": pack(grid.tobytes()) if number else None,
@@ -144,13 +156,15 @@ def _keypoints(facts: RunFacts, source: PairSource) -> Iterator[tuple[str, np.nd
             yield name, np.unique(np.concatenate(found).round(), axis=0)
 
 
-def _coverage_grid(points: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """(12, 16) uint8: number of keypoints in each cell of a photo, at most 255."""
+def _coverage_grid(places: np.ndarray) -> np.ndarray:
+    """(12, 16) uint8: number of keypoints in each cell of a photo, at most 255.
+
+    Args:
+        places: (N, 2) see `upright_places`.
+    """
     counts = np.zeros((GRID[1], GRID[0]))
-    if len(points):
-        extent = size or tuple(points.max(axis=0) + 1)
-        # COLMAP's frame has its origin at the photo's outer corner
-        column, row = (to_colmap(points) / extent * GRID).astype(int).T
+    if len(places):
+        column, row = (places * GRID).astype(int).T
         np.add.at(counts, (row.clip(0, GRID[1] - 1), column.clip(0, GRID[0] - 1)), 1)
     return counts.clip(0, 255).astype(np.uint8)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.frames import upright_axes, upright_size
 
 # The extent of the points is that between these percentiles of each coordinate.
 _EXTENT_PERCENTILES = (2.0, 98.0)
@@ -76,12 +77,14 @@ class CameraView:
         cam_from_world: its pose.
         half_size: (half width, half height) of its image plane at depth 1.
         kind: "registered", "database", "query-high" or "query-low"; chooses the colour.
+        orientation: EXIF's, 1 (stored upright) to 8; the camera is drawn with its photo upright.
     """
 
     name: str
     cam_from_world: pycolmap.Rigid3d
     half_size: tuple[float, float]
     kind: str = "registered"
+    orientation: int = 1
 
 
 def camera_views(model: pycolmap.Reconstruction, kind: str = "registered") -> list[CameraView]:
@@ -116,7 +119,8 @@ class Scene:
         names: names of the cameras' images.
         kinds: what each camera is, as in `CameraView`.
         centres: (C, 3) projection centres.
-        rotations: (C, 3, 3) scene from camera (x right, y down, z ahead).
+        rotations: (C, 3, 3) scene from camera (x right, y down in the upright photo, z ahead); a
+            reflection where the EXIF orientation mirrors the photo.
         sizes: (C, 2) half width and half height of the image planes at depth 1.
         frustum: depth at which the image planes are drawn.
         scale: scene units per unit of the model.
@@ -138,7 +142,9 @@ def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
 
     Up is the mean direction of the cameras' upper image edges, the front is where they look.
     """
-    rotations = np.array([v.cam_from_world.rotation.matrix().T for v in views]).reshape(-1, 3, 3)
+    rotations = np.array(
+        [v.cam_from_world.rotation.matrix().T @ upright_axes(v.orientation) for v in views]
+    ).reshape(-1, 3, 3)
     centres = np.array([v.cam_from_world.inverse().translation for v in views]).reshape(-1, 3)
     finite = np.isfinite(points.xyz).all(axis=1)
     points = points[finite]
@@ -159,7 +165,7 @@ def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
         kinds=[view.kind for view in views],
         centres=centres,
         rotations=rotations,
-        sizes=np.array([view.half_size for view in views]).reshape(-1, 2),
+        sizes=np.array([upright_size(v.half_size, v.orientation) for v in views]).reshape(-1, 2),
         frustum=_frustum_depth(centres),
         scale=scale,
     )

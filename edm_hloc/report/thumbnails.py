@@ -1,4 +1,4 @@
-"""Thumbnails of photos in the stored pixel order: EXIF orientation ignored, as in matching."""
+"""Thumbnails of photos, upright."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.frames import turned_upright, upright_size
 from edm_hloc.base.progress import track
-from edm_hloc.images.decode import open_image
+from edm_hloc.images.decode import exif_orientation, open_image
 from edm_hloc.images.load import load_image
 
 _SIDES = (640, 520, 420, 340, 280, 230, 190, 160)  # px, longest side
@@ -29,11 +30,13 @@ class Thumbnail:
 
     Attributes:
         webp: content of a WebP file.
-        photo_size: (width, height) of the photo itself, pixels.
+        photo_size: (width, height) of the photo as stored, pixels.
+        orientation: EXIF's, 1 (stored upright) to 8; the copy is upright.
     """
 
     webp: bytes
     photo_size: tuple[int, int]
+    orientation: int = 1
 
 
 def side_for(number: int, budget: int) -> int:
@@ -75,31 +78,37 @@ def make_thumbnails(
 
 
 def make_thumbnail(path: Path, side: int) -> Thumbnail:
-    """A thumbnail whose longest side has at most `side` pixels.
+    """A thumbnail, upright, whose longest side has at most `side` pixels.
 
     Raises:
         ImageError: the photo cannot be read.
     """
-    pixels, size = _read(path, side)
+    pixels, size, orientation = _read(path, side)
     scale = min(1.0, side / max(size))
-    target = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    small = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+    width, height = upright_size(size, orientation)
+    target = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(np.ascontiguousarray(pixels), target, interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".webp", small[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, _QUALITY])
     if not ok:
         raise ImageError(f"Cannot make a thumbnail of {path}.")
-    return Thumbnail(data.tobytes(), size)
+    return Thumbnail(data.tobytes(), size, orientation)
 
 
-def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(H, W, 3) uint8 RGB, at least as large as the thumbnail, and the photo's (width, height)."""
+def _read(path: Path, side: int) -> tuple[np.ndarray, tuple[int, int], int]:
+    """(H, W, 3) uint8 RGB of the upright photo, at least as large as the thumbnail.
+
+    And the photo's (width, height) as stored, and its EXIF orientation.
+    """
     try:
         image = open_image(io.BytesIO(path.read_bytes()), path)
         if image.format == "JPEG" and image.mode in ("L", "RGB"):
             size = image.size
             image.draft("RGB", (2 * side, 2 * side))  # decodes at 1/2, 1/4 or 1/8 of the size
-            return np.asarray(image.convert("RGB")), size
+            orientation = exif_orientation(image)
+            return turned_upright(np.asarray(image.convert("RGB")), orientation), size, orientation
     except Exception as error:  # decoders raise almost anything on damaged files
         raise ImageError(f"Cannot read image {path}: {error}.") from error
     loaded = load_image(path, resize_max=2 * side, divisor=1, grayscale=False)
     pixels = (loaded.tensor.numpy() * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0)), loaded.original_size
+    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return pixels, loaded.original_size, loaded.exif_orientation

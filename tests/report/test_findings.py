@@ -107,14 +107,12 @@ def test_findings_on_quality() -> None:
         "settings": {},
         "results": {
             "imported": {"images": 3, "prior_focal": 1},
-            "matching": {"rotated": ["b"]},
             "mapped": {"undistorted": True},
         },
     }
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "The focal length of 2 photos was estimated" in said
     assert "No believable model was found with lens distortion" in said
-    assert "1 photo has an EXIF orientation" in said
     record["results"]["imported"] = {"images": 3, "prior_focal": 0, "may_be_one_camera": True}
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "--camera-mode single is right and gives a better model" in said
