@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _ROOM = 3.0
 _ROOM_OF_TABLES = 1 << 20  # bytes
 _FREE_SOME = "Free some disk space, then run again: what is already stored is kept."
+_OF_SQLITE = ("sqlite", "database factory")  # in COLMAP's errors that are SQLite's
 _SIDE_FILES = ("-shm", "-journal")  # of SQLite, besides the log
 
 _MARGIN = 1.5  # px that keypoints may lie beyond the outermost pixel centres
@@ -146,12 +147,15 @@ def build_database(
 
 @contextlib.contextmanager
 def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Database]:
-    """A database that is filled in one transaction and appears at `path` whole or not at all.
+    """A database that is filled in the block and appears at `path` whole or not at all.
+
+    It is filled without a transaction: where a disk fills up in one, COLMAP ends the whole process
+    with a stack trace, when it tries to commit what SQLite has taken back already. As nothing is
+    forced to the disk before the end, this costs no more than a few percent.
 
     Args:
         path: the file to write; an older one is replaced on success.
-        matched: what goes into it. A disk that fills up in a transaction ends the whole process,
-            so there must be enough room beforehand.
+        matched: what goes into it, by which the room that it needs is estimated.
 
     Raises:
         EdmHlocError: the file cannot be written, or the disk or a quota has too little room.
@@ -179,8 +183,7 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
         with quiet_colmap():
             database = pycolmap.Database.open(temporary)
             try:
-                with pycolmap.DatabaseTransaction(database):
-                    yield database
+                yield database
             finally:
                 database.close()
         _make_whole(temporary)
@@ -191,10 +194,11 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
             f"Cannot write {path}: {getattr(error, 'strerror', None) or error}. {_FREE_SOME}"
         ) from error
     except RuntimeError as error:
-        if "SQLite" not in str(error):
+        if not any(words in str(error).lower() for words in _OF_SQLITE):
             raise
-        reason = str(error).strip().splitlines()[-1][:200]
-        raise EdmHlocError(f"Cannot write {path} ({reason}). {_FREE_SOME}") from error
+        raise EdmHlocError(
+            f"Cannot write {path}: the disk or a quota is full, or cannot be written. {_FREE_SOME}"
+        ) from error
     finally:
         for leftover in leftovers:
             leftover.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
 from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
 from edm_hloc.models.coarse import best_columns
-from edm_hloc.models.weights_file import WeightsError
+from edm_hloc.models.weights_file import WeightsError, check_finite
 
 HUB_ID = "zju-community/efficientloftr"
 AGGREGATED = 4  # coarse cells per token of the attention, along each axis
@@ -55,6 +55,7 @@ class ELoFTRMatcher(NetworkMatcher):
         device = torch.device(config.device or default_device())
         weights = str(config.weights or HUB_ID)
         model = _load(weights)
+        check_finite(model.state_dict(), weights)
         self.sha256 = state_sha256(model)
         self.model = model.eval().requires_grad_(False).to(device)
         self.threshold: float = (

@@ -19,7 +19,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
 from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
-from edm_hloc.models.weights_file import WeightsError, read_state
+from edm_hloc.models.weights_file import WeightsError, check_finite, read_state
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class LoFTRMatcher(NetworkMatcher):
         weights = str(config.weights or "outdoor")
         model, self.threshold = _load(weights, config.threshold)
         self.origin = _origin(weights)
+        check_finite(model.state_dict(), weights)
         self.sha256 = state_sha256(model)
         self.model: Any = model.eval().requires_grad_(False).to(device)
         self.info = MatcherInfo(

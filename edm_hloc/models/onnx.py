@@ -12,6 +12,8 @@ weights and options they were exported with.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from edm_hloc.models.types import (
 from edm_hloc.models.weights_file import config_from_json
 
 ENCODE, MATCH = "encode.onnx", "match.onnx"
+CHECKSUMS = "sha256.json"  # of the two graphs by name; exports of older versions have none
 TENSORRT = "TensorrtExecutionProvider"
 _CPU_ONLY = ["CPUExecutionProvider"]
 _ELEMENT_TYPES = {torch.float32: "float32", torch.float16: "float16"}
@@ -71,13 +74,16 @@ class OnnxEDM:
         half = graph.get_outputs()[0].type == "tensor(float16)"
         self.dtype = torch.float16 if half else torch.float32
         metadata = self._metadata = graph.get_modelmeta().custom_metadata_map
-        if "topk" not in metadata:
-            raise EdmHlocError(f"{folder / ENCODE} was not made by: edm-hloc export {folder}")
-        self.config = config_from_json(metadata["edm_config"])
-        self.topk = int(metadata["topk"])
-        self.threshold = float(metadata["threshold"])
-        self.refined: RefinedImage = metadata["refined"]
-        self.weights_sha256 = metadata["weights_sha256"]
+        try:
+            self.config = config_from_json(metadata["edm_config"])
+            self.topk = int(metadata["topk"])
+            self.threshold = float(metadata["threshold"])
+            self.refined: RefinedImage = metadata["refined"]
+            self.weights_sha256 = metadata["weights_sha256"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise EdmHlocError(
+                f"{folder / ENCODE} was not made by this version of: edm-hloc export {folder}"
+            ) from error
         on_cpu = self.providers == _CPU_ONLY
         self._sessions = {ENCODE: graph if on_cpu else self._load(ENCODE, self.providers)}
 
@@ -99,6 +105,7 @@ class OnnxEDM:
         remedy = f"edm-hloc export {self.folder}"
         if not path.is_file():
             raise EdmHlocError(f"No such file: {path}. Make it with: {remedy}")
+        _check_whole(path, remedy)
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
@@ -120,8 +127,9 @@ class OnnxEDM:
                 str(path), options, providers=providers, provider_options=settings
             )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            reason = " ".join(str(error).split())
             raise EdmHlocError(
-                f"{path} cannot be used ({error}). Make it again: {remedy}"
+                f"{path} cannot be used ({reason}). Make it again: {remedy}"
             ) from error
 
     def encode(self, images: Tensor) -> EDMFeatures:
@@ -200,6 +208,24 @@ class OnnxEDM:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
         session.run_with_iobinding(binding)
+
+
+def _check_whole(path: Path, remedy: str) -> None:
+    """Raises EdmHlocError if a graph is not the file that was exported, or cannot be read."""
+    try:
+        expected = json.loads((path.parent / CHECKSUMS).read_text("utf-8"))[path.name]
+        if hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EdmHlocError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise EdmHlocError(
+        f"{path} has changed since it was exported (see {CHECKSUMS} beside it), so it is damaged "
+        f"or another file. Make it again: {remedy}"
+    )
 
 
 def _providers(runtime: Any, device: torch.device) -> list[str]:

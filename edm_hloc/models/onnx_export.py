@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,7 +23,14 @@ from edm_hloc.base.grid import CELL
 from edm_hloc.models.coarse import similarity
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.folding import fold_batch_norms
-from edm_hloc.models.onnx import ENCODE, MATCH, OnnxEDM, import_onnxruntime, missing_library
+from edm_hloc.models.onnx import (
+    CHECKSUMS,
+    ENCODE,
+    MATCH,
+    OnnxEDM,
+    import_onnxruntime,
+    missing_library,
+)
 from edm_hloc.models.types import (
     STRIDE,
     CoarseMatches,
@@ -179,8 +188,14 @@ def export(
         metadata,
     )
     paths = folder / ENCODE, folder / MATCH
+    (folder / CHECKSUMS).unlink(missing_ok=True)
     for path, data in zip(paths, (encode, match), strict=True):
         write_whole(path, data)
+    checksums = {
+        path.name: hashlib.sha256(data).hexdigest()
+        for path, data in zip(paths, (encode, match), strict=True)
+    }
+    write_whole(folder / CHECKSUMS, json.dumps(checksums, indent=2))
     return _compare(folded, paths, config)
 
 

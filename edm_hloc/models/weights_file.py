@@ -102,7 +102,8 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     Their metadata are empty.
 
     Raises:
-        WeightsError: the file is missing or damaged, or contains no state dict.
+        WeightsError: the file is missing or damaged, contains no state dict, or a tensor with
+            numbers that are not finite.
     """
     try:
         if not path.is_file():
@@ -127,7 +128,33 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise WeightsError(f"{path} holds no state dict; give the path of an EDM checkpoint.")
     if any(str(key).startswith("matcher.") for key in state):
         state = {k[8:]: v for k, v in state.items() if str(k).startswith("matcher.")}
-    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}, metadata
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    check_finite(tensors, path)
+    return tensors, metadata
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], source: Path | str) -> None:
+    """Refuses a network that would give NaN, or no matches without a word.
+
+    Args:
+        tensors: parameters and buffers by name.
+        source: the file, or what else the message calls them.
+
+    Raises:
+        WeightsError: a tensor holds NaN or an infinity.
+    """
+    wrong = {
+        name: count
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and (count := int((~tensor.isfinite()).sum()))
+    }
+    if wrong:
+        name, count = next(iter(wrong.items()))
+        raise WeightsError(
+            f"The weights {source} are damaged, or their training went wrong: {count} of "
+            f"{tensors[name].numel()} numbers in {name} are NaN or infinite, in {len(wrong)} of "
+            f"{len(tensors)} tensors some are. Download the file again, or take other weights."
+        )
 
 
 class _UnknownObject:

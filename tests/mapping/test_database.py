@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import sqlite3
@@ -151,6 +152,56 @@ def test_a_quota_is_one_sentence_and_leaves_nothing(
     assert ended.stdout.startswith(f"Cannot write {database}: File too large. Free some disk space")
     assert ended.stderr == ""
     assert not any(tmp_path.iterdir())
+
+
+_FILLED_UP_LATER = """
+import json, resource, signal, sys
+from pathlib import Path
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.mapping import database
+root, out = Path(sys.argv[1]), Path(sys.argv[2])
+pairs = json.loads(sys.argv[3])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+matched = database.MatchedImages(root / "images", root / "features.h5", root / "matches.h5", pairs)
+limit = 1000
+while True:
+    def fill(*_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+    database._check_room = fill
+    try:
+        database.build_database(out, matched)
+        break
+    except EdmHlocError as error:
+        print(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not any(out.parent.iterdir())
+    limit = int(1.3 * limit)
+"""
+
+
+@posix_only
+def test_a_disk_that_fills_up_in_the_middle_is_one_sentence(scene: Scene, tmp_path: Path) -> None:
+    """After the check of the room somebody else takes it: at whatever point that is met, the
+    process does not end with COLMAP's stack trace, and the database is whole when it is there."""
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "database.db"
+    root = scene.features.parent
+    ended = subprocess.run(
+        [sys.executable, "-c", _FILLED_UP_LATER, str(root), str(out), json.dumps(scene.pairs)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    said = ended.stdout.splitlines()
+    assert len(said) > 15
+    assert all(line.startswith(f"Cannot write {out}: ") for line in said)
+    assert {path.name for path in out.parent.iterdir()} == {"database.db"}
+    with contextlib.closing(sqlite3.connect(out)) as db:
+        assert db.execute("SELECT count(*) FROM two_view_geometries").fetchone() == (15,)
 
 
 def test_what_is_left_in_the_log_is_no_success(scene: Scene, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.models import onnx as onnx_graphs
 from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM
-from edm_hloc.models.onnx import MATCH, TENSORRT, OnnxEDM
+from edm_hloc.models.onnx import CHECKSUMS, ENCODE, MATCH, TENSORRT, OnnxEDM
 from edm_hloc.models.onnx_export import OnnxConfig, OnnxSummary, export
 from edm_hloc.models.types import EDMFeatures, MatchOptions
 from edm_hloc.models.weights_file import metadata_of
@@ -124,10 +124,34 @@ def test_other_weights_and_damaged_graphs(
     (tmp_path / MATCH).write_bytes(b"no graph")
     graphs = OnnxEDM(tmp_path, CPU)  # `match` is read when it is needed
     features = [graphs.encode(image) for image in views(64, 96)]
-    with pytest.raises(EdmHlocError, match=f"{MATCH} cannot be used"):
+    with pytest.raises(EdmHlocError, match=f"{MATCH} cannot be used") as caught:
         graphs.match(*features)
+    assert "\n" not in str(caught.value)
     with pytest.raises(EdmHlocError, match="other weights"):
         EDMMatcher(EDMMatcherConfig("edm_s", device="cpu", onnx=exported[0]))
+
+
+@pytest.mark.parametrize("name", [ENCODE, MATCH])
+def test_a_graph_with_a_bit_turned_is_refused(
+    name: str, exported: tuple[Path, OnnxSummary], tmp_path: Path
+) -> None:
+    for path in exported[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 64  # among the weights, where ONNX Runtime notices nothing
+    (tmp_path / name).write_bytes(data)
+
+    def use() -> None:
+        graphs = OnnxEDM(tmp_path, CPU)
+        graphs.match(*[graphs.encode(image) for image in views(64, 96)])
+
+    with pytest.raises(EdmHlocError, match=rf"{name} has changed since .*Make it again: edm-hloc "):
+        use()
+    (tmp_path / CHECKSUMS).write_text("[]")
+    with pytest.raises(EdmHlocError, match="has changed since"):
+        use()
+    (tmp_path / CHECKSUMS).unlink()  # as in exports of older versions
+    use()
 
 
 def test_too_many_matches_for_tensorrt(tmp_path: Path) -> None:

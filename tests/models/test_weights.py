@@ -298,3 +298,28 @@ def test_weights_that_unpack_to_far_more_than_their_size_are_refused(tmp_path: P
     with pytest.raises(WeightsError, match=r"bomb\.ckpt .*unpacks to 52,4.* bytes, which weights"):
         read_state(path)
     assert list(read_state(tmp_path / "whole.ckpt")[0]) == ["a"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+@pytest.mark.parametrize("count", [1, None])
+def test_weights_with_numbers_that_are_not_finite_are_refused(
+    value: float,
+    suffix: str,
+    count: int | None,
+    small_state: dict[str, torch.Tensor],
+    tmp_path: Path,
+) -> None:
+    name = "backbone.conv1.weight"
+    state = {key: tensor.clone() for key, tensor in small_state.items()}
+    state[name].view(-1)[:count] = value
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "ckpt":
+        torch.save({"state_dict": {f"matcher.{k}": v for k, v in state.items()}}, path)
+    else:
+        save_file(state, path)
+    size = state[name].numel()
+    with pytest.raises(WeightsError, match=rf"{path} are damaged.*: {count or size} of {size} num"):
+        load(path)
+    with pytest.raises(WeightsError, match=rf"in {name} are NaN or infinite, in 1 of {len(state)}"):
+        read_state(path)
