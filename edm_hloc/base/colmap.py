@@ -272,3 +272,9 @@ class ModelStatistics:
             mean_track_length=model.compute_mean_track_length() if points else 0.0,
             mean_reprojection_error=model.compute_mean_reprojection_error() if points else 0.0,
         )
+
+
+def camera_text(camera: pycolmap.Camera) -> str:
+    """COLMAP's camera model, width, height and parameters, as in a line of cameras.txt."""
+    parameters = (repr(float(parameter)) for parameter in camera.params)
+    return " ".join([camera.model_name, str(camera.width), str(camera.height), *parameters])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -174,12 +175,6 @@ def estimate_pose(
             if (n := np.count_nonzero(inlier[indices]))
         },
     )
-
-
-def camera_text(camera: pycolmap.Camera) -> str:
-    """COLMAP's camera model, width, height and parameters, as in a line of cameras.txt."""
-    parameters = (repr(float(parameter)) for parameter in camera.params)
-    return " ".join([camera.model_name, str(camera.width), str(camera.height), *parameters])
 
 
 def _deviations(

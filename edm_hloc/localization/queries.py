@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.colmap import camera_text, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.grid import blocks
@@ -28,7 +28,6 @@ from edm_hloc.localization.log import append_to_log, resume_log
 from edm_hloc.localization.pnp import (
     Correspondences,
     PoseOptions,
-    camera_text,
     estimate_pose,
     find_correspondences,
 )

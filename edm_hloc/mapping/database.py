@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.colmap import camera_text, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import force_to_disk
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import inside, to_colmap
+from edm_hloc.base.journal import Journal, journal_path
 from edm_hloc.base.progress import track
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -32,8 +35,9 @@ from edm_hloc.pairs.rules import Pair, unique_pairs
 logger = logging.getLogger(__name__)
 
 # A database and its log together took up to 2.8 times the files that they were made from, of some
-# photos only a little more, as each table has pages of its own.
-_ROOM = 3.0
+# photos only a little more, as each table has pages of its own. Verified pairs beside it take up to
+# 1.4 times the file of matches.
+_ROOM = 4.2
 _ROOM_OF_TABLES = 1 << 20  # bytes
 _FREE_SOME = "Free some disk space, then run again: what is already stored is kept."
 _OF_SQLITE = ("sqlite", "database factory")  # in COLMAP's errors that are SQLite's
@@ -97,6 +101,9 @@ def build_database(
 ) -> tuple[ImportSummary, VerificationSummary]:
     """Makes a COLMAP database with verified pairs; an older one is replaced on success.
 
+    Until then verified pairs lie in `journal_path(database)`, from which the same call goes on
+    after the process was killed.
+
     Args:
         database: the file to write.
         matched: images, keypoints and matches. Only the headers of the photos are read.
@@ -107,10 +114,9 @@ def build_database(
         EdmHlocError: a file cannot be read, files do not belong together, no photo can be read.
     """
     options, cameras = options or MappingOptions(), cameras or CameraOptions()
-    with (
-        new_database(Path(database), matched) as db,
-        FeatureReader(matched.features) as features,
-    ):
+    database = Path(database)
+    with ExitStack() as stack, new_database(database, matched) as db:
+        features = stack.enter_context(FeatureReader(matched.features))
         names = features.names()
         camera_of, skipped = photo_cameras(Path(matched.image_root), names, cameras)
         for reason in skipped.values():
@@ -141,8 +147,23 @@ def build_database(
             left_out=left_out,
         )
         start = time.monotonic()
-        verify_pairs(db, options)
-        return imported, VerificationSummary.of(db, time.monotonic() - start)
+        depends_on = [
+            pycolmap.__version__,
+            [str(Path(path).resolve()) for path in (matched.features, matched.matches)],
+            [file_stamp(Path(path)) for path in (matched.features, matched.matches)],
+            sorted(unique_pairs(matched.pairs)),
+            {
+                name: [camera.camera_id, camera_text(camera), camera.has_prior_focal_length]
+                for name, camera in camera_of.items()
+            },
+            options.of_verification(),
+        ]
+        kept = Journal(journal_path(database), fingerprint_of(depends_on))
+        stack.callback(kept.close)
+        verify_pairs(db, options, kept)
+        verified = VerificationSummary.of(db, time.monotonic() - start)
+    kept.remove()
+    return imported, verified
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import struct
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +15,11 @@ import pycolmap
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.geometry import epipolar_errors
+from edm_hloc.base.journal import Journal
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.options import MappingOptions
+
+logger = logging.getLogger(__name__)
 
 # Among hundreds of wrong matches RANSAC finds 2 to 10 % that are consistent by chance, which can be
 # more than `min_inliers`.
@@ -56,10 +61,15 @@ class VerificationSummary:
         )
 
 
-def verify_pairs(db: pycolmap.Database, options: MappingOptions) -> None:
+def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) -> None:
     """Estimates the two-view geometry of each matched pair by RANSAC and writes it.
 
     The result does not depend on the number of threads.
+
+    Args:
+        db: database with cameras, images, keypoints and matches.
+        options: `max_error`, `min_inliers`, `seed` and `threads` count here.
+        kept: gets each geometry as soon as it is there; what it holds is not estimated again.
     """
     two_view = pycolmap.TwoViewGeometryOptions()
     two_view.min_num_inliers = options.min_inliers
@@ -84,19 +94,54 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions) -> None:
         return geometry
 
     pairs = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in db.read_num_matches()[0]]
-    progress = StepProgress("Verifying", "pair", len(pairs))
+    before = sum(_key(pair) in kept for pair in pairs)
+    if before:
+        logger.info("%d of %d pairs were verified before.", before, len(pairs))
+    progress = StepProgress("Verifying", "pair", len(pairs), before=before)
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
     with progress, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
-            points = {i: points_of(i) for i in {i for pair in batch for i in pair}}
-            both = [(points[a], points[b]) for a, b in batch]
-            matches: list[np.ndarray] = [db.read_matches(a, b) for a, b in batch]
-            for (a, b), geometry in zip(
-                batch, pool.map(estimate, batch, both, matches), strict=True
-            ):
-                db.write_two_view_geometry(a, b, geometry)
+            todo = [pair for pair in batch if _key(pair) not in kept]
+            points = {i: points_of(i) for i in {i for pair in todo for i in pair}}
+            both = [(points[a], points[b]) for a, b in todo]
+            matches: list[np.ndarray] = [db.read_matches(a, b) for a, b in todo]
+            for pair, geometry in zip(todo, pool.map(estimate, todo, both, matches), strict=True):
+                kept.put(_key(pair), _to_bytes(geometry))
+                kept.commit()
                 progress.update()
+            for pair in batch:
+                db.write_two_view_geometry(*pair, _from_bytes(kept.get(_key(pair))))
+
+
+def _key(images: tuple[int, int]) -> str:
+    return f"{images[0]} {images[1]}"
+
+
+_HEAD = struct.Struct("<iBd")  # configuration, which matrices there are, triangulation angle
+_MATRICES = ("E", "F", "H")
+
+
+def _to_bytes(geometry: pycolmap.TwoViewGeometry) -> bytes:
+    """What `estimate_two_view_geometry` found: matrices, and inliers as (M, 2) uint32."""
+    matrices = [getattr(geometry, name) for name in _MATRICES]
+    present = sum(1 << i for i, matrix in enumerate(matrices) if matrix is not None)
+    parts = [_HEAD.pack(int(geometry.config), present, geometry.tri_angle)]
+    parts += [np.asarray(m, np.float64).tobytes() for m in matrices if m is not None]
+    return b"".join([*parts, np.asarray(geometry.inlier_matches, np.uint32).tobytes()])
+
+
+def _from_bytes(data: bytes) -> pycolmap.TwoViewGeometry:
+    config, present, angle = _HEAD.unpack_from(data)
+    names = [name for i, name in enumerate(_MATRICES) if present >> i & 1]
+    numbers = np.frombuffer(data, np.float64, 9 * len(names), _HEAD.size)
+    inliers = np.frombuffer(data, np.uint32, offset=_HEAD.size + numbers.nbytes)
+    return pycolmap.TwoViewGeometry(
+        config=pycolmap.TwoViewGeometryConfiguration(config),
+        tri_angle=angle,
+        inlier_matches=inliers.reshape(-1, 2),
+        **dict(zip(names, numbers.reshape(-1, 3, 3), strict=True)),
+    )
 
 
 def verify_known_poses(
