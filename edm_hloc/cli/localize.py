@@ -33,7 +33,8 @@ def register(command: options.AddCommand) -> None:
         type=Path,
         metavar="INTRINSICS",
         help="known intrinsics of the queries: a COLMAP model or its cameras.txt, a list with "
-        "'name MODEL width height parameters' a line, or 'MODEL width height parameters' for all",
+        "'name MODEL width height parameters' a line, OpenCV's calibration, or 'MODEL width "
+        "height parameters' for all",
     )
     add_localization(sub, retrieved=20, max_error=12.0)
 

@@ -191,8 +191,8 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="INTRINSICS",
         help="known intrinsics, which are kept fixed: a COLMAP model or its cameras.txt, a list "
-        "with 'name MODEL width height parameters' per line, or 'MODEL width height parameters' "
-        "for all photos; --mapper global needs every photo's",
+        "with 'name MODEL width height parameters' per line, OpenCV's calibration, or "
+        "'MODEL width height parameters' for all photos; --mapper global needs every photo's",
     )
     group.add_argument(
         "--camera-mode",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pycolmap
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_lines, read_text
+from edm_hloc.images.calibration import SUFFIXES, read_calibration
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,9 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             or ``.bin`` in such a folder; or a ``cameras.txt`` alone with a single camera, which is
             taken for all images, or the folder that holds only this; or a list as hloc's (see
             `read_intrinsics_list`); or the text of one camera for all images, as
-            "SIMPLE_RADIAL 1600 1200 1500 800 600 0"; or nerfstudio's ``transforms.json``.
+            "SIMPLE_RADIAL 1600 1200 1500 800 600 0"; or nerfstudio's ``transforms.json``; or the
+            file of a calibration tool (see `calibration.read_calibration`), whose cameras are for
+            the images in the folders of their names, or for all if there is one only.
         names: images to find cameras for. A name that is not there is looked up by its file name
             without folders, if only one image has that file name.
 
@@ -47,8 +50,10 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
         cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
     elif path.name in ("cameras.txt", "cameras.bin"):
         return dict.fromkeys(names, _only_camera(path))
-    elif path.suffix.lower() == ".json":
+    elif path.suffix.lower() == ".json" and _is_transforms(path):
         cameras = _read_transforms(path)
+    elif path.suffix.lower() in SUFFIXES:
+        return _of_folders(path, read_calibration(path), names)
     else:
         cameras = read_intrinsics_list(path)
     by_file = defaultdict(list)
@@ -84,6 +89,25 @@ def _only_camera(path: Path) -> pycolmap.Camera:
     return parse_camera(line.split()[1:], f"{path}")  # the first word is the camera's id
 
 
+def _of_folders(
+    path: Path, cameras: Mapping[str, pycolmap.Camera], names: Sequence[str]
+) -> dict[str, pycolmap.Camera]:
+    """The camera of each image: the only one, or that of the folder with its name."""
+    if "" in cameras:
+        return dict.fromkeys(names, cameras[""])
+    found = {
+        name: cameras[label] for name in names for label in name.split("/")[:-1] if label in cameras
+    }
+    if len(found) < len(names):
+        missing = next(name for name in names if name not in found)
+        raise EdmHlocError(
+            f"{path} holds the cameras {', '.join(cameras)}, and {missing} is in no folder of such "
+            "a name. Give the file of one camera, or a list with 'name MODEL width height "
+            "parameters' a line."
+        )
+    return found
+
+
 def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
     """Cameras by image name from a list as hloc's, one image a line.
 
@@ -108,6 +132,11 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
         same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
         cameras[name] = same[text]
     return cameras
+
+
+def _is_transforms(path: Path) -> bool:
+    """Whether a JSON file is nerfstudio's, not a calibration tool's."""
+    return path.name == "transforms.json" or '"frames"' in read_text(path, "intrinsics")
 
 
 def _read_transforms(path: Path) -> dict[str, pycolmap.Camera]:

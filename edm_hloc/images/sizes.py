@@ -15,6 +15,7 @@ from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
 from edm_hloc.images.decode import photo_size
 
+_FAR_FROM_MIDDLE = 0.15  # of a side; a principal point is nearer in all but cropped photos
 _ROUNDING = 1.0  # px by which a side may miss the common factor: programs round, cut or fill up
 
 
@@ -24,7 +25,8 @@ def camera_for_size(
     """A camera for a photo that may be reduced or enlarged.
 
     Args:
-        camera: intrinsics for a photo of `camera.width` × `camera.height` pixels.
+        camera: intrinsics for a photo of `camera.width` × `camera.height` pixels; both are 0 if
+            that is not known.
         size: (width, height) of the photo as stored.
         photo: the file, for the error message.
         source: where the camera comes from, as "the model sparse/0" or "the known intrinsics".
@@ -34,9 +36,12 @@ def camera_for_size(
         differ by one factor.
 
     Raises:
-        EdmHlocError: the photo was turned or cropped: the sizes differ otherwise.
+        EdmHlocError: the photo was turned or cropped: the sizes differ otherwise; or a camera of
+            unknown size looks past the middle of the photo.
     """
     width, height = size
+    if not camera.width:
+        return _of_unknown_size(camera, size, photo)
     if size == (camera.width, camera.height):
         return camera
     if _one_factor(camera, width, height):
@@ -56,6 +61,23 @@ def camera_for_size(
         f"{sizes}, which no single factor explains: it was cropped, or is another photo. Take the "
         "photo that these intrinsics were made for, or a copy reduced as a whole, or leave it out."
     )
+
+
+def _of_unknown_size(
+    camera: pycolmap.Camera, size: tuple[int, int], photo: Path
+) -> pycolmap.Camera:
+    """The camera for a photo of `size`, of which its principal point must be near the middle."""
+    centre = camera.principal_point_x, camera.principal_point_y
+    if any(abs(c / side - 0.5) > _FAR_FROM_MIDDLE for c, side in zip(centre, size, strict=True)):
+        raise EdmHlocError(
+            "The known intrinsics do not tell the size of the photos that they are for, and "
+            f"{photo} has {size[0]} × {size[1]} pixels, far from whose middle their principal "
+            f"point is ({centre[0]:.0f}, {centre[1]:.0f}). Add the size to their file: "
+            "image_width: W and image_height: H."
+        )
+    sized = pycolmap.Camera(camera.todict())
+    sized.width, sized.height = size
+    return sized
 
 
 def _one_factor(camera: pycolmap.Camera, width: int, height: int) -> bool:
@@ -82,6 +104,13 @@ def warn_of_scaled(scaled: Iterable[Scaled], source: str) -> None:
     for (width, height, new_width, new_height), of_size in names.items():
         more = f" and {len(of_size) - 1} more" if len(of_size) > 1 else ""
         has = "have" if source.endswith("intrinsics") else "has"
+        if not width:
+            warn_once(
+                f"{source[0].upper()}{source[1:]} do not tell the size of their photos: they are "
+                f"taken to be for {new_width} × {new_height} pixels, as {of_size[0]}{more} "
+                f"{'have' if more else 'has'}."
+            )
+            continue
         warn_once(
             f"{source[0].upper()}{source[1:]} {has} cameras for {width} × {height} pixels, but "
             f"{of_size[0]}{more} {'have' if more else 'has'} {new_width} × {new_height}: the "
