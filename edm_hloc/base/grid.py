@@ -17,7 +17,11 @@ def cells_of(points: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np
         shape: (rows, columns, …) of the grid.
     """
     column, row = np.rint(points.T / CELL).astype(np.int64)
-    return row.clip(0, shape[0] - 1), column.clip(0, shape[1] - 1)
+    # `clip` takes several times as long.
+    return (
+        np.minimum(np.maximum(row, 0), shape[0] - 1),
+        np.minimum(np.maximum(column, 0), shape[1] - 1),
+    )
 
 
 def blocks(length: int, size: int) -> Iterator[slice]:

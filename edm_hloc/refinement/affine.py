@@ -86,5 +86,13 @@ def transfer(
     return (others + offsets).astype(np.float32)
 
 
+def inverse_maps(maps: np.ndarray) -> np.ndarray:
+    """The inverses of (N, 2, 2) local affine maps."""
+    a, b, c, d = maps[:, 0, 0], maps[:, 0, 1], maps[:, 1, 0], maps[:, 1, 1]
+    adjoint = np.stack([d, -b, -c, a], axis=1) / (a * d - b * c)[:, None]
+    inverse: np.ndarray = adjoint.reshape(-1, 2, 2)
+    return inverse
+
+
 def _floats(points: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(points, np.float32)

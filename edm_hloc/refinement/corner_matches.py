@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edm_hloc.base.grid import cells_of
-from edm_hloc.refinement.affine import local_affine_maps, transfer
+from edm_hloc.refinement.affine import inverse_maps, local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
@@ -68,7 +68,7 @@ def align_to_corners(
     """
     photo0, photo1 = photos
     affine = local_affine_maps(points0, points1, config.neighbours)
-    inverse = np.linalg.inv(affine)
+    inverse = inverse_maps(affine)
     first = _moved_to_corners(points0, points1, affine, photo0.corners)
     second = _moved_to_corners(points1, points0, inverse, photo1.corners)
     match = np.concatenate([first.match, second.match])
@@ -81,7 +81,7 @@ def align_to_corners(
     for number in range(config.rounds):
         if number > 0:
             affine = local_affine_maps(points0, points1, config.neighbours)
-        onto1, onto0 = affine[:split], np.linalg.inv(affine[split:])
+        onto1, onto0 = affine[:split], inverse_maps(affine[split:])
         in1 = align(images, points0[:split], points1[:split], onto1, config)
         in0 = align(images[::-1], points1[split:], points0[split:], onto0, config)
         points1[:split], points0[split:] = in1.points, in0.points

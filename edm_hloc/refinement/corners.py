@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from edm_hloc.base.grid import CELL
+from edm_hloc.refinement.compiled import compiled, inlined
 
 _WINDOW = 5  # pixels a side of the neighbourhood over which the structure tensor is summed
 _MIN_STRENGTH = 3e-4  # smallest eigenvalue of the structure tensor that is more than noise
@@ -48,6 +49,49 @@ class Photo(NamedTuple):
         return self.grey.shape[-1], self.grey.shape[-2]
 
 
+@inlined
+def _parabola_vertex(before: float, peak: float, after: float) -> float:
+    """Position of the maximum of the parabola through values at −1, 0 and 1.
+
+    0 where that is more than half a pixel away, as where the middle value is not the largest.
+    """
+    curvature = max(2 * peak - before - after, 1e-12)
+    position = (after - before) / (2 * curvature)
+    return position if abs(position) <= 0.5 else 0.0
+
+
+@compiled
+def _strongest_in_cells(strength: np.ndarray, cell: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points of the largest values (H, W) float32 in each cell, and these values.
+
+    Of equal values, as in a cell without texture, the one nearest the grid point is taken.
+
+    Returns:
+        (H / cell, W / cell, 2) as (x, y), and (H / cell, W / cell), float32.
+    """
+    height, width = strength.shape
+    rows, columns, half = height // cell, width // cell, cell // 2
+    points = np.empty((rows, columns, 2), np.float32)
+    peaks = np.empty((rows, columns), np.float32)
+    for row in range(rows):
+        for column in range(columns):
+            best, x, y = -np.inf, 0, 0
+            for dy in range(-min(half, row * cell), cell - half):
+                for dx in range(-min(half, column * cell), cell - half):
+                    value = strength[row * cell + dy, column * cell + dx]
+                    value = np.float64(value) - 1e-9 * (dx * dx + dy * dy)
+                    if value > best:
+                        best, x, y = value, column * cell + dx, row * cell + dy
+            peak = strength[y, x]
+            # Beyond the border values are mirrored: a maximum at the border stays there.
+            left, right = strength[y, abs(x - 1)], strength[y, min(x + 1, 2 * width - 3 - x)]
+            above, below = strength[abs(y - 1), x], strength[min(y + 1, 2 * height - 3 - y), x]
+            points[row, column, 0] = x + _parabola_vertex(left, peak, right)
+            points[row, column, 1] = y + _parabola_vertex(above, peak, below)
+            peaks[row, column] = peak
+    return points, peaks
+
+
 def strongest_corners(grey: Tensor) -> Corners:
     """The point of each cell with the largest minimum eigenvalue of the structure tensor.
 
@@ -58,29 +102,5 @@ def strongest_corners(grey: Tensor) -> Corners:
         grey: (1, H, W) in [0, 1], on the CPU.
     """
     strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), _WINDOW)
-    rows, columns = strength.shape[0] // CELL, strength.shape[1] // CELL
-    half = CELL // 2
-    padded = np.pad(strength, ((half, 0), (half, 0)), constant_values=-1.0)
-    cells = padded[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL)
-    dy, dx = (part.ravel() - half for part in np.mgrid[:CELL, :CELL])
-    # Of equal strengths, as in a cell without texture, the one nearest the grid point is taken.
-    cells = cells.transpose(0, 2, 1, 3).reshape(rows, columns, -1) - 1e-9 * (dx**2 + dy**2)
-    best = cells.argmax(axis=2)
-    y = np.arange(rows)[:, None] * CELL + dy[best]
-    x = np.arange(columns) * CELL + dx[best]
-    around = np.pad(strength, 1, mode="reflect")  # a maximum at the border stays there
-    peak = strength[y, x]
-    dx = _parabola_vertex(around[y + 1, x], peak, around[y + 1, x + 2])
-    dy = _parabola_vertex(around[y, x + 1], peak, around[y + 2, x + 1])
-    return Corners(np.stack([x + dx, y + dy], axis=2).astype(np.float32), peak > _MIN_STRENGTH)
-
-
-def _parabola_vertex(before: np.ndarray, peak: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Position of the maximum of the parabola through values at −1, 0 and 1.
-
-    0 where that is more than half a pixel away, as where the middle value is not the largest.
-    """
-    curvature = np.maximum(2 * peak - before - after, 1e-12)
-    position = (after - before) / (2 * curvature)
-    vertex: np.ndarray = np.where(np.abs(position) <= 0.5, position, 0.0)
-    return vertex
+    points, peak = _strongest_in_cells(strength, CELL)
+    return Corners(points, peak > _MIN_STRENGTH)

@@ -7,7 +7,7 @@ import numpy as np
 
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import cells_of
-from edm_hloc.refinement.affine import local_affine_maps, transfer
+from edm_hloc.refinement.affine import inverse_maps, local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corner_matches import AlignedMatches
@@ -41,7 +41,7 @@ def grow(
         new = np.arange(front, len(match))
         front = len(match)
         onto1 = local_affine_maps(points[0], points[1], config.neighbours, new)
-        for here, affine in ((0, onto1), (1, np.linalg.inv(onto1))):
+        for here, affine in ((0, onto1), (1, inverse_maps(onto1))):
             beside = _adjacent_cells(points[here][new], free[here])
             free[here][beside] = False
             corners = photos[here].corners.points[beside]

@@ -1,31 +1,51 @@
 """Compiled loops over the nearest neighbours of points: affine fits, support, repeated points.
 
-Points are sorted into the squares of a grid; a search goes through the squares around a point,
-ring by ring, until no point of the next ring can be nearer than those found.
+Points are sorted into the squares of a grid. The candidates for the nearest ones are those in a
+block of squares around a point; they hold them all if enough are nearer than the block's sides.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edm_hloc.refinement.compiled import compiled, inlined
 
 _PER_SQUARE = 2.5  # points in a square of the grid, on average
+_FARTHEST = np.float32(1e30)  # squared distance of points that are not finite
+_FEW = 6  # points, of which the nearest are picked one by one
+_LOOKS = 12  # at most, at how many points are nearer than a distance
 _ITERATIONS = 5  # of a robust fit
 _CONVERGED = 1e-4  # change of a weight, of 1, from which on a fit is repeated
 
 
-@inlined
-def _grid(points: np.ndarray) -> Any:
-    """Points (M, 2) sorted into squares.
+class _Grid(NamedTuple):
+    """Points (M, 2) sorted into squares, row by row.
 
-    Returns:
-        The origin and the side of the squares in pixels as (x, y, side); the (columns, rows) of
-        the grid; where each square's points start in `order`; and `order`, indices of points.
+    Attributes:
+        left, top, side: where the squares begin, and the length of their sides, in pixels.
+        columns, rows: of the grid.
+        start: (rows · columns + 1,) where each square's points start in `order`.
+        order: (M,) indices of the points.
+        x, y: (M,) the points in this order.
     """
+
+    left: float
+    top: float
+    side: float
+    columns: int
+    rows: int
+    start: np.ndarray
+    order: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+@inlined
+def _grid(points: np.ndarray) -> _Grid:
+    """The grid of points (M, 2), M > 0."""
     count = len(points)
     left = top = np.float32(math.inf)
     right = bottom = np.float32(-math.inf)
@@ -34,11 +54,16 @@ def _grid(points: np.ndarray) -> Any:
         top, bottom = min(top, points[i, 1]), max(bottom, points[i, 1])
     width, height = right - left, bottom - top
     # A row of points has no area: its squares hold as many along it.
-    side = max(
-        math.sqrt(_PER_SQUARE * width * height / count), _PER_SQUARE * max(width, height) / count
+    side = np.float32(
+        max(
+            math.sqrt(_PER_SQUARE * width * height / count),
+            _PER_SQUARE * max(width, height) / count,
+            1e-3,
+        )
     )
-    side = np.float32(max(side, 1e-3))
-    columns, rows = max(int(width / side), 0) + 1, max(int(height / side), 0) + 1
+    # There are fewer than `count`, unless points are not finite.
+    columns = min(max(int(width / side), 0), count) + 1
+    rows = min(max(int(height / side), 0), count) + 1
     start = np.zeros(columns * rows + 1, np.int32)
     square = np.empty(count, np.int32)
     for i in range(count):
@@ -50,80 +75,127 @@ def _grid(points: np.ndarray) -> Any:
         start[i + 1] += start[i]
     fill = start[:-1].copy()
     order = np.empty(count, np.int32)
+    x, y = np.empty(count, np.float32), np.empty(count, np.float32)
     for i in range(count):
-        order[fill[square[i]]] = i
+        k = fill[square[i]]
         fill[square[i]] += 1
-    return (left, top, side), (columns, rows), start, order
+        order[k], x[k], y[k] = i, points[i, 0], points[i, 1]
+    return _Grid(left, top, side, columns, rows, start, order, x, y)
 
 
 @inlined
-def _nearest(
-    x: float,
-    y: float,
-    points: np.ndarray,
-    grid: Any,
-    itself: int,
-    squared: np.ndarray,
-    index: np.ndarray,
-) -> None:
-    """The nearest points to (x, y), nearest first, of equal distances the first in the list.
+def _candidates(
+    x: float, y: float, grid: _Grid, ring: int, squared: np.ndarray, index: np.ndarray
+) -> Any:
+    """The points in a block of squares, `ring` of them on each side of the one around (x, y).
 
     Args:
-        points: (M, 2).
-        grid: what `_grid` gives for them.
-        itself: index of a point that is left out; −1 for none.
-        squared, index: (K,) that the squared distances and the indices are written to.
+        squared, index: (M,) that their squared distances and indices are written to.
+
+    Returns:
+        Their number, and the squared distance up to which no other point is near.
     """
-    (left, top, side), (columns, rows), start, order = grid
-    wanted = len(index)
-    squared[:] = math.inf
-    index[:] = len(points)
-    column = min(max(int((x - left) / side), 0), columns - 1)
-    row = min(max(int((y - top) / side), 0), rows - 1)
-    found = 0
-    for ring in range(max(columns, rows)):
-        for r in range(max(row - ring, 0), min(row + ring, rows - 1) + 1):
-            outer = r == row - ring or r == row + ring
-            step = 1 if outer or ring == 0 else 2 * ring
-            for c in range(column - ring, column + ring + 1, step):
-                if c < 0 or c >= columns:
-                    continue
-                for k in range(start[r * columns + c], start[r * columns + c + 1]):
-                    j = order[k]
-                    if j == itself:
-                        continue
-                    dx, dy = points[j, 0] - x, points[j, 1] - y
-                    distance = dx * dx + dy * dy
-                    last = wanted - 1
-                    if distance > squared[last]:
-                        continue
-                    if distance == squared[last] and j > index[last]:
-                        continue
-                    place = min(found, last)
-                    while place > 0 and (
-                        squared[place - 1] > distance
-                        or (squared[place - 1] == distance and index[place - 1] > j)
-                    ):
-                        squared[place] = squared[place - 1]
-                        index[place] = index[place - 1]
-                        place -= 1
-                    squared[place] = distance
-                    index[place] = j
-                    found = min(found + 1, wanted)
-        if found == wanted:
-            # The nearest side of the squares seen so far, where there are squares beyond it.
-            edge = np.float32(math.inf)
-            if column - ring > 0:
-                edge = min(edge, x - (left + (column - ring) * side))
-            if column + ring < columns - 1:
-                edge = min(edge, left + (column + ring + 1) * side - x)
-            if row - ring > 0:
-                edge = min(edge, y - (top + (row - ring) * side))
-            if row + ring < rows - 1:
-                edge = min(edge, top + (row + ring + 1) * side - y)
-            edge -= np.float32(1e-3) * side  # the squares' sides are rounded
-            if edge > 0 and squared[wanted - 1] < edge * edge:
-                break
+    column = min(max(int((x - grid.left) / grid.side), 0), grid.columns - 1)
+    row = min(max(int((y - grid.top) / grid.side), 0), grid.rows - 1)
+    first, last = max(column - ring, 0), min(column + ring, grid.columns - 1)
+    upper, lower = max(row - ring, 0), min(row + ring, grid.rows - 1)
+    count = 0
+    farthest = _FARTHEST
+    for r in range(upper, lower + 1):
+        begin = grid.start[r * grid.columns + first]
+        length = grid.start[r * grid.columns + last + 1] - begin
+        xs, ys = grid.x[begin : begin + length], grid.y[begin : begin + length]
+        order = grid.order[begin : begin + length]
+        out, numbers = squared[count : count + length], index[count : count + length]
+        for k in range(length):
+            dx, dy = xs[k] - x, ys[k] - y
+            distance = dx * dx + dy * dy
+            out[k] = distance if distance < farthest else farthest
+            numbers[k] = order[k]
+        count += length
+    edge = np.float32(math.inf)
+    if first > 0:
+        edge = min(edge, x - (grid.left + np.float32(first) * grid.side))
+    if last < grid.columns - 1:
+        edge = min(edge, grid.left + np.float32(last + 1) * grid.side - x)
+    if upper > 0:
+        edge = min(edge, y - (grid.top + np.float32(upper) * grid.side))
+    if lower < grid.rows - 1:
+        edge = min(edge, grid.top + np.float32(lower + 1) * grid.side - y)
+    if edge == math.inf:
+        return count, edge
+    edge = max(edge - np.float32(1e-3) * grid.side, np.float32(0))  # sides are rounded
+    return count, edge * edge
+
+
+@inlined
+def _num_within(squared: np.ndarray, most: float) -> int:
+    number = np.int32(0)
+    for k in range(len(squared)):
+        number += np.int32(squared[k] <= most)
+    return number
+
+
+@inlined
+def _choose_nearest(
+    x: float, y: float, grid: _Grid, squared: np.ndarray, index: np.ndarray, chosen: np.ndarray
+) -> None:
+    """The nearest points to (x, y); of those at the same distance, the first ones in the list.
+
+    Args:
+        squared, index: (M,), overwritten.
+        chosen: (K,), K ≤ M, that their indices are written to, in no order.
+    """
+    wanted = len(chosen)
+    ring = math.ceil(math.sqrt(wanted / (math.pi * _PER_SQUARE)))
+    while True:
+        count, high = _candidates(x, y, grid, ring, squared, index)
+        number_high = _num_within(squared[:count], high)
+        if number_high >= wanted:
+            break
+        ring += 1
+    if high == math.inf:
+        high = np.float32(0)
+        for k in range(count):
+            high = max(high, squared[k])
+        number_high = count
+    # No more than `wanted` are within `low`, and no fewer within `high`. Numbers grow as areas do.
+    low, number_low = np.float32(-1), 0
+    for _ in range(_LOOKS):
+        if number_high == wanted or number_high - number_low <= _FEW:
+            break
+        share = (wanted - number_low + np.float32(0.5)) / np.float32(number_high - number_low)
+        middle = np.float32(low + (high - low) * min(max(share, np.float32(0.1)), np.float32(0.9)))
+        number = _num_within(squared[:count], middle)
+        if number > wanted:
+            high, number_high = middle, number
+        else:
+            low, number_low = middle, number
+            if number == wanted:
+                high, number_high = middle, number
+    if number_high == wanted:
+        low = high
+    kept = 0
+    rest = 0
+    for k in range(count):
+        # What lies between the two distances moves to the front.
+        distance, number = squared[k], index[k]
+        if kept < wanted:
+            chosen[kept] = number
+        kept += distance <= low
+        squared[rest], index[rest] = distance, number
+        rest += (distance > low) & (distance <= high)
+    while kept < wanted:
+        best = 0
+        for k in range(1, rest):
+            if squared[k] < squared[best] or (
+                squared[k] == squared[best] and index[k] < index[best]
+            ):
+                best = k
+        chosen[kept] = index[best]
+        kept += 1
+        rest -= 1
+        squared[best], index[best] = squared[rest], index[rest]
 
 
 @inlined
@@ -233,17 +305,19 @@ def affine_maps(
     prior, scale, min_determinant = settings
     count = neighbours + 1
     grid = _grid(points0)
-    squared, index = np.empty(count, np.float32), np.empty(count, np.int32)
+    squared, index = np.empty(len(points0), np.float32), np.empty(len(points0), np.int32)
+    chosen = np.empty(count, np.int32)
     padded = (count + 7) // 8 * 8
     pairs = np.zeros((4, padded), np.float32)
     spatial, weight = np.zeros(padded, np.float32), np.empty(padded, np.float32)
     maps = np.empty((len(at), 2, 2), np.float32)
     for n in range(len(at)):
         i = at[n]
-        _nearest(points0[i, 0], points0[i, 1], points0, grid, -1, squared, index)
-        _neighbourhood(points0, points1, i, index, pairs)
+        _choose_nearest(points0[i, 0], points0[i, 1], grid, squared, index, chosen)
+        _neighbourhood(points0, points1, i, chosen, pairs)
         for k in range(count):
-            spatial[k] = math.exp(-squared[k] / (reach * reach))
+            away = pairs[0, k] * pairs[0, k] + pairs[1, k] * pairs[1, k]
+            spatial[k] = math.exp(-away / (reach * reach))
         a, b, _, d, e, _ = _robust_affine_fit(pairs, spatial, weight, prior, scale)
         if a * e - b * d < min_determinant:
             a, b, d, e = np.float32(1), np.float32(0), np.float32(0), np.float32(1)
@@ -272,24 +346,32 @@ def support(
         (M,) float32.
     """
     scale, near, farther = tolerances
+    count = neighbours + 1  # with the match itself
     grid = _grid(points0)
-    squared, index = np.empty(neighbours, np.float32), np.empty(neighbours, np.int32)
-    padded = (neighbours + 7) // 8 * 8
+    squared, index = np.empty(len(points0), np.float32), np.empty(len(points0), np.int32)
+    chosen = np.empty(count, np.int32)
+    padded = (count + 7) // 8 * 8
     pairs = np.zeros((4, padded), np.float32)
     spatial, weight = np.zeros(padded, np.float32), np.empty(padded, np.float32)
-    spatial[:neighbours] = 1
     share = np.empty(len(points0), np.float32)
     for i in range(len(points0)):
-        _nearest(points0[i, 0], points0[i, 1], points0, grid, i, squared, index)
-        _neighbourhood(points0, points1, i, index, pairs)
+        _choose_nearest(points0[i, 0], points0[i, 1], grid, squared, index, chosen)
+        _neighbourhood(points0, points1, i, chosen, pairs)
+        # Where more than that many coincide, the match itself may not be among them.
+        itself = count - 1
+        for k in range(count):
+            if chosen[k] == i:
+                itself = k
+        spatial[:count] = 1
+        spatial[itself] = 0
         a, b, _, d, e, _ = _robust_affine_fit(pairs, spatial, weight, prior, scale)
         inliers = 0
-        for k in range(neighbours):
+        for k in range(count):
             x, y = pairs[0, k], pairs[1, k]
             # Through the match itself, whatever translation the neighbours agree on.
             du, dv = a * x + b * y - pairs[2, k], d * x + e * y - pairs[3, k]
-            tolerance = near + farther * math.sqrt(squared[k])
-            inliers += du * du + dv * dv < tolerance * tolerance
+            tolerance = near + farther * math.sqrt(x * x + y * y)
+            inliers += spatial[k] * (du * du + dv * dv < tolerance * tolerance)
         share[i] = inliers / neighbours
     return share
 
@@ -298,11 +380,10 @@ def support(
 def nearest_point(queries: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Index (N,) int32 of the nearest of the points (M, 2), M > 0, to each query (N, 2)."""
     grid = _grid(points)
-    squared, index = np.empty(1, np.float32), np.empty(1, np.int32)
+    squared, index = np.empty(len(points), np.float32), np.empty(len(points), np.int32)
     found = np.empty(len(queries), np.int32)
     for n in range(len(queries)):
-        _nearest(queries[n, 0], queries[n, 1], points, grid, -1, squared, index)
-        found[n] = index[0]
+        _choose_nearest(queries[n, 0], queries[n, 1], grid, squared, index, found[n : n + 1])
     return found
 
 
@@ -313,21 +394,21 @@ def repeated(points0: np.ndarray, points1: np.ndarray, within: float) -> np.ndar
     They do where the two differ by no more than `within` pixels in both images together.
     """
     grid = _grid(points0)
-    (left, top, side), (columns, rows), start, order = grid
     found = np.zeros(len(points0), np.bool_)
     most = np.float32(within * within)
-    reach = np.float32(within * 1.001 + 1e-3 * side)
+    reach = np.float32(within * 1.001 + 1e-3 * grid.side)
     for i in range(len(points0)):
-        x, y = points0[i, 0], points0[i, 1]
-        first, last = int((x - reach - left) / side), int((x + reach - left) / side)
-        upper, lower = int((y - reach - top) / side), int((y + reach - top) / side)
-        for r in range(max(upper, 0), min(lower, rows - 1) + 1):
-            for c in range(max(first, 0), min(last, columns - 1) + 1):
-                for k in range(start[r * columns + c], start[r * columns + c + 1]):
-                    j = order[k]
-                    if j >= i:
-                        continue
-                    dx, dy = points0[j, 0] - x, points0[j, 1] - y
+        x, y = points0[i, 0] - grid.left, points0[i, 1] - grid.top
+        first = max(int((x - reach) / grid.side), 0)
+        last = min(int((x + reach) / grid.side), grid.columns - 1)
+        upper = max(int((y - reach) / grid.side), 0)
+        lower = min(int((y + reach) / grid.side), grid.rows - 1)
+        for r in range(upper, lower + 1):
+            begin, end = r * grid.columns + first, r * grid.columns + last + 1
+            for k in range(grid.start[begin], grid.start[end]):
+                j = grid.order[k]
+                if j < i:
+                    dx, dy = points0[j, 0] - points0[i, 0], points0[j, 1] - points0[i, 1]
                     du, dv = points1[j, 0] - points1[i, 0], points1[j, 1] - points1[i, 1]
                     if dx * dx + dy * dy + du * du + dv * dv <= most:
                         found[i] = True

@@ -19,6 +19,7 @@ from edm_hloc.refinement.affine import local_affine_maps, neighbour_support
 from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corner_matches import AlignedMatches
+from edm_hloc.refinement.corners import strongest_corners
 from edm_hloc.refinement.neighbour_kernels import nearest_point
 from tests.oracles import refinement as oracle
 
@@ -161,6 +162,16 @@ def test_repeated_matches_are_those_of_the_reference(count: int, seed: int, shap
     points1 = points0 + rng.choice([0, 0.1], points0.shape).astype(np.float32)
     found = AlignedMatches(points0, points1, np.ones(count), np.arange(count)).distinct()
     np.testing.assert_array_equal(found.match, oracle.distinct(points0, points1, 0.5))
+
+
+@pytest.mark.parametrize(("height", "width"), [(313, 471), (64, 72), (8, 8), (15, 30)])
+def test_corners_are_those_of_the_reference(height: int, width: int) -> None:
+    image = texture(max(height, 20), max(width, 20), 3)[:, :height, :width].contiguous()
+    image[:, : height // 2, : width // 2] = 0.5  # no texture
+    found, expected = strongest_corners(image), oracle.strongest_corners(image)
+    np.testing.assert_allclose(found.points, expected.points, atol=1e-3)
+    np.testing.assert_array_equal(found.textured, expected.textured)
+    assert found.points.shape == (height // 8, width // 8, 2)
 
 
 LOOP = """
