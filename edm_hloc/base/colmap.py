@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import re
 import shutil
-import struct
 import tempfile
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.text_models import camera_fault, check_cameras_txt, images_txt_in_order
+from edm_hloc.base.text_models import camera_fault, check_text_model, images_txt_in_order
 
 logger = logging.getLogger(__name__)
 
 _PARTS = ("cameras", "images", "points3D")  # the files of a model
 _FATAL_ONLY = 3  # COLMAP's log level
+# COLMAP's errors where a part of a model names another that is missing; with its log silenced
+# some are only a place in its source
+_UNCLEAR = re.compile(r"\[[\w.]+:\d+\]|key was not found|\w+ with ID|vector::|_Map_base|\w+::at")
 
 
 @contextlib.contextmanager
@@ -67,7 +69,7 @@ def read_model(path: Path) -> pycolmap.Reconstruction:
     path = Path(path)
     binary = all((path / f"{part}.bin").is_file() for part in _PARTS)
     if binary:
-        _check_lengths(path)
+        check_binary_model(path)
         model = _load(path, path)
     else:
         model = _read_text_model(path)
@@ -83,12 +85,17 @@ def _load(folder: Path, path: Path) -> pycolmap.Reconstruction:
         # pycolmap raises almost anything on damaged files
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            if _UNCLEAR.match(reason):
+                reason = (
+                    "its files do not fit together, such as an image whose camera is missing "
+                    f"({reason}). Copy all of them again, or make the model again."
+                )
             raise EdmHlocError(f"The COLMAP model in {path} is damaged: {reason}") from error
 
 
 def _read_text_model(path: Path) -> pycolmap.Reconstruction:
     """Reads a text model, with `images.txt` put in order where it was written by hand."""
-    check_cameras_txt(path / "cameras.txt")
+    check_text_model(path)
     images = images_txt_in_order(path / "images.txt")
     if images is None:
         model = _load(path, path)
@@ -135,69 +142,6 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
             frame.rig_from_world = pycolmap.Rigid3d(
                 pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation
             )
-
-
-def _check_lengths(path: Path) -> None:
-    """Raises EdmHlocError if a binary file of a model is truncated.
-
-    COLMAP reads past the end of such a file, and may then never return.
-    """
-    for name, skip in _RECORDS.items():
-        file = path / name
-        if not file.is_file():
-            continue
-        try:
-            # Mapped, not read: most bytes of a large model are skipped.
-            with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
-                (count,) = struct.unpack_from("<Q", data)
-                position = 8
-                for _ in range(count):
-                    position = skip(data, position)
-                whole = position <= len(data)
-        except (struct.error, ValueError, RuntimeError):  # as of an empty file
-            whole = False
-        except OSError:
-            continue  # COLMAP's own error says what is wrong
-        if not whole:
-            raise EdmHlocError(
-                f"The COLMAP model in {path} is damaged: {name} ends too early. "
-                "Copy it again, or make it again."
-            )
-
-
-@functools.cache
-def _parameters(model_id: int) -> int:
-    model = pycolmap.CameraModelId(model_id)
-    return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
-
-
-def _after_camera(data: mmap, start: int) -> int:
-    return start + 24 + 8 * _parameters(*struct.unpack_from("<i", data, start + 4))
-
-
-def _after_image(data: mmap, start: int) -> int:
-    name = data.find(b"\0", start + 64)  # after id, rotation, translation and camera
-    if name < 0:
-        raise ValueError("the name has no end")
-    points = name + 1
-    return points + 8 + 24 * int(struct.unpack_from("<Q", data, points)[0])
-
-
-def _after_point(data: mmap, start: int) -> int:
-    return start + 51 + 8 * int(struct.unpack_from("<Q", data, start + 43)[0])
-
-
-def _after_frame(data: mmap, start: int) -> int:
-    return start + 68 + 16 * int(struct.unpack_from("<I", data, start + 64)[0])
-
-
-# Position after the record at a position, by file
-_RECORDS: dict[str, Callable[[mmap, int], int]] = {
-    "cameras.bin": _after_camera,
-    "images.bin": _after_image,
-    "points3D.bin": _after_point,
-    "frames.bin": _after_frame,
-}
 
 
 def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:

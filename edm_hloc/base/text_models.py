@@ -22,8 +22,102 @@ _NOT_UNIT = 1e-6  # rounding of numbers as programs write them; what differs mor
 _SURPRISING = 1e-2  # a quaternion that differs more from length 1 is worth a warning
 
 
-def check_cameras_txt(path: Path) -> None:
+def check_text_model(path: Path) -> None:
+    """Raises EdmHlocError, with file and line, for what a text model lists twice or cannot be.
+
+    The images are left to `images_txt_in_order`.
+    """
+    _check_cameras(path / "cameras.txt")
+    for name, kind, check in (
+        ("points3D.txt", "point", _check_point),
+        ("rigs.txt", "rig", _check_rig),
+        ("frames.txt", "frame", _check_frame),
+    ):
+        file = path / name
+        if not file.is_file():
+            continue
+        lines: dict[int, int] = {}
+        for number, line in read_lines(file, f"{kind}s of the model"):
+            record_id = check(file, number, line)
+            _refuse_twice(file, number, kind, lines.setdefault(record_id, number), record_id)
+
+
+def _refuse_twice(path: Path, number: int, kind: str, first: int, record_id: int) -> None:
+    """Raises EdmHlocError unless `first`, where an id was met first, is this line."""
+    if first != number:
+        raise EdmHlocError(
+            f"{path}, line {number}: the id {record_id} belongs to the {kind} in line {first} "
+            "already. Remove one of them, or give it another id."
+        )
+
+
+def _check_point(path: Path, number: int, line: str) -> int:
+    fields = line.split()
+    try:
+        point = int(fields[0])
+        position = [float(value) for value in fields[1:4]]
+        colour = [int(value) for value in fields[4:7]]
+        if not math.isfinite(float(fields[7])):
+            raise ValueError("no error in pixels")
+        if point < 0 or len(fields) % 2 or not all(0 <= value < 256 for value in colour):
+            raise ValueError("not a point")
+    except (ValueError, IndexError) as error:
+        expected = "POINT3D_ID X Y Z R G B ERROR, then pairs of IMAGE_ID POINT2D_IDX"
+        raise _wrong(path, number, line, expected) from error
+    if not all(map(math.isfinite, position)):
+        raise EdmHlocError(
+            f"{path}, line {number}: the position of point {point} is not finite. "
+            "Correct or remove the point."
+        )
+    return point
+
+
+def _check_rig(path: Path, number: int, line: str) -> int:
+    fields = line.split()
+    try:
+        rig, sensors = int(fields[0]), int(fields[1])
+        position = 2
+        for i in range(sensors):
+            int(fields[position + 1])
+            position += 2
+            if i > 0:  # relative to the first sensor, the reference
+                position += 1
+                if int(fields[position - 1]):
+                    pose = [float(value) for value in fields[position : position + 7]]
+                    position += 7
+                    if not all(map(math.isfinite, pose)):
+                        raise ValueError("not finite")
+        if rig < 0 or sensors < 0 or position != len(fields):
+            raise ValueError("not a rig")
+    except (ValueError, IndexError) as error:
+        expected = (
+            "RIG_ID NUM_SENSORS REF_SENSOR_TYPE REF_SENSOR_ID, then for each other sensor "
+            "SENSOR_TYPE SENSOR_ID HAS_POSE and its pose QW QX QY QZ TX TY TZ in finite numbers"
+        )
+        raise _wrong(path, number, line, expected) from error
+    return rig
+
+
+def _check_frame(path: Path, number: int, line: str) -> int:
+    fields = line.split()
+    try:
+        frame, _, images = int(fields[0]), int(fields[1]), int(fields[9])
+        pose = [float(value) for value in fields[2:9]]
+        if frame < 0 or len(fields) != 10 + 3 * images or not all(map(math.isfinite, pose)):
+            raise ValueError("not a frame")
+        [int(value) for i in range(images) for value in fields[11 + 3 * i : 13 + 3 * i]]
+    except (ValueError, IndexError) as error:
+        expected = (
+            "FRAME_ID RIG_ID QW QX QY QZ TX TY TZ in finite numbers, NUM_DATA_IDS, then for each "
+            "SENSOR_TYPE SENSOR_ID DATA_ID"
+        )
+        raise _wrong(path, number, line, expected) from error
+    return frame
+
+
+def _check_cameras(path: Path) -> None:
     """Raises EdmHlocError, with the line, if a camera of `cameras.txt` cannot be."""
+    lines: dict[int, int] = {}
     for number, line in read_lines(path, "cameras of the model"):
         fields = line.split()
         try:
@@ -39,6 +133,7 @@ def check_cameras_txt(path: Path) -> None:
         reason = camera_fault(camera)
         if reason:
             raise EdmHlocError(f"{path}, line {number}: {reason}. Correct the file.")
+        _refuse_twice(path, number, "camera", lines.setdefault(camera_id, number), camera_id)
 
 
 def camera_fault(camera: pycolmap.Camera) -> str:
@@ -61,7 +156,8 @@ def images_txt_in_order(path: Path) -> str | None:
     Empty lines that are missing are put in, and quaternions are made to have length 1.
 
     Raises:
-        EdmHlocError: a line is neither an image nor its points, or holds impossible numbers.
+        EdmHlocError: a line is neither an image nor its points, or holds impossible numbers; or
+            an id appears twice.
     """
     lines = read_text(path, "images of the model").split("\n")
     if lines[-1] == "":
@@ -69,6 +165,7 @@ def images_txt_in_order(path: Path) -> str | None:
     changed = False
     result = []
     surprising = []  # line and length
+    lines_of: dict[int, int] = {}  # by id
     i = 0
     while i < len(lines):
         line, number = lines[i].strip(), i + 1
@@ -76,6 +173,8 @@ def images_txt_in_order(path: Path) -> str | None:
         if not line or line.startswith("#"):
             continue
         fields, length = _pose_fields(path, number, line)
+        image_id = int(fields[0])
+        _refuse_twice(path, number, "image", lines_of.setdefault(image_id, number), image_id)
         changed |= abs(length - 1) > _NOT_UNIT
         if abs(length - 1) > _SURPRISING:
             surprising.append((number, length))

@@ -61,9 +61,9 @@ class MatcherInfo:
         weights: its `str` names the network's weights to people.
         device: where the network runs.
         batch_size: number of pairs that `Matcher.match_batch` handles best at a time.
-        threads: number of threads that may call `Matcher.match_batch` at the same time, each with
-            a single thread of torch's: on a CPU pairs side by side are faster than one pair
-            spread over the cores.
+        threads: number of threads that may call `Matcher.encode` and `Matcher.match_batch` at the
+            same time, each with a single thread of torch's: on a CPU pairs side by side are faster
+            than one pair spread over the cores, and the result does not depend on their number.
         confident: score from which a match is trusted by itself. Matches with lower scores are
             candidates, which refinement accepts or rejects; most matchers return none.
         topk: maximum number of matches per pair, where one was asked for.

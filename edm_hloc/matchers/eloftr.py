@@ -62,7 +62,12 @@ class ELoFTRMatcher(NetworkMatcher):
             model.config.coarse_matching_threshold if config.threshold is None else config.threshold
         )
         self.info = MatcherInfo(
-            "eloftr", config.preprocessing, weights=weights, device=device, topk=config.topk
+            "eloftr",
+            config.preprocessing,
+            weights=weights,
+            device=device,
+            threads=torch.get_num_threads() if device.type == "cpu" else 1,
+            topk=config.topk,
         )
 
     @property

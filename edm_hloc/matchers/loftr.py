@@ -63,6 +63,8 @@ class LoFTRMatcher(NetworkMatcher):
             "origin": self.origin,
             "threshold": self.threshold,
             "topk": self.config.topk,
+            # its network keeps results in itself: one pair at a time, on all cores, which counts
+            **({"threads": torch.get_num_threads()} if self.info.device.type == "cpu" else {}),
             **asdict(self.config.preprocessing),
         }
 

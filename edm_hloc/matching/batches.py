@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.base.threads import single_core_pool
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair
@@ -23,21 +22,25 @@ class MatchingQueue:
     """Matches pairs in batches, in as many threads as the matcher allows, and stores the results.
 
     Results are stored in the order of the batches, whichever thread is done first. Call `finish`
-    when all pairs have been added, and `close` in any case.
+    when all pairs have been added.
+
+    Args:
+        matcher: matches the pairs.
+        writer: stores the matches.
+        pool: of `matcher.info.threads` threads with one core each; None to match in this thread.
 
     Attributes:
         num_pairs: pairs stored so far.
         num_matches: matches of all these pairs.
     """
 
-    def __init__(self, matcher: Matcher, writer: RawMatchWriter) -> None:
-        self._matcher, self._writer = matcher, writer
+    def __init__(
+        self, matcher: Matcher, writer: RawMatchWriter, pool: ThreadPoolExecutor | None
+    ) -> None:
+        self._matcher, self._writer, self._pool = matcher, writer, pool
         self.num_pairs = self.num_matches = 0
         self._waiting: dict[Shapes, list[tuple[Pair, Features, Features]]] = {}
         self._running: deque[tuple[list[Pair], Future[list[Matches]]]] = deque()
-        self._pool = (
-            single_core_pool(matcher.info.threads, "match") if matcher.info.threads > 1 else None
-        )
 
     def add(self, pair: Pair, shapes: Shapes, features: tuple[Features, Features]) -> None:
         """Adds a pair; the largest batch is matched when it is complete or too many pairs wait."""
@@ -54,16 +57,6 @@ class MatchingQueue:
             self._match(batch)
         while self._running:
             self._store_first()
-
-    def close(self) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> MatchingQueue:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _match(self, batch: list[tuple[Pair, Features, Features]]) -> None:
         pairs = [pair for pair, *_ in batch]

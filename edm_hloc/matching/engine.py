@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import check_keys
 from edm_hloc.base.progress import track
+from edm_hloc.base.threads import single_core_pool
 from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
-from edm_hloc.images.load import NetworkImage
 from edm_hloc.images.roots import ImageRoot
-from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.batches import MatchingQueue
 from edm_hloc.matching.cache import FeatureCache
+from edm_hloc.matching.encoding import Encoder
 from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
@@ -114,12 +117,13 @@ def match_pairs(
             threads=config.load_threads,
             ahead=config.load_ahead,
         )
-        with loader, MatchingQueue(matcher, writer) as queue:
-            encoded = _match(todo, matcher, loader, queue, config)
+        with loader, _workers(matcher) as pool:
+            queue, encoder = MatchingQueue(matcher, writer, pool), Encoder(matcher, loader, pool)
+            _match(todo, matcher, encoder, queue, config)
         summary = MatchingSummary(
             matched=queue.num_pairs,
             resumed=len(pairs) - len(todo),
-            encoded=encoded,
+            encoded=encoder.num_images,
             images=len(names_in(todo)),
             skipped=loader.skipped,
             skipped_pairs=len(todo) - queue.num_pairs,
@@ -135,18 +139,36 @@ def match_pairs(
     return summary
 
 
+@contextlib.contextmanager
+def _workers(matcher: Matcher) -> Iterator[ThreadPoolExecutor | None]:
+    """The threads that encode and match, each with a single core; None if it is the caller's.
+
+    On a CPU all work on a photo or a pair is done by one core, however many there are: a network
+    rounds differently with another number of threads, and what a run computes may not depend on
+    the computer that continues it.
+    """
+    threads = matcher.info.threads
+    if threads == 1:
+        yield None
+        return
+    pool = single_core_pool(threads, "match")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _match(
     pairs: list[Pair],
     matcher: Matcher,
-    loader: ImageLoader,
+    encoder: Encoder,
     queue: MatchingQueue,
     config: MatchingConfig,
-) -> int:
-    """Matches and stores pairs; returns the number of encodes."""
+) -> None:
+    """Matches and stores pairs."""
     # The size of the first pair's features tells how many images fit in memory, on which the order
     # of the pairs depends.
-    first = next((f for pair in pairs if (f := _encode(pair, loader, matcher))), {})
-    encoded = len(first)
+    first = next((f for pair in pairs if (f := encoder.encode(pair))), {})
     size = max((features.nbytes for features in first.values()), default=config.cache_bytes)
     memory = config.cache_bytes
     if any(matcher.to_host(features) is not None for features in first.values()):
@@ -158,31 +180,12 @@ def _match(
     for name, features in first.items():
         cache.add(name, features, keep=tuple(first))
     for position, pair in enumerate(track(pairs, "Matching", "pair")):
-        upcoming = filter(loader.can_read, pairs[position : position + 4 * config.load_ahead])
-        loader.prefetch([name for p in upcoming for name in p if name not in cache])
-        new = _encode(pair, loader, matcher, cached=cache)
+        encoder.prepare(pairs[position : position + 4 * config.load_ahead], cache)
+        new = encoder.encode(pair, cache)
         if new is not None:
-            encoded += len(new)
             for name, features in new.items():
                 cache.add(name, features, keep=pair)
             both = cache.get(pair[0], keep=pair), cache.get(pair[1], keep=pair)
-            queue.add(pair, (loader.shapes[pair[0]], loader.shapes[pair[1]]), both)
+            queue.add(pair, encoder.shapes_of(pair), both)
         cache.finished(position, pair)
     queue.finish()
-    return encoded
-
-
-def _encode(
-    pair: Pair, loader: ImageLoader, matcher: Matcher, cached: Container[str] = ()
-) -> dict[str, Features] | None:
-    """Features of those images of a pair that are not cached; None if a photo cannot be read."""
-    if not loader.can_read(pair):
-        return None
-    images: dict[str, NetworkImage] = {}
-    for name in pair:
-        if name not in cached:
-            image = loader.get(name)
-            if image is None:
-                return None  # without decoding or encoding the other photo in vain
-            images[name] = image
-    return {name: matcher.encode(image) for name, image in images.items()}

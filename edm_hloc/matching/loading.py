@@ -56,6 +56,10 @@ class ImageLoader:
             if name not in self._pending and len(self._pending) < self._ahead:
                 self._pending[name] = self._pool.submit(self._load, self._root / name)
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether `get` does not have to wait for an image."""
+        return name in self._pending and self._pending[name].done()
+
     def get(self, name: str) -> NetworkImage | None:
         """An image, or None if its photo cannot be read."""
         future = self._pending.pop(name, None) or self._pool.submit(self._load, self._root / name)

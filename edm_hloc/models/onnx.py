@@ -108,9 +108,9 @@ class OnnxEDM:
         _check_whole(path, remedy)
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Waiting threads must not occupy the cores that decode photos.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Photos are encoded side by side, each on one core: with another number of threads the
+        # results are rounded differently.
+        options.intra_op_num_threads = 1
         settings = [
             {
                 "trt_engine_cache_enable": True,

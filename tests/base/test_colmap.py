@@ -25,7 +25,9 @@ def test_a_whole_model_is_read(model: Path) -> None:
     assert read_model(model).num_points3D() == 30
 
 
-@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin"])
+@pytest.mark.parametrize(
+    "name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin", "rigs.bin"]
+)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_file_that_was_cut_off_is_named(model: Path, name: str, share: float) -> None:
     data = (model / name).read_bytes()

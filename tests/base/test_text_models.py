@@ -123,7 +123,9 @@ def test_impossible_numbers_in_binary_files_are_named(value: float, tmp_path: Pa
         read_model(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin"])
+@pytest.mark.parametrize(
+    "name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin", "rigs.bin"]
+)
 @pytest.mark.parametrize("count", [2**63, 2**32, 1000])
 def test_absurd_lengths_end_at_once(name: str, count: int, tmp_path: Path) -> None:
     read_model(write(tmp_path, "\n\n".join(POSES))).write_binary(tmp_path)
@@ -131,3 +133,82 @@ def test_absurd_lengths_end_at_once(name: str, count: int, tmp_path: Path) -> No
     (tmp_path / name).write_bytes(struct.pack("<Q", count) + data[8:])
     with pytest.raises(EdmHlocError, match=f"damaged: {name} ends too early"):
         read_model(tmp_path)
+
+
+POINT = "7 0.5 1 2 10 20 30 0.4"
+RIG = "1 2 CAMERA 1 CAMERA 2 1 1 0 0 0 0.1 0 0"
+FRAME = "1 1 1 0 0 0 0 0 0 2 CAMERA 1 1 CAMERA 2 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("points3D.txt", [POINT.replace("0.5", "nan")], "line 1: the position of point 7 is not f"),
+        ("points3D.txt", [POINT, "", "8 1 inf 2 1 2 3 0"], "line 3: the position of point 8 is n"),
+        ("points3D.txt", [POINT, POINT], "line 2: the id 7 belongs to the point in line 1 already"),
+        ("points3D.txt", [POINT.replace("30", "300")], "line 1: expected POINT3D_ID X Y Z R G B"),
+        ("points3D.txt", [POINT + " 1"], "line 1: expected .* pairs of IMAGE_ID POINT2D_IDX; foun"),
+        ("points3D.txt", ["# mine", "7 0.5 1"], "line 2: expected .* found '7 0.5 1'"),
+        ("cameras.txt", [CAMERA, CAMERA], "line 2: the id 1 belongs to the camera in line 1 alrea"),
+        ("images.txt", [*POSES, "", POSES[1]], "line 5: the id 2 belongs to the image in line 2 a"),
+        ("rigs.txt", [RIG, RIG], "line 2: the id 1 belongs to the rig in line 1 already"),
+        ("rigs.txt", [RIG.replace("1 2 ", "1 99999999999 ")], "line 1: expected RIG_ID NUM_SENS"),
+        ("rigs.txt", [RIG[:-4]], "line 1: expected RIG_ID"),
+        ("rigs.txt", [RIG.replace("0.1", "nan")], "line 1: expected RIG_ID"),
+        ("frames.txt", [FRAME, FRAME], "line 2: the id 1 belongs to the frame in line 1 already"),
+        ("frames.txt", [FRAME.replace(" 2 ", " 999999999999 ", 1)], "line 1: expected FRAME_ID"),
+        ("frames.txt", [FRAME[:-2]], "line 1: expected FRAME_ID"),
+        ("frames.txt", [FRAME.replace("0 0 0 2", "0 0 inf 2")], "line 1: expected FRAME_ID"),
+    ],
+)
+def test_impossible_lines_of_every_file_are_named(
+    name: str, lines: list[str], message: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "\n\n".join(POSES) + "\n")
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(EdmHlocError, match=rf"{name}, {message}"):
+        read_model(tmp_path)
+
+
+@pytest.fixture
+def rigged(tmp_path: Path) -> Path:
+    """A binary model whose rigs have two cameras each."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 2, 2, 2
+    options.num_points3D = 5
+    pycolmap.synthesize_dataset(options).write_binary(tmp_path)
+    assert read_model(tmp_path).num_rigs() == 2
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "value", "message"),
+    [
+        ("points3D.bin", 16, struct.pack("<d", np.nan), "has a point 1 whose position is not fi"),
+        ("points3D.bin", 24, struct.pack("<d", -np.inf), "has a point 1 whose position is not fi"),
+        ("points3D.bin", 51, struct.pack("<Q", 2**61), "ends too early"),
+        ("rigs.bin", 8 + 16 + 9, struct.pack("<d", np.nan), "has a sensor in rig 1 whose pose is"),
+        ("rigs.bin", 8 + 81, struct.pack("<I", 1), "lists rig 1 twice"),
+        ("rigs.bin", 12, struct.pack("<I", 2**31), "ends too early"),
+        ("frames.bin", 8 + 64, struct.pack("<I", 2**31), "ends too early"),
+        ("frames.bin", 8 + 100, struct.pack("<I", 1), "lists frame 1 twice"),
+        ("cameras.bin", 8 + 56, struct.pack("<I", 1), "lists camera 1 twice"),
+    ],
+)
+def test_impossible_records_of_binary_files_are_named(
+    name: str, offset: int, value: bytes, message: str, rigged: Path
+) -> None:
+    data = bytearray((rigged / name).read_bytes())
+    data[offset : offset + len(value)] = value
+    (rigged / name).write_bytes(data)
+    with pytest.raises(EdmHlocError, match=f"damaged: {name} {message}"):
+        read_model(rigged)
+
+
+@pytest.mark.parametrize(("name", "offset"), [("rigs.bin", 20), ("frames.bin", 8 + 4)])
+def test_parts_that_do_not_fit_together_are_said_so(name: str, offset: int, rigged: Path) -> None:
+    data = bytearray((rigged / name).read_bytes())
+    data[offset : offset + 4] = struct.pack("<I", 77)  # no such camera, no such rig
+    (rigged / name).write_bytes(data)
+    with pytest.raises(EdmHlocError, match=f"{rigged} is damaged: its files do not fit together"):
+        read_model(rigged)

@@ -1,0 +1,118 @@
+"""COLMAP's binary models: truncated files, absurd counts, ids that appear twice, NaN.
+
+COLMAP reads past the end of a truncated file, and may then never return.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from array import array
+from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.errors import EdmHlocError
+
+_END, _TWICE = "ends too early", "lists {} {} twice"
+
+
+class _FaultError(Exception):
+    """What is wrong with a file."""
+
+
+def check_binary_model(path: Path) -> None:
+    """Raises EdmHlocError, with the file, if one of a binary model is damaged."""
+    for name, (kind, record) in _RECORDS.items():
+        file = path / name
+        try:
+            # Mapped, not read: most bytes of a large model are skipped.
+            with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
+                _check_file(data, kind, record)
+        except (struct.error, ValueError, RuntimeError):  # as of an empty file
+            raise _damaged(path, name, _END) from None
+        except _FaultError as fault:
+            raise _damaged(path, name, str(fault)) from None
+        except OSError:
+            continue  # it is missing, as rigs and frames may be, or COLMAP's own error says why
+
+
+def _check_file(data: mmap, kind: str, record: Callable[[mmap, int], tuple[int, int]]) -> None:
+    (count,) = struct.unpack_from("<Q", data)
+    position = 8
+    ids = array("Q")
+    for _ in range(count):
+        number, position = record(data, position)
+        ids.append(number)
+    if position > len(data):
+        raise _FaultError(_END)
+    found, times = np.unique(np.frombuffer(ids, np.uint64), return_counts=True)
+    if len(found) < count:
+        raise _FaultError(_TWICE.format(kind, found[times > 1][0]))
+
+
+def _damaged(path: Path, name: str, reason: str) -> EdmHlocError:
+    return EdmHlocError(
+        f"The COLMAP model in {path} is damaged: {name} {reason}. Copy it again, or make it again."
+    )
+
+
+@functools.cache
+def _parameters(model_id: int) -> int:
+    model = pycolmap.CameraModelId(model_id)
+    return len(pycolmap.Camera.create_from_model_id(1, model, 1.0, 2, 2).params)
+
+
+def _camera(data: mmap, start: int) -> tuple[int, int]:
+    number, model = struct.unpack_from("<Ii", data, start)
+    return number, start + 24 + 8 * _parameters(model)
+
+
+def _image(data: mmap, start: int) -> tuple[int, int]:
+    (number,) = struct.unpack_from("<I", data, start)
+    name = data.find(b"\0", start + 64)  # after id, rotation, translation and camera
+    if name < 0:
+        raise ValueError("the name has no end")
+    points = name + 1
+    return number, points + 8 + 24 * int(struct.unpack_from("<Q", data, points)[0])
+
+
+def _point(data: mmap, start: int) -> tuple[int, int]:
+    number, x, y, z, _, _, length = struct.unpack_from("<Q3d3sdQ", data, start)
+    if not math.isfinite(x + y + z):
+        raise _FaultError(f"has a point {number} whose position is not finite")
+    return number, start + 51 + 8 * length
+
+
+def _rig(data: mmap, start: int) -> tuple[int, int]:
+    number, sensors = struct.unpack_from("<II", data, start)
+    position = start + 8
+    if sensors:
+        position += 8  # the reference sensor's kind and id
+    for _ in range(1, sensors):
+        (has_pose,) = struct.unpack_from("<B", data, position + 8)
+        position += 9
+        if has_pose:
+            if not all(map(math.isfinite, struct.unpack_from("<7d", data, position))):
+                raise _FaultError(f"has a sensor in rig {number} whose pose is not finite")
+            position += 56
+    return number, position
+
+
+def _frame(data: mmap, start: int) -> tuple[int, int]:
+    number, images = struct.unpack_from("<I60xI", data, start)
+    return number, start + 68 + 16 * images
+
+
+# What a file lists, and a function that gives the id of the record at a position and its end
+_RECORDS: dict[str, tuple[str, Callable[[mmap, int], tuple[int, int]]]] = {
+    "cameras.bin": ("camera", _camera),
+    "rigs.bin": ("rig", _rig),
+    "frames.bin": ("frame", _frame),
+    "images.bin": ("image", _image),
+    "points3D.bin": ("point", _point),
+}
