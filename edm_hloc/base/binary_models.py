@@ -33,7 +33,7 @@ def check_binary_model(path: Path) -> None:
             # Mapped, not read: most bytes of a large model are skipped.
             with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as data:
                 _check_file(data, kind, record)
-        except (struct.error, ValueError, RuntimeError):  # as of an empty file
+        except (struct.error, ValueError, RuntimeError, OverflowError):  # as of an empty file
             raise _damaged(path, name, _END) from None
         except _FaultError as fault:
             raise _damaged(path, name, str(fault)) from None

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -81,6 +82,26 @@ def make_folder(folder: Path) -> None:
         raise EdmHlocError(
             f"Cannot write into {folder} ({error.strerror or error}): choose another output folder."
         ) from error
+
+
+def check_kinds(folder: Path, names: Iterable[str]) -> None:
+    """Refuses a folder where a file is going to be written, and a file where a folder is.
+
+    Args:
+        folder: of the files and folders.
+        names: of those that are going to be written; files have a suffix, folders have none.
+
+    Raises:
+        EdmHlocError: one of them is there and of the other kind.
+    """
+    for name in names:
+        path, is_file = Path(folder) / name, Path(name).suffix != ""
+        if path.exists() and path.is_dir() == is_file:
+            there, wanted = ("folder", "file") if is_file else ("file", "folder")
+            raise EdmHlocError(
+                f"{path} is a {there}, but edm-hloc makes a {wanted} of that name there: move it, "
+                "or choose another output folder."
+            )
 
 
 def require_file(path: Path) -> None:

@@ -25,7 +25,9 @@ def read_log(path: Path) -> list[QueryPose]:
     try:
         lines = path.read_text("utf-8").splitlines()
         return [_parse(line) for line in lines[1:]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise EdmHlocError(f"Cannot read the log {path}: {error.strerror or error}.") from error
+    except (ValueError, TypeError, KeyError) as error:
         raise EdmHlocError(f"Cannot read the log {path}: {error}.") from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.files import FolderLock, check_kinds, make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.process import peak_memory_mib, versions
@@ -27,6 +27,7 @@ from edm_hloc.matching.shards import check_folder_provenance, shard_paths
 logger = logging.getLogger(__name__)
 
 _RESUMED = ("settings", "done", "sizes", "results", "seconds", "memory_mib", "wrote", "earlier")
+_IN_EVERY_RUN = ("run.json", "raw_matches", "pairs.txt", "report.html")
 _YOUNGER = ("sizes", "memory_mib", "wrote", "earlier")  # parts that the oldest records do not have
 
 
@@ -104,10 +105,12 @@ class Run:
 
         Raises:
             EdmHlocError: the folder cannot be made; another process writes into it; it holds one of
-                `files`, not made by this program; its files were made by another command, or its
-                matches with other settings. An older record stays as it is.
+                `files`, not made by this program, or a folder in place of a file; its files were
+                made by another command, or its matches with other settings. An older record stays
+                as it is.
         """
         run = cls(out, {"matcher": dict(matcher.provenance), **settings})
+        check_kinds(out, (*_IN_EVERY_RUN, *files))
         run._read_record()
         run.check_own(*files)  # before anything is made in a folder of somebody else
         make_folder(out)

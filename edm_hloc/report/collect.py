@@ -44,7 +44,11 @@ def read_record(out: Path) -> dict[str, Any]:
             f"No run in {out}: there is no run.json. Give the output folder of a command such as "
             "edm-hloc reconstruct; pictures of any COLMAP model are made by edm-hloc show."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise EdmHlocError(
+            f"Cannot read the run's record {path}: {error.strerror or error}."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise EdmHlocError(f"Cannot read the run's record {path}: {error}.") from error
     parts = [record.get("settings"), record.get("results", {})] if isinstance(record, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts):

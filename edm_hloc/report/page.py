@@ -14,7 +14,7 @@ import cv2
 import jinja2
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import check_kinds, write_whole
 from edm_hloc.base.text import format_duration
 from edm_hloc.base.version import __version__
 from edm_hloc.report import histograms
@@ -65,6 +65,7 @@ def make_report(out: Path, images: Path | None = None) -> Path:
     facts = collect(out, images)
     payload = make_payload(facts)
     path = out / NAME
+    check_kinds(out, [NAME])
     _check_own(path)
     write_whole(path, render(facts, payload).encode("utf-8", "replace"))
     return path

@@ -221,3 +221,75 @@ def test_beside_an_unknown_record_nothing_is_ours(content: str, tmp_path: Path) 
         ):
             pass
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "raw_matches",
+        "model",
+        "model_parts",
+        "features.h5",
+        "matches.h5",
+        "database.db",
+        "pairs.txt",
+        "run.json",
+        "report.html",
+    ],
+)
+def test_parts_of_the_other_type_get_a_sentence_and_stay(
+    name: str, overwrite: bool, scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    path = out / name
+    if path.suffix:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        (path / "mine.txt").write_text("years of work")
+        message = f"{path} is a folder, but edm-hloc makes a file of that name there: move it, or"
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+        path.write_text("years of work")
+        message = f"{path} is a file, but edm-hloc makes a folder of that name there: move it, or"
+    before = contents(out)
+    config = replace(SINGLE, overwrite=overwrite)
+    with pytest.raises(EdmHlocError, match=message):
+        reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
+    with pytest.raises(EdmHlocError, match=message):
+        triangulate_model(
+            scene / "truth", scene / "images", out, pairs_of(scene), TruthMatcher(scene), config
+        )
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("run.json", "record .*run.json: Is a directory"), ("report.html", "is a folder, but edm-h")],
+)
+def test_the_report_of_a_folder_with_folders_for_files(
+    name: str, message: str, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    with pytest.raises(EdmHlocError, match=message) as caught:
+        make_report(out)
+    assert "Errno" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["features.h5", "matches.h5", "database.db", "pairs.txt", "model"])
+def test_the_report_shows_the_rest(name: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    if name == "model":
+        shutil.rmtree(out / name)
+        (out / name).write_text("years of work")
+    else:
+        (out / name).unlink()
+        (out / name).mkdir()
+    page = make_report(out).read_text()
+    assert "Errno" not in page
+    assert "Traceback" not in page
