@@ -181,14 +181,13 @@ def _by_scalars(path: Path, text: str) -> dict[str, _Found]:
             raise EdmHlocError(f"{path} holds several cameras: give the file of one.")
     size = [values[k] for k in ("width", "height", "image_width", "image_height") if k in values]
     if values.keys() >= {"fx", "fy", "cx", "cy"}:
-        names = ("fx", "fy", "cx", "cy"), ("k1", "k2", "p1", "p2", "k3")
-        if _FISHEYE.search(text):
-            names = names[0], ("k1", "k2", "k3", "k4")
+        fisheye = _FISHEYE.search(text) is not None
+        names = "fx fy cx cy", "k1 k2 k3 k4" if fisheye else "k1 k2 p1 p2 k3"
     elif values.keys() >= {"mu", "mv", "u0", "v0"}:
-        names = ("mu", "mv", "u0", "v0"), ("k2", "k3", "k4", "k5")
+        names = "mu mv u0 v0", "k2 k3 k4 k5"
     else:
         return {}
-    lens, distortion = ([values.get(name, 0.0) for name in some] for some in names)
+    lens, distortion = ([values.get(name, 0.0) for name in some.split()] for some in names)
     return {"": _Found(lens, distortion, size)}
 
 

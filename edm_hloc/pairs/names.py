@@ -106,11 +106,11 @@ def find_under_other_names(
     both = {"query": NameFinder(queries), "database": NameFinder(database)}
     if set(queries) == set(database):
         both = {"": both["query"]}
-    names = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
     if not exact.keys() >= {*queries, *database}:
         for name in sorted(written - exact.keys()):
             finders = [f for role, f in both.items() if _role(name) in ("", role) or not role]
-            found = {finder.find(name) for finder in finders} - {None}
+            found = set(filter(None, (finder.find(name) for finder in finders)))
             if len(found) == 1:
                 names[found.pop()].append(name)
     return {at_hand: some[0] for at_hand, some in names.items() if len(some) == 1} | exact
