@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import urllib.error
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -169,23 +169,42 @@ def pull(name: str, *, progress: bool = True) -> Path:
             f"The weights '{name}' should come with the package but {entry.path} is missing; "
             "reinstall edm_hloc, or give --weights the path of a file."
         )
-    make_folder(entry.path.parent)
+    problems = download(entry.urls, entry.path, entry.sha256, progress=progress)
+    if problems:
+        raise WeightsError(
+            f"Could not download the weights '{name}': {problems}. On a computer with network, "
+            f"download the file and put it at {entry.path}, or give --weights its path."
+        )
+    return entry.path
+
+
+def download(urls: Sequence[str], path: Path, sha256: str | None, *, progress: bool = True) -> str:
+    """Downloads a file from the first of some addresses that has it.
+
+    Args:
+        urls: addresses of the file, tried in this order.
+        path: where to write it; its folder is made.
+        sha256: of the file; another one is not written.
+        progress: show a bar in the terminal.
+
+    Returns:
+        Why each of the addresses failed; empty if one did not.
+
+    Raises:
+        EdmHlocError: the folder cannot be made.
+    """
+    make_folder(path.parent)
     problems = []
-    for url in entry.urls:
+    for url in urls:
         try:
             # Writes to a temporary file, which is removed if the checksum is wrong.
-            torch.hub.download_url_to_file(
-                url, str(entry.path), hash_prefix=entry.sha256, progress=progress
-            )
-            return entry.path
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=progress)
+            return ""
         except RuntimeError:
             problems.append(f"{url} answered with another file than expected")
         except (urllib.error.URLError, OSError) as error:
             problems.append(f"{url}: {getattr(error, 'reason', error)}")
-    raise WeightsError(
-        f"Could not download the weights '{name}': {'; '.join(problems)}. On a computer with "
-        f"network, download the file and put it at {entry.path}, or give --weights its path."
-    )
+    return "; ".join(problems)
 
 
 def verify(name: str) -> str:

@@ -1,4 +1,8 @@
-"""Global descriptors of MegaLoc (Berton and Masone, 2025), which comes from torch.hub."""
+"""Global descriptors of MegaLoc (Berton and Masone, 2025), code and weights downloaded on demand.
+
+The code comes from torch.hub at one commit, after it has asked in the terminal; the weights are one
+file, known by its SHA-256. A change of either upstream changes nothing here.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,26 @@ import logging
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import load_image
+from edm_hloc.models.weights import cache_directory, download, file_sha256
 from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
 
 logger = logging.getLogger(__name__)
 
-_REPOSITORY, _ENTRY = "gmberton/MegaLoc", "get_trained_model"
+_REPOSITORY = "gmberton/MegaLoc"
 _COMMIT = "1af071c68fc3ab6c6018c5c868391763516e50f7"  # the code that was looked at runs, no other
+_ENTRY = "MegaLoc"  # without weights: "get_trained_model" takes those of the day
+_WEIGHTS = (
+    "https://huggingface.co/gberton/MegaLoc/resolve/7cb9f7970d366fdf059963d04d372e503e8e9df9/"
+    "model.safetensors"
+)
+MEGALOC_SHA256 = "d4f9f2bcb60018f91eb6a8e061ed054fd55654e10c2569cf13841ea986ffb4f8"
+"""SHA-256 of MegaLoc's weights."""
+
 _SIZE = 322  # px, both sides of the network's input
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the channels
 
@@ -23,8 +37,8 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation
 def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device) -> dict[str, str]:
     """Writes MegaLoc's descriptors (8,448 numbers) of all images.
 
-    torch.hub downloads the code of one commit and the weights at the first call, and asks in the
-    terminal whether this is wanted.
+    Code and weights (0.9 GB) are downloaded at the first call; torch.hub asks in the terminal
+    whether this is wanted.
 
     Args:
         images: queries and database.
@@ -37,26 +51,11 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
     Raises:
         EdmHlocError: the network cannot be loaded, or the file cannot be written.
     """
-    try:
-        # Whether a fork has the commit does not matter: its hash stands for its content.
-        model = torch.hub.load(
-            f"{_REPOSITORY}:{_COMMIT}", _ENTRY, trust_repo="check", skip_validation=True
-        )
-    except EOFError as error:  # there is nobody to answer
-        raise EdmHlocError(
-            f"MegaLoc is code from github.com/{_REPOSITORY} that would run here, and torch.hub "
-            "asks for consent first: run the command once in a terminal and answer y, or take "
-            "--retrieval sift, or a file of descriptors made elsewhere."
-        ) from error
-    except Exception as error:  # anything from no network to a missing module
-        raise EdmHlocError(
-            f"MegaLoc cannot be loaded from github.com/{_REPOSITORY} ({error}). Without "
-            "network take --retrieval sift, or a file of descriptors made elsewhere."
-        ) from error
-    model = model.eval().to(device)
+    model = _load_network().eval().to(device)
     mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)
     skipped: dict[str, str] = {}
-    with DescriptorWriter(out, {"retrieval": "megaloc"}) as writer, torch.inference_mode():
+    provenance = {"retrieval": "megaloc", "code": _COMMIT, "weights": MEGALOC_SHA256}
+    with DescriptorWriter(out, provenance) as writer, torch.inference_mode():
         for name in track(images.names, "Global descriptors", "photo"):
             try:
                 image = load_image(images.root / name, resize_max=None, grayscale=False, divisor=1)
@@ -69,3 +68,40 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
             )
             writer.add(name, model(square.to(device))[0].float().cpu().numpy())
     return skipped
+
+
+def _load_network() -> torch.nn.Module:
+    """The network with its weights. Raises EdmHlocError if they cannot be had."""
+    instead = "take --retrieval sift, or a file of descriptors made elsewhere."
+    try:
+        # Whether a fork has the commit does not matter: its hash stands for its content.
+        model: torch.nn.Module = torch.hub.load(
+            f"{_REPOSITORY}:{_COMMIT}", _ENTRY, trust_repo="check", skip_validation=True
+        )
+    except EOFError as error:  # there is nobody to answer
+        raise EdmHlocError(
+            f"MegaLoc is code from github.com/{_REPOSITORY} that would run here, and torch.hub "
+            "asks for consent first: run the command once in a terminal and answer y, or "
+            f"{instead}"
+        ) from error
+    except Exception as error:  # anything from no network to a missing module
+        raise EdmHlocError(
+            f"MegaLoc cannot be loaded from github.com/{_REPOSITORY} ({error}). Without its code "
+            f"{instead}"
+        ) from error
+    path = cache_directory() / "megaloc.safetensors"
+    if not path.is_file() and (problems := download([_WEIGHTS], path, MEGALOC_SHA256)):
+        raise EdmHlocError(
+            f"Could not download the weights of MegaLoc: {problems}. On a computer with network, "
+            f"download the file and put it at {path}, or {instead}"
+        )
+    if file_sha256(path) != MEGALOC_SHA256:
+        raise EdmHlocError(
+            f"{path} is not the file of MegaLoc's weights: its SHA-256 is another one. Delete it, "
+            "and the same command downloads it again."
+        )
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise their own
+        raise EdmHlocError(f"Cannot load MegaLoc's weights {path}: {error}.") from error
+    return model

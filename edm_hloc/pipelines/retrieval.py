@@ -22,7 +22,7 @@ from edm_hloc.models.weights import WeightsInfo, weights_sha256
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.files import write_pairs, write_scores
 from edm_hloc.pairs.local_features import SIFT, edm_features
-from edm_hloc.pairs.megaloc import megaloc_descriptors
+from edm_hloc.pairs.megaloc import MEGALOC_SHA256, megaloc_descriptors
 from edm_hloc.pairs.retrieval import (
     RetrievalOptions,
     SimilarPhotos,
@@ -174,4 +174,6 @@ def _compute_descriptors(
     depends_on: list[Any] = [stamps, images.database, options.how, asdict(options.vlad), "upright"]
     if options.how == "edm":
         depends_on.append(weights_sha256(weights))
+    elif options.how == "megaloc":
+        depends_on.append(MEGALOC_SHA256)
     run.step("descriptors", depends_on, [descriptors], compute)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.error import URLError
 
 import cv2
 import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.pairs import retrieval
+from edm_hloc.pairs import megaloc, retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter, RetrievalImages
 from edm_hloc.pairs.local_features import SIFT, edm_features
-from edm_hloc.pairs.megaloc import megaloc_descriptors
 from edm_hloc.pairs.retrieval import (
     RetrievalOptions,
     SimilarPhotos,
@@ -108,39 +109,73 @@ def test_a_changed_copy_is_found_again(kind: str, tmp_path: Path) -> None:
         assert np.linalg.norm(reader.read(reader.names()), axis=1) == pytest.approx(1)
 
 
-def test_a_network_from_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = torch.nn.Sequential(torch.nn.AvgPool2d(322), torch.nn.Flatten())
+class _Scaled(torch.nn.Module):
+    """Stands for MegaLoc: the mean of each channel, times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.factor * images.mean(dim=(2, 3))
+
+
+def test_megaloc_is_pinned_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
 
     def load(repository: str, entry: str, **options: object) -> torch.nn.Module:
         assert re.fullmatch(r"gmberton/MegaLoc:[0-9a-f]{40}", repository)  # no moving branch
+        assert entry == "MegaLoc"  # the other entry downloads the weights of the day
         asked.append(options)
-        return network
+        return _Scaled()
+
+    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+        assert re.fullmatch(r"https://.*/resolve/[0-9a-f]{40}/model\.safetensors", url)
+        assert hash_prefix == megaloc.MEGALOC_SHA256
+        save_file({"factor": torch.full((1,), 2.0)}, path)
 
     monkeypatch.setattr(torch.hub, "load", load)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setenv("EDM_HLOC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(megaloc, "file_sha256", lambda path: megaloc.MEGALOC_SHA256)
     cpu = torch.device("cpu")
     images = RetrievalImages(tmp_path, ["b.png"], ["a.png"])
     cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 40, 3), (0, 127, 255), np.uint8))
-    skipped = megaloc_descriptors(images, tmp_path / "m.h5", cpu)
+    skipped = megaloc.megaloc_descriptors(images, tmp_path / "m.h5", cpu)
     assert list(skipped) == ["b.png"]
     assert [options["trust_repo"] for options in asked] == ["check"]
     with DescriptorReader(tmp_path / "m.h5") as reader:
         red = (np.array([1, 127 / 255, 0]) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
-        np.testing.assert_allclose(reader.read(["a.png"])[0], red, atol=3e-3)
+        np.testing.assert_allclose(reader.read(["a.png"])[0], 2 * red, atol=6e-3)
+
+
+def test_why_megaloc_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDM_HLOC_CACHE", str(tmp_path / "cache"))
+
+    def load(*_: object, **__: object) -> torch.nn.Module:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     def no_network(*_: object, **__: object) -> None:
-        raise OSError("no network")
+        raise URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "load", no_network)
-    with pytest.raises(EdmHlocError, match=r"MegaLoc cannot be loaded .*no network"):
-        megaloc_descriptors(images, tmp_path / "m.h5", cpu)
+    def refused(message: str) -> None:
+        images = RetrievalImages(tmp_path, ["b.png"], ["a.png"])
+        with pytest.raises(EdmHlocError, match=message):
+            megaloc.megaloc_descriptors(images, tmp_path / "m.h5", torch.device("cpu"))
+        assert not (tmp_path / "m.h5").exists()
 
-    def nobody_answers(*_: object, **__: object) -> None:
-        raise EOFError
-
-    monkeypatch.setattr(torch.hub, "load", nobody_answers)
-    with pytest.raises(EdmHlocError, match=r"answer y, or take --retrieval sift"):
-        megaloc_descriptors(images, tmp_path / "m.h5", cpu)
+    monkeypatch.setattr(torch.hub, "load", load)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    answer: BaseException | torch.nn.Module = URLError("no network")
+    refused(r"cannot be loaded .*no network.*take --retrieval sift")
+    answer = EOFError()  # nobody is there to answer
+    refused(r"answer y, or take --retrieval sift")
+    answer = _Scaled()
+    refused(r"download the weights of MegaLoc: https.*no network.*put it at .*megaloc\.safetensors")
+    (tmp_path / "cache/megaloc.safetensors").write_bytes(b"another file")
+    refused(r"megaloc\.safetensors is not the file of MegaLoc's weights")
 
 
 def test_what_similar_photos_refuse(descriptors: tuple[Path, np.ndarray], tmp_path: Path) -> None:
