@@ -35,6 +35,7 @@ class Journal:
         path: of the file, in a folder that one process writes into; None for a temporary file,
             which is gone with the process.
         made_from: fingerprint of everything that the results depend on.
+        folder: of the temporary file; None is the system's.
 
     Attributes:
         path: the file.
@@ -43,23 +44,25 @@ class Journal:
         EdmHlocError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, made_from: str = "") -> None:
+    def __init__(self, path: Path | None, made_from: str = "", folder: Path | None = None) -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}  # offset and length of the data
         self._new: dict[str, tuple[int, int]] = {}  # of those put since the last commit
         self._unsynced_since: float | None = None
         header = _MAGIC + made_from.encode() + b"\n"
         try:
-            self._file = self._open(header)
+            self._file = self._open(header, folder)
             if self._end == 0:
                 self._end = self._file.write(header)
         except OSError as error:
             raise self._cannot_write(error) from error
 
-    def _open(self, header: bytes) -> IO[bytes]:
+    def _open(self, header: bytes, folder: Path | None) -> IO[bytes]:
         self._end = 0
         if self.path is None:
-            return tempfile.TemporaryFile()
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=folder)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file() and not self.path.is_symlink():
             file = self.path.open("r+b")
@@ -96,8 +99,9 @@ class Journal:
     def __contains__(self, key: str) -> bool:
         return key in self._places or key in self._new
 
-    def __len__(self) -> int:
-        """The number of committed entries."""
+    @property
+    def committed(self) -> int:
+        """The number of entries that are kept."""
         return len(self._places)
 
     def put(self, key: str, data: bytes | np.ndarray) -> None:

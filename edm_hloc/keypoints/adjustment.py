@@ -11,20 +11,24 @@ with matches in place of their deep features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from edm_hloc.base.journal import Journal
 from edm_hloc.base.matches import Matches
-from edm_hloc.base.progress import track
+from edm_hloc.base.progress import StepProgress
 
 _ITERATIONS = 15
 _DAMPING = 0.7  # of each step; with full steps two keypoints can swap their errors for ever
 _CAUCHY_SCALE = 1.0  # px, residual at which the weight of a match is halved
 _PRIOR_WEIGHT = 0.05  # of a keypoint's original position; a match has its score, at most 1
 _MIN_MATCHES_FOR_AFFINE = 10
+_KEEP_EVERY = 20.0  # seconds
+_KEPT = "adjusted"  # the entry in a journal
 
 CONSTRAINT = np.dtype([("id0", "i4"), ("id1", "i4"), ("shift", "f4", 2), ("weight", "f4")])
 """One match: its two keypoints, its shift in pixels of image 1, and its weight."""
@@ -79,7 +83,7 @@ def adjust_keypoints(
     max_shift: float,
     fixed: Iterable[str] = (),
     *,
-    progress: bool = True,
+    journal: Journal | None = None,
 ) -> dict[str, np.ndarray]:
     """Minimises a robust sum of squared residuals of all constraints.
 
@@ -93,7 +97,8 @@ def adjust_keypoints(
         max_shift: how far a keypoint may move along each axis, in pixels. It also stays inside the
             bounding box of the keypoints of its image.
         fixed: names of images whose keypoints do not move.
-        progress: whether to show a progress bar.
+        journal: keeps the positions after some of the iterations, from which the same call goes on
+            after the process was killed; without it no progress is shown either.
 
     Returns:
         (N, 2) float32 pixels by image name, without the fixed images.
@@ -101,30 +106,55 @@ def adjust_keypoints(
     fixed = set(fixed)
     moving = [name for name in keypoints if name not in fixed]
     current = dict(keypoints)
-    steps = range(_ITERATIONS)
-    for _ in track(steps, "Adjusting keypoints", "iteration") if progress else steps:
-        weight = {n: np.full(len(keypoints[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
-        moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
-        for name0, name1, affine, matches in constraints():
-            id0, id1 = matches["id0"], matches["id1"]
-            residual = current[name0][id0] @ affine.T + matches["shift"] - current[name1][id1]
-            squared = np.einsum("nd,nd->n", residual, residual)
-            robust = matches["weight"] / (1 + squared / _CAUCHY_SCALE**2)
-            step0 = -residual @ np.linalg.inv(affine).T
-            for name, ids, step in ((name0, id0, step0), (name1, id1, residual)):
-                if name in weight:
-                    weight[name] += np.bincount(ids, robust, len(weight[name]))
-                    for d in (0, 1):
-                        moment[name][:, d] += np.bincount(
-                            ids, robust * step[:, d], len(weight[name])
-                        )
-        for name in moving:
-            original = keypoints[name]
-            if len(original):
-                to_original = _PRIOR_WEIGHT * (original - current[name])
-                step = _DAMPING * (moment[name] + to_original) / weight[name][:, None]
-                moved = current[name] + step
-                moved = np.clip(moved, original - max_shift, original + max_shift)
-                box = original.min(axis=0), original.max(axis=0)
-                current[name] = np.clip(moved, *box).astype(np.float32)
+    start, kept_at = 0, time.monotonic()
+    if journal is not None and _KEPT in journal:
+        start = _restore(journal.get(_KEPT), moving, current)
+    show = journal is not None
+    progress = StepProgress(
+        "Adjusting keypoints", "iteration", _ITERATIONS, before=start, shown=show
+    )
+    with progress:
+        for iteration in range(start, _ITERATIONS):
+            weight = {n: np.full(len(keypoints[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
+            moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
+            for name0, name1, affine, matches in constraints():
+                id0, id1 = matches["id0"], matches["id1"]
+                residual = current[name0][id0] @ affine.T + matches["shift"] - current[name1][id1]
+                squared = np.einsum("nd,nd->n", residual, residual)
+                robust = matches["weight"] / (1 + squared / _CAUCHY_SCALE**2)
+                step0 = -residual @ np.linalg.inv(affine).T
+                for name, ids, step in ((name0, id0, step0), (name1, id1, residual)):
+                    if name in weight:
+                        weight[name] += np.bincount(ids, robust, len(weight[name]))
+                        for d in (0, 1):
+                            moment[name][:, d] += np.bincount(
+                                ids, robust * step[:, d], len(weight[name])
+                            )
+            for name in moving:
+                original = keypoints[name]
+                if len(original):
+                    to_original = _PRIOR_WEIGHT * (original - current[name])
+                    step = _DAMPING * (moment[name] + to_original) / weight[name][:, None]
+                    moved = current[name] + step
+                    moved = np.clip(moved, original - max_shift, original + max_shift)
+                    box = original.min(axis=0), original.max(axis=0)
+                    current[name] = np.clip(moved, *box).astype(np.float32)
+            progress.update()
+            if journal is not None and time.monotonic() - kept_at > _KEEP_EVERY:
+                state = [np.int64(iteration + 1).tobytes()]
+                state += [np.asarray(current[name], np.float32).tobytes() for name in moving]
+                journal.put(_KEPT, b"".join(state))
+                journal.commit()
+                kept_at = time.monotonic()
     return {name: current[name] for name in moving}
+
+
+def _restore(state: bytes, moving: Sequence[str], current: dict[str, np.ndarray]) -> int:
+    """Sets the positions (N, 2) that were kept; gives the number of iterations they are after."""
+    position = 8
+    for name in moving:
+        if len(current[name]):
+            points = np.frombuffer(state, np.float32, current[name].size, position)
+            current[name] = points.reshape(-1, 2)
+            position += points.nbytes
+    return int(np.frombuffer(state, np.int64, 1)[0])

@@ -6,25 +6,26 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import Provenance
+from edm_hloc.base.journal import Journal, journal_path
 from edm_hloc.base.matches import Matches
-from edm_hloc.base.progress import track
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.keypoints.adjustment import (
-    CONSTRAINT,
     PairConstraints,
     adjust_keypoints,
     pair_constraints,
 )
 from edm_hloc.keypoints.assignment import assign_points, matched_points, unique_matches
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchWriter
+from edm_hloc.keypoints.kept import KeptKeypoints
 from edm_hloc.keypoints.quantization import QuantizationConfig, quantize_image
-from edm_hloc.keypoints.spool import PairSpool
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
@@ -38,10 +39,14 @@ class KeypointFiles:
     Attributes:
         features: keypoints and scores of each image, without images of fixed keypoints.
         matches: indices of matched keypoints of each pair.
+        made_from: fingerprint of everything that both depend on. With it, images that are done are
+            kept in `journal_path(features)`, from which the same call goes on after the process was
+            killed. Without it nothing is kept.
     """
 
     features: Path
     matches: Path
+    made_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,13 @@ class KeypointWriters:
     Attributes:
         features: gets keypoints and scores of each image.
         matches: gets indices of matched keypoints of each pair.
-        temporary: folder of temporary files, which take 4 bytes per raw match and, where keypoints
-            are adjusted, 20 bytes per match; None is the system's.
+        kept: gets what is done, 4 bytes per raw match and, where keypoints are adjusted, 20 bytes
+            per match, and 10 more if it outlives the process; None is a temporary file.
     """
 
     features: FeatureWriter
     matches: MatchWriter
-    temporary: Path | None = None
+    kept: Journal | None = None
 
 
 @dataclass(frozen=True)
@@ -138,15 +143,20 @@ def aggregate(
         "max_kps": config.max_kps,
         "position": config.position,
     }
-    with ExitStack() as stack:
+    journal = Journal(None, folder=files.matches.parent)
+    if files.made_from:
+        journal = Journal(journal_path(files.features), files.made_from)
+    with journal, ExitStack() as stack:
         readers = [stack.enter_context(FeatureReader(path)) for path in references.paths]
         writers = KeypointWriters(
             stack.enter_context(FeatureWriter(files.features, stored)),
             stack.enter_context(MatchWriter(files.matches, stored)),
-            temporary=files.matches.parent,
+            kept=journal,
         )
         opened = ReferenceKeypoints(readers, references.fixed)
-        return aggregate_into(raw, pairs, writers, config, opened)
+        summary = aggregate_into(raw, pairs, writers, config, opened)
+    journal.remove()
+    return summary
 
 
 def aggregate_into(
@@ -173,52 +183,39 @@ def aggregate_into(
             pairs_of[name].append(i)
     reader_of = {n: reader for reader in references.readers for n in pairs_of if n in reader}
     fixed = set(reader_of) if references.fixed else set()
-    adjusted = config.position == "adjusted"
-    jointly = adjusted and any(fixed.isdisjoint(pair) for pair in ordered)
+    jointly = config.position == "adjusted" and any(fixed.isdisjoint(pair) for pair in ordered)
 
     num_keypoints = num_matches = 0
+    # fixed images come first, so that the others can be adjusted to them at once
+    in_order = sorted(pairs_of, key=lambda name: (name not in fixed, name))
     with ExitStack() as stack:
-        # the keypoints of the points in the image that comes first, until the other one comes
-        spool = stack.enter_context(PairSpool(len(ordered), np.dtype(np.int32), writers.temporary))
-        adjustment = None
-        if jointly:
-            constraints = PairSpool(len(ordered), CONSTRAINT, writers.temporary)
-            adjustment = _JointAdjustment(stack.enter_context(constraints), config.max_error)
-        # fixed images come first, so that the others can be adjusted to them at once
-        in_order = sorted(pairs_of, key=lambda name: (name not in fixed, name))
-        for name in track(in_order, "Keypoints", "photo"):
-            own_pairs = [ordered[i] for i in pairs_of[name]]
-            to_fixed: list[PairConstraints] = []
-            found = [_read(raw, pair) for pair in own_pairs]
-            keypoints, scores, ids = _quantize(
-                name, own_pairs, found, reader_of.get(name), fixed, config
-            )
-            if scores is not None:
-                num_keypoints += len(keypoints)
-            if adjustment:
-                adjustment.add_image(name, keypoints, scores)
-            for i, pair_matches, own in zip(pairs_of[name], found, ids, strict=True):
-                if i not in spool:
-                    spool.put(i, own.astype(np.int32))
-                    continue
-                other = spool.get(i)
-                ids0, ids1 = (own, other) if name == ordered[i][0] else (other, own)
-                matches0, scores0 = unique_matches(ids0, ids1, pair_matches.scores)
+        journal = writers.kept
+        if journal is None:
+            journal = stack.enter_context(Journal(None))
+        kept = KeptKeypoints(journal)
+        work = _Work(raw, ordered, pairs_of, reader_of, fixed, config, kept, jointly)
+        adjustment = _JointAdjustment(journal, config.max_error) if jointly else None
+        before = sum(kept.has_image(k) for k in range(len(in_order)))
+        progress = StepProgress("Keypoints", "photo", len(in_order), before=before)
+        stack.enter_context(progress)
+        for k, name in enumerate(in_order):
+            if kept.has_image(k):
+                image = work.image_again(k, name)
+            else:
+                image = work.image(k, name)
+                progress.update()
+            for i, matches0, scores0 in image.matches:
                 writers.matches.add(*ordered[i], matches0, scores0)
                 num_matches += int(np.count_nonzero(matches0 != -1))
-                if adjusted:
-                    used = matched_points(ids0, ids1, matches0)
-                    of_pair = pair_constraints(ordered[i], pair_matches, ids0, ids1, used)
-                    if adjustment:
-                        adjustment.add_pair(i, of_pair)
-                    else:
-                        to_fixed.append(of_pair)
-            if scores is not None and not adjustment:
-                if to_fixed:
-                    keypoints = _adjust_to_fixed(
-                        name, keypoints, to_fixed, reader_of, config.max_error
-                    )
-                writers.features.add(name, keypoints, scores)
+                if adjustment:
+                    adjustment.add_pair(i, ordered[i])
+            if image.scores is not None:
+                num_keypoints += len(image.keypoints)
+            if adjustment:
+                adjustment.add_image(name, image.keypoints, image.scores)
+            elif image.scores is not None:
+                writers.features.add(name, image.keypoints, image.scores)
+        progress.close()
         if adjustment:
             adjustment.finish(writers.features)
     return AggregationSummary(
@@ -246,6 +243,89 @@ def _read(raw: RawMatchReader, pair: Pair) -> Matches:
 
 
 # --------------------------------------------------------------------------- one image
+
+
+class _Image(NamedTuple):
+    """What becomes of an image: keypoints (N, 2), scores (N,) or None where the keypoints are
+    fixed, and the pairs that are complete with it: their numbers, matches0 and scores0."""
+
+    keypoints: np.ndarray
+    scores: np.ndarray | None
+    matches: list[tuple[int, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Merges the points of one image after the other, and keeps what it finds.
+
+    Attributes:
+        raw: raw matches.
+        pairs: all pairs.
+        pairs_of: numbers of the pairs of each image.
+        reader_of: file of the images that have keypoints already.
+        fixed: images that keep these.
+        config: how points are merged.
+        kept: what is done already, and the keypoints of the points in the image of a pair that
+            comes first, until the other one comes.
+        jointly: whether the keypoints of all images are adjusted together later on.
+    """
+
+    raw: RawMatchReader
+    pairs: Sequence[Pair]
+    pairs_of: Mapping[str, Sequence[int]]
+    reader_of: Mapping[str, FeatureReader]
+    fixed: Collection[str]
+    config: QuantizationConfig
+    kept: KeptKeypoints
+    jointly: bool
+    half_done: set[int] = field(default_factory=set)
+
+    def image_again(self, k: int, name: str) -> _Image:
+        """What `image` has kept of the `k`-th image."""
+        complete = self._complete_with(name)
+        matches = [(i, *self.kept.matches(i)) for i in complete]
+        if name in self.fixed:
+            return _Image(self.reader_of[name].keypoints(name), None, matches)
+        return _Image(*self.kept.image(k), matches)
+
+    def image(self, k: int, name: str) -> _Image:
+        """Merges the points of the `k`-th image."""
+        numbers, complete = self.pairs_of[name], self._complete_with(name)
+        own_pairs = [self.pairs[i] for i in numbers]
+        found = [_read(self.raw, pair) for pair in own_pairs]
+        keypoints, scores, ids = _quantize(
+            name, own_pairs, found, self.reader_of.get(name), self.fixed, self.config
+        )
+        matches, constraints = [], []
+        for i, pair_matches, own in zip(numbers, found, ids, strict=True):
+            if i not in complete:
+                self.kept.put_ids(i, own)
+                continue
+            other = self.kept.ids(i)
+            ids0, ids1 = (own, other) if name == self.pairs[i][0] else (other, own)
+            matches0, scores0 = unique_matches(ids0, ids1, pair_matches.scores)
+            matches.append((i, matches0, scores0))
+            self.kept.put_matches(i, matches0, scores0)
+            if self.config.position == "adjusted":
+                used = matched_points(ids0, ids1, matches0)
+                of_pair = pair_constraints(self.pairs[i], pair_matches, ids0, ids1, used)
+                if self.jointly:
+                    self.kept.put_constraints(i, of_pair)
+                else:
+                    constraints.append(of_pair)
+        if scores is not None and constraints:
+            keypoints = _adjust_to_fixed(
+                name, keypoints, constraints, self.reader_of, self.config.max_error
+            )
+        self.kept.put_image(k, keypoints, scores)
+        return _Image(keypoints, scores, matches)
+
+    def _complete_with(self, name: str) -> list[int]:
+        """The pairs of an image whose other one is done already."""
+        numbers = self.pairs_of[name]
+        complete = [i for i in numbers if i in self.half_done]
+        self.half_done.symmetric_difference_update(numbers)
+        return complete
 
 
 def _quantize(
@@ -318,17 +398,17 @@ def _adjust_to_fixed(
     """Adjusts the keypoints (N, 2) of an image that is matched to images of fixed ones only."""
     fixed = {other for pair in constraints for other in (pair.name0, pair.name1)} - {name}
     every = {name: keypoints, **{other: reader_of[other].keypoints(other) for other in fixed}}
-    return adjust_keypoints(every, lambda: constraints, max_shift, fixed, progress=False)[name]
+    return adjust_keypoints(every, lambda: constraints, max_shift, fixed)[name]
 
 
 class _JointAdjustment:
     """Collects the keypoints of all images and the matches of all pairs, then adjusts them."""
 
-    def __init__(self, constraints: PairSpool, max_shift: float) -> None:
-        self._constraints, self._max_shift = constraints, max_shift
+    def __init__(self, journal: Journal, max_shift: float) -> None:
+        self._journal, self._max_shift = journal, max_shift
         self._keypoints: dict[str, np.ndarray] = {}
         self._scores: dict[str, np.ndarray] = {}
-        self._pairs: dict[int, tuple[str, str, np.ndarray]] = {}  # names and affine maps
+        self._pairs: dict[int, Pair] = {}
 
     def add_image(self, name: str, keypoints: np.ndarray, scores: np.ndarray | None) -> None:
         """Adds an image; without scores its keypoints are fixed."""
@@ -336,19 +416,19 @@ class _JointAdjustment:
         if scores is not None:
             self._scores[name] = scores
 
-    def add_pair(self, i: int, constraints: PairConstraints) -> None:
-        self._pairs[i] = constraints[:3]
-        self._constraints.put(i, constraints.matches)
+    def add_pair(self, i: int, pair: Pair) -> None:
+        """Adds a pair whose constraints are kept."""
+        self._pairs[i] = pair
 
     def finish(self, features: FeatureWriter) -> None:
         """Adjusts all keypoints and writes them."""
+        kept = KeptKeypoints(self._journal)
         adjusted = adjust_keypoints(
             self._keypoints,
-            lambda: (
-                PairConstraints(*pair, self._constraints.get(i)) for i, pair in self._pairs.items()
-            ),
+            lambda: (kept.constraints(i, pair) for i, pair in self._pairs.items()),
             self._max_shift,
             self._keypoints.keys() - self._scores.keys(),
+            journal=self._journal,
         )
         for name, keypoints in adjusted.items():
             features.add(name, keypoints, self._scores[name])

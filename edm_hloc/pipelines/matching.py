@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.h5 import DamagedH5Error
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
@@ -111,13 +112,14 @@ def match_and_quantize(
     match(overwrite=overwrite)
     features, matches = out / "features.h5", out / "matches.h5"
 
-    def quantize() -> dict[str, Any]:
+    def quantize(made_from: str) -> dict[str, Any]:
         with MaskedMatchReader(raw_matches, masks, image_root) as raw:
             reference = photos.reference_features
-            files = KeypointFiles(features, matches)
+            files = KeypointFiles(features, matches, made_from)
             references = ReferenceFiles((reference,) if reference else ())
             summary = aggregate(raw, pairs, files, keypoints, references)
-            if raw.any_masked and not raw.any_visible:
+            # of a run that goes on, raw matches were read of the last images only
+            if raw.any_masked and not raw.any_visible and not summary.matches:
                 raise EdmHlocError(
                     "The masks leave none of the matches: only matches in the white parts of the "
                     "masks count. Are black and white exchanged?"
@@ -135,7 +137,9 @@ def match_and_quantize(
 
     def make_keypoints() -> str:
         shards = sorted((p.name, p.stat().st_mtime_ns) for p in raw_matches.glob("*.h5"))
-        return run.step("keypoints", [shards, *depends_on], [features, matches], quantize)
+        inputs = [shards, *depends_on]
+        made_from = fingerprint_of(inputs)
+        return run.step("keypoints", inputs, [features, matches], lambda: quantize(made_from))
 
     try:
         return make_keypoints()

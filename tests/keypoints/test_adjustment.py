@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edm_hloc.base.journal import Journal
 from edm_hloc.base.matches import Matches
+from edm_hloc.keypoints import adjustment, aggregation
 from edm_hloc.keypoints.adjustment import (
     CONSTRAINT,
     PairConstraints,
@@ -203,3 +209,33 @@ def test_no_matches_at_all() -> None:
     features, matches = quantized(RawInMemory({("a", "b"): empty}), CONFIG)
     assert [len(keypoints) for keypoints, _ in features.values()] == [0, 0]
     assert len(matches["a", "b"][0]) == 0
+
+
+def test_the_adjustment_goes_on_from_the_last_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjustment, "_KEEP_EVERY", -1.0)
+    raw, _ = corners_of_a_plane()
+    config = QuantizationConfig(2, 2, 8192, position="adjusted")
+    whole, _ = quantized(raw, config)
+    kept, iterations = adjustment.adjust_keypoints, []
+
+    def stopping(first: dict, constraints: Callable, *rest: Any, **named: Any) -> dict:
+        def counted() -> Iterable[PairConstraints]:
+            iterations.append(len(iterations))
+            if iterations == list(range(9)):
+                raise InterruptedError
+            return constraints()
+
+        return kept(first, counted, *rest, **named)
+
+    monkeypatch.setattr(aggregation, "adjust_keypoints", stopping)
+    features = Sink()
+    for failed in (True, False):
+        features.clear()
+        with Journal(tmp_path / "journal", "inputs") as journal:
+            writers = KeypointWriters(features, Sink(), journal)
+            with pytest.raises(InterruptedError) if failed else contextlib.nullcontext():
+                aggregate_into(raw, list(raw), writers, config)
+    assert len(iterations) == 15 + 1  # the ninth was begun twice
+    assert_same(features, whole)

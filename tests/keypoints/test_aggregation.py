@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
+import textwrap
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -134,21 +136,21 @@ def read_results(features_path, matches_path, pairs):
     return features, matches
 
 
-@pytest.mark.parametrize(("position", "files"), [("mean", 1), ("adjusted", 2)])
-def test_temporary_files(position, files, monkeypatch):
+@pytest.mark.parametrize("position", ["mean", "adjusted"])
+def test_temporary_files(position, monkeypatch):
     opened = []
     make = tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **o: opened.append(o) or make(**o))
     pairs = [("a", "b"), ("b", "c")]
     raw = make_raw(np.random.default_rng(0), pairs, [20])
     run_in_memory(raw, pairs, QuantizationConfig(2, 2, 8192, position=position))
-    assert len(opened) == files
+    assert len(opened) == 1
     # one image of each pair has fixed keypoints: the others are adjusted one by one
     reference = make_reference(np.random.default_rng(1), ["b"], (471, 313))
     run_in_memory(
         raw, pairs, QuantizationConfig(2, 2, 8192, position=position), references=[reference]
     )
-    assert len(opened) == files + 1
+    assert len(opened) == 2
 
 
 # --------------------------------------------------------------------------- same as hloc
@@ -407,3 +409,104 @@ def test_benchmark_runs(tmp_path):
         assert result["raw_matches"] == 3000
         assert result["identical_to_oracle"]
         assert result["million_matches_per_second"] > 0
+
+
+# --------------------------------------------------------------------------- going on after a kill
+
+
+class Stopping(RawInMemory):
+    """Raw matches whose reading stops after so many pairs, as if the process had been killed."""
+
+    provenance: ClassVar = {"weights": "abc"}
+    left = 10**9
+
+    def read(self, name0, name1):
+        self.left -= 1
+        if self.left < 0:
+            raise InterruptedError
+        return super().read(name0, name1)
+
+
+def kept_run(folder, raw, config, made_from="inputs", references=None):
+    files = KeypointFiles(folder / "features.h5", folder / "matches.h5", made_from)
+    summary = aggregate(raw, list(raw), files, config, references)
+    return summary, [path.read_bytes() for path in (files.features, files.matches)]
+
+
+def scene_of_raw_matches(seed=0):
+    names = [f"{folder}/{i}.jpg" for folder in ("db", "query") for i in range(4)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    raw = Stopping(make_raw(np.random.default_rng(seed), pairs, [0, 40, 150], size=(150, 100)))
+    raw[pairs[3]] = make_matches(np.random.default_rng(seed), 0)
+    return raw
+
+
+@pytest.mark.parametrize("position", ["bin", "mean", "adjusted"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_images_that_are_done_are_kept(tmp_path, position, fixed):
+    raw, config = scene_of_raw_matches(), QuantizationConfig(2, 8, 8192, position)
+    references = None
+    if fixed:  # all database images: each query is adjusted by itself
+        raw = Stopping({p: m for p, m in raw.items() if {n[:2] for n in p} == {"db", "qu"}})
+        rng = np.random.default_rng(3)
+        with FeatureWriter(tmp_path / "reference.h5", {}) as writer:
+            for i in range(4):
+                writer.add(f"db/{i}.jpg", rng.uniform(0, 100, (400, 2)), np.ones(400))
+        references = ReferenceFiles((tmp_path / "reference.h5",))
+    whole = kept_run(tmp_path / "whole", raw, config, references=references)
+    assert whole[0].matches > 30
+    reads = raw.reads
+    assert reads == 2 * len(raw)
+    for stop in range(0, reads, 5):
+        out = tmp_path / str(stop)
+        raw.left = stop
+        with pytest.raises(InterruptedError):
+            kept_run(out, raw, config, references=references)
+        assert [path.name for path in out.iterdir()] == [".features.h5.part"]
+        raw.left, raw.reads = 10**9, 0
+        assert kept_run(out, raw, config, references=references) == whole  # byte for byte
+        assert raw.reads <= reads - stop + 7  # of an image, of which not all pairs were read
+        assert sorted(path.name for path in out.iterdir()) == ["features.h5", "matches.h5"]
+
+
+def test_what_was_kept_of_other_inputs_is_not_taken(tmp_path):
+    raw, config = scene_of_raw_matches(), QuantizationConfig(2, 8, 8192, "adjusted")
+    raw.left = 40
+    with pytest.raises(InterruptedError):
+        kept_run(tmp_path, raw, config)
+    raw.left, raw.reads = 10**9, 0
+    kept_run(tmp_path, raw, config, "other inputs")
+    assert raw.reads == 2 * len(raw)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_kill_keeps_the_images_that_are_done(tmp_path):
+    raw, config = scene_of_raw_matches(), QuantizationConfig(2, 8, 8192, "adjusted")
+    whole = kept_run(tmp_path / "whole", raw, config)
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from edm_hloc.keypoints.quantization import QuantizationConfig
+        from tests.keypoints.test_aggregation import kept_run, scene_of_raw_matches
+        raw = scene_of_raw_matches()
+        read, number = raw.read, 0
+        def stop(*names):
+            global number
+            number += 1
+            if number > 30:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(*names)
+        raw.read = stop
+        config = QuantizationConfig(2, 8, 8192, "adjusted")
+        kept_run(Path({str(tmp_path / "killed")!r}), raw, config)
+    """
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, cwd=root)
+    assert done.returncode == -9
+    left = sorted(path.name for path in (tmp_path / "killed").iterdir())
+    assert left == [".features.h5.part", ".features.h5.tmp", ".matches.h5.tmp"]
+    raw.reads = 0
+    assert kept_run(tmp_path / "killed", raw, config) == whole
+    assert raw.reads <= 2 * len(raw) - 30 + 7
+    left = sorted(path.name for path in (tmp_path / "killed").iterdir())
+    assert left == ["features.h5", "matches.h5"]
