@@ -5,13 +5,16 @@ The group is the image's name, its data set `global_descriptor` (D,); hloc's own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.h5 import H5Reader, H5Writer, check_name, reading
+from edm_hloc.base.h5 import H5Reader, H5Writer, Provenance, check_name, reading
+from edm_hloc.base.journal import Journal, journal_path
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.pairs.names import find_under_other_names
@@ -102,3 +105,32 @@ class DescriptorWriter(H5Writer):
         group = self._create_group(name)
         group.create_dataset("global_descriptor", data=np.asarray(descriptor, np.float32))
         self._file.check()
+
+
+@contextlib.contextmanager
+def new_descriptors(
+    out: Path, names: Sequence[str], provenance: Provenance, made_from: str
+) -> Iterator[Journal]:
+    """A journal for the float32 descriptors of images by name, which becomes an H5 file at the end.
+
+    Args:
+        out: the H5 file, written when the ``with`` block ends well.
+        names: of the images, in the order of the file; those that have no descriptor are left out.
+        provenance: stored in the file.
+        made_from: fingerprint of everything that the descriptors depend on: what is in the journal
+            when the process is killed is there again next time. Empty: nothing is kept.
+
+    Raises:
+        EdmHlocError: a file cannot be written.
+    """
+    if made_from:
+        journal = Journal(journal_path(out), made_from)
+    else:
+        journal = Journal(None, folder=out.parent)
+    with journal:
+        yield journal
+        with DescriptorWriter(out, provenance) as writer:
+            for name in names:
+                if name in journal:
+                    writer.add(name, journal.array(name, np.float32))
+    journal.remove()

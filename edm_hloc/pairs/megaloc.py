@@ -16,7 +16,7 @@ from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import load_image
 from edm_hloc.models.weights import cache_directory, download, file_sha256
-from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
+from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ _SIZE = 322  # px, both sides of the network's input
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of the channels
 
 
-def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device) -> dict[str, str]:
+def megaloc_descriptors(
+    images: RetrievalImages, out: Path, device: torch.device, made_from: str = ""
+) -> dict[str, str]:
     """Writes MegaLoc's descriptors (8,448 numbers) of all images.
 
     Code and weights (0.9 GB) are downloaded at the first call; torch.hub asks in the terminal
@@ -44,6 +46,8 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
         images: queries and database.
         out: H5 file to write, in hloc's format.
         device: of the network.
+        made_from: fingerprint of all inputs, with which photos that are done are kept when the
+            process is killed, see `new_descriptors`.
 
     Returns:
         The images that were skipped because they cannot be read, with the reason.
@@ -55,8 +59,12 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
     mean, std = (torch.tensor(v)[:, None, None] for v in _IMAGENET)
     skipped: dict[str, str] = {}
     provenance = {"retrieval": "megaloc", "code": _COMMIT, "weights": MEGALOC_SHA256}
-    with DescriptorWriter(out, provenance) as writer, torch.inference_mode():
-        for name in track(images.names, "Global descriptors", "photo"):
+    with (
+        new_descriptors(out, images.names, provenance, made_from) as kept,
+        torch.inference_mode(),
+    ):
+        todo = [name for name in images.names if name not in kept]
+        for name in track(todo, "Global descriptors", "photo"):
             try:
                 image = load_image(images.root / name, resize_max=None, grayscale=False, divisor=1)
             except ImageError as error:
@@ -66,7 +74,8 @@ def megaloc_descriptors(images: RetrievalImages, out: Path, device: torch.device
             square = torch.nn.functional.interpolate(
                 ((image.tensor - mean) / std)[None], (_SIZE, _SIZE), mode="bilinear", antialias=True
             )
-            writer.add(name, model(square.to(device))[0].float().cpu().numpy())
+            kept.put(name, model(square.to(device))[0].float().cpu().numpy())
+            kept.commit()
     return skipped
 
 

@@ -18,7 +18,7 @@ from scipy.cluster.vq import kmeans2, vq
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
-from edm_hloc.pairs.descriptors import DescriptorWriter, RetrievalImages
+from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 from edm_hloc.pairs.local_features import LocalFeatures
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,11 @@ class VladConfig:
 
 
 def vlad_descriptors(
-    images: RetrievalImages, out: Path, local: LocalFeatures, config: VladConfig | None = None
+    images: RetrievalImages,
+    out: Path,
+    local: LocalFeatures,
+    config: VladConfig | None = None,
+    made_from: str = "",
 ) -> dict[str, str]:
     """Writes VLAD descriptors of all images.
 
@@ -55,6 +59,8 @@ def vlad_descriptors(
         out: H5 file to write, in hloc's format.
         local: local descriptors of a photo.
         config: the vocabulary.
+        made_from: fingerprint of all inputs, with which photos that are done are kept when the
+            process is killed, see `new_descriptors`.
 
     Returns:
         The images that were skipped because they cannot be read, with the reason.
@@ -77,25 +83,47 @@ def vlad_descriptors(
     step = max(1, len(images.database) // config.images)
     sampled_images = images.database[::step][: config.images]
     sample = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _, found in _in_order(pool, extract, sampled_images, "Vocabulary"):
+    provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        new_descriptors(out, images.names, provenance, made_from) as kept,
+    ):
+        todo = [name for name in sampled_images if _sampled(name) not in kept]
+        missing = set(todo)
+        extracted = _in_order(pool, extract, todo, "Vocabulary")
+        for name in sampled_images:
+            found = next(extracted)[1] if name in missing else None
             if found is not None and len(found):
+                # all draws are made again in a run that goes on
                 rows = rng.permutation(len(found))[: config.per_image]
                 sample.append(found[rows])
+                drawn = np.asarray(found[rows], np.float32)
+                kept.put(_sampled(name), np.int64(len(found)).tobytes() + drawn.tobytes())
+                kept.commit()
+            elif _sampled(name) in kept:
+                data = kept.get(_sampled(name))
+                length = int(np.frombuffer(data, np.int64, 1)[0])
+                rows = rng.permutation(length)[: config.per_image]
+                sample.append(np.frombuffer(data, np.float32, offset=8).reshape(len(rows), -1))
         if not sample:
             raise EdmHlocError(
                 f"No image of the database in {images.root} gives a descriptor. "
                 f"{next(iter(skipped.values()), '')}"
             )
         words = vocabulary(np.concatenate(sample), config)
-        provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
-        with DescriptorWriter(out, provenance) as writer:
-            for name, found in _in_order(pool, extract, images.names, "Global descriptors"):
-                if found is not None:
-                    writer.add(name, vlad(found, words))
+        todo = [name for name in images.names if name not in kept]
+        for name, found in _in_order(pool, extract, todo, "Global descriptors"):
+            if found is not None:
+                kept.put(name, vlad(found, words))
+                kept.commit()
     for reason in skipped.values():
         logger.warning("Skipping a photo: %s", reason)
     return skipped
+
+
+def _sampled(name: str) -> str:
+    """The entry of what a photo contributes to the vocabulary: no photo has such a name."""
+    return f"\0sample {name}"
 
 
 def _in_order(

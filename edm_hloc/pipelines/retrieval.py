@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.find import image_stamps
 from edm_hloc.matchers.base import Matcher
@@ -164,10 +165,10 @@ def _compute_descriptors(
 
     def compute() -> dict[str, Any]:
         if options.how == "megaloc":
-            megaloc_descriptors(images, descriptors, device)
+            megaloc_descriptors(images, descriptors, device, made_from=made_from)
         else:
             local = edm_features(weights, device) if options.how == "edm" else SIFT
-            vlad_descriptors(images, descriptors, local, options.vlad)
+            vlad_descriptors(images, descriptors, local, options.vlad, made_from)
         return {}
 
     stamps = image_stamps(images.root, images.names)
@@ -176,4 +177,5 @@ def _compute_descriptors(
         depends_on.append(weights_sha256(weights))
     elif options.how == "megaloc":
         depends_on.append(MEGALOC_SHA256)
+    made_from = fingerprint_of([depends_on, images.names])
     run.step("descriptors", depends_on, [descriptors], compute)

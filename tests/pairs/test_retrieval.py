@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs import megaloc, retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter, RetrievalImages
-from edm_hloc.pairs.local_features import SIFT, edm_features
+from edm_hloc.pairs.local_features import SIFT, LocalFeatures, edm_features
 from edm_hloc.pairs.retrieval import (
     RetrievalOptions,
     SimilarPhotos,
@@ -250,3 +250,34 @@ def test_one_name_of_a_query_and_a_database_photo(tmp_path: Path) -> None:
     queries, database = ["query/1.jpg", "query/2.jpg"], ["database/1.jpg", "database/2.jpg"]
     found = images_in_list(RetrievalOptions(str(path)), queries, database)
     assert found == {"query/1.jpg": database, "query/2.jpg": database[:1]}
+
+
+def test_descriptors_of_photos_that_are_done_are_kept(tmp_path: Path) -> None:
+    names = [f"{k}.png" for k in range(12)]
+    left, calls = 10**9, 0
+
+    def extract(path: Path) -> np.ndarray:
+        nonlocal left, calls
+        left, calls = left - 1, calls + 1
+        if left < 0:
+            raise InterruptedError
+        rng = np.random.default_rng(int(path.stem))
+        return rng.normal(size=(20 + int(path.stem), 8)).astype(np.float32)
+
+    images, config = RetrievalImages(tmp_path, names[8:], names[:8]), VladConfig(words=4, images=4)
+
+    def run(out: Path) -> bytes:
+        vlad_descriptors(images, out, LocalFeatures("own", extract), config, "inputs")
+        return out.read_bytes()
+
+    whole = run(tmp_path / "whole.h5")
+    assert calls == 4 + 12
+    for stop in (2, 9, 15):
+        out, left = tmp_path / f"{stop}.h5", stop
+        with pytest.raises(InterruptedError):
+            run(out)
+        assert not out.exists()
+        left, calls = 10**9, 0
+        assert run(out) == whole
+        assert calls <= 16 - stop + 9  # up to 8 were extracted ahead, and one failed
+        assert not list(tmp_path.glob(".*.part"))

@@ -111,7 +111,7 @@ def test_all_pairs_of_few_photos(tmp_path: Path) -> None:
 def test_networks_run_on_the_device_of_the_matcher(
     how: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def reached(*arguments: object) -> None:
+    def reached(*arguments: object, **_: object) -> None:
         raise EdmHlocError(f"on {arguments[-1]!r}")
 
     monkeypatch.setattr(retrieval, function, reached)
