@@ -165,7 +165,7 @@ class Reconstruction:
 def reconstruct(
     photos: str | Path,
     out: str | Path,
-    pairs: str | PairSelection | Sequence[Pair] = "exhaustive",
+    pairs: str | PairSelection | Sequence[Pair] = "auto",
     matcher: Matcher | None = None,
     config: ReconstructionConfig | None = None,
 ) -> Reconstruction:
@@ -174,7 +174,8 @@ def reconstruct(
     Args:
         photos: the folder, subfolders included.
         out: folder for the model and all other files.
-        pairs: which photos are matched: "exhaustive", "sequential", "retrieval", the path of a
+        pairs: which photos are matched: "auto" (all pairs of few photos; of many a few for each,
+            chosen while they are matched), "exhaustive", "sequential", "retrieval", the path of a
             list of pairs, a `PairSelection`, or pairs of names relative to `photos`.
         matcher: of `load_matcher`; the default one if None.
         config: keypoints, cameras, mapping, masks.

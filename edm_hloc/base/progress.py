@@ -158,7 +158,7 @@ class StepProgress:
             self._bar.set_postfix_str(self.note, refresh=True)
         elif self._text is not None:
             self._said = True
-            _say(self._text.line(time.monotonic() - self._start, self.done, self.note))
+            say(self._text.line(time.monotonic() - self._start, self.done, self.note))
 
     def _run(self) -> None:
         every = _LINE_EVERY if self._bar is None else _REDRAW_EVERY
@@ -181,7 +181,7 @@ class StepProgress:
         elif self._text is not None:
             self._thread.join()
             if self._said and finished:
-                _say(self._text.last_line(time.monotonic() - self._start, self.done))
+                say(self._text.last_line(time.monotonic() - self._start, self.done))
 
     def __enter__(self) -> StepProgress:
         return self
@@ -211,7 +211,8 @@ def track(items: Iterable[Item], title: str, unit: str, total: int | None = None
             progress.update()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Says something on a long step, where its progress is shown (see the module)."""
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", line)
     elif sys.stderr is not None:

@@ -65,7 +65,9 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     either.add_argument(
         "--pairs",
         metavar="HOW",
-        help="exhaustive (the default), sequential (photos in the order of their names, frame_2 "
+        help="auto (the default: all pairs of few photos; of many a few for each photo, with those "
+        "that look like it and were taken next to it, then more where these do not connect the "
+        "photos), exhaustive (all pairs), sequential (photos in the order of their names, frame_2 "
         "before frame_10, or of --image-list), retrieval (photos that look alike), or a file with "
         "two names per line",
     )
@@ -79,13 +81,13 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--partners",
         type=between(int, 1),
-        help="partners of each photo, for --from-model and --pairs retrieval; 20 by default",
+        help="partners of each photo: 10 by default, 20 for --from-model and --pairs retrieval",
     )
     group.add_argument(
         "--retrieval",
         metavar="HOW",
-        help="global descriptors for --pairs retrieval: edm (the default) or sift (computed here), "
-        "megaloc (from torch.hub), or an H5 file of descriptors",
+        help="global descriptors for --pairs auto and retrieval: edm (the default) or sift "
+        "(computed here), megaloc (from torch.hub), or an H5 file of descriptors",
     )
     group.add_argument(
         "--overlap",
@@ -301,6 +303,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
         EdmHlocError: an option does not fit, or there are no photos or pairs.
     """
     from edm_hloc.images.find import find_images
+    from edm_hloc.pairs.automatic import AutomaticPairs
     from edm_hloc.pairs.selection import PairSelection, select_pairs
 
     _check_pair_options(args)
@@ -308,7 +311,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     selection = PairSelection(
         args.pairs or default.how,
         args.from_model,
-        args.partners or default.partners,
+        args.partners,
         args.retrieval or default.retrieval,
         args.overlap or default.overlap,
         args.loop_step,
@@ -320,14 +323,17 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     if every:  # said before they are made
         print(f"{photos}, {len(names) * (len(names) - 1) // 2:,} pairs", flush=True)
     pairs = select_pairs(args.images, names, selection)
+    if isinstance(pairs, AutomaticPairs):
+        print(photos, flush=True)  # their number is said when it is known
+        return pairs
     if not isinstance(pairs, list):
-        print(f"{photos}, each with {selection.partners} like it")
+        print(f"{photos}, each with {pairs.options.number} like it")
         return pairs
     if not every:
         print(f"{photos}, {len(pairs):,} pairs")
     elif len(pairs) > MANY_PAIRS:
         print(
-            f"            These are all pairs of {len(names)} photos. --pairs retrieval is much "
+            f"            These are all pairs of {len(names)} photos. --pairs auto is much "
             "faster, and so is --pairs sequential for photos taken one after the other."
         )
     return pairs
@@ -345,9 +351,11 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
     Raises:
         EdmHlocError: --pairs retrieval, or as `choose_pairs`.
     """
-    if args.pairs == "retrieval":
+    if args.pairs is None and args.from_model is None:
+        args.pairs = "exhaustive"
+    if args.pairs in ("auto", "retrieval"):
         raise EdmHlocError(
-            "--pairs retrieval is for reconstruct, triangulate and match-pairs, which keep the "
+            f"--pairs {args.pairs} is for reconstruct, triangulate and match-pairs, which keep the "
             "descriptors and write the list to OUT/pairs.txt. To make a list from a file of "
             "descriptors use edm-hloc retrieve."
         )
@@ -359,10 +367,15 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
 def _check_pair_options(args: argparse.Namespace) -> None:
     """Refuse options that the chosen rule would ignore."""
     by_model, in_order = args.from_model is not None, args.pairs == "sequential"
-    alike = args.pairs == "retrieval"
+    alike = args.pairs in ("retrieval", "auto") or (args.pairs is None and not by_model)
     for option, value, given, needed in (
-        ("--partners", args.partners, by_model or alike, "--from-model and --pairs retrieval"),
-        ("--retrieval", args.retrieval, alike, "--pairs retrieval"),
+        (
+            "--partners",
+            args.partners,
+            by_model or alike,
+            "--from-model and --pairs auto or retrieval",
+        ),
+        ("--retrieval", args.retrieval, alike, "--pairs auto and retrieval"),
         ("--overlap", args.overlap, in_order, "--pairs sequential"),
         ("--loop-step", args.loop_step, in_order, "--pairs sequential"),
     ):

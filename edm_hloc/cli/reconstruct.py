@@ -94,13 +94,8 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from edm_hloc.images.masks import find_masks
-    from edm_hloc.pipelines.matching import (
-        MATCHING_FILES,
-        PairsToMatch,
-        find_pairs,
-        match_and_quantize,
-        names_of,
-    )
+    from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
+    from edm_hloc.pipelines.pair_rounds import PairRounds
     from edm_hloc.pipelines.run import Run
 
     pairs = options.choose_pairs(args)
@@ -113,14 +108,9 @@ def _match_pairs(args: argparse.Namespace) -> None:
     }
     masks = find_masks(args.masks, names_of(pairs), args.images)
     with Run.begin(args.out, settings, matcher, MATCHING_FILES, overwrite=args.overwrite) as run:
-        listed = find_pairs(run, pairs, args.images, matcher)
-        match_and_quantize(
-            run,
-            PairsToMatch(args.images, listed, masks),
-            matcher,
-            quantization,
-            options.matching_config(args),
-            overwrite=args.overwrite,
-        )
+        matching = options.matching_config(args)
+        rounds = PairRounds(run, pairs, args.images, masks, matcher)
+        to_match = rounds.find(matching, overwrite=args.overwrite)
+        match_and_quantize(run, to_match, matcher, quantization, matching, overwrite=args.overwrite)
     summaries.print_matching(run)
     print(f"Written     {run.out / 'features.h5'} and {run.out / 'matches.h5'}, as hloc reads them")

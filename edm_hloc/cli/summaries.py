@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 def print_matching(run: Run) -> None:
     """Print how many pairs were matched, which photos were skipped, and the keypoints."""
     matching, keypoints = run.results["matching"], run.results["keypoints"]
+    if "pairs" in run.results:
+        chosen = run.results["pairs"]
+        rounds = " + ".join(f"{number:,}" for number in chosen["rounds"])
+        print(f"Pairs       {rounds} chosen, of which {chosen['connected']:,} agree")
     done = f"{matching['matched']:,} pairs"
     if matching["resumed"]:
         done += f" now, {matching['resumed']:,} before"

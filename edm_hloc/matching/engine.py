@@ -69,6 +69,20 @@ class MatchingSummary:
     matches: int
     seconds: float
 
+    def followed_by(self, later: MatchingSummary) -> MatchingSummary:
+        """What two calls did together, of which the later one's pairs count as resumed or not."""
+        return MatchingSummary(
+            matched=self.matched + later.matched,
+            resumed=self.resumed + later.resumed,
+            encoded=self.encoded + later.encoded,
+            images=max(self.images, later.images),
+            skipped=self.skipped | later.skipped,
+            skipped_pairs=self.skipped_pairs + later.skipped_pairs,
+            rotated=tuple(sorted({*self.rotated, *later.rotated})),
+            matches=self.matches + later.matches,
+            seconds=self.seconds + later.seconds,
+        )
+
 
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
     """The settings that the raw matches of given photos depend on, as they are stored with them."""

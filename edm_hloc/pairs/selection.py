@@ -1,4 +1,4 @@
-"""Selects the pairs to match: all, in order, by retrieval, from a list or from a model."""
+"""Selects the pairs to match: by themselves, all, in order, by retrieval, from a list or model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.pairs.automatic import FEW_PHOTOS, PARTNERS, RANKED, AutomaticPairs
 from edm_hloc.pairs.covisibility import from_model
 from edm_hloc.pairs.files import among, from_file, read_names
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
@@ -18,12 +19,15 @@ class PairSelection:
     """How the pairs are chosen.
 
     Attributes:
-        how: "exhaustive" (all pairs), "sequential" (photos near each other in the natural order of
-            their names, or in that of `image_list`), "retrieval" (photos that look alike), or the
-            path of a list of pairs.
+        how: "auto" (all pairs of few photos; of many a few for each photo, chosen while they are
+            matched, see `AutomaticPairs`), "exhaustive" (all pairs), "sequential" (photos near each
+            other in the natural order of their names, or in that of `image_list`), "retrieval"
+            (photos that look alike), or the path of a list of pairs.
         model: COLMAP model; its images that see most points in common are paired instead.
-        partners: number of partners of each photo, for `model` and "retrieval".
-        retrieval: source of the global descriptors, for "retrieval": see `RetrievalOptions`.
+        partners: number of partners of each photo, for "auto", `model` and "retrieval"; None for 10
+            for "auto", and else 20.
+        retrieval: source of the global descriptors, for "auto" and "retrieval": see
+            `RetrievalOptions`.
         overlap: number of following photos each photo is paired with, for "sequential".
         loop_step: every so many photos are also paired with one another, to close loops, for
             "sequential"; None for no loops.
@@ -31,9 +35,9 @@ class PairSelection:
             were taken; None for all photos.
     """
 
-    how: str = "exhaustive"
+    how: str = "auto"
     model: Path | None = None
-    partners: int = 20
+    partners: int | None = None
     retrieval: str = "edm"
     overlap: int = 10
     loop_step: int | None = None
@@ -64,19 +68,26 @@ def select_pairs(
     Raises:
         EdmHlocError: fewer than two photos, or a file that cannot be used.
     """
+    how, partners = selection.how, selection.partners or 20
+    if how == "auto" and selection.partners is None and len(names) <= FEW_PHOTOS:
+        how = "exhaustive"
     if selection.model is not None:
-        pairs = among(names, from_model(selection.model, selection.partners), selection.model)
-    elif selection.how == "retrieval":
-        options = RetrievalOptions(selection.retrieval, selection.partners)
-        photos = SimilarPhotos(tuple(names), options)
+        pairs = among(names, from_model(selection.model, partners), selection.model)
+    elif how == "retrieval":
+        photos = SimilarPhotos(tuple(names), RetrievalOptions(selection.retrieval, partners))
         photos.check()
         return photos
-    elif selection.how == "exhaustive":
+    elif how == "auto":
+        options = RetrievalOptions(selection.retrieval, RANKED)
+        chosen = AutomaticPairs(tuple(names), options, selection.partners or PARTNERS)
+        chosen.check()
+        return chosen
+    elif how == "exhaustive":
         pairs = exhaustive(names)
-    elif selection.how == "sequential":
+    elif how == "sequential":
         pairs = sequential(names, selection.overlap, selection.loop_step)
     else:
-        pairs = from_file(Path(selection.how), names)
+        pairs = from_file(Path(how), names)
     if not pairs:
         raise EdmHlocError(f"There is no pair to match: {image_root} holds {len(names)} photo(s).")
     return pairs

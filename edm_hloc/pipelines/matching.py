@@ -17,7 +17,7 @@ from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggreg
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.damage import drop_damaged
-from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, MatchingSummary, match_pairs
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.retrieval import SimilarPhotos
@@ -58,12 +58,14 @@ class PairsToMatch:
         masks: mask file of each photo that has one, black where matches do not count.
         reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
             are indices into them, and `features.h5` holds the other images only.
+        chosen: the matching of these pairs, where they were chosen while they were matched.
     """
 
     image_root: ImageRoot
     pairs: Sequence[Pair]
     masks: Mapping[str, Path] = field(default_factory=dict)
     reference_features: Path | None = None
+    chosen: MatchingSummary | None = None
 
 
 def match_and_quantize(
@@ -100,16 +102,21 @@ def match_and_quantize(
     _record_pairs(run, pairs)
 
     def match(*, overwrite: bool) -> None:
-        start = time.monotonic()
         summary = match_pairs(
             image_root, pairs, matcher, raw_matches, matching, overwrite=overwrite
         )
+        record(summary)
+
+    def record(summary: MatchingSummary) -> None:
         run.results["matching"] = asdict(summary)
         if summary.matched:
-            run.measure("matching", start)
+            run.measure("matching", time.monotonic() - summary.seconds)
         run.write()
 
-    match(overwrite=overwrite)
+    if photos.chosen is None:
+        match(overwrite=overwrite)
+    else:
+        record(photos.chosen)
     features, matches = out / "features.h5", out / "matches.h5"
 
     def quantize(made_from: str) -> dict[str, Any]:

@@ -36,13 +36,8 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.matching import (
-    MATCHING_FILES,
-    PairsToMatch,
-    find_pairs,
-    match_and_quantize,
-    names_of,
-)
+from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
+from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 
 _FILES = (*MATCHING_FILES, "database.db", "model", "model_parts")
@@ -88,7 +83,8 @@ def reconstruct(
     Args:
         image_root: folder of the photos.
         out: output folder; a run that is there already is continued.
-        pairs: the pairs to match, or `SimilarPhotos` for pairs by global descriptors.
+        pairs: the pairs to match; or `SimilarPhotos` for pairs by global descriptors,
+            `AutomaticPairs` for pairs that are chosen while they are matched.
         matcher: finds the matches of a pair.
         config: settings of every step.
 
@@ -183,14 +179,15 @@ def _match(
     config: ReconstructionConfig,
 ) -> tuple[MatchedImages, str]:
     """Finds the pairs and matches them; gives the matched images and their fingerprint."""
-    listed = find_pairs(run, pairs, image_root, matcher)
+    rounds = PairRounds(run, pairs, image_root, masks, matcher)
+    to_match = rounds.find(config.matching, overwrite=config.overwrite)
     fingerprint = match_and_quantize(
         run,
-        PairsToMatch(image_root, listed, masks),
+        to_match,
         matcher,
         config.keypoints,
         config.matching,
         overwrite=config.overwrite,
     )
     files = (run.out / "features.h5", run.out / "matches.h5")
-    return MatchedImages(image_root, *files, listed), fingerprint
+    return MatchedImages(image_root, *files, to_match.pairs), fingerprint

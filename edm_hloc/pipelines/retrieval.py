@@ -9,6 +9,7 @@ OUT/scores-HOWk.txt         for each photo the most similar others, with similar
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,26 @@ def similar_pairs(
     names, options = photos.names, photos.options
     if not options.is_file and options.number >= len(names) - 1:
         return exhaustive(names)
+    found = ranked_photos(run, photos, image_root, matcher)
+    similar = [(photo, other) for photo, others in found.items() for other in others]
+    return unique_pairs([*similar, *pairs_of_missing(names, found)])
+
+
+def ranked_photos(
+    run: Run, photos: SimilarPhotos, image_root: Path, matcher: Matcher | None = None
+) -> dict[str, list[str]]:
+    """For each photo the others with the most similar descriptors, best first; as `similar_pairs`.
+
+    A photo without a descriptor is left out.
+    """
+    names, options = photos.names, photos.options
     scores_path = run.out / f"scores-{options.label}{options.number}.txt"
     images = RetrievalImages(image_root, queries=names, database=names)
-    found = _by_descriptors(run, options, images, matcher, scores_path)
+    return _by_descriptors(run, options, images, matcher, scores_path)
+
+
+def pairs_of_missing(names: Sequence[str], found: Mapping[str, object]) -> list[Pair]:
+    """Pairs of the photos without a descriptor with their neighbours by name, with a warning."""
     missing = [name for name in names if name not in found]
     if missing:
         logger.warning(
@@ -119,9 +137,7 @@ def similar_pairs(
             missing[0],
         )
     without = set(missing)
-    neighbours = [pair for pair in sequential(names, 2) if not without.isdisjoint(pair)]
-    similar = [(photo, other) for photo, others in found.items() for other in others]
-    return unique_pairs([*similar, *neighbours])
+    return [pair for pair in sequential(names, 2) if not without.isdisjoint(pair)]
 
 
 def _by_descriptors(

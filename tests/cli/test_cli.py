@@ -317,7 +317,7 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
         (["--overlap", 3], "--overlap is for --pairs sequential only"),
         (["--loop-step", 3, "--from-model", model], "--loop-step is for --pairs sequential only"),
         (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model and --pairs"),
-        (["--retrieval", "edm"], "--retrieval is for --pairs retrieval only"),
+        (["--retrieval", "edm"], "--retrieval is for --pairs auto and retrieval only"),
         (["--pairs", "retrieval"], "--pairs retrieval is for reconstruct, triangulate and"),
     ):
         assert run("pairs", images, out, *wrong) == 1

@@ -1,0 +1,125 @@
+"""Pairs by themselves: all of few photos; of many a few for each, then more where these are thin.
+
+The first pairs of a photo are with those that look most like it, and with its neighbours in time
+and in space. Once they are matched, the pairs that agree make a graph of the photos. Photos with
+few partners get those of their partners, and those next in similarity; parts of the graph that
+nothing connects get the pairs across that look most alike. This is repeated a few times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.pairs.rules import Pair, unique_pairs
+
+FEW_PHOTOS = 20
+"""Number of photos up to which all pairs are matched: they are about as many as would be chosen."""
+PARTNERS = 10
+"""Number of partners by default, see `AutomaticPairs`."""
+RANKED = 40  # photos that look like each one, of which the pairs are chosen
+ROUNDS = 4  # at most, the first pairs included
+_ACROSS = 10  # pairs tried in one round to connect a part of the photos to the others
+
+
+@dataclass(frozen=True)
+class AutomaticPairs(SimilarPhotos):
+    """Photos whose pairs are chosen while they are matched.
+
+    Attributes:
+        names: of the photos.
+        options: source of the descriptors, and how many photos that look like each are ranked.
+        partners: number of partners that a photo is to have whose matches agree. Fewer look alike
+            among its first pairs: three quarters of them.
+    """
+
+    options: RetrievalOptions = field(default_factory=lambda: RetrievalOptions("edm", RANKED))
+    partners: int = PARTNERS
+
+    def first(self, ranked: Mapping[str, Sequence[str]], near: Sequence[Pair]) -> list[Pair]:
+        """The pairs to match first.
+
+        Args:
+            ranked: for each photo the others that look like it, most similar first.
+            near: pairs of neighbours in time and in space.
+        """
+        number = max(1, 3 * self.partners // 4)
+        alike = ((a, b) for a, others in ranked.items() for b in others[:number])
+        return unique_pairs([*alike, *near])
+
+    def further(
+        self,
+        ranked: Mapping[str, Sequence[str]],
+        tried: Mapping[Pair, bool],
+        left_out: Collection[str] = (),
+    ) -> list[Pair]:
+        """Pairs to match next, where those tried leave photos with few partners or in parts.
+
+        Args:
+            ranked: as for `first`.
+            tried: whether the matches of each pair that was matched agree.
+            left_out: photos that cannot be read.
+        """
+        names = [name for name in self.names if name not in left_out]
+        known = {frozenset(pair) for pair in tried}
+        partners: dict[str, set[str]] = defaultdict(set)
+        for (a, b), agree in tried.items():
+            if agree:
+                partners[a].add(b)
+                partners[b].add(a)
+        rank = {a: {b: i for i, b in enumerate(others)} for a, others in ranked.items()}
+        new: dict[frozenset[str], Pair] = {}
+        wanted = Counter({name: self.partners - len(partners[name]) for name in names})
+        for name in sorted(names, key=lambda n: (len(partners[n]), n)):
+            shared = Counter(far for near in partners[name] for far in partners[near])
+            places = rank.get(name, {})
+            candidates = [*shared, *(other for other in places if other not in shared)]
+            candidates.sort(key=lambda n: (-shared[n], places.get(n, RANKED), n))
+            for other in candidates:
+                if wanted[name] <= 0:
+                    break
+                key = frozenset((name, other))
+                if other != name and other in wanted and key not in known and key not in new:
+                    new[key] = (name, other)
+                    wanted.subtract(key)
+        across = _across(_parts(names, partners), ranked, known | new.keys())
+        return unique_pairs([*new.values(), *across])
+
+
+def _parts(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:
+    """The connected parts of the graph, the largest first."""
+    seen: set[str] = set()
+    parts = []
+    for name in names:
+        if name in seen:
+            continue
+        part, reached = [], [name]
+        seen.add(name)
+        while reached:
+            here = reached.pop()
+            part.append(here)
+            new = sorted(partners.get(here, set()) - seen)
+            seen.update(new)
+            reached += new
+        parts.append(part)
+    return sorted(parts, key=len, reverse=True)
+
+
+def _across(
+    parts: Sequence[Sequence[str]],
+    ranked: Mapping[str, Sequence[str]],
+    known: Collection[frozenset[str]],
+) -> Iterator[Pair]:
+    """Pairs that may connect each part but the largest to the others, most alike first."""
+    for part in parts[1:]:
+        inside = set(part)
+        found = [
+            (place, name, other)
+            for name in part
+            for place, other in enumerate(ranked.get(name, ()))
+            if other not in inside and frozenset((name, other)) not in known
+        ]
+        for _, name, other in sorted(found)[:_ACROSS]:
+            yield name, other

@@ -1,0 +1,189 @@
+"""The step that chooses pairs while it matches them (see `pairs/automatic.py`).
+
+OUT/pairs-automatic10.txt   pairs that were matched, with the number of their matches that agree
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
+from edm_hloc.base.h5 import DamagedH5Error
+from edm_hloc.base.progress import say, track
+from edm_hloc.base.text import read_lines
+from edm_hloc.images.capture import read_capture
+from edm_hloc.images.find import image_stamps
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.connections import agreeing_matches
+from edm_hloc.matching.damage import drop_damaged
+from edm_hloc.matching.engine import (
+    MatchingConfig,
+    MatchingSummary,
+    match_pairs,
+    run_provenance,
+)
+from edm_hloc.matching.masked import MaskedMatchReader
+from edm_hloc.pairs.automatic import ROUNDS, AutomaticPairs
+from edm_hloc.pairs.neighbours import near_in_space, near_in_time
+from edm_hloc.pairs.retrieval import SimilarPhotos
+from edm_hloc.pairs.rules import Pair, unique_pairs
+from edm_hloc.pipelines.matching import PairsToMatch, find_pairs
+from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
+from edm_hloc.pipelines.run import Run
+
+CONNECTED = 50
+"""Number of agreeing matches from which a pair counts as connected."""
+
+
+@dataclass(frozen=True)
+class PairsSummary:
+    """What was chosen.
+
+    Attributes:
+        photos: number of photos.
+        rounds: number of pairs that were added in each round.
+        connected: number of pairs whose matches agree.
+        near: number of pairs of neighbours in time and space among the first.
+    """
+
+    photos: int
+    rounds: tuple[int, ...]
+    connected: int
+    near: int
+
+
+@dataclass(frozen=True)
+class PairRounds:
+    """The choice of pairs in one run.
+
+    Attributes:
+        run: the run in whose folder the files go.
+        pairs: the pairs themselves, or the photos among which they are to be found.
+        image_root: their folder.
+        masks: as for `match_and_quantize`.
+        matcher: finds the matches.
+    """
+
+    run: Run
+    pairs: Sequence[Pair] | SimilarPhotos
+    image_root: Path
+    masks: Mapping[str, Path]
+    matcher: Matcher
+
+    def find(self, matching: MatchingConfig, *, overwrite: bool = False) -> PairsToMatch:
+        """The pairs to match; those of `AutomaticPairs` are matched to be found.
+
+        Pairs that an earlier run chose among photos that are still there stay, so that only those
+        of new photos are matched where photos were added.
+
+        Args:
+            matching: memory and threads.
+            overwrite: match every pair again.
+
+        Raises:
+            EdmHlocError: as `match_pairs`, or the descriptors cannot be computed.
+        """
+        if isinstance(self.pairs, AutomaticPairs):
+            listed, chosen = self._in_rounds(self.pairs, matching, overwrite)
+            return PairsToMatch(self.image_root, listed, self.masks, chosen=chosen)
+        self.run.results.pop("pairs", None)  # of an earlier run that chose them
+        listed = find_pairs(self.run, self.pairs, self.image_root, self.matcher)
+        return PairsToMatch(self.image_root, listed, self.masks)
+
+    def _in_rounds(
+        self, photos: AutomaticPairs, matching: MatchingConfig, overwrite: bool
+    ) -> tuple[Sequence[Pair], MatchingSummary | None]:
+        """The pairs, and what was matched; None where an earlier run has chosen all of them."""
+        path = self.run.out / f"pairs-automatic{photos.partners}.txt"
+        summaries: list[MatchingSummary] = []
+
+        def choose() -> dict[str, Any]:
+            first, near, ranked = self._first(photos, path)
+            agree: dict[Pair, int] = {}
+            rounds = []
+            new = first
+            while new and len(rounds) < ROUNDS:
+                again = overwrite and not rounds
+                raw = self.run.out / "raw_matches"
+                done = match_pairs(
+                    self.image_root, new, self.matcher, raw, matching, overwrite=again
+                )
+                summaries.append(done)
+                rounds.append(len(new))
+                try:
+                    agree |= self._checked(new)
+                except DamagedH5Error:
+                    drop_damaged(raw)
+                    match_pairs(self.image_root, new, self.matcher, raw, matching)
+                    agree |= self._checked(new)
+                skipped = {name for summary in summaries for name in summary.skipped}
+                tried = {pair: number >= CONNECTED for pair, number in agree.items()}
+                new = photos.further(ranked, tried, skipped)
+                if new and len(rounds) < ROUNDS:
+                    say(f"Pairs: {len(new):,} more, of photos that have few partners so far")
+            lines = (f"{a}\t{b}\t{number}\n" for (a, b), number in agree.items())
+            write_whole(path, "".join(lines))
+            connected = sum(number >= CONNECTED for number in agree.values())
+            return {"pairs": PairsSummary(len(photos.names), tuple(rounds), connected, near)}
+
+        stamps = image_stamps(self.image_root, photos.names)
+        masked = {name: (str(m), m.stat().st_mtime_ns) for name, m in self.masks.items()}
+        depends_on = [stamps, asdict(photos), run_provenance(self.matcher), masked]
+        self.run.step("pairs", depends_on, [path], choose)
+        total = summaries[0] if summaries else None
+        for summary in summaries[1:]:
+            assert total is not None
+            total = total.followed_by(summary)
+        return _read(path), total
+
+    def _first(
+        self, photos: AutomaticPairs, path: Path
+    ) -> tuple[list[Pair], int, dict[str, list[str]]]:
+        """The pairs of the first round, the number of neighbours, and similar photos by name."""
+        names = photos.names
+        ranked = ranked_photos(self.run, photos, self.image_root, self.matcher)
+        captures = {
+            name: read_capture(self.image_root / name)
+            for name in track(names, "Reading photo headers", "photo")
+        }
+        near = unique_pairs([*near_in_time(names, captures), *near_in_space(names, captures)])
+        known = set(names)
+        kept = [pair for pair in _read(path) if known.issuperset(pair)] if path.is_file() else []
+        first = photos.first(ranked, [*near, *pairs_of_missing(names, ranked)])
+        pairs = unique_pairs([*kept, *first])
+        every = len(names) * (len(names) - 1) // 2
+        neighbours = " and with its neighbours in time and space" if near else ""
+        say(
+            f"Pairs: {len(pairs):,} first of the {every:,} that {len(names)} photos have: each "
+            f"photo with those that look like it{neighbours}; more where photos are left with few "
+            f"partners. --partners N ({photos.partners} now) gives more or fewer, --pairs "
+            "exhaustive all."
+        )
+        return pairs, len(near), ranked
+
+    def _checked(self, pairs: Sequence[Pair]) -> dict[Pair, int]:
+        """The number of agreeing matches of each pair; 0 of those with a photo left out."""
+        with MaskedMatchReader(self.run.out / "raw_matches", self.masks, self.image_root) as raw:
+            return {
+                pair: agreeing_matches(raw.read(*pair)) if pair in raw else 0
+                for pair in track(pairs, "Checking pairs", "pair")
+            }
+
+
+def _read(path: Path) -> list[Pair]:
+    """The pairs of a file of this step.
+
+    Raises:
+        EdmHlocError: it cannot be read or is damaged.
+    """
+    pairs = []
+    for _, line in read_lines(path, "chosen pairs"):
+        words = line.split("\t")
+        if len(words) != 3:
+            raise EdmHlocError(f"{path} is damaged: remove it, then run again.")
+        pairs.append((words[0], words[1]))
+    return pairs

@@ -1,0 +1,175 @@
+"""Pairs by themselves: neighbours in time and space, and the rounds that follow the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edm_hloc.images.capture import Capture, read_capture
+from edm_hloc.pairs.automatic import FEW_PHOTOS, ROUNDS, AutomaticPairs
+from edm_hloc.pairs.neighbours import near_in_space, near_in_time
+from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.selection import PairSelection, select_pairs
+
+MAKE, MODEL, EXIF_IFD, GPS_IFD = 271, 272, 0x8769, 0x8825
+ORIGINAL, SUBSECOND, CHANGED = 36867, 37521, 306
+
+
+def save(
+    path: Path, tags: dict[int, object], exif: dict[int, object], gps: dict[int, object]
+) -> None:
+    header = Image.Exif()
+    header.update(tags)
+    header.get_ifd(EXIF_IFD).update(exif)
+    header.get_ifd(GPS_IFD).update(gps)
+    Image.new("L", (8, 8)).save(path, exif=header)
+
+
+def test_when_and_where_a_photo_was_taken(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    south_west = {1: "S", 2: (33.0, 30.0, 36.0), 3: "W", 4: (70.0, 0.0, 0.0)}
+    exif = {ORIGINAL: "1970:01:02 00:00:01", SUBSECOND: "25"}
+    save(path, {MAKE: "ACME", MODEL: "One", CHANGED: "2020:01:01 00:00:00"}, exif, south_west)
+    capture = read_capture(path)
+    assert capture == Capture("ACME One", 86401.25, capture.place)
+    assert capture.place == pytest.approx((-33.51, -70.0))
+
+    no_fix = {1: "N", 2: (0.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)}
+    save(path, {CHANGED: "1970:01:01 00:01:00"}, {ORIGINAL: "    :  :     :  :  "}, no_fix)
+    assert read_capture(path) == Capture("", 60.0, None)
+    Image.new("L", (8, 8)).save(path, exif=b"Exif\0\0garbage that is no TIFF header")
+    assert read_capture(path) == Capture()
+    path.write_bytes(b"no photo")
+    assert read_capture(path) == read_capture(tmp_path / "none.jpg") == Capture()
+
+
+def test_neighbours_in_time() -> None:
+    times = {"b": 0.0, "a": 5.0, "c": 7.0, "late": 5000.0, "other": 6.0}
+    captures = {n: Capture("two" if n == "other" else "one", t) for n, t in times.items()}
+    assert near_in_time(sorted(times), captures) == [("b", "a"), ("b", "c"), ("a", "c")]
+    names = ["IMG_10.jpg", "IMG_9.jpg", "IMG_40.jpg", "x.jpg", "y.jpg", "sub/IMG_11.jpg"]
+    assert near_in_time(names, {}) == [("IMG_9.jpg", "IMG_10.jpg")]
+    together = {name: Capture("one", 3.0) for name in ("f2", "f10", "f1")}
+    assert near_in_time(list(together), together) == [("f1", "f2"), ("f1", "f10"), ("f2", "f10")]
+
+
+def test_neighbours_in_space() -> None:
+    """A row along a parallel: 1e-4° of longitude is 5.6 m at 60° north, 11.1 m at the equator."""
+    row = {f"{i}": Capture(place=(60.0, 1e-4 * i)) for i in range(8)}
+    pairs = {frozenset(p) for p in near_in_space(list(row), row)}
+    assert {frozenset(("3", str(j))) for j in (1, 2, 4, 5)} <= pairs
+    assert frozenset(("0", "5")) not in pairs
+    across = {**row, "north": Capture(place=(60.00006, 0.0)), "none": Capture()}
+    # 6.7 m to the north of 0: it is farther from it than 1 is, nearer than 2
+    nearest = [b for a, b in near_in_space(list(across), across) if a == "0"]
+    assert nearest == ["1", "north", "2", "3"]
+    dateline = {"w": Capture(place=(0.0, 179.9999)), "e": Capture(place=(0.0, -179.9999))}
+    far = {str(i): Capture(place=(0.0, 10.0 * i)) for i in range(9)}
+    nearest = [b for a, b in near_in_space(list(dateline | far), dateline | far) if a == "w"]
+    assert nearest[0] == "e"
+    same = dict.fromkeys("abc", Capture(place=(1.0, 1.0)))
+    assert near_in_space(list(same), same) == []
+    assert near_in_space(["a"], {"a": Capture(place=(1.0, 1.0))}) == []
+
+
+# --------------------------------------------------------------------------- rounds
+
+
+def play(
+    photos: AutomaticPairs, ranked: dict[str, list[str]], agree: set[frozenset[str]]
+) -> tuple[list[list[Pair]], dict[str, int]]:
+    """The pairs of all rounds, and the number of partners that every photo has in the end."""
+    tried: dict[Pair, bool] = {}
+    rounds = []
+    new = photos.first(ranked, [])
+    while new and len(rounds) < ROUNDS:
+        assert {frozenset(p) for p in tried}.isdisjoint(frozenset(p) for p in new)
+        rounds.append(new)
+        tried |= {pair: frozenset(pair) in agree for pair in new}
+        new = photos.further(ranked, tried)
+    yes = [pair for pair, agrees in tried.items() if agrees]
+    return rounds, {name: sum(name in pair for pair in yes) for name in photos.names}
+
+
+def ring(number: int, reach: int) -> tuple[list[str], set[frozenset[str]]]:
+    """Photos around an object, each of which sees the same as `reach` others on both sides."""
+    names = [f"{i:03d}" for i in range(number)]
+    agree = {
+        frozenset((names[i], names[(i + step) % number]))
+        for i in range(number)
+        for step in range(1, reach + 1)
+    }
+    return names, agree
+
+
+def test_no_more_pairs_where_all_photos_have_their_partners() -> None:
+    names, agree = ring(60, 6)
+    ranked = {
+        name: sorted(names, key=lambda n, i=i: min((int(n) - i) % 60, (i - int(n)) % 60))[1:41]
+        for i, name in enumerate(names)
+    }
+    rounds, partners = play(AutomaticPairs(tuple(names), partners=4), ranked, agree)
+    # three partners ahead in the list of each photo are both neighbours and one more
+    assert 60 * 1.5 <= len(rounds[0]) <= 60 * 2
+    assert sum(map(len, rounds)) <= 60 * 4
+    assert min(partners.values()) >= 4
+
+
+def test_partners_of_partners_come_first_where_looks_mislead() -> None:
+    names, agree = ring(60, 5)
+    rng = np.random.default_rng(0)
+    # the first three are right, all others are of the far side
+    ranked = {}
+    for i, name in enumerate(names):
+        near = [names[(i + step) % 60] for step in (1, -1, 2)]
+        far = [names[(i + step) % 60] for step in range(20, 41)]
+        ranked[name] = near + list(rng.permutation(far))
+    rounds, partners = play(AutomaticPairs(tuple(names), partners=6), ranked, agree)
+    tried = [frozenset(pair) for new in rounds[1:] for pair in new]
+    assert np.mean([pair in agree for pair in tried]) > 0.9
+    assert min(partners.values()) >= 6
+
+
+def test_parts_are_joined() -> None:
+    """Two rows of photos that look like their own row only, with one passage between them."""
+    names = [f"{row}{i:02d}" for row in "ab" for i in range(20)]
+    agree = {
+        frozenset((f"{row}{i:02d}", f"{row}{j:02d}"))
+        for row in "ab"
+        for i in range(20)
+        for j in range(i + 1, min(20, i + 4))
+    }
+    agree.add(frozenset(("a19", "b07")))
+    ranked = {}
+    for name in names:
+        own = [n for n in names if n[0] == name[0] and n != name]
+        own.sort(key=lambda n, i=int(name[1:]): abs(int(n[1:]) - i))
+        others = [n for n in names if n[0] != name[0]]
+        if name in ("a19", "b07"):
+            others.sort(key=lambda n: n not in ("a19", "b07"))
+        place = 8 if name == "b07" else 15
+        ranked[name] = own[:place] + others + own[place:]
+    photos = AutomaticPairs(tuple(names), partners=4)
+    rounds, _ = play(photos, ranked, agree)
+    assert frozenset(("a19", "b07")) in {frozenset(p) for p in rounds[1]}
+    alone = AutomaticPairs((*names, "bad"), partners=4).further(
+        ranked | {"bad": names}, dict.fromkeys(photos.first(ranked, []), True), ["bad"]
+    )
+    assert not any("bad" in pair for pair in alone)
+
+
+def test_few_photos_are_all_paired_and_many_are_not() -> None:
+    names = [f"{i}.jpg" for i in range(FEW_PHOTOS + 1)]
+    few = select_pairs(Path("photos"), names[:-1], PairSelection())
+    assert len(few) == FEW_PHOTOS * (FEW_PHOTOS - 1) // 2
+    many = select_pairs(Path("photos"), names, PairSelection())
+    assert isinstance(many, AutomaticPairs)
+    assert many.names == tuple(names)
+    fewer = select_pairs(Path("photos"), names[:9], PairSelection(partners=4))
+    assert isinstance(fewer, AutomaticPairs)
+    assert fewer.partners == 4
+    every = select_pairs(Path("photos"), names, PairSelection("exhaustive"))
+    assert len(every) == (FEW_PHOTOS + 1) * FEW_PHOTOS // 2

@@ -1,0 +1,59 @@
+"""Pairs that are chosen while they are matched, end to end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import edm_hloc
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.images.find import find_images
+from edm_hloc.pairs.files import read_pairs
+from edm_hloc.pairs.selection import PairSelection, select_pairs
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
+from tests.scenes import TruthMatcher
+
+CONFIG = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
+CHOICE = PairSelection(retrieval="sift", partners=2)
+
+
+def test_a_few_pairs_make_the_model_and_a_second_run_chooses_none(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    (images / "bad.png").write_bytes(b"")
+    photos = select_pairs(images, find_images(images), CHOICE)
+    run = reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+    said = capsys.readouterr().err
+    assert "first of the 28 that 8 photos have: each photo with those that look like it and" in said
+    chosen = run.results["pairs"]
+    assert chosen["photos"] == 8
+    assert chosen["connected"] >= 7
+    pairs = read_pairs(out / "pairs.txt")
+    assert sum(chosen["rounds"]) == len(pairs) < 28
+    assert list(run.results["matching"]["skipped"]) == ["bad.png"]
+    assert run.results["matching"]["matched"] == sum("bad.png" not in pair for pair in pairs)
+    assert compare(out / "model", scene / "truth").registered == 7
+
+    again = reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+    assert again.results["matching"]["matched"] == 0
+    assert again.results["pairs"] == {**chosen, "rounds": list(chosen["rounds"])}
+    assert read_pairs(out / "pairs.txt") == pairs
+    assert "Pairs:" not in capsys.readouterr().err
+
+    (out / "pairs-automatic2.txt").write_text("a b 3\n")
+    with pytest.raises(EdmHlocError, match=r"pairs-automatic2\.txt is damaged: remove it"):
+        reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+
+
+def test_the_front_door_chooses_pairs(scene: Path, tmp_path: Path) -> None:
+    model = edm_hloc.reconstruct(
+        scene / "images", tmp_path / "out", matcher=TruthMatcher(scene), config=CONFIG
+    )
+    assert model.run.results["matching"]["matched"] == 21  # all pairs of few photos
+    assert "pairs" not in model.run.results
