@@ -37,20 +37,47 @@ class Levels(NamedTuple):
     white: float
 
 
-def to_eight_bits(pixels: np.ndarray, path: Path, grayscale: bool) -> np.ndarray:
+class FolderLevels(NamedTuple):
+    """How the photos of one type in a folder become 8 bits.
+
+    Attributes:
+        folder: of the photos.
+        kind: of the values in their files, such as "uint16".
+        levels: that are stretched to black and white; None if the values fill their range.
+    """
+
+    folder: Path
+    kind: str
+    levels: Levels | None
+
+
+def levels_of(pixels: np.ndarray, path: Path) -> FolderLevels | None:
+    """How a photo becomes 8 bits, which its folder tells; None if it has 8 already.
+
+    Args:
+        pixels: of `decode`.
+        path: of the photo.
+    """
+    if pixels.dtype == np.uint8:
+        return None
+    folder = path.resolve().parent
+    return FolderLevels(folder, pixels.dtype.name, _stretched(folder, pixels.dtype.str))
+
+
+def to_eight_bits(pixels: np.ndarray, of: FolderLevels | None, grayscale: bool) -> np.ndarray:
     """The pixels of a photo in [0, 255]: uint8, or float32 where the file has more bits.
 
     Args:
         pixels: of `decode`.
-        path: of the photo, whose folder tells how the values are spread.
+        of: `levels_of` the photo.
         grayscale: one channel instead of RGB.
 
     Returns:
         (H, W) or (H, W, 3).
     """
-    if pixels.dtype == np.uint8:
+    if of is None:
         return pixels
-    levels = _stretched(path.resolve().parent, pixels.dtype.str)
+    levels = of.levels
     if pixels.ndim == 3 and levels is None:  # as Pillow reads them
         eight = np.right_shift(pixels, 8).astype(np.uint8)
         return cv2.cvtColor(eight, cv2.COLOR_RGB2GRAY) if grayscale else eight

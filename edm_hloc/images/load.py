@@ -12,7 +12,7 @@ import torch
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform, turned_upright
 from edm_hloc.images.decode import decode
-from edm_hloc.images.levels import to_eight_bits
+from edm_hloc.images.levels import FolderLevels, levels_of, to_eight_bits
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class NetworkImage:
         transform: between the pixels of the photo as stored and of `tensor`.
         original_size: (width, height) of the photo in pixels as stored.
         exif_orientation: 1 (stored upright) to 8; `tensor` is upright.
+        levels: of a photo of more than 8 bits, how its folder's values became 8.
     """
 
     tensor: torch.Tensor
     transform: PixelTransform
     original_size: tuple[int, int]
     exif_orientation: int = 1
+    levels: FolderLevels | None = None
 
 
 def network_size(
@@ -83,7 +85,8 @@ def load_image(
     """
     path = Path(path)
     pixels, orientation = decode(path, grayscale)
-    pixels = to_eight_bits(pixels, path, grayscale)
+    levels = levels_of(pixels, path)
+    pixels = to_eight_bits(pixels, levels, grayscale)
     stored = pixels.shape[1], pixels.shape[0]
     pixels = np.ascontiguousarray(turned_upright(pixels, orientation))
     height, width = pixels.shape[:2]
@@ -92,7 +95,8 @@ def load_image(
     channels = resized[None] if grayscale else resized.transpose(2, 0, 1)
     tensor = torch.from_numpy(np.ascontiguousarray(channels, np.float32) / np.float32(255))
     scale = width / size[0], height / size[1]
-    return NetworkImage(tensor, PixelTransform(scale, orientation, stored), stored, orientation)
+    transform = PixelTransform(scale, orientation, stored)
+    return NetworkImage(tensor, transform, stored, orientation, levels)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

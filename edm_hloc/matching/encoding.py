@@ -11,6 +11,8 @@ from edm_hloc.matching.batches import Shapes
 from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.pairs.rules import Pair
 
+_MAX_AHEAD = 16  # images encoded ahead: their features are in memory besides those of the cache
+
 
 class Encoder:
     """Loads and encodes images.
@@ -34,8 +36,8 @@ class Encoder:
     def prepare(self, pairs: Sequence[Pair], cached: Container[str]) -> None:
         """Starts to load the images of the next pairs that are not cached, and to encode them.
 
-        In a pool as many are encoded ahead as it has threads; what is not needed any more is
-        dropped.
+        In a pool as many are encoded ahead as it has threads, 16 at most; what is not needed any
+        more is dropped.
         """
         readable = filter(self._loader.can_read, pairs)
         names = dict.fromkeys(n for pair in readable for n in pair if n not in cached)
@@ -43,7 +45,7 @@ class Encoder:
             self._running.pop(name).cancel()
         self._loader.prefetch([name for name in names if name not in self._running])
         for name in names:
-            if len(self._running) >= self._matcher.info.threads:
+            if len(self._running) >= min(self._matcher.info.threads, _MAX_AHEAD):
                 break
             if self._pool and name not in self._running and self._loader.is_loaded(name):
                 image = self._loader.get(name)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
@@ -20,6 +20,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.batches import MatchingQueue
 from edm_hloc.matching.cache import FeatureCache
 from edm_hloc.matching.encoding import Encoder
+from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
@@ -57,6 +58,8 @@ class MatchingSummary:
         rotated: photos that were turned upright by their EXIF orientation.
         matches: raw matches of all pairs matched by this call.
         seconds: wall-clock time.
+        levels: of photos of more than 8 bits the values that were black and white, by folder and
+            type of the files; None where the values fill their range.
     """
 
     matched: int
@@ -68,6 +71,7 @@ class MatchingSummary:
     rotated: tuple[str, ...]
     matches: int
     seconds: float
+    levels: dict[str, list[float] | None] = field(default_factory=dict)
 
     def followed_by(self, later: MatchingSummary) -> MatchingSummary:
         """What two calls did together, of which the later one's pairs count as resumed or not."""
@@ -113,8 +117,8 @@ def match_pairs(
 
     Raises:
         EdmHlocError: H5 files cannot tell two of the pairs apart; the folder holds raw matches
-            made with other settings, another process writes into it, it cannot be written, or none
-            of the photos can be read.
+            made with other settings or other levels of 16-bit photos, another process writes into
+            it, it cannot be written, or none of the photos can be read.
     """
     config = config or MatchingConfig()
     start = time.monotonic()
@@ -125,9 +129,11 @@ def match_pairs(
         raw_directory, run_provenance(matcher), stamps, overwrite=overwrite
     ) as writer:
         todo = [pair for pair in pairs if pair not in writer]
+        levels = StoredLevels(raw_directory, overwrite=overwrite)
         loader = ImageLoader(
             image_root,
             matcher.info.preprocessing,
+            levels,
             threads=config.load_threads,
             ahead=config.load_ahead,
         )
@@ -143,6 +149,7 @@ def match_pairs(
             skipped_pairs=len(todo) - queue.num_pairs,
             rotated=tuple(sorted(loader.rotated)),
             matches=queue.num_matches,
+            levels=levels.levels,
             seconds=time.monotonic() - start,
         )
     if not summary.matched and not summary.resumed and summary.skipped:

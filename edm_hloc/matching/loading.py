@@ -11,6 +11,7 @@ from edm_hloc.base.errors import ImageError
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Preprocessing
+from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.pairs.rules import Pair
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class ImageLoader:
     Args:
         root: what the names of photos are relative to.
         preprocessing: how the matcher wants its images.
+        levels: with which photos of more than 8 bits were matched before.
         threads: threads that decode and resize.
         ahead: maximum number of images that wait, loaded or being loaded.
 
@@ -32,7 +34,13 @@ class ImageLoader:
     """
 
     def __init__(
-        self, root: ImageRoot, preprocessing: Preprocessing, *, threads: int, ahead: int
+        self,
+        root: ImageRoot,
+        preprocessing: Preprocessing,
+        levels: StoredLevels,
+        *,
+        threads: int,
+        ahead: int,
     ) -> None:
         self._load = partial(
             load_image,
@@ -41,6 +49,7 @@ class ImageLoader:
             grayscale=preprocessing.grayscale,
         )
         self._root = root
+        self._levels = levels
         self._ahead = ahead
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="load-image")
         self._pending: dict[str, Future[NetworkImage]] = {}
@@ -61,7 +70,11 @@ class ImageLoader:
         return name in self._pending and self._pending[name].done()
 
     def get(self, name: str) -> NetworkImage | None:
-        """An image, or None if its photo cannot be read."""
+        """An image, or None if its photo cannot be read.
+
+        Raises:
+            EdmHlocError: see `StoredLevels.check`.
+        """
         future = self._pending.pop(name, None) or self._pool.submit(self._load, self._root / name)
         try:
             image = future.result()
@@ -69,6 +82,8 @@ class ImageLoader:
             self.skipped[name] = str(error)
             logger.warning("Skipping a photo: %s", error)
             return None
+        if image.levels is not None:
+            self._levels.check(image.levels)
         if image.exif_orientation != 1:
             self.rotated.add(name)
         self.shapes[name] = tuple(image.tensor.shape)

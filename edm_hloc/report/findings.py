@@ -79,6 +79,15 @@ def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "reasons.",
             tuple(sorted(facts.skipped)),
         )
+    for folder, levels in facts.results.get("matching", {}).get("levels", {}).items():
+        if levels is not None:
+            where, _, kind = folder.rpartition(" ")
+            yield Finding(
+                "note",
+                f"The photos in {where} hold {kind} values, of which only {levels[0]:.6g} to "
+                f"{levels[1]:.6g} are used: these were stretched to black and white, in all of "
+                "them alike.",
+            )
     posed = {view.name for view in facts.views if view.kind != "database"}
     small = _names(photos, lambda p: p.keypoints > 0 and p.coverage < MIN_COVERAGE)
     small = tuple(name for name in small if name in posed)
