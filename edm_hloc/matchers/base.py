@@ -120,6 +120,10 @@ class Matcher(ABC):
     def encode(self, image: NetworkImage) -> Features:
         """Everything that depends on one photo alone."""
 
+    def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
+        """`encode` for several photos, whose sizes may differ."""
+        return [self.encode(image) for image in images]
+
     @abstractmethod
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """The matches of each pair in pixels of the networks' inputs, hloc's frame.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.grid import blocks
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
@@ -134,18 +135,47 @@ class EDMMatcher(NetworkMatcher):
             **asdict(self.config.preprocessing),
         }
 
-    @torch.inference_mode()
     def encode(self, image: NetworkImage) -> Features:
-        encoded = self._encoder.encode(image.tensor[None].to(self.info.device))
+        return self._encode([image])[0]
+
+    def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
+        # The graphs take one photo at a time.
+        together = self.info.batch_size if self._encoder is self.model else 1
+        by_size: dict[torch.Size, list[int]] = {}
+        for i, image in enumerate(images):
+            by_size.setdefault(image.tensor.shape, []).append(i)
+        encoded: dict[int, Features] = {}
+        for same in by_size.values():
+            for part in blocks(len(same), together):
+                some = same[part]
+                encoded |= zip(some, self._encode([images[i] for i in some]), strict=True)
+        return [encoded[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def _encode(self, images: Sequence[NetworkImage]) -> list[Features]:
+        """Features of images of equal shape, which go through the network together."""
+        batch = torch.stack([image.tensor for image in images])
+        encoded = self._encoder.encode(batch.to(self.info.device))
         encoded = encoded.to(memory_format=self._layout)
         if self.config.half_cache:
             encoded = encoded.to(torch.float16)
-        return Features(encoded, image.transform, encoded.nbytes)
+        if len(images) == 1:
+            return [Features(encoded, images[0].transform, encoded.nbytes)]
+        features = []
+        for i, image in enumerate(images):
+            # A view would hold the memory of the whole batch.
+            f32, f16, f8, fine = (m[i : i + 1].clone() for m in encoded[:4])
+            one = EDMFeatures(f32, f16, f8, fine, encoded.position_scale)
+            features.append(Features(one, image.transform, one.nbytes))
+        return features
+
+    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        size = self.info.batch_size
+        return [m for part in blocks(len(pairs), size) for m in self._match(pairs[part])]
 
     @torch.inference_mode()
-    def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        if not pairs:
-            return []
+    def _match(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The matches of pairs that go through the network together."""
         firsts, seconds = zip(*pairs, strict=True)
         found = self._pair_matcher.match(
             self._together(firsts),

@@ -31,6 +31,7 @@ class Encoder:
     ) -> None:
         self._matcher, self._loader, self._pool = matcher, loader, pool
         self._running: dict[str, Future[Features]] = {}
+        self._next: list[str] = []  # names of photos that the next pairs need
         self.num_images = 0
 
     def prepare(self, pairs: Sequence[Pair], cached: Container[str]) -> None:
@@ -41,6 +42,7 @@ class Encoder:
         """
         readable = filter(self._loader.can_read, pairs)
         names = dict.fromkeys(n for pair in readable for n in pair if n not in cached)
+        self._next = list(names)
         for name in self._running.keys() - names.keys():
             self._running.pop(name).cancel()
         self._loader.prefetch([name for name in names if name not in self._running])
@@ -52,8 +54,17 @@ class Encoder:
                 if image is not None:
                     self._running[name] = self._pool.submit(self._matcher.encode, image)
 
-    def encode(self, pair: Pair, cached: Container[str] = ()) -> dict[str, Features] | None:
-        """Features of those images of a pair that are not cached; None if a photo is unreadable."""
+    def encode(
+        self, pair: Pair, cached: Container[str] = (), together: int = 1
+    ) -> dict[str, Features] | None:
+        """Features of those images of a pair that are not cached; None if a photo is unreadable.
+
+        Args:
+            pair: names of two photos.
+            cached: photos that are not to be encoded.
+            together: without a pool, up to how many photos are encoded at a time. To those of the
+                pair come photos that the next pairs need and that are loaded already.
+        """
         if not self._loader.can_read(pair):
             return None
         images: dict[str, NetworkImage] = {}
@@ -65,11 +76,27 @@ class Encoder:
                 images[name] = image
         self.num_images += sum(name not in cached for name in dict.fromkeys(pair))
         if self._pool is None:
-            return {name: self._matcher.encode(image) for name, image in images.items()}
+            if images:
+                self._add_loaded(images, cached, together)
+            features = self._matcher.encode_batch(list(images.values()))
+            return dict(zip(images, features, strict=True))
         for name, image in images.items():
             self._running[name] = self._pool.submit(self._matcher.encode, image)
         needed = [name for name in dict.fromkeys(pair) if name in self._running]
         return {name: self._running.pop(name).result() for name in needed}
+
+    def _add_loaded(
+        self, images: dict[str, NetworkImage], cached: Container[str], together: int
+    ) -> None:
+        """Adds images that the next pairs need, as far as they are loaded, up to `together`."""
+        for name in self._next:
+            if len(images) >= together:
+                break
+            if name not in images and name not in cached and self._loader.is_loaded(name):
+                image = self._loader.get(name)
+                if image is not None:
+                    images[name] = image
+                    self.num_images += 1
 
     def shapes_of(self, pair: Pair) -> Shapes:
         """The (C, H, W) of the two images of an encoded pair."""

@@ -200,9 +200,11 @@ def _match(
     )
     for name, features in first.items():
         cache.add(name, features, keep=tuple(first))
+    # A GPU encodes several photos at a time; they may take a quarter of its cache.
+    together = min(matcher.info.batch_size, config.cache_bytes // max(1, 4 * size))
     for position, pair in enumerate(track(pairs, "Matching", "pair")):
         encoder.prepare(pairs[position : position + 4 * config.load_ahead], cache)
-        new = encoder.encode(pair, cache)
+        new = encoder.encode(pair, cache, together)
         if new is not None:
             for name, features in new.items():
                 cache.add(name, features, keep=pair)

@@ -8,9 +8,9 @@ from edm_hloc.base.grid import CELL
 from edm_hloc.refinement.neighbour_kernels import affine_maps, support
 
 # Weight of the identity in a fit: half a neighbour at the distance of a cell.
-_PRIOR = 0.5 * CELL**2
-_MIN_DETERMINANT = 0.05  # of a local map; others mirror the patch or squeeze it to a line
-_MIN_NEIGHBOURHOOD = 3  # matches, the one in the middle included, that an affine map is fitted to
+PRIOR = 0.5 * CELL**2
+MIN_DETERMINANT = 0.05  # of a local map; others mirror the patch or squeeze it to a line
+MIN_NEIGHBOURHOOD = 3  # matches, the one in the middle included, that an affine map is fitted to
 
 
 def local_affine_maps(
@@ -30,9 +30,9 @@ def local_affine_maps(
         (N, 2, 2) float32 matrices.
     """
     at = np.arange(len(points0)) if at is None else np.asarray(at, np.int64)
-    if min(neighbours + 1, len(points0)) < _MIN_NEIGHBOURHOOD:
+    if min(neighbours + 1, len(points0)) < MIN_NEIGHBOURHOOD:
         return np.tile(np.eye(2, dtype=np.float32), (len(at), 1, 1))
-    settings = float(_PRIOR), 1.5, _MIN_DETERMINANT
+    settings = float(PRIOR), 1.5, MIN_DETERMINANT
     others = min(neighbours, len(points0) - 1)
     maps: np.ndarray = affine_maps(
         _floats(points0), _floats(points1), at, others, float(3 * CELL), settings
@@ -63,7 +63,7 @@ def neighbour_support(
     tolerances = 3.0 * tolerance, tolerance * CELL / 2, tolerance * 0.1
     others = min(neighbours, len(points0) - 1)
     share: np.ndarray = support(
-        _floats(points0), _floats(points1), others, float(_PRIOR), tolerances
+        _floats(points0), _floats(points1), others, float(PRIOR), tolerances
     )
     return share
 

@@ -17,7 +17,7 @@ from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
 from edm_hloc.refinement.neighbour_kernels import repeated
 
-_DUPLICATE = 0.5  # pixels, in both photos together, up to which two matches are the same
+DUPLICATE = 0.5  # pixels, in both photos together, up to which two matches are the same
 
 
 class AlignedMatches(NamedTuple):
@@ -47,7 +47,7 @@ class AlignedMatches(NamedTuple):
         if not len(self.match):
             return self
         points = (np.ascontiguousarray(x, np.float32) for x in (self.points0, self.points1))
-        return self.chosen(~repeated(*points, _DUPLICATE))
+        return self.chosen(~repeated(*points, DUPLICATE))
 
 
 def align_to_corners(

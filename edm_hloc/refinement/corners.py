@@ -11,8 +11,8 @@ from torch import Tensor
 from edm_hloc.base.grid import CELL
 from edm_hloc.refinement.compiled import compiled, inlined
 
-_WINDOW = 5  # pixels a side of the neighbourhood over which the structure tensor is summed
-_MIN_STRENGTH = 3e-4  # smallest eigenvalue of the structure tensor that is more than noise
+WINDOW = 5  # pixels a side of the neighbourhood over which the structure tensor is summed
+MIN_STRENGTH = 3e-4  # smallest eigenvalue of the structure tensor that is more than noise
 
 
 class Corners(NamedTuple):
@@ -101,6 +101,6 @@ def strongest_corners(grey: Tensor) -> Corners:
     Args:
         grey: (1, H, W) in [0, 1], on the CPU.
     """
-    strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), _WINDOW)
+    strength = cv2.cornerMinEigenVal(grey[0].float().numpy(), WINDOW)
     points, peak = _strongest_in_cells(strength, CELL)
-    return Corners(points, peak > _MIN_STRENGTH)
+    return Corners(points, peak > MIN_STRENGTH)

@@ -24,6 +24,11 @@ from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.models.types import default_topk
 from edm_hloc.refinement.affine import neighbour_support
+from edm_hloc.refinement.batched_alignment import Images
+from edm_hloc.refinement.batched_corners import DeviceCorners
+from edm_hloc.refinement.batched_corners import strongest_corners as corners_on_device
+from edm_hloc.refinement.batched_growing import Photos
+from edm_hloc.refinement.batched_refinement import BatchedRefinement
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
@@ -36,7 +41,14 @@ class RefinedPhoto(NamedTuple):
     """What is remembered of a photo: its pixels once, its views, and its corners if refined."""
 
     views: ImageViews
-    corners: Corners | None
+    corners: Corners | DeviceCorners | None
+
+    def moved(self, views: ImageViews, device: torch.device) -> RefinedPhoto:
+        """Views that are on another device, with the corners there if they were on one."""
+        corners = self.corners
+        return RefinedPhoto(
+            views, corners.to(device) if isinstance(corners, DeviceCorners) else corners
+        )
 
 
 class RefinedFeatures(Features):
@@ -59,6 +71,8 @@ class RefinedMatcher(Matcher):
         network: the matcher that finds the first matches.
         refinement: settings of the refinement; None for none.
         second_look: settings of the second look; None for none.
+        batched: refine all pairs of a batch at a time, on the network's device; None: on a GPU.
+            Otherwise pairs are refined one by one on the CPU.
     """
 
     def __init__(
@@ -66,11 +80,27 @@ class RefinedMatcher(Matcher):
         network: Matcher,
         refinement: RefinementConfig | None = None,
         second_look: SecondLookConfig | None = None,
+        batched: bool | None = None,
     ) -> None:
         self.network = network
-        self.info = network.info
+        device = network.info.device
+        self.batched = device.type == "cuda" if batched is None else batched
+        self.info = replace(network.info, batch_size=self._batch_size())
         self.refinement = refinement
-        self.second_look = None if second_look is None else SecondLook(network, second_look)
+        self.second_look = (
+            None if second_look is None else SecondLook(network, second_look, self.batched)
+        )
+        # Where pixels and corners are kept; not on Apple's GPUs, for which nothing is batched.
+        self._device = device if self.batched else torch.device("cpu")
+
+    def _batch_size(self) -> int:
+        """That of the network; up to four times as many pairs where a GPU has the memory, since
+        the operations of the refinement are small."""
+        info = self.network.info
+        if info.device.type != "cuda" or not self.batched:
+            return info.batch_size
+        memory = torch.cuda.get_device_properties(info.device).total_memory
+        return info.batch_size * min(4, max(1, round(memory / (8 << 30))))
 
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
@@ -84,16 +114,26 @@ class RefinedMatcher(Matcher):
         return settings
 
     def encode(self, image: NetworkImage) -> Features:
-        features = self.network.encode(image)
-        pixels = image.tensor.half()
-        held = features.nbytes + pixels.nbytes
-        corners = None
-        if self.refinement is not None:
-            corners = strongest_corners(image.tensor.mean(dim=0, keepdim=True))
-            held += corners.nbytes
-        whole = whole_view(features, pixels)
-        views = ImageViews(pixels.to(self.info.device), whole, Thumbnails())
-        return RefinedFeatures(RefinedPhoto(views, corners), image.transform, held)
+        return self.encode_batch([image])[0]
+
+    @torch.inference_mode()
+    def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
+        encoded = self.network.encode_batch(images)
+        photos: list[Features] = []
+        for image, features in zip(images, encoded, strict=True):
+            pixels = image.tensor.half().to(self._device)
+            held = features.nbytes + pixels.nbytes
+            corners: Corners | DeviceCorners | None = None
+            if self.refinement is not None:
+                grey = image.tensor.mean(dim=0, keepdim=True)
+                if self.batched:
+                    corners = corners_on_device(grey.to(self._device)).of(0)
+                else:
+                    corners = strongest_corners(grey)
+                held += corners.nbytes
+            views = ImageViews(pixels, whole_view(features, pixels), Thumbnails())
+            photos.append(RefinedFeatures(RefinedPhoto(views, corners), image.transform, held))
+        return photos
 
     def to_host(self, features: Features) -> Features | None:
         data: RefinedPhoto = features.data
@@ -110,7 +150,7 @@ class RefinedMatcher(Matcher):
             data.views.whole._replace(features=whole),
             Thumbnails(thumbnails),
         )
-        return replace(features, data=data._replace(views=views))
+        return replace(features, data=data.moved(views, torch.device("cpu")))
 
     def from_host(self, features: Features) -> Features:
         data: RefinedPhoto = features.data
@@ -120,11 +160,11 @@ class RefinedMatcher(Matcher):
 
         thumbnails = data.views.thumbnails.encoded()
         views = ImageViews(
-            data.views.pixels.to(self.info.device),
+            data.views.pixels.to(self._device),
             back(data.views.whole),
             Thumbnails({name: back(view) for name, view in thumbnails.items()}),
         )
-        return replace(features, data=data._replace(views=views))
+        return replace(features, data=data.moved(views, self._device))
 
     @torch.inference_mode()
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
@@ -134,6 +174,13 @@ class RefinedMatcher(Matcher):
             found = self.second_look.improve(views, found)
         if self.refinement is None:
             return found
+        if not pairs:
+            return []
+        if self.batched:
+            first, second = (_photos([f.data for f in side]) for side in zip(*pairs, strict=True))
+            limit = self._limit(first.textured[0].numel())
+            together = BatchedRefinement(self.refinement, self.info.confident, limit)
+            return together.refined((first, second), found)
         photos = [(_photo(first.data), _photo(second.data)) for first, second in pairs]
         return [
             self._refined(pair, matches, self.refinement)
@@ -154,8 +201,7 @@ class RefinedMatcher(Matcher):
         scores = matches.scores[aligned.match[agree]]
         count = max(2 * config.target_matches, int((scores >= self.info.confident).sum()))
         best = agree[np.argsort(-scores, kind="stable")[:count]]
-        # Each match of the network may give two.
-        limit = self.info.topk or 2 * default_topk(photos[0].corners.textured.size)
+        limit = self._limit(photos[0].corners.textured.size)
         aligned = aligned.chosen(best).distinct()
         isolated = aligned.correlation >= config.min_isolated_correlation
         found = _supported(aligned, config)
@@ -167,6 +213,11 @@ class RefinedMatcher(Matcher):
         scores = matches.scores[found.match] * found.correlation.clip(min=0)
         order = np.argsort(-scores, kind="stable")[:limit]
         return Matches(found.points0[order], found.points1[order], scores[order])
+
+    def _limit(self, cells: int) -> int:
+        """Maximum number of matches of a pair whose first photo has so many cells: each match of
+        the network may give two."""
+        return self.info.topk or 2 * default_topk(cells)
 
     def _supported_candidates(self, matches: Matches, config: RefinementConfig) -> Matches:
         """The matches that neighbours support, best first; the confident ones if these suffice."""
@@ -180,8 +231,19 @@ class RefinedMatcher(Matcher):
 
 
 def _photo(data: RefinedPhoto) -> Photo:
-    assert data.corners is not None
-    return Photo(data.views.pixels.cpu().float().mean(dim=0, keepdim=True), data.corners)
+    assert isinstance(data.corners, Corners)
+    return Photo(data.views.pixels.float().mean(dim=0, keepdim=True), data.corners)
+
+
+def _photos(several: Sequence[RefinedPhoto]) -> Photos:
+    """Photos of one size as the refinement of batches sees them."""
+    grey = torch.stack([photo.views.pixels for photo in several]).float().mean(dim=1)
+    corners = [photo.corners for photo in several if isinstance(photo.corners, DeviceCorners)]
+    return Photos(
+        Images.of(grey),
+        torch.stack([c.points for c in corners]),
+        torch.stack([c.textured for c in corners]),
+    )
 
 
 def _supported(found: AlignedMatches, config: RefinementConfig) -> AlignedMatches:

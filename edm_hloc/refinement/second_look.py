@@ -21,7 +21,14 @@ from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.refinement.views import ImageViews, ThumbnailName, ViewEncoder, WarpedView
+from edm_hloc.refinement.batched_consensus import Correspondences, RobustMap, robust_maps
+from edm_hloc.refinement.views import (
+    ImageViews,
+    ThumbnailName,
+    ViewEncoder,
+    WarpedPhoto,
+    WarpedView,
+)
 
 _MAX_ANISOTROPY = 5.0  # ratio of the singular values from which an affine map is implausible
 
@@ -80,13 +87,35 @@ class AffineHypothesis(NamedTuple):
 _NO_HYPOTHESIS = AffineHypothesis(np.eye(3), 0, 0.0)
 
 
-class SecondLook:
-    """Improves the matches of pairs in which a matcher found few."""
+class _MatchedViews(NamedTuple):
+    """Views of two photos that were matched.
 
-    def __init__(self, network: Matcher, config: SecondLookConfig) -> None:
+    Attributes:
+        views: of photo 0 and of photo 1.
+        matches: in pixels of the views.
+        size1: (width, height) of photo 1, which the tolerance is a share of.
+    """
+
+    views: tuple[WarpedView, WarpedView]
+    matches: Matches
+    size1: tuple[int, int]
+
+
+class SecondLook:
+    """Improves the matches of pairs in which a matcher found few.
+
+    Args:
+        network: the matcher.
+        config: the settings.
+        batched: warp photos and fit maps for several pairs at a time, on the network's device;
+            otherwise pair by pair on the CPU.
+    """
+
+    def __init__(self, network: Matcher, config: SecondLookConfig, batched: bool) -> None:
         self.network = network
         self.config = config
-        self.views = ViewEncoder(network, config.thumbnail_size)
+        self.batched, self.device = batched, network.info.device
+        self.views = ViewEncoder(network, config.thumbnail_size, batched)
 
     def improve(
         self, pairs: Sequence[tuple[ImageViews, ImageViews]], found: Sequence[Matches]
@@ -98,11 +127,13 @@ class SecondLook:
             found: their first matches, pixels of the networks' inputs.
         """
         found = list(found)
-        hypotheses: dict[int, AffineHypothesis] = {}
-        for i, (pair, matches) in enumerate(zip(pairs, found, strict=True)):
-            if self._num_confident(matches) < self._min_confident(*pair):
-                views = pair[0].whole, pair[1].whole
-                hypotheses[i] = self._fit_affine(views, matches, pair[1].size)
+        few = {
+            i: _MatchedViews((pair[0].whole, pair[1].whole), matches, pair[1].size)
+            for i, (pair, matches) in enumerate(zip(pairs, found, strict=True))
+            if self._num_confident(matches) < self._min_confident(*pair)
+        }
+        fits = self._fit_affine(list(few.values()))
+        hypotheses = dict(zip(few, fits, strict=True))
         unsure = [i for i, h in hypotheses.items() if h.share < self.config.min_inlier_share]
         by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
         for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
@@ -123,59 +154,60 @@ class SecondLook:
         number = self.config.min_confident_share * min(views0.whole.cells, views1.whole.cells)
         return number if topk is None else min(number, topk)
 
-    def _fit_affine(
-        self, views: tuple[WarpedView, WarpedView], matches: Matches, size1: tuple[int, int]
-    ) -> AffineHypothesis:
-        """The similarity or, with as many inliers, the affine map that RANSAC finds.
-
-        Args:
-            views: the views that were matched.
-            matches: in pixels of the views.
-            size1: (width, height) of photo 1, which the tolerance is a share of.
-        """
-        best = _NO_HYPOTHESIS
-        chosen = matches.scores >= self.network.info.confident
-        if chosen.sum() < self.config.min_inliers:
-            return best
-        points0 = views[0].unwarp(matches.keypoints0[chosen])
-        points1 = views[1].unwarp(matches.keypoints1[chosen])
-        tolerance = self.config.inlier_tolerance * max(size1)
-        cells = min(view.cells for view in views)
-        for fit in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
-            rows, inliers = fit(
-                points0,
-                points1,
-                method=cv2.RANSAC,
-                ransacReprojThreshold=tolerance,
-                maxIters=1000,
-            )
-            if rows is None or not np.isfinite(rows).all():
-                continue
-            long, short = np.linalg.svd(rows[:, :2], compute_uv=False)
-            plausible = np.linalg.det(rows[:, :2]) > 0 and long < _MAX_ANISOTROPY * short
-            # With fewer inliers the freedom of an affine map is not worth its risk.
-            if plausible and inliers.sum() >= max(self.config.min_inliers, best.inliers):
-                count = int(inliers.sum())
-                warp = np.vstack([rows, [0.0, 0.0, 1.0]])
-                best = AffineHypothesis(warp, count, count / cells)
+    def _fit_affine(self, looks: Sequence[_MatchedViews]) -> list[AffineHypothesis]:
+        """Of each, the similarity or, with as many inliers, the affine map found by RANSAC."""
+        sets: dict[int, Correspondences] = {}
+        for i, look in enumerate(looks):
+            chosen = look.matches.scores >= self.network.info.confident
+            if chosen.sum() >= self.config.min_inliers:
+                sets[i] = Correspondences(
+                    look.views[0].unwarp(look.matches.keypoints0[chosen]),
+                    look.views[1].unwarp(look.matches.keypoints1[chosen]),
+                    self.config.inlier_tolerance * max(look.size1),
+                )
+        if self.batched:
+            maps = [list(kinds) for kinds in robust_maps(list(sets.values()), self.device)]
+        else:
+            maps = [_robust_maps(one) for one in sets.values()]
+        best = [_NO_HYPOTHESIS] * len(looks)
+        for i, kinds in zip(sets, maps, strict=True):
+            cells = min(view.cells for view in looks[i].views)
+            for rows, inliers in kinds:
+                if not np.isfinite(rows).all():
+                    continue
+                long, short = np.linalg.svd(rows[:, :2], compute_uv=False)
+                plausible = np.linalg.det(rows[:, :2]) > 0 and long < _MAX_ANISOTROPY * short
+                # With fewer inliers the freedom of an affine map is not worth its risk.
+                if plausible and inliers >= max(self.config.min_inliers, best[i].inliers):
+                    warp = np.vstack([rows, [0.0, 0.0, 1.0]])
+                    best[i] = AffineHypothesis(warp, inliers, inliers / cells)
         return best
 
     def _from_thumbnails(
         self, pairs: Sequence[tuple[ImageViews, ImageViews]]
     ) -> list[AffineHypothesis]:
         """The best hypothesis that two thumbnails of each pair give."""
-        best = [_NO_HYPOTHESIS] * len(pairs)
         if not pairs:
-            return best
+            return []
+        firsts, seconds = zip(*pairs, strict=True)
+        looks = []
         for first, second in _THUMBNAIL_PAIRS:
-            views = [
-                (self.views.thumbnail(a, first), self.views.thumbnail(b, second)) for a, b in pairs
+            views0 = self.views.thumbnails(firsts, first)
+            views1 = self.views.thumbnails(seconds, second)
+            found = self._matches(views0, views1)
+            looks += [
+                _MatchedViews((view0, view1), matches, photo.size)
+                for view0, view1, matches, photo in zip(views0, views1, found, seconds, strict=True)
             ]
-            found = self.network.match_pixels([(a.features, b.features) for a, b in views])
-            for i, matches in enumerate(found):
-                hypothesis = self._fit_affine(views[i], matches, pairs[i][1].size)
-                best[i] = self._better(best[i], hypothesis)
+        best = [_NO_HYPOTHESIS] * len(pairs)
+        for number, hypothesis in enumerate(self._fit_affine(looks)):
+            i = number % len(pairs)
+            best[i] = self._better(best[i], hypothesis)
         return best
+
+    def _matches(self, views0: Sequence[WarpedView], views1: Sequence[WarpedView]) -> list[Matches]:
+        pairs = zip(views0, views1, strict=True)
+        return self.network.match_pixels([(a.features, b.features) for a, b in pairs])
 
     def _better(self, first: AffineHypothesis, second: AffineHypothesis) -> AffineHypothesis:
         trusted = self.config.trusted_inlier_share
@@ -205,17 +237,22 @@ class SecondLook:
         closer0 = [np.linalg.det(warp[:2, :2]) <= 1 for _, warp in pairs]
         for photo0_stays in (True, False):
             chosen = [i for i, closer in enumerate(closer0) if closer == photo0_stays]
-            sides = []
-            for i in chosen:
-                (views0, views1), warp = pairs[i]
-                if photo0_stays:
-                    view = self.views.warped(views1.pixels, np.linalg.inv(warp), views0.size)
-                    sides.append((views0.whole, view))
-                else:
-                    view = self.views.warped(views0.pixels, warp, views1.size)
-                    sides.append((view, views1.whole))
-            matched = self.network.match_pixels([(a.features, b.features) for a, b in sides])
-            for i, (view0, view1), matches in zip(chosen, sides, matched, strict=True):
+            if photo0_stays:
+                warps = [
+                    WarpedPhoto(views1.pixels, np.linalg.inv(warp), views0.size)
+                    for (views0, views1), warp in (pairs[i] for i in chosen)
+                ]
+                sides0 = [pairs[i][0][0].whole for i in chosen]
+                sides1 = self.views.warped(warps)
+            else:
+                warps = [
+                    WarpedPhoto(views0.pixels, warp, views1.size)
+                    for (views0, views1), warp in (pairs[i] for i in chosen)
+                ]
+                sides0 = self.views.warped(warps)
+                sides1 = [pairs[i][0][1].whole for i in chosen]
+            matched = self._matches(sides0, sides1)
+            for i, view0, view1, matches in zip(chosen, sides0, sides1, matched, strict=True):
                 points0, points1 = (
                     view0.unwarp(matches.keypoints0),
                     view1.unwarp(matches.keypoints1),
@@ -232,6 +269,22 @@ class SecondLook:
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
+
+
+def _robust_maps(one: Correspondences) -> list[RobustMap]:
+    """The similarity and the affine map that OpenCV's RANSAC finds."""
+    maps = []
+    for fit in (cv2.estimateAffinePartial2D, cv2.estimateAffine2D):
+        rows, inliers = fit(
+            one.points0,
+            one.points1,
+            method=cv2.RANSAC,
+            ransacReprojThreshold=one.tolerance,
+            maxIters=1000,
+        )
+        if rows is not None:
+            maps.append(RobustMap(rows, int(inliers.sum())))
+    return maps
 
 
 def _cell_numbers(points: np.ndarray) -> np.ndarray:

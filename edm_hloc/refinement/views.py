@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import cv2
@@ -16,6 +17,7 @@ from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.grid import CELL
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.refinement.batched_warping import warped_together
 
 ThumbnailName = Literal["upright", "turned_90", "turned_180", "turned_270", "upright_double"]
 
@@ -103,6 +105,32 @@ def whole_view(features: Features, pixels: Tensor) -> WarpedView:
     return WarpedView(features, np.eye(3), pixels[0].numel() // CELL**2)
 
 
+class WarpedPhoto(NamedTuple):
+    """How a photo is to be warped.
+
+    Attributes:
+        pixels: (C, H, W), the photo.
+        warp: (3, 3) affine map from its pixels to those of the view.
+        size: (width, height) of the view in pixels.
+    """
+
+    pixels: Tensor
+    warp: np.ndarray
+    size: tuple[int, int]
+
+    def reduction(self) -> tuple[tuple[int, int], np.ndarray]:
+        """The (width, height) that the photo is reduced to first, by area averaging, and the
+        (3, 3) map from there to the view. Bilinear values alone would alias."""
+        height, width = self.pixels.shape[1:]
+        scale = math.sqrt(abs(np.linalg.det(self.warp[:2, :2])))
+        if scale >= 0.75:
+            return (width, height), self.warp
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        x, y = width / small[0], height / small[1]
+        back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+        return small, self.warp @ back
+
+
 class ViewEncoder:
     """Makes and encodes views of photos.
 
@@ -110,40 +138,45 @@ class ViewEncoder:
         network: encodes them.
         thumbnail_size: longest side of the thumbnails in pixels; "upright_double" is twice as
             large.
+        batched: warp several photos at a time, on the device that they are on.
     """
 
-    def __init__(self, network: Matcher, thumbnail_size: int) -> None:
+    def __init__(self, network: Matcher, thumbnail_size: int, batched: bool) -> None:
         self.network = network
         self.thumbnail_size = thumbnail_size
+        self.batched = batched
 
-    def thumbnail(self, views: ImageViews, name: ThumbnailName) -> WarpedView:
-        """A reduced and perhaps rotated copy of a photo, encoded when first asked for."""
-        return views.thumbnails.get(name, lambda: self._thumbnail(views.pixels, name))
+    def thumbnails(self, photos: Sequence[ImageViews], name: ThumbnailName) -> list[WarpedView]:
+        """Reduced and perhaps rotated copies of photos, encoded when first asked for."""
+        if self.batched:
+            missing = {id(p): p for p in photos if name not in p.thumbnails.encoded()}.values()
+            views = self.warped([self._thumbnail(photo.pixels, name) for photo in missing])
+            for photo, view in zip(missing, views, strict=True):
+                photo.thumbnails.get(name, partial(_given, view))
+        return [
+            photo.thumbnails.get(name, partial(self._encoded_thumbnail, photo.pixels, name))
+            for photo in photos
+        ]
 
-    def warped(self, pixels: Tensor, warp: np.ndarray, size: tuple[int, int]) -> WarpedView:
-        """A photo warped into another frame, black around it.
+    def _encoded_thumbnail(self, pixels: Tensor, name: ThumbnailName) -> WarpedView:
+        return self.warped([self._thumbnail(pixels, name)])[0]
 
-        Args:
-            pixels: (C, H, W), the photo.
-            warp: (3, 3) affine map from its pixels to those of the view.
-            size: (width, height) of the view in pixels.
-        """
-        image = np.ascontiguousarray(pixels.float().cpu().numpy().transpose(1, 2, 0))
-        scale = math.sqrt(abs(np.linalg.det(warp[:2, :2])))
-        onto = warp
-        if scale < 0.75:  # area averaging first: `warpAffine` would alias
-            height, width = image.shape[:2]
-            small = max(1, round(width * scale)), max(1, round(height * scale))
-            image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-            x, y = width / small[0], height / small[1]
-            onto = warp @ np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-        warped = cv2.warpAffine(image, onto[:2], size).reshape(size[1], size[0], -1)
-        tensor = torch.from_numpy(np.ascontiguousarray(warped.transpose(2, 0, 1)))
-        features = self.network.encode(NetworkImage(tensor, _IDENTITY, size))
-        return WarpedView(features, warp, size[0] * size[1] // CELL**2)
+    def warped(self, photos: Sequence[WarpedPhoto]) -> list[WarpedView]:
+        """Photos warped into other frames, black around them, and encoded."""
+        images = _warped_together(photos) if self.batched else [_warped(p) for p in photos]
+        encoded = self.network.encode_batch(
+            [
+                NetworkImage(image, _IDENTITY, photo.size)
+                for image, photo in zip(images, photos, strict=True)
+            ]
+        )
+        return [
+            WarpedView(features, photo.warp, photo.size[0] * photo.size[1] // CELL**2)
+            for features, photo in zip(encoded, photos, strict=True)
+        ]
 
-    def _thumbnail(self, pixels: Tensor, name: ThumbnailName) -> WarpedView:
-        """A copy of the photo (C, H, W), padded to the network's divisor."""
+    def _thumbnail(self, pixels: Tensor, name: ThumbnailName) -> WarpedPhoto:
+        """How the photo (C, H, W) becomes a thumbnail, padded to the network's divisor."""
         multiple, quarters = _THUMBNAILS[name]
         height, width = pixels.shape[1:]
         scale = min(1.0, multiple * min(1.0, self.thumbnail_size / max(width, height)))
@@ -155,7 +188,35 @@ class ViewEncoder:
         divisor = self.network.info.preprocessing.divisor
         sides = np.ptp(turned, axis=0) + scale
         across, down = (divisor * max(1, math.ceil(side / divisor - 0.1)) for side in sides)
-        return self.warped(pixels, warp, (across, down))
+        return WarpedPhoto(pixels, warp, (across, down))
+
+
+def _given(view: WarpedView) -> WarpedView:
+    return view
+
+
+def _warped(photo: WarpedPhoto) -> Tensor:
+    """The warped photo (C, height, width), by OpenCV."""
+    image = np.ascontiguousarray(photo.pixels.float().cpu().numpy().transpose(1, 2, 0))
+    reduced, onto = photo.reduction()
+    if reduced != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA)
+    across, down = photo.size
+    warped = cv2.warpAffine(image, onto[:2], photo.size).reshape(down, across, -1)
+    return torch.from_numpy(np.ascontiguousarray(warped.transpose(2, 0, 1)))
+
+
+def _warped_together(photos: Sequence[WarpedPhoto]) -> list[Tensor]:
+    """The warped photos (C, height, width), by size on their device."""
+    alike: dict[tuple[torch.Size, tuple[int, int]], list[int]] = {}
+    for i, photo in enumerate(photos):
+        alike.setdefault((photo.pixels.shape, photo.size), []).append(i)
+    images: dict[int, Tensor] = {}
+    for (_, size), chosen in alike.items():
+        sizes, onto = zip(*(photos[i].reduction() for i in chosen), strict=True)
+        pixels = torch.stack([photos[i].pixels for i in chosen])
+        images |= zip(chosen, warped_together(pixels, sizes, np.stack(onto), size), strict=True)
+    return [images[i] for i in range(len(photos))]
 
 
 def _transform(warp: np.ndarray, points: np.ndarray) -> np.ndarray:

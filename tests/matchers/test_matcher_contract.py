@@ -339,6 +339,22 @@ def test_image_0_leaves_the_grid(name: str, matchers: dict[str, Matcher], tmp_pa
     assert (np.abs((found.keypoints0 - start) % step) > 1e-3).mean() > 0.9
 
 
+def test_several_photos_are_encoded_at_once_each_with_memory_of_its_own(
+    weights: dict[str, str], tmp_path: Path
+) -> None:
+    matcher = make("edm", weights, batch_size=2)
+    shots = [texture(96, 64, 0), texture(64, 96, 1), texture(96, 64, 2), texture(96, 64, 3)]
+    images = [load_image(write(tmp_path / f"{i}.png", s)) for i, s in enumerate(shots)]
+    for image, features in zip(images, matcher.encode_batch(images), strict=True):
+        alone = matcher.encode(image)
+        assert features.transform == alone.transform
+        assert features.nbytes == alone.nbytes
+        for one, same in zip(features.data[:4], alone.data[:4], strict=True):
+            np.testing.assert_allclose(one.numpy(), same.numpy(), atol=1e-4)
+            assert one.untyped_storage().nbytes() == one.nbytes
+    assert matcher.encode_batch([]) == []
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_refined_matches_have_a_corner_of_either_photo(
     name: str, matchers: dict[str, Matcher], tmp_path: Path

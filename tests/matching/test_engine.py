@@ -384,6 +384,34 @@ def test_features_spill_to_the_host(photos: Path, tmp_path: Path) -> None:
     assert 8 < len(tight.encoded) < 18
 
 
+class BatchedMatcher(FakeMatcher):
+    """Encodes several photos at a time, and notes how many."""
+
+    info = replace(FakeMatcher.info, batch_size=3)
+
+    def __init__(self) -> None:
+        super().__init__(nbytes=100)
+        self.batches: list[int] = []
+
+    def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
+        time.sleep(0.1)  # so that the next photos are loaded meanwhile
+        self.batches.append(len(images))
+        return super().encode_batch(images)
+
+
+@pytest.mark.parametrize(("room", "largest"), [(1200, 3), (800, 2), (300, 2)])
+def test_a_gpu_encodes_photos_in_batches(
+    photos: Path, tmp_path: Path, room: int, largest: int
+) -> None:
+    plain, batched = FakeMatcher(), BatchedMatcher()
+    config = MatchingConfig(cache_bytes=room)
+    match_pairs(photos, all_pairs(), plain, tmp_path / "plain", config)
+    match_pairs(photos, all_pairs(), batched, tmp_path / "batched", config)
+    assert batched.matched == plain.matched
+    assert max(batched.batches) == largest
+    assert sum(batched.batches) == len(batched.encoded) == len(plain.encoded)
+
+
 def test_names_that_collide_are_found_before_matching(tmp_path: Path) -> None:
     for name in ("a/b.png", "a-b.png", "c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

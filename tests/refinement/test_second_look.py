@@ -21,6 +21,7 @@ from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
 from edm_hloc.refinement.matcher import RefinedMatcher
 from edm_hloc.refinement.second_look import SecondLookConfig
+from edm_hloc.refinement.views import ThumbnailName, WarpedView
 from edm_hloc.synthetic.textures import TextureBank
 
 WIDTH, HEIGHT = 320, 256
@@ -53,8 +54,10 @@ def edm() -> Matcher:
     return make_matcher("edm", weights="edm_s", device="cpu")
 
 
-def second_look(network: Matcher, config: SecondLookConfig | None = None) -> RefinedMatcher:
-    return RefinedMatcher(network, second_look=config or SecondLookConfig())
+def second_look(
+    network: Matcher, config: SecondLookConfig | None = None, batched: bool = False
+) -> RefinedMatcher:
+    return RefinedMatcher(network, second_look=config or SecondLookConfig(), batched=batched)
 
 
 def right(found: Matches, warp: np.ndarray, scale: float = 1.0, within: float = 3.0) -> int:
@@ -90,6 +93,17 @@ def test_it_finds_what_the_first_look_misses(name: str, edm: Matcher) -> None:
     for points in (found.keypoints0, found.keypoints1):
         assert (points >= 0).all()
         assert (points <= np.array([1.5 * WIDTH, 1.5 * HEIGHT]) - 1).all()
+
+
+def test_a_batch_is_looked_at_again_together(edm: Matcher) -> None:
+    """As on a GPU: all photos are warped, and all maps are fitted, at a time."""
+    matcher = second_look(edm, batched=True)
+    shots = [photo(), *(warped(photo(), warp) for warp in WARPS.values())]
+    first, *others = matcher.encode_batch([network_image(shot, 1.5) for shot in shots])
+    found = matcher.match_batch([(first, other) for other in others])
+    for matches, warp in zip(found, WARPS.values(), strict=True):
+        assert right(matches, warp, 1.5) > 150
+        assert right(matches, warp, 1.5) > 0.9 * len(matches)
 
 
 def test_pairs_of_a_batch_are_looked_at_each_for_itself(edm: Matcher) -> None:
@@ -161,10 +175,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(("matches", "topk", "asked"), CASES)
-def test_when_a_pair_is_looked_at_again(matches: Matches, topk: int | None, asked: int) -> None:
+def test_when_a_pair_is_looked_at_again(
+    matches: Matches, topk: int | None, asked: int, batched: bool
+) -> None:
     inner = Counting(matches, confident=0.2, topk=topk)
-    matcher = second_look(inner)
+    matcher = second_look(inner, batched=batched)
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
     encoded = len(inner.encoded)
     assert matcher.match_pixels([tuple(features)])[0] is matches  # the second found no more
@@ -188,6 +205,11 @@ def test_the_nearer_image_keeps_its_frame() -> None:
 NAMES = ("upright", "turned_90", "turned_180", "turned_270", "upright_double")
 
 
+def thumbnail(matcher: RefinedMatcher, features: Features, name: ThumbnailName) -> WarpedView:
+    (view,) = matcher.second_look.views.thumbnails([features.data.views], name)
+    return view
+
+
 def test_what_an_image_holds() -> None:
     inner = Counting(given(np.eye(3), 4))
     matcher = second_look(inner, SecondLookConfig(thumbnail_size=96))
@@ -195,15 +217,13 @@ def test_what_an_image_holds() -> None:
     features = matcher.encode(network_image(image))
     assert inner.encoded == [(1, 192, 384)]
     assert features.nbytes == 1000 + 2 * image.size
-    thumbnails = {
-        name: matcher.second_look.views.thumbnail(features.data.views, name) for name in NAMES
-    }
+    thumbnails = {name: thumbnail(matcher, features, name) for name in NAMES}
     small, double, across = (1, 64, 96), (1, 96, 192), (1, 96, 64)
     assert inner.encoded == [(1, 192, 384), small, across, small, across, double]
     assert features.nbytes == 6 * 1000 + 2 * image.size
     moved = matcher.from_host(matcher.to_host(features))
     views = moved.data.views
-    again = [matcher.second_look.views.thumbnail(views, name) for name in NAMES]
+    again = [thumbnail(matcher, moved, name) for name in NAMES]
     assert len(inner.encoded) == 6
     assert {view.features.data for view in (views.whole, *again)} == {"device"}
     assert moved.nbytes == features.nbytes
@@ -222,14 +242,14 @@ def test_only_thumbnails_that_were_asked_for_go_to_the_host() -> None:
     inner = Counting(given(np.eye(3), 4))
     matcher = second_look(inner)
     features = matcher.encode(network_image(photo()))
-    matcher.second_look.views.thumbnail(features.data.views, "turned_90")
+    thumbnail(matcher, features, "turned_90")
     on_host = matcher.to_host(features)
     (moved,) = on_host.data.views.thumbnails.encoded().values()
     assert moved.features.data == "host"
     assert on_host.nbytes == features.nbytes == 2 * 1000 + 2 * WIDTH * HEIGHT
     back = matcher.from_host(on_host)
     for name in NAMES:
-        matcher.second_look.views.thumbnail(back.data.views, name)
+        thumbnail(matcher, back, name)
     assert len(inner.encoded) == 2 + 4
     assert back.nbytes == 6 * 1000 + 2 * WIDTH * HEIGHT
     assert on_host.nbytes == features.nbytes == 2 * 1000 + 2 * WIDTH * HEIGHT
