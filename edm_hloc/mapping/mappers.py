@@ -16,6 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
@@ -26,6 +28,7 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
+from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
 from edm_hloc.mapping.turning import only_turned
 from edm_hloc.mapping.verification import VerificationSummary
 
@@ -65,7 +68,9 @@ def map_database(
 ) -> MappingSummary:
     """Reconstructs poses and points and writes the largest connected model to `out`, binary.
 
-    Where the photos fall into several models, the others are written to `parts_folder(out)`.
+    Where the photos fall into several models, the others are written to `parts_folder(out)`. While
+    the incremental mapper is at work, unfinished models lie in `journal_path(out)`, from which the
+    same call goes on after the process was killed.
 
     Args:
         database: COLMAP database with verified pairs (see `build_database`).
@@ -87,11 +92,19 @@ def map_database(
         constant = {image.camera_id for image in images.values() if image.name in known}
         if only_turned(db, constant):
             raise EdmHlocError(explain_turning(database))
+        content = content_of(db)
     names = [image.name for image in images.values()]
     if not verified_pairs:
         raise EdmHlocError(explain_no_model(database))
-    with new_model_folder(out) as temporary, quiet_colmap():
-        models, undistorted = find_models(database, image_root, temporary, options, known)
+    depends_on = [content, options.of_mapping(), sorted(known)]
+    with (
+        kept_snapshots(journal_path(out), fingerprint_of(depends_on)) as snapshots,
+        new_model_folder(out) as temporary,
+        quiet_colmap(),
+    ):
+        models, undistorted = find_models(
+            database, image_root, temporary, options, known, snapshots
+        )
         if not models:
             raise EdmHlocError(explain_no_model(database))
         models, turned = _without_turned(database, models, constant)
@@ -145,6 +158,7 @@ def find_models(
     folder: Path,
     options: MappingOptions,
     known: Iterable[str] = (),
+    snapshots: Snapshots | None = None,
 ) -> tuple[list[pycolmap.Reconstruction], bool]:
     """Runs the mapper, several times where the incremental one finds no believable model.
 
@@ -154,6 +168,7 @@ def find_models(
         folder: for the files that the mapper writes.
         options: mapper and thresholds.
         known: names of the images whose intrinsics are not refined.
+        snapshots: where the incremental mapper leaves unfinished models, and goes on from them.
 
     Returns:
         The models that have points and images of their own, the one with most images first, and
@@ -173,7 +188,9 @@ def find_models(
     refine = options.refine_intrinsics and not constant >= every
     if options.mapper == "global":
         return _with_points(_map_globally(database, folder, refine, options)), False
-    mapping = IncrementalMapping(database, image_root, folder, constant, len(images), options)
+    mapping = IncrementalMapping(
+        database, image_root, folder, constant, len(images), options, snapshots
+    )
     models, undistorted = _with_points(mapping.run(refine, refine)), False
     quality = _quality(models, initial)
     registered = models[0].num_reg_images() if models else 0
@@ -218,6 +235,7 @@ class IncrementalMapping:
         constant_cameras: ids of the cameras whose intrinsics are not refined.
         images: number of images, for the progress bar.
         options: thresholds.
+        snapshots: gets unfinished models, from which the next run goes on if it is killed.
     """
 
     database: Path
@@ -226,6 +244,7 @@ class IncrementalMapping:
     constant_cameras: set[int]
     images: int
     options: MappingOptions
+    snapshots: Snapshots | None = None
 
     def run(
         self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
@@ -249,14 +268,26 @@ class IncrementalMapping:
         if any_start:
             colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
             colmap.mapper.init_min_tri_angle /= 2
-        with StepProgress("Mapping", "photo", self.images) as progress:
+        start, registered = None, 0
+        if self.snapshots is not None:
+            with open_database(self.database) as db:
+                run = [refine_focal, refine_distortion, any_start, content_of(db)]
+            start, registered = self.snapshots.begin(colmap, self.images, run)
+        with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
+
+            def registered_next() -> None:
+                progress.update()
+                if self.snapshots is not None:
+                    self.snapshots.prune()
+
             models = pycolmap.incremental_mapping(
                 self.database,
                 self.image_root,
                 self.folder,
                 colmap,
+                input_path=start or "",
                 initial_image_pair_callback=lambda: progress.update(2),
-                next_image_callback=lambda: progress.update(1),
+                next_image_callback=registered_next,
             )
         return list(models.values())
 

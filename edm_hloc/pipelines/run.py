@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, check_kinds, make_folder, write_whole
+from edm_hloc.base.files import FolderLock, check_kinds, make_folder, remove_leftover, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.base.journal import journal_path
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.process import peak_memory_mib, versions
 from edm_hloc.mapping.output import holds_only_models
@@ -121,6 +122,8 @@ class Run:
                 run._keep_record()
             if overwrite:
                 run._remove(earlier["sizes"])
+                for name in files:  # and what a killed run has left of them
+                    remove_leftover(journal_path(out / name))
             else:
                 run._check_command(earlier["settings"].get("command"))
                 check_folder_provenance(out / "raw_matches", run_provenance(matcher))

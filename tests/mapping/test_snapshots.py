@@ -1,0 +1,122 @@
+"""Mapping goes on after a kill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pycolmap
+import pytest
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.journal import journal_path
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping import snapshots
+from edm_hloc.mapping.mappers import map_database
+from tests.mapping.scenes import THREADS, Scene, assert_near_truth, build, make_scene
+
+NAMES = [f"{i:02}.jpg" for i in range(14)]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, Path]:
+    folder = tmp_path_factory.mktemp("large")
+    scene = make_scene(folder, NAMES, outliers=0.0)
+    build(scene, folder / "database.db", CameraOptions(mode="single"))
+    return scene, folder / "database.db"
+
+
+def kill_at(scene: Scene, database: Path, out: Path, image: int) -> None:
+    """Maps in another process, which is killed when so many images are registered."""
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        import pycolmap
+        from edm_hloc.mapping import mappers
+        from tests.mapping.scenes import THREADS
+        class Progress(mappers.StepProgress):
+            def update(self, number=1):
+                super().update(number)
+                if self.done >= {image}:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        mappers.StepProgress = Progress
+        paths = [Path(p) for p in {[str(database), str(scene.images), str(out)]!r}]
+        mappers.map_database(*paths, THREADS)
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, check=False, cwd=root).returncode == -9
+
+
+@pytest.fixture
+def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each image that the mapper registers in this process."""
+    number: list[int] = []
+    mapping = pycolmap.incremental_mapping
+
+    def counted(*arguments: object, next_image_callback: object, **named: object) -> object:
+        def call() -> None:
+            number.append(1)
+            next_image_callback()  # type: ignore[operator]
+
+        return mapping(*arguments, next_image_callback=call, **named)
+
+    monkeypatch.setattr(pycolmap, "incremental_mapping", counted)
+    return number
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize("damage", [False, True])
+def test_mapping_goes_on_from_the_last_whole_snapshot(
+    large: tuple[Scene, Path],
+    tmp_path: Path,
+    callbacks: list[int],
+    caplog: pytest.LogCaptureFixture,
+    damage: bool,
+) -> None:
+    scene, database = large
+    out = tmp_path / "model"
+    kill_at(scene, database, out, 13)
+    assert not out.exists()
+    newest = max(journal_path(out).glob("*/*"))
+    assert len(list(journal_path(out).glob("*/*"))) == 2
+    if damage:  # as if it had been killed while it was written
+        os.truncate(newest / "points3D.bin", 1000)
+    summary = map_database(database, scene.images, out, THREADS)
+    assert 0 < len(callbacks) < (11 if damage else 6)
+    assert "Mapping goes on from" in caplog.text
+    assert summary.statistics.registered == len(NAMES)
+    assert_near_truth(scene, out, 0.1, 0.5)
+    assert read_model(out).num_reg_images() == len(NAMES)
+    assert not journal_path(out).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_snapshots_of_another_database_are_not_taken(
+    large: tuple[Scene, Path],
+    tmp_path: Path,
+    callbacks: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene, database = large
+    kill_at(scene, database, tmp_path / "model", 13)
+    other = tmp_path / "other.db"
+    build(scene, other, CameraOptions(mode="single"), pairs=scene.pairs[1:])
+    map_database(other, scene.images, tmp_path / "model", THREADS)
+    assert len(callbacks) >= len(NAMES) - 2
+    assert "Mapping starts again, as the database or a setting has changed" in caplog.text
+    assert_near_truth(scene, tmp_path / "model", 0.1, 0.5)
+
+
+def test_all_snapshots_of_few_photos_are_removed(large: tuple[Scene, Path], tmp_path: Path) -> None:
+    scene, database = large
+    map_database(database, scene.images, tmp_path / "model", THREADS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    kept = snapshots.Snapshots(tmp_path / ".part", "inputs")
+    colmap = pycolmap.IncrementalPipelineOptions()
+    assert kept.begin(colmap, 500, "run") == (None, 0)
+    assert colmap.snapshot_frames_freq == 25
