@@ -3,7 +3,7 @@
     python benchmarks/report_pages.py [--photos 10 100 1000] [--out outputs/report_pages]
 
 The files of each run are synthetic: photos of 1280 × 960 px (crops of rendered ones), 1,700
-keypoints per photo, pairs of each photo with its 20 neighbours, and 300 points per photo. The page
+keypoints per photo, pairs of each photo with its 24 neighbours, and 300 points per photo. The page
 is opened in headless Chromium where chromium, chromedriver and selenium are installed.
 """
 
@@ -30,7 +30,7 @@ from edm_hloc.synthetic.photo_collection import make_photo_collection
 
 SIZE = (1280, 960)
 FOCAL = 1100.0
-KEYPOINTS, POINTS, NEIGHBOURS = 1700, 300, 10
+KEYPOINTS, POINTS, NEIGHBOURS = 1700, 300, 12
 
 
 def make_photos(folder: Path, number: int, rendered: Path) -> list[str]:

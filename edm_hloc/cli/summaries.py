@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edm_hloc.base.log import first_few
+
 if TYPE_CHECKING:
     from edm_hloc.localization.results import QueryPose
     from edm_hloc.pipelines.run import Run
@@ -24,8 +26,9 @@ def print_matching(run: Run) -> None:
     if matching["matched"]:
         speed = f" ({matching['seconds'] / matching['matched']:.2f} s a pair)"
     print(f"Matched     {done}; {matching['encoded']} photos encoded{speed}")
-    for reason in matching["skipped"].values():
-        print(f"Skipped     {reason}")
+    skipped = matching["skipped"].values()
+    for text in first_few(skipped, f"photos, see {run.path}"):
+        print(f"Skipped     {text}")
     if matching["skipped_pairs"]:
         print(f"            with {matching['skipped_pairs']} of the pairs")
     if matching["rotated"]:
@@ -46,7 +49,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
 
     print_matching(run)
     imported, verified = run.results.get("imported", {}), run.results["verified"]
-    for still in imported.get("still", ()):
+    for still in imported.get("still", ())[:3]:  # of as many sizes of photos
         left, top, right, bottom = still["box"]
         print(
             f"Still       {still['share']:.0%} of the matches stay at the same pixels (x {left} to "
@@ -72,7 +75,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         print(f"Missing     {', '.join(missing[:5])}{more}")
     if len(mapped["components"]) > 1:
-        sizes = ", ".join(str(size) for size in mapped["components"])
+        sizes = ", ".join(first_few(map(str, mapped["components"]), "models", 12))
         others = parts_folder(run.out / "model")
         print(f"Parts       the photos fall into separate models of {sizes}; others in {others}")
     turned = mapped.get("turned")

@@ -24,6 +24,7 @@ from edm_hloc.base.files import force_to_disk
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import inside, to_colmap
 from edm_hloc.base.journal import Journal, journal_path
+from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -119,8 +120,7 @@ def build_database(
         features = stack.enter_context(FeatureReader(matched.features))
         names = features.names()
         camera_of, skipped = photo_cameras(Path(matched.image_root), names, cameras)
-        for reason in skipped.values():
-            logger.warning("Skipping a photo: %s", reason)
+        warn_of_skipped(skipped.values())
         if not camera_of:
             raise EdmHlocError(
                 f"None of the {len(names)} images in {matched.features} can be read in "

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.cluster.vq import kmeans2, vq
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 from edm_hloc.pairs.local_features import LocalFeatures
@@ -116,8 +117,7 @@ def vlad_descriptors(
             if found is not None:
                 kept.put(name, vlad(found, words))
                 kept.commit()
-    for reason in skipped.values():
-        logger.warning("Skipping a photo: %s", reason)
+    warn_of_skipped(skipped.values())
     return skipped
 
 

@@ -1,0 +1,64 @@
+"""Summaries of runs of hundreds of photos stay short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edm_hloc.base.log import warn_of_skipped
+from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.pipelines.run import Run
+
+
+def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"photo_{i:03}.jpg" for i in range(500)]
+    still = {"share": 0.1, "box": (0, 0, 10, 10), "certain": True}
+    statistics = {
+        "registered": 250,
+        "points": 100_000,
+        "mean_track_length": 4.0,
+        "mean_reprojection_error": 0.5,
+    }
+    results = {
+        "pairs": {"rounds": [2500, 700], "connected": 2900},
+        "matching": {
+            "matched": 3200,
+            "resumed": 800,
+            "seconds": 1000.0,
+            "encoded": 500,
+            "skipped": {name: f"Cannot read image {name}: it is empty." for name in names[400:]},
+            "skipped_pairs": 300,
+            "rotated": names[:200],
+        },
+        "masks": {"photos": 500},
+        "keypoints": {"keypoints": 4_000_000, "images": 400, "matches": 5_000_000},
+        "imported": {"still": [still] * 40, "left_out": 5, "may_be_one_camera": True},
+        "verified": {"verified_pairs": 3000, "pairs": 3200, "inliers": 9, "matches": 10},
+        "mapped": {
+            "statistics": statistics,
+            "images": 400,
+            "unregistered": names[250:400],
+            "components": [250, *[3] * 50],
+            "turned": names[:30],
+            "undistorted": True,
+        },
+    }
+    print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 40
+    assert all(len(line) <= 300 for line in said.splitlines())
+    assert "and 95 more photos, see" in said
+    assert "and 145 more" in said
+    assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more models" in said
+
+
+def test_warnings_of_skipped_photos_are_few(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_skipped(f"photo {i} is empty" for i in range(3))
+    assert caplog.messages == [f"Skipping a photo: photo {i} is empty" for i in range(3)]
+    caplog.clear()
+    warn_of_skipped(f"photo {i} is empty" for i in range(300))
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1] == "Skipping a photo: and 295 more photos"
