@@ -10,12 +10,14 @@ import numpy as np
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
+from edm_hloc.refinement.load import MatcherRecipe
 
 
 class FakeMatcher(Matcher):
     """Remembers an image's mean; matches are made from the two means, so order is noticed."""
 
     info = MatcherInfo("fake", Preprocessing(resize_max=64))
+    recipe = MatcherRecipe()  # of another matcher; for plans of shards, which need one
 
     def __init__(self, nbytes: int = 100, setting: float = 1.0) -> None:
         self.nbytes = nbytes

@@ -195,17 +195,24 @@ class StepProgress:
         self.close(finished=kind is None)
 
 
-def track(items: Iterable[Item], title: str, unit: str, total: int | None = None) -> Iterator[Item]:
+def track(
+    items: Iterable[Item],
+    title: str,
+    unit: str,
+    total: int | None = None,
+    *,
+    shown: bool = True,
+) -> Iterator[Item]:
     """The items one by one, each counted as done when the next one is asked for.
 
     Args:
         items: to go through.
-        title, unit: see `StepProgress`.
+        title, unit, shown: see `StepProgress`.
         total: number of the items, where they cannot tell themselves.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    with StepProgress(title, unit, total) as progress:
+    with StepProgress(title, unit, total, shown=shown) as progress:
         for item in items:
             yield item
             progress.update()

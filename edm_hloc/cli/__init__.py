@@ -22,6 +22,7 @@ from edm_hloc.cli import (
     reconstruct,
     report,
     retrieve,
+    shards,
     show,
     weights,
 )
@@ -32,6 +33,7 @@ COMMANDS = (
     benchmarks,
     retrieve,
     match,
+    shards,
     report,
     show,
     demo,

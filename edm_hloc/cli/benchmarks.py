@@ -71,6 +71,7 @@ def _add_dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--dry-run", action="store_true", help="only say what is missing and where to get it"
     )
+    options.add_workers(sub)
 
 
 def _add_keypoints(

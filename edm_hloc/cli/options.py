@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edm_hloc.base.errors import EdmHlocError
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from edm_hloc.keypoints.quantization import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
-    from edm_hloc.matchers.registry import MatcherName
     from edm_hloc.matching.engine import MatchingConfig
     from edm_hloc.pairs.retrieval import SimilarPhotos
     from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
+    from edm_hloc.refinement.load import MatcherRecipe
 
 MANY_PAIRS = 5000
 """Number of exhaustive pairs above which faster ways of choosing pairs are recommended."""
@@ -149,6 +149,22 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_workers(sub: argparse.ArgumentParser) -> None:
+    """Add --workers, which `matching_config` reads."""
+    sub.add_argument(
+        "--workers",
+        type=_number_of_workers,
+        default=1,
+        metavar="N",
+        help="processes that match side by side, each on a GPU of its own if there are several; "
+        "auto: one for each GPU. On a CPU one process uses all cores",
+    )
+
+
+def _number_of_workers(text: str) -> int | str:
+    return text if text == "auto" else between(int, 1, 1000)(text)
+
+
 def add_quantization(sub: argparse.ArgumentParser) -> None:
     """Add the options that `quantization` reads, and --masks."""
     group = sub.add_argument_group("keypoints (lengths in px of the original photo)")
@@ -222,30 +238,37 @@ def make_matcher(args: argparse.Namespace) -> Matcher:
     Raises:
         EdmHlocError: an option does not fit, or the weights cannot be loaded.
     """
-    from edm_hloc.matchers.base import Preprocessing
-    from edm_hloc.refinement.load import load_matcher
-
-    if getattr(args, "resize", 1024) < 32:
-        raise EdmHlocError("--resize must be at least 32 px.")
-    name: MatcherName = getattr(args, "matcher", "edm")
-    settings: dict[str, Any] = {
-        "weights": args.weights,
-        "preprocessing": Preprocessing(resize_max=getattr(args, "resize", 1024)),
-        "threshold": getattr(args, "threshold", None),
-        "topk": getattr(args, "topk", None),
-        "device": getattr(args, "device", None),
-        "onnx": getattr(args, "onnx", None),
-    }
-    matcher = load_matcher(name, getattr(args, "refine", "photometric"), **settings)
+    matcher = matcher_recipe(args).load(getattr(args, "device", None))
     print(f"Weights     {matcher.info.weights}, on {matcher.info.device}")
     return matcher
 
 
+def matcher_recipe(args: argparse.Namespace) -> MatcherRecipe:
+    """What the options make a matcher from; a command may lack any of them but --weights."""
+    from edm_hloc.refinement.load import MatcherRecipe
+
+    onnx = getattr(args, "onnx", None)
+    return MatcherRecipe(
+        getattr(args, "matcher", "edm"),
+        args.weights,
+        getattr(args, "resize", 1024),
+        getattr(args, "threshold", None),
+        getattr(args, "topk", None),
+        getattr(args, "refine", "photometric"),
+        None if onnx is None else str(onnx),
+    )
+
+
 def matching_config(args: argparse.Namespace) -> MatchingConfig:
-    """The configuration of matching: the size of the cache."""
+    """The configuration of matching: the size of the cache, and the number of processes."""
     from edm_hloc.matching.engine import MatchingConfig
 
-    return MatchingConfig(cache_bytes=int(args.cache * 1e9))
+    workers = getattr(args, "workers", 1)
+    if workers == "auto":
+        from edm_hloc.pipelines.workers import automatic_workers
+
+        workers = automatic_workers(args.device)
+    return MatchingConfig(cache_bytes=int(args.cache * 1e9), workers=workers)
 
 
 def reconstruction_config(

@@ -18,6 +18,7 @@ def register(command: options.AddCommand) -> None:
     )
     options.add_pairs(sub)
     options.add_matcher(sub)
+    options.add_workers(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
     options.add_overwrite(sub)
@@ -29,6 +30,7 @@ def register(command: options.AddCommand) -> None:
     sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
     sub.set_defaults(image_list=None)
     options.add_matcher(sub)
+    options.add_workers(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 
@@ -42,6 +44,7 @@ def register(command: options.AddCommand) -> None:
     )
     options.add_pairs(sub)
     options.add_matcher(sub)
+    options.add_workers(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 

@@ -103,9 +103,15 @@ class Matcher(ABC):
     """A dense matcher.
 
     Subclasses set `info` and define `provenance`, `encode` and `match_pixels`.
+
+    Attributes:
+        info: what others need to know of it.
+        recipe: what other processes can make the same matcher from (see `refinement/load.py`); None
+            where they cannot.
     """
 
     info: MatcherInfo
+    recipe: Any = None
 
     def __repr__(self) -> str:
         info = self.info

@@ -36,12 +36,17 @@ class MatchingConfig:
         host_cache_bytes: memory of a GPU's host for features that do not fit on the GPU, in bytes.
         load_threads: threads that decode and resize photos.
         load_ahead: maximum number of photos that are loaded before the network needs them.
+        workers: number of processes that match side by side, each with these limits; only the
+            pipelines start them (see `pipelines/workers.py`).
+        shown: whether progress is shown.
     """
 
     cache_bytes: int = 2 << 30
     host_cache_bytes: int = 4 << 30
     load_threads: int = 2
     load_ahead: int = 8
+    workers: int = 1
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,18 @@ class MatchingSummary:
         )
 
 
+class NothingReadableError(EdmHlocError):
+    """Nothing was matched, since of each pair a photo cannot be read.
+
+    Attributes:
+        skipped: these photos, with the reason.
+    """
+
+    def __init__(self, message: str, skipped: dict[str, str]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
 def run_provenance(matcher: Matcher) -> dict[str, str | int | float | bool | None]:
     """The settings that the raw matches of given photos depend on, as they are stored with them."""
     return {"edm_hloc": __version__, "upright_photos": True, **matcher.provenance}
@@ -118,7 +135,8 @@ def match_pairs(
     Raises:
         EdmHlocError: H5 files cannot tell two of the pairs apart; the folder holds raw matches
             made with other settings or other levels of 16-bit photos, another process writes into
-            it, it cannot be written, or none of the photos can be read.
+            it, it cannot be written; as a `NothingReadableError`: of each pair a photo cannot be
+            read.
     """
     config = config or MatchingConfig()
     start = time.monotonic()
@@ -154,8 +172,9 @@ def match_pairs(
         )
     if not summary.matched and not summary.resumed and summary.skipped:
         name, reason = next(iter(summary.skipped.items()))
-        raise EdmHlocError(
-            f"None of the photos in {image_root} could be read; the first, {name}: {reason}"
+        raise NothingReadableError(
+            f"None of the photos in {image_root} could be read; the first, {name}: {reason}",
+            summary.skipped,
         )
     return summary
 
@@ -202,7 +221,7 @@ def _match(
         cache.add(name, features, keep=tuple(first))
     # A GPU encodes several photos at a time; they may take a quarter of its cache.
     together = min(matcher.info.batch_size, config.cache_bytes // max(1, 4 * size))
-    for position, pair in enumerate(track(pairs, "Matching", "pair")):
+    for position, pair in enumerate(track(pairs, "Matching", "pair", shown=config.shown)):
         encoder.prepare(pairs[position : position + 4 * config.load_ahead], cache)
         new = encoder.encode(pair, cache, together)
         if new is not None:

@@ -53,6 +53,10 @@ class RawMatchReader:
         """The stored pairs, (name0, name1). Names in hloc's own files have "-" in place of "/"."""
         return [pair.names for _, pair in self._indexed().values()]
 
+    def stored(self) -> list[StoredPair]:
+        """The same with the stamps of the photos and the checksums of the matches."""
+        return [pair for _, pair in self._indexed().values()]
+
     def __contains__(self, pair: tuple[str, str]) -> bool:
         name0, name1 = pair
         index = self._indexed()

@@ -17,13 +17,14 @@ from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggreg
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.damage import drop_damaged
-from edm_hloc.matching.engine import MatchingConfig, MatchingSummary, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, MatchingSummary
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.retrieval import similar_pairs
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.workers import match_in_processes
 
 MATCHING_FILES = ("features.h5", "matches.h5")
 """Names of the files that `match_and_quantize` writes, for `Run.begin`, besides the list of pairs
@@ -102,7 +103,7 @@ def match_and_quantize(
     _record_pairs(run, pairs)
 
     def match(*, overwrite: bool) -> None:
-        summary = match_pairs(
+        summary = match_in_processes(
             image_root, pairs, matcher, raw_matches, matching, overwrite=overwrite
         )
         record(summary)

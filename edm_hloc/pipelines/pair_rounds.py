@@ -23,7 +23,6 @@ from edm_hloc.matching.damage import drop_damaged
 from edm_hloc.matching.engine import (
     MatchingConfig,
     MatchingSummary,
-    match_pairs,
     run_provenance,
 )
 from edm_hloc.matching.masked import MaskedMatchReader
@@ -34,6 +33,7 @@ from edm_hloc.pairs.rules import Pair, unique_pairs
 from edm_hloc.pipelines.matching import PairsToMatch, find_pairs
 from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.workers import match_in_processes
 
 CONNECTED = 50
 """Number of agreeing matches from which a pair counts as connected."""
@@ -109,7 +109,7 @@ class PairRounds:
             while new and len(rounds) < ROUNDS:
                 again = overwrite and not rounds
                 raw = self.run.out / "raw_matches"
-                done = match_pairs(
+                done = match_in_processes(
                     self.image_root, new, self.matcher, raw, matching, overwrite=again
                 )
                 summaries.append(done)
@@ -118,7 +118,7 @@ class PairRounds:
                     agree |= self._checked(new)
                 except DamagedH5Error:
                     drop_damaged(raw)
-                    match_pairs(self.image_root, new, self.matcher, raw, matching)
+                    match_in_processes(self.image_root, new, self.matcher, raw, matching)
                     agree |= self._checked(new)
                 skipped = {name for summary in summaries for name in summary.skipped}
                 tried = {pair: number >= CONNECTED for pair, number in agree.items()}

@@ -28,6 +28,7 @@ from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known, map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import parts_folder
@@ -119,7 +120,8 @@ def reconstruct(
             return {"imported": imported, "verified": verified}
 
         def map_photos() -> dict[str, Any]:
-            return {"mapped": map_database(database, image_root, model, mapping, known=known)}
+            mapped = map_database(database, image_root, model, mapping, known=known)
+            return {"mapped": mapped, "conflicts": find_conflicts(read_model(model))}
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matchers.base import Matcher
+from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.matcher import RefinedMatcher
@@ -35,3 +37,55 @@ def load_matcher(name: str = "edm", refine: Refinement = "photometric", **settin
     settings.setdefault("candidates", settings.get("threshold") is None)
     network = make_matcher(name, **settings)
     return RefinedMatcher(network, RefinementConfig(), SecondLookConfig())
+
+
+@dataclass(frozen=True)
+class MatcherRecipe:
+    """What a matcher is made from, in values that can be stored as JSON: for worker processes.
+
+    Attributes:
+        matcher, refine: see `load_matcher`.
+        weights: name or path; None for the best on this computer.
+        resize: longest side of the photos for matching, in pixels.
+        threshold: minimum confidence of a match; None for that of the weights.
+        topk: maximum number of matches per pair; None for one that depends on the size.
+        onnx: folder of exported graphs; None for none.
+    """
+
+    matcher: str = "edm"
+    weights: str | None = None
+    resize: int = 1024
+    threshold: float | None = None
+    topk: int | None = None
+    refine: Refinement = "photometric"
+    onnx: str | None = None
+
+    def load(self, device: str | None = None) -> Matcher:
+        """The matcher, on a device; by default on the fastest available.
+
+        Raises:
+            EdmHlocError: `resize` is too small, or see `load_matcher`.
+        """
+        if self.resize < 32:
+            raise EdmHlocError("--resize must be at least 32 px.")
+        matcher = load_matcher(
+            self.matcher,
+            self.refine,
+            weights=self.weights,
+            preprocessing=Preprocessing(resize_max=self.resize),
+            threshold=self.threshold,
+            topk=self.topk,
+            device=device,
+            onnx=None if self.onnx is None else Path(self.onnx),
+        )
+        matcher.recipe = self
+        return matcher
+
+    def anywhere(self) -> MatcherRecipe:
+        """The same with absolute paths, for processes that start in another folder."""
+        return replace(self, weights=_absolute(self.weights), onnx=_absolute(self.onnx))
+
+
+def _absolute(path: str | None) -> str | None:
+    """The absolute path of a file or folder that is there; else, as of a name, what was given."""
+    return path if path is None or not Path(path).exists() else str(Path(path).resolve())

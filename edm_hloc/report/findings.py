@@ -137,8 +137,25 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
         )
 
 
+def _conflicts(facts: RunFacts) -> Iterator[Finding]:
+    conflicts = facts.results.get("conflicts") or {}
+    if pairs := conflicts.get("pairs"):
+        yield Finding(
+            "warning",
+            f"{len(pairs):,} of {conflicts['compared']:,} pairs of photos that are in the same "
+            f"place in the model show different things there, as {pairs[0][0]} and {pairs[0][1]} "
+            "do. Either places that look alike, such as equal walls, lie on each other and the "
+            "model is wrong: photos that show both places, or a list of pairs without those of "
+            "different places (--pairs FILE), keep them apart. Or an object was turned before a "
+            "background: then the background is not part of the model, and masks (--masks) leave "
+            "it out.",
+            tuple(dict.fromkeys(name for pair in pairs for name in pair)),
+        )
+
+
 def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
     yield from _still(facts)
+    yield from _conflicts(facts)
     if facts.registered:
         yield from _unregistered(facts)
         yield from _quality(facts, photos)

@@ -55,6 +55,16 @@ def test_what_stays_and_what_only_turned_is_said() -> None:
     assert re.search(r"warning: 31% .*They were kept, .*--masks", texts(facts))
 
 
+def test_photos_that_show_different_things_at_one_place_are_said() -> None:
+    facts = facts_of(CHAIN, "abc")
+    conflicts = {"pairs": [["a", "c"], ["a", "b"]], "compared": 12}
+    facts.record["results"] = {"conflicts": conflicts}
+    said = texts(facts)
+    assert re.search(r"warning: 2 of 12 pairs of photos .*as a and c do.*\['a', 'c', 'b'\]", said)
+    facts.record["results"] = {"conflicts": {"pairs": [], "compared": 12}}
+    assert "different things" not in texts(facts)
+
+
 def test_a_good_run_has_a_single_good_finding() -> None:
     assert texts(facts_of(CHAIN, "abc")) == (
         "good: All 3 photos were registered in one model, and no problem was found. []"

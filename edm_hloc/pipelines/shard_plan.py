@@ -1,0 +1,194 @@
+"""A plan of how the matching of pairs is spread over shards: see `pipelines/shards.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.h5 import check_keys
+from edm_hloc.base.text import read_json_object
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
+from edm_hloc.matching.engine import run_provenance
+from edm_hloc.matching.shards import json_provenance
+from edm_hloc.pairs.files import read_pairs, write_pairs
+from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
+from edm_hloc.refinement.load import MatcherRecipe
+
+_FOLDER = "plan"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """How the pairs of a run are spread over shards; shards are numbered from 1.
+
+    Attributes:
+        folder: OUT/plan.
+        image_root: absolute path of the folder of the photos.
+        matcher: what the matcher is made from.
+        provenance: of the raw matches.
+        pairs: number of pairs of each shard.
+        extra_encodes: photos that are encoded more often than once, counted each time.
+        photos: number of photos.
+        digests: SHA-256 of the list of pairs of each shard.
+    """
+
+    folder: Path
+    image_root: Path
+    matcher: MatcherRecipe
+    provenance: Mapping[str, Any]
+    pairs: tuple[int, ...]
+    extra_encodes: int
+    photos: int
+    digests: tuple[str, ...]
+
+    @property
+    def raw_matches(self) -> Path:
+        """The folder that `merge_shards` fills."""
+        return self.folder.parent / "raw_matches"
+
+    def list_of(self, shard: int) -> Path:
+        return self.folder / f"pairs-{shard:04d}.txt"
+
+    def work_of(self, shard: int) -> Path:
+        return self.folder / f"work-{shard:04d}"
+
+    def file_of(self, shard: int) -> Path:
+        return self.folder / f"matches-{shard:04d}.h5"
+
+    def pairs_of(self, shard: int) -> list[Pair]:
+        """The pairs of a shard.
+
+        Raises:
+            EdmHlocError: there is no such shard, or its list is not the planned one.
+        """
+        if not 1 <= shard <= len(self.pairs):
+            raise EdmHlocError(
+                f"{self.folder} has the shards 1 to {len(self.pairs)}, but not {shard}."
+            )
+        pairs = read_pairs(self.list_of(shard))
+        if _digest(pairs) != self.digests[shard - 1]:
+            raise EdmHlocError(
+                f"{self.list_of(shard)} has changed since it was planned: plan again, with "
+                "--overwrite."
+            )
+        return pairs
+
+
+def make_plan(
+    out: Path,
+    image_root: Path,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    *,
+    shards: int,
+    overwrite: bool = False,
+) -> ShardPlan:
+    """Plans the matching of pairs in shards; a plan that is there and the same is kept.
+
+    Args:
+        out: output folder.
+        image_root: folder of the photos.
+        pairs: names of two photos each, relative to `image_root`.
+        matcher: with a recipe, from which the workers make the same. Its provenance is what the
+            shards are checked against.
+        shards: number of shards; fewer are made of fewer pairs.
+        overwrite: replace a plan that is there, and remove what was matched by it.
+
+    Raises:
+        EdmHlocError: the matcher has no recipe; H5 files cannot tell two pairs apart; another plan
+            is there; OUT cannot be written.
+    """
+    if matcher.recipe is None:
+        raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
+    pairs = unique_pairs(pairs)
+    check_keys(pairs)
+    folder = Path(out) / _FOLDER
+    make_folder(folder)
+    blocks = cut_into_blocks(pairs, shards)
+    plan = ShardPlan(
+        folder,
+        Path(image_root).resolve(),
+        matcher.recipe.anywhere(),
+        json_provenance(run_provenance(matcher)),
+        tuple(len(block) for block in blocks),
+        count_extra_encodes(blocks),
+        len(names_in(pairs)),
+        tuple(_digest(block) for block in blocks),
+    )
+    with FolderLock(folder):
+        if (folder / "plan.json").exists():
+            if not overwrite and _same_work(load_plan(out), plan):
+                return plan
+            if not overwrite:
+                raise EdmHlocError(
+                    f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
+                    "it, choose another output folder, or run with --overwrite."
+                )
+            remove_plan(folder)
+        for shard, block in enumerate(blocks, start=1):
+            write_pairs(plan.list_of(shard), block)
+        values = {
+            "image_root": str(plan.image_root),
+            "matcher": asdict(plan.matcher),
+            "provenance": plan.provenance,
+            "pairs": plan.pairs,
+            "extra_encodes": plan.extra_encodes,
+            "photos": plan.photos,
+            "digests": plan.digests,
+        }
+        write_whole(folder / "plan.json", json.dumps(values, indent=1), durable=True)
+    return plan
+
+
+def load_plan(out: Path) -> ShardPlan:
+    """The plan in an output folder.
+
+    Raises:
+        EdmHlocError: there is none, or it is damaged.
+    """
+    path = Path(out) / _FOLDER / "plan.json"
+    if not path.exists():
+        raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
+    values = read_json_object(path, "plan of shards")
+    try:
+        return ShardPlan(
+            path.parent,
+            Path(values["image_root"]),
+            MatcherRecipe(**values["matcher"]),
+            dict(values["provenance"]),
+            tuple(int(number) for number in values["pairs"]),
+            int(values["extra_encodes"]),
+            int(values["photos"]),
+            tuple(str(digest) for digest in values["digests"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdmHlocError(f"{path} is damaged ({error!r}): make the plan again.") from error
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+    return hashlib.sha256(json.dumps([list(pair) for pair in pairs]).encode()).hexdigest()
+
+
+def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
+    """Whether two plans give the same raw matches in the same shards."""
+    return (first.image_root, first.provenance, first.digests) == (
+        second.image_root,
+        second.provenance,
+        second.digests,
+    )
+
+
+def remove_plan(folder: Path) -> None:
+    """Removes the files of a plan from its folder, and no others."""
+    (folder / "plan.json").unlink()
+    for pattern in ("pairs-*.txt", "matches-*.h5", "work-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

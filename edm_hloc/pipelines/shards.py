@@ -1,0 +1,291 @@
+"""Matching spread over many workers: a plan, a file of raw matches a shard, and their merge.
+
+    OUT/plan/plan.json          photos, matcher, and what each shard holds
+    OUT/plan/pairs-0001.txt …   the pairs of each shard, two names a line
+    OUT/plan/work-0001/ …       raw matches of a shard that is being matched; goes when it is done
+    OUT/plan/matches-0001.h5 …  raw matches of a shard, as `match_shard` leaves them
+    OUT/raw_matches/            all of them after `merge_shards`, for the commands that go on
+
+The shards do not know of each other: they are matched in any order, on any machine that sees the
+photos and OUT, again after they were killed, or twice. Whatever spreads them (a shell, an array of
+jobs) needs their number only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.h5 import (
+    AtomicH5,
+    DamagedH5Error,
+    open_h5,
+    reading,
+    stored_provenance,
+)
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.engine import (
+    MatchingConfig,
+    NothingReadableError,
+    match_pairs,
+    run_provenance,
+)
+from edm_hloc.matching.levels import NAME as LEVELS
+from edm_hloc.matching.levels import StoredLevels
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.shards import (
+    FileStamp,
+    StoredPair,
+    check_same_provenance,
+    json_provenance,
+    read_matches,
+    shard_number,
+    shard_path,
+    shard_paths,
+    store_matches,
+    store_pairs,
+    stored_pairs,
+)
+from edm_hloc.pipelines.shard_plan import ShardPlan, remove_plan
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What `match_shard` did.
+
+    Attributes:
+        pairs: pairs of the shard.
+        matched: pairs matched by this call; the others were there already or were skipped.
+        encoded: photos encoded by this call.
+        skipped: photos that could not be read, with the reason.
+    """
+
+    pairs: int
+    matched: int
+    encoded: int
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What `merge_shards` did.
+
+    Attributes:
+        shards: number of shards.
+        pairs: pairs with raw matches.
+        skipped: photos that could not be read, with the reason.
+    """
+
+    shards: int
+    pairs: int
+    skipped: dict[str, str]
+
+
+def match_shard(
+    plan: ShardPlan, shard: int, matcher: Matcher, config: MatchingConfig | None = None
+) -> ShardSummary:
+    """Matches the pairs of one shard into its file; goes on where an earlier call was ended.
+
+    The file has the same bytes whichever worker makes it, and however often it was interrupted.
+
+    Args:
+        plan: see `make_plan`.
+        shard: its number, from 1.
+        matcher: made as the plan says.
+        config: memory and threads.
+
+    Raises:
+        EdmHlocError: no such shard; the matcher is not the planned one; another process is at work
+            on the same shard; see `match_pairs`.
+    """
+    pairs = plan.pairs_of(shard)
+    check_same_provenance(
+        plan.folder / "plan.json", plan.provenance, json_provenance(run_provenance(matcher))
+    )
+    path, work = plan.file_of(shard), plan.work_of(shard)
+    if path.exists():
+        with contextlib.suppress(DamagedH5Error):  # it is made again
+            stored, skipped = _whole_shard(plan, shard)
+            return ShardSummary(len(pairs), 0, 0, skipped)
+    try:
+        summary = match_pairs(plan.image_root, pairs, matcher, work, config)
+        matched, encoded, skipped = summary.matched, summary.encoded, summary.skipped
+    except NothingReadableError as error:
+        matched, encoded, skipped = 0, 0, error.skipped
+    with FolderLock(work), RawMatchReader(work) as raw:
+        stamped = {pair.names: pair for pair in raw.stored()}
+        file = AtomicH5(path, plan.provenance)
+        try:
+            stored = []
+            for names in pairs:
+                if not skipped.keys() & set(names):
+                    pair = stamped.get(names) or StoredPair(names)
+                    stored.append(store_matches(file.h5, pair, raw.read(*names)))
+            store_pairs(file.h5, stored)
+            file.h5.attrs["skipped"] = json.dumps(skipped, sort_keys=True)
+            file.h5.attrs["levels"] = json.dumps(StoredLevels(work).levels, sort_keys=True)
+        except BaseException:
+            file.discard()
+            raise
+        file.commit()
+    shutil.rmtree(work, ignore_errors=True)
+    return ShardSummary(len(pairs), matched, encoded, skipped)
+
+
+def merge_shards(plan: ShardPlan) -> MergeSummary:
+    """Puts the files of all shards into OUT/raw_matches, where the other commands find them.
+
+    Memory does not grow with the number of pairs in all, only with that of a shard.
+
+    Raises:
+        EdmHlocError: shards are missing, damaged, of other settings or of photos that have changed
+            meanwhile; each is named. Nothing is merged then.
+    """
+    wrong = {}
+    stamps: dict[str, tuple[FileStamp | None, int]] = {}
+    levels: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    number = 0
+    for shard in range(1, len(plan.pairs) + 1):
+        try:
+            stored, unreadable = _whole_shard(plan, shard)
+            _check_stamps(stored, stamps, shard)
+            _check_levels(plan.file_of(shard), levels)
+        except EdmHlocError as error:
+            reason = error.reason if isinstance(error, DamagedH5Error) else str(error)
+            wrong[shard] = reason if plan.file_of(shard).exists() else "not matched yet"
+            continue
+        skipped |= unreadable
+        number += len(stored)
+    if wrong:
+        listed = "\n".join(f"  {shard}: {reason}" for shard, reason in list(wrong.items())[:20])
+        more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise EdmHlocError(
+            f"{len(wrong)} of {len(plan.pairs)} shards cannot be merged; match them (again) with "
+            f"edm-hloc match-shard:\n{listed}{more}"
+        )
+    _put_together(plan, range(1, len(plan.pairs) + 1))
+    return MergeSummary(len(plan.pairs), number, skipped)
+
+
+def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
+    """Puts those shards that are matched into OUT/raw_matches, and removes the plan.
+
+    Args:
+        plan: see `make_plan`.
+        merge: False to discard what was matched.
+
+    Raises:
+        EdmHlocError: a file cannot be written.
+    """
+    whole = []
+    for shard in range(1, len(plan.pairs) + 1) if merge else ():
+        with contextlib.suppress(EdmHlocError):
+            _whole_shard(plan, shard)
+            whole.append(shard)
+    if whole:
+        _put_together(plan, whole)
+    with FolderLock(plan.folder):
+        remove_plan(plan.folder)
+
+
+def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
+    """Puts the files of shards into OUT/raw_matches, but for those whose pairs are all there."""
+    make_folder(plan.raw_matches)
+    with FolderLock(plan.raw_matches):
+        present = stored_in(plan.raw_matches)
+        for shard in shards:
+            stored, _ = _stored(plan.file_of(shard))
+            if all(present.get(pair.names) == pair for pair in stored):
+                continue
+            if levels := _levels_of(plan.file_of(shard)):
+                levels = StoredLevels(plan.raw_matches).levels | levels
+                write_whole(plan.raw_matches / LEVELS, json.dumps(levels, indent=2))
+            paths = shard_paths(plan.raw_matches)
+            following = shard_number(paths[-1]) + 1 if paths else 0
+            _put(plan.file_of(shard), shard_path(plan.raw_matches, following))
+
+
+def _stored(path: Path) -> tuple[list[StoredPair], dict[str, str]]:
+    """The pairs in the file of a shard, and the photos that could not be read."""
+    with open_h5(path) as h5, reading(path):
+        return stored_pairs(h5), dict(json.loads(h5.attrs["skipped"]))
+
+
+def _whole_shard(plan: ShardPlan, shard: int) -> tuple[list[StoredPair], dict[str, str]]:
+    """The same, once it is known that all its pairs are there and nothing has rotted.
+
+    Raises:
+        EdmHlocError: it is of other settings or of other pairs; as a `DamagedH5Error`: it is
+            damaged.
+    """
+    path = plan.file_of(shard)
+    stored, skipped = _stored(path)
+    with open_h5(path) as h5, reading(path):
+        check_same_provenance(path, stored_provenance(h5), plan.provenance)
+        for pair in stored:
+            read_matches(h5, pair)
+    expected = [names for names in plan.pairs_of(shard) if not skipped.keys() & set(names)]
+    if [pair.names for pair in stored] != expected:
+        raise DamagedH5Error(path, "it holds other pairs than those planned")
+    return stored, skipped
+
+
+def _check_stamps(
+    stored: Sequence[StoredPair], stamps: dict[str, tuple[FileStamp | None, int]], shard: int
+) -> None:
+    """Refuses photos that were not the same files in all shards; fills `stamps`."""
+    for pair in stored:
+        for name, stamp in zip(pair.names, pair.stamps, strict=True):
+            before, earlier = stamps.setdefault(name, (stamp, shard))
+            if before != stamp:
+                raise EdmHlocError(
+                    f"the photo {name} was another file (size or time of change) for shard "
+                    f"{earlier}"
+                )
+
+
+def _check_levels(path: Path, levels: dict[str, Any]) -> None:
+    """Refuses 16-bit photos whose black and white were not the same in all shards; fills `levels`.
+
+    They depend on all photos of a folder, which may have been added to between two shards.
+    """
+    for folder, now in _levels_of(path).items():
+        if levels.setdefault(folder, now) != now:
+            raise EdmHlocError(f"black and white of the photos in {folder} were other values")
+
+
+def _levels_of(path: Path) -> dict[str, Any]:
+    with open_h5(path) as h5, reading(path):
+        return dict(json.loads(h5.attrs["levels"]))
+
+
+def stored_in(directory: Path) -> dict[tuple[str, str], StoredPair]:
+    """The pairs that a folder of raw matches holds; damaged files count as none."""
+    found: dict[tuple[str, str], StoredPair] = {}
+    for path in shard_paths(directory):
+        with contextlib.suppress(DamagedH5Error), open_h5(path) as h5, reading(path):
+            found |= {pair.names: pair for pair in stored_pairs(h5)}
+    return found
+
+
+def _put(source: Path, target: Path) -> None:
+    """Puts a file beside others under its final name, without a copy where that is possible."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {target}: {error.strerror or error}.") from error

@@ -1,0 +1,154 @@
+"""Folded models: photos of equal walls are told from photos of one wall by what is not repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.mapping.look_alikes import find_conflicts, shown_share, view_agreements
+
+SIZE = (640, 480)
+CAMERA = pycolmap.Camera(
+    model="PINHOLE", width=SIZE[0], height=SIZE[1], params=[500, 500, 320, 240], camera_id=1
+)
+
+
+def wall(rng: np.random.Generator, count: int, depth: float = 5.0) -> np.ndarray:
+    """Points on a wall of 6 m × 4 m before the cameras."""
+    return np.column_stack([*rng.uniform((-3, -2), (3, 2), (count, 2)).T, np.full(count, depth)])
+
+
+def model_of(
+    centres: Sequence[Sequence[float]],
+    seen_by: Mapping[tuple[int, ...], np.ndarray],
+    turns: Sequence[float] = (),
+) -> pycolmap.Reconstruction:
+    """Cameras that look along z, turned about y; points with the numbers of their viewers."""
+    poses = []
+    for centre, turn in zip(centres, turns or [0.0] * len(centres), strict=True):
+        rotation = pycolmap.Rotation3d(np.array([0.0, turn, 0.0]))
+        poses.append(pycolmap.Rigid3d(rotation, -(rotation.matrix() @ np.array(centre))))
+    observed: list[list[np.ndarray]] = [[] for _ in poses]
+    tracks = []
+    for viewers, points in seen_by.items():
+        for point in points:
+            track = []
+            for viewer in viewers:
+                pixel = CAMERA.img_from_cam((poses[viewer] * point)[None])[0]
+                if (pixel > 0).all() and (pixel < SIZE).all():
+                    track.append((viewer, len(observed[viewer])))
+                    observed[viewer].append(pixel)
+            if len(track) >= 2:
+                tracks.append((point, track))
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(CAMERA)
+    for number, pose in enumerate(poses):
+        points2d = pycolmap.Point2DList([pycolmap.Point2D(pixel) for pixel in observed[number]])
+        image = pycolmap.Image(
+            name=f"{number}.jpg", image_id=number + 1, camera_id=1, points2D=points2d
+        )
+        model.add_image_with_trivial_frame(image, pose)
+    for point, viewers_and_numbers in tracks:
+        elements = [pycolmap.TrackElement(v + 1, n) for v, n in viewers_and_numbers]
+        model.add_point3D(point, pycolmap.Track(elements), np.zeros(3, np.uint8))
+    return model
+
+
+FOUR = [[-0.6, 0.0, 0.0], [-0.2, 0.1, 0.0], [0.2, 0.0, 0.1], [0.6, 0.1, 0.0]]
+EIGHT = [*FOUR, *(np.array(FOUR) + 0.05).tolist()]
+
+
+def folded(door: float) -> pycolmap.Reconstruction:
+    """Photos 0 to 3 of one wall and 4 to 7 of another lie on each other.
+
+    Args:
+        door: width in metres of what each wall has of its own, before a part of the wall.
+    """
+    rng = np.random.default_rng(0)
+    every = wall(rng, 2500)
+    hidden = np.abs(every[:, 0]) < door / 2
+    doors = [wall(rng, 700) * [door / 6, 1, 1] for _ in range(2)]
+    return model_of(
+        EIGHT,
+        {tuple(range(8)): every[~hidden], (0, 1, 2, 3): doors[0], (4, 5, 6, 7): doors[1]},
+    )
+
+
+def test_photos_of_two_equal_walls_conflict_and_those_of_one_do_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = folded(door=2.0)
+    shares = {agreement.images: agreement.share for agreement in view_agreements(model)}
+    assert len(shares) == 8 * 7 / 2
+    across = {(a, b) for a, b in shares if (a <= 4) != (b <= 4)}
+    assert min(shares[pair] for pair in shares.keys() - across) > 0.97
+    # A third of the width, which counts four times as it is in 4 photos and not in 8: 1 / (1 + 2)
+    assert max(shares[pair] for pair in across) == pytest.approx(1 / 3, abs=0.12)
+    conflicts = find_conflicts(model)
+    names = {(f"{a - 1}.jpg", f"{b - 1}.jpg") for a, b in across}
+    assert set(conflicts.pairs) == names
+    assert f"{len(names)} of {len(shares)} pairs of photos" in caplog.text
+    assert "show different things" in caplog.text
+    assert conflicts.compared == len(shares)
+    assert not find_conflicts(folded(door=0.2)).pairs  # too little to tell
+
+
+def test_a_model_without_equal_places_has_no_conflicts() -> None:
+    rng = np.random.default_rng(1)
+    model = model_of(
+        EIGHT,
+        {
+            tuple(range(8)): wall(rng, 500),
+            (0, 1, 2): wall(rng, 60),  # matched in some of the photos only, as happens everywhere
+            (1, 3, 5): wall(rng, 60),
+            (2, 4, 6): wall(rng, 60),
+            (0, 6, 7): wall(rng, 60),
+        },
+    )
+    assert not find_conflicts(model).pairs
+
+
+@pytest.mark.parametrize(("depth", "hidden"), [(2.0, True), (5.0, False)])
+def test_what_is_hidden_need_not_be_seen(depth: float, hidden: bool) -> None:
+    """What four photos see, and four others do not: a pillar is before it there, or a board on it.
+
+    Tracks of both are as long, so that none counts more.
+    """
+    rng = np.random.default_rng(2)
+    behind = wall(rng, 900) * [0.35, 1, 1]
+    pillar = wall(rng, 900) * [0.35, 1, 1] * (depth / 5)
+    sides = wall(rng, 1500)
+    sides = sides[np.abs(sides[:, 0]) > 1.1]
+    seen = {tuple(range(8)): sides, (0, 1, 2, 3): behind, (4, 5, 6, 7): pillar}
+    model = model_of(EIGHT, seen)
+    shares = {agreement.images: agreement.share for agreement in view_agreements(model)}
+    first = _share_of(model, 1, 5)  # of what photo 1 sees, in photo 5
+    assert (first > 0.95) == hidden
+    assert shares[1, 5] <= first
+
+
+def _share_of(model: pycolmap.Reconstruction, a: int, b: int) -> float:
+    """The share of what photo b should show of photo a that it does."""
+    found = shown_share(model, a, b)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("angle", [10.0, 60.0])
+def test_only_photos_from_the_same_side_are_compared(angle: float) -> None:
+    rng = np.random.default_rng(3)
+    points = wall(rng, 1800) * [0.25, 1, 1]
+    turned = np.radians([0.0, angle, angle + 3])
+    centres = [[5 * np.sin(t), 0.0, 5 - 5 * np.cos(t)] for t in turned]
+    model = model_of(centres, {(0, 1, 2): points}, turned.tolist())
+    pairs = {agreement.images for agreement in view_agreements(model)}
+    assert (2, 3) in pairs
+    assert ((1, 3) in pairs) == (angle < 15)
+
+
+def test_models_without_points_or_photos() -> None:
+    assert view_agreements(pycolmap.Reconstruction()) == []
+    assert not find_conflicts(model_of(FOUR, {})).pairs
