@@ -173,6 +173,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
             (folder / name).symlink_to(scene / name)
         (folder / "WEIGHTS").touch()
+        (folder / "COLMAP_PROJECT").mkdir()
+        (folder / "COLMAP_PROJECT" / "database.db").touch()
 
     return fill
 
