@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 QUOTED = 200
 """Number of characters of a file that a message quotes at most."""
@@ -49,6 +50,12 @@ class EdmHlocError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(shortened(message))
+
+
+def raise_any(problems: Sequence[str]) -> None:
+    """Raises one EdmHlocError of all problems, a line each, if there are any."""
+    if problems:
+        raise EdmHlocError("\n".join(problems))
 
 
 class ImageError(EdmHlocError):

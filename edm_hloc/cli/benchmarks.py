@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, raise_any
 from edm_hloc.base.files import make_folder
 from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options, summaries
@@ -23,6 +23,10 @@ from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
+    from edm_hloc.localization.results import QueryPose
+    from edm_hloc.pipelines.aachen import AachenOptions
+    from edm_hloc.pipelines.inloc import InLocOptions
+    from edm_hloc.pipelines.run import Run
 
 _PRINTED_PROBLEMS = 20  # of a submission
 
@@ -101,7 +105,6 @@ def _aachen(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 
-    start = time.monotonic()
     if args.covisible < 1:
         raise EdmHlocError("--covisible must be at least 1.")
     keypoints = _keypoints(args, AachenOptions().quantization)
@@ -109,65 +112,56 @@ def _aachen(args: argparse.Namespace) -> None:
         args.covisible, retrieval_options(args), keypoints, pose=pose_options(args)
     )
     data = AachenDataset(args.dataset)
+    raise_any(data.problems())
     if args.dry_run:
-        problems = data.problems()
-        missing = [] if problems else data.missing_photos()
-        _report_check(args.dataset, problems, "photos of the model or the queries", missing)
+        missing = data.missing_photos()
+        _report_check(args.dataset, "photos of the model or the queries", missing)
         print(f"            {len(data.queries())} queries")
-        return
-    _stop_at(data.problems())
-    matcher, matching = options.make_matcher(args), options.matching_config(args)
-    with reporting(args.out):
-        run, answers, submission = localize_aachen(
-            args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite
-        )
-        summaries.print_localization(run, answers, time.monotonic() - start)
-        print(f"Written     {submission}")
-    check_any_localized(run)
+    else:
+        _localize(args, localize_aachen, settings)
 
 
 def _inloc(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
 
-    start = time.monotonic()
     keypoints = _keypoints(args, InLocOptions().quantization)
     pose = replace(pose_options(args), min_matches=args.min_matches)
     settings = InLocOptions(retrieval_options(args), keypoints, pose)
     data = InLocDataset(args.dataset)
+    raise_any(data.problems())
     if args.dry_run:
-        problems = data.problems()
-        missing = [] if problems else data.missing_scans()
-        _report_check(args.dataset, problems, "scans or alignments", missing)
+        _report_check(args.dataset, "scans or alignments", data.missing_scans())
         print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
-        return
-    _stop_at(data.problems())
+    else:
+        _localize(args, localize_inloc, settings)
+
+
+def _localize(
+    args: argparse.Namespace,
+    localize: Callable[..., tuple[Run, list[QueryPose], Path]],
+    settings: AachenOptions | InLocOptions,
+) -> None:
+    """Runs `localize_aachen` or `localize_inloc` and prints what came out."""
+    start = time.monotonic()
     matcher, matching = options.make_matcher(args), options.matching_config(args)
     with reporting(args.out):
-        run, answers, submission = localize_inloc(
+        run, answers, submission = localize(
             args.dataset, args.out, matcher, settings, matching, overwrite=args.overwrite
         )
-        if run.results["missing_scans"]:
-            number = len(run.results["missing_scans"])
+        missing = run.results.get("missing_scans")
+        if missing:
             print(
-                f"Scans       {number} cannot be used, e.g. of {run.results['missing_scans'][0]}; "
-                "run again with them"
+                f"Scans       {len(missing)} cannot be used, e.g. of {missing[0]}; run again with "
+                "them"
             )
         summaries.print_localization(run, answers, time.monotonic() - start)
         print(f"Written     {submission}")
     check_any_localized(run)
 
 
-def _stop_at(problems: Sequence[str]) -> None:
-    if problems:
-        raise EdmHlocError("\n".join(problems))
-
-
-def _report_check(
-    dataset: Path, problems: Sequence[str], what: str, missing: Sequence[str]
-) -> None:
+def _report_check(dataset: Path, what: str, missing: Sequence[str]) -> None:
     """Prints that a dataset is complete, or raises EdmHlocError with what is not."""
-    _stop_at(problems)
     if missing:
         some = "\n".join(f"  {line}" for line in missing[:5])
         more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -12,6 +12,7 @@ import pycolmap
 from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.geometry import cross_product_matrix
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
@@ -194,8 +195,7 @@ def _deviations(
     noise = float(np.median(errors)) / _MEDIAN_OF_RAYLEIGH
     whole_rotation = np.diag([2.0] * 3 + [1.0] * 3)
     covariance = whole_rotation @ covariance @ whole_rotation
-    R, (x, y, z) = pose.rotation.matrix(), pose.translation
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    R, cross = pose.rotation.matrix(), cross_product_matrix(pose.translation)
     J = -R.T @ np.hstack([cross, np.eye(3)])  # derivative of the camera centre -Rᵀ t
     position = noise * np.sqrt(np.trace(J @ covariance @ J.T))
     rotation = noise * np.sqrt(np.trace(covariance[:3, :3]))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pycolmap
 
 from edm_hloc.base.colmap import is_model, posed_images, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import raise_any
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.intrinsics import read_intrinsics_list
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -172,9 +172,7 @@ def localize_aachen(
     """
     options, matching = options or AachenOptions(), matching or MatchingConfig()
     data = AachenDataset(Path(dataset))
-    problems = data.problems()
-    if problems:
-        raise EdmHlocError("\n".join(problems))
+    raise_any(data.problems())
     known = data.queries()
     names = list(known)
     pairs = from_covisibility(data.model, options.covisible)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.errors import ImageError, raise_any
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -128,26 +128,12 @@ def localize_inloc(
 ) -> tuple[Run, list[QueryPose], Path]:
     """Localizes all queries of the dataset.
 
-    Args:
-        dataset: folder of the dataset (see `InLocDataset`).
-        out: output folder; a run that is there is continued. See the module for its files.
-        matcher: finds the matches of a pair.
-        options: settings of every step.
-        matching: memory and threads of the matching; does not change the matches.
-        overwrite: match and compute everything again, whatever the output folder holds.
-
-    Returns:
-        The record of the run, the result of each query, and the submission's path.
-
-    Raises:
-        EdmHlocError: something is missing in the dataset, or a step fails; what was computed is
-            kept. A query that fails and a scan that is missing raise nothing.
+    Arguments, results and errors are those of `aachen.localize_aachen`; a cutout whose scan is
+    missing raises nothing, and counts for no query.
     """
     options = options or InLocOptions()
     data = InLocDataset(Path(dataset))
-    problems = data.problems()
-    if problems:
-        raise EdmHlocError("\n".join(problems))
+    raise_any(data.problems())
     names, database = data.queries(), data.database()
     check_retrieval(options.retrieval, names, database)
     settings = {
