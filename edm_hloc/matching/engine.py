@@ -173,7 +173,8 @@ def match_pairs(
     if not summary.matched and not summary.resumed and summary.skipped:
         name, reason = next(iter(summary.skipped.items()))
         raise NothingReadableError(
-            f"None of the photos in {image_root} could be read; the first, {name}: {reason}",
+            f"No pair is left to match, as photos in {image_root} cannot be read; the first, "
+            f"{name}: {reason}",
             summary.skipped,
         )
     return summary

@@ -325,10 +325,13 @@ def test_partners_of_an_unreadable_photo_are_not_decoded(
     assert sorted(decoded) == ["bad.png", *(Path(names()[i]).name for i in (0, 6, 7))]
 
 
-def test_no_readable_photo_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("one_is_good", [False, True])
+def test_no_pair_of_readable_photos(tmp_path: Path, one_is_good: bool) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(EdmHlocError, match=r"None of the photos.*a\.jpg"):
+    if one_is_good:
+        Image.new("L", (64, 64)).save(tmp_path / "b.jpg")
+    with pytest.raises(EdmHlocError, match=r"No pair is left to match.* the first, a\.jpg"):
         match_pairs(tmp_path, [("a.jpg", "b.jpg")], FakeMatcher(), tmp_path / "raw")
 
 
