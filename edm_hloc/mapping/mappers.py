@@ -29,7 +29,7 @@ from edm_hloc.mapping.output import (
     write_parts,
 )
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
-from edm_hloc.mapping.turning import only_turned
+from edm_hloc.mapping.turning import only_turned, turned_groups
 from edm_hloc.mapping.verification import VerificationSummary
 
 logger = logging.getLogger(__name__)
@@ -138,15 +138,19 @@ def map_database(
 def _without_turned(
     database: Path, models: Sequence[pycolmap.Reconstruction], known: Collection[int]
 ) -> tuple[list[pycolmap.Reconstruction], tuple[str, ...]]:
-    """The models of photos from several places, and the names of the photos of the others."""
+    """The models of photos from several places, and the names of those taken from one place."""
     kept, turned = [], set[str]()
     with open_database(database) as db:
+        names = {image.image_id: image.name for image in db.read_all_images()}
         for model in models:
             posed = posed_images(model)
             if only_turned(db, known, {image.image_id for image in posed.values()}):
                 turned |= posed.keys()
             else:
                 kept.append(model)
+        posed_anywhere = {name for model in models for name in posed_images(model)}
+        others = {image_id for image_id, name in names.items() if name not in posed_anywhere}
+        turned |= {names[image_id] for image_id in turned_groups(db, known, others)}
     for model in kept:
         turned -= posed_images(model).keys()
     return kept, tuple(sorted(turned))

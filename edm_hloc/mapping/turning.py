@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 from scipy.optimize import least_squares
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.geometry import epipolar_errors, homogeneous
 
@@ -25,10 +27,13 @@ _SMALL = 0.2  # px; below it, residuals are those of the matcher and of the came
 _MIN_SHARE = 0.9  # of the pairs that turning must explain
 _MAX_PAIRS = 200  # that are looked at
 _MAX_MATCHES = 400  # of a pair that are looked at
-_FOCAL_UNKNOWN = (0.4, 3.0)  # range of the focal length where unknown, in longer sides
+_FOCAL_UNKNOWN = (0.4, 40.0)  # range of the focal length where unknown, in longer sides
+_FOCAL_OF_SHIFT = 10.0  # longer sides; what turned with a longer focal length may be a mere shift
 _FOCAL_PRIOR = (0.8, 1.25)  # factor that EXIF's focal length may be wrong by
 _MAX_DISTORTION = 0.3
+_MAX_STEPS = 40  # of the fit of a pair
 _MIN_MATCHES = 16  # of a pair that is looked at
+_MIN_GROUP = 3  # photos that are said to be taken from one place, if no model says more of them
 _MEDIAN_OF_TWO = 1.1774  # median length of a 2-D error whose standard deviation is 1 an axis
 
 
@@ -38,12 +43,12 @@ class _Fit:
 
     Attributes:
         explained: turning explains the pair as well as any motion could.
-        focal_at_limit: the focal length grew to the largest plausible one: the pair is a mere shift
-            of the picture, as by a camera that moves along a wall.
+        mere_shift: the focal length grew beyond plausible ones: the picture is shifted, as by a
+            camera that moves along a wall.
     """
 
     explained: bool
-    focal_at_limit: bool
+    mere_shift: bool
 
 
 def only_turned(
@@ -79,7 +84,39 @@ def only_turned(
         fits.append(_fit((camera_of[a], camera_of[b]), points, known))
         if sum(not fit.explained for fit in fits) > (1 - _MIN_SHARE) * len(pairs):
             return False
-    return sum(fit.focal_at_limit for fit in fits) < len(fits) / 2
+    return sum(fit.mere_shift for fit in fits) < len(fits) / 2
+
+
+def turned_groups(
+    db: pycolmap.Database, known: Collection[int], images: Collection[int]
+) -> set[int]:
+    """Ids of the images, of some that are in no model, in groups of which `only_turned` holds.
+
+    Args:
+        db: database with verified pairs.
+        known: ids of the cameras whose intrinsics are known.
+        images: ids of the images. A group has at least three that are connected by verified pairs.
+    """
+    place = {image_id: i for i, image_id in enumerate(sorted(images))}
+    edges = [
+        (place[a], place[b])
+        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
+        if inliers >= _MIN_MATCHES
+        for a, b in [pycolmap.pair_id_to_image_pair(pair_id)]
+        if a in place and b in place
+    ]
+    if not edges:
+        return set()
+    rows, columns = np.transpose(edges)
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(place), len(place)))
+    labels = connected_components(graph, directed=False)[1]
+    groups = [np.array(sorted(images))[labels == k] for k in np.unique(labels)]
+    return {
+        image_id
+        for group in groups
+        if len(group) >= _MIN_GROUP and only_turned(db, known, set(group.tolist()))
+        for image_id in group.tolist()
+    }
 
 
 def _fit(
@@ -93,11 +130,12 @@ def _fit(
     lens, rotation = _turn(rays, focal, low, high)
     rays = [_corrected(r, lens) for r in rays]
     pixel = focal * lens[0]
+    side = max(max(camera.width, camera.height) for camera in cameras)
     turning = float(np.median(np.linalg.norm(_residuals(rays, rotation), axis=1)))
     turning *= pixel / _MEDIAN_OF_TWO
     return _Fit(
         turning <= _SMALL or turning <= _MAX_RATIO * _epipolar_noise(rays) * pixel,
-        high > low and lens[0] > 0.97 * high,
+        high > low and (lens[0] > 0.97 * high or pixel > _FOCAL_OF_SHIFT * side),
     )
 
 
@@ -155,7 +193,11 @@ def _turn(
         bounds += [(low, high), *[(-_MAX_DISTORTION, _MAX_DISTORTION)] * 2]
         x = np.append(x, [np.clip(lens[0], low * 1.001, high * 0.999), 0.0, 0.0])
     limits = np.transpose(bounds)
-    return unpack(least_squares(error_of, x, bounds=limits, loss="soft_l1", x_scale="jac").x)
+    # Along a valley of focal length and distortion it would go on for hundreds of steps.
+    fit = least_squares(
+        error_of, x, bounds=limits, loss="soft_l1", x_scale="jac", max_nfev=_MAX_STEPS
+    )
+    return unpack(fit.x)
 
 
 def _rotation_between(rays: list[np.ndarray]) -> np.ndarray:

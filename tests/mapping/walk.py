@@ -20,7 +20,7 @@ SIZE = (640, 480)
 
 
 class Walk:
-    """Photos of random points, with exact truth: 5 poses, keypoints with noise, all pairs matched.
+    """Photos of random points, with exact truth: poses, keypoints with noise, all pairs matched.
 
     Args:
         points: (P, 3) in the world.
@@ -92,5 +92,6 @@ class Walk:
         cameras = CameraOptions(known=dict.fromkeys(names, self.camera), mode="single")
         imported, _ = build_database(self.folder / "d.db", self.matched, cameras, options)
         out = self.folder / "model"
-        map_database(self.folder / "d.db", self.folder / "images", out, options, names)
+        database = self.folder / "d.db"
+        self.mapped = map_database(database, self.folder / "images", out, options, names)
         return imported, out
