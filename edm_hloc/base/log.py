@@ -20,12 +20,12 @@ def first_few(texts: Iterable[str], rest: str, most: int = 5) -> list[str]:
 
     Args:
         texts: in the order of their worth.
-        rest: what the others are, and where they are found.
+        rest: what the others are, and where they are found; may be empty.
         most: number of texts that are given as they are.
     """
     every = list(texts)
     left = len(every) - most
-    return [*every[:most], f"and {left:,} more {rest}"] if left > 0 else every
+    return [*every[:most], f"and {left:,} more {rest}".rstrip()] if left > 0 else every
 
 
 def warn_of_skipped(reasons: Iterable[str]) -> None:

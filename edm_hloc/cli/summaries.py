@@ -49,7 +49,8 @@ def print_reconstruction(run: Run, seconds: float) -> None:
 
     print_matching(run)
     imported, verified = run.results.get("imported", {}), run.results["verified"]
-    for still in imported.get("still", ())[:3]:  # of as many sizes of photos
+    every = sorted(imported.get("still", ()), key=lambda still: -still["share"])
+    for still in every[:3]:  # one for each size of photos
         left, top, right, bottom = still["box"]
         print(
             f"Still       {still['share']:.0%} of the matches stay at the same pixels (x {left} to "
@@ -75,7 +76,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         print(f"Missing     {', '.join(missing[:5])}{more}")
     if len(mapped["components"]) > 1:
-        sizes = ", ".join(first_few(map(str, mapped["components"]), "models", 12))
+        sizes = ", ".join(first_few(map(str, mapped["components"]), "", 12))
         others = parts_folder(run.out / "model")
         print(f"Parts       the photos fall into separate models of {sizes}; others in {others}")
     turned = mapped.get("turned")

@@ -121,9 +121,14 @@ def _names(
 # --------------------------------------------------------------------------- reconstruction
 
 
+_MOST_STILL = 3  # one for each size of photos
+_MOST_PARTS = 12  # separate models whose size is given
+
+
 def _still(facts: RunFacts) -> Iterator[Finding]:
     imported = facts.results.get("imported", {})
-    for still in imported.get("still", ()):
+    every = sorted(imported.get("still", ()), key=lambda still: -still["share"])
+    for still in every[:_MOST_STILL]:
         left, top, right, bottom = still["box"]
         done = f"{imported['left_out']:,} such matches were left out."
         asked = (
@@ -134,6 +139,12 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
             f"{still['share']:.0%} of the matches stay at the same pixels (x {left} to {right}, "
             f"y {top} to {bottom}) while the rest of the photos moves, as those of a screen "
             f"display, a bonnet or a watermark do. {done if still['certain'] else asked}",
+        )
+    if len(every) > _MOST_STILL:
+        yield Finding(
+            "note",
+            f"The same holds, for fewer matches, in {plural(len(every) - _MOST_STILL, 'group')} of "
+            "photos of other sizes; run.json has them all.",
         )
 
 
@@ -227,7 +238,9 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
         )
     if apart:
         parts = facts.results.get("mapped", {}).get("components", [])
-        sizes = f" Separate models of {', '.join(map(str, parts))} photos were found: this page "
+        largest = ", ".join(map(str, parts[:_MOST_PARTS]))
+        others = f" and {len(parts) - _MOST_PARTS:,} more" if len(parts) > _MOST_PARTS else ""
+        sizes = f" Separate models of {largest} photos{others} were found: this page "
         sizes += "shows the largest, the others are in model_parts."
         yield Finding(
             "warning",

@@ -52,7 +52,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
     assert "and 145 more" in said
-    assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more models" in said
+    assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said
 
 
 def test_warnings_of_skipped_photos_are_few(caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,20 @@ def test_what_stays_and_what_only_turned_is_said() -> None:
     assert re.search(r"warning: 31% .*They were kept, .*--masks", texts(facts))
 
 
+def test_lists_of_many_sizes_and_parts_stay_short() -> None:
+    every = [
+        {"size": [640, i], "box": [0, 0, 9, 9], "share": i / 100, "certain": True}
+        for i in range(1, 21)
+    ]
+    facts = facts_of({**CHAIN, (3, 4): 300}, "abc")
+    parts = {"components": [250, *[3] * 50]}
+    facts.record["results"] = {"imported": {"still": every, "left_out": 5}, "mapped": parts}
+    said = texts(facts)
+    assert re.findall(r"note: (\d+)% of the matches stay", said) == ["20", "19", "18"]
+    assert "note: The same holds, for fewer matches, in 17 groups of photos" in said
+    assert re.search(r"Separate models of 250(, 3){11} photos and 39 more were found: this", said)
+
+
 def test_photos_that_show_different_things_at_one_place_are_said() -> None:
     facts = facts_of(CHAIN, "abc")
     conflicts = {"pairs": [["a", "c"], ["a", "b"]], "compared": 12}
