@@ -1,6 +1,6 @@
 """Measures what matching costs, stage by stage, beside the naive way in the same run.
 
-    python benchmarks/speed.py [--only abcdefg] [--quick] [--weights NAME] [--json FILE]
+    python benchmarks/speed.py [--only abcdefgh] [--quick] [--weights NAME] [--json FILE]
 
     a  one pair, stage by stage                       (as Table 6 of arXiv 2503.05122)
     b  a pair at several image sizes                  (as Table 5)
@@ -9,11 +9,13 @@
     e  parameters, operations, memory                 (as Table 12)
     f  growth of time and memory with the photos, and with the pairs of faked features
     g  encodes that the order of pairs costs, beside the least there can be
+    h  second look and refinement, stage by stage, at 640 and 1,024 px
 
 The naive way is what one writes first: both images of every pair go through the whole network, the
 dual softmax is made as two full matrices and their product, all of the best 0.35 of the rows are
 refined, and the keypoints are put together point by point in Python (`tests/oracles`). It uses the
-same weights and must find the same matches; the share it has in common with ours is printed.
+same weights and must find the same matches; the share it has in common with ours is printed. The
+refinement is left out (`--refine none`) but in (d), which has it as well, and in (h).
 
 `--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide` is the full network
 carrying the shipped half-width weights: every channel twice, incoming weights halved. It costs
@@ -45,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from refined_pairs import instructions, refined_pair, rows_of
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,6 +70,7 @@ from edm_hloc.models.onnx import OnnxEDM
 from edm_hloc.models.types import CONFIGS, CoarseMatches, MatchOptions
 from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.pairs.rules import Pair
+from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from tests.oracles import hloc_quantization
 
@@ -395,23 +399,25 @@ def sfm_workload(bench: Bench) -> list[Row]:
     names = bench.names[:8] if bench.quick else bench.names
     pairs = ring(names, min(10, (len(names) - 1) // 2))
     out, plain = bench.scratch / "ours", bench.scratch / "naive"
-    matching, summary = bench.once(
-        lambda: match_pairs(bench.photos, pairs, bench.matcher, out / "raw")
+    ours_stages, encoded = _ours(bench, bench.matcher, pairs, out)
+    default = load_matcher(
+        weights=bench.weights,
+        preprocessing=bench.matcher.info.preprocessing,
+        device=str(bench.matcher.info.device),
     )
-    with RawMatchReader(out / "raw") as raw:
-        merging, _ = bench.once(
-            lambda: aggregate(
-                raw, pairs, KeypointFiles(out / "features.h5", out / "matches.h5"), HLOC
-            )
-        )
+    first = [load_image(bench.photos / name, resize_max=640, divisor=32) for name in pairs[0]]
+    default.match(*map(default.encode, first))  # its loops are compiled once
+    default_stages, default_encoded = _ours(bench, default, pairs, bench.scratch / "default")
     naive_matching, _ = bench.once(lambda: _naive_matches(bench, pairs, plain / "raw"))
     naive_merging, _ = bench.once(lambda: _naive_merge(pairs, plain))
-    ours, theirs = matching + merging, naive_matching + naive_merging
+    naive_stages = naive_matching, naive_merging
     common = _in_common(pairs, out, plain)
+    other = dict.fromkeys(common)
     rows: list[Row] = []
-    for way, encodes, stages, total in (
-        ("naive", 2 * len(pairs), (naive_matching, naive_merging), theirs),
-        ("edm_hloc", summary.encoded, (matching, merging), ours),
+    for way, encodes, stages, shares in (
+        ("naive", 2 * len(pairs), naive_stages, common),
+        ("--refine none", encoded, ours_stages, common),
+        ("default", default_encoded, default_stages, other),
     ):
         rows.append(
             {
@@ -421,12 +427,23 @@ def sfm_workload(bench: Bench) -> list[Row]:
                 "encode calls": encodes,
                 "matching s": round(stages[0], 2),
                 "keypoints s": round(stages[1], 2),
-                "pairs/s": round(len(pairs) / total, 2),
-                "times faster": round(theirs / total, 2),
-                **common,
+                "pairs/s": round(len(pairs) / sum(stages), 2),
+                "times faster": round(sum(naive_stages) / sum(stages), 2),
+                **shares,
             }
         )
     return rows
+
+
+def _ours(
+    bench: Bench, matcher: Matcher, pairs: list[Pair], out: Path
+) -> tuple[tuple[float, float], int]:
+    """Seconds of matching and of merging, and the number of encode calls."""
+    matching, summary = bench.once(lambda: match_pairs(bench.photos, pairs, matcher, out / "raw"))
+    with RawMatchReader(out / "raw") as raw:
+        files = KeypointFiles(out / "features.h5", out / "matches.h5")
+        merging, _ = bench.once(lambda: aggregate(raw, pairs, files, HLOC))
+    return (matching, merging), summary.encoded
 
 
 def _naive_matches(bench: Bench, pairs: list[Pair], folder: Path) -> None:
@@ -666,6 +683,19 @@ def orders(_: Bench) -> list[Row]:
     return rows
 
 
+# --- h: second look and refinement ------------------------------------------------------------
+
+
+def refinement_stages(bench: Bench) -> list[Row]:
+    """Each stage of matching with the default settings, at two sizes."""
+    photos = [bench.photos / name for name in bench.names[: 3 if bench.quick else 5]]
+    settings = {"weights": bench.weights, "device": str(bench.matcher.info.device)}
+    sizes = dict(
+        refined_pair(photos, side, settings, bench.clock, bench.repeats) for side in (640, 1024)
+    )
+    return rows_of(sizes)
+
+
 # --- Running ------------------------------------------------------------------------------------
 
 
@@ -677,6 +707,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "e": ("Parameters, operations, memory", sizes_of_everything),
     "f": ("Growth", growth),
     "g": ("Order of pairs", orders),
+    "h": ("Second look and refinement, stage by stage", refinement_stages),
 }
 
 
@@ -704,14 +735,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="abcdefg", help="the measurements, by letter")
+    parser.add_argument("--only", default="abcdefgh", help="the measurements, by letter")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller: 1 to 2 minutes")
     parser.add_argument("--weights", default="edm_s", help="a name, a path, or wide (see above)")
     parser.add_argument("--device", help="by default the fastest there is")
     parser.add_argument("--onnx", type=Path, help="folder of edm-hloc export, of these weights")
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--cpu-time", action="store_true", help="for a busy computer")
-    parser.add_argument("--photos", type=Path, help="of one scene; default: rendered, 640×480")
+    parser.add_argument("--photos", type=Path, help="of one scene; default: rendered, 1024×768")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -734,7 +765,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
     if args.photos is None:
         views = 8 if args.quick else 25
         print(f"Rendering {views} photos …", flush=True)
-        photos = make_photo_collection(scratch / "scene", views)
+        photos = make_photo_collection(scratch / "scene", views, (1024, 768))
     else:
         photos = args.photos
     names = sorted(p.name for p in photos.iterdir() if p.suffix.lower() in (".jpg", ".png"))
@@ -757,6 +788,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
     results: Row = {
         "machine": {
             "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+            "instructions": instructions(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "gflops_of_a_matrix_product": round(bench.peak / 1e9, 1),
