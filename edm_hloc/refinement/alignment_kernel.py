@@ -14,7 +14,7 @@ import numpy as np
 from edm_hloc.refinement.compiled import compiled, inlined
 
 _LANES = 16  # numbers that a processor treats at once, at most; arrays are filled up to these
-_SETTLED = np.float32(0.01)  # pixels; after a step no longer than this the next is far shorter
+_SETTLED = np.float32(0.003)  # pixels; after a step no longer than this the next is far shorter
 
 
 @inlined

@@ -232,7 +232,10 @@ class RefinedMatcher(Matcher):
 
 def _photo(data: RefinedPhoto) -> Photo:
     assert isinstance(data.corners, Corners)
-    return Photo(data.views.pixels.float().mean(dim=0, keepdim=True), data.corners)
+    grey = data.views.pixels.cpu().float()
+    if len(grey) > 1:  # the mean over one channel takes as long as over three
+        grey = grey.mean(dim=0, keepdim=True)
+    return Photo(grey, data.corners)
 
 
 def _photos(several: Sequence[RefinedPhoto]) -> Photos:
