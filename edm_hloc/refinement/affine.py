@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edm_hloc.base.grid import CELL
+from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.neighbour_kernels import affine_maps, support
 
 # Weight of the identity in a fit: half a neighbour at the distance of a cell.
@@ -35,7 +36,7 @@ def local_affine_maps(
     settings = float(PRIOR), 1.5, MIN_DETERMINANT
     others = min(neighbours, len(points0) - 1)
     maps: np.ndarray = affine_maps(
-        _floats(points0), _floats(points1), at, others, float(3 * CELL), settings
+        floats(points0), floats(points1), at, others, float(3 * CELL), settings
     )
     return maps
 
@@ -62,9 +63,7 @@ def neighbour_support(
     tolerance = 0.5 if aligned else 1.0
     tolerances = 3.0 * tolerance, tolerance * CELL / 2, tolerance * 0.1
     others = min(neighbours, len(points0) - 1)
-    share: np.ndarray = support(
-        _floats(points0), _floats(points1), others, float(PRIOR), tolerances
-    )
+    share: np.ndarray = support(floats(points0), floats(points1), others, float(PRIOR), tolerances)
     return share
 
 
@@ -92,7 +91,3 @@ def inverse_maps(maps: np.ndarray) -> np.ndarray:
     adjoint = np.stack([d, -b, -c, a], axis=1) / (a * d - b * c)[:, None]
     inverse: np.ndarray = adjoint.reshape(-1, 2, 2)
     return inverse
-
-
-def _floats(points: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(points, np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from edm_hloc.refinement.alignment_kernel import align_patches
+from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.config import RefinementConfig
 
 NOISE_CONTRAST = 0.02  # standard deviation of grey values (in [0, 1]) that is taken for noise
@@ -41,8 +42,6 @@ def align(
         affine: (M, 2, 2) maps from image 0 to image 1 around each match.
         config: the settings.
     """
-    grey = tuple(np.ascontiguousarray(image[0].cpu().numpy(), np.float32) for image in images)
-    matches = (np.ascontiguousarray(part, np.float32) for part in (points0, points1, affine))
     damping = (config.noise_sigma / config.prior_sigma) ** 2
     settings = (
         int(config.patch_radius),
@@ -51,4 +50,12 @@ def align(
         NOISE_CONTRAST,
         float(2 * config.prior_sigma),
     )
-    return Alignment(*align_patches(grey, *matches, settings))
+    image0, image1 = (image[0].cpu().numpy() for image in images)
+    points, correlation = align_patches(
+        (floats(image0), floats(image1)),
+        floats(points0),
+        floats(points1),
+        floats(affine),
+        settings,
+    )
+    return Alignment(points, correlation)

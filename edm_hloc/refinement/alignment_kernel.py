@@ -181,9 +181,9 @@ def _look(
         py = (py if py < down else down) if py > 0 else zero
         column, row = np.int32(px), np.int32(py)
         fx, fy = px - np.float32(column), py - np.float32(row)
-        beside, below = min(column + 1, width - 1), min(row + 1, height - 1)
+        beside, beneath = min(column + 1, width - 1), min(row + 1, height - 1)
         upper = image[row, column] + fx * (image[row, beside] - image[row, column])
-        lower = image[below, column] + fx * (image[below, beside] - image[below, column])
+        lower = image[beneath, column] + fx * (image[beneath, beside] - image[beneath, column])
         v = upper + fy * (lower - upper)
         w = weight[i] * v
         mean += w

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from numba.core import event
 
 from edm_hloc.base.log import warn_once
@@ -25,7 +26,13 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 def inlined(function: Function) -> Function:
     """A part of a compiled loop in the same file, compiled with it."""
-    return numba.njit(fastmath=_FAST, error_model="numpy", nogil=True)(function)
+    jit = numba.njit(fastmath=_FAST, error_model="numpy", nogil=True)
+    return cast(Function, jit(function))
+
+
+def floats(values: np.ndarray) -> np.ndarray:
+    """As compiled loops take them: float32, and one after the other in memory."""
+    return np.ascontiguousarray(values, np.float32)
 
 
 def compiled(function: Function) -> Function:
@@ -34,7 +41,7 @@ def compiled(function: Function) -> Function:
     It may call `inlined` functions of its own file only: Numba notices when that file changes, and
     no other.
     """
-    return functools.wraps(function)(_Compiled(function))  # type: ignore[return-value]
+    return cast(Function, functools.wraps(function)(_Compiled(function)))
 
 
 class _Compiled:

@@ -13,6 +13,7 @@ import numpy as np
 from edm_hloc.base.grid import cells_of
 from edm_hloc.refinement.affine import inverse_maps, local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
+from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
 from edm_hloc.refinement.neighbour_kernels import repeated
@@ -46,8 +47,7 @@ class AlignedMatches(NamedTuple):
         """Without those that repeat an earlier one, as where both photos have the same corner."""
         if not len(self.match):
             return self
-        points = (np.ascontiguousarray(x, np.float32) for x in (self.points0, self.points1))
-        return self.chosen(~repeated(*points, DUPLICATE))
+        return self.chosen(~repeated(floats(self.points0), floats(self.points1), DUPLICATE))
 
 
 def align_to_corners(

@@ -32,9 +32,9 @@ class _Grid(NamedTuple):
         x, y: (M,) the points in this order.
     """
 
-    left: float
-    top: float
-    side: float
+    left: np.float32
+    top: np.float32
+    side: np.float32
     columns: int
     rows: int
     start: np.ndarray
@@ -54,13 +54,8 @@ def _grid(points: np.ndarray) -> _Grid:
         top, bottom = min(top, points[i, 1]), max(bottom, points[i, 1])
     width, height = right - left, bottom - top
     # A row of points has no area: its squares hold as many along it.
-    side = np.float32(
-        max(
-            math.sqrt(_PER_SQUARE * width * height / count),
-            _PER_SQUARE * max(width, height) / count,
-            1e-3,
-        )
-    )
+    along = _PER_SQUARE * float(max(width, height)) / count
+    side = np.float32(max(math.sqrt(_PER_SQUARE * width * height / count), along, 1e-3))
     # There are fewer than `count`, unless points are not finite.
     columns = min(max(int(width / side), 0), count) + 1
     rows = min(max(int(height / side), 0), count) + 1
@@ -85,7 +80,7 @@ def _grid(points: np.ndarray) -> _Grid:
 
 @inlined
 def _candidates(
-    x: float, y: float, grid: _Grid, ring: int, squared: np.ndarray, index: np.ndarray
+    x: np.float32, y: np.float32, grid: _Grid, ring: int, squared: np.ndarray, index: np.ndarray
 ) -> Any:
     """The points in a block of squares, `ring` of them on each side of the one around (x, y).
 
@@ -129,7 +124,7 @@ def _candidates(
 
 
 @inlined
-def _num_within(squared: np.ndarray, most: float) -> int:
+def _num_within(squared: np.ndarray, most: np.float32) -> Any:
     number = np.int32(0)
     for k in range(len(squared)):
         number += np.int32(squared[k] <= most)
@@ -138,7 +133,12 @@ def _num_within(squared: np.ndarray, most: float) -> int:
 
 @inlined
 def _choose_nearest(
-    x: float, y: float, grid: _Grid, squared: np.ndarray, index: np.ndarray, chosen: np.ndarray
+    x: np.float32,
+    y: np.float32,
+    grid: _Grid,
+    squared: np.ndarray,
+    index: np.ndarray,
+    chosen: np.ndarray,
 ) -> None:
     """The nearest points to (x, y); of those at the same distance, the first ones in the list.
 
@@ -220,7 +220,7 @@ def _robust_affine_fit(
     Args:
         pairs: (4, K) x and y of the source, x and y of the target, float32.
         spatial: (K,) weights of the pairs.
-        weight: (K,) for the weights that the fit uses.
+        weight: (K,) for what the loss makes of them.
         prior: weight of the identity.
         scale: of the Cauchy loss, pixels.
 
@@ -229,14 +229,15 @@ def _robust_affine_fit(
     """
     count = len(spatial)
     inverse = np.float32(1 / (scale * scale))
-    weight[:] = spatial
+    weight[:] = np.float32(1)
     one, zero = np.float32(1), np.float32(0)
     a, b, c, d, e, f = one, zero, zero, zero, one, zero
     for iteration in range(_ITERATIONS):
         w_, wx, wy, wxx, wxy, wyy = zero, zero, zero, zero, zero, zero
         wu, wv, wxu, wyu, wxv, wyv = zero, zero, zero, zero, zero, zero
         for k in range(count):
-            w, x, y, u, v = weight[k], pairs[0, k], pairs[1, k], pairs[2, k], pairs[3, k]
+            w = spatial[k] * weight[k]
+            x, y, u, v = pairs[0, k], pairs[1, k], pairs[2, k], pairs[3, k]
             w_ += w
             wx += w * x
             wy += w * y
@@ -273,7 +274,7 @@ def _robust_affine_fit(
         for k in range(count):
             x, y = pairs[0, k], pairs[1, k]
             du, dv = a * x + b * y + c - pairs[2, k], d * x + e * y + f - pairs[3, k]
-            new = spatial[k] / (one + (du * du + dv * dv) * inverse)
+            new = one / (one + (du * du + dv * dv) * inverse)
             change = max(change, abs(new - weight[k]))
             weight[k] = new
         if change < _CONVERGED:
