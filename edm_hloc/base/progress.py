@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -210,7 +210,7 @@ def track(
         title, unit, shown: see `StepProgress`.
         total: number of the items, where they cannot tell themselves.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with StepProgress(title, unit, total, shown=shown) as progress:
         for item in items:

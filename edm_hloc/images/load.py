@@ -62,6 +62,22 @@ def network_size(
     return fit(width), fit(height)
 
 
+def stored_pixels(path: Path) -> np.ndarray:
+    """The colours of a photo as it is stored, whatever its EXIF orientation.
+
+    Args:
+        path: as for `load_image`.
+
+    Returns:
+        (H, W, 3) RGB in [0, 255]: uint8, or float32 where the file has more bits.
+
+    Raises:
+        ImageError: the file is missing, empty, damaged, or not a photo.
+    """
+    pixels = decode(path, grayscale=False)[0]
+    return to_eight_bits(pixels, levels_of(pixels, path), grayscale=False)
+
+
 def load_image(
     path: Path, *, resize_max: int | None = 1024, divisor: int = 32, grayscale: bool = True
 ) -> NetworkImage:

@@ -38,6 +38,25 @@ def test_colours_are_of_the_stored_pixels(tmp_path: Path, suffix: str) -> None:
     assert checked > 100
 
 
+def test_colours_are_those_of_colmap(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, [f"{i}.png" for i in range(3)], noise=0.2, outliers=0)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        pixels = rng.integers(0, 255, (480, 640, 3), np.uint8)
+        Image.fromarray(pixels).save(scene.images / f"{i}.png")
+    known = {f"{i}.png": CAMERA for i in range(3)}
+    build(scene, tmp_path / "d.db", CameraOptions(known=known))
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    ours, theirs = read_model(tmp_path / "m"), read_model(tmp_path / "m")
+    theirs.extract_colors_for_all_images(scene.images)
+    difference = [
+        np.abs(point.color.astype(int) - theirs.points3D[i].color).max()
+        for i, point in ours.points3D.items()
+    ]
+    assert len(difference) > 300
+    assert max(difference) <= 1  # of rounding
+
+
 def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"{i}.jpg" for i in range(9)]
     scene = make_scene(tmp_path, names, split=4)
