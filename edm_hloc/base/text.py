@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,23 @@ from edm_hloc.base.files import require_file
 
 
 def read_text(path: Path, what: str) -> str:
-    """The content of a text file in UTF-8, without a byte-order mark.
+    """The content of a text file in UTF-8, or UTF-16 as some tables are saved on Windows.
+
+    A byte-order mark, by which UTF-16 is known, is no part of it.
 
     Args:
         path: of the file.
         what: what it holds, for the error message, such as "list of pairs".
 
     Raises:
-        EdmHlocError: the file cannot be read or is not text in UTF-8.
+        EdmHlocError: the file cannot be read or is not such text.
     """
     try:
         require_file(Path(path))
-        return Path(path).read_text("utf-8-sig")
+        content = Path(path).read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        return text.replace("\r\n", "\n").replace("\r", "\n")  # as text files are read
     except OSError as error:
         raise EdmHlocError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

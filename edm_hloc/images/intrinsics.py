@@ -66,10 +66,12 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             found[name] = cameras[name]
         elif len(same_file) == 1:
             found[name] = cameras[same_file[0]]
+    if not cameras:
+        raise EdmHlocError(f"{path} holds no intrinsics: it names no image.")
     if not found:
         raise EdmHlocError(
             f"{path} has intrinsics for none of the {len(names)} images; its names are like "
-            f"{next(iter(cameras), 'nothing')!r}."
+            f"{next(iter(cameras))!r}."
         )
     if len(found) < len(set(names)):
         logger.warning("%s has intrinsics for %d of %d images.", path, len(found), len(names))

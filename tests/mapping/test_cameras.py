@@ -172,6 +172,9 @@ def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:
     found = load_intrinsics(path, ["a.jpg", "b.jpg"])
     assert found["a.jpg"].params.tolist() == [550, 551, 320, 240, 0.02, 0, 0, 0]
     assert found["b.jpg"].params.tolist() == [500, 551, 320, 240, 0.02, 0, 0, 0]
+    path.write_text('{"frames": [], "w": 640}')
+    with pytest.raises(EdmHlocError, match=r"transforms\.json holds no intrinsics"):
+        load_intrinsics(path, ["a.jpg"])
     for text in ("{", "[]", '{"frames": [{"file_path": "a.jpg"}]}'):
         path.write_text(text)
         with pytest.raises(EdmHlocError, match=r"transforms\.json is not a transforms\.json"):
@@ -187,7 +190,7 @@ def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:
         ("a.jpg PINHOLE 640 480 5 5 nan 5", "not a camera"),
         ("a.jpg SIMPLE_RADIAL 640 480 5 5 5 inf", "not a camera"),
         ("b.jpg PINHOLE 640 480 5 5 5 5", "none of the 1 images"),
-        ("", "none of the 1 images"),
+        ("", "holds no intrinsics: it names no image"),
     ],
 )
 def test_wrong_intrinsics(tmp_path: Path, text: str, message: str) -> None:

@@ -100,6 +100,14 @@ def test_file_with_spaces_windows_line_ends_and_repeats(tmp_path: Path) -> None:
         from_file(path, ["x", "y z", "x y", "z"])
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_tables_saved_on_windows(code: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    mark = "\ufeff" if code == "utf-16-be" else ""
+    path.write_bytes(f"{mark}image1;image2\r\né.jpg;b.jpg\r\n".encode(code))
+    assert from_file(path, ["é.jpg", "b.jpg"]) == [("é.jpg", "b.jpg")]
+
+
 def test_unknown_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "pairs.txt"
     path.write_text("0.jpg 1.jpg\n0.jpg nowhere.jpg\n")
