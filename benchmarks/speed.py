@@ -473,7 +473,7 @@ def _naive_merge(pairs: list[Pair], folder: Path) -> None:
             writer.add(name, keypoints, scores)
     with MatchWriter(folder / "matches.h5", {}) as writer:
         for pair, found in matches.items():
-            writer.add(*pair, found)
+            writer.add(*pair, *found)
 
 
 def _in_common(pairs: list[Pair], ours: Path, naive: Path) -> Row:

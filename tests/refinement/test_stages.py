@@ -1,23 +1,28 @@
-"""The benchmark's clock for stages: what a stage takes without the stages that it calls."""
+"""benchmarks/speed.py: its clock for stages, and the naive way's files."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
+from edm_hloc.base.matches import Matches
+from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
+from edm_hloc.matching.writer import RawMatchWriter
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks/refined_pairs.py"
-    spec = importlib.util.spec_from_file_location("refined_pairs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks can be imported."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+@pytest.fixture
+def benchmark(benchmarks: None) -> ModuleType:
+    return importlib.import_module("refined_pairs")
 
 
 def test_stages_are_timed_without_the_stages_they_call(benchmark: ModuleType) -> None:
@@ -54,3 +59,17 @@ def test_the_table_ends_with_the_ratios_to_refine_none(benchmark: ModuleType) ->
 
 def test_the_instructions_of_the_processor_are_named(benchmark: ModuleType) -> None:
     assert benchmark.instructions()
+
+
+def test_the_naive_way_writes_the_same_kind_of_files(benchmarks: None, tmp_path: Path) -> None:
+    speed = importlib.import_module("speed")
+    points = np.array([[10, 10], [30, 20], [50, 60]], np.float32)
+    with RawMatchWriter(tmp_path / "raw", {}) as writer:
+        writer.add("a.jpg", "b.jpg", Matches(points, points + 100, np.ones(3, np.float32)))
+    speed._naive_merge([("a.jpg", "b.jpg")], tmp_path)
+    index, scores = MatchReader(tmp_path / "matches.h5").matches("a.jpg", "b.jpg")
+    features = FeatureReader(tmp_path / "features.h5")
+    found = [features.keypoints(name)[index[:, i]] for i, name in enumerate(("a.jpg", "b.jpg"))]
+    np.testing.assert_allclose(np.sort(found[0][:, 0]), [10, 30, 50], atol=1)  # 2 px bins
+    np.testing.assert_array_equal(found[1] - found[0], np.full((3, 2), 100))
+    np.testing.assert_array_equal(scores, np.ones(3))
