@@ -171,6 +171,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstructs a folder of photos; an interrupted call is continued by calling it again.
 
+    Photos that were added or taken out since then extend the model that is there, in its frame.
+
     Args:
         photos: the folder, subfolders included.
         out: folder for the model and all other files.

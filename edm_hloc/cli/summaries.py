@@ -71,6 +71,14 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         f"{statistics['points']:,} points, track length {statistics['mean_track_length']:.2f}, "
         f"reprojection error {statistics['mean_reprojection_error']:.2f} px"
     )
+    extended = run.results.get("extended")
+    if extended:
+        removed = f", {extended['removed']:,} taken out" if extended["removed"] else ""
+        print(
+            f"Extended    an earlier model of {extended['before']:,} photos: {extended['added']:,} "
+            f"added{removed}; its cameras moved by at most {100 * extended['moved']:.2g} % of "
+            f"their extent and {extended['rotated']:.2g}°"
+        )
     missing = mapped["unregistered"]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

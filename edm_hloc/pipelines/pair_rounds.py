@@ -5,7 +5,7 @@ OUT/pairs-automatic10.txt   pairs that were matched, with the number of their ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from edm_hloc.matching.engine import (
     run_provenance,
 )
 from edm_hloc.matching.masked import MaskedMatchReader
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.shards import shard_paths
 from edm_hloc.pairs.automatic import ROUNDS, AutomaticPairs
 from edm_hloc.pairs.neighbours import near_in_space, near_in_time
 from edm_hloc.pairs.retrieval import SimilarPhotos
@@ -102,9 +104,9 @@ class PairRounds:
         summaries: list[MatchingSummary] = []
 
         def choose() -> dict[str, Any]:
-            first, near, ranked = self._first(photos, path)
+            first, near, ranked, before = self._first(photos, path)
             agree: dict[Pair, int] = {}
-            rounds = []
+            rounds: list[int] = []
             new = first
             while new and len(rounds) < ROUNDS:
                 again = overwrite and not rounds
@@ -122,7 +124,7 @@ class PairRounds:
                     agree |= self._checked(new)
                 skipped = {name for summary in summaries for name in summary.skipped}
                 tried = {pair: number >= CONNECTED for pair, number in agree.items()}
-                new = photos.further(ranked, tried, skipped)
+                new = _with_new_photo(photos.further(ranked, tried, skipped), before)
                 if new and len(rounds) < ROUNDS:
                     say(f"Pairs: {len(new):,} more, of photos that have few partners so far")
             lines = (f"{a}\t{b}\t{number}\n" for (a, b), number in agree.items())
@@ -142,8 +144,11 @@ class PairRounds:
 
     def _first(
         self, photos: AutomaticPairs, path: Path
-    ) -> tuple[list[Pair], int, dict[str, list[str]]]:
-        """The pairs of the first round, the number of neighbours, and similar photos by name."""
+    ) -> tuple[list[Pair], int, dict[str, list[str]], set[str]]:
+        """The pairs of the first round, the number of neighbours, similar photos by name.
+
+        And the photos among which an earlier run has chosen all pairs.
+        """
         names = photos.names
         ranked = ranked_photos(self.run, photos, self.image_root, self.matcher)
         captures = {
@@ -151,19 +156,33 @@ class PairRounds:
             for name in track(names, "Reading photo headers", "photo")
         }
         near = unique_pairs([*near_in_time(names, captures), *near_in_space(names, captures)])
-        known = set(names)
-        kept = [pair for pair in _read(path) if known.issuperset(pair)] if path.is_file() else []
+        kept = [pair for pair in self._matched_before(path) if set(names).issuperset(pair)]
+        before = {name for pair in kept for name in pair} if path.is_file() else set()
         first = photos.first(ranked, [*near, *pairs_of_missing(names, ranked)])
-        pairs = unique_pairs([*kept, *first])
+        pairs = unique_pairs([*kept, *_with_new_photo(first, before)])
         every = len(names) * (len(names) - 1) // 2
         neighbours = " and with its neighbours in time and space" if near else ""
+        of_before = f"; {len(kept):,} of them are of an earlier run" if kept else ""
         say(
             f"Pairs: {len(pairs):,} first of the {every:,} that {len(names)} photos have: each "
-            f"photo with those that look like it{neighbours}; more where photos are left with few "
-            f"partners. --partners N ({photos.partners} now) gives more or fewer, --pairs "
-            "exhaustive all."
+            f"photo with those that look like it{neighbours}{of_before}; more where photos are "
+            f"left with few partners. --partners N ({photos.partners} now) gives more or fewer, "
+            "--pairs exhaustive all."
         )
-        return pairs, len(near), ranked
+        return pairs, len(near), ranked, before
+
+    def _matched_before(self, path: Path) -> list[Pair]:
+        """The pairs of an earlier run into the same folder, of photos that may be gone.
+
+        Where it chose another number of partners, those are left out that it does not share.
+        """
+        if path.is_file():
+            return _read(path)
+        raw = self.run.out / "raw_matches"
+        if any(self.run.out.glob("pairs-automatic*.txt")) or not shard_paths(raw):
+            return []
+        with RawMatchReader(raw) as reader:
+            return reader.pairs()
 
     def _checked(self, pairs: Sequence[Pair]) -> dict[Pair, int]:
         """The number of agreeing matches of each pair; 0 of those with a photo left out."""
@@ -172,6 +191,11 @@ class PairRounds:
                 pair: agreeing_matches(raw.read(*pair)) if pair in raw else 0
                 for pair in track(pairs, "Checking pairs", "pair")
             }
+
+
+def _with_new_photo(pairs: Iterable[Pair], before: set[str]) -> list[Pair]:
+    """The pairs with at least one photo that was not there before."""
+    return [pair for pair in pairs if not before.issuperset(pair)]
 
 
 def _read(path: Path) -> list[Pair]:

@@ -29,14 +29,15 @@ from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.look_alikes import find_conflicts
-from edm_hloc.mapping.mappers import check_known, map_database
+from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import parts_folder
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
-from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend
 from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
@@ -119,9 +120,12 @@ def reconstruct(
             imported, verified = build_database(database, matched, cameras, mapping)
             return {"imported": imported, "verified": verified}
 
+        photos = PhotosToMap(database, image_root, names_in(matched.pairs), known)
+        of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
+
         def map_photos() -> dict[str, Any]:
-            mapped = map_database(database, image_root, model, mapping, known=known)
-            return {"mapped": mapped, "conflicts": find_conflicts(read_model(model))}
+            mapped = map_or_extend(run, photos, model, mapping, of_cameras)
+            return {**mapped, "conflicts": find_conflicts(read_model(model))}
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)

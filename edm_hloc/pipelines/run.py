@@ -327,6 +327,14 @@ class Run:
         kept = ", ".join(str(self.out / place) for place in places.values())
         logger.info("Set aside, as they are of an earlier run: %s", kept)
 
+    def set_aside(self, step: str) -> tuple[dict[str, Any], dict[str, Path]] | None:
+        """The results of a step of an earlier run, and its folders by name, while set aside."""
+        entry = self.earlier.get(step)
+        if entry is None:
+            return None
+        places = {name: self.out / place for name, place in entry["places"].items()}
+        return dict(entry["results"]), places
+
     def _free_name(self, name: str) -> str:
         numbered = (f"{name}_{number}" for number in itertools.count(2))
         every = itertools.chain([name], numbered)

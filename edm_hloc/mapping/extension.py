@@ -1,0 +1,316 @@
+"""More photos for a model that is there: the new ones are registered, and its frame is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
+from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.mappers import incremental_options
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import (
+    MappingSummary,
+    new_model_folder,
+    parts_folder,
+    write_model,
+    write_parts,
+)
+from edm_hloc.mapping.triangulation import triangulate_points
+
+_MIN_KEPT = 3  # images of the earlier model, which determine its frame
+_MIN_KEPT_SHARE = 0.5  # of all images; with fewer the model is better made anew
+_OUTLIER = 3.0  # times the median distance: images that moved so far do not determine the frame
+
+
+@dataclass(frozen=True)
+class ExtensionSummary:
+    """What became of an earlier model.
+
+    Attributes:
+        before: images in the earlier model.
+        kept: of these, images in the new one.
+        removed: of these, images that are not among the photos any more.
+        added: images in the new model that were not in the earlier one.
+        moved: largest distance between the old and the new place of a camera, as a share of the
+            extent of the earlier cameras.
+        rotated: largest angle between the old and the new rotation of a camera, degrees.
+    """
+
+    before: int
+    kept: int
+    removed: int
+    added: int
+    moved: float
+    rotated: float
+
+
+@dataclass(frozen=True)
+class EarlierModel:
+    """A model of some of the photos.
+
+    Attributes:
+        model: the model.
+        names: images whose poses hold: their photos are still there and have not changed.
+        distorted: whether its cameras have lens distortion.
+    """
+
+    model: pycolmap.Reconstruction
+    names: Collection[str]
+    distorted: bool = True
+
+
+def extend_model(
+    database: Path,
+    image_root: Path,
+    out: Path,
+    earlier: EarlierModel,
+    options: MappingOptions,
+    known: Collection[str] = (),
+) -> tuple[MappingSummary, ExtensionSummary] | None:
+    """Registers photos into a model and writes it to `out`, in the frame of the earlier model.
+
+    All points are triangulated anew with the poses that hold. The other photos are registered one
+    after the other while these poses are fixed; then everything is adjusted together, and brought
+    back to where the earlier cameras are.
+
+    Args:
+        database: COLMAP database with verified pairs of all photos, whatever their ids.
+        image_root: folder of the photos, for the colours of the points.
+        out: folder of the model, written on success only. A model that is there is replaced.
+        earlier: the model to extend.
+        options: thresholds.
+        known: names of the images whose intrinsics are not refined.
+
+    Returns:
+        The model that was written and what became of the earlier one; None, with nothing written,
+        if too few of its images are left, its cameras are of other models or sizes, or none of its
+        points is found again.
+
+    Raises:
+        EdmHlocError: `out` holds other files, or cannot be written.
+    """
+    start = time.monotonic()
+    before = posed_images(earlier.model)
+    with quiet_colmap(), open_database(database) as db:
+        names = {image.name for image in db.read_all_images()}
+        whole = _with_known_poses(db, earlier, options)
+    if whole is None:
+        return None
+    held = set(posed_images(whole))
+    with (
+        contextlib.suppress(_NoPointsError),
+        new_model_folder(out) as temporary,
+        quiet_colmap(),
+    ):
+        with StepProgress("Triangulating"):
+            whole = triangulate_points(whole, database, image_root, temporary, options)
+        if not whole.num_points3D():
+            raise _NoPointsError  # nothing is written
+        refine = _Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
+        models = _register_more(whole, database, image_root, temporary, options, refine)
+        main = max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
+        adjust(main, options, refine)
+        to_earlier = frame_change(main, earlier.model, held)
+        main.transform(to_earlier)
+        others = _others(models, main)
+        write_model(main, image_root, temporary)
+        write_parts(others, image_root, parts_folder(out))
+        mapped = MappingSummary(
+            statistics=ModelStatistics.of(main),
+            images=len(names),
+            unregistered=tuple(sorted(names - posed_images(main).keys())),
+            components=(main.num_reg_images(), *(m.num_reg_images() for m in others)),
+            seconds=time.monotonic() - start,
+            undistorted=not earlier.distorted,
+        )
+        return mapped, _compared(main, earlier.model, len(before.keys() - names))
+    return None
+
+
+class _NoPointsError(Exception):
+    """None of the earlier model's points is found again."""
+
+
+def _with_known_poses(
+    db: pycolmap.Database, earlier: EarlierModel, options: MappingOptions
+) -> pycolmap.Reconstruction | None:
+    """The images and keypoints of a database, with the cameras and poses that hold."""
+    cache_options = pycolmap.DatabaseCacheOptions()
+    cache_options.min_num_matches = options.min_inliers
+    cache = pycolmap.DatabaseCache.create(db, cache_options)
+    whole = pycolmap.Reconstruction()
+    whole.load(cache)
+    before = posed_images(earlier.model)
+    held = [i for i in whole.images.values() if i.name in before and i.name in earlier.names]
+    if len(held) < max(_MIN_KEPT, _MIN_KEPT_SHARE * db.num_images()):
+        return None
+    for image in sorted(held, key=lambda i: i.image_id):
+        camera = earlier.model.cameras[before[image.name].camera_id]
+        own = whole.cameras[image.camera_id]
+        if (own.model, own.width, own.height) != (camera.model, camera.width, camera.height):
+            return None
+        own.params = list(camera.params)
+        whole.frames[image.frame_id].rig_from_world = before[image.name].cam_from_world()
+        whole.register_frame(image.frame_id)
+    return whole
+
+
+@dataclass(frozen=True)
+class _Refinement:
+    """Which intrinsics may change.
+
+    Attributes:
+        known: ids of the cameras that never do.
+        held: ids of the cameras of the earlier model, which change in the last adjustment only.
+        focal, distortion: whether these are refined in the other cameras.
+    """
+
+    known: set[int]
+    held: set[int]
+    focal: bool
+    distortion: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: pycolmap.Reconstruction,
+        known: Collection[str],
+        refine: bool,
+        distorted: bool,
+    ) -> _Refinement:
+        constant = {image.camera_id for image in model.images.values() if image.name in known}
+        held = {image.camera_id for image in posed_images(model).values()}
+        refine = refine and not constant >= set(model.cameras)
+        return cls(constant, held, refine, refine and distorted)
+
+
+def _register_more(
+    model: pycolmap.Reconstruction,
+    database: Path,
+    image_root: Path,
+    folder: Path,
+    options: MappingOptions,
+    refine: _Refinement,
+) -> list[pycolmap.Reconstruction]:
+    """COLMAP's incremental mapper from a model on, whose cameras stay as they are."""
+    colmap = incremental_options(options)
+    colmap.min_model_size = 3
+    colmap.fix_existing_frames = True
+    colmap.constant_cameras = refine.known | refine.held
+    colmap.ba_refine_focal_length = colmap.mapper.abs_pose_refine_focal_length = refine.focal
+    colmap.ba_refine_extra_params = refine.distortion
+    colmap.mapper.abs_pose_refine_extra_params = refine.distortion
+    given, made = folder / "given", folder / "made"
+    for path in (given, made):
+        path.mkdir()
+    model.write_binary(given)
+    with StepProgress("Registering", "photo") as progress:
+        models = pycolmap.incremental_mapping(
+            database,
+            image_root,
+            made,
+            colmap,
+            input_path=given,
+            next_image_callback=lambda: progress.update(1),
+        )
+    return list(models.values()) or [model]
+
+
+def adjust(model: pycolmap.Reconstruction, options: MappingOptions, refine: _Refinement) -> None:
+    """Adjusts all cameras and points together, then drops the points that do not fit."""
+    colmap = incremental_options(options)
+    colmap.ba_refine_focal_length = refine.focal
+    colmap.ba_refine_extra_params = refine.distortion
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        config.add_image(image_id)
+    for camera_id in refine.known & set(model.cameras):
+        config.set_constant_cam_intrinsics(camera_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    with StepProgress("Adjusting all cameras"):
+        adjustment = colmap.get_global_bundle_adjustment()
+        pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
+    pycolmap.ObservationManager(model).filter_all_points3D(
+        colmap.mapper.filter_max_reproj_error, colmap.mapper.filter_min_tri_angle
+    )
+    model.update_point_3d_errors()
+
+
+def frame_change(
+    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, names: Collection[str]
+) -> pycolmap.Sim3d:
+    """The similarity that brings cameras of a model to where they are in an earlier one.
+
+    Rotations count as well as centres, so that cameras in a row determine it. Cameras that moved
+    much more than the others do not count.
+
+    Args:
+        model, earlier: the two models.
+        names: images to compare; those that are not in both do not count.
+    """
+    now, then = posed_images(model), posed_images(earlier)
+    common = sorted(set(names) & now.keys() & then.keys())
+    new, old = (
+        [
+            (p[name].cam_from_world().rotation.matrix(), p[name].projection_center())
+            for name in common
+        ]
+        for p in (now, then)
+    )
+    turns = np.array([b[0].T @ a[0] for a, b in zip(new, old, strict=True)])
+    centres, targets = (np.array([c for _, c in rows]) for rows in (new, old))
+    use = np.ones(len(common), bool)
+    for _ in range(3):
+        u, _, vt = np.linalg.svd(turns[use].sum(axis=0))
+        R = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        middle, goal = centres[use].mean(axis=0), targets[use].mean(axis=0)
+        turned = (centres - middle) @ R.T
+        spread = (turned[use] ** 2).sum()
+        scale = float((turned[use] * (targets[use] - goal)).sum() / spread) if spread > 0 else 1.0
+        error = np.linalg.norm(scale * turned + goal - targets, axis=1)
+        use = error <= max(_OUTLIER * float(np.median(error)), 1e-12)
+    return pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), goal - scale * R @ middle)
+
+
+def _others(
+    models: Sequence[pycolmap.Reconstruction], main: pycolmap.Reconstruction
+) -> list[pycolmap.Reconstruction]:
+    """The other models with points and with images that no larger one has, largest first."""
+    covered = set(posed_images(main))
+    parts = []
+    for model in sorted(models, key=lambda m: m.num_reg_images(), reverse=True):
+        names = posed_images(model).keys()
+        if model is not main and model.num_points3D() and not names <= covered:
+            parts.append(model)
+            covered |= names
+    return parts
+
+
+def _compared(
+    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, removed: int
+) -> ExtensionSummary:
+    now, then = posed_images(model), posed_images(earlier)
+    common = sorted(now.keys() & then.keys())
+    moved = rotated = 0.0
+    extent = float(np.ptp([i.projection_center() for i in then.values()], axis=0).max())
+    for name in common:
+        a, b = now[name], then[name]
+        away = float(np.linalg.norm(a.projection_center() - b.projection_center()))
+        moved = max(moved, away / max(extent, 1e-12))
+        turn = a.cam_from_world().rotation.angle_to(b.cam_from_world().rotation)
+        rotated = max(rotated, float(np.degrees(turn)))
+    return ExtensionSummary(
+        before=len(then),
+        kept=len(common),
+        removed=removed,
+        added=len(now) - len(common),
+        moved=moved,
+        rotated=rotated,
+    )

@@ -1,0 +1,108 @@
+"""The mapping step of a run: a new model, or the model that is there with more or fewer photos."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.images.find import image_stamps
+from edm_hloc.mapping.extension import EarlierModel, extend_model
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pipelines.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MappedFrom:
+    """What a model was made of, recorded with it: photos that are added later extend it.
+
+    Attributes:
+        settings: fingerprint of the settings of cameras, keypoints and mapping.
+        photos: of each photo what its pose depends on: the file's stamp and its known intrinsics.
+    """
+
+    settings: str
+    photos: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PhotosToMap:
+    """The input of `map_or_extend`.
+
+    Attributes:
+        database: COLMAP database with verified pairs.
+        image_root: folder of the photos.
+        names: of the photos.
+        known: the intrinsics that are not refined, as text, by the photos' names.
+    """
+
+    database: Path
+    image_root: Path
+    names: Sequence[str]
+    known: Mapping[str, str]
+
+
+def map_or_extend(
+    run: Run, photos: PhotosToMap, model: Path, options: MappingOptions, settings: Any
+) -> dict[str, Any]:
+    """Makes the model, for `Run.step`; extends that of an earlier run if only photos were added.
+
+    Args:
+        run: the run, which has set the earlier model aside.
+        photos: what is mapped.
+        model: folder of the model.
+        options: mapper and thresholds.
+        settings: of cameras and keypoints; a model of other settings is not extended.
+
+    Raises:
+        EdmHlocError: as `map_database`.
+    """
+    database, image_root, known = photos.database, photos.image_root, photos.known
+    made_of = MappedFrom(
+        fingerprint_of([settings, options.of_verification(), options.of_mapping()]),
+        {
+            name: [*stamp, known.get(name)]
+            for name, stamp in image_stamps(image_root, photos.names).items()
+        },
+    )
+    extended = None
+    run.results.pop("extended", None)
+    earlier = _earlier_model(run, made_of)
+    if earlier is not None and options.mapper == "incremental":
+        extended = extend_model(database, image_root, model, earlier, options, known)
+        if extended is None:
+            logger.warning(
+                "Too little of the earlier model is left to extend it: all photos are mapped "
+                "anew, in a frame of their own."
+            )
+    if extended is None:
+        mapped = map_database(database, image_root, model, options, known=known)
+        return {"mapped": mapped, "mapped_from": made_of}
+    return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of}
+
+
+def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:
+    """The model that was set aside, if it is of the same settings and of some other photos."""
+    aside = run.set_aside("model")
+    if aside is None:
+        return None
+    results, folders = aside
+    recorded = results.get("mapped_from", {})
+    photos = recorded.get("photos", {})
+    if recorded.get("settings") != made_of.settings or photos == made_of.photos:
+        return None
+    try:
+        model = read_model(folders["model"])
+    except (KeyError, EdmHlocError):
+        return None
+    same = {name for name, of_photo in photos.items() if made_of.photos.get(name) == of_photo}
+    undistorted = bool(results.get("mapped", {}).get("undistorted"))
+    return EarlierModel(model, same, not undistorted)
