@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,7 +115,8 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
     """Cameras by image name from a list as hloc's, one image a line.
 
     A line holds the image's name, COLMAP's name of the camera model, width, height and the model's
-    parameters, in COLMAP's pixel frame. Equal cameras are one object.
+    parameters, in COLMAP's pixel frame, separated by white space, commas or semicolons. Equal
+    cameras are one object.
 
     Raises:
         EdmHlocError: the list cannot be read, or a line holds something else.
@@ -123,6 +125,9 @@ def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
     same: dict[str, pycolmap.Camera] = {}
     for _, line in read_lines(path, "intrinsics"):
         words = line.split()
+        if not any(map(_is_model_name, words[1:])):
+            line = re.sub("[,;]", " ", line)
+            words = line.split()
         places = [i for i, word in enumerate(words) if _is_model_name(word) and i]
         if not places:
             raise EdmHlocError(

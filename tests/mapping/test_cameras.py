@@ -145,6 +145,9 @@ def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
     assert same(found[NAMES[0]])
     assert same(found["g.jpg"])
     assert found["f.jpg"].params.tolist() == [1, 2, 3, 4]
+    listed.write_text("f.jpg;PINHOLE;640;480;1;2;3;4\ng.jpg,PINHOLE,640,480,1,2,3,5\n")
+    found = load_intrinsics(listed, ["f.jpg", "g.jpg"])
+    assert [camera.params.tolist() for camera in found.values()] == [[1, 2, 3, 4], [1, 2, 3, 5]]
 
 
 def test_one_camera_for_all_photos(tmp_path: Path) -> None:
