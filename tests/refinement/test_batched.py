@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import KDTree
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
@@ -26,6 +28,7 @@ from edm_hloc.refinement.batched_warping import warped_together
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.refinement.matcher import RefinedMatcher
+from edm_hloc.refinement.second_look import SecondLookConfig
 from tests.planar import PlanarPair
 
 CONFIG = RefinementConfig()
@@ -296,6 +299,57 @@ class Operations(TorchDispatchMode):
         """How often the host waits for the device."""
         waiting = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select"}
         return sum(name in waiting for name in self.names)
+
+
+class TwoDevices(TorchFunctionMode):
+    """Pretends that tensors moved to or made on a device are elsewhere than all others, and
+    notes functions that get tensors of both, which a GPU would refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed: set[str] = set()
+        self.used: set[str] = set()
+
+    def __torch_function__(self, function, types, arguments=(), settings=None):  # type: ignore[no-untyped-def]
+        settings = settings or {}
+        result = function(*arguments, **settings)
+        name = getattr(function, "__name__", str(function))
+        given = [t for t in tree_leaves((arguments, settings)) if isinstance(t, torch.Tensor)]
+        # Numbers on the host may go with tensors on a device.
+        elsewhere = {getattr(t, "elsewhere", False) for t in given if t.ndim}
+        if len(elsewhere) == 2:
+            self.mixed.add(name)
+        moved = name == "to" and any(isinstance(a, (str, torch.device)) for a in arguments[1:])
+        there = name != "cpu" and (True in elsewhere or moved or "device" in settings)
+        if there:
+            self.used.add(name)
+        for part in tree_leaves(result):
+            if isinstance(part, torch.Tensor):
+                part.elsewhere = there
+        return result
+
+
+def test_nothing_is_left_on_the_host() -> None:
+    images, matches = rendered(*SIZES[1])
+    # Enough of them for a rotation by the second look, and too few for a pair to need none.
+    network = Given(torch.device("cpu"), {})
+    found = {"whole": matches[np.arange(150)]}
+    network.match_pixels = lambda pairs: [found["whole"] for _ in pairs]  # type: ignore[method-assign]
+    looks = SecondLookConfig(min_confident_share=0.9, min_inlier_share=0.9, min_rotation=0)
+    matcher = RefinedMatcher(network, CONFIG, looks, batched=True)
+    with TwoDevices() as devices:
+        encoded = matcher.encode_batch(
+            [
+                NetworkImage(
+                    torch.from_numpy(s)[None].float(), PixelTransform((1.0, 1.0)), s.shape[::-1]
+                )
+                for s in images
+            ]
+        )
+        matcher.match_pixels([tuple(encoded)] * 2)
+    assert network.count == 2 + 2 + 5 + 2  # thumbnails, and for each pair a warped photo
+    assert {"topk", "sort", "gather", "scatter_reduce_", "lerp_", "cummax"} <= devices.used
+    assert devices.mixed == set()
 
 
 def test_the_host_waits_as_often_for_many_pairs_as_for_one() -> None:
