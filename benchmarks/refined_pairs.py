@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,13 @@ import torch
 
 from edm_hloc.images.load import load_image
 from edm_hloc.matchers.base import Preprocessing
-from edm_hloc.refinement import corner_matches, growing, matcher
+from edm_hloc.refinement import (
+    batched_growing,
+    batched_refinement,
+    corner_matches,
+    growing,
+    matcher,
+)
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.refinement.matcher import RefinedMatcher
 
@@ -71,10 +78,10 @@ def refined_pair(
 ) -> tuple[str, dict[str, float]]:
     """The size of the network's input, and seconds of each stage for an image or a pair.
 
-    Of each stage the fastest of some repeats counts.
+    Of each stage the fastest of some repeats counts. On a GPU pairs go through in batches.
 
     Args:
-        photos: each is matched with the next one; the mean over the pairs counts.
+        photos: of one size; each is matched with the next one. The mean over the pairs counts.
         size: longest side of the network's input in pixels.
         settings: of the matcher.
         clock: seconds.
@@ -89,23 +96,34 @@ def refined_pair(
     features = [refined.encode(image) for image in images]
     plain = [network.encode(image) for image in images]
     pairs = list(zip(range(len(images)), range(1, len(images)), strict=False))
+    batches = [[pair] for pair in pairs]
+    homes: tuple[Any, Any, Any] = matcher, corner_matches, growing
+    if refined.batched:
+        batches = [list(itertools.islice(itertools.cycle(pairs), refined.info.batch_size))]
+        homes = batched_refinement, batched_refinement, batched_growing
+        clock = _synchronised(clock)
+    count = sum(map(len, batches))
+    stages_home, corners_home, growing_home = homes
     timed = [
         (network, "match_pixels", "network"),
         (refined.second_look, "improve", "second look"),
-        (matcher, "neighbour_support", "support of neighbours"),
-        (corner_matches, "local_affine_maps", "local affine maps"),
-        (growing, "local_affine_maps", "local affine maps"),
-        (corner_matches, "align", "alignment"),
-        (growing, "align", "alignment"),
-        (matcher, "grow", "region growing, the rest of it"),
+        (stages_home, "neighbour_support", "support of neighbours"),
+        (corners_home, "local_affine_maps", "local affine maps"),
+        (growing_home, "local_affine_maps", "local affine maps"),
+        (corners_home, "align", "alignment"),
+        (growing_home, "align", "alignment"),
+        (stages_home, "grow", "region growing, the rest of it"),
     ]
     calls: dict[str, Callable[[], object]] = {
-        "encode, --refine none": lambda: [network.encode(image) for image in images],
-        "encode": lambda: [refined.encode(image) for image in images],
+        "encode, --refine none": lambda: network.encode_batch(images),
+        "encode": lambda: refined.encode_batch(images),
         "a pair, --refine none": lambda: [
-            network.match_pixels([(plain[a], plain[b])]) for a, b in pairs
+            network.match_pixels([(plain[a], plain[b]) for a, b in batch]) for batch in batches
         ],
-        "a pair": lambda: [refined.match_pixels([(features[a], features[b])]) for a, b in pairs],
+        "a pair": lambda: [
+            refined.match_pixels([(features[a], features[b]) for a, b in batch])
+            for batch in batches
+        ],
     }
     best: dict[str, float] = {}
     for call in calls.values():
@@ -113,7 +131,7 @@ def refined_pair(
     for _ in range(repeats):
         found: dict[str, float] = {}
         for name, call in calls.items():
-            number = len(images) if name.startswith("encode") else len(pairs)
+            number = len(images) if name.startswith("encode") else count
             start = clock()
             call()
             found[name] = (clock() - start) / number
@@ -122,12 +140,23 @@ def refined_pair(
             start = clock()
             calls["a pair"]()
             whole = clock() - start
-        found |= {stage: seconds / len(pairs) for stage, seconds in stages.seconds.items()}
-        found["everything else"] = (whole - sum(stages.seconds.values())) / len(pairs)
+        found |= {stage: seconds / count for stage, seconds in stages.seconds.items()}
+        found["everything else"] = (whole - sum(stages.seconds.values())) / count
         for name, seconds in found.items():
             best[name] = min(best.get(name, seconds), seconds)
     height, width = images[0].tensor.shape[1:]
     return f"{width}×{height}", best
+
+
+def _synchronised(clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock after all that a GPU has to do is done."""
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return clock()
+
+    return now
 
 
 def rows_of(sizes: dict[str, dict[str, float]]) -> list[dict[str, object]]:
