@@ -25,8 +25,12 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def inlined(function: Function) -> Function:
-    """A part of a compiled loop in the same file, compiled with it."""
-    jit = numba.njit(fastmath=_FAST, error_model="numpy", nogil=True)
+    """A part of a compiled loop in the same file, compiled with it.
+
+    It is put into the loop by force: the process that compiles would else call the part as it was
+    compiled alone, and round otherwise than all later ones, which read the loop from the disk.
+    """
+    jit = numba.njit(fastmath=_FAST, error_model="numpy", nogil=True, forceinline=True)
     return cast(Function, jit(function))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -224,3 +225,29 @@ def test_a_damaged_cache_is_said_to_be_so(tmp_path: Path) -> None:
     assert run.stdout == "42.0\n"
     assert "is not kept" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_the_process_that_compiles_rounds_as_all_later_ones(tmp_path: Path) -> None:
+    code = """
+        import numpy as np
+        from edm_hloc.refinement.alignment_kernel import align_patches
+        rng = np.random.default_rng(0)
+        y, x = np.mgrid[:120, :160].astype(np.float32)
+        image = sum(np.sin(a * x + b * y + c) for a, b, c in rng.uniform(-0.5, 0.5, (30, 3)))
+        image = (0.5 + image / 60).astype(np.float32)
+        points = rng.uniform(20, 100, (300, 2)).astype(np.float32)
+        others = (points + rng.uniform(-1, 1, points.shape)).astype(np.float32)
+        affine = np.tile(np.eye(2, dtype=np.float32), (300, 1, 1))
+        found = align_patches(
+            (image, image), points, others, affine, (7, 3, 0.0056, 0.02, 4.0)
+        )
+        print(align_patches._compiled.stats.cache_hits.total(), *(a.tobytes().hex() for a in found))
+    """
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = []
+    for _ in range(2):
+        run = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, check=True)
+        said.append(done.stdout.split())
+    assert [hits for hits, *_ in said] == ["0", "1"]
+    assert said[0][1:] == said[1][1:]
