@@ -49,6 +49,7 @@ class Journal:
         self._places: dict[str, tuple[int, int]] = {}  # offset and length of the data
         self._new: dict[str, tuple[int, int]] = {}  # of those put since the last commit
         self._unsynced_since: float | None = None
+        self._end = 0
         header = _MAGIC + made_from.encode() + b"\n"
         try:
             self._file = self._open(header, folder)
@@ -58,7 +59,6 @@ class Journal:
             raise self._cannot_write(error) from error
 
     def _open(self, header: bytes, folder: Path | None) -> IO[bytes]:
-        self._end = 0
         if self.path is None:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
