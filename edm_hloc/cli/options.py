@@ -372,7 +372,7 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
     """The pairs to match, of a command without an output folder for the files of retrieval.
 
     Raises:
-        EdmHlocError: --pairs retrieval, or as `choose_pairs`.
+        EdmHlocError: --pairs auto or retrieval, or as `choose_pairs`.
     """
     if args.pairs is None and args.from_model is None:
         args.pairs = "exhaustive"

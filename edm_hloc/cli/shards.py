@@ -67,8 +67,7 @@ def register(command: options.AddCommand) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.shard_plan import make_plan
 
-    pairs = options.choose_pairs(args)
-    assert isinstance(pairs, list)
+    pairs = options.list_pairs(args)
     plan = make_plan(
         args.out,
         args.images,

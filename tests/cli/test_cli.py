@@ -319,6 +319,7 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
         (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model and --pairs"),
         (["--retrieval", "edm"], "--retrieval is for --pairs auto and retrieval only"),
         (["--pairs", "retrieval"], "--pairs retrieval is for reconstruct, triangulate and"),
+        (["--pairs", "auto"], "--pairs auto is for reconstruct, triangulate and"),
     ):
         assert run("pairs", images, out, *wrong) == 1
         assert message in capsys.readouterr().err
