@@ -72,8 +72,11 @@ def vlad_descriptors(
     """
     config = config or VladConfig()
     skipped: dict[str, str] = {}
+    at_hand: dict[str, np.ndarray] = {}  # of the vocabulary's images, about a megabyte each
 
     def extract(name: str) -> tuple[str, np.ndarray | None]:
+        if name in at_hand:
+            return name, at_hand.pop(name)
         try:
             return name, local.extract(images.root / name)
         except ImageError as error:
@@ -95,6 +98,7 @@ def vlad_descriptors(
         for name in sampled_images:
             found = next(extracted)[1] if name in missing else None
             if found is not None and len(found):
+                at_hand[name] = found
                 # all draws are made again in a run that goes on
                 rows = rng.permutation(len(found))[: config.per_image]
                 sample.append(found[rows])
