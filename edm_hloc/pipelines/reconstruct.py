@@ -11,6 +11,7 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/database.db       COLMAP database with verified pairs
     OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
     OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
+    OUT/.*.part           what a step had done when it was interrupted, gone once it has ended
     OUT/run.json          settings, versions, skipped photos, times and results
     OUT/report.html       a page that shows all of this (made by the command line)
 """
