@@ -6,6 +6,7 @@ import contextlib
 import logging
 import re
 import shutil
+import sqlite3
 import tempfile
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
     """Opens an existing COLMAP database for a ``with`` block.
 
     Raises:
-        EdmHlocError: there is no such file, or it is damaged.
+        EdmHlocError: there is no such file, it is damaged, or the disk is full.
     """
     if not path.is_file():
         raise EdmHlocError(f"No COLMAP database {path}.")
@@ -170,12 +171,33 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
         finally:
             database.close()
     except RuntimeError as error:
-        if "SQLite" in str(error) or "database factory" in str(error):
+        if not is_of_sqlite(error):
+            raise
+        if _is_whole(path):
             raise EdmHlocError(
-                f"The COLMAP database {path} is damaged ({error}): delete it, and the same command "
-                "makes it anew."
+                f"The COLMAP database {path} is whole, but cannot be opened: the disk or a quota "
+                "is full, or its folder cannot be written, as COLMAP has to. Free some disk space, "
+                "then run again."
             ) from error
-        raise
+        raise EdmHlocError(
+            f"The COLMAP database {path} is damaged ({error}): delete it, and the same command "
+            "makes it anew."
+        ) from error
+
+
+def is_of_sqlite(error: RuntimeError) -> bool:
+    """Whether an error of COLMAP's is about reading or writing a database."""
+    return any(words in str(error).lower() for words in ("sqlite", "database factory"))
+
+
+def _is_whole(database: Path) -> bool:
+    """Whether SQLite can read a database from beginning to end, without writing beside it."""
+    uri = f"{database.resolve().as_uri()}?mode=ro&immutable=1"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+    except sqlite3.Error:
+        return False
 
 
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:

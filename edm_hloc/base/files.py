@@ -45,6 +45,8 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
         if durable:
             force_to_disk(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):  # half a file only takes room on a full disk
+            temporary.unlink()
         raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 

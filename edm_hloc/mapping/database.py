@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import sqlite3
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import camera_text, quiet_colmap
+from edm_hloc.base.colmap import camera_text, is_of_sqlite, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import force_to_disk
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 _ROOM = 4.2
 _ROOM_OF_TABLES = 1 << 20  # bytes
 _FREE_SOME = "Free some disk space, then run again: what is already stored is kept."
-_OF_SQLITE = ("sqlite", "database factory")  # in COLMAP's errors that are SQLite's
 _SIDE_FILES = ("-shm", "-journal")  # of SQLite, besides the log
 
 _MARGIN = 1.5  # px that keypoints may lie beyond the outermost pixel centres
@@ -191,8 +191,8 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
         raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
     if free < needed:
         raise EdmHlocError(
-            f"Cannot write {path}: it may need {needed / 2**20:,.0f} MiB of disk space and there "
-            f"are {free / 2**20:,.0f}. {_FREE_SOME}"
+            f"Cannot write {path}: it may need {math.ceil(needed / 2**20):,} MiB of disk space and "
+            f"there are {free >> 20:,}. {_FREE_SOME}"
         )
     temporary = path.with_name(f".{path.name}.tmp")
     log = temporary.with_name(temporary.name + "-wal")
@@ -215,7 +215,7 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
             f"Cannot write {path}: {getattr(error, 'strerror', None) or error}. {_FREE_SOME}"
         ) from error
     except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _OF_SQLITE):
+        if not is_of_sqlite(error):
             raise
         raise EdmHlocError(
             f"Cannot write {path}: the disk or a quota is full, or cannot be written. {_FREE_SOME}"

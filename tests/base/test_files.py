@@ -53,6 +53,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(
     with pytest.raises(EdmHlocError, match=rf"Cannot write {path}: No space left on device\."):
         write(path)
     assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 # --------------------------------------------------------------------------- the lock of a folder

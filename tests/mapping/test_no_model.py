@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.no_model import explain_no_model
+from tests.h5_files import posix_only
 from tests.mapping.scenes import CAMERA, NAMES, THREADS, Scene, build, make_scene
 
 
@@ -41,6 +44,37 @@ def test_a_scrambled_database_is_named(database: Path, tmp_path: Path, whole: in
     (tmp_path / "d.db").write_bytes(data)
     with pytest.raises(EdmHlocError, match=r"database .*d\.db is damaged .* delete it"):
         map_database(tmp_path / "d.db", tmp_path, tmp_path / "model")
+
+
+_ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from edm_hloc.base.colmap import open_database
+from edm_hloc.base.errors import EdmHlocError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    with open_database(Path(sys.argv[1])) as db:
+        print(db.num_images())
+except EdmHlocError as error:
+    print(error)
+"""
+
+
+@posix_only
+def test_a_whole_database_on_a_full_disk_is_not_called_damaged(
+    database: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "d d.db"
+    path.write_bytes(database.read_bytes())
+    said = subprocess.run(
+        [sys.executable, "-c", _ON_A_FULL_DISK, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    assert said.startswith(f"The COLMAP database {path} is whole, but cannot be opened: the disk")
+    assert "delete" not in said
 
 
 def test_turning_on_the_spot_gives_a_reason(tmp_path: Path) -> None:
