@@ -2,8 +2,9 @@
 
 The first pairs of a photo are with those that look most like it, and with its neighbours in time
 and in space. Once they are matched, the pairs that agree make a graph of the photos. Photos with
-few partners get those of their partners, and those next in similarity; parts of the graph that
-nothing connects get the pairs across that look most alike. This is repeated a few times.
+few partners get those of their partners, and where they are very few those next in similarity;
+parts of the graph that nothing connects get the pairs across that look most alike. This is repeated
+a few times.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ PARTNERS = 10
 """Number of partners by default, see `AutomaticPairs`."""
 RANKED = 40  # photos that look like each one, of which the pairs are chosen
 ROUNDS = 4  # at most, the first pairs included
+_ENOUGH = 3  # partners with which a photo can be registered: more come from these alone
 _ACROSS = 10  # pairs tried in one round to connect a part of the photos to the others
 
 
@@ -75,7 +77,9 @@ class AutomaticPairs(SimilarPhotos):
         for name in sorted(names, key=lambda n: (len(partners[n]), n)):
             shared = Counter(far for near in partners[name] for far in partners[near])
             places = rank.get(name, {})
-            candidates = [*shared, *(other for other in places if other not in shared)]
+            candidates = list(shared)
+            if len(partners[name]) < _ENOUGH:
+                candidates += [other for other in places if other not in shared]
             candidates.sort(key=lambda n: (-shared[n], places.get(n, RANKED), n))
             for other in candidates:
                 if wanted[name] <= 0:
