@@ -126,7 +126,7 @@ def test_a_run_that_fails_before_its_model_gives_the_old_one_back_later(
     def refuse(*_: object, **__: object) -> None:
         raise EdmHlocError("no room")
 
-    monkeypatch.setattr("edm_hloc.pipelines.matching.match_pairs", refuse)
+    monkeypatch.setattr("edm_hloc.pipelines.matching.match_in_processes", refuse)
     with pytest.raises(EdmHlocError, match="no room"):
         reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
     assert not (out / "model").exists()
