@@ -30,9 +30,9 @@ def agreeing_matches(matches: Matches) -> int:
         return 0
     cv2.setRNGSeed(0)
     # in units of the tolerance, so that photos of all sizes are treated alike
-    scaled = [p / (extent * _TOLERANCE) for p in points]
+    first, second = (p / (extent * _TOLERANCE) for p in points)
     try:
-        _, inliers = cv2.findFundamentalMat(*scaled, cv2.USAC_ACCURATE, 1.0, 0.999, 500)
+        _, inliers = cv2.findFundamentalMat(first, second, cv2.USAC_ACCURATE, 1.0, 0.999, 500)
     except cv2.error:  # of degenerate matches
         return 0
     count = 0 if inliers is None else int(np.count_nonzero(inliers))
