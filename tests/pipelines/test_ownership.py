@@ -131,7 +131,7 @@ def test_a_run_that_fails_before_its_model_gives_the_old_one_back_later(
         reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
     assert not (out / "model").exists()
     monkeypatch.undo()
-    monkeypatch.setattr("edm_hloc.pipelines.reconstruct.map_database", refuse)  # is not needed
+    monkeypatch.setattr("edm_hloc.pipelines.extending.map_database", refuse)  # is not needed
     run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
     assert contents(out / "model") == model
     assert run.results["mapped"] == record["results"]["mapped"]
