@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from edm_hloc.base.colmap import open_database
+from edm_hloc.base.progress import StepProgress
 
-_ITERATIONS = (10, 25)  # of each adjustment of all cameras and points, before each filtering
+_ITERATIONS = (10, 10, 25)  # of the adjustments of all cameras and points, a filter after each
+_SETTLED = 5e-4  # share of the observations that the filter removes, below which it is the last
 
 
 def complete_model(
@@ -50,17 +51,55 @@ def complete_model(
     mapper.begin_reconstruction(whole)
     options, triangulation = colmap.get_mapper(), colmap.get_triangulation()
     images = sorted(whole.reg_image_ids())
-    for image_id in tqdm(images, desc="Triangulating", unit="photo", disable=None):
-        mapper.triangulate_image(triangulation, image_id)
-    mapper.complete_and_merge_tracks(triangulation)
-    mapper.filter_points(options)
-    _register_more(mapper, colmap)
-    adjustment = colmap.get_global_bundle_adjustment()
-    for iterations in _ITERATIONS:
-        adjustment.ceres.solver_options.max_num_iterations = iterations
-        mapper.adjust_global_bundle(options, adjustment)
+    with StepProgress("Completing", "photo", len(images)) as progress:
+        for image_id in images:
+            mapper.triangulate_image(triangulation, image_id)
+            progress.update()
         mapper.complete_and_merge_tracks(triangulation)
         mapper.filter_points(options)
+        _register_more(mapper, colmap)
+        adjustment = colmap.get_global_bundle_adjustment()
+        for iterations in _ITERATIONS:
+            adjustment.ceres.solver_options.max_num_iterations = iterations
+            mapper.adjust_global_bundle(options, adjustment)
+            mapper.complete_and_merge_tracks(triangulation)
+            if mapper.filter_points(options) < _SETTLED * whole.compute_num_observations():
+                break
     mapper.filter_frames(options)
     mapper.end_reconstruction(False)
     return whole
+
+
+def _add_points(
+    whole: pycolmap.Reconstruction, model: pycolmap.Reconstruction, kept: Mapping[int, np.ndarray]
+) -> None:
+    """Adds the points of a model of chosen tracks, with the keypoints' numbers in the whole."""
+    for point_id in sorted(model.point3D_ids()):
+        point = model.points3D[point_id]
+        track = pycolmap.Track()
+        for element in point.track.elements:
+            track.add_element(element.image_id, int(kept[element.image_id][element.point2D_idx]))
+        whole.add_point3D(point.xyz, track, point.color)
+
+
+def _register_more(
+    mapper: pycolmap.IncrementalMapper, colmap: pycolmap.IncrementalPipelineOptions
+) -> None:
+    """Registers the images that see enough of the points, one after another."""
+    options, triangulation = colmap.get_mapper(), colmap.get_triangulation()
+    adjustment = colmap.get_local_bundle_adjustment()
+    while True:
+        for image_id in mapper.find_next_images(options, structure_less=False):
+            if mapper.register_next_image(options, image_id):
+                break
+        else:
+            return
+        mapper.triangulate_image(triangulation, image_id)
+        mapper.iterative_local_refinement(
+            colmap.ba_local_max_refinements,
+            colmap.ba_local_max_refinement_change,
+            options,
+            adjustment,
+            triangulation,
+            image_id,
+        )

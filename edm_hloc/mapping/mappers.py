@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -29,6 +30,7 @@ from edm_hloc.mapping.output import (
     write_parts,
 )
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
+from edm_hloc.mapping.thinning import thin_database
 from edm_hloc.mapping.turning import only_turned, turned_groups
 from edm_hloc.mapping.verification import VerificationSummary
 
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # A model is mapped again without distortion if fewer of its images have a plausible focal length.
 _MIN_PLAUSIBLE = 0.9
+_MIN_THINNED = 15  # matches of a pair where tracks were chosen
+_GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
 
 
 def check_known(
@@ -195,6 +199,26 @@ def find_models(
     mapping = IncrementalMapping(
         database, image_root, folder, constant, len(images), options, snapshots
     )
+    thin = folder / "thin.db"
+    kept = thin_database(database, thin, options.min_inliers)
+    if kept is not None:
+        models, undistorted = _map_incrementally(
+            replace(mapping, database=thin, thinned=True), refine, largest_component, initial
+        )
+        colmap = mapping.colmap_options(refine, refine and not undistorted)
+        models = _with_points(_completed(models, kept, database, colmap))
+        if models:
+            return models, undistorted
+    return _map_incrementally(mapping, refine, largest_component, initial)
+
+
+def _map_incrementally(
+    mapping: IncrementalMapping,
+    refine: bool,
+    largest_component: int,
+    initial: Mapping[int, pycolmap.Camera],
+) -> tuple[list[pycolmap.Reconstruction], bool]:
+    """The models, and whether their distortion was left at zero, see `find_models`."""
     models, undistorted = _with_points(mapping.run(refine, refine)), False
     quality = _quality(models, initial)
     registered = models[0].num_reg_images() if models else 0
@@ -208,6 +232,21 @@ def find_models(
         logger.info("Mapping once more, from any pair of photos.")
         models, undistorted = _with_points(mapping.run(refine, False, any_start=True)), refine
     return models, undistorted
+
+
+def _completed(
+    models: Sequence[pycolmap.Reconstruction],
+    kept: Mapping[int, np.ndarray],
+    database: Path,
+    colmap: pycolmap.IncrementalPipelineOptions,
+) -> Iterator[pycolmap.Reconstruction]:
+    """Models of chosen tracks completed, without those whose images a larger one has got."""
+    covered: set[int] = set()
+    for model in models:
+        if not set(model.reg_image_ids()) <= covered:
+            whole = complete_model(model, kept, database, colmap)
+            covered |= set(whole.reg_image_ids())
+            yield whole
 
 
 def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
@@ -240,6 +279,7 @@ class IncrementalMapping:
         images: number of images, for the progress bar.
         options: thresholds.
         snapshots: gets unfinished models, from which the next run goes on if it is killed.
+        thinned: whether the database holds chosen tracks only, see `thin_database`.
     """
 
     database: Path
@@ -249,6 +289,23 @@ class IncrementalMapping:
     images: int
     options: MappingOptions
     snapshots: Snapshots | None = None
+    thinned: bool = False
+
+    def colmap_options(
+        self, refine_focal: bool, refine_distortion: bool
+    ) -> pycolmap.IncrementalPipelineOptions:
+        """COLMAP's options, with what is refined of the cameras that are not constant."""
+        colmap = incremental_options(self.options)
+        colmap.min_model_size = 3
+        colmap.constant_cameras = self.constant_cameras
+        colmap.ba_refine_focal_length = refine_focal
+        colmap.mapper.abs_pose_refine_focal_length = refine_focal
+        colmap.ba_refine_extra_params = refine_distortion
+        colmap.mapper.abs_pose_refine_extra_params = refine_distortion
+        if self.thinned:
+            colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
+            colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH
+        return colmap
 
     def run(
         self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
@@ -262,13 +319,7 @@ class IncrementalMapping:
             any_start: accept initial pairs with forward motion and a small triangulation angle,
                 which COLMAP rejects by default as they determine depth badly.
         """
-        colmap = incremental_options(self.options)
-        colmap.min_model_size = 3
-        colmap.constant_cameras = self.constant_cameras
-        colmap.ba_refine_focal_length = refine_focal
-        colmap.mapper.abs_pose_refine_focal_length = refine_focal
-        colmap.ba_refine_extra_params = refine_distortion
-        colmap.mapper.abs_pose_refine_extra_params = refine_distortion
+        colmap = self.colmap_options(refine_focal, refine_distortion)
         if any_start:
             colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
             colmap.mapper.init_min_tri_angle /= 2

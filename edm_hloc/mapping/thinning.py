@@ -11,11 +11,12 @@ import pycolmap
 from edm_hloc.base.colmap import open_database
 from edm_hloc.mapping.tracks import Correspondences, TrackSelection, find_tracks, select_tracks
 
+_NONE = np.zeros((0, 2), np.float32)
 _WORTHWHILE = 0.5  # share of the matched keypoints that may stay for thinning to be worth it
 
 
 def thin_database(
-    database: Path, out: Path, selection: TrackSelection | None = None
+    database: Path, out: Path, min_inliers: int, selection: TrackSelection | None = None
 ) -> dict[int, np.ndarray] | None:
     """Copies a database with the keypoints and the matches of chosen tracks only.
 
@@ -24,6 +25,7 @@ def thin_database(
     Args:
         database: COLMAP database with verified pairs.
         out: the file to write.
+        min_inliers: pairs with fewer verified matches are left out.
         selection: how many tracks are chosen, see `select_tracks`.
 
     Returns:
@@ -37,7 +39,7 @@ def thin_database(
         pairs = [
             (*pycolmap.pair_id_to_image_pair(pair_id), geometry)
             for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True)
-            if len(geometry.inlier_matches)
+            if len(geometry.inlier_matches) >= max(1, min_inliers)
         ]
     if not pairs:
         return None
@@ -75,6 +77,3 @@ def thin_database(
                 db.write_matches(first, second, matches)
                 db.write_two_view_geometry(first, second, geometry)
     return kept
-
-
-_NONE = np.zeros((0, 2), np.float32)

@@ -6,7 +6,6 @@ accuracy of its poses hardly does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +34,8 @@ def find_tracks(image_of: np.ndarray, matches: np.ndarray) -> np.ndarray:
     """Groups keypoints that show the same point, never two of one photo.
 
     Connected keypoints are one track. Where two of them are of one photo, at least one of their
-    matches is wrong: such a group is joined anew match by match, those first that most other
-    matches confirm, without the matches that would bring two keypoints of one photo together.
+    matches is wrong: such a group is joined anew match by match, first those that the most other
+    matches confirm, without those that would bring two keypoints of one photo together.
 
     Args:
         image_of: (N,) number of the photo of each keypoint.
@@ -96,7 +95,7 @@ class TrackSelection:
         cells: a photo has `cells`² parts that hold equally many of its matched keypoints.
         per_cell: tracks that each part of a photo gets, where it has as many.
         per_pair: matches that each pair of photos keeps, where it has as many.
-        still: share of the longer side of the photos; matches that move by less stay where they are.
+        still: share of the photos' longer side; matches that move by less stay where they are.
     """
 
     cells: int = 8

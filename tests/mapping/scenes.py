@@ -69,14 +69,15 @@ def make_scene(
     uncertainty: float | None = None,
     street: bool = False,
     exif: Image.Exif | None = None,
+    number: int = 600,
 ) -> Scene:
-    """Random points seen from an arc of cameras; matches by shared points, with some wrong.
+    """`number` random points seen from an arc of cameras; matches by shared points, some wrong.
 
     With `split`, images before it share no matches with those from it on. With `street` the
     cameras walk straight on between two rows of houses instead.
     """
     rng = np.random.default_rng(seed)
-    points = rng.uniform(-1, 1, (600, 3)) * [2.0, 1.5, 1.0]
+    points = rng.uniform(-1, 1, (number, 3)) * [2.0, 1.5, 1.0]
     targets = np.zeros((len(names), 3))
     if street:
         forward = np.arange(len(names))

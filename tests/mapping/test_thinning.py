@@ -1,0 +1,129 @@
+"""Mapping by chosen tracks, completed with all matches, on scenes with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.base.colmap import open_database, posed_images, read_model
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping import mappers
+from edm_hloc.mapping.mappers import IncrementalMapping, map_database
+from edm_hloc.mapping.thinning import thin_database
+from tests.mapping.scenes import CAMERA, THREADS, Scene, assert_near_truth, build, make_scene
+
+PHOTOS = [f"{i}.jpg" for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return make_scene(tmp_path_factory.mktemp("many"), PHOTOS, number=3000)
+
+
+@pytest.fixture(scope="module")
+def database(many: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("database") / "database.db"
+    build(many, path, CameraOptions(mode="single"))
+    return path
+
+
+def test_a_thinned_database_holds_whole_tracks_of_the_same_photos(
+    many: Scene, database: Path, tmp_path: Path
+) -> None:
+    kept = thin_database(database, tmp_path / "thin.db", 30)
+    assert kept is not None
+    with open_database(database) as full, open_database(tmp_path / "thin.db") as thin:
+        images = {image.image_id: image.name for image in full.read_all_images()}
+        assert {i.image_id: i.name for i in thin.read_all_images()} == images
+        (camera,), (same,) = full.read_all_cameras(), thin.read_all_cameras()
+        assert camera.params.tolist() == same.params.tolist()
+        for image_id in images:
+            keypoints = full.read_keypoints(image_id)[:, :2]
+            assert np.array_equal(thin.read_keypoints(image_id)[:, :2], keypoints[kept[image_id]])
+            assert 300 < len(kept[image_id]) < len(keypoints) / 3
+        for pair_id, geometry in zip(*thin.read_two_view_geometries(), strict=True):
+            a, b = pycolmap.pair_id_to_image_pair(pair_id)
+            whole = full.read_two_view_geometry(a, b)
+            assert geometry.config == whole.config
+            matches = np.stack(
+                [
+                    kept[a][geometry.inlier_matches[:, 0]],
+                    kept[b][geometry.inlier_matches[:, 1]],
+                ],
+                axis=1,
+            )
+            assert set(map(tuple, matches.tolist())) <= set(
+                map(tuple, whole.inlier_matches.tolist())
+            )
+            shown = many.ids[images[a]][matches[:, 0]], many.ids[images[b]][matches[:, 1]]
+            assert (shown[0] == shown[1]).mean() > 0.99
+
+
+def test_few_keypoints_are_not_thinned(scene: Scene, tmp_path: Path) -> None:
+    build(scene, tmp_path / "d.db")
+    assert thin_database(tmp_path / "d.db", tmp_path / "thin.db", 30) is None
+    assert not (tmp_path / "thin.db").exists()
+
+
+def test_the_model_has_all_points_and_the_cameras_of_all_matches(
+    many: Scene, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = map_database(database, many.images, tmp_path / "m", THREADS)
+    again = map_database(database, many.images, tmp_path / "again", THREADS)
+    assert (summary.components, summary.unregistered) == ((8,), ())
+    assert_near_truth(many, tmp_path / "m", rotation=0.15, position=0.2)
+    model = read_model(tmp_path / "m")
+    same = read_model(tmp_path / "again")
+    assert summary.statistics.points == again.statistics.points
+    for name, image in posed_images(model).items():
+        other = posed_images(same)[name]
+        assert np.array_equal(image.projection_center(), other.projection_center())
+        assert image.num_points2D() == len(many.ids[name])
+    for point in model.points3D.values():  # the numbers of keypoints are those of the database
+        shown = [
+            many.ids[model.images[e.image_id].name][e.point2D_idx] for e in point.track.elements
+        ]
+        assert max(shown.count(i) for i in shown) >= len(shown) / 2
+    monkeypatch.setattr(mappers, "thin_database", lambda *_: None)
+    full = map_database(database, many.images, tmp_path / "full", THREADS)
+    assert summary.statistics.points == pytest.approx(full.statistics.points, rel=0.02)
+    assert summary.statistics.mean_track_length == pytest.approx(
+        full.statistics.mean_track_length, rel=0.02
+    )
+
+
+def test_known_intrinsics_stay(many: Scene, tmp_path: Path) -> None:
+    build(many, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(PHOTOS, CAMERA)))
+    map_database(tmp_path / "d.db", many.images, tmp_path / "m", THREADS, known=PHOTOS)
+    for camera in read_model(tmp_path / "m").cameras.values():
+        assert camera.params.tolist() == CAMERA.params.tolist()
+    assert_near_truth(many, tmp_path / "m", rotation=0.1, position=0.1)
+
+
+def test_parts_stay_parts(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, PHOTOS, number=3000, split=5)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.components == (5, 3)
+    assert summary.statistics.points > 2000
+    assert read_model(tmp_path / "m_parts" / "2").num_points3D() > 2000
+
+
+def test_photos_that_the_chosen_tracks_miss_are_registered_afterwards(
+    many: Scene, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = IncrementalMapping.run
+
+    def missing_two(mapping: IncrementalMapping, *refined: bool) -> list[pycolmap.Reconstruction]:
+        models = run(mapping, *refined)
+        for image_id in (1, 5):
+            models[0].deregister_frame(models[0].images[image_id].frame_id)
+        return models
+
+    monkeypatch.setattr(IncrementalMapping, "run", missing_two)
+    summary = map_database(database, many.images, tmp_path / "m", THREADS)
+    assert summary.unregistered == ()
+    assert_near_truth(many, tmp_path / "m", rotation=0.15, position=0.2)
