@@ -33,7 +33,11 @@ def similarity(features0: Tensor, features1: Tensor, temperature: float) -> Tens
 
 
 def best_columns(
-    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int | None = None
+    features0: Tensor,
+    features1: Tensor,
+    temperature: float,
+    block_bytes: int | None = None,
+    log_sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Finds the largest entry in each row of the dual softmax (Eq. 2), and its column.
 
@@ -48,6 +52,8 @@ def best_columns(
         temperature: τ of Eq. 1.
         block_bytes: memory in bytes for the similarities of a block; None: 4 MiB on the CPU, 64
             MiB on a GPU.
+        log_sums: the log-sum-exps (B, N) of the rows and (B, M) of the columns, where they are
+            known; the matrix is then computed once.
 
     Returns:
         probability (B, N) and column (B, N) long.
@@ -55,22 +61,31 @@ def best_columns(
     step = _rows_per_block(features0, features1, block_bytes)
     blocks = features0.split(step, dim=1)
     kept: Tensor | None = None
-    row_lse, column_lse = [], None
-    for block in blocks:
-        s = similarity(block, features1, temperature)
-        row_lse.append(s.logsumexp(dim=2))
-        block_lse = s.logsumexp(dim=1)
-        column_lse = block_lse if column_lse is None else torch.logaddexp(column_lse, block_lse)
-        kept = s if len(blocks) == 1 else None
-    assert column_lse is not None
+    if log_sums is None:
+        log_sums, kept = _log_sums(blocks, features1, temperature)
+    row_lse, column_lse = log_sums
     best, columns = [], []
     for block in blocks:
         s = similarity(block, features1, temperature) if kept is None else kept
         value, column = s.mul_(2.0).sub_(column_lse[:, None]).max(dim=2)
         best.append(value)
         columns.append(column)
-    log_probability = torch.cat(best, dim=1) - torch.cat(row_lse, dim=1)
+    log_probability = torch.cat(best, dim=1) - row_lse
     return log_probability.exp(), torch.cat(columns, dim=1)
+
+
+def _log_sums(
+    blocks: Sequence[Tensor], features1: Tensor, temperature: float
+) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    """Log-sum-exps (B, N) of the rows and (B, M) of the columns; the matrix if it is one block."""
+    rows, columns = [], None
+    for block in blocks:
+        s = similarity(block, features1, temperature)
+        rows.append(s.logsumexp(dim=2))
+        of_block = s.logsumexp(dim=1)
+        columns = of_block if columns is None else torch.logaddexp(columns, of_block)
+    assert columns is not None
+    return (torch.cat(rows, dim=1), columns), s if len(blocks) == 1 else None
 
 
 @torch.no_grad()

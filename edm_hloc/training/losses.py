@@ -35,7 +35,7 @@ class _DualSoftmaxEntries(torch.autograd.Function):
         temperature: float,
         places: Entries,
         block_rows: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, row, column = places
         row_lse, entries = [], features0.new_zeros(batch.shape, dtype=torch.float32)
         column_lse: Tensor | None = None
@@ -50,11 +50,13 @@ class _DualSoftmaxEntries(torch.autograd.Function):
         all_row_lse = torch.cat(row_lse, dim=1)
         ctx.save_for_backward(features0, features1, all_row_lse, column_lse, batch, row, column)
         ctx.temperature, ctx.block_rows = temperature, block_rows
-        return 2.0 * entries - all_row_lse[batch, row] - column_lse[batch, column]
+        ctx.mark_non_differentiable(all_row_lse, column_lse)
+        log_probability = 2.0 * entries - all_row_lse[batch, row] - column_lse[batch, column]
+        return log_probability, all_row_lse, column_lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         features0, features1, row_lse, column_lse, batch, row, column = ctx.saved_tensors
         grad = grad.float()
         row_weight = torch.zeros_like(row_lse).index_put_((batch, row), grad, accumulate=True)
@@ -87,7 +89,7 @@ def dual_softmax_entries(
     temperature: float,
     entries: Entries,
     block_bytes: int = 256 << 20,
-) -> Tensor:
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
 
     log p_ij = 2·s_ij − row_lse_i − column_lse_j, so that only the log-sum-exp of the rows and
@@ -103,14 +105,15 @@ def dual_softmax_entries(
         block_bytes: size of a block of the similarity matrix.
 
     Returns:
-        (P,) log probabilities.
+        (P,) log probabilities; and, without gradients, the log-sum-exps (B, N) of the rows and
+        (B, M) of the columns, for `models.coarse.best_columns`.
     """
     per_row = 4 * features0.shape[0] * features1.shape[1]
     block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
-    result: Tensor = _DualSoftmaxEntries.apply(
+    log_probability, rows, columns = _DualSoftmaxEntries.apply(
         features0, features1, temperature, entries, block_rows
     )
-    return result
+    return log_probability, (rows, columns)
 
 
 def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

@@ -105,11 +105,13 @@ class TrainingStep(nn.Module):
 
         pair, row = (truth.partner >= 0).nonzero(as_tuple=True)
         column = truth.partner[pair, row]
-        log_probability = dual_softmax_entries(tokens0, tokens1, temperature, (pair, row, column))
+        log_probability, log_sums = dual_softmax_entries(
+            tokens0, tokens1, temperature, (pair, row, column)
+        )
         coarse_loss = focal_loss(log_probability, config.focal_alpha, config.focal_gamma)
 
         with torch.no_grad():
-            confidence, best = best_columns(tokens0, tokens1, temperature)
+            confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
             generator = torch.Generator().manual_seed(seed)
             cell0 = self._draw_cells(confidence, generator)
             cell0, cell1 = pad_with_truth(

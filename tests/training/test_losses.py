@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edm_hloc.models.coarse import similarity
+from edm_hloc.models.coarse import best_columns, similarity
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.training.losses import (
     dual_softmax_entries,
@@ -36,26 +36,36 @@ def test_dual_softmax_entries_and_their_gradient_equal_the_full_matrix(block_byt
     expected = (s.log_softmax(1) + s.log_softmax(2))[index]
     weight = torch.linspace(-1, 2, 5)
     grads = torch.autograd.grad((expected * weight).sum(), (f0, f1))
-    result = dual_softmax_entries(f0, f1, 0.1, index, block_bytes)
+    result, log_sums = dual_softmax_entries(f0, f1, 0.1, index, block_bytes)
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(torch.autograd.grad((result * weight).sum(), (f0, f1)), grads)
+    with torch.no_grad():  # the sums serve the search for the best columns
+        for found, alone in zip(
+            best_columns(f0, f1, 0.1, block_bytes, log_sums),
+            best_columns(f0, f1, 0.1, block_bytes),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, alone)
+    assert not any(sums.requires_grad for sums in log_sums)
 
 
 def test_dual_softmax_entries_gradient_by_finite_differences() -> None:
     f0, f1, index = _entries()
-    dual_softmax_entries(f0, f1, 0.5, index).sum().backward()
+    dual_softmax_entries(f0, f1, 0.5, index)[0].sum().backward()
     with torch.no_grad():
         for place in [(0, 0, 0), (0, 4, 2), (1, 6, 3)]:
             step = torch.zeros_like(f0)
             step[place] = 1e-2
-            up, down = (dual_softmax_entries(f0 + d, f1, 0.5, index).sum() for d in (step, -step))
+            up, down = (
+                dual_softmax_entries(f0 + d, f1, 0.5, index)[0].sum() for d in (step, -step)
+            )
             assert f0.grad is not None
             assert float((up - down) / 2e-2) == pytest.approx(float(f0.grad[place]), abs=2e-3)
 
 
 def test_dual_softmax_entries_of_enormous_similarities_are_finite() -> None:
     f0, f1, index = _entries()
-    result = dual_softmax_entries(f0 * 1e3, f1 * 1e3, 0.1, index)
+    result, _ = dual_softmax_entries(f0 * 1e3, f1 * 1e3, 0.1, index)
     result.sum().backward()
     assert torch.isfinite(result).all()
     assert f0.grad is not None
