@@ -88,7 +88,7 @@ def dual_softmax_entries(
     features1: Tensor,
     temperature: float,
     entries: Entries,
-    block_bytes: int = 256 << 20,
+    block_bytes: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
 
@@ -102,12 +102,15 @@ def dual_softmax_entries(
         features1: (B, M, C) of the cells of image 1.
         temperature: τ of Eq. 1.
         entries: the P entries that are evaluated.
-        block_bytes: size of a block of the similarity matrix.
+        block_bytes: size of a block of the similarity matrix; None: 4 MiB on the CPU, about the
+            cache of a core, and 256 MiB on a GPU.
 
     Returns:
         (P,) log probabilities; and, without gradients, the log-sum-exps (B, N) of the rows and
         (B, M) of the columns, for `models.coarse.best_columns`.
     """
+    if block_bytes is None:
+        block_bytes = 4 << 20 if features0.device.type == "cpu" else 256 << 20
     per_row = 4 * features0.shape[0] * features1.shape[1]
     block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
     log_probability, rows, columns = _DualSoftmaxEntries.apply(
