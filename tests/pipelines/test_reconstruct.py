@@ -162,13 +162,13 @@ def test_another_mapper_keeps_the_verified_pairs(
     shutil.copytree(finished, out)
     cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
     done: list[str] = []
-    for function in (build_database, map_database):
+    for module, function in (("reconstruct", build_database), ("extending", map_database)):
 
         def noted(*args, function=function, **kwargs):  # type: ignore[no-untyped-def]
             done.append(function.__name__)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(f"edm_hloc.pipelines.reconstruct.{function.__name__}", noted)
+        monkeypatch.setattr(f"edm_hloc.pipelines.{module}.{function.__name__}", noted)
 
     def again(**options: Any) -> list[str]:
         """The steps that were done again."""
