@@ -116,7 +116,7 @@ class AtomicH5:
         except OSError as error:
             raise cannot_write(path, error) from error
         self.h5 = h5py.File(self._raw, "w", libver=_LIBVER)
-        self.h5.attrs["provenance"] = provenance_json
+        store_text(self.h5, "provenance", provenance_json)
 
     def check(self) -> None:
         """Raises EdmHlocError if something could not be written."""
@@ -221,6 +221,21 @@ def reading(path: Path) -> Iterator[None]:
         raise EdmHlocError(f"Cannot read {path}: permission denied.") from error
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise DamagedH5Error(path, str(error)) from error
+
+
+def store_text(h5: h5py.File, name: str, text: str) -> None:
+    """Stores a text as an attribute of a file, in bytes of a fixed length.
+
+    HDF5 puts text of variable length into a heap without a checksum. Where a part of that has
+    become zeros, as after a power cut, it reads it without end.
+    """
+    h5.attrs.create(name, np.bytes_(text.encode()))
+
+
+def stored_text(h5: h5py.File, name: str) -> str:
+    """What `store_text` stored, or older versions in variable length."""
+    text = h5.attrs[name]
+    return text if isinstance(text, str) else bytes(text).decode()
 
 
 def stored_provenance(h5: h5py.File) -> dict[str, str | int | float | bool | None]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.colmap import ModelStatistics, posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import force_to_disk, remove_leftover
@@ -85,7 +86,8 @@ def new_model_folder(out: Path) -> Iterator[Path]:
     Its files are on the disk before it has its name.
 
     Raises:
-        EdmHlocError: `out` holds other files than a COLMAP model's, or cannot be written.
+        EdmHlocError: `out` holds other files than a COLMAP model's, or cannot be written, or what
+            was written is not whole.
     """
     _check_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -97,6 +99,14 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         raise EdmHlocError(f"Cannot write {temporary}: {error.strerror or error}.") from error
     try:
         yield temporary
+        try:
+            for folder in {path.parent for path in temporary.rglob("cameras.bin")}:
+                check_binary_model(folder)  # COLMAP does not look whether the disk was full
+        except EdmHlocError as error:
+            raise EdmHlocError(
+                f"Cannot write {out}: COLMAP could not write all of it, as on a full disk. Free "
+                "disk space, then run again: what is already stored is kept."
+            ) from error
         try:
             for path in sorted(temporary.rglob("*")):
                 force_to_disk(path)

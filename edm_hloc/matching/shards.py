@@ -36,7 +36,9 @@ from edm_hloc.base.h5 import (
     open_h5,
     pair_key,
     reading,
+    store_text,
     stored_provenance,
+    stored_text,
 )
 from edm_hloc.base.matches import Matches
 
@@ -90,10 +92,10 @@ def stored_pairs(h5: h5py.File) -> list[StoredPair]:
         ValueError: their list has changed since it was written.
     """
     if "pairs" in h5.attrs:
-        pairs = json.loads(h5.attrs["pairs"])
+        pairs = json.loads(stored_text(h5, "pairs"))
         checksums: list[str | None] = [None] * len(pairs)
         if "checksums" in h5.attrs:
-            stored = json.loads(h5.attrs["checksums"])
+            stored = json.loads(stored_text(h5, "checksums"))
             checksums = stored["matches"]
             if stored["list"] != _list_checksum(h5):
                 raise ValueError("the list of its pairs has changed since it was written")
@@ -113,13 +115,14 @@ def stored_pairs(h5: h5py.File) -> list[StoredPair]:
 def store_pairs(h5: h5py.File, pairs: Iterable[StoredPair]) -> None:
     """Stores which pairs a shard holds."""
     pairs = list(pairs)
-    h5.attrs["pairs"] = json.dumps([[*pair.names, *pair.stamps] for pair in pairs])
+    store_text(h5, "pairs", json.dumps([[*pair.names, *pair.stamps] for pair in pairs]))
     checksums = [pair.checksum for pair in pairs]
-    h5.attrs["checksums"] = json.dumps({"list": _list_checksum(h5), "matches": checksums})
+    checked = {"list": _list_checksum(h5), "matches": checksums}
+    store_text(h5, "checksums", json.dumps(checked))
 
 
 def _list_checksum(h5: h5py.File) -> str:
-    return _checksum(str(h5.attrs[name]).encode() for name in ("provenance", "pairs"))
+    return _checksum(stored_text(h5, name).encode() for name in ("provenance", "pairs"))
 
 
 def _checksum(parts: Iterable[bytes]) -> str:

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
@@ -14,6 +15,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import new_model_folder
 from tests.mapping.scenes import CAMERA, THREADS, Scene, build, exif, make_scene
 
 
@@ -55,6 +57,29 @@ def test_colours_are_those_of_colmap(tmp_path: Path) -> None:
     ]
     assert len(difference) > 300
     assert max(difference) <= 1  # of rounding
+
+
+@pytest.mark.parametrize("name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin"])
+def test_a_model_that_was_not_written_whole_is_no_success(name: str, tmp_path: Path) -> None:
+    """COLMAP does not look whether the disk was full."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_frames_per_rig, options.num_points3D = 3, 20
+    model = pycolmap.synthesize_dataset(options)
+    out = tmp_path / "model"
+    with new_model_folder(out) as folder:
+        model.write_binary(folder)
+    before = read_model(out).num_points3D()
+
+    def write() -> None:
+        with new_model_folder(out) as folder:
+            model.write_binary(folder)
+            data = (folder / name).read_bytes()
+            (folder / name).write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(EdmHlocError, match=f"Cannot write {out}: COLMAP could not write all of it"):
+        write()
+    assert read_model(out).num_points3D() == before == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

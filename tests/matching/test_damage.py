@@ -92,6 +92,25 @@ def test_files_of_older_versions_are_read(tmp_path: Path) -> None:
         assert len(writer.done) == 5
 
 
+def test_a_hole_of_zeros_is_not_read_without_end(tmp_path: Path) -> None:
+    """As after a power cut; HDF5 would not come back from a heap of strings with such a hole."""
+    write_many(tmp_path / "whole", 8)
+    (shard,) = (tmp_path / "whole").glob("*.h5")
+    data = shard.read_bytes()
+    assert b"GCOL" not in data  # HDF5's heap, which has no checksum
+    for start in range(0, len(data), 512):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        holed = data[:start] + bytes(len(data[start : start + 512])) + data[start + 512 :]
+        (folder / shard.name).write_bytes(holed)
+        drop_damaged(folder)
+        with RawMatchWriter(folder, PROVENANCE) as writer:
+            found = [i for i in range(8) if names_of(i) in writer]
+        with RawMatchReader(folder) as reader:
+            for i in found:
+                assert_same(reader.read(*names_of(i)), raw(i))
+
+
 @pytest.mark.parametrize("changed", ["pairs", "provenance"])
 def test_a_list_of_pairs_that_has_changed_is_noticed(
     changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -100,11 +119,11 @@ def test_a_list_of_pairs_that_has_changed_is_noticed(
     (shard,) = tmp_path.glob("*.h5")
     text = {"pairs": b'"to/3.jpg"', "provenance": b'"f686be"'}[changed]
     flip(shard, shard.read_bytes().index(text) + 4)
-    with RawMatchReader(tmp_path) as reader, pytest.raises(DamagedH5Error, match="list of its pai"):
+    with RawMatchReader(tmp_path) as reader, pytest.raises(DamagedH5Error, match="is damaged"):
         reader.pairs()
     with caplog.at_level(logging.WARNING), RawMatchWriter(tmp_path, PROVENANCE) as writer:
         assert not writer.done
-    assert f"{shard} is damaged (the list of its pairs has changed" in caplog.text
+    assert f"{shard} is damaged (" in caplog.text
     assert files(tmp_path) == {f"{shard.name}.damaged"}
 
 
