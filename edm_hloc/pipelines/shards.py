@@ -29,7 +29,9 @@ from edm_hloc.base.h5 import (
     DamagedH5Error,
     open_h5,
     reading,
+    store_text,
     stored_provenance,
+    stored_text,
 )
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import (
@@ -130,8 +132,9 @@ def match_shard(
                     pair = stamped.get(names) or StoredPair(names)
                     stored.append(store_matches(file.h5, pair, raw.read(*names)))
             store_pairs(file.h5, stored)
-            file.h5.attrs["skipped"] = json.dumps(skipped, sort_keys=True)
-            file.h5.attrs["levels"] = json.dumps(StoredLevels(work).levels, sort_keys=True)
+            store_text(file.h5, "skipped", json.dumps(skipped, sort_keys=True))
+            levels = json.dumps(StoredLevels(work).levels, sort_keys=True)
+            store_text(file.h5, "levels", levels)
         except BaseException:
             file.discard()
             raise
@@ -217,7 +220,7 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
 def _stored(path: Path) -> tuple[list[StoredPair], dict[str, str]]:
     """The pairs in the file of a shard, and the photos that could not be read."""
     with open_h5(path) as h5, reading(path):
-        return stored_pairs(h5), dict(json.loads(h5.attrs["skipped"]))
+        return stored_pairs(h5), dict(json.loads(stored_text(h5, "skipped")))
 
 
 def _whole_shard(plan: ShardPlan, shard: int) -> tuple[list[StoredPair], dict[str, str]]:
@@ -265,7 +268,7 @@ def _check_levels(path: Path, levels: dict[str, Any]) -> None:
 
 def _levels_of(path: Path) -> dict[str, Any]:
     with open_h5(path) as h5, reading(path):
-        return dict(json.loads(h5.attrs["levels"]))
+        return dict(json.loads(stored_text(h5, "levels")))
 
 
 def stored_in(directory: Path) -> dict[tuple[str, str], StoredPair]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pycolmap
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
@@ -37,7 +38,7 @@ def test_planted_temporary_files_lead_nowhere(planted: str, tmp_path: Path) -> N
     write_whole(tmp_path / "a.txt", "new")
     AtomicH5(tmp_path / "b.h5", {}).commit()
     with new_model_folder(tmp_path / "model") as folder:
-        (folder / "cameras.bin").touch()
+        pycolmap.Reconstruction().write_binary(folder)
     assert (tmp_path / "a.txt").read_text() == "new"
     assert not (tmp_path / "a.txt").is_symlink()
     assert (tmp_path / "b.h5").is_file()
