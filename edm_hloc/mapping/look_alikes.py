@@ -66,9 +66,9 @@ def view_agreements(model: pycolmap.Reconstruction) -> list[ViewAgreement]:
     found = []
     pairs = list(scene.pairs_that_look_alike())
     for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
-        shares = [_share(scene, *pair) for pair in ((a, b), (b, a))]
-        if all(share is not None for share in shares):
-            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), min(filter(None, shares))))
+        first, second = _share(scene, a, b), _share(scene, b, a)
+        if first is not None and second is not None:
+            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), min(first, second)))
     return found
 
 

@@ -90,6 +90,7 @@ class MatchingSummary:
             rotated=tuple(sorted({*self.rotated, *later.rotated})),
             matches=self.matches + later.matches,
             seconds=self.seconds + later.seconds,
+            levels=self.levels | later.levels,
         )
 
 

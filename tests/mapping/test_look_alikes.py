@@ -96,6 +96,16 @@ def test_photos_of_two_equal_walls_conflict_and_those_of_one_do_not(
     assert not find_conflicts(folded(door=0.2)).pairs  # too little to tell
 
 
+def test_photos_that_share_nothing_that_counts_agree_by_0() -> None:
+    """What photos 0 and 1 have in common no third photo sees, and of what 2 to 5 confirm, nothing
+    is in both."""
+    rng = np.random.default_rng(4)
+    left, right = (wall(rng, 900) for _ in range(2))
+    seen = {(0, 1): wall(rng, 300), (0, 2, 3): left, (1, 4, 5): right}
+    shares = {a.images: a.share for a in view_agreements(model_of(EIGHT[:6], seen))}
+    assert shares[1, 2] == 0
+
+
 def test_a_model_without_equal_places_has_no_conflicts() -> None:
     rng = np.random.default_rng(1)
     model = model_of(

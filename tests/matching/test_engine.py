@@ -24,7 +24,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, MatchingSummary, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models.edm import EDM
@@ -425,3 +425,11 @@ def test_names_that_collide_are_found_before_matching(tmp_path: Path) -> None:
         match_pairs(tmp_path, pairs, matcher, tmp_path / "raw")
     assert not matcher.encoded
     assert match_pairs(tmp_path, pairs[1:2], matcher, tmp_path / "raw").matched == 1
+
+
+def test_what_two_calls_did_together() -> None:
+    first = MatchingSummary(3, 0, 4, 4, {"x": "cut"}, 1, ("b",), 30, 1.0, {"F uint16": None})
+    second = MatchingSummary(2, 3, 1, 5, {}, 0, ("a",), 20, 2.0, {"G uint16": [1.0, 9.0]})
+    both = first.followed_by(second)
+    levels = {"F uint16": None, "G uint16": [1.0, 9.0]}
+    assert both == MatchingSummary(5, 3, 5, 5, {"x": "cut"}, 1, ("a", "b"), 50, 3.0, levels)
