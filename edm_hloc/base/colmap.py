@@ -200,6 +200,23 @@ def _is_whole(database: Path) -> bool:
         return False
 
 
+def unposed_model(
+    db: pycolmap.Database, min_num_matches: int
+) -> tuple[pycolmap.Reconstruction, pycolmap.DatabaseCache]:
+    """The cameras, images and keypoints of a database as a model without poses, and its matches.
+
+    Args:
+        db: database with verified pairs.
+        min_num_matches: pairs with fewer verified matches are left out.
+    """
+    options = pycolmap.DatabaseCacheOptions()
+    options.min_num_matches = min_num_matches
+    cache = pycolmap.DatabaseCache.create(db, options)
+    model = pycolmap.Reconstruction()
+    model.load(cache)
+    return model, cache
+
+
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     """The registered images of a model (those with a pose) by name, sorted by name."""
     images = {image.name: image for image in model.images.values() if image.has_pose}

@@ -133,13 +133,18 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
         help="photometric: match pairs with few matches a second time, and refine all matches by "
         "aligning the photos around them; none: the matches of the network",
     )
-    group.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
     group.add_argument(
         "--onnx",
         type=Path,
         metavar="FOLDER",
         help="output of edm-hloc export: encode photos with ONNX Runtime, which is faster on a CPU",
     )
+    add_machine(group)
+
+
+def add_machine(group: argparse._ActionsContainer) -> None:
+    """Add --device and --cache."""
+    group.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
     group.add_argument(
         "--cache",
         type=between(float, 0),
@@ -147,6 +152,13 @@ def add_matcher(sub: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory for the features of photos",
     )
+
+
+def add_listed_pairs(sub: argparse.ArgumentParser) -> None:
+    """Add PAIRS, a list that `choose_pairs` and `list_pairs` read in place of the options."""
+    sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
+    sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
+    sub.set_defaults(image_list=None)
 
 
 def add_workers(sub: argparse.ArgumentParser) -> None:

@@ -25,10 +25,8 @@ def register(command: options.AddCommand) -> None:
 
     sub = command("match-pairs", _match_pairs, "match listed pairs and write hloc's H5 files")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
+    options.add_listed_pairs(sub)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
-    sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
-    sub.set_defaults(image_list=None)
     options.add_matcher(sub)
     options.add_workers(sub)
     options.add_quantization(sub)

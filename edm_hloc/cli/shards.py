@@ -26,7 +26,7 @@ Engine, and the number that arrays begin with there."""
 def register(command: options.AddCommand) -> None:
     sub = command("plan", _plan, "cut the matching of listed pairs into shards for many workers")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
+    options.add_listed_pairs(sub)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder that all workers see")
     either = sub.add_mutually_exclusive_group()
     either.add_argument("--shards", type=options.between(int, 1, 10**6), help="number of shards")
@@ -37,8 +37,6 @@ def register(command: options.AddCommand) -> None:
         metavar="N",
         help="pairs of a shard, unless --shards is given",
     )
-    sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
-    sub.set_defaults(image_list=None)
     options.add_matcher(sub)
     options.add_overwrite(sub)
 
@@ -51,14 +49,7 @@ def register(command: options.AddCommand) -> None:
         help="take the number from the variables that Slurm, AWS Batch, Kubernetes' indexed jobs, "
         "PBS, LSF and Grid Engine set for a job of an array",
     )
-    sub.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
-    sub.add_argument(
-        "--cache",
-        type=options.between(float, 0),
-        default=2.0,
-        metavar="GB",
-        help="memory for the features of photos",
-    )
+    options.add_machine(sub)
 
     sub = command("merge", _merge, "put the shards of a plan together, once all are matched")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder of the plan")

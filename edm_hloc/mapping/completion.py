@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import open_database, unposed_model
 from edm_hloc.base.progress import StepProgress
 
 _ITERATIONS = (10, 10, 25)  # of the adjustments of all cameras and points, a filter after each
@@ -35,12 +35,8 @@ def complete_model(
     Returns:
         The complete model.
     """
-    whole = pycolmap.Reconstruction()
     with open_database(database) as db:
-        cache_options = pycolmap.DatabaseCacheOptions()
-        cache_options.min_num_matches = colmap.min_num_matches
-        cache = pycolmap.DatabaseCache.create(db, cache_options)
-    whole.load(cache)
+        whole, cache = unposed_model(db, colmap.min_num_matches)
     for camera_id, camera in model.cameras.items():
         whole.cameras[camera_id].params = camera.params
     for frame_id in sorted(model.reg_frame_ids()):

@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
+from edm_hloc.base.colmap import (
+    ModelStatistics,
+    open_database,
+    posed_images,
+    quiet_colmap,
+    unposed_model,
+)
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.mapping.mappers import incremental_options
+from edm_hloc.mapping.mappers import refining_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
@@ -142,11 +148,7 @@ def _with_known_poses(
     db: pycolmap.Database, earlier: EarlierModel, options: MappingOptions
 ) -> pycolmap.Reconstruction | None:
     """The images and keypoints of a database, with the cameras and poses that hold."""
-    cache_options = pycolmap.DatabaseCacheOptions()
-    cache_options.min_num_matches = options.min_inliers
-    cache = pycolmap.DatabaseCache.create(db, cache_options)
-    whole = pycolmap.Reconstruction()
-    whole.load(cache)
+    whole, _ = unposed_model(db, options.min_inliers)
     before = posed_images(earlier.model)
     held = [i for i in whole.images.values() if i.name in before and i.name in earlier.names]
     if len(held) < max(_MIN_KEPT, _MIN_KEPT_SHARE * db.num_images()):
@@ -200,13 +202,10 @@ def _register_more(
     refine: _Refinement,
 ) -> list[pycolmap.Reconstruction]:
     """COLMAP's incremental mapper from a model on, whose cameras stay as they are."""
-    colmap = incremental_options(options)
+    colmap = refining_options(options, refine.focal, refine.distortion)
     colmap.min_model_size = 3
     colmap.fix_existing_frames = True
     colmap.constant_cameras = refine.known | refine.held
-    colmap.ba_refine_focal_length = colmap.mapper.abs_pose_refine_focal_length = refine.focal
-    colmap.ba_refine_extra_params = refine.distortion
-    colmap.mapper.abs_pose_refine_extra_params = refine.distortion
     given, made = folder / "given", folder / "made"
     for path in (given, made):
         path.mkdir()
@@ -225,9 +224,7 @@ def _register_more(
 
 def adjust(model: pycolmap.Reconstruction, options: MappingOptions, refine: _Refinement) -> None:
     """Adjusts all cameras and points together, then drops the points that do not fit."""
-    colmap = incremental_options(options)
-    colmap.ba_refine_focal_length = refine.focal
-    colmap.ba_refine_extra_params = refine.distortion
+    colmap = refining_options(options, refine.focal, refine.distortion)
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
         config.add_image(image_id)

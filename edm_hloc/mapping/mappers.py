@@ -267,6 +267,16 @@ def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipeline
     return colmap
 
 
+def refining_options(
+    options: MappingOptions, focal: bool, distortion: bool
+) -> pycolmap.IncrementalPipelineOptions:
+    """The same, with what is refined of the cameras that are not constant."""
+    colmap = incremental_options(options)
+    colmap.ba_refine_focal_length = colmap.mapper.abs_pose_refine_focal_length = focal
+    colmap.ba_refine_extra_params = colmap.mapper.abs_pose_refine_extra_params = distortion
+    return colmap
+
+
 @dataclass(frozen=True)
 class IncrementalMapping:
     """COLMAP's incremental mapper on one database.
@@ -295,13 +305,9 @@ class IncrementalMapping:
         self, refine_focal: bool, refine_distortion: bool
     ) -> pycolmap.IncrementalPipelineOptions:
         """COLMAP's options, with what is refined of the cameras that are not constant."""
-        colmap = incremental_options(self.options)
+        colmap = refining_options(self.options, refine_focal, refine_distortion)
         colmap.min_model_size = 3
         colmap.constant_cameras = self.constant_cameras
-        colmap.ba_refine_focal_length = refine_focal
-        colmap.mapper.abs_pose_refine_focal_length = refine_focal
-        colmap.ba_refine_extra_params = refine_distortion
-        colmap.mapper.abs_pose_refine_extra_params = refine_distortion
         if self.thinned:
             colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
             colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH

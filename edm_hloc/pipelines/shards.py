@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.h5 import (
@@ -115,8 +117,7 @@ def match_shard(
     path, work = plan.file_of(shard), plan.work_of(shard)
     if path.exists():
         with contextlib.suppress(DamagedH5Error):  # it is made again
-            stored, skipped = _whole_shard(plan, shard)
-            return ShardSummary(len(pairs), 0, 0, skipped)
+            return ShardSummary(len(pairs), 0, 0, _whole_shard(plan, shard).skipped)
     try:
         summary = match_pairs(plan.image_root, pairs, matcher, work, config)
         matched, encoded, skipped = summary.matched, summary.encoded, summary.skipped
@@ -159,15 +160,15 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
     number = 0
     for shard in range(1, len(plan.pairs) + 1):
         try:
-            stored, unreadable = _whole_shard(plan, shard)
-            _check_stamps(stored, stamps, shard)
-            _check_levels(plan.file_of(shard), levels)
+            content = _whole_shard(plan, shard)
+            _check_stamps(content.stored, stamps, shard)
+            _check_levels(content.levels, levels)
         except EdmHlocError as error:
             reason = error.reason if isinstance(error, DamagedH5Error) else str(error)
             wrong[shard] = reason if plan.file_of(shard).exists() else "not matched yet"
             continue
-        skipped |= unreadable
-        number += len(stored)
+        skipped |= content.skipped
+        number += len(content.stored)
     if wrong:
         listed = "\n".join(f"  {shard}: {reason}" for shard, reason in list(wrong.items())[:20])
         more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
@@ -206,40 +207,56 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
     with FolderLock(plan.raw_matches):
         present = stored_in(plan.raw_matches)
         for shard in shards:
-            stored, _ = _stored(plan.file_of(shard))
-            if all(present.get(pair.names) == pair for pair in stored):
+            with open_h5(plan.file_of(shard)) as h5, reading(plan.file_of(shard)):
+                content = _Content.of(h5)
+            if all(present.get(pair.names) == pair for pair in content.stored):
                 continue
-            if levels := _levels_of(plan.file_of(shard)):
-                levels = StoredLevels(plan.raw_matches).levels | levels
+            if content.levels:
+                levels = StoredLevels(plan.raw_matches).levels | content.levels
                 write_whole(plan.raw_matches / LEVELS, json.dumps(levels, indent=2))
             paths = shard_paths(plan.raw_matches)
             following = shard_number(paths[-1]) + 1 if paths else 0
             _put(plan.file_of(shard), shard_path(plan.raw_matches, following))
 
 
-def _stored(path: Path) -> tuple[list[StoredPair], dict[str, str]]:
-    """The pairs in the file of a shard, and the photos that could not be read."""
-    with open_h5(path) as h5, reading(path):
-        return stored_pairs(h5), dict(json.loads(stored_text(h5, "skipped")))
+@dataclass(frozen=True)
+class _Content:
+    """What the file of a shard holds besides the matches.
+
+    Attributes:
+        stored: its pairs.
+        skipped: photos that could not be read, with the reason.
+        levels: black and white of 16-bit photos, see `StoredLevels`.
+    """
+
+    stored: list[StoredPair]
+    skipped: dict[str, str]
+    levels: dict[str, Any]
+
+    @classmethod
+    def of(cls, h5: h5py.File) -> _Content:
+        skipped, levels = (json.loads(stored_text(h5, name)) for name in ("skipped", "levels"))
+        return cls(stored_pairs(h5), skipped, levels)
 
 
-def _whole_shard(plan: ShardPlan, shard: int) -> tuple[list[StoredPair], dict[str, str]]:
-    """The same, once it is known that all its pairs are there and nothing has rotted.
+def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
+    """The content of a shard's file, once it is known that its pairs are there and whole.
 
     Raises:
         EdmHlocError: it is of other settings or of other pairs; as a `DamagedH5Error`: it is
             damaged.
     """
     path = plan.file_of(shard)
-    stored, skipped = _stored(path)
     with open_h5(path) as h5, reading(path):
+        content = _Content.of(h5)
         check_same_provenance(path, stored_provenance(h5), plan.provenance)
-        for pair in stored:
+        for pair in content.stored:
             read_matches(h5, pair)
-    expected = [names for names in plan.pairs_of(shard) if not skipped.keys() & set(names)]
-    if [pair.names for pair in stored] != expected:
+    skipped = content.skipped.keys()
+    expected = [names for names in plan.pairs_of(shard) if not skipped & set(names)]
+    if [pair.names for pair in content.stored] != expected:
         raise DamagedH5Error(path, "it holds other pairs than those planned")
-    return stored, skipped
+    return content
 
 
 def _check_stamps(
@@ -256,19 +273,14 @@ def _check_stamps(
                 )
 
 
-def _check_levels(path: Path, levels: dict[str, Any]) -> None:
+def _check_levels(found: dict[str, Any], levels: dict[str, Any]) -> None:
     """Refuses 16-bit photos whose black and white were not the same in all shards; fills `levels`.
 
     They depend on all photos of a folder, which may have been added to between two shards.
     """
-    for folder, now in _levels_of(path).items():
+    for folder, now in found.items():
         if levels.setdefault(folder, now) != now:
             raise EdmHlocError(f"black and white of the photos in {folder} were other values")
-
-
-def _levels_of(path: Path) -> dict[str, Any]:
-    with open_h5(path) as h5, reading(path):
-        return dict(json.loads(stored_text(h5, "levels")))
 
 
 def stored_in(directory: Path) -> dict[tuple[str, str], StoredPair]:

@@ -116,7 +116,7 @@ def match_with_workers(
     with StepProgress("Matching", "pair", sum(plan.pairs)) as progress:
         _Team(plan, matcher.info.device.type, config).match(progress)
     merged = merge_shards(plan)
-    end_plan(plan)
+    end_plan(plan, merge=False)
     return merged.pairs
 
 
