@@ -40,14 +40,15 @@ class RealData:
     """A data set of real training pairs; the formats are described in `scenes`.
 
     Attributes:
-        format: "megadepth", "scannet" or "colmap".
-        root: folder of the data; for "colmap" of the photos.
-        index: folder of LoFTR's index files; for "colmap" of the model.
+        format: "megadepth", "scannet", "colmap" or "reconstruction".
+        root: folder of the data; for the last two of the photos.
+        index: folder of LoFTR's index files; for "colmap" of the model, for "reconstruction" what
+            `edm-hloc reconstruct` has written.
         min_overlap: smallest overlap score of a pair in the index files.
         share: share of the training batches that come from this data set.
     """
 
-    format: Literal["megadepth", "scannet", "colmap"]
+    format: Literal["megadepth", "scannet", "colmap", "reconstruction"]
     root: str
     index: str
     min_overlap: float = 0.4
@@ -134,6 +135,8 @@ class TrainConfig:
         validation_images, validation_pairs: folder of photos and list of pairs in SuperGlue's
             format `pairs_with_gt` for validation on real pairs; None for none.
         refined: image in which matches leave the grid in validation; "best" selects it by σ.
+        trained: "fine" leaves all but the fine stage as it is. A step then costs a fraction, and
+            the coarse matches do not change.
         threshold: smallest confidence of a match in the curves and in validation; it is stored with
             the weights as the threshold of inference.
         validations, checkpoints: number of validations and checkpoints, evenly over the run.
@@ -170,6 +173,7 @@ class TrainConfig:
     validation_images: str | None = None
     validation_pairs: str | None = None
     refined: RefinedImage = "best"
+    trained: Literal["all", "fine"] = "all"
     threshold: float = 0.2
     validations: int = 10
     checkpoints: int = 30

@@ -14,7 +14,8 @@ from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.frames import Origin, inside, resizing_matrix
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.training.config import RealData
-from edm_hloc.training.scenes import SupervisedImage, read_scenes
+from edm_hloc.training.scene_types import SupervisedImage
+from edm_hloc.training.scenes import read_scenes
 from edm_hloc.training.sparse_supervision import sparse_supervision
 from edm_hloc.training.step import PairBatch
 from edm_hloc.training.supervision import DepthMap, Supervision, grid_points, supervise

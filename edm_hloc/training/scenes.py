@@ -11,6 +11,8 @@ ScanNet: the index is a folder of `*.npz` files with `name` (P, 4), rows of scen
     poses are world_from_cam.
 COLMAP: the index is a model, the root its folder of photos. The ground truth is sparse: the
     points that two images observe.
+Reconstruction: the index is what `edm-hloc reconstruct` has written, the root its folder of photos;
+    see `refined_matches`.
 
 In which pixel frame each of them has its intrinsics is said in `pairs.index_files`; all that is
 read here is in hloc's frame.
@@ -18,10 +20,8 @@ read here is in hloc's frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import h5py
@@ -37,39 +37,11 @@ from edm_hloc.pairs.index_files import (
 )
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
+from edm_hloc.training.refined_matches import reconstruction_scenes
+from edm_hloc.training.scene_types import SupervisedImage, TrainingScene
 
 Array = np.ndarray
 MIN_SHARED_POINTS = 40  # of a COLMAP model, for two images to be a training pair
-
-
-class SupervisedImage(NamedTuple):
-    """An image of a training pair with its ground truth.
-
-    Attributes:
-        image: (H, W) uint8.
-        depth: (H, W) float32 along the optical axis, 0 where unknown; None with sparse truth.
-        K: (3, 3) intrinsics in hloc's pixel frame.
-        points: (P, 2) pixels, in hloc's frame, of the 3D points that both images of the pair
-            observe, in the same order in both; None with depth maps.
-    """
-
-    image: Array
-    depth: Array | None
-    K: Array
-    points: Array | None
-
-
-class TrainingScene(NamedTuple):
-    """The training pairs of one scene.
-
-    Attributes:
-        length: number of pairs.
-        read: number of a pair → its two images and T_0to1 (4, 4). Raises ImageError if a file of
-            the pair cannot be read.
-    """
-
-    length: int
-    read: Callable[[int], tuple[SupervisedImage, SupervisedImage, Array]]
 
 
 def read_scenes(data: RealData) -> list[TrainingScene]:
@@ -88,6 +60,8 @@ def read_scenes(data: RealData) -> list[TrainingScene]:
         scenes = scannet_scenes(root, index, data.min_overlap)
     elif data.format == "colmap":
         scenes = colmap_scenes(index, root)
+    elif data.format == "reconstruction":
+        scenes = reconstruction_scenes(index, root)
     else:
         raise EdmHlocError(f"unknown format of training data: {data.format!r}")
     scenes = [s for s in scenes if s.length]

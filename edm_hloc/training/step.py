@@ -98,8 +98,9 @@ class TrainingStep(nn.Module):
             an error), fine_error (median, px).
         """
         config, model, truth = self.config, self.model, batch.truth
-        features0, features1 = self._encode(batch, position_scale)
-        coarse0, coarse1 = model.interact(features0, features1)
+        with torch.set_grad_enabled(config.trained == "all"):
+            features0, features1 = self._encode(batch, position_scale)
+            coarse0, coarse1 = model.interact(features0, features1)
         tokens0, tokens1 = coarse0.flatten(2).mT, coarse1.flatten(2).mT
         temperature = model.config.temperature
 

@@ -133,6 +133,10 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
         earlier = load_initial(Path(config.initial), model, average, config.origin)
         progress.earlier_pairs = earlier.pairs + earlier.earlier_pairs
         progress.earlier_seconds = earlier.seconds + earlier.earlier_seconds
+    if config.trained == "fine":  # the rest stays as it is exported: no gradient, no statistics
+        for part, kept in ((model.backbone, average.backbone), (model.neck, average.neck)):
+            part.load_state_dict(kept.state_dict())
+            part.requires_grad_(False).eval()
     module, optimizer = fabric.setup(TrainingStep(model, config), _optimizer(model, config))
     if checkpoint is not None:
         with reading_checkpoint(path):
@@ -141,7 +145,7 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
 
 
 def _optimizer(model: EDM, config: TrainConfig) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},

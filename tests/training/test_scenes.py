@@ -18,7 +18,8 @@ from edm_hloc.base.frames import Origin, origin_shift
 from edm_hloc.synthetic.pairs import RenderedPairs
 from edm_hloc.training.config import RealData
 from edm_hloc.training.real_pairs import RealSource, covisible_centres, crop_to_size, ground_truth
-from edm_hloc.training.scenes import SupervisedImage, colmap_scenes, megadepth_scenes
+from edm_hloc.training.scene_types import SupervisedImage
+from edm_hloc.training.scenes import colmap_scenes, megadepth_scenes
 from edm_hloc.training.supervision import (
     DepthMap,
     grid_points,

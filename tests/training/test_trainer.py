@@ -175,6 +175,21 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_no_pictures")
+def test_the_fine_stage_alone_is_trained(few: FewBatches, tmp_path: Path) -> None:
+    run_training(tiny_config(), tmp_path / "a", source=few, accelerator="cpu", devices=1)
+    initial = str(tmp_path / "a" / "checkpoint.pt")
+    config = tiny_config(trained="fine", initial=initial, steps=30, learning_rate=1e-2)
+    result = run_training(config, tmp_path / "b", source=few, accelerator="cpu", devices=1)
+    before = torch.load(initial, weights_only=True)["average"]
+    after = result.model.state_dict()
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert {key.partition(".")[0] for key in changed} == {"fine_matching"}
+    rows = read_curve(tmp_path / "b" / "training.csv")
+    first, last = (float(rows[i]["loss_fine"]) for i in (0, -1))
+    assert last < first - 0.2
+
+
+@pytest.mark.usefixtures("_no_pictures")
 def test_what_is_loaded_is_the_network_that_was_trained(few: FewBatches, tmp_path: Path) -> None:
     changes = {"attention_scale": 10.0, "temperature": 0.2, "bins": 8, "bidirectional": False}
     network = dataclasses.replace(TINY, layers=("self", "cross"), train_size=832, **changes)
