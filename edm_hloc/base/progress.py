@@ -68,6 +68,11 @@ class ProgressText:
             parts.append(f"at work for {format_duration(seconds)}")
         return self._put(parts, note)
 
+    def restart(self, seconds: float, done: float) -> None:
+        """Counts from `done` on: what was done before was in vain, or is another part."""
+        self._lines.clear()
+        self._lines.append((seconds, done))
+
     def last_line(self, seconds: float, done: float) -> str:
         """The line after which the step says no more."""
         counted = [self._count(done)] if self._total is not None or done else ["done"]
@@ -151,6 +156,20 @@ class StepProgress:
         self.done += number
         if self._bar is not None:
             self._bar.update(number)
+
+    def restart(self, done: float, note: str = "") -> None:
+        """Counts from `done` on again, where what was done before was in vain, or another part.
+
+        Args:
+            done: number that is done.
+            note: see `note`.
+        """
+        self.done, self.note = done, note
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.refresh()
+        elif self._text is not None:
+            self._text.restart(time.monotonic() - self._start, done)
 
     def show(self) -> None:
         """Shows the state now."""

@@ -336,8 +336,13 @@ class IncrementalMapping:
             start, registered = self.snapshots.begin(colmap, self.images, run)
         with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
 
+            def registered_first() -> None:
+                # another model, of other photos, or once more, as the last was not good enough
+                progress.restart(2, "from another pair of photos" if progress.done else "")
+
             def registered_next() -> None:
-                progress.update()
+                if progress.done < self.images:  # photos that were dropped are counted again
+                    progress.update()
                 if self.snapshots is not None:
                     self.snapshots.prune()
 
@@ -347,7 +352,7 @@ class IncrementalMapping:
                 self.folder,
                 colmap,
                 input_path=start or "",
-                initial_image_pair_callback=lambda: progress.update(2),
+                initial_image_pair_callback=registered_first,
                 next_image_callback=registered_next,
             )
         return list(models.values())

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import check_keys
-from edm_hloc.base.progress import track
+from edm_hloc.base.progress import say, track
+from edm_hloc.base.text import format_duration
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.base.version import __version__
 from edm_hloc.images.find import image_stamps
@@ -25,6 +26,10 @@ from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
+
+_ENCODING = 0.4  # of the time of a pair, for a photo: docs/speed.md, by stages
+_FORECAST_AFTER = 5.0  # seconds of matching, the compilation at the first pair not counted
+_WORTH_SAYING = 30.0  # seconds: what takes no longer needs no forecast
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,9 @@ def _match(
         cache.add(name, features, keep=tuple(first))
     # A GPU encodes several photos at a time; they may take a quarter of its cache.
     together = min(matcher.info.batch_size, config.cache_bytes // max(1, 4 * size))
+    forecast = _Forecast(pairs, shown=config.shown)
     for position, pair in enumerate(track(pairs, "Matching", "pair", shown=config.shown)):
+        forecast.say(queue.num_pairs, encoder.num_images)
         encoder.prepare(pairs[position : position + 4 * config.load_ahead], cache)
         new = encoder.encode(pair, cache, together)
         if new is not None:
@@ -233,3 +240,35 @@ def _match(
             queue.add(pair, encoder.shapes_of(pair), both)
         cache.finished(position, pair)
     queue.finish()
+
+
+class _Forecast:
+    """Says early how long many pairs are going to take, by the pace of the first ones.
+
+    The first pairs need more photos encoded than later ones do, which the lines of the progress do
+    not take into account.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], *, shown: bool) -> None:
+        self._pairs, self._photos = len(pairs), len(names_in(pairs))
+        self._done = not shown
+        self._start: tuple[float, float] | None = None  # when the first pair was stored: time, work
+
+    def say(self, pairs: int, photos: int) -> None:
+        """Says it once, when enough pairs are stored and photos encoded."""
+        if self._done or not pairs:
+            return
+        work, now = pairs + _ENCODING * photos, time.monotonic()
+        if self._start is None:
+            self._start = now, work
+            return
+        seconds, done = now - self._start[0], work - self._start[1]
+        if seconds < _FORECAST_AFTER or not done:
+            return
+        self._done = True
+        left = (self._pairs + _ENCODING * self._photos - work) * seconds / done
+        if left > _WORTH_SAYING:
+            say(
+                f"Matching {self._pairs:,} pairs of {self._photos:,} photos is going to take about "
+                f"{format_duration(left)} at the pace of the first {pairs}"
+            )

@@ -75,6 +75,25 @@ def test_lines_come_while_nothing_is_counted(
     assert re.fullmatch(r"Mapping: 5 of 5 photos \(100 %\) in 0\.\d s", lines[-1])
 
 
+def test_a_step_that_starts_anew_counts_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ProgressText("Mapping", "photo", 20)
+    text.line(30, 18)
+    text.restart(40, 2)
+    assert text.line(50, 4) == (
+        "Mapping: 4 of 20 photos (20 %), 5.0 s a photo, about 1 min 20 s left"
+    )
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.05)
+    with StepProgress("Mapping", "photo", 20) as step:
+        step.update(18)
+        step.restart(2, "from another pair of photos")
+        time.sleep(0.2)
+    said = capsys.readouterr().err
+    assert said.startswith("Mapping: 2 of 20 photos (10 %)")
+    assert "from another pair of photos" in said
+
+
 def test_short_steps_and_failed_ones_say_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +134,16 @@ def test_a_log_at_info_gets_the_lines(
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_the_bar_starts_anew_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with StepProgress("Mapping", "photo", 20) as step:
+        step.update(18)
+        step.restart(2)
+        step.update(3)
+    assert "Mapping:  25%|" in terminal.getvalue().splitlines()[-1].split("\r")[-1]
 
 
 def test_a_terminal_gets_a_bar_whose_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

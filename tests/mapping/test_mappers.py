@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import MatchWriter
+from edm_hloc.mapping import mappers
 from edm_hloc.mapping.mappers import IncrementalMapping, map_database
 from edm_hloc.mapping.options import MappingOptions
 from tests.mapping.scenes import (
@@ -235,3 +238,36 @@ def test_one_impossible_camera_of_many_is_no_reason_to_map_again(
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
     assert summary.statistics.registered == 10
     assert number == mappings
+
+
+def test_progress_starts_anew_with_another_pair_of_photos(
+    scene: Scene, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COLMAP drops a model that is too small, and may register a photo twice."""
+    shown: list[float] = []
+
+    class Progress(StepProgress):
+        def update(self, number: float = 1) -> None:
+            super().update(number)
+            shown.append(self.done)
+
+        def restart(self, done: float, note: str = "") -> None:
+            super().restart(done, note)
+            shown.append(self.done)
+
+    def mapping(
+        *arguments: object,
+        initial_image_pair_callback: Callable[[], None],
+        next_image_callback: Callable[[], None],
+        **named: object,
+    ) -> dict[int, object]:
+        for number in (3, 7):
+            initial_image_pair_callback()
+            for _ in range(number):
+                next_image_callback()
+        return {}
+
+    monkeypatch.setattr(mappers, "StepProgress", Progress)
+    monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
+    IncrementalMapping(database, scene.images, tmp_path, set(), 6, MappingOptions()).run(True, True)
+    assert shown == [2, 3, 4, 5, 2, 3, 4, 5, 6]

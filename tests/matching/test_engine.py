@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,9 +22,11 @@ from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.text import format_duration
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.matching import engine
 from edm_hloc.matching.engine import MatchingConfig, MatchingSummary, match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
@@ -84,6 +87,42 @@ def test_backbone_runs_once_per_image(
     match_pairs(photos, all_pairs(5), matcher, tmp_path / "raw")
     assert isinstance(matcher.model, EDM)
     assert calls == [1] * 5
+
+
+class Timed(FakeMatcher):
+    """Takes 2 s to encode a photo and 5 s for a pair, by a clock of its own."""
+
+    now = 0.0
+
+    def encode(self, image: NetworkImage) -> Features:
+        self.now += 2
+        return super().encode(image)
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        self.now += 5 * len(pairs)
+        return super().match_batch(pairs)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(8, "28 pairs of 8 photos"), (4, None)])
+def test_how_long_it_takes_is_said_once_after_the_first_pairs(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    expected: str | None,
+) -> None:
+    """The time left is right to the second, though the first pairs need the most photos."""
+    matcher, said = Timed(), list[tuple[str, float]]()
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: matcher.now))
+    monkeypatch.setattr(engine, "say", lambda line: said.append((line, matcher.now)))
+    match_pairs(photos, all_pairs(count), matcher, tmp_path / "raw")
+    if expected is None:  # six pairs: what is left takes less than half a minute
+        assert said == []
+        return
+    [(line, at)] = said
+    assert at < 30
+    left = format_duration(matcher.now - at)
+    assert line.startswith(f"Matching {expected} is going to take about {left} at the pace of")
 
 
 def test_a_small_cache_costs_encodes_but_not_matches(photos: Path, tmp_path: Path) -> None:
