@@ -9,9 +9,10 @@ import shutil
 import sqlite3
 import tempfile
 import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -261,3 +262,20 @@ def camera_text(camera: pycolmap.Camera) -> str:
     """COLMAP's camera model, width, height and parameters, as in a line of cameras.txt."""
     parameters = (repr(float(parameter)) for parameter in camera.params)
     return " ".join([camera.model_name, str(camera.width), str(camera.height), *parameters])
+
+
+def camera_to_json(camera: pycolmap.Camera) -> dict[str, Any]:
+    """All of a camera in values that JSON knows, without a loss."""
+    return {
+        "model": camera.model_name,
+        "width": camera.width,
+        "height": camera.height,
+        "params": [float(parameter) for parameter in camera.params],
+        "camera_id": camera.camera_id,
+        "has_prior_focal_length": camera.has_prior_focal_length,
+    }
+
+
+def camera_from_json(values: Mapping[str, Any]) -> pycolmap.Camera:
+    """The camera of `camera_to_json`."""
+    return pycolmap.Camera(dict(values))

@@ -60,3 +60,11 @@ def raise_any(problems: Sequence[str]) -> None:
 
 class ImageError(EdmHlocError):
     """A photo that cannot be read; a run reports it and goes on without it."""
+
+
+class WorkLeftError(Exception):
+    """A run has planned work for other processes, and ends until they have done it.
+
+    It is no `EdmHlocError`, as nothing has gone wrong: the command line prints the message and ends
+    with exit code 3.
+    """

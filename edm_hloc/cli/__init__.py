@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edm_hloc.base.errors import EdmHlocError, shortened
+from edm_hloc.base.errors import EdmHlocError, WorkLeftError, shortened
 from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
     benchmarks,
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0 success, 1 an `EdmHlocError`, whose message is printed, 130 Ctrl-C. Wrong
-        arguments end the program with 2.
+        The exit code: 0 success, 1 an `EdmHlocError`, whose message is printed, 3 work is
+        left to others, 130 Ctrl-C. Wrong arguments end the program with 2.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdmHlocError as error:
         print(f"edm-hloc: {error}", file=sys.stderr)
         return 1
+    except WorkLeftError as left:
+        print(left)
+        return 3
     except OSError as error:
         if error.filename is None:  # not of a file: for example a closed pipe
             raise

@@ -76,6 +76,7 @@ def _add_dataset(sub: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="only say what is missing and where to get it"
     )
     options.add_workers(sub)
+    options.add_shards(sub)
 
 
 def _add_keypoints(

@@ -36,6 +36,7 @@ def register(command: options.AddCommand) -> None:
         "'name MODEL width height parameters' a line, OpenCV's calibration, or 'MODEL width "
         "height parameters' for all",
     )
+    options.add_shards(sub)
     add_localization(sub, retrieved=20, max_error=12.0)
 
 

@@ -173,6 +173,17 @@ def add_workers(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shards(sub: argparse.ArgumentParser) -> None:
+    """Add --shards, which `matching_config` reads."""
+    sub.add_argument(
+        "--shards",
+        type=between(int, 1, 10**6),
+        metavar="N",
+        help="leave the steps that take long to other computers: plan the next one in N shards and "
+        "end with exit code 3; after edm-hloc match-shard has done them, the same command goes on",
+    )
+
+
 def _number_of_workers(text: str) -> int | str:
     return text if text == "auto" else between(int, 1, 1000)(text)
 
@@ -280,7 +291,13 @@ def matching_config(args: argparse.Namespace) -> MatchingConfig:
         from edm_hloc.pipelines.workers import automatic_workers
 
         workers = automatic_workers(args.device)
-    return MatchingConfig(cache_bytes=int(args.cache * 1e9), workers=workers)
+    shards = getattr(args, "shards", None) or 0
+    if shards and args.overwrite:
+        raise EdmHlocError(
+            "--overwrite would discard what the shards have done each time: remove the output "
+            "folder instead, or choose another one."
+        )
+    return MatchingConfig(cache_bytes=int(args.cache * 1e9), workers=workers, shards=shards)
 
 
 def reconstruction_config(

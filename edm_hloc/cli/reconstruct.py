@@ -19,6 +19,7 @@ def register(command: options.AddCommand) -> None:
     options.add_pairs(sub)
     options.add_matcher(sub)
     options.add_workers(sub)
+    options.add_shards(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
     options.add_overwrite(sub)
@@ -29,6 +30,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
     options.add_matcher(sub)
     options.add_workers(sub)
+    options.add_shards(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 
@@ -43,6 +45,7 @@ def register(command: options.AddCommand) -> None:
     options.add_pairs(sub)
     options.add_matcher(sub)
     options.add_workers(sub)
+    options.add_shards(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 
@@ -110,6 +113,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     masks = find_masks(args.masks, names_of(pairs), args.images)
     with Run.begin(args.out, settings, matcher, MATCHING_FILES, overwrite=args.overwrite) as run:
         matching = options.matching_config(args)
+        run.shards = matching.shards
         rounds = PairRounds(run, pairs, args.images, masks, matcher)
         to_match = rounds.find(matching, overwrite=args.overwrite)
         match_and_quantize(run, to_match, matcher, quantization, matching, overwrite=args.overwrite)

@@ -40,7 +40,11 @@ def register(command: options.AddCommand) -> None:
     options.add_matcher(sub)
     options.add_overwrite(sub)
 
-    sub = command("match-shard", _match_shard, "match one shard of a plan")
+    sub = command(
+        "match-shard",
+        _match_shard,
+        "do one shard of a plan: matching, or another step that was planned with --shards",
+    )
     sub.add_argument("out", type=Path, metavar="OUT", help="folder of the plan")
     sub.add_argument("shard", type=int, metavar="K", nargs="?", help="its number, from 1")
     sub.add_argument(
@@ -95,12 +99,18 @@ def shard_from_environment(environment: Mapping[str, str]) -> int:
 
 
 def _match_shard(args: argparse.Namespace) -> None:
-    from edm_hloc.pipelines.shard_plan import load_plan
+    from edm_hloc.pipelines.shard_plan import load_plan, number_of_shards, what_is_planned
     from edm_hloc.pipelines.shards import match_shard
 
     if (args.shard is None) != args.from_environment:
         raise EdmHlocError("Give the number of the shard, or --from-environment.")
     shard = shard_from_environment(os.environ) if args.shard is None else args.shard
+    if args.from_environment and shard > number_of_shards(args.out):
+        print(f"Nothing     is to be done: {args.out} has no shard {shard}")
+        return
+    if what_is_planned(args.out) not in (None, "matching"):
+        _work_shard(args, shard)
+        return
     plan = load_plan(args.out)
     plan.pairs_of(shard)  # an error before the network is loaded
     matcher = plan.matcher.load(args.device)
@@ -113,6 +123,25 @@ def _match_shard(args: argparse.Namespace) -> None:
     )
     for name, reason in summary.skipped.items():
         print(f"Skipped     {name}: {reason}")
+    print(f"Written     {plan.file_of(shard)}")
+
+
+def _work_shard(args: argparse.Namespace, shard: int) -> None:
+    """A shard of another step than matching."""
+    import torch
+
+    from edm_hloc.matchers.loading import check_device, default_device
+    from edm_hloc.pipelines.work_kinds import work_shard
+    from edm_hloc.pipelines.work_plan import load_work
+
+    plan = load_work(args.out)
+    device = args.device or default_device()
+    check_device(device)
+    number = work_shard(plan, shard, torch.device(device))
+    print(
+        f"Shard       {shard} of {len(plan.items)} of {plan.kind}: {number:,} of "
+        f"{plan.items[shard - 1]:,} items done now"
+    )
     print(f"Written     {plan.file_of(shard)}")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from edm_hloc.base.errors import EdmHlocError
 
 
 class ImageRoot(Protocol):
@@ -33,3 +35,23 @@ class JoinedFolders:
 
     def __str__(self) -> str:
         return " and ".join(str(folder) for folder in self.folders.values())
+
+
+def root_to_json(root: ImageRoot) -> Any:
+    """Where photos lie as a value that JSON knows, with absolute paths, for another process.
+
+    Raises:
+        EdmHlocError: it is a root of somebody's own kind.
+    """
+    if isinstance(root, Path):
+        return str(root.resolve())
+    if isinstance(root, JoinedFolders):
+        return {name: str(folder.resolve()) for name, folder in root.folders.items()}
+    raise EdmHlocError(f"Other processes cannot find the photos of {root}: give their folder.")
+
+
+def root_from_json(value: Any) -> ImageRoot:
+    """What `root_to_json` was given."""
+    if isinstance(value, dict):
+        return JoinedFolders({name: Path(folder) for name, folder in value.items()})
+    return Path(value)

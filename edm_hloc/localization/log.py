@@ -24,7 +24,7 @@ def read_log(path: Path) -> list[QueryPose]:
     """
     try:
         lines = path.read_text("utf-8").splitlines()
-        return [_parse(line) for line in lines[1:]]
+        return [parse_pose(line) for line in lines[1:]]
     except OSError as error:
         raise EdmHlocError(f"Cannot read the log {path}: {error.strerror or error}.") from error
     except (ValueError, TypeError, KeyError) as error:
@@ -46,25 +46,27 @@ def resume_log(path: Path, fingerprint: str) -> dict[str, QueryPose]:
         lines = path.read_text("utf-8", errors="replace").splitlines()
         for line in lines[1:] if lines and lines[0] == header else []:
             try:
-                pose = _parse(line)
+                pose = parse_pose(line)
             except (ValueError, TypeError, KeyError):
                 break
             done[pose.query] = pose
-    write_whole(path, "\n".join([header, *map(_format, done.values())]) + "\n")
+    write_whole(path, "\n".join([header, *map(format_pose, done.values())]) + "\n")
     return done
 
 
 def append_to_log(log: TextIO, poses: Iterable[QueryPose]) -> None:
     """Appends results to an open log and flushes it."""
-    log.writelines(_format(pose) + "\n" for pose in poses)
+    log.writelines(format_pose(pose) + "\n" for pose in poses)
     log.flush()
 
 
-def _format(pose: QueryPose) -> str:
+def format_pose(pose: QueryPose) -> str:
+    """A result as a line of the log."""
     return json.dumps(asdict(pose))
 
 
-def _parse(line: str) -> QueryPose:
+def parse_pose(line: str) -> QueryPose:
+    """The result in a line. Raises ValueError, TypeError or KeyError if it is none."""
     record = json.loads(line)
     if record["cam_from_world"] is not None:
         record["cam_from_world"] = tuple(record["cam_from_world"])

@@ -63,7 +63,7 @@ class ModelPoints:
     """
 
     def __init__(self, folder: Path, prefix: str = "", image_root: Path | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder, self.prefix, self.image_root = Path(folder), prefix, image_root
         stamps = {
             f"{part}.{end}": file_stamp(self.folder / f"{part}.{end}")
             for part in ("rigs", "cameras", "frames", "images", "points3D")

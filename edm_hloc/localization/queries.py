@@ -120,7 +120,7 @@ def localize_queries(
         EdmHlocError: a file cannot be read or written, or files do not belong together.
     """
     options = options or PoseOptions()
-    done = resume_log(log, _fingerprint(queries, features, matches, points, options))
+    done = resume_log(log, fingerprint_of_poses(queries, features, matches, points, options))
     todo = [query for query in queries.names if query not in done]
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
 
@@ -169,10 +169,10 @@ def localize_queries(
     return [done[query] for query in queries.names]
 
 
-def _fingerprint(
+def fingerprint_of_poses(
     queries: Queries, features: Path, matches: Path, points: PointSource, options: PoseOptions
 ) -> str:
-    """Of everything that decides the results."""
+    """Fingerprint of everything that decides the results of `localize_queries`."""
     cameras = {
         name: [camera_text(camera), camera.has_prior_focal_length]
         for name, camera in queries.cameras.items()

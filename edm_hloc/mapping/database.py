@@ -31,7 +31,12 @@ from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_came
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.still import StillPlaces, StillSummary, find_still_places
-from edm_hloc.mapping.verification import CACHED_IMAGES, VerificationSummary, verify_pairs
+from edm_hloc.mapping.verification import (
+    CACHED_IMAGES,
+    UnverifiedPairs,
+    VerificationSummary,
+    verify_pairs,
+)
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 logger = logging.getLogger(__name__)
@@ -99,6 +104,7 @@ def build_database(
     matched: MatchedImages,
     cameras: CameraOptions | None = None,
     options: MappingOptions | None = None,
+    elsewhere: Callable[[UnverifiedPairs], None] | None = None,
 ) -> tuple[ImportSummary, VerificationSummary]:
     """Makes a COLMAP database with verified pairs; an older one is replaced on success.
 
@@ -110,6 +116,7 @@ def build_database(
         matched: images, keypoints and matches. Only the headers of the photos are read.
         cameras: which photos share a camera, and known intrinsics.
         options: `max_error`, `min_inliers`, `seed` and `threads` count here.
+        elsewhere: puts geometries that other processes have estimated among those that are kept.
 
     Raises:
         EdmHlocError: a file cannot be read, files do not belong together, no photo can be read.
@@ -158,8 +165,11 @@ def build_database(
             },
             options.of_verification(),
         ]
-        kept = Journal(journal_path(database), fingerprint_of(depends_on))
+        made_from = fingerprint_of(depends_on)
+        kept = Journal(journal_path(database), made_from)
         stack.callback(kept.close)
+        if elsewhere is not None:
+            elsewhere(UnverifiedPairs(db, options, kept, made_from))
         verify_pairs(db, options, kept)
         verified = VerificationSummary.of(db, time.monotonic() - start)
     kept.remove()

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import (
+    camera_from_json,
+    camera_to_json,
+    posed_images,
+    quiet_colmap,
+)
 from edm_hloc.base.geometry import epipolar_errors
+from edm_hloc.base.h5 import (
+    AtomicH5,
+    open_h5,
+    reading,
+    store_text,
+    stored_provenance,
+    stored_text,
+)
 from edm_hloc.base.journal import Journal
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.options import MappingOptions
@@ -61,28 +76,19 @@ class VerificationSummary:
         )
 
 
-def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) -> None:
-    """Estimates the two-view geometry of each matched pair by RANSAC and writes it.
+Images = tuple[int, int]
+Estimate = Callable[[Images, tuple[np.ndarray, np.ndarray], np.ndarray], pycolmap.TwoViewGeometry]
 
-    The result does not depend on the number of threads.
 
-    Args:
-        db: database with cameras, images, keypoints and matches.
-        options: `max_error`, `min_inliers`, `seed` and `threads` count here.
-        kept: gets each geometry as soon as it is there; what it holds is not estimated again.
-    """
+def _estimator(camera_of: Mapping[int, pycolmap.Camera], options: MappingOptions) -> Estimate:
+    """A function of the ids of two images, their keypoints (N, 2) float64 and matches (M, 2)."""
     two_view = pycolmap.TwoViewGeometryOptions()
     two_view.min_num_inliers = options.min_inliers
     two_view.ransac.max_error = options.max_error
     two_view.ransac.random_seed = options.seed
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-    camera_of = {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
-
-    def points_of(image_id: int) -> np.ndarray:
-        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
 
     def estimate(
-        images: tuple[int, int], points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
+        images: Images, points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
     ) -> pycolmap.TwoViewGeometry:
         a, b = (camera_of[i] for i in images)
         geometry = pycolmap.estimate_two_view_geometry(
@@ -93,13 +99,30 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
             return pycolmap.TwoViewGeometry(config=pycolmap.TwoViewGeometryConfiguration.DEGENERATE)
         return geometry
 
+    return estimate
+
+
+def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) -> None:
+    """Estimates the two-view geometry of each matched pair by RANSAC and writes it.
+
+    The result does not depend on the number of threads.
+
+    Args:
+        db: database with cameras, images, keypoints and matches.
+        options: `max_error`, `min_inliers`, `seed` and `threads` count here.
+        kept: gets each geometry as soon as it is there; what it holds is not estimated again.
+    """
+    estimate = _estimator(_cameras_by_image(db), options)
+
+    def points_of(image_id: int) -> np.ndarray:
+        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
+
     pairs = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in db.read_num_matches()[0]]
     before = sum(_key(pair) in kept for pair in pairs)
     if before:
         logger.info("%d of %d pairs were verified before.", before, len(pairs))
     progress = StepProgress("Verifying", "pair", len(pairs), before=before)
-    threads = options.threads if options.threads > 0 else os.cpu_count() or 1
-    with progress, ThreadPoolExecutor(threads) as pool:
+    with progress, ThreadPoolExecutor(_threads(options)) as pool:
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
             todo = [pair for pair in batch if _key(pair) not in kept]
@@ -114,8 +137,17 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
                 db.write_two_view_geometry(*pair, _from_bytes(kept.get(_key(pair))))
 
 
-def _key(images: tuple[int, int]) -> str:
+def _key(images: Images) -> str:
     return f"{images[0]} {images[1]}"
+
+
+def _threads(options: MappingOptions) -> int:
+    return options.threads if options.threads > 0 else os.cpu_count() or 1
+
+
+def _cameras_by_image(db: pycolmap.Database) -> dict[int, pycolmap.Camera]:
+    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    return {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
 
 
 _HEAD = struct.Struct("<iBd")  # configuration, which matrices there are, triangulation angle
@@ -142,6 +174,78 @@ def _from_bytes(data: bytes) -> pycolmap.TwoViewGeometry:
         inlier_matches=inliers.reshape(-1, 2),
         **dict(zip(names, numbers.reshape(-1, 3, 3), strict=True)),
     )
+
+
+@dataclass(frozen=True)
+class UnverifiedPairs:
+    """The pairs of a database that are not verified yet, for other processes.
+
+    Attributes:
+        db: database with cameras, images, keypoints and matches.
+        options: as for `verify_pairs`.
+        kept: holds the geometries that are there.
+        made_from: fingerprint of all that they depend on.
+    """
+
+    db: pycolmap.Database
+    options: MappingOptions
+    kept: Journal
+    made_from: str
+
+    def pairs(self) -> dict[str, Images]:
+        """The ids of the two images of each pair, by the pair's key in `kept`."""
+        every = map(pycolmap.pair_id_to_image_pair, self.db.read_num_matches()[0])
+        return {_key(pair): pair for pair in every if _key(pair) not in self.kept}
+
+    def write(self, path: Path, pairs: Sequence[Images]) -> None:
+        """Writes what `verify_stored` needs for some of the pairs.
+
+        Raises:
+            EdmHlocError: the file cannot be written.
+        """
+        cameras = _cameras_by_image(self.db)
+        used = sorted({image_id for pair in pairs for image_id in pair})
+        file = AtomicH5(path, self.options.of_verification())
+        try:
+            store_text(
+                file.h5, "cameras", json.dumps({i: camera_to_json(cameras[i]) for i in used})
+            )
+            for image_id in used:
+                file.h5[f"keypoints/{image_id}"] = self.db.read_keypoints(image_id)[:, :2]
+            for a, b in pairs:
+                file.h5[f"matches/{a}/{b}"] = self.db.read_matches(a, b)
+            file.check()
+        except BaseException:
+            file.discard()
+            raise
+        file.commit()
+
+
+def verify_stored(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """What `verify_pairs` keeps of pairs in a file of `UnverifiedPairs.write`, to the bit.
+
+    Args:
+        path: of the file.
+        keys: of the pairs; see `UnverifiedPairs.pairs`.
+
+    Raises:
+        EdmHlocError: the file is missing or damaged.
+    """
+    with open_h5(path) as h5, reading(path):
+        options = MappingOptions(**stored_provenance(h5))  # type: ignore[arg-type]
+        stored = json.loads(stored_text(h5, "cameras"))
+        cameras = {int(i): camera_from_json(camera) for i, camera in stored.items()}
+        points = {int(i): np.asarray(h5["keypoints"][i], np.float64) for i in h5["keypoints"]}
+        matches = {}
+        for key in keys:
+            a, b = map(int, key.split())
+            matches[a, b] = np.asarray(h5[f"matches/{a}/{b}"])
+    estimate = _estimator(cameras, options)
+    both = [(points[a], points[b]) for a, b in matches]
+    with ThreadPoolExecutor(_threads(options)) as pool, quiet_colmap():
+        found = pool.map(estimate, matches, both, matches.values())
+        for pair, geometry in zip(track(matches, "Verifying", "pair"), found, strict=True):
+            yield _key(pair), _to_bytes(geometry)
 
 
 def verify_known_poses(

@@ -43,6 +43,8 @@ class MatchingConfig:
         load_ahead: maximum number of photos that are loaded before the network needs them.
         workers: number of processes that match side by side, each with these limits; only the
             pipelines start them (see `pipelines/workers.py`).
+        shards: number of shards in which a pipeline plans its steps for other processes, see
+            `pipelines/spreading.py`; 0 to do everything itself.
         shown: whether progress is shown.
     """
 
@@ -51,6 +53,7 @@ class MatchingConfig:
     load_threads: int = 2
     load_ahead: int = 8
     workers: int = 1
+    shards: int = 0
     shown: bool = True
 
 

@@ -6,7 +6,7 @@ The vocabulary is made of the database at hand, so that nothing has to be downlo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.cluster.vq import kmeans2, vq
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
+from edm_hloc.base.threads import single_core_pool
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 from edm_hloc.pairs.local_features import LocalFeatures
 
 logger = logging.getLogger(__name__)
 
-_THREADS = 2  # that read photos and extract local descriptors
+_THREADS = 2  # at least; one reads a photo while another waits for a GPU
+
+Elsewhere = Callable[[Sequence[str], np.ndarray], Iterable[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def vlad_descriptors(
     local: LocalFeatures,
     config: VladConfig | None = None,
     made_from: str = "",
+    elsewhere: Elsewhere | None = None,
 ) -> dict[str, str]:
     """Writes VLAD descriptors of all images.
 
@@ -62,6 +68,8 @@ def vlad_descriptors(
         config: the vocabulary.
         made_from: fingerprint of all inputs, with which photos that are done are kept when the
             process is killed, see `new_descriptors`.
+        elsewhere: photos and vocabulary → name and descriptor, in bytes, of those that other
+            processes have described with `describe`.
 
     Returns:
         The images that were skipped because they cannot be read, with the reason.
@@ -72,6 +80,8 @@ def vlad_descriptors(
     """
     config = config or VladConfig()
     skipped: dict[str, str] = {}
+    if not made_from and elsewhere is not None:
+        raise ValueError("what comes from elsewhere is kept by its fingerprint")
     at_hand: dict[str, np.ndarray] = {}  # of the vocabulary's images, about a megabyte each
 
     def extract(name: str) -> tuple[str, np.ndarray | None]:
@@ -89,7 +99,7 @@ def vlad_descriptors(
     sample = []
     provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
     with (
-        ThreadPoolExecutor(_THREADS) as pool,
+        single_core_pool(_threads(), "describe") as pool,
         new_descriptors(out, images.names, provenance, made_from) as kept,
     ):
         todo = [name for name in sampled_images if _sampled(name) not in kept]
@@ -117,12 +127,51 @@ def vlad_descriptors(
             )
         words = vocabulary(np.concatenate(sample), config)
         todo = [name for name in images.names if name not in kept]
+        if elsewhere is not None:
+            for name, data in elsewhere(todo, words):
+                kept.put(name, data)
+                kept.commit()
+            todo = [name for name in images.names if name not in kept]
         for name, found in _in_order(pool, extract, todo, "Global descriptors"):
             if found is not None:
                 kept.put(name, vlad(found, words))
                 kept.commit()
     warn_of_skipped(skipped.values())
     return skipped
+
+
+def describe(
+    root: ImageRoot, names: Sequence[str], local: LocalFeatures, words: np.ndarray
+) -> Iterator[tuple[str, bytes]]:
+    """Name and VLAD descriptor, (words · D,) float32 in bytes, of photos.
+
+    The bits are those of `vlad_descriptors`. Photos that cannot be read are left out with a
+    warning.
+
+    Args:
+        root: what the names are relative to.
+        names: of the photos.
+        local: local descriptors of a photo.
+        words: (words, D) float32 vocabulary.
+    """
+
+    def extract(name: str) -> tuple[str, np.ndarray | None]:
+        try:
+            return name, vlad(local.extract(root / name), words)
+        except ImageError as error:
+            warn_of_skipped([str(error)])
+            return name, None
+
+    with single_core_pool(_threads(), "describe") as pool:
+        for name, found in _in_order(pool, extract, names, "Global descriptors"):
+            if found is not None:
+                yield name, found.tobytes()
+
+
+def _threads() -> int:
+    """Threads that read photos and extract local descriptors, each on one core: a network rounds
+    differently with another number of threads."""
+    return max(_THREADS, torch.get_num_threads())
 
 
 def _sampled(name: str) -> str:

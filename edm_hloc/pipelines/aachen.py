@@ -185,6 +185,7 @@ def localize_aachen(
     }
     files = (*MATCHING_FILES, *POSES_FILES)
     with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
+        run.shards = matching.shards
         mapping = ReconstructionConfig(
             keypoints=options.quantization,
             matching=matching,

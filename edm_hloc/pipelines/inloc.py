@@ -131,7 +131,7 @@ def localize_inloc(
     Arguments, results and errors are those of `aachen.localize_aachen`; a cutout whose scan is
     missing raises nothing, and counts for no query.
     """
-    options = options or InLocOptions()
+    options, matching = options or InLocOptions(), matching or MatchingConfig()
     data = InLocDataset(Path(dataset))
     raise_any(data.problems())
     names, database = data.queries(), data.database()
@@ -143,6 +143,7 @@ def localize_inloc(
     }
     files = (*MATCHING_FILES, *POSES_FILES, "scan_points")
     with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
+        run.shards = matching.shards
         cameras, unusable = {}, {}
         for name in names:
             try:

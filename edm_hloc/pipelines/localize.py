@@ -31,6 +31,7 @@ from edm_hloc.localization.points import ModelPoints, PointSource, write_model_k
 from edm_hloc.localization.poses import write_poses
 from edm_hloc.localization.queries import Queries, localize_queries, query_cameras
 from edm_hloc.localization.results import LocalizationSummary, QueryPose
+from edm_hloc.localization.shards import QueryFiles
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
@@ -38,6 +39,7 @@ from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.spreading import spread_poses
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +69,14 @@ def find_poses(
     start = time.monotonic()
     skipped: Mapping[str, str] = run.results["matching"]["skipped"]
     unreadable = {name: skipped[name] for name in queries.names if name in skipped}
+    queries = replace(queries, problems={**unreadable, **queries.problems})
+    files = QueryFiles(run.out / "features.h5", run.out / "matches.h5", points)
+    if run.shards:
+        spread_poses(run, queries, files, options)
     answers = localize_queries(
-        replace(queries, problems={**unreadable, **queries.problems}),
-        run.out / "features.h5",
-        run.out / "matches.h5",
+        queries,
+        files.features,
+        files.matches,
         points,
         run.out / "queries.jsonl",
         options,
@@ -169,6 +175,7 @@ def localize_photos(
     }
     files = (*MATCHING_FILES, *POSES_FILES, "model-keypoints.h5", "poses.txt")
     with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
+        run.shards = config.matching.shards
         root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
         by_exif = cameras_by_exif(

@@ -24,6 +24,7 @@ from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.retrieval import similar_pairs
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.spreading import spread_matching
 from edm_hloc.pipelines.workers import match_in_processes
 
 MATCHING_FILES = ("features.h5", "matches.h5")
@@ -97,12 +98,14 @@ def match_and_quantize(
 
     Raises:
         EdmHlocError: from any step; pairs that were matched are kept.
+        WorkLeftError: pairs are left to workers, see `spread_matching`.
     """
     out, image_root, pairs, masks = run.out, photos.image_root, photos.pairs, photos.masks
     raw_matches = out / "raw_matches"
     _record_pairs(run, pairs)
 
     def match(*, overwrite: bool) -> None:
+        spread_matching(run, image_root, pairs, matcher)
         summary = match_in_processes(
             image_root, pairs, matcher, raw_matches, matching, overwrite=overwrite
         )

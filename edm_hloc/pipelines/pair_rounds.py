@@ -35,6 +35,7 @@ from edm_hloc.pairs.rules import Pair, unique_pairs
 from edm_hloc.pipelines.matching import PairsToMatch, find_pairs
 from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.spreading import spread_matching
 from edm_hloc.pipelines.workers import match_in_processes
 
 CONNECTED = 50
@@ -111,6 +112,7 @@ class PairRounds:
             while new and len(rounds) < ROUNDS:
                 again = overwrite and not rounds
                 raw = self.run.out / "raw_matches"
+                spread_matching(self.run, self.image_root, new, self.matcher)
                 done = match_in_processes(
                     self.image_root, new, self.matcher, raw, matching, overwrite=again
                 )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend
 from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.spreading import spread_verification
 
 _FILES = (*MATCHING_FILES, "database.db", "model", "model_parts")
 
@@ -114,11 +116,13 @@ def reconstruct(
     check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
+        run.shards = config.matching.shards
         matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 
         def verify() -> dict[str, Any]:
-            imported, verified = build_database(database, matched, cameras, mapping)
+            elsewhere = partial(spread_verification, run) if run.shards else None
+            imported, verified = build_database(database, matched, cameras, mapping, elsewhere)
             return {"imported": imported, "verified": verified}
 
         photos = PhotosToMap(database, image_root, names_in(matched.pairs), known)
@@ -164,6 +168,7 @@ def triangulate_model(
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
+        run.shards = config.matching.shards
         matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"

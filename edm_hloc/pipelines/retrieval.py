@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from edm_hloc.pairs.retrieval import (
 from edm_hloc.pairs.rules import Pair, exhaustive, sequential, unique_pairs
 from edm_hloc.pairs.vlad import vlad_descriptors
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.spreading import spread_descriptors
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +186,12 @@ def _compute_descriptors(
             megaloc_descriptors(images, descriptors, device, made_from=made_from)
         else:
             local = edm_features(weights, device) if options.how == "edm" else SIFT
-            vlad_descriptors(images, descriptors, local, options.vlad, made_from)
+            method = {"how": options.how, "sha256": local.name}
+            if matcher is not None and matcher.recipe is not None:
+                method["weights"] = matcher.recipe.anywhere().weights
+            spread = partial(spread_descriptors, run, images.root, method, made_from)
+            elsewhere = spread if run.shards else None
+            vlad_descriptors(images, descriptors, local, options.vlad, made_from, elsewhere)
         return {}
 
     stamps = image_stamps(images.root, images.names)

@@ -59,6 +59,8 @@ class Run:
         wrote: of each finished step the names of its "files" and of its "results".
         earlier: what is set aside, by step: its fingerprint, results and folders with their names.
         error: message of the error that ended the run, if one did.
+        shards: number of shards in which steps are planned for other processes, see
+            `pipelines/spreading.py`; 0 to do everything in this one.
     """
 
     out: Path
@@ -73,6 +75,7 @@ class Run:
     wrote: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     error: str | None = None
+    shards: int = 0
     _unknown: bool = field(init=False, default=False)  # run.json is there, but is no record
     _confirmed: set[str] = field(init=False, default_factory=set)  # steps done or found done now
 

@@ -14,6 +14,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.h5 import check_keys
 from edm_hloc.base.text import read_json_object
+from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
@@ -22,7 +23,10 @@ from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 from edm_hloc.refinement.load import MatcherRecipe
 
-_FOLDER = "plan"
+PLAN_FOLDER = "plan"
+"""Name of the folder of a plan in the output folder."""
+
+_FILES = ("pairs-*.txt", "matches-*.h5", "items-*.json", "input-*.h5", "results-*.part", "work-*")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class ShardPlan:
 
     Attributes:
         folder: OUT/plan.
-        image_root: absolute path of the folder of the photos.
+        image_root: folder or folders of the photos, with absolute paths.
         matcher: what the matcher is made from.
         provenance: of the raw matches.
         pairs: number of pairs of each shard.
@@ -41,7 +45,7 @@ class ShardPlan:
     """
 
     folder: Path
-    image_root: Path
+    image_root: ImageRoot
     matcher: MatcherRecipe
     provenance: Mapping[str, Any]
     pairs: tuple[int, ...]
@@ -62,6 +66,10 @@ class ShardPlan:
 
     def file_of(self, shard: int) -> Path:
         return self.folder / f"matches-{shard:04d}.h5"
+
+    def left(self) -> list[int]:
+        """The shards that have no file yet."""
+        return [k for k in range(1, len(self.pairs) + 1) if not self.file_of(k).exists()]
 
     def pairs_of(self, shard: int) -> list[Pair]:
         """The pairs of a shard.
@@ -84,7 +92,7 @@ class ShardPlan:
 
 def make_plan(
     out: Path,
-    image_root: Path,
+    image_root: ImageRoot,
     pairs: Sequence[Pair],
     matcher: Matcher,
     *,
@@ -95,7 +103,7 @@ def make_plan(
 
     Args:
         out: output folder.
-        image_root: folder of the photos.
+        image_root: folder or folders of the photos.
         pairs: names of two photos each, relative to `image_root`.
         matcher: with a recipe, from which the workers make the same. Its provenance is what the
             shards are checked against.
@@ -110,12 +118,12 @@ def make_plan(
         raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
     pairs = unique_pairs(pairs)
     check_keys(pairs)
-    folder = Path(out) / _FOLDER
+    folder = Path(out) / PLAN_FOLDER
     make_folder(folder)
     blocks = cut_into_blocks(pairs, shards)
     plan = ShardPlan(
         folder,
-        Path(image_root).resolve(),
+        root_from_json(root_to_json(image_root)),
         matcher.recipe.anywhere(),
         json_provenance(run_provenance(matcher)),
         tuple(len(block) for block in blocks),
@@ -136,7 +144,8 @@ def make_plan(
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
         values = {
-            "image_root": str(plan.image_root),
+            "kind": "matching",
+            "image_root": root_to_json(plan.image_root),
             "matcher": asdict(plan.matcher),
             "provenance": plan.provenance,
             "pairs": plan.pairs,
@@ -154,14 +163,19 @@ def load_plan(out: Path) -> ShardPlan:
     Raises:
         EdmHlocError: there is none, or it is damaged.
     """
-    path = Path(out) / _FOLDER / "plan.json"
+    path = Path(out) / PLAN_FOLDER / "plan.json"
     if not path.exists():
         raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
     values = read_json_object(path, "plan of shards")
+    if values.get("kind", "matching") != "matching":
+        raise EdmHlocError(
+            f"{path} is a plan of {values['kind']}, not of matching: finish it with edm-hloc "
+            "match-shard and the command that planned it, or remove its folder."
+        )
     try:
         return ShardPlan(
             path.parent,
-            Path(values["image_root"]),
+            root_from_json(values["image_root"]),
             MatcherRecipe(**values["matcher"]),
             dict(values["provenance"]),
             tuple(int(number) for number in values["pairs"]),
@@ -171,6 +185,50 @@ def load_plan(out: Path) -> ShardPlan:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise EdmHlocError(f"{path} is damaged ({error!r}): make the plan again.") from error
+
+
+def what_is_planned(out: Path) -> str | None:
+    """What the plan in an output folder is of: "matching" or another step; None without any.
+
+    Raises:
+        EdmHlocError: it cannot be read.
+    """
+    path = Path(out) / PLAN_FOLDER / "plan.json"
+    if not path.exists():
+        return None
+    return str(read_json_object(path, "plan of shards").get("kind", "matching"))
+
+
+def number_of_shards(out: Path) -> int:
+    """Of the plan in an output folder, whatever it is of. Raises EdmHlocError without a plan."""
+    path = Path(out) / PLAN_FOLDER / "plan.json"
+    if not path.exists():
+        raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
+    values = read_json_object(path, "plan of shards")
+    return len(values.get("pairs", values.get("items", ())))
+
+
+def describe_left(folder: Path, what: str, sizes: Sequence[int], left: Sequence[int]) -> str:
+    """What is to be done with a plan.
+
+    Args:
+        folder: of the plan.
+        what: kind of the work.
+        sizes: number of items of each shard.
+        left: numbers of the shards that are not done.
+    """
+    many = len(sizes)
+    if len(left) == many:
+        said = f"Planned     {what}: {many:,} shards of up to {max(sizes):,} items, in {folder}"
+        which = f"for K from 1 to {many}"
+    else:
+        some = ", ".join(map(str, left[:10])) + (", …" if len(left) > 10 else "")
+        said = f"Left        {what}: {len(left):,} of {many:,} shards are not done: {some}"
+        which = "for these"
+    return (
+        f"{said}\nNext        edm-hloc match-shard {folder.parent} K, {which}, on any computers;\n"
+        "            then this command again, which goes on from there"
+    )
 
 
 def _digest(pairs: Sequence[Pair]) -> str:
@@ -188,7 +246,7 @@ def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
 
 def remove_plan(folder: Path) -> None:
     """Removes the files of a plan from its folder, and no others."""
-    (folder / "plan.json").unlink()
-    for pattern in ("pairs-*.txt", "matches-*.h5", "work-*"):
+    (folder / "plan.json").unlink(missing_ok=True)
+    for pattern in _FILES:
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,155 @@
+"""The steps of a run that it leaves to workers, where `Run.shards` asks for that.
+
+A run goes as far as it can, plans the next step that can be spread, and ends with a
+`WorkLeftError`. Once `edm-hloc match-shard` has done the shards, the same run goes on: it puts
+their results where it would have put its own, so that everything that follows is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edm_hloc.base.errors import WorkLeftError
+from edm_hloc.base.files import FolderLock
+from edm_hloc.images.roots import ImageRoot, root_to_json
+from edm_hloc.localization.log import append_to_log, parse_pose, resume_log
+from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.queries import Queries, fingerprint_of_poses
+from edm_hloc.localization.shards import QueryFiles, query_items
+from edm_hloc.mapping.verification import UnverifiedPairs
+from edm_hloc.matchers.base import Matcher
+from edm_hloc.matching.blocks import cut_into_blocks
+from edm_hloc.matching.engine import run_provenance
+from edm_hloc.matching.shards import json_provenance
+from edm_hloc.pairs.rules import Pair, unique_pairs
+from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.shard_plan import (
+    PLAN_FOLDER,
+    describe_left,
+    load_plan,
+    make_plan,
+    remove_plan,
+    what_is_planned,
+)
+from edm_hloc.pipelines.shards import end_plan, merge_shards, stored_in
+from edm_hloc.pipelines.work_plan import Work, in_shards, results_of_workers
+
+logger = logging.getLogger(__name__)
+
+_UNREADABLE = "unreadable_for_workers"  # in the results of a run
+
+
+def spread_matching(
+    run: Run, image_root: ImageRoot, pairs: Sequence[Pair], matcher: Matcher
+) -> None:
+    """Puts what workers have matched into the raw matches of a run, and plans what is not there.
+
+    Args:
+        run: with `shards`; without, nothing is done.
+        image_root: folder or folders of the photos.
+        pairs: names of two photos each.
+        matcher: with a recipe.
+
+    Raises:
+        WorkLeftError: shards are to be matched.
+        EdmHlocError: see `make_plan` and `merge_shards`.
+    """
+    if not run.shards:
+        return
+    kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
+    if kind == "matching":
+        plan = load_plan(run.out)
+        if plan.provenance != json_provenance(run_provenance(matcher)):
+            logger.warning("%s is removed: it was made with other settings.", folder)
+            end_plan(plan, merge=False)
+        else:
+            if left := plan.left():
+                raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
+            skipped = merge_shards(plan).skipped
+            end_plan(plan, merge=False)
+            run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
+            run.write()
+    present = stored_in(run.out / "raw_matches")
+    # they cannot be read here either, and are not planned again and again
+    unreadable = run.results.get(_UNREADABLE, {}).keys()
+    todo = [
+        pair
+        for pair in unique_pairs(pairs)
+        if not {pair, pair[::-1]} & present.keys() and not unreadable & set(pair)
+    ]
+    if todo:
+        if kind not in (None, "matching"):
+            with FolderLock(folder):
+                remove_plan(folder)  # of a later step, whose inputs are going to change
+        plan = make_plan(run.out, image_root, todo, matcher, shards=run.shards)
+        raise WorkLeftError(describe_left(folder, "matching", plan.pairs, plan.left()))
+
+
+def spread_verification(run: Run, unverified: UnverifiedPairs) -> None:
+    """Keeps the geometries that workers have estimated, and plans those that are not there.
+
+    Raises:
+        WorkLeftError, EdmHlocError: see `results_of_workers`.
+    """
+    pairs = unverified.pairs()
+    named = {(str(a), str(b)): key for key, (a, b) in pairs.items()}
+    parts = [
+        [[named[pair]] for pair in block] for block in cut_into_blocks(list(named), run.shards)
+    ]
+
+    def add_input(path: Path, items: Sequence[Sequence[Any]]) -> None:
+        unverified.write(path, [pairs[key] for (key,) in items])
+
+    work = Work("verification", unverified.made_from, {}, parts, add_input)
+    for key, geometry in results_of_workers(run.out, work):
+        unverified.kept.put(key, geometry)
+        unverified.kept.commit()
+
+
+def spread_descriptors(
+    run: Run,
+    root: ImageRoot,
+    method: dict[str, Any],
+    made_from: str,
+    names: Sequence[str],
+    words: np.ndarray,
+) -> Iterator[tuple[str, bytes]]:
+    """The descriptors of photos that workers have made; plans those that are not there.
+
+    Args:
+        run: with `shards`.
+        root: what the names are relative to.
+        method: "how" ("edm" or "sift"), and the "weights" of the former with their "sha256".
+        made_from: fingerprint of all that the descriptors depend on.
+        names: of the photos.
+        words: (words, D) float32 vocabulary.
+
+    Raises:
+        WorkLeftError, EdmHlocError: see `results_of_workers`.
+    """
+    shared = {**method, "root": root_to_json(root), "words": words.tolist()}
+    items = [[name] for name in names]
+    work = Work("descriptors", made_from, shared, in_shards(items, run.shards))
+    return results_of_workers(run.out, work)
+
+
+def spread_poses(run: Run, queries: Queries, files: QueryFiles, options: PoseOptions) -> None:
+    """Logs the queries that workers have localized, and plans those that are not there.
+
+    Raises:
+        WorkLeftError, EdmHlocError: see `results_of_workers`.
+    """
+    log = run.out / "queries.jsonl"
+    made_from = fingerprint_of_poses(queries, files.features, files.matches, files.points, options)
+    done = resume_log(log, made_from)
+    todo = [name for name in queries.names if name not in done]
+    parts = in_shards(query_items(queries, todo), run.shards)
+    work = Work("poses", made_from, files.to_json(options), parts)
+    with log.open("a", encoding="utf-8") as file:
+        for _, line in results_of_workers(run.out, work):
+            append_to_log(file, [parse_pose(line.decode())])

@@ -1,0 +1,257 @@
+"""Steps of a run other than matching, spread over many workers: a plan, a file a shard, results.
+
+    OUT/plan/plan.json           the step, what it was made from, and how many items each shard has
+    OUT/plan/items-0001.json …   the items of each shard, a list for each that begins with its key
+    OUT/plan/input-0001.h5 …     what else a shard needs, where the step has more to hand over
+    OUT/plan/work-0001/          of a shard that is at work; goes when it is done
+    OUT/plan/results-0001.part   the result of each item, a `Journal` in the order of the items
+
+The process that plans a step is the one that goes on with the results: it puts them where it would
+have put its own. What a step computes for an item is in `pipelines/work_kinds.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edm_hloc.base.errors import EdmHlocError, WorkLeftError
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.grid import blocks
+from edm_hloc.base.journal import Journal
+from edm_hloc.base.text import read_json_object
+from edm_hloc.pipelines.shard_plan import PLAN_FOLDER, describe_left, remove_plan, what_is_planned
+
+Item = Sequence[Any]
+"""What is computed for: JSON values, of which the first is a text that names it."""
+
+DONE = "\0done"
+"""Key of the last entry of a shard that is done: no item has such a name."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work that can be spread.
+
+    Attributes:
+        kind: a key of `work_kinds.KINDS`.
+        made_from: fingerprint of everything that the results depend on.
+        shared: what all shards need, JSON-serialisable.
+        parts: the items of each shard.
+        add_input: path and items of a shard → writes what else it needs there.
+    """
+
+    kind: str
+    made_from: str
+    shared: Mapping[str, Any]
+    parts: Sequence[Sequence[Item]]
+    add_input: Callable[[Path, Sequence[Item]], None] | None = None
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """A plan of work as it lies in a folder; shards are numbered from 1.
+
+    Attributes:
+        folder: OUT/plan.
+        kind, made_from, shared: see `Work`.
+        items: number of items of each shard.
+        digests: SHA-256 of the file of items of each shard.
+    """
+
+    folder: Path
+    kind: str
+    made_from: str
+    shared: Mapping[str, Any] = field(repr=False)
+    items: tuple[int, ...] = ()
+    digests: tuple[str, ...] = ()
+
+    def items_of(self, shard: int) -> list[Item]:
+        """The items of a shard.
+
+        Raises:
+            EdmHlocError: there is no such shard, or its file is not the planned one.
+        """
+        if not 1 <= shard <= len(self.items):
+            raise EdmHlocError(
+                f"{self.folder} has the shards 1 to {len(self.items)}, but not {shard}."
+            )
+        path = self.folder / f"items-{shard:04d}.json"
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise EdmHlocError(f"Cannot read {path}: {error.strerror}.") from error
+        if hashlib.sha256(text).hexdigest() != self.digests[shard - 1]:
+            raise EdmHlocError(
+                f"{path} has changed since it was planned: remove {self.folder}, then give the "
+                "command that planned it again."
+            )
+        return list(json.loads(text))
+
+    def input_of(self, shard: int) -> Path:
+        return self.folder / f"input-{shard:04d}.h5"
+
+    def work_of(self, shard: int) -> Path:
+        return self.folder / f"work-{shard:04d}"
+
+    def file_of(self, shard: int) -> Path:
+        return self.folder / f"results-{shard:04d}.part"
+
+    def left(self) -> list[int]:
+        """The shards that are not done."""
+        return [k for k in range(1, len(self.items) + 1) if not self.file_of(k).exists()]
+
+
+def in_shards(items: Sequence[Item], shards: int) -> list[list[Item]]:
+    """Items cut into pieces of about the same number, in their order."""
+    size = max(1, -(-len(items) // shards))
+    return [list(items[block]) for block in blocks(len(items), size)]
+
+
+def results_of_workers(out: Path, work: Work) -> Iterator[tuple[str, bytes]]:
+    """The results that workers have computed; where these are not there yet, plans them.
+
+    Args:
+        out: output folder of the run.
+        work: without items nothing is planned.
+
+    Returns:
+        Key and result of each item of the plan that is there. Keep each at once: after the last one
+        the plan and its files are removed.
+
+    Raises:
+        WorkLeftError: the work is planned, or is not done yet.
+        EdmHlocError: a shard is damaged, another plan is not finished, or a file cannot be written.
+    """
+    folder = Path(out) / PLAN_FOLDER
+    plan = _load(folder) if what_is_planned(out) not in (None, "matching") else None
+    if plan is None or (plan.kind, plan.made_from) != (work.kind, work.made_from):
+        if not any(work.parts):
+            return
+        if plan is None and what_is_planned(out) == "matching":
+            raise EdmHlocError(
+                f"{folder} holds a plan of matching: finish it with edm-hloc match-shard and "
+                f"edm-hloc merge, or remove it, then give this command again."
+            )
+        plan = _make(folder, work)
+    if left := plan.left():
+        raise WorkLeftError(describe_left(folder, f"{plan.kind} work", plan.items, left))
+    for shard in range(1, len(plan.items) + 1):
+        yield from _read(plan, shard)
+    with FolderLock(folder):
+        remove_plan(folder)
+
+
+def _make(folder: Path, work: Work) -> WorkPlan:
+    make_folder(folder)
+    texts = [json.dumps(list(part), indent=0).encode() for part in work.parts]
+    plan = WorkPlan(
+        folder,
+        work.kind,
+        work.made_from,
+        work.shared,
+        tuple(map(len, work.parts)),
+        tuple(hashlib.sha256(text).hexdigest() for text in texts),
+    )
+    with FolderLock(folder):
+        remove_plan(folder)  # of the same run with other inputs
+        for shard, (part, text) in enumerate(zip(work.parts, texts, strict=True), start=1):
+            write_whole(folder / f"items-{shard:04d}.json", text)
+            if work.add_input is not None:
+                work.add_input(plan.input_of(shard), part)
+        values = {
+            "kind": plan.kind,
+            "made_from": plan.made_from,
+            "items": plan.items,
+            "digests": plan.digests,
+            "shared": plan.shared,
+        }
+        write_whole(folder / "plan.json", json.dumps(values, indent=1), durable=True)
+    return plan
+
+
+def load_work(out: Path) -> WorkPlan:
+    """The plan of work in an output folder. Raises EdmHlocError if there is none or is damaged."""
+    plan = _load(Path(out) / PLAN_FOLDER)
+    if plan is None:
+        raise EdmHlocError(f"{Path(out) / PLAN_FOLDER / 'plan.json'} is damaged: remove the file.")
+    return plan
+
+
+def _load(folder: Path) -> WorkPlan | None:
+    try:
+        values = read_json_object(folder / "plan.json", "plan of shards")
+        return WorkPlan(
+            folder,
+            str(values["kind"]),
+            str(values["made_from"]),
+            dict(values["shared"]),
+            tuple(int(number) for number in values["items"]),
+            tuple(str(digest) for digest in values["digests"]),
+        )
+    except (EdmHlocError, KeyError, TypeError, ValueError):
+        return None
+
+
+def do_shard(
+    plan: WorkPlan,
+    shard: int,
+    compute: Callable[[Sequence[Item]], Iterator[tuple[str, bytes]]],
+) -> int:
+    """Computes the items of one shard into its file; goes on where an earlier call was ended.
+
+    The file has the same bytes whoever makes it, and however often that was interrupted.
+
+    Args:
+        plan: see `results_of_workers`.
+        shard: its number, from 1.
+        compute: items → key and result of each, in their order; an item that has none is left out.
+
+    Returns:
+        The number of items computed by this call.
+
+    Raises:
+        EdmHlocError: no such shard, another process is at work on it, or a file cannot be written.
+    """
+    items = plan.items_of(shard)
+    path, work = plan.file_of(shard), plan.work_of(shard)
+    if path.exists():
+        return 0
+    make_folder(work)
+    number = 0
+    with FolderLock(work):
+        with Journal(work / "results.part", _made_from(plan, shard)) as kept:
+            for key, data in compute([item for item in items if item[0] not in kept]):
+                kept.put(key, data)
+                kept.commit()
+                number += 1
+            if DONE not in kept:
+                kept.put(DONE, b"")
+                kept.commit()
+        (work / "results.part").replace(path)
+    shutil.rmtree(work, ignore_errors=True)
+    return number
+
+
+def _read(plan: WorkPlan, shard: int) -> Iterator[tuple[str, bytes]]:
+    """The results of a shard. Raises EdmHlocError if its file is damaged or of another plan."""
+    path = plan.file_of(shard)
+    with Journal(path, _made_from(plan, shard)) as results:
+        if DONE not in results:
+            path.unlink()
+            raise EdmHlocError(
+                f"{path} was damaged or of another plan and is removed: run edm-hloc match-shard "
+                f"{plan.folder.parent} {shard} again, then this command."
+            )
+        for item in plan.items_of(shard):
+            if item[0] in results:
+                yield item[0], results.get(item[0])
+
+
+def _made_from(plan: WorkPlan, shard: int) -> str:
+    return f"{plan.kind} {plan.made_from} {plan.digests[shard - 1]}"
