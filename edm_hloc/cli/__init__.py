@@ -16,6 +16,7 @@ from edm_hloc.cli import (
     evaluate,
     export,
     hloc,
+    import_matches,
     localize,
     match,
     options,
@@ -30,6 +31,7 @@ from edm_hloc.cli import (
 COMMANDS = (
     reconstruct,
     localize,
+    import_matches,
     benchmarks,
     retrieve,
     match,

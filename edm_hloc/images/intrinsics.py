@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -156,19 +157,32 @@ def _read_transforms(path: Path) -> dict[str, pycolmap.Camera]:
     try:
         record = json.loads(read_text(path, "intrinsics"))
         for frame in record["frames"]:
-            own = record | frame
-            fisheye = str(own.get("camera_model", "OPENCV")) == "OPENCV_FISHEYE"
-            distortion = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2")
-            numbers = [own[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
-            numbers += [own.get(key, 0.0) for key in distortion]
-            words = ["OPENCV_FISHEYE" if fisheye else "OPENCV", *map(str, numbers)]
             name = str(frame["file_path"]).removeprefix("./").removeprefix("images/")
-            cameras[name] = parse_camera(words, f"{path}, {name}")
+            cameras[name] = transforms_camera(record | frame, f"{path}, {name}")
     except (ValueError, TypeError, KeyError) as error:
         raise EdmHlocError(
             f"{path} is not a transforms.json of nerfstudio with w, h, fl_x, fl_y, cx, cy: {error}."
         ) from error
     return cameras
+
+
+def transforms_camera(own: Mapping[str, Any], where: str) -> pycolmap.Camera:
+    """The camera of a frame of nerfstudio's ``transforms.json``, in COLMAP's pixel frame.
+
+    Args:
+        own: what the file says of the frame, or of all: w, h, fl_x, fl_y, cx, cy and distortion.
+        where: file and frame, for the message.
+
+    Raises:
+        EdmHlocError: the values are no possible camera.
+        KeyError: one of the six is missing.
+    """
+    fisheye = str(own.get("camera_model", "OPENCV")) == "OPENCV_FISHEYE"
+    distortion = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2")
+    numbers = [own[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
+    numbers += [own.get(key, 0.0) for key in distortion]
+    words = ["OPENCV_FISHEYE" if fisheye else "OPENCV", *map(str, numbers)]
+    return parse_camera(words, where)
 
 
 def _is_model_name(word: str) -> bool:

@@ -25,6 +25,7 @@ class NetworkImage:
         original_size: (width, height) of the photo in pixels as stored.
         exif_orientation: 1 (stored upright) to 8; `tensor` is upright.
         levels: of a photo of more than 8 bits, how its folder's values became 8.
+        path: of the photo; None where the pixels are not of a file.
     """
 
     tensor: torch.Tensor
@@ -32,6 +33,7 @@ class NetworkImage:
     original_size: tuple[int, int]
     exif_orientation: int = 1
     levels: FolderLevels | None = None
+    path: Path | None = None
 
 
 def network_size(
@@ -112,7 +114,7 @@ def load_image(
     tensor = torch.from_numpy(np.ascontiguousarray(channels, np.float32) / np.float32(255))
     scale = width / size[0], height / size[1]
     transform = PixelTransform(scale, orientation, stored)
-    return NetworkImage(tensor, transform, stored, orientation, levels)
+    return NetworkImage(tensor, transform, stored, orientation, levels, path)
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

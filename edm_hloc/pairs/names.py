@@ -41,6 +41,12 @@ class NameFinder:
             self._found[text] = self._search(text)
         return self._found[text]
 
+    def find_path(self, text: str) -> str | None:
+        """The same for a path on another computer or in another folder: its ends are tried."""
+        parts = text.replace("\\", "/").split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)) if parts[i])
+        return next((name for end in ends if (name := self.find(end)) is not None), None)
+
     def _search(self, text: str) -> str | None:
         clean = _clean(text)
         for level, index in enumerate(self._all_indices()):

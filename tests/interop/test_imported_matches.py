@@ -1,0 +1,271 @@
+"""Matches of other programs: their files, their pixel frames, and the model that comes of them."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image
+
+from edm_hloc import cli
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images.load import load_image
+from edm_hloc.interop.imported_matches import (
+    GivenMatches,
+    ImportConfig,
+    PointFrame,
+    load_imported,
+    photo_frames,
+)
+from tests.scenes import TruthMatcher
+
+POINTS0 = np.array([[0.0, 0.0], [30.25, 12.5], [63.0, 47.0]])
+POINTS1 = np.array([[5.0, 4.0], [31.0, 13.0], [60.0, 40.5]])
+SCORES = np.array([0.9, 0.5, 0.25])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "left").mkdir(parents=True)
+    for name in ("left/a.jpg", "b_1.png", "c.jpg"):
+        Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / name)
+    return folder
+
+
+def names(photos: Path) -> list[str]:
+    return sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*") if p.is_file())
+
+
+def given(path: Path, photos: Path, frame: PointFrame | None = None) -> GivenMatches:
+    found = GivenMatches(path, names(photos), frame or PointFrame())
+    found.check(photo_frames(photos, names(photos)))
+    return found
+
+
+def write_torch(path: Path) -> None:
+    torch.save(
+        {
+            "num_inliers": 2,
+            "H": np.eye(3),
+            "matched_kpts0": POINTS0.astype(np.float32),
+            "matched_kpts1": torch.from_numpy(POINTS1),
+            "matched_confidences": SCORES.astype(np.float32),
+            "img0_path": pathlib.PurePosixPath("/elsewhere/left/a.jpg"),
+            "img1_path": pathlib.PurePosixPath("/elsewhere/b_1.png"),
+        },
+        path,
+    )
+
+
+def write_pickle(path: Path) -> None:
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    arrays = {"mkeypoints0_orig": POINTS0, "mkeypoints1_orig": POINTS1, "mconf": SCORES}
+    path.write_bytes(pickle.dumps({"image0_orig": pixels, "image1_orig": pixels, **arrays}))
+
+
+def write_superglue(path: Path) -> None:
+    partner = np.array([2, -1, 0, 1])
+    first = np.insert(POINTS0, 1, [7.0, 7.0], axis=0)
+    second = POINTS1[[1, 2, 0]]
+    confidence = np.insert(SCORES, 1, 0)
+    arrays = {"keypoints0": first, "keypoints1": second, "matches": partner}
+    np.savez(path, **arrays, match_confidence=confidence)
+
+
+def write_rows(path: Path) -> None:
+    rows = np.column_stack([POINTS0, POINTS1, SCORES])
+    np.save(path, rows) if path.suffix == ".npy" else np.savetxt(path, rows, header="x0 y0 x1 y1 s")
+
+
+FILES = {
+    "left-a.jpg__b_1.png.npz": lambda path: np.savez(
+        path, keypoints0=POINTS0, keypoints1=POINTS1, scores=SCORES
+    ),
+    "a_b_1.npy": write_rows,
+    "a-b_1.txt": write_rows,
+    "output_0_result.torch": write_torch,
+    "left_a__b_1.pkl": write_pickle,
+    "a_b_1_.npz": write_superglue,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_a_pair_are_read(name: str, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    FILES[name](folder / name.replace("_.npz", ".npz"))
+    found = given(folder, photos)
+    assert found.pairs == [("left/a.jpg", "b_1.png")]
+    frames = photo_frames(photos, names(photos))
+    matches = found.matches(found.pairs[0], (frames["left/a.jpg"], frames["b_1.png"]))
+    np.testing.assert_allclose(matches.keypoints0, POINTS0, atol=1e-5)
+    np.testing.assert_allclose(matches.keypoints1, POINTS1, atol=1e-5)
+    np.testing.assert_allclose(matches.scores, SCORES, atol=1e-6)
+
+
+def test_h5_files_hold_many_pairs_in_either_order(photos: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "all.h5", "w") as h5:
+        group = h5.create_group("left-a.jpg/b_1.png")
+        group["keypoints0"], group["keypoints1"] = POINTS0, POINTS1
+        h5["c_b_1"] = np.column_stack([POINTS0, POINTS1])
+        h5["b_1.png/left-a.jpg"] = np.column_stack([POINTS1 + 1, POINTS0])[:2]
+    found = given(tmp_path / "all.h5", photos)
+    frames = photo_frames(photos, names(photos))
+    assert len(found.pairs) == 2
+    pair = next(p for p in found.pairs if "left/a.jpg" in p)
+    matches = found.matches(pair, (frames[pair[0]], frames[pair[1]]))
+    assert len(matches) == 5
+    ours = matches if pair[0] == "left/a.jpg" else matches.swapped()
+    assert sorted(map(tuple, ours.keypoints0)) == sorted(map(tuple, [*POINTS0, *POINTS0[:2]]))
+    assert (matches.scores == 1).all()
+
+
+def test_points_of_squeezed_copies_and_of_corners_are_brought_to_the_photo(
+    photos: Path, tmp_path: Path
+) -> None:
+    """vismatch squeezes photos into squares and multiplies by the factor, as from the corner."""
+    content = {"matched_kpts0": np.array([[16.0, 16.0]]), "matched_kpts1": np.array([[0.5, 0.5]])}
+    paths = {"img0_path": pathlib.PosixPath("left/a.jpg"), "img1_path": pathlib.PosixPath("c.jpg")}
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    torch.save({**content, **paths, "im_size": 32}, folder / "output_0_result.torch")
+    found = given(folder, photos, PointFrame("corner"))
+    frame = photo_frames(photos, ["c.jpg"])["c.jpg"]
+    matches = found.matches(("left/a.jpg", "c.jpg"), (frame, frame))
+    np.testing.assert_allclose(matches.keypoints0, [[31.5, 23.5]])  # the middle of 64 × 48
+    np.testing.assert_allclose(matches.keypoints1, [[0.5, 0.25]])
+
+
+def test_points_of_upright_photos_are_turned_back(photos: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(photos / "c.jpg").save(photos / "c.jpg", exif=exif)
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    tall = np.array([[0.0, 0.0], [47.0, 0.0], [10.0, 60.0]])
+    np.savez(folder / "a__c.npz", keypoints0=POINTS0, keypoints1=tall)
+    with pytest.raises(EdmHlocError, match="turned by its EXIF orientation: give --upright"):
+        given(folder, photos)
+    found = given(folder, photos, PointFrame(upright=True))
+    frames = photo_frames(photos, names(photos))
+    matches = found.matches(("left/a.jpg", "c.jpg"), (frames["left/a.jpg"], frames["c.jpg"]))
+    # shown turned by 90° to the right: its top-left corner is stored at the bottom left
+    np.testing.assert_allclose(matches.keypoints1, [[0, 47], [0, 0], [60, 37]])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple:
+        return pathlib.Path.touch, (pathlib.Path("harm"),)
+
+
+def test_a_wrong_file_gets_one_sentence(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    file = folder / "a__c.npz"
+
+    def refused(message: str) -> None:
+        with pytest.raises(EdmHlocError, match=message) as error:
+            given(folder, photos)
+        assert "\n" not in str(error.value)
+        for left in folder.iterdir():
+            left.unlink()
+
+    refused("holds no matches")
+    np.savez(folder / "x__y.npz", keypoints0=POINTS0, keypoints1=POINTS1)
+    refused("None of the 1 files .* names two of the 3 photos: call them A__B")
+    file.write_bytes(b"PK\x03\x04 nothing")
+    refused("a__c.npz holds no matches that can be read")
+    np.savez(file, keypoints0=POINTS0, keypoints1=POINTS1[:2])
+    refused("3 points of the first photo, 2 of the second")
+    np.savez(file, descriptors=POINTS0)
+    refused("has no two arrays of points .* but descriptors")
+    np.savez(file, keypoints0=POINTS0 * 10, keypoints1=POINTS1)
+    refused(r"lie outside of its 64 × 48 pixels, up to \(630, 470\); give the size")
+    (folder / "a__c.txt").write_text("1 2 3 4\n1 2 3\n")
+    refused(r"lines of \[3, 4\] numbers")
+    (folder / "a__c.pkl").write_bytes(pickle.dumps({"keypoints0": Harmful()}))
+    refused("a__c.pkl holds no matches that can be read")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_points_of_reduced_copies_are_said_to_be_wrong(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    np.savez(folder / "a__c.npz", keypoints0=POINTS0 / 4, keypoints1=POINTS1 / 4)
+    given(folder, photos)
+    assert "were they found in reduced copies" in caplog.text
+
+
+def sampled(scene: Path, folder: Path, samples: int, noise: float) -> None:
+    """Matches of all pairs at points that differ from pair to pair."""
+    matcher = TruthMatcher(scene, noise=0.0, outliers=0.0)
+    every = sorted((scene / "images").iterdir())
+    features = {p: matcher.encode(load_image(p, resize_max=None)) for p in every}
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    for first, second in itertools.combinations(every, 2):
+        found = matcher.find(features[first], features[second])
+        # the local maps of a grid, so that points may lie anywhere
+        step = rng.uniform(-3.9, 3.9, (len(found), 2))
+        maps = _maps(found.keypoints0, found.keypoints1)
+        points0 = found.keypoints0 + step + rng.normal(0, noise, step.shape)
+        points1 = found.keypoints1 + np.einsum("nij,nj->ni", maps, step)
+        points1 += rng.normal(0, noise, step.shape)
+        inside = (points0 >= 0) & (points0 <= [319, 239]) & (points1 >= 0) & (points1 <= [319, 239])
+        chosen = rng.permutation(np.flatnonzero(inside.all(axis=1)))[:samples]
+        file = folder / f"{first.stem}__{second.stem}.npz"
+        np.savez(file, keypoints0=points0[chosen], keypoints1=points1[chosen])
+
+
+def _maps(points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
+    from edm_hloc.refinement.affine import local_affine_maps
+
+    return local_affine_maps(points0, points1, 8)
+
+
+def test_dense_matches_at_different_points_in_every_pair_register_all_photos(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled(scene, tmp_path / "matches", samples=500, noise=0.7)
+    out, images = tmp_path / "out", str(scene / "images")
+    words = ["import-matches", str(tmp_path / "matches"), str(out), "--images", images]
+    assert cli.main([*words, "--camera-mode", "single"]) == 0
+    found = compare(out / "model", scene / "truth")
+    assert found.registered == 7
+    assert found.rotation_max < 0.5
+    assert found.position_max < 1.0
+    assert found.mean_track_length > 2.8
+    assert (out / "report.html").is_file()
+    capsys.readouterr()
+    # other steps go on from what is there
+    assert cli.main([*words, "--camera-mode", "single", "--max-keypoints", "500"]) == 0
+    assert "0 pairs now, 21 before" in capsys.readouterr().out
+    # other matches are not mixed with these
+    sampled(scene, tmp_path / "others", samples=400, noise=0.7)
+    assert cli.main(["import-matches", str(tmp_path / "others"), *words[2:]]) == 1
+    assert "imported_content" in capsys.readouterr().err
+
+
+def test_matches_that_are_not_refined_stay_as_they_are(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    np.savez(folder / "a__c.npz", keypoints0=POINTS0, keypoints1=POINTS1)
+    config = ImportConfig(refine="none", resize=32, device="cpu")
+    matcher, pairs = load_imported(folder, photos, names(photos), config)
+    images = [load_image(photos / name, resize_max=32) for name in pairs[0]]
+    matches = matcher.match(*matcher.encode_batch(images))
+    np.testing.assert_array_equal(matches.keypoints0, POINTS0.astype(np.float32))
+    np.testing.assert_array_equal(matches.keypoints1, POINTS1.astype(np.float32))
