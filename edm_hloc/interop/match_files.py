@@ -193,7 +193,7 @@ def _of_torch(path: Path) -> Any:
     """What torch.save has written, new (a ZIP file) or old; nothing but data is taken of it."""
     import torch
 
-    allowed = [*_safe_numpy().values(), pathlib.PosixPath, pathlib.PurePosixPath]
+    allowed: list[Any] = [*_safe_numpy().values(), pathlib.PosixPath, pathlib.PurePosixPath]
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return _ArraysOnly(file).load()
@@ -280,17 +280,25 @@ def _of_arrays(source: PairSource, content: Any) -> GivenPoints:
         )
     named = {str(name): value for name, value in content.items() if value is not None}
     given = _matched(source, named)
-    images = None
+    return GivenPoints(given.points0, given.points1, given.scores, _images(named), _sizes(named))
+
+
+def _images(named: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a file calls the two photos; None where it does not."""
     for both in _IMAGES:
-        texts = [named.get(name) for name in both]
-        if all(isinstance(text, (str, bytes, np.ndarray, pathlib.PurePath)) for text in texts):
-            images = tuple(t.decode() if isinstance(t, bytes) else str(t) for t in texts)
-            if not any("[" in text for text in images):  # else pixels
-                break
-            images = None
-    return GivenPoints(
-        given.points0, given.points1, given.scores, images and (images[0], images[1]), _sizes(named)
-    )
+        texts = [_text(named.get(name)) for name in both]
+        if texts[0] and texts[1]:
+            return texts[0], texts[1]
+    return None
+
+
+def _text(value: Any) -> str:
+    """A text or path, which may be in an array of its own; empty for anything else."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return str(value) if isinstance(value, (str, pathlib.PurePath)) else ""
 
 
 def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
@@ -328,7 +336,7 @@ def _sizes(named: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]] 
     if "im_size" in named and "img0_path" in named:  # vismatch squeezes photos into squares
         side = int(named["im_size"])
         return (side, side), (side, side)
-    shown = [named.get(name) for name in ("image0_orig", "image1_orig")]
+    shown: list[Any] = [named.get(name) for name in ("image0_orig", "image1_orig")]
     if all(hasattr(pixels, "shape") and len(pixels.shape) == 3 for pixels in shown):
         (h0, w0), (h1, w1) = (pixels.shape[:2] for pixels in shown)
         return (w0, h0), (w1, h1)
