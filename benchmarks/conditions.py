@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edm_hloc.evaluation.baselines import SIFTMatcher
-from edm_hloc.evaluation.pose import COLUMNS, evaluate_pose, summarise, table
+from edm_hloc.evaluation.colmap_features import COLMAPMatcher
+from edm_hloc.evaluation.pose import PoseSummary, evaluate_pose, table
 from edm_hloc.evaluation.pose_pairs import read_pose_pairs
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
@@ -31,19 +31,18 @@ def main() -> None:
 
     bank = TextureBank.from_folder(args.textures) if args.textures else TextureBank.procedural()
     edm = load_matcher("edm", weights=args.weights)
-    matchers = {"edm": edm, "sift": SIFTMatcher()}
-    rows = []
+    matchers = {"edm": edm, "sift": COLMAPMatcher()}
+    whole: dict[str, list[PoseSummary]] = {}
     for condition in CONDITIONS:
         folder = args.out / condition
         truth = write_condition(condition, folder, args.pairs, bank, seed=args.seed)
         pairs = read_pose_pairs(truth, folder / "images", 1024)
-        results = evaluate_pose(pairs, folder / "images", matchers, folder)
-        for name, found in results.items():
-            whole = table(summarise(name, found)[:1]).splitlines()[-1]
-            rows.append(f"| {condition} {whole}")
-    print("| condition | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
-    print("\n".join(rows))
+        summaries = evaluate_pose(pairs, folder / "images", matchers, folder)
+        whole[condition] = [next(s for s in summaries if s.matcher == name) for name in matchers]
+    lines = table([s for found in whole.values() for s in found]).splitlines()
+    labels = ["condition", "---", *(c for c, found in whole.items() for _ in found)]
+    for label, line in zip(labels, lines, strict=True):
+        print(f"| {label} {line}")
 
 
 if __name__ == "__main__":

@@ -108,14 +108,19 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_matcher(sub: argparse.ArgumentParser) -> None:
-    """Add the options that `make_matcher` and `matching_config` read."""
+def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
+    """Add the options that `make_matcher` and `matching_config` read.
+
+    Args:
+        resize: whether --resize is among them.
+    """
     group = sub.add_argument_group("matching")
     group.add_argument("--matcher", choices=MATCHERS, default="edm", help="the network")
     group.add_argument("--weights", help=WEIGHTS_HELP)
-    group.add_argument(
-        "--resize", type=int, default=1024, help="longest side of the photos for matching, in px"
-    )
+    if resize:
+        group.add_argument(
+            "--resize", type=int, default=1024, help="longest side of the photos for matching, px"
+        )
     group.add_argument(
         "--threshold",
         type=between(float, 0, 1),

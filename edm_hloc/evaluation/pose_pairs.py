@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pycolmap
@@ -25,6 +26,8 @@ from edm_hloc.pairs.index_files import (
 from edm_hloc.pairs.with_truth import read_pairs_with_gt
 
 logger = logging.getLogger(__name__)
+
+_INTRINSICS = "intrinsics.npz"  # beside ScanNet's index files
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,30 @@ def read_pose_pairs(truth: Path, images: Path, resize_max: int) -> list[PosePair
             raise EdmHlocError(f"There is no {what} {path}.")
     if truth.is_dir() and is_model(truth):
         return _from_model(truth, images, resize_max)
-    if truth.suffix == ".npz" or truth.is_dir():
-        folder = truth if truth.is_dir() else truth.parent
-        paths = sorted(truth.glob("*.npz")) if truth.is_dir() else [truth]
-        intrinsics = folder / "intrinsics.npz"
-        paths = [path for path in paths if path != intrinsics]
-        if not paths:
-            raise EdmHlocError(
-                f"{truth} holds neither a COLMAP model (cameras, images and points3D) nor *.npz "
-                "index files as LoFTR has them."
-            )
-        if intrinsics.is_file():
-            K_of_scans = ScanNetIntrinsics(intrinsics)
-            return [pair for path in paths for pair in _scannet(path, K_of_scans, images)]
-        return [pair for path in paths for pair in _megadepth(path, images)]
-    return _from_list(truth, images, resize_max)
+    data = index_of(truth)
+    if data is None:
+        return _from_list(truth, images, resize_max)
+    folder = truth if truth.is_dir() else truth.parent
+    paths = sorted(truth.glob("*.npz")) if truth.is_dir() else [truth]
+    intrinsics = folder / _INTRINSICS
+    paths = [path for path in paths if path != intrinsics]
+    if not paths:
+        raise EdmHlocError(
+            f"{truth} holds neither a COLMAP model (cameras, images and points3D) nor *.npz "
+            "index files as LoFTR has them."
+        )
+    if data == "scannet":
+        K_of_scans = ScanNetIntrinsics(intrinsics)
+        return [pair for path in paths for pair in _scannet(path, K_of_scans, images)]
+    return [pair for path in paths for pair in _megadepth(path, images)]
+
+
+def index_of(truth: Path) -> Literal["megadepth", "scannet"] | None:
+    """The data set of LoFTR's that a file or folder is an index of; None for other known poses."""
+    if truth.suffix != ".npz" and (not truth.is_dir() or is_model(truth)):
+        return None
+    folder = truth if truth.is_dir() else truth.parent
+    return "scannet" if (folder / _INTRINSICS).is_file() else "megadepth"
 
 
 def _from_list(path: Path, images: Path, resize_max: int) -> list[PosePair]:

@@ -27,6 +27,7 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "edm_hloc.synthetic.inloc_miniature.make_inloc",
         "edm_hloc.training.trainer.build_synthetic",
         "edm_hloc.evaluation.pose_pairs.read_pose_pairs",
+        "edm_hloc.evaluation.wide_sets.read_wide_set",
     ):
         monkeypatch.setattr(name, work)
 
@@ -44,6 +45,7 @@ WITH_FOLDERS = [
     ["synth", "inloc", "OUT"],
     ["export", "OUT"],
     ["evaluate", "pose", "TRUTH", "IMAGES", "OUT"],
+    ["evaluate", "homography", "DIR", "OUT"],
     ["train", "--minutes", "1", "--out", "OUT"],
 ]
 

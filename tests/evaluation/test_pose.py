@@ -12,19 +12,20 @@ import pytest
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
-from edm_hloc.evaluation.baselines import SIFTMatcher
+from edm_hloc.evaluation.areas import SEEDS, area_under_curve
+from edm_hloc.evaluation.colmap_features import COLMAPMatcher
+from edm_hloc.evaluation.estimators import ESTIMATORS, PairMatches
 from edm_hloc.evaluation.pose import (
-    SEEDS,
+    THRESHOLDS,
     PairResult,
-    estimate_colmap,
     evaluate_pose,
     measure_pair,
-    pose_auc,
     pose_error,
     summarise,
     table,
 )
 from edm_hloc.evaluation.pose_pairs import PosePair, read_pose_pairs, rotation_angle
+from edm_hloc.evaluation.protocols import PoseProtocol
 from edm_hloc.images.load import load_image
 from edm_hloc.pairs.with_truth import PairWithPose, read_pairs_with_gt, write_pairs_with_gt
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
@@ -79,15 +80,15 @@ def listed(tmp_path: Path) -> Path:
 
 
 def test_auc_in_closed_form() -> None:
-    assert pose_auc([0.0, 0.0]) == [1.0, 1.0, 1.0]
-    assert pose_auc([np.inf, 30.0]) == [0.0, 0.0, 0.0]
+    assert area_under_curve([0.0, 0.0], THRESHOLDS) == [1.0, 1.0, 1.0]
+    assert area_under_curve([np.inf, 30.0], THRESHOLDS) == [0.0, 0.0, 0.0]
     # Recall rises from 0 to 1 as the error goes to 4, and stays there: (2 + 1) / 5, (2 + 6) / 10, …
-    np.testing.assert_allclose(pose_auc([4.0]), [0.6, 0.8, 0.9])
+    np.testing.assert_allclose(area_under_curve([4.0], THRESHOLDS), [0.6, 0.8, 0.9])
     # Recall ½ at 2 and 1 at 8; between the last error below the threshold and the threshold it is
     # constant: 0.5 + (0.5 + 0.5) / 2 · 3 up to 5.
-    np.testing.assert_allclose(pose_auc([2.0, 8.0], (5.0,)), [(0.5 + 1.5) / 5])
+    np.testing.assert_allclose(area_under_curve([2.0, 8.0], (5.0,)), [(0.5 + 1.5) / 5])
     with pytest.raises(ValueError, match="no error"):
-        pose_auc([])
+        area_under_curve([], THRESHOLDS)
 
 
 def test_pose_error_is_the_larger_angle() -> None:
@@ -108,9 +109,10 @@ def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:
     x0, x1 = true_matches()
     result = measure_pair(pair, x0, x1)
     assert result.matches == result.near == result.near_squared == 300
-    assert len(result.colmap) == len(result.opencv) == len(SEEDS)
-    assert max(result.colmap) < 1e-3
-    assert max(result.opencv) < 1e-3
+    assert set(result.errors) == {"colmap", "opencv", "poselib"}
+    for errors in result.errors.values():
+        assert len(errors) == len(SEEDS)
+        assert max(errors) < 1e-3
     # A point moved by d px perpendicularly to its epipolar line has an error of d px there, and of
     # at most 2d px in the other photo, whose focal length is longer.
     for d, near in ((0.45, 300), (1.05, 0)):
@@ -119,7 +121,7 @@ def test_true_matches_have_no_error_and_wrong_ones_do(listed: Path) -> None:
     nothing = np.empty((0, 2))
     none = measure_pair(pair, nothing, nothing)
     assert (none.matches, none.near) == (0, 0)
-    assert none.colmap == none.opencv == (np.inf,) * len(SEEDS)
+    assert set(none.errors.values()) == {(np.inf,) * len(SEEDS)}
 
 
 def normals(x0: np.ndarray) -> np.ndarray:
@@ -135,8 +137,8 @@ def test_half_a_pixel_would_be_noticed(listed: Path) -> None:
     """Matches in hloc's frame give the exact pose; matches in COLMAP's frame do not."""
     (pair,) = read_pose_pairs(listed / "pairs.txt", listed / "photos", 1024)
     x0, x1 = true_matches()
-    assert max(measure_pair(pair, x0, x1).colmap) < 1e-3
-    assert min(measure_pair(pair, x0 + 0.5, x1).colmap) > 1e-2
+    assert max(measure_pair(pair, x0, x1).errors["colmap"]) < 1e-3
+    assert min(measure_pair(pair, x0 + 0.5, x1).errors["colmap"]) > 1e-2
 
 
 def test_photos_are_measured_at_the_size_of_matching(listed: Path) -> None:
@@ -148,7 +150,7 @@ def test_photos_are_measured_at_the_size_of_matching(listed: Path) -> None:
         assert max(pair.camera0.width, pair.camera1.width) == min(resize, 471)
         result = measure_pair(pair, x0, moved)
         assert result.near == near
-        assert max(measure_pair(pair, x0, x1).colmap) < 0.05  # sizes are whole pixels
+        assert max(measure_pair(pair, x0, x1).errors["colmap"]) < 0.05  # sizes are whole pixels
 
 
 def test_outliers_are_rejected(listed: Path) -> None:
@@ -157,16 +159,19 @@ def test_outliers_are_rejected(listed: Path) -> None:
     x1[::3] = np.random.default_rng(1).uniform(0, 300, (100, 2))
     result = measure_pair(pair, x0, x1)
     assert 200 <= result.near < 215
-    assert max(*result.colmap, *result.opencv) < 0.5
-    assert estimate_colmap(x0[:4], x1[:4], pair, 0) is None
+    assert max(max(errors) for errors in result.errors.values()) < 0.5
+    few = PairMatches(*(x[:4] for x in (x0, x1, x0, x1)))
+    for _, estimate in ESTIMATORS.values():
+        assert estimate(few, pair, 1.0, 0) is None
     noisy = measure_pair(pair, x0 + np.random.default_rng(2).normal(0, 0.3, x0.shape), x1)
-    assert len(set(noisy.colmap)) > 1  # each seed draws otherwise
-    assert len(set(noisy.opencv)) > 1
+    for errors in noisy.errors.values():
+        assert len(set(errors)) > 1  # each seed draws otherwise
 
 
 def test_summaries_by_rotation() -> None:
     def result(rotation: float, error: float, near: int = 5) -> PairResult:
-        return PairResult("a", "b", rotation, 10, near, near, (error, error / 2), (np.inf,) * 2)
+        errors = {"colmap": (error, error / 2), "opencv": (np.inf,) * 2}
+        return PairResult("a", "b", rotation, 10, near, near, errors)
 
     summaries = summarise("m", [result(0.0, 0.0), result(30.0, np.inf, 0), result(90.0, 4.0)])
     assert [(s.rotations, s.pairs) for s in summaries] == [
@@ -174,10 +179,11 @@ def test_summaries_by_rotation() -> None:
     ]  # fmt: skip
     assert summaries[0].precision == pytest.approx(1 / 3)
     # Errors of 4 degrees and of 2: at 5 degrees 60 and 80 %, each 10 from their mean.
-    np.testing.assert_allclose(summaries[2].colmap, [70, 85, 92.5])
-    assert summaries[2].colmap_spread == pytest.approx(10)
-    assert (summaries[2].opencv, summaries[2].opencv_spread) == ((0, 0, 0), 0)
-    assert "70.0 ± 10.0 / 85.0 / 92.5" in table(summaries).splitlines()[-1]
+    np.testing.assert_allclose(summaries[2].areas["colmap"], [70, 85, 92.5])
+    assert summaries[2].spreads["colmap"] == pytest.approx(10)
+    assert (summaries[2].areas["opencv"], summaries[2].spreads["opencv"]) == ((0, 0, 0), 0)
+    protocol = PoseProtocol("ours", {"colmap": 1.5, "opencv": 0.5})
+    assert "70.0 ± 10.0 / 85.0 / 92.5" in table(summaries, protocol).splitlines()[-1]
     assert len(summarise("m", [result(10.0, 1.0)])) == 1  # no second row for the same pairs
 
 
@@ -294,8 +300,8 @@ def test_half_a_pixel_would_be_noticed_in_megadepth(
     pixels = np.random.default_rng(0).uniform(0, np.array(sizes[0]) - 1, (300, 2))
     points = planar.plane_points(0, pixels) * np.random.default_rng(1).uniform(0.7, 1.4, (300, 1))
     x0, x1 = planar.project(0, points), planar.project(1, points)
-    assert max(measure_pair(pair, x0, x1).colmap) < 1e-3
-    assert min(measure_pair(pair, x0 + 0.5, x1 + 0.5).colmap) > 1e-2
+    assert max(measure_pair(pair, x0, x1).errors["colmap"]) < 1e-3
+    assert min(measure_pair(pair, x0 + 0.5, x1 + 0.5).errors["colmap"]) > 1e-2
 
 
 def test_scannet_index(tmp_path: Path) -> None:
@@ -346,14 +352,16 @@ def test_neither_model_nor_index(tmp_path: Path) -> None:
 def test_evaluation_of_the_truth_and_of_sift(scene: Path, tmp_path: Path) -> None:
     """Exact matches give exact poses through files and formats; SIFT gives good ones."""
     pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:4]
-    matchers = {"truth": TruthMatcher(scene, noise=0.0, outliers=0.0), "sift": SIFTMatcher()}
-    results = evaluate_pose(pairs, scene / "images", matchers, tmp_path)
-    truth, sift = (summarise(name, results[name])[0] for name in matchers)
+    matchers = {"truth": TruthMatcher(scene, noise=0.0, outliers=0.0), "sift": COLMAPMatcher()}
+    summaries = evaluate_pose(pairs, scene / "images", matchers, tmp_path)
+    truth, sift = (next(s for s in summaries if s.matcher == name) for name in matchers)
     assert truth.precision > 0.99
-    assert truth.colmap[0] > 99
-    assert truth.opencv[0] > 98
+    assert truth.areas["colmap"][0] > 99
+    assert truth.areas["opencv"][0] > 98
     assert sift.precision > 0.5
-    assert sift.colmap[2] > 60
+    assert sift.areas["colmap"][2] > 60
+    assert sift.cpu_ms is not None
+    assert sift.cpu_ms > 1
     content = json.loads((tmp_path / "pose.json").read_text())
     assert len(content["pairs"]["sift"]) == 4
     assert content["matchers"]["sift"]["max_features"] == 8192
@@ -367,7 +375,7 @@ def test_sift_finds_a_shift_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
     for name, part in (("0", image[:213, :311]), ("1", image[20:233, 10:321])):
         (tmp_path / f"{name}.png").write_bytes(cv2.imencode(".png", part)[1].tobytes())
     for resize in (None, 240):
-        matcher = SIFTMatcher(resize)
+        matcher = COLMAPMatcher("sift", resize)
         features = [
             matcher.encode(load_image(tmp_path / f"{i}.png", resize_max=resize, divisor=1))
             for i in (0, 1)
@@ -405,8 +413,10 @@ def test_conditions_are_what_they_say(condition: str, tmp_path: Path) -> None:
 
 def test_command(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["evaluate", "pose", str(scene / "truth"), str(scene / "images")]
-    options = ["--resize", "160", "--max-rotation", "20", "--no-sift"]
+    options = ["--resize", "160", "--max-rotation", "20", "--beside", "network"]
     assert main([*arguments, str(tmp_path / "out"), *options]) == 0
-    assert "| edm | 0–180 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| edm | 0–180 |" in said
+    assert "| edm-network | 0–180 |" in said
     assert main(["evaluate", "pose", str(tmp_path), str(tmp_path), str(tmp_path / "o")]) == 1
     assert "neither a COLMAP model" in capsys.readouterr().err
