@@ -60,6 +60,7 @@ ONLY_PARSED = {
     "edm-hloc evaluate-poses": "run",
     "edm-hloc demo": "run",
     "edm-hloc export": "run",
+    "edm-hloc export-model OUT recording --for rerun": "needs rerun-sdk",
     "edm-hloc weights pull": "needs the network",
     "edm-hloc weights verify edm-outdoor": "needs the network",
 }
@@ -201,7 +202,7 @@ def provide(command: list[str], folder: Path) -> None:
     for word in command:
         name, _, inside = word.partition("/")
         is_output = name in OUTPUTS or name.startswith("OUT")
-        reads = inside or command[1] == "report"
+        reads = inside or (command[1] in ("report", "export-model") and word == command[2])
         if is_output and reads and not (folder / name).exists():
             shutil.copytree(folder / "FINISHED", folder / name)
         if CAPITALS.match(name) and not is_output and command[:2] != ["edm-hloc", "train"]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
+from edm_hloc.cli.handover import add_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
 
 
@@ -22,6 +23,7 @@ def register(command: options.AddCommand) -> None:
     options.add_shards(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
+    add_target(sub)
     options.add_overwrite(sub)
 
     sub = command("match-pairs", _match_pairs, "match listed pairs and write hloc's H5 files")
@@ -70,6 +72,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
             options.reconstruction_config(args, known),
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
+    if args.target is not None:
+        export_for(args, args.out / "model", args.images, args.out / args.target)
 
 
 def _triangulate(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`edm-hloc show` draws a model, `export-model` writes it in other programs' formats."""
+"""`edm-hloc show`: pictures of a model."""
 
 from __future__ import annotations
 
@@ -24,21 +24,6 @@ def register(command: options.AddCommand) -> None:
         help="of a picture, px",
     )
     sub.add_argument("--no-cameras", action="store_true", help="draw points only")
-
-    sub = command("export-model", _export, "write a COLMAP model in another program's format")
-    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
-    sub.add_argument(
-        "out",
-        type=Path,
-        metavar="OUT",
-        help="points.ply, transforms.json (nerfstudio), or a folder for COLMAP's own files",
-    )
-    sub.add_argument("--text", action="store_true", help="COLMAP's text format instead of binary")
-    sub.add_argument(
-        "--images",
-        type=Path,
-        help="folder of the photos for the paths in transforms.json; default: images/",
-    )
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -67,23 +52,3 @@ def _show(args: argparse.Namespace) -> None:
     if scene.hidden:
         print(f"Left out    {scene.hidden:,} points far outside the model")
     print(f"Written     {', '.join(f'{v}.png' for v in VIEWPOINTS)} in {args.out}")
-
-
-def _export(args: argparse.Namespace) -> None:
-    from edm_hloc.interop import exports
-
-    suffix = args.out.suffix.lower()
-    if suffix == ".ply":
-        exports.export_ply(args.model, args.out)
-    elif suffix == ".json":
-        exports.export_nerfstudio(args.model, args.out, args.images)
-    elif suffix and not args.out.is_dir():
-        raise EdmHlocError(
-            f"Cannot export to {args.out.suffix} files: OUT must be a .ply or .json file "
-            "or a folder."
-        )
-    elif args.text:
-        exports.export_text(args.model, args.out)
-    else:
-        exports.export_binary(args.model, args.out)
-    print(f"Written     {args.out}")

@@ -152,6 +152,22 @@ class Mask(NamedTuple):
         return visible
 
 
+def mask_pixels(mask: Path) -> np.ndarray:
+    """(h, w) uint8 of a mask at its own size: 255 where the photo is visible, else 0.
+
+    Raises:
+        EdmHlocError: the mask is damaged.
+    """
+    try:
+        grey = _grey_of(open_image(io.BytesIO(mask.read_bytes()), mask))
+    except Exception as error:  # decoders raise almost any exception on a damaged file
+        reason = getattr(error, "strerror", None) or error
+        raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
+    # lossy kinds have dark grey beside black
+    black = 127 if mask.suffix.lower() in _LOSSY_SUFFIXES else 0
+    return np.where(grey > black, np.uint8(255), np.uint8(0))
+
+
 def read_mask(mask: Path, photo: Path) -> Mask:
     """Reads the mask of a photo, reduced to at most 1024 px.
 
@@ -159,15 +175,8 @@ def read_mask(mask: Path, photo: Path) -> Mask:
         EdmHlocError: the mask is damaged or has another aspect ratio than its photo.
         ImageError: the photo's size cannot be read.
     """
-    try:
-        grey = _grey_of(open_image(io.BytesIO(mask.read_bytes()), mask))
-    except Exception as error:  # decoders raise almost any exception on a damaged file
-        reason = getattr(error, "strerror", None) or error
-        raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error
-    photo_width_height = _photo_size_of(mask, grey.shape[::-1], photo)
-    # lossy kinds have dark grey beside black
-    black = 127 if mask.suffix.lower() in _LOSSY_SUFFIXES else 0
-    white = np.where(grey > black, np.uint8(255), np.uint8(0))
+    white = mask_pixels(mask)
+    photo_width_height = _photo_size_of(mask, white.shape[::-1], photo)
     scale = _RESOLUTION / max(white.shape)
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in white.shape[::-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -110,24 +110,50 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
     read = read_model(model)
     if images is not None:
         read, _ = fit_model(read, images, f"the model {model}")
-    frames, kinds = [], set()
-    for name, image in posed_images(read).items():
-        camera = read.cameras[image.camera_id]
+    frames = {}
+    for name in posed_images(read):
         path = f"images/{name}" if images is None else (Path(images).resolve() / name).as_posix()
-        intrinsics = nerfstudio_camera(camera)
+        frames[name] = {"file_path": path}
+    if not frames:
+        raise EdmHlocError(f"The model in {model} has no posed images.")
+    points = out.with_name("sparse_pc.ply") if read.num_points3D() else None
+    write_transforms(read, out, frames, None if points is None else points.name)
+    if points is not None:
+        export_ply(model, points)
+
+
+def write_transforms(
+    model: pycolmap.Reconstruction,
+    out: Path,
+    files: Mapping[str, Mapping[str, str]],
+    points: str | None,
+) -> None:
+    """Writes a `transforms.json`, see `export_nerfstudio`.
+
+    Args:
+        model: with posed images.
+        out: the JSON file.
+        files: by the image's name, "file_path" and where there are masks "mask_path".
+        points: name of a PLY file beside `out`.
+
+    Raises:
+        EdmHlocError: a camera model is unknown to nerfstudio; fisheye and other cameras are mixed;
+            or the file cannot be written.
+    """
+    frames, kinds = [], set()
+    for name, image in posed_images(model).items():
+        intrinsics = nerfstudio_camera(image.camera)
         kinds.add(str(intrinsics.pop("camera_model")))
         world_from_cam = np.eye(4)
         world_from_cam[:3] = image.cam_from_world().inverse().matrix()
         frames.append(
             {
-                "file_path": path,
+                **files[name],
                 **intrinsics,
                 "transform_matrix": (world_from_cam @ _OPENGL).tolist(),
                 "colmap_im_id": image.image_id,
             }
         )
-    if not frames:
-        raise EdmHlocError(f"The model in {model} has no posed images.")
     if len(kinds) > 1:
         raise EdmHlocError(
             "nerfstudio takes one kind of camera model, but the model has both fisheye and other "
@@ -138,11 +164,9 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
         "frames": frames,
         "applied_transform": np.eye(4)[:3].tolist(),
     }
-    if read.num_points3D():
-        points = out.with_name("sparse_pc.ply")
-        export_ply(model, points)
-        record["ply_file_path"] = points.name
-    write_whole(out, json.dumps(record, indent=2).encode())
+    if points is not None:
+        record["ply_file_path"] = points
+    write_whole(out, json.dumps(record, indent=2))
 
 
 def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
@@ -154,7 +178,7 @@ def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
     if camera.model_name not in _NERFSTUDIO:
         raise EdmHlocError(
             f"nerfstudio does not know the camera model {camera.model_name}: it takes "
-            f"{', '.join(_NERFSTUDIO)}. Undistort the photos first (colmap image_undistorter)."
+            f"{', '.join(_NERFSTUDIO)}. Without distortion: edm-hloc export-model --for nerfstudio."
         )
     kind, names = _NERFSTUDIO[camera.model_name]
     values = dict(zip(names, map(float, camera.params), strict=True))
