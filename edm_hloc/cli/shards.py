@@ -6,9 +6,14 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
+
+if TYPE_CHECKING:
+    from edm_hloc.base.storage import Store
+    from edm_hloc.pipelines.shard_plan import ShardPlan
 
 _FIRST_NUMBERS = {
     "SLURM_ARRAY_TASK_ID": 1,
@@ -25,9 +30,9 @@ Engine, and the number that arrays begin with there."""
 
 def register(command: options.AddCommand) -> None:
     sub = command("plan", _plan, "cut the matching of listed pairs into shards for many workers")
-    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
+    sub.add_argument("images", metavar="IMAGES", help="folder of photos, or s3://… or gs://…")
     options.add_listed_pairs(sub)
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder that all workers see")
+    sub.add_argument("out", metavar="OUT", help="folder that all workers see, or s3://… or gs://…")
     either = sub.add_mutually_exclusive_group()
     either.add_argument("--shards", type=options.between(int, 1, 10**6), help="number of shards")
     either.add_argument(
@@ -45,7 +50,7 @@ def register(command: options.AddCommand) -> None:
         _match_shard,
         "do one shard of a plan: matching, or another step that was planned with --shards",
     )
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the plan")
+    sub.add_argument("out", metavar="OUT", help="folder of the plan")
     sub.add_argument("shard", type=int, metavar="K", nargs="?", help="its number, from 1")
     sub.add_argument(
         "--from-environment",
@@ -56,27 +61,39 @@ def register(command: options.AddCommand) -> None:
     options.add_machine(sub)
 
     sub = command("merge", _merge, "put the shards of a plan together, once all are matched")
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the plan")
+    sub.add_argument("out", metavar="OUT", help="folder of the plan")
+    sub.add_argument(
+        "into",
+        type=Path,
+        metavar="INTO",
+        nargs="?",
+        help="where OUT is in object storage: folder of this computer for the raw matches",
+    )
 
 
 def _plan(args: argparse.Namespace) -> None:
+    from edm_hloc.base.storage import Store, is_url
+    from edm_hloc.images.roots import photo_root
+    from edm_hloc.pipelines.cloud_plan import put_plan
     from edm_hloc.pipelines.shard_plan import make_plan
 
+    args.images = photo_root(args.images)
+    store = Store(args.out) if is_url(args.out) else None
+    args.out = args.out if store else Path(args.out)
     pairs = options.list_pairs(args)
-    plan = make_plan(
-        args.out,
-        args.images,
-        pairs,
-        options.make_matcher(args),
-        shards=args.shards or -(-len(pairs) // args.pairs_per_shard),
-        overwrite=args.overwrite,
-    )
+    shards = args.shards or -(-len(pairs) // args.pairs_per_shard)
+    matcher, overwrite = options.make_matcher(args), args.overwrite
+    if store is None:
+        plan = make_plan(args.out, args.images, pairs, matcher, shards=shards, overwrite=overwrite)
+    else:
+        plan = put_plan(store, args.images, pairs, matcher, shards=shards, overwrite=overwrite)
     extra = 100 * plan.extra_encodes / max(1, plan.photos)
-    print(f"Shards      {len(plan.pairs):,} of up to {max(plan.pairs):,} pairs, in {plan.folder}")
+    number, place = len(plan.pairs), store or plan.folder
+    print(f"Shards      {number:,} of up to {max(plan.pairs):,} pairs, in {place}")
     print(f"Encodes     {extra:.0f} % more than in one process: photos that are in several shards")
     print(
         f"Next        edm-hloc match-shard {args.out} K, for K from 1 to {len(plan.pairs)}, on any "
-        f"computers;\n            then edm-hloc merge {args.out}"
+        f"computers;\n            then edm-hloc merge {args.out}{' INTO' if store else ''}"
     )
 
 
@@ -99,12 +116,16 @@ def shard_from_environment(environment: Mapping[str, str]) -> int:
 
 
 def _match_shard(args: argparse.Namespace) -> None:
+    from edm_hloc.base.storage import Store, is_url
     from edm_hloc.pipelines.shard_plan import load_plan, number_of_shards, what_is_planned
-    from edm_hloc.pipelines.shards import match_shard
 
     if (args.shard is None) != args.from_environment:
         raise EdmHlocError("Give the number of the shard, or --from-environment.")
     shard = shard_from_environment(os.environ) if args.shard is None else args.shard
+    if is_url(args.out):
+        _match_shard_in_store(args, Store(args.out), shard)
+        return
+    args.out = Path(args.out)
     if args.from_environment and shard > number_of_shards(args.out):
         print(f"Nothing     is to be done: {args.out} has no shard {shard}")
         return
@@ -112,6 +133,30 @@ def _match_shard(args: argparse.Namespace) -> None:
         _work_shard(args, shard)
         return
     plan = load_plan(args.out)
+    _match(args, plan, shard)
+    print(f"Written     {plan.file_of(shard)}")
+
+
+def _match_shard_in_store(args: argparse.Namespace, store: Store, shard: int) -> None:
+    """A shard of a plan in object storage."""
+    from edm_hloc.pipelines.cloud_plan import get_plan, is_put, put_shard
+
+    plan = get_plan(store, shard)
+    number = len(plan.pairs)
+    if args.from_environment and shard > number:
+        print(f"Nothing     is to be done: {store} has no shard {shard}")
+        return
+    if 1 <= shard <= number and is_put(store, plan, shard):
+        print(f"Shard       {shard} of {number} was matched already")
+        return
+    _match(args, plan, shard)
+    put_shard(store, plan, shard)
+    print(f"Written     {store}/{plan.file_of(shard).name}")
+
+
+def _match(args: argparse.Namespace, plan: ShardPlan, shard: int) -> None:
+    from edm_hloc.pipelines.shards import match_shard
+
     plan.pairs_of(shard)  # an error before the network is loaded
     matcher = plan.matcher.load(args.device)
     print(f"Weights     {matcher.info.weights}, on {matcher.info.device}")
@@ -123,7 +168,6 @@ def _match_shard(args: argparse.Namespace) -> None:
     )
     for name, reason in summary.skipped.items():
         print(f"Skipped     {name}: {reason}")
-    print(f"Written     {plan.file_of(shard)}")
 
 
 def _work_shard(args: argparse.Namespace, shard: int) -> None:
@@ -146,15 +190,26 @@ def _work_shard(args: argparse.Namespace, shard: int) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
+    from edm_hloc.base.storage import Store, is_url
+    from edm_hloc.pipelines.cloud_plan import get_shards
     from edm_hloc.pipelines.shard_plan import load_plan
     from edm_hloc.pipelines.shards import merge_shards
 
-    plan = load_plan(args.out)
+    if is_url(args.out) != (args.into is not None):
+        raise EdmHlocError(
+            "Give merge a folder of this computer as INTO where OUT is in object storage, and "
+            "only there."
+        )
+    if args.into is not None:
+        plan, out = get_shards(Store(args.out), args.into), args.into
+    else:
+        out = Path(args.out)
+        plan = load_plan(out)
     summary = merge_shards(plan)
     print(f"Merged      {summary.pairs:,} pairs of {summary.shards:,} shards: {plan.raw_matches}")
     for name, reason in summary.skipped.items():
         print(f"Skipped     {name}: {reason}")
     print(
         f"Next        the command that needs the matches, with the same pairs, photos and settings "
-        f"and with {args.out} as OUT: it finds all of them matched"
+        f"and with {out} as OUT: it finds all of them matched"
     )

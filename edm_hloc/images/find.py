@@ -13,6 +13,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import require_file
 from edm_hloc.base.log import warn_once
 from edm_hloc.images import decode
+from edm_hloc.images.cloud import CloudFolder
 from edm_hloc.images.decode import HEIC_REMEDY
 from edm_hloc.images.roots import ImageRoot
 
@@ -43,7 +44,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"GIF8", b"\
 _PEEKED = 2000  # files of unknown kind of which the first bytes are read
 
 
-def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
+def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> list[str]:
     """Names of all images below a folder.
 
     Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
@@ -65,6 +66,8 @@ def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     Raises:
         EdmHlocError: there is no such folder, it cannot be read, or it holds no images.
     """
+    if isinstance(root, CloudFolder):
+        return _find_in_cloud(root)
     root = Path(root)
     if not root.is_dir():
         raise EdmHlocError(_no_folder(root))
@@ -99,6 +102,15 @@ def find_images(root: Path, leave_out: Sequence[Path] = ()) -> list[str]:
     if unread:
         warn_once(f"In {root} {unread}")
     return sorted(names)
+
+
+def _find_in_cloud(root: CloudFolder) -> list[str]:
+    """Names of the photos below a folder in object storage, as `find_images`."""
+    readable = IMAGE_SUFFIXES if decode.heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
+    names = [n for n in root.names() if PurePosixPath(n).suffix.lower() in readable]
+    if not names:
+        raise EdmHlocError(f"No images in {root}: names must end in {', '.join(IMAGE_SUFFIXES)}.")
+    return names
 
 
 class _Others:
@@ -248,6 +260,8 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
 
 def image_stamps(root: ImageRoot, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """(size in bytes, modification time in ns) by image name; missing files are left out."""
+    if isinstance(root, CloudFolder):
+        return root.stamps(names)
     stamps = {}
     for name in names:
         try:

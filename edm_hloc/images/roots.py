@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.storage import is_url
+from edm_hloc.images.cloud import CloudFolder
 
 
 class ImageRoot(Protocol):
-    """What the names of photos are relative to: a `Path`, or `JoinedFolders`."""
+    """What the names of photos are relative to: a `Path`, `JoinedFolders` or `CloudFolder`."""
 
     def __truediv__(self, name: str, /) -> Path:
         """The file of a photo."""
@@ -47,6 +49,8 @@ def root_to_json(root: ImageRoot) -> Any:
         return str(root.resolve())
     if isinstance(root, JoinedFolders):
         return {name: str(folder.resolve()) for name, folder in root.folders.items()}
+    if isinstance(root, CloudFolder):
+        return str(root)
     raise EdmHlocError(f"Other processes cannot find the photos of {root}: give their folder.")
 
 
@@ -54,4 +58,13 @@ def root_from_json(value: Any) -> ImageRoot:
     """What `root_to_json` was given."""
     if isinstance(value, dict):
         return JoinedFolders({name: Path(folder) for name, folder in value.items()})
-    return Path(value)
+    return photo_root(value)
+
+
+def photo_root(text: str) -> Path | CloudFolder:
+    """The folder of photos at a path or an address (``s3://…``, ``gs://…``).
+
+    Raises:
+        EdmHlocError: a library for the address is missing, or its kind is not known.
+    """
+    return CloudFolder(text) if is_url(text) else Path(text)

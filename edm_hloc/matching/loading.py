@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from edm_hloc.base.errors import ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.images.cloud import CloudFolder
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Preprocessing
@@ -63,7 +64,10 @@ class ImageLoader:
             self._pending.pop(name).cancel()
         for name in names:
             if name not in self._pending and len(self._pending) < self._ahead:
-                self._pending[name] = self._pool.submit(self._load, self._root / name)
+                self._pending[name] = self._pool.submit(self._load_photo, name)
+
+    def _load_photo(self, name: str) -> NetworkImage:
+        return self._load(self._root / name)  # which may have to fetch it first
 
     def is_loaded(self, name: str) -> bool:
         """Whether `get` does not have to wait for an image."""
@@ -73,9 +77,10 @@ class ImageLoader:
         """An image, or None if its photo cannot be read.
 
         Raises:
-            EdmHlocError: see `StoredLevels.check`.
+            EdmHlocError: see `StoredLevels.check`; or a photo in object storage has more than 8
+                bits, or cannot be fetched.
         """
-        future = self._pending.pop(name, None) or self._pool.submit(self._load, self._root / name)
+        future = self._pending.pop(name, None) or self._pool.submit(self._load_photo, name)
         try:
             image = future.result()
         except ImageError as error:
@@ -83,6 +88,11 @@ class ImageLoader:
             logger.warning("Skipping a photo: %s", error)
             return None
         if image.levels is not None:
+            if isinstance(self._root, CloudFolder):
+                raise EdmHlocError(
+                    f"The photo {name} has more than 8 bits, and what is black and white in it "
+                    f"depends on all photos of its folder: copy {self._root} to a disk first."
+                )
             self._levels.check(image.levels)
         if image.exif_orientation != 1:
             self.rotated.add(name)

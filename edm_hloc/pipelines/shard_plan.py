@@ -237,8 +237,8 @@ def _digest(pairs: Sequence[Pair]) -> str:
 
 def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
     """Whether two plans give the same raw matches in the same shards."""
-    return (first.image_root, first.provenance, first.digests) == (
-        second.image_root,
+    return (root_to_json(first.image_root), first.provenance, first.digests) == (
+        root_to_json(second.image_root),
         second.provenance,
         second.digests,
     )
