@@ -63,6 +63,9 @@ ONLY_PARSED = {
     "edm-hloc export-model OUT recording --for rerun": "needs rerun-sdk",
     "edm-hloc weights pull": "needs the network",
     "edm-hloc weights verify edm-outdoor": "needs the network",
+    "edm-hloc plan s3://bucket/photos": "needs a bucket",
+    "edm-hloc match-shard s3://bucket/run": "needs a bucket",
+    "edm-hloc merge s3://bucket/run": "needs a bucket",
 }
 DONE: set[tuple[bool, str]] = set()  # commands in sentences, which stand for themselves
 FLAG = re.compile(r"--?[a-z][\w-]*")

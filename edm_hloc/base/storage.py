@@ -57,7 +57,7 @@ class Store:
 
             self._fs, root = url_to_fs(self.url, use_listings_cache=False)
         except ModuleNotFoundError as error:
-            raise self._missing(error.name or "fsspec") from None
+            raise self._missing((error.name or "fsspec").partition(".")[0]) from None
         except ImportError as error:  # of fsspec, which names the library
             library = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme)
             if library is None:
