@@ -128,7 +128,9 @@ def test_documents_have_commands() -> None:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     """Fills a folder with the inputs, under the names that the documents use."""
     from edm_hloc.base.colmap import read_model
+    from edm_hloc.interop.exports import export_nerfstudio
     from edm_hloc.localization.poses import write_poses
+    from edm_hloc.matching.reader import RawMatchReader
     from edm_hloc.synthetic.photo_collection import make_photo_collection
 
     scene = tmp_path_factory.mktemp("docs") / "scene"
@@ -141,6 +143,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         image.name: image.cam_from_world() for image in read_model(run / "model").images.values()
     }
     write_poses(scene / "poses.txt", poses)
+    export_nerfstudio(run / "model", scene / "transforms.json")
+    (scene / "MATCHES").mkdir()
+    with RawMatchReader(run / "raw_matches") as raw:
+        for a, b in raw.pairs():
+            path = scene / "MATCHES" / f"{Path(a).stem}__{Path(b).stem}.npz"
+            np.savez(path, **raw.read(a, b).arrays())
 
     def fill(folder: Path) -> None:
         for name in (
@@ -157,6 +165,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         ):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).symlink_to(scene / "images")
+        for name in ("MATCHES", "transforms.json"):
+            (folder / name).symlink_to(scene / name)
         for name in ("MODEL", "TRUTH"):
             (folder / name).symlink_to(scene / "truth")
         (folder / "FINISHED").symlink_to(run)

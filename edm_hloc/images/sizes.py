@@ -63,6 +63,43 @@ def camera_for_size(
     )
 
 
+def camera_for_network(
+    camera: pycolmap.Camera, size: tuple[int, int], photo: Path, source: str
+) -> pycolmap.Camera:
+    """`camera_for_size`, also for what feed-forward networks did to a photo to read it.
+
+    Those with patches of 14 px squeeze the shorter side to a multiple of 14 (VGGT: 518 × 392), and
+    those of 16 px cut it to one (DUSt3R, MASt3R: 512 × 336), the same on both sides.
+
+    Args:
+        camera, size, photo, source: as for `camera_for_size`.
+
+    Raises:
+        EdmHlocError: as `camera_for_size`.
+    """
+    width, height = size
+    if not camera.width or _one_factor(camera, width, height):
+        return camera_for_size(camera, size, photo, source)
+    factor = max(size) / max(camera.width, camera.height)
+    missing = width / factor - camera.width, height / factor - camera.height
+    for patch, cut in ((14, False), (16, True)):
+        fits = camera.width % patch == 0 and camera.height % patch == 0
+        if not fits or max(map(abs, missing)) > (patch if cut else patch / 2) + _ROUNDING:
+            continue
+        changed = pycolmap.Camera(camera.todict())
+        if cut:
+            changed.width, changed.height = (round(side / factor) for side in size)
+            changed.principal_point_x += missing[0] / 2
+            changed.principal_point_y += missing[1] / 2
+        elif changed.model_name == "SIMPLE_PINHOLE":  # a second focal length for the other side
+            focal, *centre = camera.params
+            changed.model = pycolmap.CameraModelId.PINHOLE
+            changed.params = [focal, focal, *centre]
+        changed.rescale(width, height)
+        return changed
+    return camera_for_size(camera, size, photo, source)  # says what does not fit
+
+
 def _of_unknown_size(
     camera: pycolmap.Camera, size: tuple[int, int], photo: Path
 ) -> pycolmap.Camera:

@@ -119,8 +119,8 @@ def extend_model(
             whole = triangulate_points(whole, database, image_root, temporary, options)
         if not whole.num_points3D():
             raise _NoPointsError  # nothing is written
-        refine = _Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
-        models = _register_more(whole, database, image_root, temporary, options, refine)
+        refine = Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
+        models = register_more(whole, database, image_root, temporary, options, refine)
         main = max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
         adjust(main, options, refine)
         to_earlier = frame_change(main, earlier.model, held)
@@ -165,8 +165,8 @@ def _with_known_poses(
 
 
 @dataclass(frozen=True)
-class _Refinement:
-    """Which intrinsics may change.
+class Refinement:
+    """Which intrinsics may change in an adjustment.
 
     Attributes:
         known: ids of the cameras that never do.
@@ -186,22 +186,34 @@ class _Refinement:
         known: Collection[str],
         refine: bool,
         distorted: bool,
-    ) -> _Refinement:
+    ) -> Refinement:
         constant = {image.camera_id for image in model.images.values() if image.name in known}
         held = {image.camera_id for image in posed_images(model).values()}
         refine = refine and not constant >= set(model.cameras)
         return cls(constant, held, refine, refine and distorted)
 
 
-def _register_more(
+def register_more(
     model: pycolmap.Reconstruction,
     database: Path,
     image_root: Path,
     folder: Path,
     options: MappingOptions,
-    refine: _Refinement,
+    refine: Refinement,
 ) -> list[pycolmap.Reconstruction]:
-    """COLMAP's incremental mapper from a model on, whose cameras stay as they are."""
+    """COLMAP's incremental mapper from a model on, whose cameras stay as they are.
+
+    Args:
+        model: with points.
+        database: COLMAP database with verified pairs of all photos.
+        image_root: folder of the photos.
+        folder: for the files that the mapper writes.
+        options: thresholds.
+        refine: which intrinsics may change, those of new cameras only.
+
+    Returns:
+        All models that are there then.
+    """
     colmap = refining_options(options, refine.focal, refine.distortion)
     colmap.min_model_size = 3
     colmap.fix_existing_frames = True
@@ -222,8 +234,21 @@ def _register_more(
     return list(models.values()) or [model]
 
 
-def adjust(model: pycolmap.Reconstruction, options: MappingOptions, refine: _Refinement) -> None:
-    """Adjusts all cameras and points together, then drops the points that do not fit."""
+def adjust(
+    model: pycolmap.Reconstruction,
+    options: MappingOptions,
+    refine: Refinement,
+    robust: float | None = None,
+) -> None:
+    """Adjusts all cameras and points together, then drops the points that do not fit.
+
+    Args:
+        model: changed in place.
+        options: thresholds.
+        refine: which intrinsics may change.
+        robust: error in pixels from which observations count less and less (Cauchy's loss), where
+            some of them are wrong; None: all count alike.
+    """
     colmap = refining_options(options, refine.focal, refine.distortion)
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
@@ -233,6 +258,9 @@ def adjust(model: pycolmap.Reconstruction, options: MappingOptions, refine: _Ref
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     with StepProgress("Adjusting all cameras"):
         adjustment = colmap.get_global_bundle_adjustment()
+        if robust is not None:
+            adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+            adjustment.ceres.loss_function_scale = robust
         pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
     pycolmap.ObservationManager(model).filter_all_points3D(
         colmap.mapper.filter_max_reproj_error, colmap.mapper.filter_min_tri_angle

@@ -27,7 +27,7 @@ def from_model(model: Path, num_matched: int) -> list[Pair]:
     reconstruction = read_model(model)
     if reconstruction.num_points3D():
         return _by_covisibility(reconstruction, model, num_matched)
-    return _by_distance(reconstruction, model, num_matched)
+    return from_cameras(reconstruction, model, num_matched)
 
 
 def from_covisibility(model: Path, num_matched: int) -> list[Pair]:
@@ -72,15 +72,25 @@ def from_poses(model: Path, num_matched: int, max_rotation: float = _MAX_ROTATIO
     Raises:
         EdmHlocError: the model cannot be read, or no two cameras have similar orientations.
     """
-    return _by_distance(read_model(model), model, num_matched, max_rotation)
+    return from_cameras(read_model(model), model, num_matched, max_rotation)
 
 
-def _by_distance(
+def from_cameras(
     reconstruction: pycolmap.Reconstruction,
     model: Path,
     num_matched: int,
     max_rotation: float = _MAX_ROTATION,
 ) -> list[Pair]:
+    """`from_poses` of a model that has been read.
+
+    Args:
+        reconstruction: the model.
+        model: where it is from, for the message.
+        num_matched, max_rotation: see `from_poses`.
+
+    Raises:
+        EdmHlocError: no two cameras have similar orientations.
+    """
     images = posed_images(reconstruction)
     names = list(images)
     centres = np.array([image.projection_center() for image in images.values()]).reshape(-1, 3)

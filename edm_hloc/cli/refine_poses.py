@@ -1,0 +1,140 @@
+"""`edm-hloc refine-poses`: poses of other programs, refined by the photos' matches."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edm_hloc.base.log import first_few
+from edm_hloc.cli import options, summaries
+from edm_hloc.cli.report import end_quietly, reporting
+
+if TYPE_CHECKING:
+    from edm_hloc.interop.poses.files import GivenPoses
+    from edm_hloc.pairs.rules import Pair
+    from edm_hloc.pipelines.run import Run
+
+_ALL_PAIRS = 21  # photos up to which all pairs are matched: each has no more than 20 partners
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command(
+        "refine-poses", _refine_poses, "refine the poses that another program has of photos"
+    )
+    sub.add_argument(
+        "poses",
+        type=Path,
+        metavar="POSES",
+        help="nerfstudio's transforms.json, Metashape's XML, RealityCapture's CSV, a trajectory "
+        "(timestamp tx ty tz qx qy qz qw), or a COLMAP model with or without points",
+    )
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of the photos")
+    sub.add_argument(
+        "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
+    )
+    sub.add_argument(
+        "--refine-intrinsics",
+        action="store_true",
+        help="refine focal lengths and distortion too, not the poses alone",
+    )
+    sub.add_argument(
+        "--known",
+        type=Path,
+        metavar="INTRINSICS",
+        help="intrinsics in place of those of POSES, in any form that reconstruct takes",
+    )
+    options.add_pairs(sub)
+    options.add_matcher(sub)
+    options.add_workers(sub)
+    options.add_quantization(sub)
+    sub.add_argument("--seed", type=options.SEED, default=0, help="seed of RANSAC")
+    options.add_overwrite(sub)
+
+
+def _refine_poses(args: argparse.Namespace) -> None:
+    end_quietly()
+    from dataclasses import replace
+
+    from edm_hloc.images.find import find_images
+    from edm_hloc.images.intrinsics import load_intrinsics
+    from edm_hloc.interop.poses.files import format_of, read_given_poses
+    from edm_hloc.interop.poses.given import PhotosAtHand
+    from edm_hloc.pipelines.refine_poses import PosedPhotos, refine_given_poses
+
+    start = time.monotonic()
+    format_of(args.poses)
+    names = find_images(args.images, options.output_and_masks(args))
+    photos = PhotosAtHand(args.images, names)
+    known = None if args.known is None else load_intrinsics(args.known, names)
+    given = read_given_poses(args.poses, photos, known)
+    print(
+        f"Poses       of {len(given.model.images)} of {len(names)} photos, from {args.poses} "
+        f"({given.format.name})"
+    )
+    for text in first_few(given.unposed, "photos"):
+        print(f"No pose     {text}")
+    pairs = _pairs_of(args, given) if args.pairs is None and args.from_model is None else None
+    with reporting(args.out):
+        config = options.reconstruction_config(args)
+        refined = replace(config.mapping, refine_intrinsics=args.refine_intrinsics, seed=args.seed)
+        write = given.write_again if given.format.write is not None else None
+        run = refine_given_poses(
+            PosedPhotos(given.model, args.poses, args.images, write),
+            args.out,
+            options.choose_pairs(args) if pairs is None else pairs,
+            options.make_matcher(args),
+            replace(config, mapping=refined),
+        )
+        _print_poses(run)
+        summaries.print_reconstruction(run, time.monotonic() - start)
+        again = args.out / "transforms.json"
+        copied = "" if write is None else f", and as {again}"
+        print(f"Poses       in {args.out / 'model'}{copied}; each one in {args.out / 'poses.csv'}")
+
+
+def _pairs_of(args: argparse.Namespace, given: GivenPoses) -> list[Pair]:
+    """All pairs of few posed photos; of many those of the nearest cameras that look alike."""
+    from edm_hloc.base.colmap import posed_images
+    from edm_hloc.pairs.covisibility import from_cameras
+    from edm_hloc.pairs.rules import exhaustive
+
+    names = list(posed_images(given.model))
+    if len(names) <= _ALL_PAIRS and args.partners is None:
+        pairs, how = exhaustive(names), "all of them"
+    else:
+        pairs = from_cameras(given.model, args.poses, args.partners or _ALL_PAIRS - 1)
+        how = "those of near cameras"
+    print(f"Pairs       {len(pairs):,}, {how}; --pairs chooses others")
+    return pairs
+
+
+def _print_poses(run: Run) -> None:
+    poses = run.results["poses"]
+    by_state: dict[str, list[dict]] = {}
+    for change in poses["changes"]:
+        by_state.setdefault(change["state"], []).append(change)
+    refined = len(by_state.get("refined", ())) + len(by_state.get("far off", ()))
+    print(
+        f"Moved       {refined:,} cameras by {100 * poses['moved_median']:.3g} % of their extent "
+        f"and {poses['rotated_median']:.3g}° (median), {100 * poses['moved_max']:.3g} % and "
+        f"{poses['rotated_max']:.3g}° at most"
+    )
+    lost = "no matches put it anywhere; --pairs exhaustive or auto may find its neighbours"
+    for state, title, what in (
+        ("far off", "Far off", "moved by {share:.3g} %, turned by {rotated:.3g}°"),
+        ("registered anew", "Wrong", "its matches contradict its pose: turned by {rotated:.3g}°"),
+        ("lost", "Lost", f"its matches contradict its pose, and {lost}"),
+    ):
+        texts = []
+        for change in by_state.get(state, ()):
+            share = 100 * change["moved"] / max(poses["extent"], 1e-12)
+            texts.append(f"{change['name']}: {what.format(share=share, rotated=change['rotated'])}")
+        for text in first_few(texts, "in poses.csv"):
+            print(f"{title:<12}{text}")
+    if poses["rotated_median"] > 20:
+        print(
+            "            The cameras turned by far more than poses are wrong: is the file's "
+            "convention (world from camera, OpenGL or OpenCV axes) the one of its format?"
+        )

@@ -1,0 +1,191 @@
+"""Which format a file of poses has, and the COLMAP model without points that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pycolmap
+
+from edm_hloc.base.colmap import camera_text
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.files import require_file
+from edm_hloc.base.log import warn_once
+from edm_hloc.images.cameras import CameraOptions, photo_cameras
+from edm_hloc.images.sizes import Scaled, camera_for_network, warn_of_scaled
+from edm_hloc.interop.poses.colmap import colmap_folder, read_colmap
+from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
+from edm_hloc.interop.poses.metashape import read_metashape
+from edm_hloc.interop.poses.nerfstudio import read_nerfstudio, write_nerfstudio
+from edm_hloc.interop.poses.realitycapture import read_realitycapture
+from edm_hloc.interop.poses.trajectory import read_trajectory
+
+_LEAST = 3  # posed photos that can be refined together
+
+
+@dataclass(frozen=True)
+class PoseFormat:
+    """A kind of files of poses.
+
+    Attributes:
+        name: what people call it.
+        suffix: of its files, in lower case; empty for folders.
+        read: reads a file; photos that it does not find among those at hand are left out.
+        write: writes a file again with the poses of a model in place of its own; None: not made.
+    """
+
+    name: str
+    suffix: str
+    read: Callable[[Path, PhotosAtHand], list[GivenPose]]
+    write: Callable[[Path, Path, pycolmap.Reconstruction, PhotosAtHand], None] | None = None
+
+
+_COLMAP = PoseFormat("COLMAP", "", read_colmap)
+FORMATS = (
+    PoseFormat("nerfstudio's transforms.json", ".json", read_nerfstudio, write_nerfstudio),
+    PoseFormat("Metashape's XML", ".xml", read_metashape),
+    PoseFormat("RealityCapture's CSV", ".csv", read_realitycapture),
+    PoseFormat("a trajectory", ".txt", read_trajectory),
+)
+"""The formats that the suffix of a file tells."""
+
+
+@dataclass(frozen=True)
+class GivenPoses:
+    """The poses of photos, as read.
+
+    Attributes:
+        format: what the file was taken for.
+        source: the file or folder that was read.
+        model: COLMAP model of the posed photos, without points, in the file's world; cameras are
+            for the photos as they are stored.
+        photos: the photos at hand.
+        unposed: those that the file has no pose for, sorted.
+    """
+
+    format: PoseFormat
+    source: Path
+    model: pycolmap.Reconstruction
+    photos: PhotosAtHand
+    unposed: tuple[str, ...]
+
+    def write_again(self, model: pycolmap.Reconstruction, out: Path) -> None:
+        """Writes the file again with the poses of a model, where the format can be written."""
+        if self.format.write is not None:
+            self.format.write(self.source, out, model, self.photos)
+
+
+def format_of(path: Path) -> tuple[PoseFormat, Path]:
+    """The format of a file or folder of poses, and the file or folder to read.
+
+    Raises:
+        EdmHlocError: there is no such path, or its kind is not known.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise EdmHlocError(f"No poses at {path}: give the file or folder that holds them.")
+    if colmap_folder(path) is not None:
+        return _COLMAP, path
+    if path.is_dir():
+        if (path / "transforms.json").is_file():
+            return FORMATS[0], path / "transforms.json"
+        raise EdmHlocError(
+            f"{path} holds neither a COLMAP model (images.txt or .bin) nor a transforms.json: give "
+            "the file of the poses itself."
+        )
+    for known in FORMATS:
+        if path.suffix.lower() == known.suffix:
+            require_file(path)
+            return known, path
+    raise EdmHlocError(
+        f"{path}: poses are read from {', '.join(f'{f.name} ({f.suffix})' for f in FORMATS)} or a "
+        "COLMAP model; name the file as one of these."
+    )
+
+
+def read_given_poses(
+    path: Path, photos: PhotosAtHand, known: Mapping[str, pycolmap.Camera] | None = None
+) -> GivenPoses:
+    """Reads poses for photos, with intrinsics from the file, from `known`, or from EXIF data.
+
+    Args:
+        path: the file or folder, of any of the formats.
+        photos: the photos at hand.
+        known: intrinsics by the photo's name, which count before those of the file.
+
+    Raises:
+        EdmHlocError: the file is damaged, of another kind or of other photos; a photo has two
+            poses; intrinsics are missing or for another photo.
+    """
+    kind, file = format_of(path)
+    given = kind.read(file, photos)
+    photos.report(file)
+    if len(given) < _LEAST:
+        example = photos.names[0] if photos.names else "none"
+        raise EdmHlocError(
+            f"{file} ({kind.name}) has poses for {len(given)} of the {len(photos.names)} photos in "
+            f"{photos.root}, and {_LEAST} are needed: are the names the same? The first photo is "
+            f"{example!r}."
+        )
+    twice = {pose.name for pose in given if [p.name for p in given].count(pose.name) > 1}
+    if twice:
+        raise EdmHlocError(f"{file} has two poses for {min(twice)}: remove one of them.")
+    given = sorted(given, key=lambda pose: pose.name)
+    if known is not None:
+        given = [replace(pose, camera=known.get(pose.name, pose.camera)) for pose in given]
+    posed = _with_cameras(file, photos, given)
+    names = {pose.name for pose in posed}
+    unposed = tuple(name for name in photos.names if name not in names)
+    return GivenPoses(kind, file, _model(posed), photos, unposed)
+
+
+def _with_cameras(file: Path, photos: PhotosAtHand, given: Sequence[GivenPose]) -> list[GivenPose]:
+    """The poses with cameras for the photos as they are stored."""
+    bare = [pose.name for pose in given if pose.camera is None]
+    found: dict[str, pycolmap.Camera] = {}
+    if bare:
+        found, _ = photo_cameras(photos.root, bare, CameraOptions(model="SIMPLE_RADIAL"))
+        guessed = [name for name, camera in found.items() if not camera.has_prior_focal_length]
+        if guessed:
+            raise EdmHlocError(
+                f"{file} has no intrinsics, and the EXIF data of {guessed[0]} tell no focal length "
+                f"(nor do those of {len(guessed) - 1} more photos): give them by --known."
+            )
+    posed, scaled = [], []
+    fitted: dict[tuple[str, tuple[int, int]], pycolmap.Camera] = {}
+    for pose in given:
+        try:
+            size = photos.size(pose.name)
+        except ImageError as error:
+            warn_once(f"Skipping a photo: {error}")
+            continue
+        camera = pose.camera or found.get(pose.name)
+        if camera is None:
+            continue
+        key = camera_text(camera), size
+        if key not in fitted:
+            where = photos.root / pose.name
+            fitted[key] = camera_for_network(camera, size, where, f"the poses {file}")
+        if size != (camera.width, camera.height):
+            scaled.append(Scaled(pose.name, camera, fitted[key]))
+        posed.append(replace(pose, camera=fitted[key]))
+    warn_of_scaled(scaled, f"the poses {file}")
+    return posed
+
+
+def _model(posed: Sequence[GivenPose]) -> pycolmap.Reconstruction:
+    """A model with a camera for each set of equal intrinsics."""
+    model = pycolmap.Reconstruction()
+    ids: dict[str, int] = {}
+    for number, pose in enumerate(posed, start=1):
+        assert pose.camera is not None
+        text = camera_text(pose.camera)
+        if text not in ids:
+            ids[text] = len(ids) + 1
+            camera = pycolmap.Camera(pose.camera.todict())
+            camera.camera_id = ids[text]
+            model.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=pose.name, camera_id=ids[text], image_id=number)
+        model.add_image_with_trivial_frame(image, pose.cam_from_world)
+    return model

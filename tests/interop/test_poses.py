@@ -1,0 +1,287 @@
+"""Poses of other programs: every format gives the true cameras, wrong files one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.interop.poses.files import GivenPoses, format_of, read_given_poses
+from edm_hloc.interop.poses.given import PhotosAtHand
+
+NAMES = ["left/0000.10.jpg", "left/0000.20.jpg", "right/0000.30.jpg", "right/0000.40.jpg"]
+SIZE = 120, 80
+OPENGL = np.diag([1.0, -1, -1, 1])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> PhotosAtHand:
+    for name in NAMES:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE).save(path)
+    return PhotosAtHand(tmp_path / "photos", NAMES)
+
+
+def poses() -> dict[str, np.ndarray]:
+    """World from camera, (4, 4), of a camera that looks along z with y down."""
+    rng = np.random.default_rng(5)
+    found = {}
+    for name in NAMES:
+        T = np.eye(4)
+        T[:3, :3] = Rotation.random(random_state=rng).as_matrix()
+        T[:3, 3] = rng.normal(size=3)
+        found[name] = T
+    return found
+
+
+def camera(model: str = "OPENCV", size: tuple[int, int] = SIZE) -> pycolmap.Camera:
+    params = [100.0, 101, 61, 39, 0.01, -0.02, 0.001, 0.002][: 4 if model == "PINHOLE" else 8]
+    made = pycolmap.Camera(model=model, width=SIZE[0], height=SIZE[1], params=params)
+    made.rescale(*size)
+    return made
+
+
+def nerfstudio(folder: Path, size: tuple[int, int] = SIZE) -> Path:
+    names = ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")
+    values = dict(zip(names, map(float, camera(size=size).params), strict=True))
+    frames = [
+        {"file_path": f"./images/{name}", "transform_matrix": (T @ OPENGL).tolist(), "own": name}
+        for name, T in poses().items()
+    ]
+    record = {"camera_model": "OPENCV", "w": size[0], "h": size[1], **values, "frames": frames}
+    path = folder / "transforms.json"
+    path.write_text(json.dumps({**record, "ply_file_path": "points.ply"}))
+    return path
+
+
+def metashape(folder: Path) -> Path:
+    fx, fy, cx, cy, k1, k2, p1, p2 = camera().params
+    numbers = {"f": fy, "b1": fx - fy, "cx": cx - 60, "cy": cy - 40, "k1": k1, "k2": k2}
+    numbers |= {"p1": p2, "p2": p1}
+    inside = "".join(f"<{key}>{float(value)!r}</{key}>" for key, value in numbers.items())
+    cameras = "".join(
+        f'<camera id="{i}" sensor_id="0" label="{name.removesuffix(".jpg")}"><transform>'
+        f"{' '.join(map(repr, T.ravel().tolist()))}</transform></camera>"
+        for i, (name, T) in enumerate(poses().items())
+    )
+    path = folder / "cameras.xml"
+    path.write_text(
+        '<?xml version="1.0" encoding="UTF-8"?><document version="2.0.0"><chunk label="Chunk 1">'
+        '<sensors><sensor id="0" label="unknown" type="frame"><resolution width="120" height="80"/>'
+        '<calibration type="frame" class="initial"><f>7</f></calibration>'
+        '<calibration type="frame" class="adjusted"><resolution width="120" height="80"/>'
+        f"{inside}</calibration></sensor></sensors><cameras>{cameras}"
+        '<camera id="9" sensor_id="0" label="not_aligned"/></cameras></chunk></document>'
+    )
+    return path
+
+
+def realitycapture(folder: Path) -> Path:
+    fx, _, cx, cy, k1, k2, p1, p2 = camera().params
+    lines = ["#name,x,y,alt,heading,pitch,roll,f,px,py,k1,k2,k3,k4,t1,t2"]
+    for name, T in poses().items():
+        z, x, y = Rotation.from_matrix((T @ OPENGL)[:3, :3]).as_euler("ZXY", degrees=True)
+        lens = [fx * 36 / 120, (cx - 60) * 36 / 120, (cy - 40) * 36 / 120, k1, k2, 0, 0, p1, p2]
+        row = [*T[:3, 3].tolist(), -z, x, y, *lens]
+        lines.append(",".join([name.rpartition("/")[2], *map(repr, map(float, row))]))
+    path = folder / "cameras.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def trajectory(folder: Path) -> Path:
+    lines = ["# timestamp tx ty tz qx qy qz qw"]
+    for name, T in poses().items():
+        stamp = float(Path(name).stem) + 0.004
+        quaternion = Rotation.from_matrix(T[:3, :3]).as_quat()
+        lines.append(" ".join(map(repr, [stamp, *T[:3, 3].tolist(), *quaternion.tolist()])))
+    path = folder / "trajectory.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def colmap(folder: Path, binary: bool = False) -> Path:
+    model = pycolmap.Reconstruction()
+    own = camera()
+    own.camera_id = 1
+    model.add_camera_with_trivial_rig(own)
+    for i, (name, T) in enumerate(poses().items(), 1):
+        image = pycolmap.Image(name=name, camera_id=1, image_id=i)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.linalg.inv(T)[:3]))
+    path = folder / "sparse"
+    path.mkdir()
+    model.write_binary(path) if binary else model.write_text(path)
+    for points in path.glob("points3D.*"):
+        points.unlink()
+    return path
+
+
+def check(given: GivenPoses, tolerance: float = 1e-9) -> None:
+    images = posed_images(given.model)
+    assert list(images) == NAMES
+    for name, T in poses().items():
+        matrix = images[name].cam_from_world().matrix()
+        np.testing.assert_allclose(matrix, np.linalg.inv(T)[:3], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [nerfstudio, metashape, realitycapture, colmap, lambda folder: colmap(folder, binary=True)],
+)
+def test_every_format_gives_the_true_cameras(write, photos: PhotosAtHand, tmp_path: Path) -> None:
+    given = read_given_poses(write(tmp_path), photos)
+    check(given)
+    assert given.unposed == ()
+    (own,) = given.model.cameras.values()
+    x = np.array([[0.3, -0.2, 1.0], [-0.5, 0.3, 1.0]])
+    expected = camera().img_from_cam(x)
+    if write is realitycapture:  # one focal length
+        expected = pycolmap.Camera(
+            model="OPENCV",
+            width=120,
+            height=80,
+            params=[camera().params[0], *camera().params[[0]], *camera().params[2:]],
+        ).img_from_cam(x)
+    np.testing.assert_allclose(own.img_from_cam(x), expected, atol=1e-6)
+
+
+def test_a_realitycapture_camera_looks_where_its_angles_say(
+    photos: PhotosAtHand, tmp_path: Path
+) -> None:
+    rows = ["#name,x,y,alt,heading,pitch,roll,f"]
+    rows += [f"{n.rpartition('/')[2]},1,2,3,{a},20" for n, a in zip(NAMES, ANGLES, strict=True)]
+    (tmp_path / "c.csv").write_text("\n".join(rows))
+    images = posed_images(read_given_poses(tmp_path / "c.csv", photos).model)
+    for name, view, up in zip(NAMES, VIEWS, UPS, strict=True):
+        R = images[name].cam_from_world().rotation.matrix()
+        np.testing.assert_allclose(R[2], view, atol=1e-12)
+        np.testing.assert_allclose(-R[1], up, atol=1e-12)
+        np.testing.assert_allclose(images[name].projection_center(), [1, 2, 3], atol=1e-12)
+
+
+ANGLES = ["0,0,0", "0,90,0", "90,90,0", "90,0,0"]  # heading, pitch, roll
+VIEWS = [[0, 0, -1], [0, 1, 0], [1, 0, 0], [0, 0, -1]]  # east, north, up
+UPS = [[0, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0]]
+
+
+def test_trajectories_take_intrinsics_from_elsewhere(photos: PhotosAtHand, tmp_path: Path) -> None:
+    path = trajectory(tmp_path)
+    with pytest.raises(EdmHlocError, match=r"has no intrinsics, .* give them by --known"):
+        read_given_poses(path, photos)
+    check(read_given_poses(path, photos, dict.fromkeys(NAMES, camera())))
+
+
+def test_trajectories_without_times_are_in_the_order_of_the_photos(tmp_path: Path) -> None:
+    names = ["frame_10.jpg", "frame_2.jpg", "frame_9.jpg"]
+    for name in names:
+        Image.new("RGB", SIZE).save(tmp_path / name)
+    stamps = ["1403636579.763", "1403636579.813", "1403636579.863"]
+    lines = [f"{stamp} {i} 0 0 0 0 0 1" for i, stamp in enumerate(stamps)]
+    (tmp_path / "poses.txt").write_text("\n".join(lines))
+    given = read_given_poses(
+        tmp_path / "poses.txt", PhotosAtHand(tmp_path, names), dict.fromkeys(names, camera())
+    )
+    places = {n: i.projection_center()[0] for n, i in posed_images(given.model).items()}
+    assert places == {"frame_2.jpg": 0, "frame_9.jpg": 1, "frame_10.jpg": 2}
+
+
+@pytest.mark.parametrize(
+    ("size", "photo"), [((60, 40), SIZE), ((518, 350), (1536, 1024)), ((512, 336), (1536, 1024))]
+)
+def test_intrinsics_of_another_size_are_scaled(
+    size: tuple[int, int], photo: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reduced; squeezed to patches of 14 px; cut to patches of 16 px."""
+    for name in NAMES:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", photo).save(tmp_path / "photos" / name)
+    truth = camera("PINHOLE", photo)
+    factor = photo[0] / size[0]
+    fx, fy, cx, cy = truth.params / factor
+    if size[0] == 518:
+        fy, cy = fy * 350 / (1024 / factor), cy * 350 / (1024 / factor)
+    if size[0] == 512:
+        cy -= (1024 / factor - 336) / 2
+    own = {"w": size[0], "h": size[1], "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+    frames = [
+        {"file_path": name, "transform_matrix": (T @ OPENGL).tolist()}
+        for name, T in poses().items()
+    ]
+    path = tmp_path / "transforms.json"
+    path.write_text(json.dumps({**own, "frames": frames}))
+    given = read_given_poses(path, PhotosAtHand(tmp_path / "photos", NAMES))
+    (found,) = given.model.cameras.values()
+    assert (found.width, found.height) == photo
+    np.testing.assert_allclose(found.params[:4], truth.params, rtol=3e-3)
+    assert f"cameras for {size[0]} × {size[1]} pixels" in caplog.text
+
+
+def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> None:
+    def refused(path: Path, message: str) -> None:
+        with pytest.raises(EdmHlocError, match=message) as error:
+            read_given_poses(path, photos)
+        assert "\n" not in str(error.value)
+
+    refused(tmp_path / "none.json", "No poses at")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "neither a COLMAP model .* nor a transforms.json")
+    path = tmp_path / "transforms.json"
+    for text, message in (
+        ("{", "is not JSON"),
+        ('{"w": 3}', "has no list of frames"),
+        ('{"frames": [{"file_path": "a"}]}', "frame 0 .* expected file_path and transform_matrix"),
+        ('{"frames": []}', "has poses for 0 of the 4 photos .* are the names the same"),
+    ):
+        path.write_text(text)
+        refused(path, message)
+    record = json.loads(nerfstudio(tmp_path).read_text())
+    mirrored = json.loads(json.dumps(record))
+    mirrored["frames"][0]["transform_matrix"][0] = [
+        -x for x in mirrored["frames"][0]["transform_matrix"][0]
+    ]
+    path.write_text(json.dumps(mirrored))
+    refused(path, r"frame 0 .*: the pose is mirrored")
+    record["frames"].append(record["frames"][0])
+    path.write_text(json.dumps(record))
+    refused(path, "has two poses for left/0000.10.jpg")
+    xml = metashape(tmp_path)
+    xml.write_text(xml.read_text()[:300])
+    refused(xml, "damaged or no XML")
+    xml.write_text("<project/>")
+    refused(xml, "is not Metashape's XML of cameras")
+    table = tmp_path / "cameras.csv"
+    table.write_text("#name,x,y,alt\na.jpg,1,2,3\n")
+    refused(table, "lacks heading, pitch, roll")
+    table.write_text("#name,x,y,alt,heading,pitch,roll\n0000.10.jpg,1,2,3,4,5,north\n")
+    refused(table, "line 2: expected numbers")
+    text = tmp_path / "trajectory.txt"
+    text.write_text("1.0 2 3\n")
+    refused(text, "line 1: expected 'timestamp tx ty tz qx qy qz qw'")
+    text.write_text("1000.0 0 0 0 0 0 0 1\n")
+    refused(text, "no photo in .* is named by a timestamp within 0.02 s")
+    model = colmap(tmp_path)
+    (model / "cameras.txt").unlink()
+    refused(model, "has images.txt but no cameras.txt")
+    shutil.copy(path, tmp_path / "poses.yaml")
+    with pytest.raises(EdmHlocError, match="poses are read from nerfstudio's"):
+        format_of(tmp_path / "poses.yaml")
+
+
+def test_refined_poses_go_back_into_a_transforms_json(photos: PhotosAtHand, tmp_path: Path) -> None:
+    given = read_given_poses(nerfstudio(tmp_path), photos)
+    out = tmp_path / "refined.json"
+    given.write_again(given.model, out)
+    check(read_given_poses(out, photos), 1e-6)
+    before, after = (json.loads(p.read_text()) for p in (tmp_path / "transforms.json", out))
+    assert after["ply_file_path"] == "points.ply"
+    assert [f["own"] for f in after["frames"]] == [f["own"] for f in before["frames"]]
+    assert after["frames"][0]["fl_x"] == pytest.approx(100)

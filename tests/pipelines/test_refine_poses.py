@@ -1,0 +1,131 @@
+"""Noisy and wrong poses of a rendered scene are mended by the photos' matches."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.models import compare
+from edm_hloc.interop.poses.files import GivenPoses, read_given_poses
+from edm_hloc.interop.poses.given import PhotosAtHand
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pairs.rules import exhaustive
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig
+from edm_hloc.pipelines.refine_poses import PosedPhotos, refine_given_poses
+from edm_hloc.pipelines.run import Run
+from tests.scenes import TruthMatcher
+
+OPENGL = np.diag([1.0, -1, -1, 1])
+FIXED = MappingOptions(refine_intrinsics=False, threads=1)
+
+
+def write_noisy(
+    scene: Path, path: Path, degrees: float, share: float, wrong: str = "", focal: float = 1.0
+) -> None:
+    """A transforms.json of the true poses with noise, those of the photo `wrong` turned by 90°."""
+    model = read_model(scene / "truth")
+    images = posed_images(model)
+    rng = np.random.default_rng(2)
+    centres = np.array([image.projection_center() for image in images.values()])
+    extent = np.linalg.norm(centres[:, None] - centres[None], axis=2).max()
+    frames = []
+    for name, image in images.items():
+        axis, step = rng.normal(size=(2, 3))
+        T = np.eye(4)
+        T[:3] = image.cam_from_world().inverse().matrix()
+        angle = 90.0 if name == wrong else degrees
+        T[:3, :3] = (
+            Rotation.from_rotvec(np.radians(angle) * axis / np.linalg.norm(axis)).as_matrix()
+            @ T[:3, :3]
+        )
+        T[:3, 3] += share * extent * step / np.linalg.norm(step)
+        frames.append({"file_path": f"images/{name}", "transform_matrix": (T @ OPENGL).tolist()})
+    camera = next(iter(model.cameras.values()))
+    f, cx, cy = camera.params
+    lens = {"fl_x": f * focal, "fl_y": f * focal, "cx": cx, "cy": cy}
+    size = {"w": camera.width, "h": camera.height}
+    path.write_text(json.dumps({**lens, **size, "frames": frames}))
+
+
+def refine(
+    scene: Path, path: Path, out: Path, mapping: MappingOptions = FIXED
+) -> tuple[Run, GivenPoses]:
+    images = scene / "images"
+    names = sorted(p.name for p in images.iterdir())
+    given = read_given_poses(path, PhotosAtHand(images, names))
+    posed = PosedPhotos(given.model, path, images, given.write_again)
+    config = ReconstructionConfig(mapping=mapping)
+    run = refine_given_poses(posed, out, exhaustive(names), TruthMatcher(scene), config)
+    return run, given
+
+
+def test_two_degrees_and_two_percent_are_mended(scene: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "transforms.json", tmp_path / "out"
+    write_noisy(scene, path, 2.0, 0.02)
+    run, given = refine(scene, path, out)
+    before = compare(out / "given_poses", scene / "truth")
+    assert before.rotation_median > 1
+    assert before.position_median > 0.5
+    found = compare(out / "model", scene / "truth")
+    assert found.registered == 7
+    assert found.rotation_max < 0.05
+    assert found.position_max < 0.05
+    # in the world of the given poses, so that every camera has moved about as far as its noise
+    poses = run.results["poses"]
+    assert poses["rotated_median"] == pytest.approx(2, abs=0.7)
+    assert poses["moved_median"] == pytest.approx(0.02, abs=0.01)
+    assert {change["state"] for change in poses["changes"]} == {"refined"}
+    with (out / "poses.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 7
+    # and back in the form that they came in
+    again = read_given_poses(out / "transforms.json", given.photos)
+    for name, image in posed_images(read_model(out / "model")).items():
+        matrix = posed_images(again.model)[name].cam_from_world().matrix()
+        np.testing.assert_allclose(matrix, image.cam_from_world().matrix(), atol=1e-6)
+
+
+def test_a_wrong_camera_is_found_and_registered_anew(scene: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "transforms.json", tmp_path / "out"
+    write_noisy(scene, path, 1.0, 0.01, wrong="view_03.jpg")
+    run, _ = refine(scene, path, out)
+    states = {c["name"]: c["state"] for c in run.results["poses"]["changes"]}
+    assert states.pop("view_03.jpg") == "registered anew"
+    assert set(states.values()) == {"refined"}
+    found = compare(out / "model", scene / "truth")
+    assert found.registered == 7
+    assert found.rotation_max < 0.05
+
+
+def test_intrinsics_are_refined_if_asked(scene: Path, tmp_path: Path) -> None:
+    path = tmp_path / "transforms.json"
+    write_noisy(scene, path, 1.0, 0.01, focal=1.03)
+    true = next(iter(read_model(scene / "truth").cameras.values())).params[0]
+    for asked, error in ((False, 0.03), (True, 0.0)):
+        mapping = replace(FIXED, refine_intrinsics=asked)
+        out = tmp_path / f"out{asked}"
+        refine(scene, path, out, mapping)
+        focal = next(iter(read_model(out / "model").cameras.values())).mean_focal_length()
+        assert focal / true - 1 == pytest.approx(error, abs=0.005)
+
+
+def test_poses_of_other_photos_are_said_to_be_so(scene: Path, tmp_path: Path) -> None:
+    path = tmp_path / "transforms.json"
+    write_noisy(scene, path, 0.0, 0.0)
+    record = json.loads(path.read_text())
+    rng = np.random.default_rng(0)
+    for frame in record["frames"]:
+        T = np.eye(4)
+        T[:3, :3] = Rotation.random(random_state=rng).as_matrix()
+        T[:3, 3] = rng.normal(size=3)
+        frame["transform_matrix"] = T.tolist()
+    path.write_text(json.dumps(record))
+    with pytest.raises(EdmHlocError, match="agree with none of the poses"):
+        refine(scene, path, tmp_path / "out")
