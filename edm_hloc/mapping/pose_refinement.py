@@ -34,7 +34,8 @@ from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_mode
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _WRONG_TURN = 15.0  # degrees by which most pairs of a wrong camera contradict its rotation, or …
-_WRONG_FACTOR = 4.0  # … this times what is usual, if that is more
+_WRONG_FACTOR = 4.0  # … this times what is usual, if that is more, …
+_SURELY_WRONG = 60.0  # … but no more than this
 _FEW = 0.3  # of the usual share of its matches that a camera's points have, if its pose is wrong
 _GENEROUS = 2.0  # times the errors of three quarters of the matches: the first threshold
 _MOST = 0.15  # of the photos' longer side: a larger first threshold would accept anything
@@ -108,6 +109,8 @@ def refine_poses(
         model = _with_poses(db, given, options)
         pairs = _verified_pairs(db, model)
         wrong = _contradicted(_turns(db, model, pairs))
+        if 2 * len(wrong) > len(posed_images(model)):
+            raise EdmHlocError(_disagreement(len(wrong), len(posed_images(model))))
         good = [pair for pair in pairs if wrong.isdisjoint(pair)]
         threshold = _first_threshold(db, model, good, options)
     refine = Refinement(
@@ -132,10 +135,7 @@ def refine_poses(
                     model.deregister_frame(model.images[image_id].frame_id)
                 wrong |= new
         if not model.num_points3D() or len(posed_images(model)) < 2:
-            raise EdmHlocError(
-                "The matches agree with none of the poses: are they of these photos, and in the "
-                "convention of their format? Without poses: edm-hloc reconstruct."
-            )
+            raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
         if wrong:
             model = _registered_anew(model, database, image_root, options, refine)
         adjust(model, options, refine)
@@ -153,6 +153,14 @@ def refine_poses(
     changes = _changes(model, given, anew)
     summary = _summary(model, changes, threshold, options.refine_intrinsics)
     return mapped, summary
+
+
+def _disagreement(wrong: int, every: int) -> str:
+    return (
+        f"The matches contradict the poses of {wrong} of {every} photos: are they of these photos, "
+        "and in the convention of their format (world from camera, its axes)? To do without them: "
+        "edm-hloc reconstruct."
+    )
 
 
 def _with_poses(
@@ -215,7 +223,8 @@ def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
         medians = {i: float(np.median(some)) for i, some in angles.items()}
         usual = float(np.median([*medians.values()])) if medians else 0.0
         worst = max(medians, key=lambda i: medians[i], default=-1)
-        if worst < 0 or medians[worst] <= max(_WRONG_TURN, _WRONG_FACTOR * usual):
+        limit = min(max(_WRONG_TURN, _WRONG_FACTOR * usual), _SURELY_WRONG)
+        if worst < 0 or medians[worst] <= limit:
             return wrong
         wrong.add(worst)
 
