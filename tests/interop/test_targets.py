@@ -16,6 +16,9 @@ from PIL import ExifTags, Image
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.cli.handover import TARGETS
+from edm_hloc.images.find import find_images
+from edm_hloc.interop.poses.files import read_given_poses
+from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.targets import registry
 from edm_hloc.interop.targets.undistorted import plain_names
 from tests.interop import target_readers as readers
@@ -117,6 +120,33 @@ def test_each_target_is_read_back(
     for photo in photos.iterdir():
         with Image.open(photo) as image:
             assert not image.getexif()
+
+
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [
+        ("nerfstudio", "transforms.json"),
+        ("metashape", "cameras.xml"),
+        ("gsplat", "sparse/0"),
+        ("openmvs", "sparse"),
+    ],
+)
+def test_what_is_exported_comes_back_as_poses(
+    target: str, file: str, run: Path, tmp_path: Path
+) -> None:
+    """By the readers of refine-poses, to 1e-6."""
+    out = tmp_path / target
+    assert export(run, out, "--for", target) == 0
+    given = read_given_poses(out / file, PhotosAtHand(out / "images", find_images(out / "images")))
+    views = {
+        name: readers.View(
+            K=image.camera.calibration_matrix(),
+            size=(image.camera.width, image.camera.height),
+            cam_from_world=image.cam_from_world().matrix(),
+        )
+        for name, image in posed_images(given.model).items()
+    }
+    check_views(views, run)
 
 
 def test_names_of_targets_are_those_of_the_command_line() -> None:
