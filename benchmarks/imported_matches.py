@@ -1,13 +1,15 @@
 """Dense matches of another matcher: what import-matches makes of them, and what COLMAP does.
 
     python benchmarks/imported_matches.py OUT [--views N] [--size W H] [--samples N] [--noise PX]
-    python benchmarks/imported_matches.py OUT --images PHOTOS --truth MODEL
+    python benchmarks/imported_matches.py OUT --images PHOTOS --truth MODEL [--known]
 
 Every pair of photos has --samples matches at random points, different ones in each pair, as RoMa
 samples its warp; Gaussian noise on both sides, and 5 in 100 are wrong. Without --images they come
 from the exact depth of a rendered scene. With --images they are our own matcher's matches, brought
-to random points by the local affine maps of their neighbours. OUT/matches gets a file for each
-pair, which is all that the ways that are compared get:
+to random points by the local affine maps of their neighbours. --enlarge N makes the photos N times
+as large first: cameras have 12 megapixels and more, in which 5,000 samples hardly ever meet, and a
+matcher that works in 1,024 px errs by N times as many pixels (--noise). OUT/matches gets a file for
+each pair, which is all that the ways that are compared get:
 
 * rounded into COLMAP: points rounded to whole pixels become keypoints (equal pixels one keypoint),
   then COLMAP's verification and incremental mapper with their defaults, as most scripts do it;
@@ -43,7 +45,8 @@ WRONG = 0.05  # share of the matches
 class TrueWarp:
     """Where a pixel of a rendered photo is in another one, by depth and cameras."""
 
-    def __init__(self, scene: Path) -> None:
+    def __init__(self, scene: Path, enlarge: int) -> None:
+        self._enlarge = enlarge
         model = read_model(scene / "truth")
         self._views = {}
         for name, image in posed_images(model).items():
@@ -53,7 +56,12 @@ class TrueWarp:
             self._views[name] = K, image.cam_from_world().matrix(), depth
 
     def __call__(self, name0: str, name1: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        there, seen = self._warped(name0, name1, (points + 0.5) / self._enlarge - 0.5)
+        return (there + 0.5) * self._enlarge - 0.5, seen
+
+    def _warped(self, name0: str, name1: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (K0, pose0, depth0), (K1, pose1, depth1) = self._views[name0], self._views[name1]
+        points = points.clip(0, np.array(depth0.shape[::-1]) - 1)
         grid = points.astype(np.float32).reshape(8, -1, 2)  # OpenCV takes short rows only
         z = cv2.remap(depth0, grid, None, cv2.INTER_LINEAR).ravel()
         jump = cv2.dilate(depth0, np.ones((3, 3))) / np.maximum(
@@ -131,7 +139,22 @@ def write_matches(folder: Path, sizes: dict[str, tuple[int, int]], warp, args) -
         np.savez(folder / f"{stem0}__{stem1}.npz", **kept)
 
 
-def rounded_into_colmap(out: Path, images: Path, sizes: dict[str, tuple[int, int]]) -> Path:
+def enlarged(images: Path, out: Path, factor: int) -> Path:
+    """The photos `factor` times as large, in a folder of their own."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in find_images(images):
+        pixels = cv2.imread(str(images / name))
+        larger = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(out / name), larger)
+    return out
+
+
+def rounded_into_colmap(
+    out: Path,
+    images: Path,
+    sizes: dict[str, tuple[int, int]],
+    known: pycolmap.Reconstruction | None,
+) -> Path:
     """COLMAP's model of points rounded to whole pixels; the folder of the largest."""
     out.mkdir(parents=True, exist_ok=True)
     database = out / "database.db"
@@ -151,7 +174,15 @@ def rounded_into_colmap(out: Path, images: Path, sizes: dict[str, tuple[int, int
         ]
         pairs[tuple(names)] = np.unique(np.array(sides, np.uint32).T, axis=0)
     with quiet_colmap(), pycolmap.Database.open(database) as db:
-        pycolmap.import_images(database, images, pycolmap.CameraMode.SINGLE)
+        reader = pycolmap.ImageReaderOptions()
+        mapping = pycolmap.IncrementalPipelineOptions()
+        if known is not None:
+            camera = next(iter(known.cameras.values()))
+            camera.rescale(*next(iter(sizes.values())))
+            reader.camera_model = camera.model_name
+            reader.camera_params = camera.params_to_string()
+            mapping.ba_refine_focal_length = mapping.ba_refine_extra_params = False
+        pycolmap.import_images(database, images, pycolmap.CameraMode.SINGLE, options=reader)
         ids = {image.name: image.image_id for image in db.read_all_images()}
         for name, points in index.items():
             db.write_keypoints(ids[name], np.array(list(points), np.float32) + 0.5)
@@ -162,7 +193,7 @@ def rounded_into_colmap(out: Path, images: Path, sizes: dict[str, tuple[int, int
         listed.write_text("".join(f"{a} {b}\n" for a, b in pairs))
         pycolmap.verify_matches(database, listed)
         (out / "sparse").mkdir(exist_ok=True)
-        models = pycolmap.incremental_mapping(database, images, out / "sparse")
+        models = pycolmap.incremental_mapping(database, images, out / "sparse", options=mapping)
     if not models:
         raise EdmHlocError("no model")
     best = max(models.values(), key=lambda model: model.num_reg_images())
@@ -182,35 +213,45 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.7, help="of both points along an axis, px")
     parser.add_argument("--images", type=Path, help="real photos instead")
     parser.add_argument("--truth", type=Path, help="COLMAP model with their true cameras")
+    parser.add_argument("--known", action="store_true", help="give all ways the true intrinsics")
+    parser.add_argument(
+        "--enlarge", type=int, default=1, metavar="N", help="photos N times as large"
+    )
     args = parser.parse_args()
-    images, truth = args.images, args.truth
+    images, truth, scene = args.images, args.truth, args.out / "scene"
     if images is None:
         from edm_hloc.synthetic.photo_collection import make_photo_collection
 
-        scene = args.out / "scene"
         if not (scene / "truth").is_dir():
             make_photo_collection(
                 scene, args.views, (args.size[0], args.size[1]), seed=3, depth_maps=True
             )
         images, truth = scene / "images", scene / "truth"
+    if args.enlarge > 1:
+        images = enlarged(images, args.out / "photos", args.enlarge)
     sizes = {}
     for name in find_images(images):
         height, width = cv2.imread(str(images / name)).shape[:2]
         sizes[name] = width, height
     if not any((args.out / "matches").glob("*.npz")):
-        warp = TrueWarp(args.out / "scene") if args.images is None else MatchedWarp(images)
+        warp = TrueWarp(scene, args.enlarge) if args.images is None else MatchedWarp(images)
         write_matches(args.out / "matches", sizes, warp, args)
 
     def imported(*options: str) -> Path:
         run = args.out / "-".join(["imported", *(o.strip("-") for o in options)])
         words = [str(args.out / "matches"), str(run), "--images", str(images), *options]
+        words += ["--known", str(truth)] if args.known else []
         if cli.main(["import-matches", *words, "--camera-mode", "single"]):
             raise EdmHlocError("no model")
         return run / "model"
 
+    def rounded() -> Path:
+        known = read_model(truth) if args.known else None
+        return rounded_into_colmap(args.out / "colmap", images, sizes, known)
+
     rows = []
     for title, way in (
-        ("rounded into COLMAP", lambda: rounded_into_colmap(args.out / "colmap", images, sizes)),
+        ("rounded into COLMAP", rounded),
         ("import-matches --refine none", lambda: imported("--refine", "none")),
         ("import-matches", imported),
     ):
