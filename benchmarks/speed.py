@@ -1,6 +1,6 @@
 """Measures what matching costs, stage by stage, beside the naive way in the same run.
 
-    python benchmarks/speed.py [--only abcdefgh] [--quick] [--weights NAME] [--json FILE]
+    python benchmarks/speed.py [--only abcdefgh] [--quick] [--weights NAME] [--json FILE] [--papers]
 
     a  one pair, stage by stage                       (as Table 6 of arXiv 2503.05122)
     b  a pair at several image sizes                  (as Table 5)
@@ -17,11 +17,12 @@ refined, and the keypoints are put together point by point in Python (`tests/ora
 same weights and must find the same matches; the share it has in common with ours is printed. The
 refinement is left out (`--refine none`) but in (d), which has it as well, and in (h).
 
-`--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide` is the full network
-carrying the shipped half-width weights: every channel twice, incoming weights halved. It costs
-what the full network costs and finds about the same matches as `edm_s`. Everything is a ratio
-within one run; on a busy computer `--cpu-time --threads 1` counts the process's own CPU time
-instead of the wall clock's.
+`--papers` measures a, b, c and e and prints them once more in the layout of the paper's tables,
+with the machine's name. `--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide`
+is the full network carrying the shipped half-width weights: every channel twice, incoming weights
+halved. It costs what the full network costs and finds about the same matches as `edm_s`. Everything
+is a ratio within one run; on a busy computer `--cpu-time --threads 1` counts the process's own CPU
+time instead of the wall clock's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
+from paper_tables import SECTIONS as PAPER_SECTIONS
+from paper_tables import paper_tables
 from refined_pairs import instructions, refined_pair, rows_of
 from safetensors.torch import save_file
 from torch import Tensor
@@ -744,11 +747,14 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="for a busy computer")
     parser.add_argument("--photos", type=Path, help="of one scene; default: rendered, 1024×768")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--papers", action="store_true", help="Tables 5, 6, 11 and 12 of the paper")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(growth_child(json.loads(args.child))))
         return
+    if args.papers:
+        args.only = PAPER_SECTIONS
     if unknown := set(args.only) - SECTIONS.keys():
         parser.error(f"--only knows {', '.join(SECTIONS)}, not {', '.join(sorted(unknown))}")
     if args.threads:
@@ -804,6 +810,8 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
         print_table(f"{letter}. {title}", rows)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1))
+    if args.papers:
+        print(f"\n### As in the paper\n\n{paper_tables(results)}")
 
 
 if __name__ == "__main__":

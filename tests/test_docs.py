@@ -59,6 +59,10 @@ ONLY_PARSED = {
     "edm-hloc synth": "run",
     "edm-hloc evaluate-poses": "run",
     "edm-hloc demo": "run",
+    "edm-hloc ablate": "trains",
+    "edm-hloc evaluate pose datasets/megadepth/index": "needs the data set",
+    "edm-hloc evaluate pose datasets/scannet/index": "needs the data set",
+    "edm-hloc evaluate homography datasets/hpatches-sequences-release": "needs the data set",
     "edm-hloc export": "run",
     "edm-hloc export-model OUT recording --for rerun": "needs rerun-sdk",
     "edm-hloc weights pull": "needs the network",
@@ -170,6 +174,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         for name in ("MODEL", "TRUTH"):
             (folder / name).symlink_to(scene / "truth")
         (folder / "FINISHED").symlink_to(run)
+        _hpatches(folder / "HPATCHES", photos[0])
         for name, photo in (("A", photos[0]), ("B", photos[1])):
             (folder / name).symlink_to(photo)
             (folder / f"{name}.jpg").symlink_to(photo)
@@ -191,6 +196,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         (folder / "COLMAP_PROJECT" / "database.db").touch()
 
     return fill
+
+
+def _hpatches(folder: Path, photo: Path) -> None:
+    """A sequence in HPatches' layout: the same photo, shifted by whole pixels."""
+    (folder / "v_scene").mkdir(parents=True)
+    whole = Image.open(photo)
+    for number in range(1, 7):
+        x = 2 * (number - 1)
+        part = whole.crop((x, 0, x + whole.width - 10, whole.height))
+        part.save(folder / "v_scene" / f"{number}.ppm")
+        if number > 1:
+            (folder / "v_scene" / f"H_1_{number}").write_text(f"1 0 {-x}\n0 1 0\n0 0 1\n")
 
 
 def _bad_photos(scene: Path, photos: list[Path]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError, shortened
 from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
+    ablate,
     benchmarks,
     demo,
     evaluate,
@@ -44,6 +45,7 @@ COMMANDS = (
     handover,
     demo,
     evaluate,
+    ablate,
     weights,
     export,
     hloc,

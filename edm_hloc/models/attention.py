@@ -44,9 +44,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class AttentionLayer(nn.Module):
-    """Attention with normalised queries and keys, then a feed-forward network, with a shortcut."""
+    """Attention, then a feed-forward network, with a shortcut.
 
-    def __init__(self, dim: int, heads: int, scale: float) -> None:
+    Args:
+        dim: channels.
+        heads: number of heads.
+        scale: factor on the cosine similarity of queries and keys; None for plain attention,
+            without normalisation and with 1/√(dim / heads).
+    """
+
+    def __init__(self, dim: int, heads: int, scale: float | None) -> None:
         super().__init__()
         self.heads = heads
         self.scale = scale
@@ -77,9 +84,10 @@ class AttentionLayer(nn.Module):
         if position is not None:
             q, k = rotate(q, *position), rotate(k, *position)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        # Normalised in fp32: in half precision the guard against zero vectors rounds to zero.
-        q = F.normalize(q.float(), dim=-1).to(v.dtype)
-        k = F.normalize(k.float(), dim=-1).to(v.dtype)
+        if self.scale is not None:
+            # Normalised in fp32: in half precision the guard against zero vectors rounds to zero.
+            q = F.normalize(q.float(), dim=-1).to(v.dtype)
+            k = F.normalize(k.float(), dim=-1).to(v.dtype)
         message = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         message = self.merge(message.transpose(1, 2).flatten(-2))
         message = self.mlp(torch.cat([x, message], dim=-1))
@@ -92,8 +100,9 @@ class LocalFeatureTransformer(nn.Module):
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
         self.names = config.layers
+        scale = config.attention_scale if config.normalised_attention else None
         self.layers = nn.ModuleList(
-            AttentionLayer(config.dim, config.heads, config.attention_scale) for _ in self.names
+            AttentionLayer(config.dim, config.heads, scale) for _ in self.names
         )
         self.first_cross = self.names.index("cross") if "cross" in self.names else len(self.names)
 

@@ -147,8 +147,10 @@ class CorrelationInjection(nn.Module):
         self.fc32 = ConvNorm(w32, dim)
         self.fc16 = ConvNorm(w16, dim)
         self.fc8 = ConvNorm(w8, dim)
-        self.att32 = ConvNorm(dim, dim, nn.Sigmoid())
-        self.att16 = ConvNorm(dim, dim, nn.Sigmoid())
+        self.gated = config.injection == "gated"
+        if self.gated:
+            self.att32 = ConvNorm(dim, dim, nn.Sigmoid())
+            self.att16 = ConvNorm(dim, dim, nn.Sigmoid())
         self.dwconv16 = nn.Sequential(
             ConvNorm(dim, dim, nn.GELU(), depthwise=True), ConvNorm(dim, dim)
         )
@@ -170,6 +172,9 @@ class CorrelationInjection(nn.Module):
         return self._inject(features0, f32_0), self._inject(features1, f32_1)
 
     def _inject(self, features: EDMFeatures, f32: Tensor) -> Tensor:
+        if not self.gated:
+            f16 = self.dwconv16(features.f16 + _upsample(f32))
+            return self.dwconv8(features.f8 + _upsample(f16))
         f16 = self.dwconv16(features.f16 * _upsample(self.att32(f32)) + _upsample(f32))
         return self.dwconv8(features.f8 * _upsample(self.att16(f16)) + _upsample(f16))
 

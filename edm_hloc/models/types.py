@@ -27,6 +27,10 @@ class EDMConfig:
         heads: number of attention heads.
         layers: the attention layers at 1/32, in order, each "self" or "cross".
         attention_scale: factor on the cosine similarity of query and key, in place of 1/√d.
+        normalised_attention: whether queries and keys are normalised; else their product is divided
+            by √d as in plain attention, and `attention_scale` is not used.
+        injection: how a finer map takes in the coarser one that is conditioned on the other image:
+            "gated", multiplied by a gate and added, or "summed", added only.
         temperature: τ of the dual softmax (Eq. 1).
         bins: number of intervals of the soft-argmax along one axis of a cell, which has
             bins + 1 nodes.
@@ -39,6 +43,8 @@ class EDMConfig:
     heads: int = 8
     layers: tuple[Literal["self", "cross"], ...] = ("self", "cross", "self", "cross")
     attention_scale: float = 20.0
+    normalised_attention: bool = True
+    injection: Literal["gated", "summed"] = "gated"
     temperature: float = 0.1
     bins: int = 16
     bidirectional: bool = True

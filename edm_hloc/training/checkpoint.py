@@ -109,6 +109,9 @@ def read_checkpoint(path: Path, config: TrainConfig) -> dict[str, Any] | None:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         stored = dict(json.loads(checkpoint["config"]))
     ours, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
+    # settings of the network that are younger than the run have their defaults
+    network = json.loads(json.dumps(dataclasses.asdict(EDMConfig())))
+    stored["model"] = network | stored.get("model", defaults["model"])
     differing = [
         k for k in ours if k not in LENGTH_SETTINGS and ours[k] != stored.get(k, defaults[k])
     ]

@@ -119,7 +119,8 @@ class TrainConfig:
         ema: decay per step of the moving average of the weights, which is what is exported.
         focal_alpha, focal_gamma: α and γ of the focal loss (Eq. 6).
         fine_weight: weight of the fine stage's loss (Eq. 9).
-        residual: family of the base distribution of the residuals (Eq. 7).
+        residual: family of the base distribution of the residuals (Eq. 7), or "l1" or "l2" for a
+            plain error, with which σ says nothing and `refined` has to name an image.
         fine_matches: number of coarse matches of a pair on which the fine stage is trained.
         true_matches: minimum number of correct ones among these; wrong predictions are replaced by
             the ground truth up to it.
@@ -186,6 +187,11 @@ class TrainConfig:
                 kind = hint.__name__ if hint in (int, float, str) else str(hint)
                 kind = kind.replace("typing.", "")
                 raise EdmHlocError(f"the training setting {name} is {value!r}, not {kind}")
+        if self.residual in ("l1", "l2") and self.refined == "best":
+            raise EdmHlocError(
+                f"a training run with residual {self.residual} teaches the network no σ: set "
+                "refined to image1 or image0 as well"
+            )
         if any(length is not None and length <= 0 for length in (self.minutes, self.steps)):
             raise EdmHlocError("a training run must be longer than 0 minutes or steps")
         for name, (least, most) in _RANGES.items():

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from edm_hloc.models.coarse import similarity
 from edm_hloc.models.flow import RealNVP
 
-Residual = Literal["laplace", "gaussian"]
+Residual = Literal["laplace", "gaussian", "l1", "l2"]
 SMALLEST_SIGMA = 1e-6
 
 Entries = tuple[Tensor, Tensor, Tensor]
@@ -143,13 +143,14 @@ def residual_log_likelihood(
 
     With the residual r = (offset − target) / σ, the loss of each match and axis is
     −log Q(target | offset, σ) − log G(r) + log σ. Q is a Laplace or Gaussian density with mean
-    `offset` and scale σ, and G the flow's density of the residuals along both axes.
+    `offset` and scale σ, and G the flow's density of the residuals along both axes. "l1" and "l2"
+    are the mean absolute and squared error instead, from which σ and the flow learn nothing.
 
     Args:
         offset, target: (M, 2) predicted and true offsets in cells.
         sigma: (M, 2) predicted σ in (0, 1).
         flow: density G of the residuals.
-        distribution: family of Q.
+        distribution: family of Q; or the error that takes its place.
 
     Raises:
         ValueError: the distribution is unknown.
@@ -157,6 +158,10 @@ def residual_log_likelihood(
     device = offset.device.type
     with torch.autocast(device, enabled=False):
         offset, target = offset.float(), target.float()
+        if distribution in ("l1", "l2"):
+            error = (offset - target).abs()
+            loss = error if distribution == "l1" else error.square()
+            return loss.sum() / max(loss.numel(), 1)
         sigma = sigma.float().clamp(SMALLEST_SIGMA, 1.0 - SMALLEST_SIGMA)
         residual = (offset - target) / sigma
         if distribution == "laplace":

@@ -46,6 +46,7 @@ WITH_FOLDERS = [
     ["export", "OUT"],
     ["evaluate", "pose", "TRUTH", "IMAGES", "OUT"],
     ["evaluate", "homography", "DIR", "OUT"],
+    ["ablate", "OUT"],
     ["train", "--minutes", "1", "--out", "OUT"],
 ]
 

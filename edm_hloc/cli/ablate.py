@@ -1,0 +1,68 @@
+"""`edm-hloc ablate`: trains variants of the network alike and prints their table."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder
+from edm_hloc.cli import options
+from edm_hloc.cli.report import end_quietly
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command(
+        "ablate", _ablate, "train variants of the network on rendered pairs and compare them"
+    )
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the runs and of the table")
+    sub.add_argument(
+        "--variants",
+        default="all",
+        metavar="NAMES",
+        help="separated by commas: full, layers-1, layers-3, bins-8, bins-32, one-way, "
+        "no-selection, gaussian, l1, l2, plain-attention, summed, narrow, wide; or all",
+    )
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument(
+        "--minutes",
+        type=options.between(float, 0.01),
+        default=10.0,
+        help="length of each run by the clock",
+    )
+    length.add_argument(
+        "--steps",
+        type=options.between(int, 1),
+        help="instead, of each run in steps: then the machine's load makes no difference",
+    )
+    sub.add_argument(
+        "--seeds", type=options.between(int, 1, 101), default=2, help="runs of each variant"
+    )
+    sub.add_argument("--textures", type=Path, help="folder of photos for the rendered pairs")
+    sub.add_argument("--threads", type=options.between(int, 1, 1025), help="threads of the CPU")
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    end_quietly()
+    try:
+        from edm_hloc.training.ablation import VARIANTS, ablation_table, run_ablation
+        from edm_hloc.training.config import PRESETS
+    except ModuleNotFoundError as error:
+        raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
+    import torch
+
+    make_folder(args.out)
+    names = list(VARIANTS) if args.variants == "all" else args.variants.split(",")
+    minutes = None if args.steps else args.minutes
+    textures = None if args.textures is None else str(args.textures)
+    base = replace(
+        PRESETS["edm_s"], minutes=minutes, steps=args.steps, textures=textures, validations=1
+    )
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
+    print(f"Training    {len(names)} variants, {args.seeds} seeds each, {length} a run")
+    rows = run_ablation([name.strip() for name in names], base, range(args.seeds), args.out)
+    print(ablation_table(rows))
+    print(f"Written     {args.out / 'ablation.md'} and ablation.csv, beside the runs")
