@@ -142,7 +142,12 @@ def _row(name: str, model: EDMConfig, found: Sequence[Mapping[str, float]]) -> A
     flow = sum(p.numel() for p in network.fine_matching.flow.parameters())
     parameters = sum(p.numel() for p in network.parameters()) - flow
     values = {figure: np.array([f[figure] for f in found]) for figure in FIGURES}
-    figures = {k: (float(np.nanmean(v)), float(np.nanstd(v))) for k, v in values.items()}
+    # a run without a match has no error; the other seeds' stand for it
+    known = {k: v[np.isfinite(v)] for k, v in values.items()}
+    figures = {
+        k: (float(v.mean()), float(v.std())) if len(v) else (float("nan"), float("nan"))
+        for k, v in known.items()
+    }
     pairs = float(np.mean([f["pairs"] for f in found]))
     return AblationRow(name, parameters, len(found), pairs, figures)
 
@@ -179,7 +184,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
             str(row.seeds),
             f"{100 * precision[0]:.1f} ± {100 * precision[1]:.1f}",
             f"{100 * recall[0]:.1f} ± {100 * recall[1]:.1f}",
-            f"{error[0]:.2f} ± {error[1]:.2f}",
+            "–" if np.isnan(error[0]) else f"{error[0]:.2f} ± {error[1]:.2f}",
             f"{matches[0]:,.0f} ± {matches[1]:,.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
