@@ -58,6 +58,10 @@ def raise_any(problems: Sequence[str]) -> None:
         raise EdmHlocError("\n".join(problems))
 
 
+class BusyError(EdmHlocError):
+    """Another process is at work on the same files: what it does will be there when it ends."""
+
+
 class ImageError(EdmHlocError):
     """A photo that cannot be read; a run reports it and goes on without it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class FolderLock:
         directory: the folder.
 
     Raises:
-        EdmHlocError: the folder is locked already, or cannot be written.
+        EdmHlocError: the folder cannot be written; as a `BusyError`: it is locked already.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -180,7 +180,7 @@ class FolderLock:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise EdmHlocError(
+            raise BusyError(
                 f"Another process is writing into {directory}: wait until it ends, or choose "
                 "another output folder."
             ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edm_hloc.base.errors import EdmHlocError, raise_any
 from edm_hloc.base.files import make_folder
 from edm_hloc.base.text import read_lines
-from edm_hloc.cli import options, summaries
+from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.localize import (
     add_localization,
     check_any_localized,
@@ -75,8 +75,8 @@ def _add_dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--dry-run", action="store_true", help="only say what is missing and where to get it"
     )
-    options.add_workers(sub)
-    options.add_shards(sub)
+    workers.add_workers(sub)
+    workers.add_shards(sub)
 
 
 def _add_keypoints(

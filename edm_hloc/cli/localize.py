@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.cli import options, summaries
+from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def register(command: options.AddCommand) -> None:
         "'name MODEL width height parameters' a line, OpenCV's calibration, or 'MODEL width "
         "height parameters' for all",
     )
-    options.add_shards(sub)
+    workers.add_workers(sub)
+    workers.add_shards(sub)
     add_localization(sub, retrieved=20, max_error=12.0)
 
 

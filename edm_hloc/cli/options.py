@@ -166,33 +166,6 @@ def add_listed_pairs(sub: argparse.ArgumentParser) -> None:
     sub.set_defaults(image_list=None)
 
 
-def add_workers(sub: argparse.ArgumentParser) -> None:
-    """Add --workers, which `matching_config` reads."""
-    sub.add_argument(
-        "--workers",
-        type=_number_of_workers,
-        default=1,
-        metavar="N",
-        help="processes that match side by side, each on a GPU of its own if there are several; "
-        "auto: one for each GPU. On a CPU one process uses all cores",
-    )
-
-
-def add_shards(sub: argparse.ArgumentParser) -> None:
-    """Add --shards, which `matching_config` reads."""
-    sub.add_argument(
-        "--shards",
-        type=between(int, 1, 10**6),
-        metavar="N",
-        help="leave the steps that take long to other computers: plan the next one in N shards and "
-        "end with exit code 3; after edm-hloc match-shard has done them, the same command goes on",
-    )
-
-
-def _number_of_workers(text: str) -> int | str:
-    return text if text == "auto" else between(int, 1, 1000)(text)
-
-
 def add_quantization(sub: argparse.ArgumentParser) -> None:
     """Add the options that `quantization` reads, and --masks."""
     group = sub.add_argument_group("keypoints (lengths in px of the original photo)")
@@ -291,18 +264,31 @@ def matching_config(args: argparse.Namespace) -> MatchingConfig:
     """The configuration of matching: the size of the cache, and the number of processes."""
     from edm_hloc.matching.engine import MatchingConfig
 
-    workers = getattr(args, "workers", 1)
-    if workers == "auto":
-        from edm_hloc.pipelines.workers import automatic_workers
-
-        workers = automatic_workers(args.device)
     shards = getattr(args, "shards", None) or 0
     if shards and args.overwrite:
         raise EdmHlocError(
             "--overwrite would discard what the shards have done each time: remove the output "
             "folder instead, or choose another one."
         )
-    return MatchingConfig(cache_bytes=int(args.cache * 1e9), workers=workers, shards=shards)
+    return MatchingConfig(
+        cache_bytes=int(args.cache * 1e9),
+        workers=_number_of_workers(args),
+        ray=getattr(args, "ray", None),
+        device=args.device,
+        shards=shards,
+    )
+
+
+def _number_of_workers(args: argparse.Namespace) -> int:
+    """The number of workers; with --ray 0 for as many as there is room for."""
+    asked = getattr(args, "workers", None)
+    if getattr(args, "ray", None) is not None:
+        return asked if isinstance(asked, int) else 0
+    if asked == "auto":
+        from edm_hloc.pipelines.workers import automatic_workers
+
+        return automatic_workers(args.device)
+    return asked or 1
 
 
 def reconstruction_config(

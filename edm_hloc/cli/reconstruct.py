@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from edm_hloc.cli import options, summaries
+from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.handover import add_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -19,8 +19,8 @@ def register(command: options.AddCommand) -> None:
     )
     options.add_pairs(sub)
     options.add_matcher(sub)
-    options.add_workers(sub)
-    options.add_shards(sub)
+    workers.add_workers(sub)
+    workers.add_shards(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
     add_target(sub)
@@ -31,8 +31,8 @@ def register(command: options.AddCommand) -> None:
     options.add_listed_pairs(sub)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
     options.add_matcher(sub)
-    options.add_workers(sub)
-    options.add_shards(sub)
+    workers.add_workers(sub)
+    workers.add_shards(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 
@@ -46,8 +46,8 @@ def register(command: options.AddCommand) -> None:
     )
     options.add_pairs(sub)
     options.add_matcher(sub)
-    options.add_workers(sub)
-    options.add_shards(sub)
+    workers.add_workers(sub)
+    workers.add_shards(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
 

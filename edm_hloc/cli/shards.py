@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.cli import options
+from edm_hloc.cli import options, workers
 
 if TYPE_CHECKING:
     from edm_hloc.base.storage import Store
@@ -48,7 +48,7 @@ def register(command: options.AddCommand) -> None:
     sub = command(
         "match-shard",
         _match_shard,
-        "do one shard of a plan: matching, or another step that was planned with --shards",
+        "do one shard of a plan, or all: matching, or another step that was planned with --shards",
     )
     sub.add_argument("out", metavar="OUT", help="folder of the plan")
     sub.add_argument("shard", type=int, metavar="K", nargs="?", help="its number, from 1")
@@ -58,6 +58,8 @@ def register(command: options.AddCommand) -> None:
         help="take the number from the variables that Slurm, AWS Batch, Kubernetes' indexed jobs, "
         "PBS, LSF and Grid Engine set for a job of an array",
     )
+    sub.add_argument("--all", action="store_true", help="match all shards, with many workers")
+    workers.add_workers(sub)
     options.add_machine(sub)
 
     sub = command("merge", _merge, "put the shards of a plan together, once all are matched")
@@ -119,8 +121,13 @@ def _match_shard(args: argparse.Namespace) -> None:
     from edm_hloc.base.storage import Store, is_url
     from edm_hloc.pipelines.shard_plan import load_plan, number_of_shards, what_is_planned
 
-    if (args.shard is None) != args.from_environment:
-        raise EdmHlocError("Give the number of the shard, or --from-environment.")
+    if (args.shard is not None) + args.from_environment + args.all != 1:
+        raise EdmHlocError("Give the number of the shard, or --from-environment, or --all.")
+    if args.all:
+        _match_all(args)
+        return
+    if args.workers is not None or args.ray is not None:
+        raise EdmHlocError("--workers and --ray are for --all: add that, or leave them out.")
     shard = shard_from_environment(os.environ) if args.shard is None else args.shard
     if is_url(args.out):
         _match_shard_in_store(args, Store(args.out), shard)
@@ -189,8 +196,26 @@ def _work_shard(args: argparse.Namespace, shard: int) -> None:
     print(f"Written     {plan.file_of(shard)}")
 
 
+def _match_all(args: argparse.Namespace) -> None:
+    from edm_hloc.pipelines.shard_plan import load_plan
+    from edm_hloc.pipelines.workers import hire, match_plan
+
+    plan = load_plan(args.out)
+    with hire(args.out, options.matching_config(args), args.device) as crew:
+        done = match_plan(plan, crew)
+    print(
+        f"Shards      {len(plan.pairs):,} are matched: {done.matched:,} pairs now, "
+        f"{sum(plan.pairs) - done.matched:,} were there already or skipped; {done.encoded:,} "
+        "photos encoded"
+    )
+    for name, reason in done.skipped.items():
+        print(f"Skipped     {name}: {reason}")
+    print(f"Next        edm-hloc merge {args.out}")
+
+
 def _merge(args: argparse.Namespace) -> None:
     from edm_hloc.base.storage import Store, is_url
+    from edm_hloc.matching.left_out import left_out_path
     from edm_hloc.pipelines.cloud_plan import get_shards
     from edm_hloc.pipelines.shard_plan import load_plan
     from edm_hloc.pipelines.shards import merge_shards
@@ -209,6 +234,10 @@ def _merge(args: argparse.Namespace) -> None:
     print(f"Merged      {summary.pairs:,} pairs of {summary.shards:,} shards: {plan.raw_matches}")
     for name, reason in summary.skipped.items():
         print(f"Skipped     {name}: {reason}")
+    for (first, second), reason in summary.left_out.items():
+        print(f"Left out    {first} and {second}: {reason}")
+    if summary.left_out:
+        print(f"            To match them again, remove {left_out_path(plan.raw_matches)}")
     print(
         f"Next        the command that needs the matches, with the same pairs, photos and settings "
         f"and with {out} as OUT: it finds all of them matched"

@@ -31,6 +31,8 @@ def print_matching(run: Run) -> None:
         print(f"Skipped     {text}")
     if matching["skipped_pairs"]:
         print(f"            with {matching['skipped_pairs']} of the pairs")
+    for text in first_few(matching.get("left_out", ()), f"pairs, see {run.path}"):
+        print(f"Left out    {text}")
     if matching["rotated"]:
         print(
             f"Upright     {len(matching['rotated'])} turned for matching as their EXIF data say, "

@@ -42,7 +42,11 @@ class MatchingConfig:
         load_threads: threads that decode and resize photos.
         load_ahead: maximum number of photos that are loaded before the network needs them.
         workers: number of processes that match side by side, each with these limits; only the
-            pipelines start them (see `pipelines/workers.py`).
+            pipelines start them (see `pipelines/workers.py`). With `ray`, 0 is as many as there is
+            room for.
+        ray: address of the Ray cluster whose actors match, or "local" for one that is started on
+            this computer; None for processes of this computer.
+        device: where the networks of Ray's actors run; None for their GPUs if there are any.
         shards: number of shards in which a pipeline plans its steps for other processes, see
             `pipelines/spreading.py`; 0 to do everything itself.
         shown: whether progress is shown.
@@ -53,6 +57,8 @@ class MatchingConfig:
     load_threads: int = 2
     load_ahead: int = 8
     workers: int = 1
+    ray: str | None = None
+    device: str | None = None
     shards: int = 0
     shown: bool = True
 
@@ -73,6 +79,7 @@ class MatchingSummary:
         seconds: wall-clock time.
         levels: of photos of more than 8 bits the values that were black and white, by folder and
             type of the files; None where the values fill their range.
+        left_out: pairs that were not matched since workers failed at them, with the reason.
     """
 
     matched: int
@@ -85,6 +92,7 @@ class MatchingSummary:
     matches: int
     seconds: float
     levels: dict[str, list[float] | None] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     def followed_by(self, later: MatchingSummary) -> MatchingSummary:
         """What two calls did together, of which the later one's pairs count as resumed or not."""
@@ -99,6 +107,7 @@ class MatchingSummary:
             matches=self.matches + later.matches,
             seconds=self.seconds + later.seconds,
             levels=self.levels | later.levels,
+            left_out=tuple(dict.fromkeys((*self.left_out, *later.left_out))),
         )
 
 

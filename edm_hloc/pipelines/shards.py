@@ -17,8 +17,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from edm_hloc.base.h5 import (
     stored_provenance,
     stored_text,
 )
+from edm_hloc.images.find import image_stamps
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import (
     MatchingConfig,
@@ -42,6 +43,7 @@ from edm_hloc.matching.engine import (
     match_pairs,
     run_provenance,
 )
+from edm_hloc.matching.left_out import add_left_out
 from edm_hloc.matching.levels import NAME as LEVELS
 from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.matching.reader import RawMatchReader
@@ -58,6 +60,8 @@ from edm_hloc.matching.shards import (
     store_pairs,
     stored_pairs,
 )
+from edm_hloc.matching.stored_index import StoredIndex
+from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.shard_plan import ShardPlan, remove_plan
 
 
@@ -70,12 +74,16 @@ class ShardSummary:
         matched: pairs matched by this call; the others were there already or were skipped.
         encoded: photos encoded by this call.
         skipped: photos that could not be read, with the reason.
+        rotated: photos that were turned upright.
+        matches: raw matches of the pairs matched by this call.
     """
 
     pairs: int
     matched: int
     encoded: int
     skipped: dict[str, str]
+    rotated: tuple[str, ...] = ()
+    matches: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,21 @@ class MergeSummary:
         shards: number of shards.
         pairs: pairs with raw matches.
         skipped: photos that could not be read, with the reason.
+        left_out: pairs at which the workers failed, with the reason.
     """
 
     shards: int
     pairs: int
     skipped: dict[str, str]
+    left_out: dict[Pair, str] = field(default_factory=dict)
 
 
 def match_shard(
-    plan: ShardPlan, shard: int, matcher: Matcher, config: MatchingConfig | None = None
+    plan: ShardPlan,
+    shard: int,
+    matcher: Matcher,
+    config: MatchingConfig | None = None,
+    left_out: Mapping[Pair, str] | None = None,
 ) -> ShardSummary:
     """Matches the pairs of one shard into its file; goes on where an earlier call was ended.
 
@@ -105,43 +119,100 @@ def match_shard(
         shard: its number, from 1.
         matcher: made as the plan says.
         config: memory and threads.
+        left_out: pairs that are not matched, with the reason, which the file names.
 
     Raises:
         EdmHlocError: no such shard; the matcher is not the planned one; another process is at work
             on the same shard; see `match_pairs`.
     """
+    left_out = left_out or {}
     pairs = plan.pairs_of(shard)
-    check_same_provenance(
-        plan.folder / "plan.json", plan.provenance, json_provenance(run_provenance(matcher))
-    )
     path, work = plan.file_of(shard), plan.work_of(shard)
     if path.exists():
+        _check_matcher(plan, matcher)
         with contextlib.suppress(DamagedH5Error):  # it is made again
-            return ShardSummary(len(pairs), 0, 0, _whole_shard(plan, shard).skipped)
-    try:
-        summary = match_pairs(plan.image_root, pairs, matcher, work, config)
-        matched, encoded, skipped = summary.matched, summary.encoded, summary.skipped
-    except NothingReadableError as error:
-        matched, encoded, skipped = 0, 0, error.skipped
+            content = _whole_shard(plan, shard)
+            if _photos_are_the_same(plan, content):
+                return ShardSummary(len(pairs), 0, 0, content.skipped)
+    wanted = [pair for pair in pairs if pair not in left_out]
+    summary = _match_into_work(plan, shard, wanted, matcher, config)
     with FolderLock(work), RawMatchReader(work) as raw:
         stamped = {pair.names: pair for pair in raw.stored()}
         file = AtomicH5(path, plan.provenance)
         try:
             stored = []
-            for names in pairs:
-                if not skipped.keys() & set(names):
+            for names in wanted:
+                if not summary.skipped.keys() & set(names):
                     pair = stamped.get(names) or StoredPair(names)
                     stored.append(store_matches(file.h5, pair, raw.read(*names)))
             store_pairs(file.h5, stored)
-            store_text(file.h5, "skipped", json.dumps(skipped, sort_keys=True))
+            store_text(file.h5, "skipped", json.dumps(summary.skipped, sort_keys=True))
             levels = json.dumps(StoredLevels(work).levels, sort_keys=True)
             store_text(file.h5, "levels", levels)
+            if left_out:
+                listed = [[*names, left_out[names]] for names in pairs if names in left_out]
+                store_text(file.h5, "left_out", json.dumps(listed))
         except BaseException:
             file.discard()
             raise
         file.commit()
     shutil.rmtree(work, ignore_errors=True)
-    return ShardSummary(len(pairs), matched, encoded, skipped)
+    return summary
+
+
+def match_part(
+    plan: ShardPlan,
+    shard: int,
+    part: tuple[int, int],
+    matcher: Matcher,
+    config: MatchingConfig | None = None,
+) -> ShardSummary:
+    """Matches some pairs of a shard into its folder of work, where `match_shard` finds them.
+
+    Args:
+        plan, shard, matcher, config: see `match_shard`.
+        part: positions in the shard's list of the first pair, and of the one after the last.
+
+    Raises:
+        EdmHlocError: see `match_shard`.
+    """
+    pairs = plan.pairs_of(shard)[slice(*part)]
+    return _match_into_work(plan, shard, pairs, matcher, config)
+
+
+def _photos_are_the_same(plan: ShardPlan, content: _Content) -> bool:
+    """Whether the photos of a shard's file are still those that were matched."""
+    now = image_stamps(plan.image_root, names_in(pair.names for pair in content.stored))
+    return all(
+        stamp == now.get(name)
+        for pair in content.stored
+        for name, stamp in zip(pair.names, pair.stamps, strict=True)
+    )
+
+
+def _check_matcher(plan: ShardPlan, matcher: Matcher) -> None:
+    """Refuses a matcher that is not the planned one."""
+    check_same_provenance(
+        plan.folder / "plan.json", plan.provenance, json_provenance(run_provenance(matcher))
+    )
+
+
+def _match_into_work(
+    plan: ShardPlan,
+    shard: int,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    config: MatchingConfig | None,
+) -> ShardSummary:
+    """Matches pairs of a shard into its folder of work."""
+    _check_matcher(plan, matcher)
+    try:
+        done = match_pairs(plan.image_root, pairs, matcher, plan.work_of(shard), config)
+    except NothingReadableError as error:
+        return ShardSummary(len(pairs), 0, 0, error.skipped)
+    return ShardSummary(
+        len(pairs), done.matched, done.encoded, done.skipped, done.rotated, done.matches
+    )
 
 
 def merge_shards(plan: ShardPlan) -> MergeSummary:
@@ -153,10 +224,12 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
         EdmHlocError: shards are missing, damaged, of other settings or of photos that have changed
             meanwhile; each is named. Nothing is merged then.
     """
-    wrong = {}
+    wrong: dict[int, str] = {}
     stamps: dict[str, tuple[FileStamp | None, int]] = {}
     levels: dict[str, Any] = {}
     skipped: dict[str, str] = {}
+    skipped_in: dict[str, int] = {}
+    left_out: dict[Pair, str] = {}
     number = 0
     for shard in range(1, len(plan.pairs) + 1):
         try:
@@ -168,7 +241,14 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             wrong[shard] = reason if plan.file_of(shard).exists() else "not matched yet"
             continue
         skipped |= content.skipped
+        skipped_in |= dict.fromkeys(content.skipped, shard)
+        left_out |= content.left_out
         number += len(content.stored)
+    for name in sorted(skipped_in.keys() & stamps.keys()):
+        wrong[skipped_in[name]] = (
+            f"the photo {name} could not be read ({skipped[name]}), but for shard "
+            f"{stamps[name][1]} it could: delete {plan.file_of(skipped_in[name])} first"
+        )
     if wrong:
         listed = "\n".join(f"  {shard}: {reason}" for shard, reason in list(wrong.items())[:20])
         more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
@@ -177,7 +257,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             f"edm-hloc match-shard:\n{listed}{more}"
         )
     _put_together(plan, range(1, len(plan.pairs) + 1))
-    return MergeSummary(len(plan.pairs), number, skipped)
+    return MergeSummary(len(plan.pairs), number, skipped, left_out)
 
 
 def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
@@ -205,11 +285,12 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
     """Puts the files of shards into OUT/raw_matches, but for those whose pairs are all there."""
     make_folder(plan.raw_matches)
     with FolderLock(plan.raw_matches):
-        present = stored_in(plan.raw_matches)
+        present = StoredIndex(plan.raw_matches)
         for shard in shards:
             with open_h5(plan.file_of(shard)) as h5, reading(plan.file_of(shard)):
                 content = _Content.of(h5)
-            if all(present.get(pair.names) == pair for pair in content.stored):
+            add_left_out(plan.raw_matches, content.left_out)
+            if present.holds_same(content.stored):
                 continue
             if content.levels:
                 levels = StoredLevels(plan.raw_matches).levels | content.levels
@@ -227,16 +308,19 @@ class _Content:
         stored: its pairs.
         skipped: photos that could not be read, with the reason.
         levels: black and white of 16-bit photos, see `StoredLevels`.
+        left_out: pairs at which the workers failed, with the reason.
     """
 
     stored: list[StoredPair]
     skipped: dict[str, str]
     levels: dict[str, Any]
+    left_out: dict[Pair, str]
 
     @classmethod
     def of(cls, h5: h5py.File) -> _Content:
         skipped, levels = (json.loads(stored_text(h5, name)) for name in ("skipped", "levels"))
-        return cls(stored_pairs(h5), skipped, levels)
+        listed = json.loads(stored_text(h5, "left_out")) if "left_out" in h5.attrs else []
+        return cls(stored_pairs(h5), skipped, levels, {(a, b): why for a, b, why in listed})
 
 
 def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
@@ -252,8 +336,9 @@ def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
         check_same_provenance(path, stored_provenance(h5), plan.provenance)
         for pair in content.stored:
             read_matches(h5, pair)
-    skipped = content.skipped.keys()
-    expected = [names for names in plan.pairs_of(shard) if not skipped & set(names)]
+    skipped, left_out = content.skipped.keys(), content.left_out
+    wanted = [names for names in plan.pairs_of(shard) if names not in left_out]
+    expected = [names for names in wanted if not skipped & set(names)]
     if [pair.names for pair in content.stored] != expected:
         raise DamagedH5Error(path, "it holds other pairs than those planned")
     return content
@@ -281,15 +366,6 @@ def _check_levels(found: dict[str, Any], levels: dict[str, Any]) -> None:
     for folder, now in found.items():
         if levels.setdefault(folder, now) != now:
             raise EdmHlocError(f"black and white of the photos in {folder} were other values")
-
-
-def stored_in(directory: Path) -> dict[tuple[str, str], StoredPair]:
-    """The pairs that a folder of raw matches holds; damaged files count as none."""
-    found: dict[tuple[str, str], StoredPair] = {}
-    for path in shard_paths(directory):
-        with contextlib.suppress(DamagedH5Error), open_h5(path) as h5, reading(path):
-            found |= {pair.names: pair for pair in stored_pairs(h5)}
-    return found
 
 
 def _put(source: Path, target: Path) -> None:

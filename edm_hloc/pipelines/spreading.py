@@ -26,7 +26,8 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
 from edm_hloc.matching.shards import json_provenance
-from edm_hloc.pairs.rules import Pair, unique_pairs
+from edm_hloc.matching.stored_index import pairs_to_match
+from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
@@ -36,7 +37,7 @@ from edm_hloc.pipelines.shard_plan import (
     remove_plan,
     what_is_planned,
 )
-from edm_hloc.pipelines.shards import end_plan, merge_shards, stored_in
+from edm_hloc.pipelines.shards import end_plan, merge_shards
 from edm_hloc.pipelines.work_plan import Work, in_shards, results_of_workers
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,12 @@ def spread_matching(
             end_plan(plan, merge=False)
             run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
             run.write()
-    present = stored_in(run.out / "raw_matches")
     # they cannot be read here either, and are not planned again and again
     unreadable = run.results.get(_UNREADABLE, {}).keys()
     todo = [
         pair
-        for pair in unique_pairs(pairs)
-        if not {pair, pair[::-1]} & present.keys() and not unreadable & set(pair)
+        for pair in pairs_to_match(run.out / "raw_matches", pairs)
+        if not unreadable & set(pair)
     ]
     if todo:
         if kind not in (None, "matching"):

@@ -1,0 +1,73 @@
+"""Which pairs a folder of raw matches holds, in few bytes a pair."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
+from edm_hloc.matching.left_out import without_left_out
+from edm_hloc.matching.shards import StoredPair, shard_paths, stored_pairs
+from edm_hloc.pairs.rules import Pair, unique_pairs
+
+
+class StoredIndex:
+    """The pairs of a folder of raw matches as digests of 64 bits, 16 bytes a pair.
+
+    Of a pair that is in several files the newest one counts; damaged files count as none.
+
+    Args:
+        directory: the folder; one that does not exist holds none.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        names, contents = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for path in reversed(shard_paths(Path(directory))):
+            with contextlib.suppress(DamagedH5Error), open_h5(path) as h5, reading(path):
+                stored = stored_pairs(h5)
+                names.append(_of_names(pair.names for pair in stored))
+                contents.append(_of_contents(stored))
+        self._names, newest = np.unique(np.concatenate(names), return_index=True)
+        self._contents = np.concatenate(contents)[newest]
+
+    def holds(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """Whether each pair is stored, in either order: (N,) bool."""
+        return np.isin(_of_names(pairs), self._names)
+
+    def holds_same(self, stored: Sequence[StoredPair]) -> bool:
+        """Whether all these pairs are stored with the same stamps of photos and checksums."""
+        names = _of_names(pair.names for pair in stored)
+        places = np.searchsorted(self._names, names)
+        inside = places < len(self._names)
+        if not inside.all() or not np.array_equal(self._names[places], names):
+            return False
+        return np.array_equal(self._contents[places], _of_contents(stored))
+
+
+def pairs_to_match(directory: Path, pairs: Iterable[Pair]) -> list[Pair]:
+    """Those of the pairs, each once, that a folder of raw matches lacks and that were not left out.
+
+    Raises:
+        EdmHlocError: the list of pairs that were left out cannot be read.
+    """
+    wanted = without_left_out(directory, unique_pairs(pairs))
+    stored = StoredIndex(directory).holds(wanted)
+    return [pair for pair, there in zip(wanted, stored, strict=True) if not there]
+
+
+def _of_names(pairs: Iterable[Pair]) -> np.ndarray:
+    return _digests("\0".join(sorted(pair)) for pair in pairs)
+
+
+def _of_contents(stored: Iterable[StoredPair]) -> np.ndarray:
+    return _digests(repr((pair.names, pair.stamps, pair.checksum)) for pair in stored)
+
+
+def _digests(texts: Iterable[str]) -> np.ndarray:
+    """A digest of each text: (N,) uint64."""
+    found = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(found), np.uint64)

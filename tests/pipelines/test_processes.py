@@ -1,0 +1,138 @@
+"""Workers that are processes: killed at random, at a pair that kills them, or broken at one."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.left_out import left_out_path, read_left_out
+from edm_hloc.pipelines import processes, workers
+from edm_hloc.pipelines.processes import ProcessCrew
+from edm_hloc.pipelines.shard_plan import make_plan
+from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
+from edm_hloc.pipelines.shards import merge_shards
+from edm_hloc.pipelines.workers import match_in_processes, match_plan
+from tests.fakes import FakeMatcher
+from tests.pipelines.fake_workers import (
+    BrokenWorker,
+    DyingWorker,
+    FakeWorker,
+    SlowWorker,
+    make_grey_photos,
+    noted,
+)
+
+NAMES = [f"{i:03d}.png" for i in range(12)]
+PAIRS = list(itertools.combinations(NAMES, 2))
+
+
+@pytest.fixture(autouse=True)
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forked from a process that has imported everything, instead of spawned."""
+    monkeypatch.setattr(processes, "_START", "forkserver")
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["tests.pipelines.fake_workers"]
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    make_grey_photos(tmp_path / "photos", len(NAMES))
+    return tmp_path / "photos"
+
+
+def shard_files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "plan").glob("matches-*.h5")}
+
+
+def match_all(
+    photos: Path, out: Path, worker: type[ShardWorker], shards: int = 6, number: int = 2
+) -> dict[str, bytes]:
+    """Has workers match a plan; gives the bytes of its shards."""
+    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=shards)
+    settings = WorkerSettings(out, "cpu", 1, MatchingConfig())
+    with ProcessCrew(settings, number, worker) as crew:
+        match_plan(plan, crew)
+    return shard_files(out)
+
+
+def test_workers_that_are_killed_lose_nothing(photos: Path, tmp_path: Path) -> None:
+    expected = match_all(photos, tmp_path / "alone", FakeWorker, number=1)
+    kills, ended = [], threading.Event()
+
+    def kill_some() -> None:
+        chance = random.Random(1)
+        while not ended.wait(chance.uniform(0.05, 0.15)) and len(kills) < 4:
+            begun = list((tmp_path / "out").glob("notes/*.txt"))
+            alive = multiprocessing.active_children()
+            if alive and len(begun) > len(kills):  # one that is at work
+                chance.choice(alive).kill()
+                kills.append(time.monotonic())
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    try:
+        found = match_all(photos, tmp_path / "out", SlowWorker)
+    finally:
+        ended.set()
+        killer.join()
+    assert len(kills) >= 2
+    assert found == expected
+    often = noted(tmp_path / "out")
+    assert len(often) == len(PAIRS)
+    assert max(often.values()) <= 1 + len(kills)
+
+
+@pytest.mark.parametrize(
+    ("worker", "reason"), [(DyingWorker, "signal 9"), (BrokenWorker, "ZeroDivisionError: a defect")]
+)
+def test_a_pair_at_which_workers_fail_is_left_out_and_named(
+    photos: Path,
+    tmp_path: Path,
+    worker: type[ShardWorker],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "ShardWorker", worker)
+    out, raw = tmp_path / "out", tmp_path / "out" / "raw_matches"
+    config = MatchingConfig(workers=2)
+    summary = match_in_processes(photos, PAIRS, FakeMatcher(), raw, config)
+    assert summary.matched == len(PAIRS) - 1
+    assert summary.encoded >= len(NAMES)
+    (named,) = summary.left_out
+    assert named.startswith("002.png and 007.png: ")
+    assert reason in named
+    assert read_left_out(raw).keys() == {("002.png", "007.png")}
+    assert len(noted(out)) == len(PAIRS) - 1
+    again = match_in_processes(photos, PAIRS, FakeMatcher(), raw)  # in this process
+    assert (again.matched, again.resumed, again.left_out) == (0, len(PAIRS) - 1, (named,))
+    left_out_path(raw).unlink()
+    assert match_in_processes(photos, PAIRS, FakeMatcher(), raw).matched == 1
+
+
+def test_what_is_left_out_is_said_at_the_merge(photos: Path, tmp_path: Path) -> None:
+    match_all(photos, tmp_path / "out", BrokenWorker)
+    plan = make_plan(tmp_path / "out", photos, PAIRS, FakeMatcher(), shards=6)
+    merged = merge_shards(plan)
+    assert merged.pairs == len(PAIRS) - 1
+    assert merged.left_out.keys() == {("002.png", "007.png")}
+
+
+def test_summaries_of_workers_count_what_one_process_counts(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ShardWorker", FakeWorker)
+    (photos / NAMES[0]).write_bytes(b"no photo")
+    alone = match_pairs(photos, PAIRS, FakeMatcher(), tmp_path / "alone")
+    raw = tmp_path / "out" / "raw_matches"
+    summary = match_in_processes(photos, PAIRS, FakeMatcher(), raw, MatchingConfig(workers=2))
+    assert summary.encoded >= alone.encoded == len(NAMES) - 1
+    for name in ("matched", "resumed", "images", "skipped", "skipped_pairs", "matches", "levels"):
+        assert getattr(summary, name) == getattr(alone, name), name
