@@ -122,7 +122,7 @@ def test_it_ends_when_everything_fails() -> None:
 
 
 def test_it_ends_when_more_pairs_fail_than_single_ones() -> None:
-    crew = FakeCrew([100] * 9, {(k, i) for k in range(5, 10) for i in (0, 25, 50, 75)})
+    crew = FakeCrew([60] * 15, {(k, 7) for k in range(1, 13)})
     with pytest.raises(EdmHlocError, match="Workers failed at 11 pairs"):
         run(crew)
 

@@ -1,0 +1,351 @@
+"""Matching spread over workers: equality, kills, memory, encodes, and what a second worker gains.
+
+    python benchmarks/spreading.py encodes
+    python benchmarks/spreading.py equality
+    python benchmarks/spreading.py kills --kills 50
+    python benchmarks/spreading.py nodes --kills 10          (needs Ray)
+    python benchmarks/spreading.py memory --pairs 1000 10000 100000
+    python benchmarks/spreading.py workers --images FOLDER   (a rendered scene without it)
+
+All but the last one use a matcher without a network, which makes 64 matches a pair out of nothing,
+so that what surrounds the network is measured. The plan, the queue, the workers, their files and
+the merge are the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.load import NetworkImage
+from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
+from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
+from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.pairs.rules import Pair, exhaustive, names_in
+from edm_hloc.pipelines.processes import ProcessCrew
+from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
+from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
+from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
+from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
+from edm_hloc.pipelines.shards import match_shard, merge_shards
+from edm_hloc.pipelines.workers import match_plan
+from edm_hloc.refinement.load import MatcherRecipe
+
+MATCHES = 64
+CONFIG = MatchingConfig(cache_bytes=1 << 20, host_cache_bytes=1 << 20, shown=False)
+
+
+# --------------------------------------------------------------------------- made-up matches
+
+
+class MadeUp(Matcher):
+    """Matches that are random numbers, drawn from the means of the two photos."""
+
+    info = MatcherInfo("made-up", Preprocessing(resize_max=64))
+    recipe = MatcherRecipe()  # of another matcher; a plan needs one
+
+    def __init__(self, notes: Path | None = None, seconds: float = 0.0) -> None:
+        self._notes, self._seconds = notes, seconds
+
+    @property
+    def provenance(self) -> dict[str, str | int | float | bool | None]:
+        return {"matcher": self.info.name}
+
+    def encode(self, image: NetworkImage) -> Features:
+        return Features(round(float(image.tensor.mean()) * 255), image.transform, 100)
+
+    def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        raise NotImplementedError("its matches are in pixels of the original photos")
+
+    def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return [self._find(first.data, second.data) for first, second in pairs]
+
+    def _find(self, first: int, second: int) -> Matches:
+        if self._notes is not None:
+            with self._notes.open("a") as file:
+                file.write(f"{first} {second}\n")
+        time.sleep(self._seconds)
+        draw = np.random.default_rng((first, second))
+        points = draw.uniform(0, 64, (2, MATCHES, 2)).astype(np.float32)
+        return Matches(points[0], points[1], draw.uniform(0.3, 1, MATCHES).astype(np.float32))
+
+
+class MadeUpWorker(ShardWorker):
+    def load(self, plan: ShardPlan) -> Matcher:
+        return MadeUp()
+
+
+class NotingWorker(ShardWorker):
+    """Notes each pair before it is matched; takes 20 ms for it."""
+
+    def load(self, plan: ShardPlan) -> Matcher:
+        notes = plan.folder.parent / "notes"
+        notes.mkdir(exist_ok=True)
+        return MadeUp(notes / f"{os.getpid()}-{time.monotonic_ns()}.txt", 0.02)
+
+
+def make_photos(folder: Path, number: int) -> list[str]:
+    """Small grey photos, of which neighbours differ."""
+    folder.mkdir(parents=True)
+    names = [f"{i:06d}.png" for i in range(number)]
+    for i, name in enumerate(names):
+        Image.new("L", (64, 64), i % 251).save(folder / name)
+    return names
+
+
+def along_a_ring(names: Sequence[str], partners: int) -> list[Pair]:
+    """Each photo with the next ones, so that it has `partners` in all."""
+    number = len(names)
+    steps = range(1, partners // 2 + 1)
+    return [(names[i], names[(i + step) % number]) for i in range(number) for step in steps]
+
+
+# --------------------------------------------------------------------------- the measurements
+
+
+def measure_encodes(_: argparse.Namespace) -> None:
+    """How many more photos are encoded in shards than in one process."""
+    names = [f"{i:06d}" for i in range(1000)]
+    place = np.random.default_rng(1).uniform(size=(1000, 2))
+    distance = np.linalg.norm(place[:, None] - place[None], axis=2)
+    near = {
+        (names[min(i, j)], names[max(i, j)])
+        for i in range(1000)
+        for j in np.argsort(distance[i])[1:15].tolist()
+    }
+    for what, pairs in (
+        ("1,000 photos, 20 partners along a ring", along_a_ring(names, 20)),
+        ("1,000 photos, 14 nearest in a plane", sorted(near)),
+        ("all pairs of 200 photos", exhaustive(names[:200])),
+    ):
+        blocks = cut_into_blocks(pairs, -(-len(pairs) // 1000))
+        extra = count_extra_encodes(blocks) / len(names_in(pairs))
+        print(f"{what}: {len(pairs):,} pairs in {len(blocks)} shards, {100 * extra:.1f} % more")
+
+
+def keypoint_digest(raw: Path, folder: Path, pairs: Sequence[Pair]) -> str:
+    """SHA-256 of features.h5 and matches.h5 made of raw matches."""
+    folder.mkdir()
+    files = KeypointFiles(folder / "features.h5", folder / "matches.h5")
+    with RawMatchReader(raw) as reader:
+        aggregate(reader, pairs, files, RECONSTRUCTION_KEYPOINTS)
+    data = files.features.read_bytes() + files.matches.read_bytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def measure_equality(_: argparse.Namespace) -> None:
+    """Files after the merge against those of one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pairs = along_a_ring(make_photos(root / "photos", 60), 20)
+        match_pairs(root / "photos", pairs, MadeUp(), root / "alone", CONFIG)
+        expected = keypoint_digest(root / "alone", root / "alone_h5", pairs)
+        print(f"one process: {expected}")
+        for count in (1, 2, 5, 17):
+            out = root / str(count)
+            plan = make_plan(out, root / "photos", pairs, MadeUp(), shards=count)
+            order = random.Random(count).sample(range(1, count + 1), count)
+            for shard in order:
+                match_shard(plan, shard, MadeUp(), CONFIG)
+            merge_shards(plan)
+            found = keypoint_digest(plan.raw_matches, root / f"h5-{count}", pairs)
+            print(f"{count} shards: {found}, {'equal' if found == expected else 'DIFFERENT'}")
+
+
+def under_fire(make_crew: Callable[[Path], Crew], strike: Callable[[], None], kills: int) -> None:
+    """Matches 1,500 pairs while workers are lost, and says what was lost and done twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pairs = along_a_ring(make_photos(root / "photos", 150), 20)
+        match_pairs(root / "photos", pairs, MadeUp(), root / "alone", CONFIG)
+        expected = keypoint_digest(root / "alone", root / "alone_h5", pairs)
+        plan = make_plan(root / "out", root / "photos", pairs, MadeUp(), shards=30)
+        ended, struck = threading.Event(), [0]
+
+        def strike_at_random() -> None:
+            chance, seen = random.Random(1), 0
+            while not ended.wait(chance.uniform(0.1, 0.5)) and struck[0] < kills:
+                begun = len(list((root / "out").glob("notes/*")))
+                if begun > seen or struck[0] == 0 < begun:  # another worker is at work by now
+                    seen = begun
+                    strike()
+                    struck[0] += 1
+
+        striker = threading.Thread(target=strike_at_random)
+        with make_crew(root / "out") as crew:  # type: ignore[attr-defined]
+            striker.start()
+            match_plan(plan, crew)
+            ended.set()
+            striker.join()
+        merged = merge_shards(plan)
+        found = keypoint_digest(plan.raw_matches, root / "h5", pairs)
+        notes = (root / "out" / "notes").iterdir()
+        often = Counter(line for path in notes for line in path.open())
+        print(
+            f"{struck[0]} losses: {merged.pairs:,} of {len(pairs):,} pairs, "
+            f"{len(merged.left_out)} left out, files "
+            f"{'equal' if found == expected else 'DIFFERENT'}; {often.total():,} pairs computed, "
+            f"{often.total() - len(pairs):,} again ({(often.total() - len(pairs)) / struck[0]:.1f} "
+            f"a loss), the one most often {max(often.values())} times"
+        )
+
+
+def measure_kills(args: argparse.Namespace) -> None:
+    """SIGKILLs of processes at random."""
+
+    def crew(out: Path) -> ProcessCrew:
+        return ProcessCrew(WorkerSettings(out, "cpu", 1, CONFIG), 2, NotingWorker)
+
+    def kill() -> None:
+        random.choice(multiprocessing.active_children()).kill()
+
+    under_fire(crew, kill, args.kills)
+
+
+def measure_nodes(args: argparse.Namespace) -> None:
+    """Computers that leave a Ray cluster and others that join it, all on this one."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from edm_hloc.pipelines.ray_actors import RayCrew
+
+    small = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    nodes = [cluster.add_node(**small)]
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    def crew(out: Path) -> RayCrew:
+        return RayCrew(WorkerSettings(out, None, 1, CONFIG), cluster.address, 0, NotingWorker)
+
+    def exchange() -> None:
+        cluster.remove_node(nodes.pop())
+        nodes.append(cluster.add_node(**small))
+
+    try:
+        under_fire(crew, exchange, args.kills)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def measure_memory(args: argparse.Namespace) -> None:
+    """Time and peak memory of planning, driving two workers, and merging, each in a process."""
+    for number in args.pairs:
+        with tempfile.TemporaryDirectory() as folder:
+            make_photos(Path(folder) / "photos", number // 10)
+            for step in ("plan", "drive", "merge"):
+                command = [sys.executable, __file__, "step", folder, step]
+                subprocess.run(command, check=True)
+
+
+def measure_step(args: argparse.Namespace) -> None:
+    """One step of `measure_memory`."""
+    out = args.folder / "out"
+    names = sorted(path.name for path in (args.folder / "photos").iterdir())
+    start = resource.getrusage(resource.RUSAGE_SELF)
+    if args.step == "plan":
+        pairs = along_a_ring(names, 20)
+        make_plan(out, args.folder / "photos", pairs, MadeUp(), shards=-(-len(pairs) // 1000))
+    elif args.step == "drive":
+        with ProcessCrew(WorkerSettings(out, "cpu", 1, CONFIG), 2, MadeUpWorker) as crew:
+            match_plan(load_plan(out), crew)
+    else:
+        merge_shards(load_plan(out))
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+    print(
+        f"{10 * len(names):,} pairs, {args.step}: {seconds:.2f} s of CPU time, peak memory "
+        f"{end.ru_maxrss / 1024:.0f} MiB ({start.ru_maxrss / 1024:.0f} MiB at the start)",
+        flush=True,
+    )
+
+
+def measure_workers(args: argparse.Namespace) -> None:
+    """Pairs a second of one worker on one core, and of two on two, with the network."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        images = args.images
+        if images is None:
+            from edm_hloc.synthetic.photo_collection import make_photo_collection
+
+            make_photo_collection(root / "scene", views=11, size=(640, 480), seed=3)
+            images = root / "scene" / "images"
+        pairs = exhaustive(sorted(path.name for path in images.iterdir()))[: args.most]
+        matcher = MatcherRecipe(resize=args.resize).load("cpu")
+        rates = {}
+        cores = sorted(os.sched_getaffinity(0))
+        for number in (1, 2):
+            os.sched_setaffinity(0, cores[:number])
+            plan = make_plan(root / f"out{number}", images, pairs, matcher, shards=12)
+            rates[number] = measure_rate(plan, number)
+        print(f"2 workers on 2 cores: {rates[2] / rates[1]:.2f} × 1 worker on 1 core")
+
+
+def measure_rate(plan: ShardPlan, number: int) -> float:
+    """Pairs a second, from when each worker has done its first shard, with the network loaded."""
+    times: list[tuple[float, int]] = []
+
+    def done(piece: Piece, _: Done, finished: bool) -> None:
+        times.append((time.monotonic(), plan.pairs[piece.shard - 1]))
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    config = MatchingConfig(workers=number, shown=False)
+    with ProcessCrew(WorkerSettings(plan.folder.parent, "cpu", 1, config), number) as crew:
+        work_off(ShardQueue(plan.pairs), crew, done)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    wall = times[-1][0] - times[number - 1][0]
+    pairs = sum(count for _, count in times[number:])
+    print(
+        f"{number} on as many cores: {pairs} pairs in {wall:.1f} s, {pairs / wall:.2f} pairs a "
+        f"second; {cpu:.1f} s of CPU time in all for {sum(plan.pairs)} pairs, start included"
+    )
+    return pairs / wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=(run.__doc__ or "").split("\n")[0])
+        sub.set_defaults(run=run)
+        return sub
+
+    command("encodes", measure_encodes)
+    command("equality", measure_equality)
+    command("kills", measure_kills).add_argument("--kills", type=int, default=50)
+    command("nodes", measure_nodes).add_argument("--kills", type=int, default=10)
+    sub = command("memory", measure_memory)
+    sub.add_argument("--pairs", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    sub = command("step", measure_step)
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("step", choices=("plan", "drive", "merge"))
+    sub = command("workers", measure_workers)
+    sub.add_argument("--images", type=Path)
+    sub.add_argument("--resize", type=int, default=640)
+    sub.add_argument("--most", type=int, default=55, help="number of pairs")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
