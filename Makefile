@@ -27,7 +27,12 @@ demo: $(VENV)/.done
 test: $(VENV)/.done $(VENV)/.hloc lint
 	$(RUN)/python -m pytest -q -n 2
 
-slow: $(VENV)/.done $(VENV)/.hloc
+# Ray is 70 MB, and only slow tests and one other need it.
+$(VENV)/.ray: $(VENV)/.done
+	$(RUN)/python -m pip install --quiet -c constraints.txt -e ".[ray]"
+	touch $@
+
+slow: $(VENV)/.done $(VENV)/.hloc $(VENV)/.ray
 	$(RUN)/python -m pytest -q -m "slow or not slow"
 
 lint: $(VENV)/.done

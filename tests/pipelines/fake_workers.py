@@ -14,7 +14,7 @@ from PIL import Image
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.pipelines.shard_plan import ShardPlan
-from edm_hloc.pipelines.shard_worker import ShardWorker
+from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from tests.fakes import FakeMatcher
 
 
@@ -78,6 +78,11 @@ class BrokenMatcher(NotedMatcher):
 class BrokenWorker(FakeWorker):
     def load(self, plan: ShardPlan) -> Matcher:
         return BrokenMatcher(plan.folder.parent / "notes")
+
+
+class StillbornWorker(FakeWorker):
+    def __init__(self, settings: WorkerSettings) -> None:
+        os._exit(7)
 
 
 def noted(out: Path) -> Counter[tuple[int, int]]:

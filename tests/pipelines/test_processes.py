@@ -9,10 +9,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.roots import JoinedFolders
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.left_out import left_out_path, read_left_out
+from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pipelines import processes, workers
 from edm_hloc.pipelines.processes import ProcessCrew
 from edm_hloc.pipelines.shard_plan import make_plan
@@ -25,6 +29,7 @@ from tests.pipelines.fake_workers import (
     DyingWorker,
     FakeWorker,
     SlowWorker,
+    StillbornWorker,
     make_grey_photos,
     noted,
 )
@@ -115,6 +120,28 @@ def test_a_pair_at_which_workers_fail_is_left_out_and_named(
     assert (again.matched, again.resumed, again.left_out) == (0, len(PAIRS) - 1, (named,))
     left_out_path(raw).unlink()
     assert match_in_processes(photos, PAIRS, FakeMatcher(), raw).matched == 1
+
+
+def test_workers_that_all_die_end_the_run(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match=r"in a row a worker .*shard \d: .*exit code 7"):
+        match_all(photos, tmp_path / "out", StillbornWorker)
+
+
+def test_photos_of_two_folders_are_matched_by_workers(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "ShardWorker", FakeWorker)
+    joined = JoinedFolders({"a": photos, "b": photos})
+    pairs = [(f"a/{first}", f"b/{second}") for first, second in PAIRS]
+    match_pairs(joined, pairs, FakeMatcher(), tmp_path / "alone")
+    raw = tmp_path / "out" / "raw_matches"
+    summary = match_in_processes(joined, pairs, FakeMatcher(), raw, MatchingConfig(workers=2))
+    assert summary.matched == len(pairs)
+    assert len(noted(tmp_path / "out")) == len(pairs)  # by the workers
+    with RawMatchReader(tmp_path / "alone") as alone, RawMatchReader(raw) as found:
+        for pair in pairs:
+            for name, array in alone.read(*pair).arrays().items():
+                assert np.array_equal(array, found.read(*pair).arrays()[name])
 
 
 def test_what_is_left_out_is_said_at_the_merge(photos: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_it_ends_when_everything_fails() -> None:
 
 
 def test_it_ends_when_more_pairs_fail_than_single_ones() -> None:
-    crew = FakeCrew([60] * 15, {(k, 7) for k in range(1, 13)})
+    crew = FakeCrew([90] * 10, {(k, i) for k in (3, 6, 9) for i in (5, 30, 55, 80)})
     with pytest.raises(EdmHlocError, match="Workers failed at 11 pairs"):
         run(crew)
 

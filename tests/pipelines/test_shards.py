@@ -143,6 +143,25 @@ def test_a_photo_that_changed_between_two_shards_is_named(photos: Path, tmp_path
     match_shard(plan, 2, FakeMatcher())
     with pytest.raises(EdmHlocError, match=r"2: the photo a b/é 4.png was another file"):
         merge_shards(plan)
+    assert match_shard(plan, 2, FakeMatcher()).matched == 0  # it is up to date
+    assert match_shard(plan, 1, FakeMatcher()).matched == plan.pairs[0]  # as it was not
+    assert merge_shards(plan).pairs == len(PAIRS)
+
+
+def test_a_photo_that_only_some_workers_could_read_is_named(photos: Path, tmp_path: Path) -> None:
+    plan = plan_of(photos, tmp_path / "out", 2)
+    content = (photos / NAMES[4]).read_bytes()
+    (photos / NAMES[4]).write_bytes(b"no photo")
+    match_shard(plan, 1, FakeMatcher())
+    (photos / NAMES[4]).write_bytes(content)
+    match_shard(plan, 2, FakeMatcher())
+    with pytest.raises(
+        EdmHlocError, match=r"1: the photo .*4.png could not be read.*delete .*1.h5"
+    ):
+        merge_shards(plan)
+    plan.file_of(1).unlink()
+    match_shard(plan, 1, FakeMatcher())
+    assert merge_shards(plan).pairs == len(PAIRS)
 
 
 def test_unreadable_photos_are_left_out_and_named(photos: Path, tmp_path: Path) -> None:
