@@ -197,9 +197,20 @@ def _work_shard(args: argparse.Namespace, shard: int) -> None:
 
 
 def _match_all(args: argparse.Namespace) -> None:
-    from edm_hloc.pipelines.shard_plan import load_plan
-    from edm_hloc.pipelines.workers import hire, match_plan
+    from edm_hloc.pipelines.shard_plan import load_plan, what_is_planned
+    from edm_hloc.pipelines.work_plan import load_work
+    from edm_hloc.pipelines.workers import do_work, hire, match_plan
 
+    if what_is_planned(args.out) not in (None, "matching"):
+        work = load_work(args.out)
+        with hire(args.out, options.matching_config(args), args.device) as crew:
+            number = do_work(work, crew)
+        print(
+            f"Shards      {len(work.items):,} of {work.kind} are done: {number:,} of "
+            f"{sum(work.items):,} items now"
+        )
+        print("Next        the command that planned them")
+        return
     plan = load_plan(args.out)
     with hire(args.out, options.matching_config(args), args.device) as crew:
         done = match_plan(plan, crew)

@@ -91,6 +91,7 @@ class RayCrew:
             self._members: list[_Member] = []
             self._starting: dict[Any, _Member] = {}
             self._lost: list[_Member] = []  # which Ray is about to start again
+            self._ask_at = 0.0
             for _ in range(number or self.workers):
                 self._start()
         except BaseException:
@@ -117,10 +118,11 @@ class RayCrew:
             time.sleep(pause)
             ready = []
         self._say_if_waiting()
-        if not ready:
+        if time.monotonic() > self._ask_at:
             for member in self._lost:
                 self._starting[member.handle.ready.remote()] = member
             self._lost.clear()
+            self._ask_at = time.monotonic() + _ASK_AGAIN
         answers: list[tuple[Piece, Done | Failure]] = []
         for ref in ready:
             if ref in self._starting:

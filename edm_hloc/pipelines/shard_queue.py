@@ -67,7 +67,7 @@ class Done:
     """What a worker did for a piece.
 
     Attributes:
-        matched: pairs that were matched now.
+        matched: pairs that were matched now, or items of another step that were done.
         encoded: photos that were encoded now.
         matches: raw matches of these pairs.
         skipped: photos that could not be read, with the reason.
@@ -109,14 +109,15 @@ class ShardQueue:
 
     Args:
         sizes: number of pairs of each shard; shards are numbered from 1.
+        halved: whether a shard that fails may be halved; otherwise its third failure ends all.
 
     Attributes:
         left_out: of shards with pairs that are left out their positions, with the reason.
         kinds: how often each kind of failure has occurred.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
+    def __init__(self, sizes: Sequence[int], *, halved: bool = True) -> None:
+        self._sizes, self._halved = sizes, halved
         self._ready = deque(range(1, len(sizes) + 1))
         self._parts: dict[int, deque[tuple[int, int]]] = {}  # of shards that are halved
         self._failed: Counter[tuple[int, tuple[int, int] | None]] = Counter()
@@ -190,6 +191,8 @@ class ShardQueue:
         alone = end - first == 1
         if failures < _TRIES and (piece.part is None or alone):
             return
+        if not self._halved:
+            raise EdmHlocError(f"Shard {piece.shard} failed {failures} times: {failure.reason}.")
         if piece.part is None and piece.shard in self._parts:  # all of its pairs are matched
             raise EdmHlocError(
                 f"The file of shard {piece.shard} could not be written: {failure.reason}."

@@ -1,4 +1,4 @@
-"""A worker: matches the pieces of shards that it is given, in whatever process it lives."""
+"""A worker: does the pieces of shards that it is given, in whatever process it lives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 
 from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.matchers.base import Matcher
+from edm_hloc.matchers.loading import check_device, default_device
 from edm_hloc.matching.engine import MatchingConfig
-from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan
+from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, what_is_planned
 from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shards import match_part, match_shard
+from edm_hloc.pipelines.work_kinds import work_shard
+from edm_hloc.pipelines.work_plan import load_work
 
 _BUSY_WAIT = 5.0  # seconds until a shard that another process is at work on is given back
 
@@ -49,9 +52,11 @@ class ShardWorker:
         self._plan: ShardPlan | None = None
 
     def work(self, piece: Piece) -> Done | Failure:
-        """Matches a piece, and says what was done or why it was not; raises nothing."""
+        """Does a piece, and says what was done or why it was not; raises nothing."""
         try:
-            return self._match(piece)
+            if what_is_planned(self._settings.out) in (None, "matching"):
+                return self._match(piece)
+            return Done(self._work(piece.shard))
         except BusyError as error:
             time.sleep(_BUSY_WAIT)
             return Failure("busy", str(error))
@@ -70,6 +75,13 @@ class ShardWorker:
         """
         torch.set_num_threads(self._settings.threads)
         return plan.matcher.load(self._settings.device)
+
+    def _work(self, shard: int) -> int:
+        """Does a shard of another step than matching; gives the number of items."""
+        device = self._settings.device or default_device()
+        check_device(device)
+        torch.set_num_threads(self._settings.threads)
+        return work_shard(load_work(self._settings.out), shard, torch.device(device))
 
     def _load_plan(self) -> ShardPlan:
         out = self._settings.out

@@ -28,6 +28,7 @@ from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
 from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import end_plan, merge_shards
+from edm_hloc.pipelines.work_plan import WorkPlan
 
 logger = logging.getLogger(__name__)
 
@@ -169,25 +170,43 @@ def match_plan(plan: ShardPlan, crew: Crew) -> Done:
         EdmHlocError: see `match_with_workers`.
     """
     queue = ShardQueue(plan.pairs)
-    total = Done()
-    with StepProgress("Matching", "pair", sum(plan.pairs)) as progress:
-
-        def add(piece: Piece, done: Done, finished: bool) -> None:
-            nonlocal total
-            total = total.and_also(done)
-            if finished:
-                progress.update(plan.pairs[piece.shard - 1])
-
-        work_off(queue, crew, add)
-    tried = sum(number for kind, number in queue.kinds.items() if kind != "busy")
-    if tried:
-        counted = ", ".join(f"{number} × {kind}" for kind, number in queue.kinds.items())
-        logger.warning("Work that was given to other workers again: %s.", counted)
+    total = _work_off(queue, crew, plan.pairs, "Matching", "pair")
     for shard, positions in queue.left_out.items():
         pairs = plan.pairs_of(shard)
         for position, reason in positions.items():
             names = " and ".join(pairs[position])
             logger.warning("Left out: %s, at which three workers failed: %s.", names, reason)
+    return total
+
+
+def do_work(plan: WorkPlan, crew: Crew) -> int:
+    """Has a crew do all shards of a plan of another step than matching.
+
+    Returns:
+        The number of items that were done now.
+
+    Raises:
+        EdmHlocError: of a worker, or a shard failed three times.
+    """
+    queue = ShardQueue(plan.items, halved=False)
+    return _work_off(queue, crew, plan.items, plan.kind.capitalize(), "item").matched
+
+
+def _work_off(queue: ShardQueue, crew: Crew, sizes: Sequence[int], title: str, unit: str) -> Done:
+    """Has a crew do a queue, with progress; says what was tried again."""
+    total = Done()
+    with StepProgress(title, unit, sum(sizes)) as progress:
+
+        def add(piece: Piece, done: Done, finished: bool) -> None:
+            nonlocal total
+            total = total.and_also(done)
+            if finished:
+                progress.update(sizes[piece.shard - 1])
+
+        work_off(queue, crew, add)
+    counted = [f"{number} × {kind}" for kind, number in queue.kinds.items() if kind != "busy"]
+    if counted:
+        logger.warning("Work that was given to other workers again: %s.", ", ".join(counted))
     return total
 
 

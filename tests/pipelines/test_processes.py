@@ -11,18 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.roots import JoinedFolders
+from edm_hloc.base.errors import EdmHlocError, WorkLeftError
+from edm_hloc.images.roots import JoinedFolders, root_to_json
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.left_out import left_out_path, read_left_out
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.pairs.local_features import SIFT
+from edm_hloc.pairs.vlad import describe
 from edm_hloc.pipelines import processes, workers
 from edm_hloc.pipelines.processes import ProcessCrew
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import merge_shards
-from edm_hloc.pipelines.workers import match_in_processes, match_plan
+from edm_hloc.pipelines.work_plan import Work, in_shards, load_work, results_of_workers
+from edm_hloc.pipelines.workers import do_work, match_in_processes, match_plan
 from tests.fakes import FakeMatcher
 from tests.pipelines.fake_workers import (
     BrokenWorker,
@@ -163,3 +167,23 @@ def test_summaries_of_workers_count_what_one_process_counts(
     assert summary.encoded >= alone.encoded == len(NAMES) - 1
     for name in ("matched", "resumed", "images", "skipped", "skipped_pairs", "matches", "levels"):
         assert getattr(summary, name) == getattr(alone, name), name
+
+
+def test_other_steps_than_matching_are_done_by_workers(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for name in NAMES:
+        noise = draw.integers(0, 256, (12, 12), np.uint8)
+        Image.fromarray(noise).resize((120, 120)).save(tmp_path / "photos" / name)
+    words = draw.uniform(0, 1, (4, 128)).astype(np.float32)
+    shared = {"how": "sift", "sha256": SIFT.name, "words": words.tolist()}
+    shared["root"] = root_to_json(tmp_path / "photos")
+    parts = in_shards([[name] for name in NAMES], 3)
+    work, out = Work("descriptors", "noise", shared, parts), tmp_path / "out"
+    with pytest.raises(WorkLeftError):
+        list(results_of_workers(out, work))
+    with ProcessCrew(WorkerSettings(out, "cpu", 1, MatchingConfig()), 2) as crew:
+        assert do_work(load_work(out), crew) == len(NAMES)
+    found = dict(results_of_workers(out, work))
+    assert found.keys() == set(NAMES)
+    assert found == dict(describe(tmp_path / "photos", NAMES, SIFT, words))

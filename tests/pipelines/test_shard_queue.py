@@ -136,3 +136,9 @@ def test_a_shard_whose_file_cannot_be_written_is_named() -> None:
 
     with pytest.raises(EdmHlocError, match="file of shard 2 could not be written: it broke"):
         run(Unwritable([10, 10, 10], set()))
+
+
+def test_shards_that_are_not_halved_end_it_at_the_third_failure() -> None:
+    crew = FakeCrew([10, 10, 10], {(2, 5)})
+    with pytest.raises(EdmHlocError, match="Shard 2 failed 3 times: signal 11"):
+        work_off(ShardQueue(crew.sizes, halved=False), crew, lambda *_: None)
