@@ -124,6 +124,12 @@ def _match_shard(args: argparse.Namespace) -> None:
     if (args.shard is not None) + args.from_environment + args.all != 1:
         raise EdmHlocError("Give the number of the shard, or --from-environment, or --all.")
     if args.all:
+        if is_url(args.out):
+            raise EdmHlocError(
+                f"--all needs a plan in a folder: the shards of {args.out} are matched one by one, "
+                "by their numbers."
+            )
+        args.out = Path(args.out)
         _match_all(args)
         return
     if args.workers is not None or args.ray is not None:
