@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.log import first_few
-from edm_hloc.cli import options, summaries
+from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def register(command: options.AddCommand) -> None:
     )
     options.add_pairs(sub)
     options.add_matcher(sub)
-    options.add_workers(sub)
+    workers.add_workers(sub)
     options.add_quantization(sub)
     sub.add_argument("--seed", type=options.SEED, default=0, help="seed of RANSAC")
     options.add_overwrite(sub)
