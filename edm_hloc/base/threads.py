@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _changing_the_default = threading.Lock()
 
@@ -43,3 +47,12 @@ def single_core_pool(threads: int, name: str) -> ThreadPoolExecutor:
         finally:
             other_thread.submit(torch.set_num_threads, default).result()
     return pool
+
+
+def on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
+    """Results of `work` for each share that is not empty, each computed in a thread on one core."""
+    shares = [share for share in shares if share]
+    if len(shares) == 1:
+        return [work(shares[0])]
+    with single_core_pool(len(shares), "shares") as pool:
+        return list(pool.map(torch.no_grad()(work), shares))

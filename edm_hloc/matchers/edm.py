@@ -72,8 +72,7 @@ class EDMMatcher(NetworkMatcher):
         cpu = device.type == "cpu"
         self._layout = torch.channels_last if cpu else torch.contiguous_format
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        if device.type == "cuda":
-            self._fuse_coarse_matching(device)
+        self._fuse_coarse_matching(device)
         confident = weights.threshold if config.threshold is None else config.threshold
         self.threshold = min(CANDIDATE, confident) if config.candidates else confident
         self.info = MatcherInfo(
@@ -93,6 +92,13 @@ class EDMMatcher(NetworkMatcher):
             self._use_graphs(config.onnx)
 
     def _fuse_coarse_matching(self, device: torch.device) -> None:
+        """The form of the coarse search that is the fastest on a device."""
+        if device.type == "cpu":
+            from edm_hloc.models import coarse_compiled
+
+            self.model.coarse_search = coarse_compiled.compiled_columns
+        if device.type != "cuda":
+            return
         try:
             from edm_hloc.models import coarse_triton
         except ModuleNotFoundError:  # no Triton, as on Windows: plain PyTorch does as well

@@ -2,23 +2,23 @@
 
 The matrix of similarities of two images of 1,152² pixels takes 1.6 GiB. Its dual softmax needs only
 the sums of its rows and columns, so it is computed in blocks of rows that are not kept.
-`best_columns` is the plain form, `confident_columns` the faster one for a threshold on the CPU and
-`coarse_triton.fused_columns` that for a GPU.
+`best_columns` is the plain form, `confident_columns` the faster one for a threshold,
+`coarse_compiled.compiled_columns` that for a CPU and `coarse_triton.fused_columns` that for a GPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from edm_hloc.base.threads import single_core_pool
+from edm_hloc.base.threads import on_cores
 
 # Below this threshold a row can have so many candidates that all columns are searched instead.
-_MIN_THRESHOLD = 0.01
+MIN_THRESHOLD = 0.01
 # Sums of exponentials in fp32 above exp(−60) of the scale they are computed at are exact to
 # rounding: the terms that underflow, below exp(−87), do not matter for them.
 _LOG_RANGE = 60.0
@@ -115,7 +115,7 @@ def confident_columns(
     Returns:
         probability (B, N) and column (B, N) long, both 0 in the rows that do not exceed it.
     """
-    if threshold < _MIN_THRESHOLD:
+    if threshold < MIN_THRESHOLD:
         return best_columns(features0, features1, temperature, block_bytes)
     batch, rows, channels = features0.shape
     columns = features1.shape[1]
@@ -144,7 +144,7 @@ def confident_columns(
 
     # A block fits the cache of one core and is too small to be shared: each core has its own.
     cores = torch.get_num_threads() if features0.device.type == "cpu" else 1
-    parts = _on_cores(search, [range(k * step, rows, cores * step) for k in range(cores)])
+    parts = on_cores(search, [range(k * step, rows, cores * step) for k in range(cores)])
     column_lse = torch.stack([sums for sums, _ in parts]).logsumexp(dim=0)
     found = [candidates for _, some in parts for candidates in some]
     row, column, row_softmax, s = (torch.cat(values) for values in zip(*found, strict=True))
@@ -159,7 +159,8 @@ def confident_columns(
     best = candidate == probability[row]
     best_column = column.new_zeros(batch * rows)
     best_column[row[best]] = column[best]
-    probability = probability.where(probability > threshold, 0.0)
+    exceeding = probability > threshold
+    probability, best_column = probability.where(exceeding, 0.0), best_column.where(exceeding, 0)
     return probability.view(batch, rows), best_column.view(batch, rows)
 
 
@@ -245,15 +246,3 @@ def _rows_per_block(features0: Tensor, features1: Tensor, block_bytes: int | Non
         block_bytes = 64 << 20 if features0.device.type == "cuda" else 4 << 20
     batch, rows = features0.shape[:2]
     return max(1, min(rows, block_bytes // (4 * batch * features1.shape[1])))
-
-
-T = TypeVar("T")
-
-
-def _on_cores(work: Callable[[range], T], shares: Sequence[range]) -> list[T]:
-    """Results of `work` for each share that is not empty, each computed in a thread on one core."""
-    shares = [share for share in shares if share]
-    if len(shares) == 1:
-        return [work(shares[0])]
-    with single_core_pool(len(shares), "coarse") as pool:
-        return list(pool.map(torch.no_grad()(work), shares))

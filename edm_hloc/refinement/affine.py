@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edm_hloc.base.compiled import floats
 from edm_hloc.base.grid import CELL
-from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.neighbour_kernels import affine_maps, support
 
 # Weight of the identity in a fit: half a neighbour at the distance of a cell.

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from edm_hloc.base.compiled import floats
 from edm_hloc.refinement.alignment_kernel import align_patches
-from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.config import RefinementConfig
 
 NOISE_CONTRAST = 0.02  # standard deviation of grey values (in [0, 1]) that is taken for noise

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_hloc.refinement.compiled import compiled, inlined
+from edm_hloc.base.compiled import compiled, inlined
 
 _LANES = 16  # numbers that a processor treats at once, at most; arrays are filled up to these
 _SETTLED = np.float32(0.003)  # pixels; after a step no longer than this the next is far shorter

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edm_hloc.base.compiled import floats
 from edm_hloc.base.grid import cells_of
 from edm_hloc.refinement.affine import inverse_maps, local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
-from edm_hloc.refinement.compiled import floats
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
 from edm_hloc.refinement.neighbour_kernels import repeated

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+from edm_hloc.base.compiled import compiled, inlined
 from edm_hloc.base.grid import CELL
-from edm_hloc.refinement.compiled import compiled, inlined
 
 WINDOW = 5  # pixels a side of the neighbourhood over which the structure tensor is summed
 MIN_STRENGTH = 3e-4  # smallest eigenvalue of the structure tensor that is more than noise

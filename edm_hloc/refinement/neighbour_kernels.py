@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edm_hloc.refinement.compiled import compiled, inlined
+from edm_hloc.base.compiled import compiled, inlined
 
 _PER_SQUARE = 2.5  # points in a square of the grid, on average
 _FARTHEST = np.float32(1e30)  # squared distance of points that are not finite

@@ -176,7 +176,7 @@ def test_corners_are_those_of_the_reference(height: int, width: int) -> None:
 
 
 LOOP = """
-from edm_hloc.refinement.compiled import compiled
+from edm_hloc.base.compiled import compiled
 @compiled
 def double(x):
     return 2 * x

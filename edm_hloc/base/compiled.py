@@ -1,4 +1,4 @@
-"""Loops over matches, compiled by Numba for the processor they run on.
+"""Loops, compiled by Numba for the processor they run on.
 
 They are compiled at their first call, which takes some seconds, and kept on disk beside this file;
 in the user's cache folder if that cannot be written, else for the process alone. They use the
@@ -89,7 +89,7 @@ class _Announcer(event.Listener):
 
     def on_start(self, event: event.Event) -> None:
         if event.data["dispatcher"] is self._compiled:
-            warn_once("Compiling the refinement of matches for this processor, once: 15 seconds …")
+            warn_once("Compiling loops for this processor, once: up to 20 seconds …")
 
     def on_end(self, event: event.Event) -> None:
         pass
