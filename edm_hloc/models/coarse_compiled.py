@@ -130,7 +130,7 @@ def _share(
             torch.mm(some, transposed, out=block)
         of_block = total[start - rows.start :][: len(some)]
         count = scan(block.numpy(), threshold, of_block, column_total, place, value)
-        places.append(place[:count] + np.int32([start, 0]))
+        places.append(place[:count] + np.array([start, 0], np.int32))
         values.append(value[:count].copy())
     if not places:
         return _Share(total, column_total, place[:0], value[:0])
