@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edm_hloc.models import coarse_compiled
+from edm_hloc.models import coarse_amx, coarse_compiled
 from edm_hloc.models.coarse import confident_columns
 from edm_hloc.models.coarse_compiled import compiled_columns
 
@@ -46,8 +46,9 @@ def test_it_equals_the_dual_softmax(
     p = dual_softmax(a, b, temperature)
     expected = p.max(dim=2).values
     value, column = compiled_columns(a, b, temperature, threshold)
-    largest = magnitude**2 * 4 / temperature
-    rounding = 1e-5 + 2e-6 * largest
+    longest = a.square().sum(-1).max() * b.square().sum(-1).max()
+    # Rounding to 12 bits changes a similarity by a ten-thousandth of the largest at most.
+    rounding = 1e-5 + 2e-4 * float(longest.sqrt()) / (channels * temperature)
     unclear = (expected - threshold).abs() < rounding
     above = (expected > threshold) & ~unclear
     assert (value > threshold)[~unclear].equal(above[~unclear])
@@ -57,6 +58,53 @@ def test_it_equals_the_dual_softmax(
     if threshold >= 0.01:
         assert (value[value <= threshold] == 0).all()
         assert (column[value == 0] == 0).all()
+
+
+@pytest.mark.skipif(not coarse_amx.available(), reason="no AMX here")
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 700),
+    st.sampled_from([32, 64, 128, 256]),
+    st.sampled_from([0.02, 0.1, 1.0]),
+    st.sampled_from([0.0, 1e-20, 1e-3, 1.0, 1.5]),
+    st.sampled_from([0.01, 0.05, 0.2]),
+    st.booleans(),
+)
+def test_tile_registers_give_the_same_bits(
+    rows: int,
+    columns: int,
+    channels: int,
+    temperature: float,
+    magnitude: float,
+    threshold: float,
+    ties: bool,
+) -> None:
+    a, b = features(rows, columns, channels, magnitude)
+    if ties:
+        a, b = a.sign() * magnitude, b.sign() * magnitude
+    found = [compiled_columns(a, b, temperature, threshold, tiles=tiles) for tiles in (True, False)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.skipif(not coarse_amx.available(), reason="no AMX here")
+@given(st.integers(0, 1 << 30), st.integers(1, 3), st.integers(1, 3), st.integers(1, 8))
+@settings(max_examples=20, deadline=None)
+def test_products_of_whole_numbers_are_exact(seed: int, m: int, n: int, c: int) -> None:
+    """Of the largest numbers, whose sums just fit in fp32; PyTorch gives the same in double."""
+    generator = torch.Generator().manual_seed(seed)
+    most = int(4096 / (32 * c) ** 0.5)
+    a, b = (
+        torch.randint(-most, most + 1, (32 * k, 32 * c), generator=generator).float()
+        for k in (m, n)
+    )
+    a[0], b[0] = most, most
+    out = torch.full((32 * m, 32 * n), torch.nan)
+    coarse_compiled.multiplier(a, b, True)(slice(0, 32 * m), out)
+    assert torch.equal(out.double(), a.double() @ b.double().T)
+    coarse_compiled.multiplier(a, b, False)(slice(0, 32 * m), out)
+    assert torch.equal(out.double(), a.double() @ b.double().T)
 
 
 def test_of_equal_columns_the_first_is_chosen() -> None:
@@ -134,6 +182,7 @@ def test_powers_of_two() -> None:
     s = np.linspace(-86, 86, 4001, dtype=np.float32)[:, None].copy()
     total, columns = np.empty(len(s), np.float32), np.zeros(1, np.float32)
     place, value = np.empty((9000, 2), np.int32), np.empty(9000, np.float32)
-    count = coarse_compiled.scan(s, np.float32(0.5), total, columns, place, value)
+    scale = np.float32(1), np.float32(0.5)
+    count = coarse_compiled.scan(s, scale, total, columns, place, value)
     np.testing.assert_allclose(total, np.exp2(s[:, 0].astype(np.float64)), rtol=3e-7)
     assert count == len(s)
