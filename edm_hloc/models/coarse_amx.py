@@ -13,6 +13,7 @@ import logging
 import platform
 import sys
 
+import numba
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
@@ -172,6 +173,8 @@ def available() -> bool:
     """Whether this process may use the instructions, and they multiply whole numbers exactly."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
+    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+        return False  # Numba was told of another CPU, for which the instructions do not compile
     features = binding.get_host_cpu_features()
     if not (features.get("amx-tile") and features.get("amx-bf16")):
         return False
