@@ -11,6 +11,7 @@ where the CPU has them, which have to give the same bits. Of each the fastest of
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def coarse_maps(matcher: EDMMatcher, photos: list[Path], side: int) -> list[tupl
     images = [load_image(path, resize_max=side, divisor=32) for path in photos]
     features = [matcher.model.encode(image.tensor[None]) for image in images]
     pairs = []
-    for a, b in zip(features, features[1:], strict=False):
+    for a, b in itertools.pairwise(features):
         first, second = matcher.model.interact(a, b)
         pairs.append((first.flatten(2).mT, second.flatten(2).mT))
     return pairs

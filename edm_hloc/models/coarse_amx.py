@@ -47,22 +47,16 @@ def _instruction(name: str, *registers: int, takes: tuple[ir.Type, ...] = ()):
         builder.call(function, [_BYTE(r) for r in registers] + values)
         return context.get_dummy_value()
 
-    if len(takes) == 2:
+    def alone(typing):
+        return types.void(), generate
 
-        def typed(typing, address, stride):
-            return types.void(types.intp, types.intp), generate
+    def with_address(typing, address):
+        return types.void(types.intp), generate
 
-    elif len(takes) == 1:
+    def with_stride(typing, address, stride):
+        return types.void(types.intp, types.intp), generate
 
-        def typed(typing, address):
-            return types.void(types.intp), generate
-
-    else:
-
-        def typed(typing):
-            return types.void(), generate
-
-    return intrinsic(typed)
+    return intrinsic((alone, with_address, with_stride)[len(takes)])
 
 
 # Registers 0 to 3 hold four tiles of a result, 4 and 5 rows of the first factor, 6 and 7 columns
@@ -173,7 +167,7 @@ def available() -> bool:
     """Whether this process may use the instructions, and they multiply whole numbers exactly."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    if numba.config.CPU_NAME or numba.config.CPU_FEATURES:
+    if any(getattr(numba.config, name, None) for name in ("CPU_NAME", "CPU_FEATURES")):
         return False  # Numba was told of another CPU, for which the instructions do not compile
     features = binding.get_host_cpu_features()
     if not (features.get("amx-tile") and features.get("amx-bf16")):
