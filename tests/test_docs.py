@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pycolmap
 import pytest
 from PIL import ExifTags, Image
 
@@ -156,6 +158,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         for a, b in raw.pairs():
             path = scene / "MATCHES" / f"{Path(a).stem}__{Path(b).stem}.npz"
             np.savez(path, **raw.read(a, b).arrays())
+    _places(scene)
+    _film(scene / "FILM", photos)
 
     def fill(folder: Path) -> None:
         for name in (
@@ -195,12 +199,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
             (folder / name).symlink_to(scene / name)
         (folder / "WEIGHTS").touch()
+        for name in ("POSITIONS", "SURVEY", "CONTROL_POINTS", "FILM"):
+            shutil.copy(scene / name, folder)
         (folder / "COLMAP_PROJECT").mkdir()
         (folder / "COLMAP_PROJECT" / "database.db").touch()
 
     return fill
 
 
+<<<<<<< HEAD
 def _hpatches(folder: Path, photo: Path) -> None:
     """A sequence in HPatches' layout: the same photo, shifted by whole pixels."""
     (folder / "v_scene").mkdir(parents=True)
@@ -211,6 +218,53 @@ def _hpatches(folder: Path, photo: Path) -> None:
         part.save(folder / "v_scene" / f"{number}.ppm")
         if number > 1:
             (folder / "v_scene" / f"H_1_{number}").write_text(f"1 0 {-x}\n0 1 0\n0 0 1\n")
+=======
+def _places(scene: Path) -> None:
+    """The true cameras on Earth, in degrees and in UTM, and three points that the photos show."""
+    from edm_hloc.base.colmap import posed_images, read_model
+    from edm_hloc.mapping.georeference import camera_centres, to_earth
+
+    def on_earth(xyz: np.ndarray) -> np.ndarray:
+        return to_earth(xyz[..., [0, 2, 1]] * [1, 1, -1], (47.37, 8.54, 410.0))
+
+    truth = read_model(scene / "truth")
+    lines = {"POSITIONS": ["name,latitude,longitude,altitude"], "SURVEY": ["name,x,y,z"]}
+    for name, xyz in camera_centres(truth).items():
+        (place,) = on_earth(xyz)
+        lines["POSITIONS"].append(",".join(map(str, (name, *place))))
+        east, north = xyz[0] + 465_000, xyz[2] + 5_246_000
+        lines["SURVEY"].append(f"{name},{east},{north},{410 - xyz[1]}")
+    lines["CONTROL_POINTS"] = ["EPSG:4326"]
+    run = read_model(scene / "run" / "model")
+    points = sorted(run.points3D.values(), key=lambda p: -p.track.length())[::40]
+    for number, point in enumerate(points[:8]):
+        own = [run.images[e.image_id] for e in point.track.elements]
+        seen = [
+            i.points2D[e.point2D_idx].xy for i, e in zip(own, point.track.elements, strict=True)
+        ]
+        true = posed_images(truth)
+        answer = pycolmap.estimate_triangulation(
+            np.array(seen),
+            [true[i.name].cam_from_world() for i in own],
+            [truth.cameras[true[i.name].camera_id] for i in own],
+        )
+        ((latitude, longitude, altitude),) = on_earth(np.array(answer["xyz"]))
+        for image, (x, y) in zip(own, seen, strict=True):
+            place = f"{longitude} {latitude} {altitude} {x} {y} {image.name} p{number}"
+            lines["CONTROL_POINTS"].append(place)
+    for name, rows in lines.items():
+        (scene / name).write_text("\n".join(rows) + "\n")
+
+
+def _film(path: Path, photos: list[Path]) -> None:
+    named = path.with_suffix(".avi")
+    writer = cv2.VideoWriter(str(named), cv2.VideoWriter_fourcc(*"MJPG"), 25, (256, 192))
+    for photo in photos:
+        for _ in range(10):  # from one to the next is as much as a cut
+            writer.write(cv2.imread(str(photo)))
+    writer.release()
+    named.rename(path)
+>>>>>>> c7a3166 (georeference: models in metres on Earth by GPS, tables of positions or control points, by themselves in reconstruct, with residuals on the page; frames: sharp, evenly moved frames of a film)
 
 
 def _bad_photos(scene: Path, photos: list[Path]) -> None:
@@ -235,7 +289,9 @@ def provide(command: list[str], folder: Path) -> None:
     for word in command:
         name, _, inside = word.partition("/")
         is_output = name in OUTPUTS or name.startswith("OUT")
-        reads = inside or (command[1] in ("report", "export-model") and word == command[2])
+        reads = inside or (
+            command[1] in ("report", "export-model", "georeference") and word == command[2]
+        )
         if is_output and reads and not (folder / name).exists():
             shutil.copytree(folder / "FINISHED", folder / name)
         if CAPITALS.match(name) and not is_output and command[:2] != ["edm-hloc", "train"]:

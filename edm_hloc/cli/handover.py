@@ -75,18 +75,18 @@ def export_for(args: argparse.Namespace, model: Path, images: Path, out: Path) -
         EdmHlocError: see `interop.targets.registry.export_for`.
     """
     from edm_hloc.base.colmap import posed_images
-    from edm_hloc.interop.targets.registry import TARGETS, PhotosOfModel
-    from edm_hloc.interop.targets.registry import export_for as write
+    from edm_hloc.interop.targets import registry
+    from edm_hloc.interop.targets.undistorted import PhotosOfModel
 
     source = PhotosOfModel(images, args.masks, tuple(sorted(set(args.copies))))
-    written = write(args.target, model, source, out)
+    written = registry.export_for(args.target, model, source, out)
     folder = f"{out / written.photos}"
     parts = [f"{len(posed_images(written.model)):,} undistorted photos in {folder}"]
     if written.masks is not None:
         parts.append(f"masks in {out / written.masks}")
     parts += [f"1/{factor} in {folder}_{factor}" for factor in written.copies]
     print(f"Exported    {args.target}: {', '.join(parts)}")
-    print(f"Next        {TARGETS[args.target].next_step.replace('OUT', str(out))}")
+    print(f"Next        {registry.TARGETS[args.target].next_step.replace('OUT', str(out))}")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries, workers
+from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.handover import add_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -23,6 +24,7 @@ def register(command: options.AddCommand) -> None:
     workers.add_shards(sub)
     options.add_quantization(sub)
     options.add_mapping(sub)
+    add_positions(sub)
     add_target(sub)
     options.add_overwrite(sub)
 
@@ -54,6 +56,8 @@ def register(command: options.AddCommand) -> None:
 
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
+    from dataclasses import replace
+
     from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.pipelines.matching import names_of
     from edm_hloc.pipelines.reconstruct import reconstruct
@@ -69,7 +73,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
             args.out,
             pairs,
             options.make_matcher(args),
-            options.reconstruction_config(args, known),
+            replace(options.reconstruction_config(args, known), positions=args.positions),
         )
         summaries.print_reconstruction(run, time.monotonic() - start)
     if args.target is not None:

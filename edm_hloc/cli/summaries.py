@@ -106,6 +106,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             "size:\n            if one camera took them without zooming, --camera-mode single is "
             "right and gives a better model"
         )
+    place = run.results.get("georeferenced")
+    if place is not None:
+        from edm_hloc.cli.earth import print_place
+        from edm_hloc.mapping.georeference import Georeference
+
+        print_place(Georeference(**place))
     peak = run.peak_memory_mib
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {format_duration(seconds)}{memory}")

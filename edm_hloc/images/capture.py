@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from PIL.ExifTags import GPS, IFD
+from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.images.decode import open_header
+from edm_hloc.images.gps import fix_of
 
 _TIMES = (ExifTag.DateTimeOriginal, ExifTag.DateTimeDigitized, ExifTag.DateTime)
 
@@ -36,11 +37,12 @@ def read_capture(path: Path) -> Capture:
         with open_header(path) as image:
             exif = image.getexif()
             tags = {**exif, **exif.get_ifd(IFD.Exif)}
-            gps = dict(exif.get_ifd(IFD.GPSInfo))
+            fix = fix_of(image)
     except Exception:  # decoders raise almost anything; matching says what is wrong with a photo
         return Capture()
     camera = " ".join(str(tags.get(tag, "")).strip("\0 ") for tag in (ExifTag.Make, ExifTag.Model))
-    return Capture(camera.strip(), _seconds(tags), _place(gps))
+    place = None if fix is None else (fix.latitude, fix.longitude)
+    return Capture(camera.strip(), _seconds(tags), place)
 
 
 def _seconds(tags: Mapping[int, object]) -> float | None:
@@ -53,24 +55,3 @@ def _seconds(tags: Mapping[int, object]) -> float | None:
         except (ValueError, OverflowError):
             continue
     return None
-
-
-def _place(gps: Mapping[int, object]) -> tuple[float, float] | None:
-    """Latitude and longitude; none where they are missing, damaged, or the zeros of no fix."""
-    try:
-        latitude = _degrees(gps[GPS.GPSLatitude])
-        longitude = _degrees(gps[GPS.GPSLongitude])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    if str(gps.get(GPS.GPSLatitudeRef, "N")).upper().startswith("S"):
-        latitude = -latitude
-    if str(gps.get(GPS.GPSLongitudeRef, "E")).upper().startswith("W"):
-        longitude = -longitude
-    valid = abs(latitude) <= 90 and abs(longitude) <= 180 and (latitude, longitude) != (0.0, 0.0)
-    return (latitude, longitude) if valid else None
-
-
-def _degrees(parts: object) -> float:
-    """Degrees from degrees, minutes and seconds."""
-    degrees, minutes, seconds = (float(part) for part in parts)  # type: ignore[attr-defined]
-    return degrees + minutes / 60 + seconds / 3600

@@ -172,8 +172,8 @@ def _begins_like_a_photo(path: Path) -> bool:
 def _how_to_make_frames(film: Path) -> str:
     """How to turn a film into a folder of photos."""
     return (
-        f"Make photos of the film first, two a second: mkdir frames; ffmpeg -i '{film}' -vf fps=2 "
-        "-q:v 2 frames/frame_%05d.jpg. Then give the folder frames, with --pairs sequential."
+        f"Make photos of the film first: edm-hloc frames '{film}' frames. Then give the folder "
+        "frames, with --pairs sequential."
     )
 
 

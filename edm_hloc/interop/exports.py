@@ -142,7 +142,7 @@ def write_transforms(
     """
     frames, kinds = [], set()
     for name, image in posed_images(model).items():
-        intrinsics = nerfstudio_camera(image.camera)
+        intrinsics = nerfstudio_camera(model.cameras[image.camera_id])
         kinds.add(str(intrinsics.pop("camera_model")))
         world_from_cam = np.eye(4)
         world_from_cam[:3] = image.cam_from_world().inverse().matrix()

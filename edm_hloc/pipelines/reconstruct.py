@@ -12,6 +12,8 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
     OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
     OUT/.*.part           what a step had done when it was interrupted, gone once it has ended
+    OUT/georeference.json where the model lies on Earth, if its photos carry GPS
+    OUT/cameras.geojson   the cameras on a map, if so
     OUT/run.json          settings, versions, skipped photos, times and results
     OUT/report.html       a page that shows all of this (made by the command line)
 """
@@ -30,6 +32,7 @@ from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
@@ -40,12 +43,13 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend
+from edm_hloc.pipelines.georeferencing import find_fixes, forget_place, place_on_earth
 from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
 
-_FILES = (*MATCHING_FILES, "database.db", "model", "model_parts")
+_FILES = (*MATCHING_FILES, "database.db", "model", "model_parts", RECORD, CAMERAS)
 
 # Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
 # a small reprojection error.
@@ -65,6 +69,8 @@ class ReconstructionConfig:
             cameras of its reference model instead.
         mapping: thresholds of the geometry, and the mapper.
         masks: folder of mask images, black where matches do not count (see `images/masks.py`).
+        positions: where photos are on Earth: "gps" of their EXIF data, "none", or a table (see
+            `images.gps.read_positions`). `triangulate_model` keeps the frame of its reference.
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -73,6 +79,7 @@ class ReconstructionConfig:
     cameras: CameraOptions = field(default_factory=CameraOptions)
     mapping: MappingOptions = field(default_factory=MappingOptions)
     masks: Path | None = None
+    positions: str = "gps"
     overwrite: bool = False
 
 
@@ -110,8 +117,10 @@ def reconstruct(
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
+        "positions": config.positions,
     }
     names = names_of(pairs)
+    fixes = find_fixes(image_root, names, config.positions)
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
@@ -130,12 +139,15 @@ def reconstruct(
 
         def map_photos() -> dict[str, Any]:
             mapped = map_or_extend(run, photos, model, mapping, of_cameras)
+            if "extended" not in mapped:
+                forget_place(run)
             return {**mapped, "conflicts": find_conflicts(read_model(model))}
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         depends_on = [verified, mapping.of_mapping()]
-        run.step("model", depends_on, [model], map_photos, maybe=[parts_folder(model)])
+        mapped = run.step("model", depends_on, [model], map_photos, maybe=[parts_folder(model)])
+        place_on_earth(run, fixes, mapped)
         return run
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import jinja2
@@ -19,6 +19,7 @@ from edm_hloc.base.text import format_duration
 from edm_hloc.base.version import __version__
 from edm_hloc.report import histograms
 from edm_hloc.report.collect import collect
+from edm_hloc.report.earth import draw_map, place_figures
 from edm_hloc.report.facts import RunFacts
 from edm_hloc.report.findings import Finding, findings, plural
 from edm_hloc.report.headline import headline
@@ -109,10 +110,12 @@ def render(facts: RunFacts, payload: Payload) -> str:
     stages = read_stages(facts)
     listed = _findings(facts, payload)
     drawn = histograms.run_histograms(facts)
+    place = facts.results.get("georeferenced")
     sections = [
         _Section("advice", "Findings", "findings.html.j2", bool(listed)),
         _Section("queries", "Queries", "queries.html.j2", bool(facts.queries)),
         _Section("model", "Model", "model.html.j2", payload.scene is not None),
+        _Section("earth", "On Earth", "earth.html.j2", bool(place)),
         _Section("photos", "Photos", "photos.html.j2", bool(facts.names)),
         _Section("graph-section", "Match graph", "graph.html.j2", bool(payload.data["graph"])),
         _Section("pairs", "Pairs", "pairs.html.j2", bool(payload.data["gallery"])),
@@ -140,6 +143,8 @@ def render(facts: RunFacts, payload: Payload) -> str:
             poster=_poster(payload.scene),
             colourless=_is_colourless(payload.scene),
             histograms=drawn,
+            place=place_figures(place) if place else [],
+            map=_map(facts, place) if place else "",
             axis=histograms,
             stages=stages,
             results={k: v for k, v in facts.results.items() if k != "missing_scans"},
@@ -150,6 +155,14 @@ def render(facts: RunFacts, payload: Payload) -> str:
 
 def _static(name: str) -> str:
     return files("edm_hloc.report").joinpath("static", name).read_text("utf-8")
+
+
+def _map(facts: RunFacts, place: Mapping[str, Any]) -> str:
+    if not place["used"]:
+        return ""
+    return draw_map(
+        {view.name: view.cam_from_world.inverse().translation for view in facts.views}, place
+    )
 
 
 def _content_security_policy(scripts: Sequence[str]) -> str:

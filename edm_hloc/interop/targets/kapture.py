@@ -15,7 +15,9 @@ def write_kapture(undistorted: Undistorted) -> None:
     model = undistorted.model
     posed = posed_images(model)
     used = sorted({image.camera_id for image in posed.values()})
-    sensors, poses, photos = [], [], []
+    sensors: list[list[object]] = []
+    poses: list[list[object]] = []
+    photos: list[list[object]] = []
     for camera_id in used:
         camera = model.cameras[camera_id]
         numbers = [camera.width, camera.height, *map(float, camera.params)]
@@ -25,7 +27,9 @@ def write_kapture(undistorted: Undistorted) -> None:
         x, y, z, w = map(float, pose.rotation.quat)
         poses.append([time, device, w, x, y, z, *map(float, pose.translation)])
         photos.append([time, device, name])
-    points = [[*map(float, p.xyz), *map(int, p.color)] for p in model.points3D.values()]
+    points: list[list[object]] = [
+        [*map(float, p.xyz), *map(int, p.color)] for p in model.points3D.values()
+    ]
     files = {
         "sensors/sensors.txt": ("sensor_id, name, sensor_type, [sensor_params]+", sensors),
         "sensors/trajectories.txt": (

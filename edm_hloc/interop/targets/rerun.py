@@ -43,7 +43,7 @@ def write_rerun(undistorted: Undistorted) -> None:
         colours = np.array([point.color for point in points])
         recording.log("world/points", rr.Points3D(xyz, colors=colours), static=True)
     for name, image in posed_images(model).items():
-        camera, pose = image.camera, image.cam_from_world().inverse()
+        camera, pose = model.cameras[image.camera_id], image.cam_from_world().inverse()
         entity = f"world/cameras/{PurePosixPath(name).stem}"
         recording.log(
             entity,

@@ -102,7 +102,12 @@ def undistort(
     stamps = image_stamps(source.images, posed)
     made_of = {
         name: fingerprint_of(
-            [camera_text(image.camera), stamps.get(name), _stamp(masks.get(name)), bool(masks)]
+            [
+                camera_text(model.cameras[image.camera_id]),
+                stamps.get(name),
+                _stamp(masks.get(name)),
+                bool(masks),
+            ]
         )
         for name, image in posed.items()
     }
@@ -112,7 +117,8 @@ def undistort(
     skipped = {}
     for name, image in track(posed.items(), "Undistorting", "photo"):
         try:
-            _write_photo(layout, source.images / name, names[name], image.camera, masks.get(name))
+            camera = model.cameras[image.camera_id]
+            _write_photo(layout, source.images / name, names[name], camera, masks.get(name))
         except ImageError as error:
             skipped[name] = str(error)
     warn_of_skipped(skipped.values())

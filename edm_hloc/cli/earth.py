@@ -1,0 +1,150 @@
+"""`edm-hloc georeference`: a model in metres on Earth, by GPS, positions or control points."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import options
+
+if TYPE_CHECKING:
+    import pycolmap
+
+    from edm_hloc.mapping.georeference import Georeference
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("georeference", _georeference, "bring a COLMAP model into metres on Earth")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model, or a run's folder")
+    sub.add_argument(
+        "out", type=Path, metavar="OUT", help="folder for the model, its record and the maps"
+    )
+    sub.add_argument(
+        "--images",
+        type=Path,
+        help="folder of the photos whose GPS is taken; by default that of the run",
+    )
+    either = sub.add_mutually_exclusive_group()
+    either.add_argument(
+        "--positions",
+        type=Path,
+        metavar="TABLE",
+        help="instead of GPS: a table with a line name,latitude,longitude,altitude above, or "
+        "name,x,y,z with --crs",
+    )
+    either.add_argument(
+        "--control-points",
+        type=Path,
+        metavar="LIST",
+        help="instead of GPS: ground control points and their pixels, as OpenDroneMap's gcp_list",
+    )
+    sub.add_argument(
+        "--crs",
+        metavar="EPSG:…",
+        help="reference system of x, y, z in TABLE, and of the cameras in OUT/cameras.csv",
+    )
+
+
+def add_positions(sub: argparse.ArgumentParser) -> None:
+    """Add --positions of `reconstruct`."""
+    sub.add_argument(
+        "--positions",
+        default="gps",
+        metavar="HOW",
+        help="where the photos are on Earth, for a model in metres: gps (of their EXIF data, if "
+        "enough have it), none (the model keeps a frame of its own), or a table with a line "
+        "name,latitude,longitude,altitude above",
+    )
+
+
+def print_place(placed: Georeference) -> None:
+    """Print how a model lies on Earth, or why it does not."""
+    if not placed.used:
+        print(f"Earth       the model keeps its own frame, without scale: {placed.why}")
+        return
+    assert placed.origin is not None
+    latitude, longitude, altitude = placed.origin
+    agree = placed.positions - len(placed.wrong)
+    print(
+        f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°, "
+        f"{altitude:.1f} m; {placed.median:.2f} m (median) and at most {placed.largest:.2f} m from "
+        f"{placed.source}, {agree} of {placed.positions} agree"
+    )
+    if placed.wrong:
+        more = f" and {len(placed.wrong) - 3} more" if len(placed.wrong) > 3 else ""
+        print(f"            wrong positions, left out: {', '.join(placed.wrong[:3])}{more}")
+
+
+def _georeference(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from edm_hloc.base.colmap import read_model
+    from edm_hloc.base.files import check_kinds, make_folder, write_whole
+    from edm_hloc.interop import crs
+    from edm_hloc.interop.targets.registry import largest_model
+    from edm_hloc.mapping import georeference
+    from edm_hloc.report.earth import draw_map
+
+    if args.crs is not None:
+        crs.from_earth_to(args.crs)  # an error at the start
+    folder = largest_model(args.model)
+    if args.out.resolve() in (folder.resolve(), folder.resolve().parent):
+        raise EdmHlocError(f"{args.out} holds the model itself: choose another folder.")
+    model = read_model(folder)
+    points, fixes, source, least = _positions(args, folder, model)
+    found, placed = georeference.locate(points, fixes, source, least)
+    if not placed.used:
+        raise EdmHlocError(
+            f"The model in {folder} cannot be brought onto the Earth by {source}: {placed.why}."
+        )
+    make_folder(args.out)
+    check_kinds(args.out, ["model", georeference.RECORD, georeference.CAMERAS, "map.svg"])
+    georeference.write_on_earth(model, found, args.out / "model")
+    georeference.write_placed(model, placed, args.out)
+    centres = georeference.camera_centres(model)
+    moved = {name: found * xyz for name, xyz in points.items()}
+    write_whole(args.out / "map.svg", draw_map(centres | moved, vars(placed)))
+    files = ["model", georeference.RECORD, georeference.CAMERAS, "map.svg"]
+    if args.crs is not None:
+        rows = ["name,x,y,z"]
+        assert placed.origin is not None
+        places = georeference.to_earth(np.array(list(centres.values())), placed.origin)
+        for name, place in zip(centres, crs.from_earth_to(args.crs)(places), strict=True):
+            rows.append(f'"{name}",' + ",".join(f"{value:.6f}" for value in place))
+        write_whole(args.out / "cameras.csv", "\n".join(rows) + "\n")
+        files.append("cameras.csv")
+    print_place(placed)
+    print(f"Written     {', '.join(files)} in {args.out}")
+
+
+def _positions(args: argparse.Namespace, folder: Path, model: pycolmap.Reconstruction) -> tuple:
+    """Positions in the model and on Earth, where they are from, and how many must agree."""
+    from edm_hloc.images import gps
+    from edm_hloc.images.find import image_stamps
+    from edm_hloc.interop import crs
+    from edm_hloc.interop.targets.registry import photos_of
+    from edm_hloc.mapping import georeference
+
+    centres = georeference.camera_centres(model)
+    if args.control_points is not None:
+        fixes, marks = gps.read_control_points(args.control_points, crs.to_earth_from)
+        points, failed = georeference.control_points_in(model, marks)
+        if failed:
+            print(
+                f"Left out    control points that fewer than two photos of the model show: "
+                f"{', '.join(failed[:5])}"
+            )
+        return points, fixes, "the control points", 3
+    if args.positions is not None:
+        transform = None if args.crs is None else crs.to_earth_from(args.crs)
+        fixes = gps.matching_names(gps.read_positions(args.positions, transform), centres)
+        return centres, fixes, str(args.positions), 4
+    images = args.images or photos_of(folder)
+    if not image_stamps(images, centres):
+        raise EdmHlocError(
+            f"None of the {len(centres)} photos of the model is in {images}, such as "
+            f"{next(iter(centres), '')}: give their folder by --images."
+        )
+    return centres, gps.read_fixes(images, centres), "their GPS", 5

@@ -1,0 +1,210 @@
+"""Frames of a film that are worth matching: sharp ones, an even part of the picture apart.
+
+The movement between frames is the median displacement of corners that are followed from frame to
+frame (pyramidal Lucas–Kanade), as a share of the picture's longer side. Each time the picture has
+moved by a step, the sharpest of the frames around that moment is written: the one with the largest
+variance of the Laplacian. So a camera that stands still gives one frame, and a fast one many.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder, require_file, write_whole
+from edm_hloc.base.progress import StepProgress
+
+RECORD = "frames.json"
+_SIDE = 480  # px of the longer side of the copies in which movement is measured
+_CORNERS = 200
+_FEWEST = 12  # corners that can be followed, and a fifth of them: with fewer it is another picture
+_UNFOLLOWED = 8  # frames in a row that show another picture, after which there was a cut
+_FOLLOWED = 1.0  # px by which a corner may miss its place when it is followed back
+_WINDOW = 0.4  # of a step to each side of it, from which the sharpest frame is taken
+_QUALITY = 95  # of JPEG
+
+
+@dataclass(frozen=True)
+class FilmFrames:
+    """The frames that were written.
+
+    Attributes:
+        written: their numbers in the film, from 0.
+        frames: number of frames in the film.
+        seconds: the film's length by its frame rate; 0 if it tells none.
+        cuts: number of places where the picture changed altogether.
+    """
+
+    written: tuple[int, ...]
+    frames: int
+    seconds: float
+    cuts: int
+
+
+def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
+    """Writes frames of a film as `out/frame_000123.jpg`, by their number in the film.
+
+    Args:
+        film: in any format that OpenCV reads; turned upright as the film tells.
+        out: folder, empty or of an earlier extraction of the same film.
+        step: movement of the picture from one frame to the next that is written, as a share of
+            its longer side.
+
+    Raises:
+        EdmHlocError: the film cannot be read, or the folder holds other things.
+    """
+    try:
+        require_file(film)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot read the film {film}: {error.strerror or error}.") from error
+    capture = cv2.VideoCapture(str(film))
+    try:
+        if not capture.isOpened():
+            raise EdmHlocError(
+                f"Cannot read the film {film}: it is none, or of a kind that OpenCV does not know. "
+                "Convert it: ffmpeg -i FILM -c:v libx264 film.mp4."
+            )
+        _claim(film, out)
+        return _extract(capture, film, out, step)
+    finally:
+        capture.release()
+
+
+def _claim(film: Path, out: Path) -> None:
+    """Makes the folder; frames of an earlier extraction of the film are removed from it.
+
+    Raises:
+        EdmHlocError: it holds other things.
+    """
+    record = out / RECORD
+    name = str(film.resolve())
+    if out.exists() and not out.is_dir():
+        raise EdmHlocError(f"{out} is a file: choose another folder for the frames.")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            ours = json.loads(record.read_text("utf-8"))["film"] == name
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            raise EdmHlocError(
+                f"{out} is there already and holds other things than frames of {film}: choose a "
+                "new folder."
+            )
+        for path in out.glob("frame_[0-9]*.jpg"):
+            path.unlink()
+    make_folder(out)
+    write_whole(record, json.dumps({"film": name}))
+
+
+def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> FilmFrames:
+    total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    rate = float(capture.get(cv2.CAP_PROP_FPS))
+    chooser = _Chooser(step)
+    written, frames = [], 0
+    with StepProgress("Choosing frames", "frame", total if total > 0 else None) as progress:
+        for number, picture in _pictures(capture):
+            frames = number + 1
+            for chosen in chooser.add(number, picture):
+                written.append(_write(out, *chosen))
+                progress.note = f"{len(written)} written"
+            progress.update()
+        for chosen in chooser.end():
+            written.append(_write(out, *chosen))
+    if not frames:
+        raise EdmHlocError(f"The film {film} has no frame that can be read: it is damaged.")
+    record = {"film": str(film.resolve()), "step": step, "frames": written, "cuts": chooser.cuts}
+    write_whole(out / RECORD, json.dumps(record))
+    return FilmFrames(tuple(written), frames, frames / rate if rate > 0 else 0.0, chooser.cuts)
+
+
+def _pictures(capture: cv2.VideoCapture) -> Iterator[tuple[int, np.ndarray]]:
+    """Number and picture (H, W, 3) BGR of each frame."""
+    number = 0
+    while True:
+        there, picture = capture.read()
+        if not there:
+            return
+        yield number, picture
+        number += 1
+
+
+def _write(out: Path, number: int, picture: np.ndarray) -> int:
+    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    write_whole(out / f"frame_{number:06d}.jpg", data.tobytes())
+    return number
+
+
+class _Chooser:
+    """Follows the picture and keeps the sharpest frame of each window.
+
+    Args:
+        step: movement from one window's middle to the next, as a share of the longer side.
+    """
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self._before: np.ndarray | None = None
+        self._unfollowed = 0
+        self._moved = 0.0  # since the last window's middle
+        self._best: tuple[float, int, np.ndarray] | None = None
+        self.cuts = 0
+
+    def add(self, number: int, picture: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames, number and picture, that are chosen now that this one is known."""
+        scale = _SIDE / max(picture.shape[:2])
+        small = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        if scale < 1:
+            small = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        movement: float | None = 0.0
+        if self._before is not None:
+            movement = _movement(self._before, small)
+        if movement is None:
+            self._unfollowed += 1
+            if self._unfollowed < _UNFOLLOWED:  # it may be blurred: the next is compared instead
+                return
+            self.cuts += 1
+            movement = 2 * self._step  # what is new is worth a frame
+        self._before, self._unfollowed = small, 0
+        self._moved += movement
+        window = _WINDOW * self._step
+        if self._moved > window:  # the window is left, or reached again after a step
+            yield from self.end()
+            if self._moved < self._step - window:
+                return
+            if self._moved > self._step + window:  # so fast that a window was jumped over
+                self._moved = self._step
+            self._moved -= self._step
+        sharpness = float(cv2.Laplacian(small, cv2.CV_64F).var())
+        if self._best is None or sharpness > self._best[0]:
+            self._best = sharpness, number, picture
+
+    def end(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The frame of the window that is open, if there is one."""
+        if self._best is not None:
+            _, number, picture = self._best
+            self._best = None
+            yield number, picture
+
+
+def _movement(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Median displacement between two grey pictures as a share of the longer side.
+
+    0 where there is nothing to follow in the first; None where too little of it is found again.
+    """
+    corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 8)
+    if corners is None or len(corners) < _FEWEST:
+        return 0.0
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None)
+    off = np.linalg.norm(back - corners, axis=2)[:, 0]
+    good = (found[:, 0] == 1) & (found_back[:, 0] == 1) & (off < _FOLLOWED)
+    if good.sum() < max(_FEWEST, 0.2 * len(corners)):
+        return None
+    moved = np.linalg.norm(there - corners, axis=2)[good, 0]
+    return float(np.median(moved)) / max(before.shape)

@@ -1,0 +1,286 @@
+"""Where on Earth photos were taken: GPS of EXIF data, XMP of drones, and lists of positions."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import GPS, IFD
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.progress import track
+from edm_hloc.base.text import read_lines
+from edm_hloc.images.decode import open_header
+
+_ONE_TAKE_OFF = 10.0  # m between GPS and barometric heights, above which there were several
+
+Transform = Callable[[float, float, float], tuple[float, float, float]]
+"""From x, y, z of a reference system to latitude, longitude (degrees, WGS 84) and altitude (m)."""
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A position on Earth.
+
+    Attributes:
+        latitude, longitude: degrees, WGS 84.
+        altitude: metres; None where it is not known.
+        accuracy: of the latitude and longitude, standard deviation in metres; None if not told.
+        relative_altitude: metres above where a drone took off, by its barometer.
+    """
+
+    latitude: float
+    longitude: float
+    altitude: float | None = None
+    accuracy: float | None = None
+    relative_altitude: float | None = None
+
+
+def read_fix(path: Path) -> Fix | None:
+    """The position in the header of a photo; None where there is none, or it is damaged."""
+    try:
+        with open_header(path) as image:
+            return fix_of(image)
+    except Exception:  # decoders raise almost anything; matching says what is wrong with a photo
+        return None
+
+
+def fix_of(image: Image.Image) -> Fix | None:
+    """The position in the header of an opened photo; XMP of a drone goes before EXIF data.
+
+    None where it is missing, damaged, or the zeros of no fix.
+    """
+    gps = dict(image.getexif().get_ifd(IFD.GPSInfo))
+    xmp = _drone_values(image.info.get("xmp", b""))
+    try:
+        latitude = _degrees(gps[GPS.GPSLatitude])
+        longitude = _degrees(gps[GPS.GPSLongitude])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if str(gps.get(GPS.GPSLatitudeRef, "N")).upper().startswith("S"):
+        latitude = -latitude
+    if str(gps.get(GPS.GPSLongitudeRef, "E")).upper().startswith("W"):
+        longitude = -longitude
+    valid = abs(latitude) <= 90 and abs(longitude) <= 180 and (latitude, longitude) != (0.0, 0.0)
+    if not valid:
+        return None
+    altitude = xmp.get("AbsoluteAltitude")
+    if altitude is None and GPS.GPSAltitude in gps:
+        altitude = _number(gps[GPS.GPSAltitude])
+        if altitude is not None and gps.get(GPS.GPSAltitudeRef) in (1, b"\x01"):  # below sea level
+            altitude = -altitude
+    spread = [xmp[key] for key in ("RtkStdLat", "RtkStdLon") if xmp.get(key, 0) > 0]
+    accuracy = max(spread) if spread else _number(gps.get(GPS.GPSHPositioningError))
+    return Fix(latitude, longitude, altitude, accuracy or None, xmp.get("RelativeAltitude"))
+
+
+def _drone_values(xmp: bytes | str) -> dict[str, float]:
+    """The numbers of DJI's part of XMP data, written as attributes or as elements."""
+    text = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp)
+    found = re.findall(r"drone-dji:(\w+)\s*(?:=\s*[\"']|>)\s*([-+]?[\d.]+)", text)
+    values = {key: _number(value) for key, value in found}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _number(value: object) -> float | None:
+    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+        number = float(value)  # type: ignore[arg-type]
+        return number if math.isfinite(number) else None
+    return None
+
+
+def _degrees(parts: object) -> float:
+    """Degrees from degrees, minutes and seconds."""
+    degrees, minutes, seconds = (float(part) for part in parts)  # type: ignore[attr-defined]
+    return degrees + minutes / 60 + seconds / 3600
+
+
+def read_fixes(root: Path, names: Iterable[str]) -> dict[str, Fix]:
+    """Positions by the photo's name, from the headers of photos; of a drone's with good heights.
+
+    A barometer gives the heights of one flight to each other better than GPS, which gives their
+    level. Where all photos have both, and the two agree but for one shift, the heights are the
+    barometer's.
+    """
+    found = {
+        name: fix
+        for name in track(list(names), "Reading positions", "photo")
+        if (fix := read_fix(Path(root) / name)) is not None
+    }
+    both = [
+        fix.altitude - fix.relative_altitude
+        for fix in found.values()
+        if fix.altitude is not None and fix.relative_altitude is not None
+    ]
+    if not found or len(both) < len(found) or max(both) - min(both) > _ONE_TAKE_OFF:
+        return found
+    level = float(np.median(both))
+    return {
+        name: replace(fix, altitude=level + (fix.relative_altitude or 0.0))
+        for name, fix in found.items()
+    }
+
+
+# --------------------------------------------------------------------------- lists
+
+_NAME = ("name", "image", "photo", "file", "filename", "image_name", "label")
+_COLUMNS = {
+    "latitude": ("latitude", "lat", "gpslatitude"),
+    "longitude": ("longitude", "lon", "lng", "long", "gpslongitude"),
+    "x": ("x", "easting", "east", "e"),
+    "y": ("y", "northing", "north", "n"),
+    "z": ("altitude", "alt", "height", "elevation", "z", "up", "gpsaltitude"),
+    "accuracy": ("accuracy", "std", "sigma", "accuracy_m", "horizontal_accuracy"),
+}
+_EXAMPLE = "name,latitude,longitude,altitude"
+
+
+def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, Fix]:
+    """Positions by the photo's name, from a table whose first line names the columns.
+
+    Columns are separated by commas, semicolons or tabs, in any order: the name, latitude and
+    longitude in degrees (or x and y of another reference system), and where known the altitude and
+    the accuracy in metres.
+
+    Args:
+        path: the table.
+        to_earth: of the system that x, y and z are in, where there is no latitude.
+
+    Raises:
+        EdmHlocError: the file cannot be read, or a column or number is missing.
+    """
+    lines = read_lines(path, "list of positions")
+    if not lines:
+        raise EdmHlocError(f"{path} is empty: it must begin with {_EXAMPLE}.")
+    separator = max(",;\t", key=lines[0][1].count)
+    head = [word.strip().lower() for word in next(csv.reader([lines[0][1]], delimiter=separator))]
+    place = {
+        column: next((head.index(word) for word in words if word in head), None)
+        for column, words in {"name": _NAME, **_COLUMNS}.items()
+    }
+    if place["latitude"] is not None and place["longitude"] is not None:
+        to_earth = None
+    wanted = ("latitude", "longitude") if to_earth is None else ("x", "y")
+    missing = [column for column in ("name", *wanted) if place[column] is None]
+    if missing:
+        crs = " Coordinates x and y need --crs EPSG:…." if to_earth is None else ""
+        raise EdmHlocError(
+            f"{path}, line {lines[0][0]}: no column {missing[0]!r}. The first line names the "
+            f"columns, such as {_EXAMPLE}.{crs}"
+        )
+    fixes = {}
+    for number, line in lines[1:]:
+        fields = next(csv.reader([line], delimiter=separator))
+
+        def value(column: str, fields: list[str] = fields) -> float | None:
+            i = place[column]
+            text = fields[i].strip() if i is not None and i < len(fields) else ""
+            return float(text) if text else None
+
+        try:
+            first, second, height = value(wanted[0]), value(wanted[1]), value("z")
+            name, accuracy = fields[place["name"] or 0].strip(), value("accuracy")
+            if first is None or second is None:
+                raise ValueError("no position")
+            fixes[name] = _fix(first, second, height, accuracy, to_earth)
+        except (ValueError, IndexError) as error:
+            raise EdmHlocError(
+                f"{path}, line {number}: expected {separator.join(head)}; found {line[:100]!r}."
+            ) from error
+    return fixes
+
+
+def _fix(
+    first: float,
+    second: float,
+    height: float | None,
+    accuracy: float | None,
+    to_earth: Transform | None,
+) -> Fix:
+    """Raises ValueError for what is not on Earth."""
+    altitude = height
+    if to_earth is not None:
+        first, second, altitude = to_earth(first, second, height or 0.0)
+        altitude = None if height is None else altitude
+    finite = all(map(math.isfinite, (first, second, altitude or 0.0, accuracy or 0.0)))
+    if not finite or abs(first) > 90 or abs(second) > 180:
+        raise ValueError("not on Earth")
+    return Fix(first, second, altitude, accuracy)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A ground control point in a photo.
+
+    Attributes:
+        point: the point's name.
+        photo: the photo's name.
+        xy: pixels, the corner of the top-left pixel at (0, 0), as COLMAP's.
+    """
+
+    point: str
+    photo: str
+    xy: tuple[float, float]
+
+
+def read_control_points(
+    path: Path, to_earth: Callable[[str], Transform | None]
+) -> tuple[dict[str, Fix], list[Mark]]:
+    """Ground control points and their marks, from a list in the form of OpenDroneMap's.
+
+    The first line names the reference system, such as ``EPSG:4326``; each other line holds ``x y z
+    pixel_x pixel_y photo`` and where there is one the point's name, separated by white space or
+    commas. x is the longitude in EPSG:4326, or else the easting.
+
+    Args:
+        path: the list.
+        to_earth: gives the transform of a reference system; None for EPSG:4326.
+
+    Raises:
+        EdmHlocError: the list cannot be read, or a line is something else.
+    """
+    lines = read_lines(path, "list of control points")
+    if not lines or re.match(r"[-+\d.]+[\s,]", lines[0][1]):
+        raise EdmHlocError(
+            f"{path}: the first line must name the reference system, such as EPSG:4326 or "
+            "EPSG:25832; the others hold x y z pixel_x pixel_y photo point."
+        )
+    transform = to_earth(lines[0][1])
+    fixes: dict[str, Fix] = {}
+    marks = []
+    for number, line in lines[1:]:
+        fields = [word for word in re.split(r"[\s,;]+", line) if word]
+        try:
+            x, y, z, px, py = map(float, fields[:5])
+            photo = fields[5]
+            point = fields[6] if len(fields) > 6 else f"{fields[0]} {fields[1]} {fields[2]}"
+            first, second = (y, x) if transform is None else (x, y)
+            fixes[point] = _fix(first, second, z, None, transform)
+            if not (math.isfinite(px) and math.isfinite(py)):
+                raise ValueError("no pixel")
+        except (ValueError, IndexError) as error:
+            raise EdmHlocError(
+                f"{path}, line {number}: expected x y z pixel_x pixel_y photo point; found "
+                f"{line[:100]!r}."
+            ) from error
+        marks.append(Mark(point, photo, (px, py)))
+    return fixes, marks
+
+
+def matching_names(fixes: Mapping[str, Fix], names: Iterable[str]) -> dict[str, Fix]:
+    """Positions under the photos' own names: a list may name them without folders or endings."""
+    by_name = {}
+    for name in names:
+        path = Path(name)
+        for key in (name, path.name, path.stem):
+            if key in fixes:
+                by_name[name] = fixes[key]
+                break
+    return by_name

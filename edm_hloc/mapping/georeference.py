@@ -1,0 +1,315 @@
+"""A model brought into a local frame on Earth: metres to the east, to the north, and up.
+
+The frame has its origin among the photos, so that coordinates stay small; the origin's latitude,
+longitude and altitude (WGS 84) are recorded. A similarity is found between positions in the model
+and on Earth that most of them agree with, whatever the others say. Where too few agree, or where
+they do not determine the frame, the model keeps its own, and the reason is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.files import write_whole
+from edm_hloc.images.gps import Fix, Mark
+from edm_hloc.mapping.output import new_model_folder
+
+RECORD, CAMERAS = "georeference.json", "cameras.geojson"
+_TOLERANCES = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # m, of the fixes that agree
+_AGREEING = 2 / 3  # of the fixes: the least tolerance that so many meet is taken
+_LEAST_AGREEING = 0.5
+_WRONG = 3.0  # standard deviations from which on a fix counts as wrong
+_MAX_SCALE, _MAX_TILT = 0.05, 5.0  # uncertainty (share, degrees) above which there is no frame
+_LINE = 1e-3  # extent of positions across a line, as a share of that along it
+_WGS84 = pycolmap.GPSTransformEllipsoid.WGS84
+
+
+@dataclass(frozen=True)
+class Georeference:
+    """How a model lies on Earth, or why it does not.
+
+    Attributes:
+        used: whether the model is in the local frame.
+        why: the reason, if it is not.
+        source: where the positions are from.
+        positions: number of positions of registered photos, or of control points.
+        origin: latitude and longitude in degrees and altitude in metres of (0, 0, 0).
+        heights: whether the positions have altitudes; if not, all count as of one height.
+        residuals: (east, north, up) in metres from each position to the model's, by name.
+        wrong: names of the positions that the others contradict, which were left out.
+        median, largest: length of the residuals in metres, of those that were used.
+        scale: metres per unit of the model's earlier frame.
+        scale_uncertainty: of the scale, as a share.
+        tilt_uncertainty: of the frame's direction, degrees.
+        told_accuracy: median of the standard deviations that the photos tell (RTK, phones), in
+            metres; None if they tell none.
+    """
+
+    used: bool
+    why: str = ""
+    source: str = ""
+    positions: int = 0
+    origin: tuple[float, float, float] | None = None
+    heights: bool = True
+    residuals: dict[str, list[float]] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
+    median: float = 0.0
+    largest: float = 0.0
+    scale: float = 1.0
+    scale_uncertainty: float = 0.0
+    tilt_uncertainty: float = 0.0
+    told_accuracy: float | None = None
+
+
+def camera_centres(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
+    """(3,) projection centres of the registered photos, by name."""
+    return {name: image.projection_center() for name, image in posed_images(model).items()}
+
+
+def to_local(fixes: Sequence[Fix], origin: tuple[float, float, float]) -> np.ndarray:
+    """(N, 3) metres to the east, to the north and up from `origin`; heights not known are 0."""
+    rows = [
+        (f.latitude, f.longitude, origin[2] if f.altitude is None else f.altitude) for f in fixes
+    ]
+    places: Any = np.array(rows, float).reshape(-1, 3)
+    return np.asarray(pycolmap.GPSTransform(_WGS84).ellipsoid_to_enu(places, *origin))
+
+
+def to_earth(xyz: np.ndarray, origin: tuple[float, float, float]) -> np.ndarray:
+    """(N, 3) latitudes, longitudes (degrees, WGS 84) and altitudes (m) of points in the frame."""
+    local: Any = np.asarray(xyz, float).reshape(-1, 3)
+    return np.asarray(pycolmap.GPSTransform(_WGS84).enu_to_ellipsoid(local, *origin))
+
+
+def locate(
+    points: Mapping[str, np.ndarray],
+    fixes: Mapping[str, Fix],
+    source: str,
+    least: int = 5,
+    held: tuple[float, float, float] | None = None,
+) -> tuple[pycolmap.Sim3d, Georeference]:
+    """Finds the frame in which positions in the model lie where they are on Earth.
+
+    Args:
+        points: (3,) positions in the model, by name.
+        fixes: positions on Earth, by name; names that `points` lacks count for nothing.
+        source: where they are from.
+        least: number of positions that must agree.
+        held: origin of the frame that the model is in already and keeps; the residuals are told.
+
+    Returns:
+        The similarity from the model's frame to the local one, the identity if there is none; and
+        what was found.
+    """
+    names = sorted(points.keys() & fixes.keys())
+    with_height = [name for name in names if fixes[name].altitude is not None]
+    heights = len(with_height) >= max(least, len(names) / 2)
+    if heights:
+        names = with_height
+    rough = Georeference(False, source=source, positions=len(names), heights=heights)
+    stay = pycolmap.Sim3d()
+    if len(names) < least:
+        why = f"there are {len(names)} positions of what is in the model, and {least} are needed"
+        return stay, _without(rough, why)
+    chosen = [fixes[n] if heights else Fix(fixes[n].latitude, fixes[n].longitude) for n in names]
+    rows = [(f.latitude, f.longitude, f.altitude or 0.0) for f in chosen]
+    latitude, longitude, altitude = map(float, np.median(rows, axis=0))
+    origin = held or (round(latitude, 6), round(longitude, 6), round(altitude, 1))
+    here = np.array([points[name] for name in names])
+    there = to_local(chosen, origin)
+    if held is not None:
+        found = stay
+        good = _inliers(found, here, there)
+    else:
+        along, across, _ = np.linalg.svd(here - here.mean(axis=0), compute_uv=False)
+        if across < _LINE * along:
+            why = "they lie on a line, about which the model could turn"
+            return stay, _without(rough, why)
+        found, good = _similarity(here, there)
+        if good.sum() < max(least, _LEAST_AGREEING * len(names)):
+            why = f"only {int(good.sum())} of the {len(names)} positions agree with the model"
+            return stay, _without(rough, why)
+    moved = _moved(found, here)
+    residuals = moved - there
+    scale_share, tilt = _uncertainty(moved[good], residuals[good])
+    if held is None and (scale_share > _MAX_SCALE or tilt > _MAX_TILT):
+        why = (
+            "the positions do not determine the frame: they lie on a line or too close together "
+            f"for their errors (scale to {100 * scale_share:.0f} %, direction to {tilt:.0f}°)"
+        )
+        return stay, _without(rough, why)
+    lengths = np.linalg.norm(residuals[good], axis=1)
+    told = [accuracy for name in names if (accuracy := fixes[name].accuracy) is not None]
+    return found, Georeference(
+        True,
+        source=source,
+        positions=len(names),
+        origin=origin,
+        heights=heights,
+        residuals={n: r.round(4).tolist() for n, r in zip(names, residuals, strict=True)},
+        wrong=tuple(n for n, ok in zip(names, good, strict=True) if not ok),
+        median=float(np.median(lengths)),
+        largest=float(lengths.max()),
+        scale=float(found.scale),
+        scale_uncertainty=scale_share,
+        tilt_uncertainty=tilt,
+        told_accuracy=None if not told else float(np.median(told)),
+    )
+
+
+def _without(rough: Georeference, why: str) -> Georeference:
+    return Georeference(
+        False, why, source=rough.source, positions=rough.positions, heights=rough.heights
+    )
+
+
+def _moved(similarity: pycolmap.Sim3d, points: np.ndarray) -> np.ndarray:
+    return np.asarray(points @ similarity.matrix()[:, :3].T + similarity.matrix()[:, 3])
+
+
+def _inliers(similarity: pycolmap.Sim3d, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """(N,) bool, positions that are no further off than three robust standard deviations."""
+    off = np.linalg.norm(_moved(similarity, here) - there, axis=1)
+    # the median length of an error in three directions is 1.54 of its standard deviation in one
+    sigma = max(float(np.median(off)) / 1.54, 1e-3)
+    return np.asarray(off <= _WRONG * 1.73 * sigma)
+
+
+def _similarity(here: np.ndarray, there: np.ndarray) -> tuple[pycolmap.Sim3d, np.ndarray]:
+    """The similarity that most positions agree with, and (N,) bool, those that do.
+
+    By RANSAC with the least tolerance that two thirds of the positions meet, or half of them the
+    largest; then by least squares of those within three standard deviations.
+    """
+    nothing = pycolmap.Sim3d(), np.zeros(len(here), bool)
+    options = pycolmap.RANSACOptions()
+    options.random_seed, options.max_num_trials = 0, 10_000
+    found = None
+    for tolerance in _TOLERANCES:
+        options.max_error = tolerance
+        with quiet_colmap():
+            answer: Any = pycolmap.estimate_sim3d_robust(here, there, options)
+        if answer is None:
+            continue
+        candidate = answer["tgt_from_src"]
+        within = np.linalg.norm(_moved(candidate, here) - there, axis=1) <= tolerance
+        share = _AGREEING if tolerance < _TOLERANCES[-1] else _LEAST_AGREEING
+        if within.mean() >= share:
+            found = candidate
+            break
+    if found is None:
+        return nothing
+    for _ in range(5):
+        good = _inliers(found, here, there)
+        with quiet_colmap():
+            better = pycolmap.estimate_sim3d(here[good], there[good])
+        if better is None:
+            return nothing
+        found = better
+    return found, _inliers(found, here, there)
+
+
+def _uncertainty(places: np.ndarray, residuals: np.ndarray) -> tuple[float, float]:
+    """How well positions determine the scale (a share) and the direction (degrees) of a frame.
+
+    The scale by their extent as a whole, the direction by that across their longest axis.
+    """
+    noise = max(float(np.sqrt((residuals**2).mean())), 1e-9)
+    extents = np.linalg.svd(places - places.mean(axis=0), compute_uv=False)
+    scale = noise / max(float(np.linalg.norm(extents)), 1e-12)
+    tilt = np.degrees(np.arctan2(noise, float(extents[1])))
+    return float(scale), float(tilt)
+
+
+def control_points_in(
+    model: pycolmap.Reconstruction, marks: Sequence[Mark]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Positions in the model of points that are marked in its photos, by their names.
+
+    Returns:
+        (3,) positions of the points that two or more photos show; the names of the others.
+    """
+    posed = posed_images(model)
+    by_point: dict[str, list[Mark]] = {}
+    for mark in marks:
+        by_point.setdefault(mark.point, []).append(mark)
+    found, failed = {}, []
+    for point, seen in by_point.items():
+        seen = [mark for mark in seen if mark.photo in posed]
+        images = [posed[mark.photo] for mark in seen]
+        answer = None
+        if len(seen) >= 2:
+            with quiet_colmap():
+                answer = pycolmap.estimate_triangulation(
+                    np.array([mark.xy for mark in seen]),
+                    [image.cam_from_world() for image in images],
+                    [model.cameras[image.camera_id] for image in images],
+                )
+        if answer is None:
+            failed.append(point)
+        else:
+            found[point] = np.asarray(answer["xyz"])
+    return found, failed
+
+
+# --------------------------------------------------------------------------- files
+
+
+def write_placed(model: pycolmap.Reconstruction, placed: Georeference, out: Path) -> None:
+    """Writes `georeference.json` and, if the model is on Earth, `cameras.geojson` into `out`.
+
+    Raises:
+        EdmHlocError: a file cannot be written.
+    """
+    record = {"frame": "metres to the east, to the north and up from the origin, WGS 84"}
+    write_whole(out / RECORD, json.dumps(record | asdict(placed), indent=1))
+    if placed.origin is not None:
+        write_whole(out / CAMERAS, json.dumps(cameras_geojson(model, placed), indent=1))
+
+
+def cameras_geojson(model: pycolmap.Reconstruction, placed: Georeference) -> dict[str, Any]:
+    """A GeoJSON object of a model on Earth: a point for each camera, with the way that it looks.
+
+    Each has the photo's name, the heading of its optical axis in degrees from north over east, its
+    elevation above the horizon, and the distance from its position in metres.
+    """
+    assert placed.origin is not None
+    features = []
+    posed = posed_images(model)
+    centres = np.array([image.projection_center() for image in posed.values()])
+    for (name, image), (lat, lon, alt) in zip(
+        posed.items(), to_earth(centres, placed.origin).tolist(), strict=True
+    ):
+        east, north, up = image.cam_from_world().rotation.matrix()[2]
+        properties = {
+            "name": name,
+            "heading": round(float(np.degrees(np.arctan2(east, north)) % 360), 2),
+            "elevation": round(float(np.degrees(np.arcsin(np.clip(up, -1, 1)))), 2),
+        }
+        if name in placed.residuals:
+            off = float(np.linalg.norm(placed.residuals[name]))
+            properties |= {"residual": round(off, 3), "wrong": name in placed.wrong}
+        geometry = {"type": "Point", "coordinates": [round(lon, 9), round(lat, 9), round(alt, 3)]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {"type": "FeatureCollection", "features": features}
+
+
+def write_on_earth(
+    model: pycolmap.Reconstruction, local_from_model: pycolmap.Sim3d, folder: Path
+) -> None:
+    """Moves a model into the local frame and writes it as the folder's only content.
+
+    Raises:
+        EdmHlocError: see `new_model_folder`.
+    """
+    model.transform(local_from_model)
+    with new_model_folder(folder) as temporary:
+        model.write_binary(temporary)

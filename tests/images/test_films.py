@@ -1,0 +1,103 @@
+"""Frames of films: evenly moved, the sharpest of their surroundings, whatever the film's speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edm_hloc import cli
+
+SIZE = (320, 240)
+
+
+@pytest.fixture(scope="module")
+def wall(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """A wide picture full of corners."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (60, 500, 3), dtype=np.uint8)
+    return cv2.resize(small, (2000, 240), interpolation=cv2.INTER_LINEAR)
+
+
+def write_film(
+    path: Path, wall: np.ndarray, places: Sequence[float], blurred: Sequence[int] = ()
+) -> Path:
+    """A film that looks at x = `places` of the wall, frame after frame; some frames are blurred."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, SIZE)
+    assert writer.isOpened()
+    for number, x in enumerate(places):
+        centre = (x + SIZE[0] / 2, SIZE[1] / 2)
+        frame = cv2.getRectSubPix(wall, SIZE, centre)
+        writer.write(cv2.GaussianBlur(frame, (0, 0), 5) if number in blurred else frame)
+    writer.release()
+    return path
+
+
+def frames_of(film: Path, out: Path, *more: str) -> list[int]:
+    assert cli.main(["frames", str(film), str(out), *more]) == 0
+    numbers = [int(path.stem.removeprefix("frame_")) for path in sorted(out.glob("*.jpg"))]
+    assert json.loads((out / "frames.json").read_text())["frames"] == numbers
+    return numbers
+
+
+def test_frames_are_evenly_moved_and_sharp(
+    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slow, standing still, then fast; two of three frames are blurred."""
+    places = np.concatenate(
+        [np.arange(0, 300, 3), np.full(40, 300), np.arange(300, 1500, 6)]
+    ).astype(float)
+    blurred = [i for i in range(len(places)) if i % 3]
+    film = write_film(tmp_path / "walk.avi", wall, places, blurred)
+    numbers = frames_of(film, tmp_path / "frames")
+    said = capsys.readouterr().out
+    assert f"{len(numbers)} of {len(places)} in 14 s" in said
+    assert "--pairs sequential" in said
+    moved = np.diff(places[numbers]) / SIZE[0]
+    assert abs(np.mean(moved) - 0.08) < 0.01
+    assert moved.min() > 0.02  # nothing twice: at most 0.4 of a step to each side of its moment
+    assert moved.max() < 0.15
+    assert np.mean([n in blurred for n in numbers]) < 0.15  # two of three by chance
+    written = cv2.imread(str(tmp_path / "frames" / f"frame_{numbers[3]:06d}.jpg"))
+    expected = cv2.getRectSubPix(wall, SIZE, (places[numbers[3]] + SIZE[0] / 2, SIZE[1] / 2))
+    assert np.abs(written.astype(int) - expected).mean() < 6
+    # half the step gives twice the frames, and replaces those that were there
+    twice = frames_of(film, tmp_path / "frames", "--step", "0.04")
+    assert abs(len(twice) / len(numbers) - 2) < 0.3
+
+
+def test_cuts_and_cameras_that_stand_still(
+    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = write_film(tmp_path / "cut.avi", wall, [0.0] * 20 + [1400.0] * 20)
+    numbers = frames_of(film, tmp_path / "cut")
+    assert [n < 20 for n in numbers] == [True, False]
+    said = capsys.readouterr().out
+    assert "Cuts        1" in said
+    assert "hardly moves" in said
+
+
+def test_what_is_no_film_or_not_ours_is_told(
+    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = write_film(tmp_path / "film.avi", wall, [0.0] * 3)
+    (tmp_path / "text.mp4").write_text("no film")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "frame_1.jpg").write_text("of somebody else")
+    for arguments, message in (
+        (("text.mp4", "out"), "Cannot read the film"),
+        (("none.mp4", "out"), "No such file"),
+        (("film.avi", "mine"), "holds other things than frames"),
+        (("film.avi", "text.mp4"), "is a file"),
+    ):
+        film_path, out = (str(tmp_path / name) for name in arguments)
+        assert cli.main(["frames", film_path, out]) == 1
+        assert message in capsys.readouterr().err
+    assert (mine / "frame_1.jpg").read_text() == "of somebody else"
+    assert not (tmp_path / "out").exists()
+    assert film.is_file()

@@ -1,0 +1,118 @@
+"""Positions of photos: EXIF data, XMP of drones, tables and lists of control points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.gps import (
+    Fix,
+    Mark,
+    matching_names,
+    read_control_points,
+    read_fix,
+    read_fixes,
+    read_positions,
+)
+from edm_hloc.interop.crs import from_earth_to, to_earth_from
+from tests.images.gps_photos import DJI, exif_with
+
+
+@pytest.mark.parametrize(
+    ("place", "xmp", "expected"),
+    [
+        ((41.03467, -83.30573, 281.69), b"", Fix(41.03467, -83.30573, 281.69)),
+        ((-33.9, 18.4, -3.5), b"", Fix(-33.9, 18.4, -3.5)),
+        ((41.0, 8.5, None), b"", Fix(41.0, 8.5)),
+        ((0.0, 0.0, 5.0), b"", None),
+        (
+            (47.5, 8.5, 500.0),
+            b'drone-dji:AbsoluteAltitude="+512.34" drone-dji:RelativeAltitude="+80.10" '
+            b'drone-dji:RtkStdLat="0.012" drone-dji:RtkStdLon="0.015"',
+            Fix(47.5, 8.5, 512.34, 0.015, 80.1),
+        ),
+    ],
+)
+def test_positions_in_headers(
+    place: tuple[float, float, float | None], xmp: bytes, expected: Fix | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jpg"
+    more = {"xmp": DJI % xmp} if xmp else {}
+    Image.new("L", (32, 32)).save(path, exif=exif_with(*place), **more)
+    found = read_fix(path)
+    if expected is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.latitude, found.longitude) == pytest.approx(
+        (expected.latitude, expected.longitude), abs=1e-9
+    )
+    assert (found.altitude, found.accuracy, found.relative_altitude) == (
+        expected.altitude,
+        expected.accuracy,
+        expected.relative_altitude,
+    )
+
+
+def test_heights_of_one_flight_are_the_barometers(tmp_path: Path) -> None:
+    for i, (gps, barometer) in enumerate(((502.0, 50.0), (499.0, 50.5), (511.0, 60.0))):
+        xmp = b'drone-dji:AbsoluteAltitude="%f" drone-dji:RelativeAltitude="%f"' % (gps, barometer)
+        Image.new("L", (8, 8)).save(tmp_path / f"{i}.jpg", exif=exif_with(47, 8, 0), xmp=DJI % xmp)
+    fixes = read_fixes(tmp_path, ["0.jpg", "1.jpg", "2.jpg", "none.jpg"])
+    level = 451.0  # the median of 452, 448.5 and 451
+    assert [f.altitude for f in fixes.values()] == [level + 50, level + 50.5, level + 60]
+
+
+def test_tables_of_positions(tmp_path: Path) -> None:
+    path = tmp_path / "positions.csv"
+    path.write_text(
+        "# made by hand\nImage;Lat;Lon;Alt;Accuracy\na b.jpg;47.1;8.2;400;0.02\nc;1;2;;\n"
+    )
+    fixes = read_positions(path)
+    assert fixes == {"a b.jpg": Fix(47.1, 8.2, 400.0, 0.02), "c": Fix(1.0, 2.0)}
+    assert set(matching_names(fixes, ["x/a b.jpg", "c.JPG", "d.jpg"])) == {"x/a b.jpg", "c.JPG"}
+    for text, message in (
+        ("", "is empty"),
+        ("a.jpg,47,8\n", "line 1: no column 'name'"),
+        ("name,x,y\na,1,2\n", "need --crs"),
+        ("name,lat,lon\na,1\n", "line 2: expected name,lat,lon"),
+        ("name,lat,lon\na,91,2\n", "line 2"),
+        ("name,lat,lon\na,nan,2\n", "line 2"),
+    ):
+        path.write_text(text)
+        with pytest.raises(EdmHlocError, match=message):
+            read_positions(path)
+
+
+def test_positions_of_a_survey(tmp_path: Path) -> None:
+    """Zurich's main station in the Swiss system and in UTM, by Swisstopo's converter."""
+    pytest.importorskip("pyproj")
+    path = tmp_path / "positions.csv"
+    path.write_text("name,x,y,z\nzurich,2683189.0,1248066.0,410\n")
+    fix = read_positions(path, to_earth_from("EPSG:2056"))["zurich"]
+    assert (fix.latitude, fix.longitude) == pytest.approx((47.3779, 8.5403), abs=4e-4)
+    import numpy as np
+
+    back = from_earth_to("EPSG:2056")(np.array([[fix.latitude, fix.longitude, fix.altitude]]))
+    np.testing.assert_allclose(back[0, :2], [2683189.0, 1248066.0], atol=1e-3)
+    with pytest.raises(EdmHlocError, match="no reference system"):
+        to_earth_from("EPSG:1")
+
+
+def test_lists_of_control_points(tmp_path: Path) -> None:
+    path = tmp_path / "gcp_list.txt"
+    path.write_text("EPSG:4326\n8.5 47.5 400 10.5 20 a.jpg p1\n8.5 47.5 400 30 40 b.jpg p1\n")
+    fixes, marks = read_control_points(path, to_earth_from)
+    assert fixes == {"p1": Fix(47.5, 8.5, 400.0)}
+    assert marks == [Mark("p1", "a.jpg", (10.5, 20.0)), Mark("p1", "b.jpg", (30.0, 40.0))]
+    for text, message in (
+        ("8.5 47.5 400 10 20 a.jpg\n", "first line must name the reference system"),
+        ("EPSG:4326\n8.5 47.5 400 10 a.jpg\n", "line 2: expected x y z pixel_x"),
+        ("EPSG:4326\n8.5 147.5 400 10 20 a.jpg\n", "line 2"),
+    ):
+        path.write_text(text)
+        with pytest.raises(EdmHlocError, match=message):
+            read_control_points(path, to_earth_from)

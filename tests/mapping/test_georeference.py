@@ -1,0 +1,173 @@
+"""Models brought onto the Earth: the right frame whatever some positions say, or none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycolmap
+import pytest
+from scipy.spatial.transform import Rotation
+
+from edm_hloc.images.gps import Fix, Mark
+from edm_hloc.mapping.georeference import (
+    camera_centres,
+    cameras_geojson,
+    control_points_in,
+    locate,
+    to_earth,
+    to_local,
+)
+
+ORIGIN = (47.37, 8.54, 410.0)
+SCALE, TURN = 0.037, Rotation.from_euler("xyz", [100, 20, -50], degrees=True).as_matrix()
+
+
+def survey(enu: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, Fix]]:
+    """Positions (N, 3) in a frame of their own, and on Earth."""
+    names = [f"{i:03d}.jpg" for i in range(len(enu))]
+    own = SCALE * (enu - [5, 6, 7]) @ TURN.T
+    fixes = [Fix(*place) for place in to_earth(enu, ORIGIN).tolist()]
+    return dict(zip(names, own, strict=True)), dict(zip(names, fixes, strict=True))
+
+
+def flight(number: int = 40) -> np.ndarray:
+    """Lines over 300 m × 150 m, 80 m above the ground."""
+    rng = np.random.default_rng(1)
+    return rng.uniform([-150, -75, 75], [150, 75, 85], (number, 3))
+
+
+def moved_fix(fix: Fix, east_north_up: np.ndarray) -> Fix:
+    place = to_local([fix], ORIGIN) + east_north_up
+    return Fix(*to_earth(place, ORIGIN)[0].tolist())
+
+
+def test_the_local_frame_is_east_north_up() -> None:
+    steps = [Fix(47.37, 8.54, 411.0), Fix(47.371, 8.54, 410.0), Fix(47.37, 8.541, 410.0)]
+    up, north, east = to_local(steps, ORIGIN)
+    np.testing.assert_allclose(up, [0, 0, 1], atol=1e-6)
+    # of the WGS 84 ellipsoid: 111.18 km a degree of latitude there, 75.50 km of longitude
+    np.testing.assert_allclose(north, [0, 111.18, 0], atol=0.02)
+    np.testing.assert_allclose(east, [75.50, 0, 0], atol=0.05)
+    np.testing.assert_allclose(to_earth(np.array([up]), ORIGIN)[0], [47.37, 8.54, 411.0], atol=1e-9)
+
+
+@pytest.mark.parametrize(("noise", "wrong_by"), [(0.02, 2.0), (2.0, 400.0)])
+def test_wrong_fixes_do_not_move_the_frame(noise: float, wrong_by: float) -> None:
+    rng = np.random.default_rng(0)
+    truth = flight()
+    points, fixes = survey(truth)
+    wrong = set(sorted(fixes)[::4])  # a quarter of them
+    for name, fix in fixes.items():
+        off = rng.normal(0, noise, 3)
+        if name in wrong:
+            direction = rng.normal(0, 1, 3)
+            off += wrong_by * direction / np.linalg.norm(direction)
+        fixes[name] = moved_fix(fix, off)
+    found, placed = locate(points, fixes, "GPS")
+    assert placed.used
+    assert set(placed.wrong) == wrong
+    assert abs(placed.scale * SCALE - 1) < 3 * noise / 300
+    back = np.array([found * points[name] for name in sorted(points)])
+    assert np.abs(back).max() < 400  # metres from an origin among them, not from the Earth's centre
+    offset = to_local([Fix(*placed.origin)], ORIGIN)
+    np.testing.assert_allclose(back + offset, truth, atol=2 * noise)
+    assert 0.5 * noise < placed.median < 2.5 * noise
+    assert placed.largest < 5 * noise
+    residual = np.linalg.norm(placed.residuals[min(wrong)])
+    assert residual == pytest.approx(wrong_by, abs=6 * noise)
+
+
+@pytest.mark.parametrize(
+    ("enu", "noise", "why"),
+    [
+        (flight(4), 0.1, "there are 4 positions .* 5 are needed"),
+        (np.outer(np.arange(20.0), [10, 3, 0]), 1.0, "they lie on a line"),
+        (np.outer(np.arange(20.0), [10, 3, 0]) + flight(20) * 0.01, 1.0, "do not determine"),
+        (flight(20) * 0.01, 3.0, "do not determine the frame|agree with the model"),
+        (flight(20), 90.0, "agree with the model|do not determine"),
+    ],
+)
+def test_positions_that_give_no_frame(enu: np.ndarray, noise: float, why: str) -> None:
+    import re
+
+    rng = np.random.default_rng(0)
+    points, fixes = survey(enu)
+    fixes = {name: moved_fix(fix, rng.normal(0, noise, 3)) for name, fix in fixes.items()}
+    found, placed = locate(points, fixes, "GPS")
+    assert not placed.used
+    assert re.search(why, placed.why)
+    np.testing.assert_array_equal(found.matrix(), pycolmap.Sim3d().matrix())
+    assert placed.origin is None
+
+
+def test_positions_without_heights_count_as_level() -> None:
+    level = flight() * [1, 1, 0]
+    points, fixes = survey(level)
+    fixes = {name: Fix(fix.latitude, fix.longitude) for name, fix in fixes.items()}
+    found, placed = locate(points, fixes, "GPS")
+    assert placed.used
+    assert not placed.heights
+    back = np.array([found * points[name] for name in sorted(points)])
+    assert np.abs(back[:, 2]).max() < 0.05
+    np.testing.assert_allclose(back - back.mean(0), level - level.mean(0), atol=0.05)
+
+
+def test_a_frame_that_is_held_is_measured_only() -> None:
+    truth = flight()
+    _, fixes = survey(truth)
+    points = {
+        name: xyz + np.array([0.3, 0, 0]) for name, xyz in zip(sorted(fixes), truth, strict=True)
+    }
+    found, placed = locate(points, fixes, "GPS", held=ORIGIN)
+    np.testing.assert_array_equal(found.matrix(), pycolmap.Sim3d().matrix())
+    assert placed.origin == ORIGIN
+    np.testing.assert_allclose(list(placed.residuals.values()), [[0.3, 0, 0]] * 40, atol=1e-4)
+
+
+def test_control_points_and_the_map() -> None:
+    """Marks in three photos give the points; a camera that looks north has the heading 0."""
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(
+        pycolmap.Camera(
+            camera_id=1, model="SIMPLE_RADIAL", width=640, height=480, params=[500, 320, 240, 0.05]
+        )
+    )
+    truth = {"p1": [0, 20, 1], "p2": [4, 22, -1], "p3": [-4, 19, 2.0], "p4": [3, 25, 3.0]}
+    marks = []
+    for i, centre in enumerate(([-3.0, 0, 0], [0, 1.0, 1.0], [4.0, 0, 2.0])):
+        pose = _upright(np.array(centre), np.array([0, 21, 0.5]))
+        image = pycolmap.Image(name=f"{i}.jpg", image_id=i + 1, camera_id=1)
+        model.add_image_with_trivial_frame(image, pose)
+        for point, xyz in truth.items():
+            pixel = model.cameras[1].img_from_cam(pose * np.array(xyz, float))
+            marks.append(Mark(point, f"{i}.jpg", tuple(pixel)))
+    marks.append(Mark("p5", "0.jpg", (10, 10)))
+    marks.append(Mark("p1", "not there.jpg", (10, 10)))
+    found, failed = control_points_in(model, marks)
+    assert failed == ["p5"]
+    for point, xyz in truth.items():
+        np.testing.assert_allclose(found[point], xyz, atol=1e-6)
+    places = to_earth(np.array(list(truth.values())), ORIGIN).tolist()
+    fixes = {point: Fix(*place) for point, place in zip(truth, places, strict=True)}
+    local, placed = locate(found, fixes, "control points", 3)
+    assert placed.used
+    assert placed.largest < 1e-3
+    model.transform(local)
+    centres = camera_centres(model)
+    offset = to_local([Fix(*placed.origin)], ORIGIN)[0]
+    np.testing.assert_allclose(centres["1.jpg"] + offset, [0, 1, 1], atol=1e-3)
+    features = cameras_geojson(model, placed)["features"]
+    by_name = {f["properties"]["name"]: f for f in features}
+    heading = by_name["1.jpg"]["properties"]["heading"]
+    assert min(heading, 360 - heading) < 0.1
+    longitude, latitude, altitude = by_name["1.jpg"]["geometry"]["coordinates"]
+    expected = to_earth(np.array([[0, 1.0, 1.0]]), ORIGIN)[0]
+    np.testing.assert_allclose([latitude, longitude, altitude], expected, atol=2e-3)
+
+
+def _upright(centre: np.ndarray, target: np.ndarray) -> pycolmap.Rigid3d:
+    """A camera in a frame whose z points up."""
+    z = (target - centre) / np.linalg.norm(target - centre)
+    x = np.cross(z, [0, 0, 1.0])
+    x /= np.linalg.norm(x)
+    R = np.stack([x, np.cross(z, x), z])
+    return pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ centre)

@@ -1,0 +1,133 @@
+"""`reconstruct` brings its model onto the Earth where its photos carry GPS."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc import cli
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.images.find import find_images
+from edm_hloc.images.gps import Fix
+from edm_hloc.mapping.georeference import camera_centres, to_earth, to_local
+from edm_hloc.pipelines.reconstruct import reconstruct
+from edm_hloc.pipelines.run import Run
+from edm_hloc.report.page import make_report
+from tests.images.gps_photos import add_position
+from tests.pipelines.test_extending import CONFIG
+from tests.scenes import TruthMatcher
+
+ORIGIN = (47.37, 8.54, 410.0)
+WRONG = "view_03.jpg"
+
+
+def true_places(scene: Path) -> dict[str, np.ndarray]:
+    """The true cameras in metres to the east, north and up: the scene's y points down."""
+    model = pycolmap.Reconstruction(scene / "truth")
+    return {n: xyz[[0, 2, 1]] * [1, 1, -1] for n, xyz in camera_centres(model).items()}
+
+
+@pytest.fixture(scope="module")
+def photos(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scene's photos with GPS to 5 cm, one of them 200 m off."""
+    folder = tmp_path_factory.mktemp("gps") / "images"
+    shutil.copytree(scene / "images", folder)
+    rng = np.random.default_rng(0)
+    for name, enu in true_places(scene).items():
+        off = rng.normal(0, 0.05, 3) + (200 if name == WRONG else 0)
+        add_position(folder / name, *to_earth(enu + off, ORIGIN)[0].tolist())
+    return folder
+
+
+def run_on(photos: Path, out: Path, scene: Path, positions: str = "gps") -> Run:
+    pairs = list(itertools.combinations(find_images(photos), 2))
+    config = replace(CONFIG, positions=positions)
+    return reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+
+
+def test_a_model_with_gps_is_in_metres_on_earth(
+    scene: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = run_on(photos, out, scene)
+    placed = run.results["georeferenced"]
+    assert placed["used"]
+    assert placed["wrong"] == (WRONG,)
+    assert placed["median"] < 0.2
+    shift = to_local([Fix(*placed["origin"])], ORIGIN)[0]
+    for name, xyz in camera_centres(read_model(out / "model")).items():
+        np.testing.assert_allclose(xyz + shift, true_places(scene)[name], atol=0.3)
+    record = json.loads((out / "georeference.json").read_text())
+    assert record["origin"] == list(placed["origin"])
+    assert len(json.loads((out / "cameras.geojson").read_text())["features"]) == 7
+    print_reconstruction(run, 1.0)
+    said = capsys.readouterr().out
+    assert "metres east, north and up of 47.3" in said
+    assert f"wrong positions, left out: {WRONG}" in said
+    page = make_report(out).read_text()
+    assert "On Earth" in page
+    assert page.count("<title>view_") == 7
+    # nothing is done again, and nothing moves
+    before = camera_centres(read_model(out / "model"))
+    again = run_on(photos, out, scene)
+    assert again.results["georeferenced"]["origin"] == list(placed["origin"])
+    for name, xyz in camera_centres(read_model(out / "model")).items():
+        np.testing.assert_array_equal(xyz, before[name])
+    # the same by hand, and in a frame of a survey
+    crs = ["--crs", "EPSG:32632"] if _has_pyproj() else []
+    command = ["georeference", str(out), str(tmp_path / "earth"), *crs]
+    assert cli.main(command) == 0
+    assert "6 of 7 agree" in capsys.readouterr().out
+    assert (tmp_path / "earth" / "map.svg").read_text().startswith("<svg")
+    if crs:
+        first = (tmp_path / "earth" / "cameras.csv").read_text().splitlines()[1].split(",")
+        assert float(first[1]) == pytest.approx(465_000, abs=2000)  # 0.46° west of 9° E
+        assert float(first[2]) == pytest.approx(5_246_500, abs=2000)
+
+
+def _has_pyproj() -> bool:
+    try:
+        import pyproj  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_without_positions_the_model_keeps_its_frame(
+    scene: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = run_on(photos, out, scene, "none")
+    assert "georeferenced" not in run.results
+    own = camera_centres(read_model(out / "model"))
+    # too few positions: said, and nothing is moved
+    table = tmp_path / "few.csv"
+    lines = [
+        ",".join(map(str, (name, *to_earth(enu, ORIGIN)[0])))
+        for name, enu in true_places(scene).items()
+    ]
+    table.write_text("\n".join(["name,latitude,longitude,altitude", *lines[:4]]))
+    run = run_on(photos, out, scene, str(table))
+    assert not run.results["georeferenced"]["used"]
+    print_reconstruction(run, 1.0)
+    assert "keeps its own frame, without scale: there are 4 positions" in capsys.readouterr().out
+    for name, xyz in camera_centres(read_model(out / "model")).items():
+        np.testing.assert_array_equal(xyz, own[name])
+    assert "there are 4 positions" in make_report(out).read_text()
+    # all of them
+    table.write_text("\n".join(["name,latitude,longitude,altitude", *lines]))
+    run = run_on(photos, out, scene, str(table))
+    assert run.results["georeferenced"]["used"]
+    assert run.results["georeferenced"]["wrong"] == ()
+    table.write_text("name,latitude,longitude\nother.jpg,1,2\n")
+    with pytest.raises(EdmHlocError, match="positions for none of the 7 photos"):
+        run_on(photos, out, scene, str(table))
