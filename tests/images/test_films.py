@@ -64,7 +64,7 @@ def test_frames_are_evenly_moved_and_sharp(
     assert np.mean([n in blurred for n in numbers]) < 0.15  # two of three by chance
     written = cv2.imread(str(tmp_path / "frames" / f"frame_{numbers[3]:06d}.jpg"))
     expected = cv2.getRectSubPix(wall, SIZE, (places[numbers[3]] + SIZE[0] / 2, SIZE[1] / 2))
-    assert np.abs(written.astype(int) - expected).mean() < 6
+    assert np.abs(written.astype(int) - expected).mean() < 10
     # half the step gives twice the frames, and replaces those that were there
     twice = frames_of(film, tmp_path / "frames", "--step", "0.04")
     assert abs(len(twice) / len(numbers) - 2) < 0.3
