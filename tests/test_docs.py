@@ -207,7 +207,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     return fill
 
 
-<<<<<<< HEAD
 def _hpatches(folder: Path, photo: Path) -> None:
     """A sequence in HPatches' layout: the same photo, shifted by whole pixels."""
     (folder / "v_scene").mkdir(parents=True)
@@ -218,7 +217,8 @@ def _hpatches(folder: Path, photo: Path) -> None:
         part.save(folder / "v_scene" / f"{number}.ppm")
         if number > 1:
             (folder / "v_scene" / f"H_1_{number}").write_text(f"1 0 {-x}\n0 1 0\n0 0 1\n")
-=======
+
+
 def _places(scene: Path) -> None:
     """The true cameras on Earth, in degrees and in UTM, and three points that the photos show."""
     from edm_hloc.base.colmap import posed_images, read_model
@@ -264,7 +264,6 @@ def _film(path: Path, photos: list[Path]) -> None:
             writer.write(cv2.imread(str(photo)))
     writer.release()
     named.rename(path)
->>>>>>> c7a3166 (georeference: models in metres on Earth by GPS, tables of positions or control points, by themselves in reconstruct, with residuals on the page; frames: sharp, evenly moved frames of a film)
 
 
 def _bad_photos(scene: Path, photos: list[Path]) -> None:
