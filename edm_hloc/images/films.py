@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -200,8 +201,9 @@ def _movement(before: np.ndarray, after: np.ndarray) -> float | None:
     corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 8)
     if corners is None or len(corners) < _FEWEST:
         return 0.0
-    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None)
+    guess: Any = None  # which OpenCV's types do not know of
+    there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, guess)
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(after, before, there, guess)
     off = np.linalg.norm(back - corners, axis=2)[:, 0]
     good = (found[:, 0] == 1) & (found_back[:, 0] == 1) & (off < _FOLLOWED)
     if good.sum() < max(_FEWEST, 0.2 * len(corners)):
