@@ -68,6 +68,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.schedule import count_encodes, order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.models import weights as weights_module
+from edm_hloc.models.coarse import confident_columns
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.onnx import OnnxEDM
 from edm_hloc.models.types import CONFIGS, CoarseMatches, MatchOptions
@@ -180,13 +181,16 @@ class Bench:
         ]
 
 
-def operations(function: Callable[[], object]) -> float:
+def operations(model: EDM, function: Callable[[], object]) -> float:
     """Floating-point operations of the convolutions, matrix products and attention."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what happens in other threads is not counted
+    threads, search = torch.get_num_threads(), model.coarse_search
+    # What happens in other threads and in compiled loops is not counted.
+    torch.set_num_threads(1)
+    model.coarse_search = confident_columns
     with FlopCounterMode(display=False) as counter:
         function()
     torch.set_num_threads(threads)
+    model.coarse_search = search
     return float(counter.get_total_flops())
 
 
@@ -298,7 +302,7 @@ def one_pair(bench: Bench) -> list[Row]:
         ),
     ]
     rows: list[Row] = []
-    work = {name: operations(our_call) for name, our_call, _ in stages}
+    work = {name: operations(ours, our_call) for name, our_call, _ in stages}
     if (graphs := bench.graphs) is not None:
         g0, g1 = graphs.encode(image0), graphs.encode(image1)
         options = MatchOptions(threshold=threshold, refined=graphs.refined)
@@ -539,12 +543,14 @@ def sizes_of_everything(bench: Bench) -> list[Row]:
             lambda a=call: model.coarse_search(*a, bench.matcher.threshold),
             *([naive_call] if small else []),
         )
+        encoding = operations(model, lambda i=image0: model.encode(i))
+        matching = operations(model, lambda f=features: model.match(*f))
         rows.append(
             {
                 "size": f"{width}×{height}",
                 "million parameters": round(parameters / 1e6, 2),
-                "GFLOP an image": round(operations(lambda i=image0: model.encode(i)) / 1e9, 2),
-                "GFLOP a pair": round(operations(lambda f=features: model.match(*f)) / 1e9, 2),
+                "GFLOP an image": round(encoding / 1e9, 2),
+                "GFLOP a pair": round(matching / 1e9, 2),
                 "features MiB": _mib(features[0].nbytes),
                 "naive coarse MiB": _mib(naive),
                 "coarse MiB": _mib(ours),
