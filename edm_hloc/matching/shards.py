@@ -42,6 +42,8 @@ from edm_hloc.base.h5 import (
 )
 from edm_hloc.base.matches import Matches
 
+_ARRAYS = (b"keypoints0", b"keypoints1", b"scores")
+
 FileStamp = tuple[int, int]
 """Size in bytes and modification time in ns of an image file, to notice that it has changed."""
 
@@ -147,15 +149,22 @@ def read_matches(h5: h5py.File, pair: StoredPair) -> Matches:
         OSError, RuntimeError, KeyError or ValueError: they are damaged; the message names the pair.
     """
     try:
-        group = h5[pair.key]
-        names = ("keypoints0", "keypoints1", "scores")
-        matches = Matches(*(np.asarray(group[name], np.float32) for name in names))
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        group = h5py.h5g.open(h5.id, pair.key.encode())
+        matches = Matches(*(_floats(group, name) for name in _ARRAYS))
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the matches of {' and '.join(pair.names)}: {error}") from error
     if pair.checksum is not None and pair.checksum != _matches_checksum(matches):
         names_of_pair = " and ".join(pair.names)
         raise ValueError(f"the matches of {names_of_pair} have changed since they were written")
     return matches
+
+
+def _floats(group: h5py.h5g.GroupID, name: bytes) -> np.ndarray:
+    """A dataset as float32, in a third of the time of h5py's own `Dataset`."""
+    stored = h5py.h5d.open(group, name)
+    array = np.empty(stored.shape, np.float32)
+    stored.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+    return array
 
 
 def _matches_checksum(matches: Matches) -> str:
