@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,10 @@ def test_shards_in_a_bucket_give_what_one_process_gives(
     merged = merge_shards(get_shards(store, tmp_path / "into"))
     assert merged.pairs == len(PAIRS)
     assert stored(tmp_path / "into" / "raw_matches") == stored(tmp_path / "alone")
+    for name, (_, time) in image_stamps(root, NAMES).items():  # as aws s3 sync leaves them
+        os.utime(photos / name, ns=(time, time))
+    again = match_pairs(photos, PAIRS, FakeMatcher(), tmp_path / "into" / "raw_matches")
+    assert (again.matched, again.resumed) == (0, len(PAIRS))
     assert not list((tmp_path / "cache").rglob("*.h5"))  # workers keep nothing that is stored
 
 
