@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from edm_hloc.pipelines.shard_queue import ShardQueue, work_off
 
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pipelines.shard_plan import make_plan
+from edm_hloc.pipelines.shard_queue import ShardQueue, work_off
 from edm_hloc.pipelines.shards import merge_shards
 from tests.fakes import FakeMatcher
 
