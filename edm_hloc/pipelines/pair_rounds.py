@@ -13,6 +13,7 @@ from typing import Any
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.h5 import DamagedH5Error
+from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import say, track
 from edm_hloc.base.text import read_lines
 from edm_hloc.images.capture import read_capture
@@ -105,6 +106,8 @@ class PairRounds:
         summaries: list[MatchingSummary] = []
 
         def choose() -> dict[str, Any]:
+            if overwrite:
+                journal_path(path).unlink(missing_ok=True)
             first, near, ranked, before = self._first(photos, path)
             agree: dict[Pair, int] = {}
             rounds: list[int] = []
@@ -131,6 +134,7 @@ class PairRounds:
                     say(f"Pairs: {len(new):,} more, of photos that have few partners so far")
             lines = (f"{a}\t{b}\t{number}\n" for (a, b), number in agree.items())
             write_whole(path, "".join(lines))
+            journal_path(path).unlink(missing_ok=True)
             connected = sum(number >= CONNECTED for number in agree.values())
             return {"pairs": PairsSummary(len(photos.names), tuple(rounds), connected, near)}
 
@@ -176,15 +180,22 @@ class PairRounds:
     def _matched_before(self, path: Path) -> list[Pair]:
         """The pairs of an earlier run into the same folder, of photos that may be gone.
 
-        Where it chose another number of partners, those are left out that it does not share.
+        Where it chose another number of partners, those are left out that it does not share. They
+        are noted in a journal: what an interrupted choice has matched is not of an earlier run, and
+        the rounds are the same as if it had not been interrupted.
         """
         if path.is_file():
             return _read(path)
+        journal = journal_path(path)
+        if journal.is_file():
+            return _read(journal)
         raw = self.run.out / "raw_matches"
-        if any(self.run.out.glob("pairs-automatic*.txt")) or not shard_paths(raw):
-            return []
-        with RawMatchReader(raw) as reader:
-            return reader.pairs()
+        pairs: list[Pair] = []
+        if not any(self.run.out.glob("pairs-automatic*.txt")) and shard_paths(raw):
+            with RawMatchReader(raw) as reader:
+                pairs = reader.pairs()
+        write_whole(journal, "".join(f"{a}\t{b}\t0\n" for a, b in pairs))
+        return pairs
 
     def _checked(self, pairs: Sequence[Pair]) -> dict[Pair, int]:
         """The number of agreeing matches of each pair; 0 of those with a photo left out."""

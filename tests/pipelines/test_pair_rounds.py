@@ -9,9 +9,11 @@ import pytest
 
 import edm_hloc
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
+from edm_hloc.matchers.base import Features
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
@@ -49,6 +51,41 @@ def test_a_few_pairs_make_the_model_and_a_second_run_chooses_none(
     (out / "pairs-automatic2.txt").write_text("a b 3\n")
     with pytest.raises(EdmHlocError, match=r"pairs-automatic2\.txt is damaged: remove it"):
         reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+
+
+class Interrupted(TruthMatcher):
+    """Stops at a pair, as a kill does."""
+
+    def __init__(self, scene: Path, at: int) -> None:
+        super().__init__(scene)
+        self.left = at
+
+    def find(self, features0: Features, features1: Features) -> Matches:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().find(features0, features1)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupted_choice_goes_on_as_if_it_had_not_been(
+    scene: Path, tmp_path: Path, late: bool
+) -> None:
+    """In the first round, and in a later one: the same rounds, the same pairs."""
+    choice = PairSelection(retrieval="sift", partners=4)
+    photos = select_pairs(scene / "images", find_images(scene / "images"), choice)
+    whole = reconstruct(scene / "images", tmp_path / "whole", photos, TruthMatcher(scene), CONFIG)
+    first, *further = whole.results["pairs"]["rounds"]
+    assert sum(further) > 1
+    at = first + 1 if late else first // 2
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(scene / "images", out, photos, Interrupted(scene, at), CONFIG)
+    run = reconstruct(scene / "images", out, photos, TruthMatcher(scene), CONFIG)
+    assert run.results["pairs"] == whole.results["pairs"]
+    assert run.results["matching"]["resumed"] > 0
+    assert read_pairs(out / "pairs.txt") == read_pairs(tmp_path / "whole/pairs.txt")
+    assert not list(out.glob(".pairs*"))
 
 
 def test_the_front_door_chooses_pairs(scene: Path, tmp_path: Path) -> None:
