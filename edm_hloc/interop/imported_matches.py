@@ -172,6 +172,12 @@ class GivenMatches:
                 ):
                     digest.update(points.tobytes())
                     photo = headers[name]
+                    shown = upright_size(photo.stored, photo.orientation)
+                    if size == shown != photo.stored and not self.frame.upright:
+                        raise EdmHlocError(
+                            f"{source}: the points of {name} are of {shown[0]} × {shown[1]} "
+                            "pixels, as its EXIF orientation shows it: give --upright."
+                        )
                     placed = self.frame.to_photo(points, photo, size)
                     if len(placed):
                         self._check_inside(source, name, placed, photo)

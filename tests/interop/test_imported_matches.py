@@ -154,6 +154,10 @@ def test_points_of_upright_photos_are_turned_back(photos: Path, tmp_path: Path) 
     np.savez(folder / "a__c.npz", keypoints0=POINTS0, keypoints1=tall)
     with pytest.raises(EdmHlocError, match="turned by its EXIF orientation: give --upright"):
         given(folder, photos)
+    sizes = {"size0": [64, 48], "size1": [48, 64]}
+    np.savez(folder / "a__c.npz", keypoints0=POINTS0, keypoints1=tall, **sizes)
+    with pytest.raises(EdmHlocError, match=r"are of 48 × 64 pixels, .* give --upright"):
+        given(folder, photos)
     found = given(folder, photos, PointFrame(upright=True))
     frames = photo_frames(photos, names(photos))
     matches = found.matches(("left/a.jpg", "c.jpg"), (frames["left/a.jpg"], frames["c.jpg"]))
