@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.run import Run
 
-_ALL_PAIRS = 21  # photos up to which all pairs are matched: each has no more than 20 partners
+_PARTNERS = 20  # of each photo; all pairs are matched where there are no more
 
 
 def register(command: options.AddCommand) -> None:
@@ -95,18 +95,11 @@ def _refine_poses(args: argparse.Namespace) -> None:
 
 
 def _pairs_of(args: argparse.Namespace, given: GivenPoses) -> list[Pair]:
-    """All pairs of few posed photos; of many those of the nearest cameras that look alike."""
-    from edm_hloc.base.colmap import posed_images
-    from edm_hloc.pairs.covisibility import from_cameras
-    from edm_hloc.pairs.rules import exhaustive
+    """All pairs of few posed photos; of many those of near cameras, and neighbours by name."""
+    from edm_hloc.pairs.covisibility import for_rough_poses
 
-    names = list(posed_images(given.model))
-    if len(names) <= _ALL_PAIRS and args.partners is None:
-        pairs, how = exhaustive(names), "all of them"
-    else:
-        pairs = from_cameras(given.model, args.poses, args.partners or _ALL_PAIRS - 1)
-        how = "those of near cameras"
-    print(f"Pairs       {len(pairs):,}, {how}; --pairs chooses others")
+    pairs = for_rough_poses(given.model, args.poses, args.partners or _PARTNERS)
+    print(f"Pairs       {len(pairs):,}, of near cameras and neighbours by name; see --pairs")
     return pairs
 
 

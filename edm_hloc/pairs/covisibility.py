@@ -12,9 +12,16 @@ from scipy.sparse import csr_array
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
-from edm_hloc.pairs.rules import Pair, unique_pairs
+from edm_hloc.pairs.rules import (
+    Pair,
+    exhaustive,
+    in_natural_order,
+    sequential,
+    unique_pairs,
+)
 
 _BLOCK = 256  # rows of the (images × images) table of scores that are in memory at a time
+_NEXT = 3  # images by name that each is paired with where poses may be wrong
 _MAX_ROTATION = 30.0  # degrees between two cameras that may see the same things
 
 
@@ -114,6 +121,34 @@ def from_cameras(
             "Allow a larger rotation."
         )
     return unique_pairs(pairs)
+
+
+def for_rough_poses(model: pycolmap.Reconstruction, source: Path, partners: int) -> list[Pair]:
+    """Pairs of cameras whose poses are not exact, and some of which may be quite wrong.
+
+    All pairs where each image has no more than `partners` others; else those of `from_cameras`, and
+    each image with the next three by name: a camera with a wrong pose has its true neighbours among
+    them, as photos are mostly named in the order in which they were taken.
+
+    Args:
+        model: the posed cameras.
+        source: where they are from, for the message.
+        partners: number of partners of each image.
+
+    Raises:
+        EdmHlocError: no two cameras have similar orientations.
+    """
+    names = in_natural_order(posed_images(model))
+    if len(names) <= partners + 1:
+        return exhaustive(names)
+    try:
+        near = from_cameras(model, source, partners)
+    except EdmHlocError as error:
+        raise EdmHlocError(
+            f"No two cameras of {source} look within {_MAX_ROTATION:g}° of each other: are they in "
+            "the convention of their format? --pairs auto chooses pairs without them."
+        ) from error
+    return unique_pairs([*near, *sequential(names, _NEXT)])
 
 
 def visibility(model: pycolmap.Reconstruction) -> tuple[list[str], csr_array]:
