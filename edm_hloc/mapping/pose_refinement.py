@@ -194,7 +194,10 @@ def _turns(
 ) -> dict[tuple[int, int], float]:
     """By pair, the angle in degrees between the rotation by its matches and that by its poses."""
     turns: dict[tuple[int, int], float] = {}
-    points = {i: db.read_keypoints(i)[:, :2].astype(np.float64) for i in {*sum(pairs, ())}}
+    points = {
+        i: db.read_keypoints(i)[:, :2].astype(np.float64)
+        for i in {i for pair in pairs for i in pair}
+    }
     for a, b in track(pairs, "Comparing poses with matches", "pair"):
         cameras = [model.cameras[model.images[i].camera_id] for i in (a, b)]
         geometry = db.read_two_view_geometry(a, b)
