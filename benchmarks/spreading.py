@@ -102,6 +102,12 @@ class NotingWorker(ShardWorker):
         return MadeUp(notes / f"{os.getpid()}-{time.monotonic_ns()}.txt", 0.02)
 
 
+class QuicklyReplaced(ProcessCrew):
+    """Processes that are forked from one that has imported everything."""
+
+    start = "forkserver"
+
+
 def make_photos(folder: Path, number: int) -> list[str]:
     """Small grey photos, of which neighbours differ."""
     folder.mkdir(parents=True)
@@ -210,9 +216,10 @@ def under_fire(make_crew: Callable[[Path], Crew], strike: Callable[[], None], ki
 
 def measure_kills(args: argparse.Namespace) -> None:
     """SIGKILLs of processes at random."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["edm_hloc.pipelines.workers"])
 
     def crew(out: Path) -> ProcessCrew:
-        return ProcessCrew(WorkerSettings(out, "cpu", 1, CONFIG), 2, NotingWorker)
+        return QuicklyReplaced(WorkerSettings(out, "cpu", 1, CONFIG), 2, NotingWorker)
 
     def kill() -> None:
         random.choice(multiprocessing.active_children()).kill()

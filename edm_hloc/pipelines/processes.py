@@ -9,16 +9,12 @@ import signal
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Literal
+from typing import ClassVar, Literal
 
 from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 
 logger = logging.getLogger(__name__)
-
-_START: Literal["spawn"] = (
-    "spawn"  # a copy of this process would share its threads' locks and its GPU
-)
 
 
 class ProcessCrew:
@@ -30,15 +26,19 @@ class ProcessCrew:
         worker: what they are.
 
     Attributes:
+        start: how `multiprocessing` starts them; a copy of this process (fork) would share the
+            locks of its threads, and its GPU.
         workers: number of processes.
     """
+
+    start: ClassVar[Literal["spawn", "forkserver"]] = "spawn"
 
     def __init__(
         self, settings: WorkerSettings, number: int, worker: type[ShardWorker] = ShardWorker
     ) -> None:
         self._settings, self._worker = settings, worker
         self.workers = number
-        self._context = multiprocessing.get_context(_START)
+        self._context = multiprocessing.get_context(self.start)
         self._members: dict[Connection, tuple[int, BaseProcess]] = {}
         self._at_work: dict[Connection, Piece] = {}
         try:

@@ -20,7 +20,7 @@ from edm_hloc.matching.left_out import left_out_path, read_left_out
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.local_features import SIFT
 from edm_hloc.pairs.vlad import describe
-from edm_hloc.pipelines import processes, workers
+from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.processes import ProcessCrew
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
@@ -45,7 +45,7 @@ PAIRS = list(itertools.combinations(NAMES, 2))
 @pytest.fixture(autouse=True)
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are forked from a process that has imported everything, instead of spawned."""
-    monkeypatch.setattr(processes, "_START", "forkserver")
+    monkeypatch.setattr(ProcessCrew, "start", "forkserver")
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["tests.pipelines.fake_workers"]
     )
