@@ -9,7 +9,7 @@ import signal
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
@@ -31,14 +31,14 @@ class ProcessCrew:
         workers: number of processes.
     """
 
-    start: ClassVar[Literal["spawn", "forkserver"]] = "spawn"
+    start: ClassVar[str] = "spawn"
 
     def __init__(
         self, settings: WorkerSettings, number: int, worker: type[ShardWorker] = ShardWorker
     ) -> None:
         self._settings, self._worker = settings, worker
         self.workers = number
-        self._context = multiprocessing.get_context(self.start)
+        self._context: Any = multiprocessing.get_context(self.start)
         self._members: dict[Connection, tuple[int, BaseProcess]] = {}
         self._at_work: dict[Connection, Piece] = {}
         try:
