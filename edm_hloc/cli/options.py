@@ -224,6 +224,13 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
     group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")
+    group.add_argument(
+        "--tracks",
+        choices=("refine", "none"),
+        default="refine",
+        help="refine: align all photos of each 3D point to each other and adjust the model once "
+        "more, which makes its cameras more exact",
+    )
 
 
 def add_overwrite(sub: argparse.ArgumentParser) -> None:
@@ -314,6 +321,7 @@ def reconstruction_config(
         cameras=cameras,
         mapping=mapping,
         masks=args.masks,
+        refine_tracks=getattr(args, "tracks", "refine") == "refine",
         overwrite=args.overwrite,
     )
 

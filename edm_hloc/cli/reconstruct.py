@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+from edm_hloc.base.text import format_duration
 from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.handover import add_target, export_for
@@ -52,6 +54,20 @@ def register(command: options.AddCommand) -> None:
     workers.add_shards(sub)
     options.add_quantization(sub)
     options.add_overwrite(sub)
+
+    sub = command(
+        "refine-model",
+        _refine_model,
+        "refine the points of any COLMAP model in all photos that see them, and its cameras",
+    )
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model with points")
+    sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of its photos")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder of the refined model")
+    sub.add_argument(
+        "--keep-intrinsics",
+        action="store_true",
+        help="leave focal lengths and distortion as they are, as of calibrated cameras",
+    )
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
@@ -103,8 +119,6 @@ def _triangulate(args: argparse.Namespace) -> None:
 
 def _match_pairs(args: argparse.Namespace) -> None:
     end_quietly()
-    from dataclasses import asdict
-
     from edm_hloc.images.masks import find_masks
     from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
     from edm_hloc.pipelines.pair_rounds import PairRounds
@@ -127,3 +141,13 @@ def _match_pairs(args: argparse.Namespace) -> None:
         match_and_quantize(run, to_match, matcher, quantization, matching, overwrite=args.overwrite)
     summaries.print_matching(run)
     print(f"Written     {run.out / 'features.h5'} and {run.out / 'matches.h5'}, as hloc reads them")
+
+
+def _refine_model(args: argparse.Namespace) -> None:
+    from edm_hloc.tracks.refine import KeptIntrinsics, refine_model
+
+    kept = KeptIntrinsics(all=args.keep_intrinsics)
+    summary = refine_model(args.model, args.images, args.out, kept)
+    summaries.print_tracks(asdict(summary))
+    print(f"Time        {format_duration(summary.seconds)}")
+    print(f"Written     {args.out} (COLMAP)")

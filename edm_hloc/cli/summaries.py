@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from edm_hloc.base.log import first_few
 
@@ -66,6 +66,8 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
         f"{verified['inliers']:,} of {verified['matches']:,} matches"
     )
+    if "tracks" in run.results:
+        print_tracks(run.results["tracks"])
     mapped = run.results["mapped"]
     statistics = mapped["statistics"]
     print(
@@ -116,6 +118,25 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {format_duration(seconds)}{memory}")
     print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+
+
+def print_tracks(tracks: Mapping[str, Any]) -> None:
+    """Print what the refinement of tracks (`TrackSummary`, as a dict) made of a model."""
+    before, after = tracks["before"], tracks["after"]
+    print(
+        f"Tracks      {before['points']:,} points, seen {before['mean_track_length']:.2f} times at "
+        f"{before['mean_reprojection_error']:.2f} px, became {after['points']:,}, seen "
+        f"{after['mean_track_length']:.2f} times at {after['mean_reprojection_error']:.2f} px"
+    )
+    if tracks["uncertainty"]:
+        position, rotation = tracks["uncertainty"]
+        print(
+            f"Uncertain   of the middle camera, 1 sigma: {position:.2g} % of the extent, "
+            f"{rotation:.2g}°; of each in …_uncertainty.json beside the model"
+        )
+    if tracks["unread"]:
+        more = first_few(tracks["unread"], "photos")
+        print(f"            as they were in photos that cannot be read: {', '.join(more)}")
 
 
 def print_localization(

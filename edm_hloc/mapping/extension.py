@@ -136,7 +136,7 @@ def extend_model(
             seconds=time.monotonic() - start,
             undistorted=not earlier.distorted,
         )
-        return mapped, _compared(main, earlier.model, len(before.keys() - names))
+        return mapped, compared_cameras(main, earlier.model, len(before.keys() - names))
     return None
 
 
@@ -318,9 +318,15 @@ def _others(
     return parts
 
 
-def _compared(
+def compared_cameras(
     model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, removed: int
 ) -> ExtensionSummary:
+    """What became of the cameras of an earlier model in the same frame.
+
+    Args:
+        model, earlier: the two models.
+        removed: number of earlier images whose photos are gone.
+    """
     now, then = posed_images(model), posed_images(earlier)
     common = sorted(now.keys() & then.keys())
     moved = rotated = 0.0

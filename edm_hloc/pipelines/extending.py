@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.images.find import image_stamps
-from edm_hloc.mapping.extension import EarlierModel, extend_model
+from edm_hloc.mapping.extension import EarlierModel, compared_cameras, extend_model
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import MappingSummary
 from edm_hloc.pipelines.run import Run
+from edm_hloc.tracks.refine import KeptIntrinsics, refine_model
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,44 @@ def map_or_extend(
         mapped = map_database(database, image_root, model, options, known=known)
         return {"mapped": mapped, "mapped_from": made_of}
     return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of}
+
+
+def refine_mapped(
+    run: Run, photos: PhotosToMap, model: Path, results: Mapping[str, Any], options: MappingOptions
+) -> dict[str, Any]:
+    """Refines the tracks of a model that was just mapped, for `Run.step`.
+
+    Where they cannot be refined, the model stays as it is, with a warning.
+
+    Args:
+        run: the run, which has set the earlier model aside.
+        photos: what was mapped.
+        model: folder of the model, which is replaced.
+        results: what `map_or_extend` has returned.
+        options: those of the mapping.
+
+    Returns:
+        The same results, of the refined model, and the summary of the refinement.
+    """
+    mapped: MappingSummary = results["mapped"]
+    kept = KeptIntrinsics(
+        frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted
+    )
+    try:
+        refined = refine_model(model, photos.image_root, model, kept, options)
+    except EdmHlocError as error:
+        logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
+        return dict(results)
+    found = {
+        **results,
+        "mapped": replace(mapped, statistics=refined.after),
+        "tracks": refined,
+    }
+    aside = run.set_aside("model")
+    if "extended" in results and aside is not None:
+        earlier, extended = read_model(aside[1]["model"]), results["extended"]
+        found["extended"] = compared_cameras(read_model(model), earlier, extended.removed)
+    return found
 
 
 def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:

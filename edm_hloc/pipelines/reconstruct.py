@@ -10,6 +10,7 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/matches.h5        match indices, in hloc's format
     OUT/database.db       COLMAP database with verified pairs
     OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
+    OUT/model_uncertainty.json  how sure its cameras are, where its tracks were refined
     OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
     OUT/.*.part           what a step had done when it was interrupted, gone once it has ended
     OUT/georeference.json where the model lies on Earth, if its photos carry GPS
@@ -42,14 +43,23 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend
+from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend, refine_mapped
 from edm_hloc.pipelines.georeferencing import find_fixes, forget_place, place_on_earth
 from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
+from edm_hloc.tracks.uncertainty import uncertainty_file
 
-_FILES = (*MATCHING_FILES, "database.db", "model", "model_parts", RECORD, CAMERAS)
+_FILES = (
+    *MATCHING_FILES,
+    "database.db",
+    "model",
+    "model_parts",
+    "model_uncertainty.json",
+    RECORD,
+    CAMERAS,
+)
 
 # Points of all pairs are merged within 2 px and moved to where the matches agree: long tracks with
 # a small reprojection error.
@@ -71,6 +81,8 @@ class ReconstructionConfig:
         masks: folder of mask images, black where matches do not count (see `images/masks.py`).
         positions: where photos are on Earth: "gps" of their EXIF data, "none", or a table (see
             `images.gps.read_positions`). `triangulate_model` keeps the frame of its reference.
+        refine_tracks: align all photos of each point and adjust the model once more (`reconstruct`
+            only, see `tracks/refine.py`).
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -80,6 +92,7 @@ class ReconstructionConfig:
     mapping: MappingOptions = field(default_factory=MappingOptions)
     masks: Path | None = None
     positions: str = "gps"
+    refine_tracks: bool = True
     overwrite: bool = False
 
 
@@ -118,6 +131,7 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
         "positions": config.positions,
+        "tracks": config.refine_tracks,
     }
     names = names_of(pairs)
     fixes = find_fixes(image_root, names, config.positions)
@@ -138,15 +152,19 @@ def reconstruct(
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
 
         def map_photos() -> dict[str, Any]:
+            uncertainty_file(model).unlink(missing_ok=True)  # of an earlier model
             mapped = map_or_extend(run, photos, model, mapping, of_cameras)
             if "extended" not in mapped:
                 forget_place(run)
+            if config.refine_tracks:
+                mapped = refine_mapped(run, photos, model, mapped, mapping)
             return {**mapped, "conflicts": find_conflicts(read_model(model))}
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
-        depends_on = [verified, mapping.of_mapping()]
-        mapped = run.step("model", depends_on, [model], map_photos, maybe=[parts_folder(model)])
+        of_model: list[Any] = [verified, mapping.of_mapping(), config.refine_tracks]
+        maybe = [parts_folder(model), uncertainty_file(model)]
+        mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
 

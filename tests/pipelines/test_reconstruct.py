@@ -84,11 +84,15 @@ def test_files_and_record(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "pairs.txt", "raw_matches", "features.h5", "matches.h5", "database.db", "model", "run.json",
-        ".lock",
+        ".lock", "model_uncertainty.json",
     }  # fmt: skip
     record = json.loads((finished / "run.json").read_text("utf-8"))
     assert record["settings"]["matcher"]["matcher"] == "truth"
     assert record["results"]["mapped"]["statistics"]["registered"] == 7
+    assert record["results"]["tracks"]["after"] == record["results"]["mapped"]["statistics"]
+    uncertainty = json.loads((finished / "model_uncertainty.json").read_text("utf-8"))
+    assert len(uncertainty["cameras"]) == 7
+    assert all(0 < sigma < 1 for c in uncertainty["cameras"].values() for sigma in c["position"])
     assert set(record["versions"]) >= {"edm_hloc", "torch", "pycolmap"}
     assert set(record["seconds"]) == {"matching", "keypoints", "database", "model"}
 

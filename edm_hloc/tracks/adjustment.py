@@ -1,0 +1,124 @@
+"""Bundle adjustment of refined tracks, and the observations that do not fit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.mapping.mappers import refining_options
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks.geometry import Tracks, Views
+
+_ITERATIONS = 25
+_LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
+_SETTLED = 1e-6  # relative change of the cost
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What an adjustment may change besides the points.
+
+    Attributes:
+        poses: the cameras' poses; without them nothing else of a camera changes either.
+        constant: ids of the cameras whose intrinsics stay.
+        focal, distortion: whether these are refined in the other cameras.
+    """
+
+    poses: bool = True
+    constant: frozenset[int] = frozenset()
+    focal: bool = True
+    distortion: bool = True
+
+
+def reprojection_errors(tracks: Tracks, views: Views) -> np.ndarray:
+    """(N, 2) of the observations, pixels; NaN behind a camera."""
+    return tracks.xy - views.project(tracks.xyz[tracks.track], tracks.view)
+
+
+def robust_scale(errors: np.ndarray) -> float:
+    """Median length of the errors (N, 2), pixels; 0 without any."""
+    length = np.linalg.norm(errors, axis=1)
+    length = length[np.isfinite(length)]
+    return float(np.median(length)) if len(length) else 0.0
+
+
+def adjuster_of(
+    model: pycolmap.Reconstruction,
+    scale: float,
+    freedom: Freedom,
+    options: MappingOptions,
+    *,
+    held: bool = True,
+) -> pycolmap.CeresBundleAdjuster:
+    """The adjustment of a model with a Cauchy loss.
+
+    Args:
+        model: to be adjusted.
+        scale: median reprojection error, pixels.
+        freedom: what changes besides the points.
+        options: threads.
+        held: two cameras hold the frame.
+    """
+    colmap = refining_options(options, freedom.focal, freedom.distortion)
+    adjustment = colmap.get_global_bundle_adjustment()
+    adjustment.print_summary = False
+    adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    adjustment.ceres.loss_function_scale = max(_LOSS_SCALE * scale, 1e-3)
+    solver = adjustment.ceres.solver_options
+    solver.max_num_iterations, solver.function_tolerance = _ITERATIONS, _SETTLED
+    config = pycolmap.BundleAdjustmentConfig()
+    if freedom.poses:
+        for image_id in sorted(model.reg_image_ids()):
+            config.add_image(image_id)
+        for camera_id in freedom.constant & set(model.cameras):
+            config.set_constant_cam_intrinsics(camera_id)
+        if held:
+            config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    else:
+        for point_id in sorted(model.point3D_ids()):
+            config.add_variable_point(point_id)
+    return pycolmap.create_default_ceres_bundle_adjuster(adjustment, config, model)
+
+
+def adjust(
+    model: pycolmap.Reconstruction,
+    outlier: float,
+    freedom: Freedom,
+    options: MappingOptions,
+    *,
+    again: bool,
+) -> None:
+    """Adjusts points and cameras, and drops what does not fit by a bound from the data.
+
+    Args:
+        model: changed in place.
+        outlier: observations farther off than so many times the median are dropped.
+        freedom: what changes besides the points.
+        options: minimum angle of a point's rays, and threads.
+        again: adjust once more without what was dropped.
+    """
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    scale = robust_scale(reprojection_errors(tracks, views))
+    adjuster_of(model, scale, freedom, options).solve()
+    views = Views.of(model)
+    tracks = tracks.at_points_of(model)
+    errors = reprojection_errors(tracks, views)
+    scale = robust_scale(errors)
+    drop_observations(model, tracks, views, ~(np.linalg.norm(errors, axis=1) <= outlier * scale))
+    pycolmap.ObservationManager(model).filter_all_points3D(options.max_error, options.min_tri_angle)
+    if again:
+        adjuster_of(model, scale, freedom, options).solve()
+    model.update_point_3d_errors()
+
+
+def drop_observations(
+    model: pycolmap.Reconstruction, tracks: Tracks, views: Views, which: np.ndarray
+) -> None:
+    """Takes observations (N,) out of a model, and the points that are seen only once then."""
+    for n in np.flatnonzero(which).tolist():
+        image_id, index = int(views.ids[tracks.view[n]]), int(tracks.index[n])
+        if model.images[image_id].points2D[index].has_point3D():
+            model.delete_observation(image_id, index)

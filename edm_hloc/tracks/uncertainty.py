@@ -1,0 +1,180 @@
+"""How sure the cameras of an adjusted model are, in a frame of their own.
+
+The covariance of an adjustment depends on which cameras hold the frame. Here none does: it is that
+of the cameras after the similarity that brings them nearest to where they are, as two models are
+compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import pdist
+
+from edm_hloc.base.files import write_whole
+from edm_hloc.base.geometry import cross_product_matrix
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
+from edm_hloc.tracks.config import TrackConfig
+from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.kernel import PATCH_SIGMAS
+
+_MOST_PHOTOS = 400  # of which the covariances of all pairs are computed
+_DAMPING = (
+    1.0  # makes the frame, which is taken out in the end, determined; all else is far more so
+)
+_UNSEEN = 1.4  # true errors over those that the residuals tell, measured on rendered scenes
+_RAYLEIGH = 1.1774  # median length of errors that are normal with 1 along each axis
+
+
+@dataclass(frozen=True)
+class CameraUncertainty:
+    """Standard deviations of a camera.
+
+    Attributes:
+        position: (3,) along the camera's axes, in % of the largest distance between two cameras.
+        rotation: (3,) about the camera's axes, degrees.
+    """
+
+    position: tuple[float, float, float]
+    rotation: tuple[float, float, float]
+
+
+def camera_uncertainties(
+    model: pycolmap.Reconstruction,
+    freedom: Freedom,
+    config: TrackConfig,
+    options: MappingOptions | None = None,
+) -> dict[str, CameraUncertainty]:
+    """Standard deviations of the cameras of a model, by the name of the photo.
+
+    Args:
+        model: adjusted to its points.
+        freedom: what the adjustment has changed besides them.
+        config: the settings of the refinement.
+        options: threads.
+
+    Returns:
+        None of a model with too many photos, or whose adjustment is singular.
+    """
+    views = Views.of(model)
+    if not freedom.poses or not 2 <= len(views.ids) <= _MOST_PHOTOS:
+        return {}
+    tracks = Tracks.of(model, views)
+    scale = robust_scale(reprojection_errors(tracks, views))
+    adjuster = adjuster_of(model, scale, freedom, options or MappingOptions(), held=False)
+    wanted = pycolmap.BACovarianceOptions()
+    wanted.damping = _DAMPING
+    wanted.params = pycolmap.BACovarianceOptionsParams.POSES
+    found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
+    if found is None:
+        return {}
+    shared = _sharing_errors(tracks, views, config)
+    covariance = _of_centres(found, views) * (shared * (_UNSEEN * scale / _RAYLEIGH) ** 2)
+    free = _free_of_frame(covariance, views)
+    extent = max(float(pdist(views.centres).max()), 1e-12)
+    uncertainties = {}
+    for v, name in enumerate(views.names):
+        own = free[6 * v : 6 * v + 6, 6 * v : 6 * v + 6]
+        turn = np.degrees(np.sqrt(np.maximum(np.diag(own)[:3], 0)))
+        along = np.diag(views.R[v] @ own[3:, 3:] @ views.R[v].T)
+        place = 100 / extent * np.sqrt(np.maximum(along, 0))
+        uncertainties[name] = CameraUncertainty(_three(place), _three(turn))
+    return uncertainties
+
+
+def _three(values: np.ndarray) -> tuple[float, float, float]:
+    x, y, z = values.tolist()
+    return x, y, z
+
+
+def median_uncertainty(cameras: Mapping[str, CameraUncertainty]) -> tuple[float, float] | None:
+    """Medians over the cameras of the standard deviations in all directions together."""
+    if not cameras:
+        return None
+    position, rotation = (
+        float(np.median([np.linalg.norm(getattr(c, of)) for c in cameras.values()]))
+        for of in ("position", "rotation")
+    )
+    return position, rotation
+
+
+def uncertainty_file(model: Path) -> Path:
+    """The file beside a model that holds the uncertainties of its cameras."""
+    return model.with_name(f"{model.name}_uncertainty.json")
+
+
+def write_uncertainties(path: Path, cameras: Mapping[str, CameraUncertainty]) -> None:
+    """Writes {"units": …, "cameras": {name: {"position": [x, y, z], "rotation": [x, y, z]}}}.
+
+    Raises:
+        EdmHlocError: the file cannot be written.
+    """
+    units = {"position": "1 sigma along the axes of the camera, % of the cameras' extent"}
+    units["rotation"] = "1 sigma about the axes of the camera, degrees"
+    content = {"units": units, "cameras": {n: asdict(c) for n, c in cameras.items()}}
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _sharing_errors(tracks: Tracks, views: Views, config: TrackConfig) -> float:
+    """Mean number of observations that share the error of one, with itself.
+
+    Patches that overlap show the same noise: their errors correlate as their weights do, which are
+    Gaussians of a third of a patch's side.
+    """
+    sigma = config.patch_radii[-1] / PATCH_SIGMAS
+    shared = float(len(tracks.view))
+    for v, camera in enumerate(views.cameras):
+        reduction = max(1.0, max(camera.width, camera.height) / config.max_side)
+        xy = tracks.xy[tracks.view == v] / reduction
+        if len(xy) > 1:
+            pairs = cKDTree(xy).query_pairs(4 * sigma, output_type="ndarray")
+            squared = ((xy[pairs[:, 0]] - xy[pairs[:, 1]]) ** 2).sum(axis=1)
+            shared += 2 * float(np.exp(-squared / (4 * sigma**2)).sum())
+    return shared / max(1, len(tracks.view))
+
+
+def _of_centres(found: pycolmap.BACovariance, views: Views) -> np.ndarray:
+    """(6V, 6V) covariance of each camera's rotation (about its axes, radians) and centre.
+
+    COLMAP gives that of the rotation, in half angles as Ceres' quaternions change, and the
+    translation of cam_from_world.
+    """
+    number = len(views.ids)
+    ids = views.ids.tolist()
+    covariance = np.zeros((number, 6, number, 6))
+    for a in range(number):
+        for b in range(a, number):
+            block = np.asarray(found.get_cam_cross_cov_from_world(ids[a], ids[b]))
+            covariance[a, :, b], covariance[b, :, a] = block, block.T
+    to_centre = np.zeros((number, 6, 6))
+    for v in range(number):
+        to_centre[v, :3, :3] = 2 * np.eye(3)
+        to_centre[v, 3:, :3] = -2 * views.R[v].T @ cross_product_matrix(views.t[v])
+        to_centre[v, 3:, 3:] = -views.R[v].T
+    turned = np.einsum("aij,ajbk,blk->aibl", to_centre, covariance, to_centre)
+    return np.asarray(turned.reshape(6 * number, 6 * number))
+
+
+def _free_of_frame(covariance: np.ndarray, views: Views) -> np.ndarray:
+    """The covariance (6V, 6V) after the similarity that brings all cameras nearest to where they
+    are; an angle of a radian counts as the cameras' mean distance from their middle."""
+    centres = views.centres - views.centres.mean(axis=0)
+    spread = float(np.sqrt((centres**2).sum(axis=1).mean())) or 1.0
+    similarity = np.zeros((len(centres), 6, 7))
+    for v, centre in enumerate(centres):
+        similarity[v, :3, :3] = -views.R[v]
+        similarity[v, 3:, :3] = -cross_product_matrix(centre)
+        similarity[v, 3:, 3:6] = np.eye(3)
+        similarity[v, 3:, 6] = centre
+    unit = np.tile([1.0] * 3 + [1 / spread] * 3, len(centres))
+    basis, _ = np.linalg.qr(unit[:, None] * similarity.reshape(-1, 7))
+    project = np.eye(len(unit)) - basis @ basis.T
+    scaled = unit[:, None] * covariance * unit
+    return np.asarray((project @ scaled @ project.T) / unit[:, None] / unit)

@@ -1,0 +1,238 @@
+"""Tracks refined over all photos: a textured roof, its exact truth, and a disturbed model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main
+from edm_hloc.evaluation.models import compare
+from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks.adjustment import Freedom
+from edm_hloc.tracks.config import TrackConfig
+from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.refine import TrackSummary, refine_model, refine_tracks
+from edm_hloc.tracks.uncertainty import camera_uncertainties
+from tests.mapping.scenes import look_at
+
+SIZE = (240, 180)
+CAMERA = pycolmap.Camera(
+    camera_id=1, model="SIMPLE_PINHOLE", width=240, height=180, params=[220.0, 120.0, 90.0]
+)
+SLOPES = (np.array([0.3, 0.0, -1.0]), np.array([-0.3, 0.1, -1.0]))  # z = 0 on the ridge
+THREADS = MappingOptions(threads=1)
+FIXED = Freedom(constant=frozenset({1}))
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Files of the scene: photos, the true model, and a disturbed one."""
+
+    images: Path
+    truth: Path
+    model: Path
+
+
+@pytest.fixture(scope="module")
+def roof(tmp_path_factory: pytest.TempPathFactory) -> Roof:
+    """Six photos of a roof, and a model whose keypoints are 0.5 px off, adjusted to them."""
+    folder = tmp_path_factory.mktemp("roof")
+    rng = np.random.default_rng(0)
+    texture = _texture(rng)
+    points = rng.uniform(-1, 1, (500, 3)) * [1.6, 1.1, 0]
+    points[:, 2] = np.where(points[:, 0] < 0, *(_height(points, n) for n in SLOPES))
+    angles = np.linspace(-0.5, 0.5, 6)
+    centres = 4 * np.stack([np.sin(angles), 0.3 * np.cos(4 * angles), -np.cos(angles)], axis=1)
+    truth, model = pycolmap.Reconstruction(), pycolmap.Reconstruction()
+    seen: list[list[tuple[int, int]]] = [[] for _ in points]
+    (folder / "images").mkdir()
+    for which in (truth, model):
+        which.add_camera_with_trivial_rig(CAMERA)
+    for k, centre in enumerate(centres, start=1):
+        pose, name = look_at(centre, np.zeros(3)), f"{k}.png"
+        cv2.imwrite(str(folder / "images" / name), _photo(pose.matrix(), texture, rng))
+        truth.add_image_with_trivial_frame(pycolmap.Image(name=name, camera_id=1, image_id=k), pose)
+        image = pycolmap.Image(name=name, camera_id=1, image_id=k)
+        xy = CAMERA.img_from_cam(points @ pose.rotation.matrix().T + pose.translation)
+        inside = np.flatnonzero(((xy > 8) & (xy < np.array(SIZE) - 8)).all(axis=1))
+        inside = inside[rng.random(len(inside)) < 0.8]  # matching has missed some
+        noisy = xy[inside] + rng.normal(0, 0.5, (len(inside), 2))
+        image.points2D = pycolmap.Point2DList([pycolmap.Point2D(p) for p in noisy])
+        for n, i in enumerate(inside.tolist()):
+            seen[i].append((k, n))
+        model.add_image_with_trivial_frame(image, pose)
+    for point, elements in zip(points, seen, strict=True):
+        if len(elements) > 1:
+            track = pycolmap.Track([pycolmap.TrackElement(*e) for e in elements])
+            model.add_point3D(point, track)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_focal_length = options.refine_extra_params = options.print_summary = False
+    pycolmap.bundle_adjustment(model, options)
+    for name, which in (("truth", truth), ("model", model)):
+        (folder / name).mkdir()
+        which.write_binary(folder / name)
+    return Roof(folder / "images", folder / "truth", folder / "model")
+
+
+def _texture(rng: np.random.Generator) -> np.ndarray:
+    """(1200, 1200), 300 pixels to a unit."""
+    fine = cv2.GaussianBlur(rng.normal(0, 1, (1200, 1200)), (0, 0), 3)
+    coarse = cv2.GaussianBlur(rng.normal(0, 1, (1200, 1200)), (0, 0), 12)
+    return 128 + 30 * fine / fine.std() + 25 * coarse / coarse.std()
+
+
+def _height(points: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    return -(points[:, :2] @ normal[:2]) / normal[2]
+
+
+def _photo(pose: np.ndarray, texture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The photo, with a gain, a bias and noise of its own."""
+    x, y = np.meshgrid(np.arange(SIZE[0]) + 0.5, np.arange(SIZE[1]) + 0.5)
+    f, cx, cy = CAMERA.params
+    rays = np.stack([(x - cx) / f, (y - cy) / f, np.ones_like(x)], axis=-1) @ pose[:, :3]
+    centre = -pose[:, :3].T @ pose[:, 3]
+    hits = [centre + rays * (-(centre @ n) / (rays @ n))[..., None] for n in SLOPES]
+    hit = np.where(hits[0][..., :1] < 0, *hits)
+    u, v = (300 * (hit[..., :2] + 2)).astype(np.float32).transpose(2, 0, 1)
+    photo = cv2.remap(texture.astype(np.float32), u, v, cv2.INTER_CUBIC)
+    photo = rng.uniform(0.8, 1.2) * photo + rng.uniform(-15, 15) + rng.normal(0, 1.5, photo.shape)
+    return np.clip(photo, 0, 255).astype(np.uint8)
+
+
+def _refined(
+    roof: Roof, images: Path | None = None, config: TrackConfig | None = None
+) -> tuple[pycolmap.Reconstruction, TrackSummary]:
+    model = pycolmap.Reconstruction(roof.model)
+    return model, refine_tracks(model, images or roof.images, FIXED, config, THREADS)
+
+
+def test_cameras_become_several_times_as_exact(roof: Roof, tmp_path: Path) -> None:
+    before = compare(roof.model, roof.truth)
+    model, summary = _refined(roof)
+    model.write_binary(tmp_path)
+    after = compare(tmp_path, roof.truth)
+    assert before.position_median > 0.02  # %: the model was disturbed
+    assert after.position_median < before.position_median / 3
+    assert after.rotation_median < before.rotation_median / 3
+    assert summary.after.mean_reprojection_error < 0.12 < summary.before.mean_reprojection_error
+    assert summary.after.points > 0.9 * summary.before.points
+
+
+def test_points_are_found_in_photos_that_were_not_matched(roof: Roof) -> None:
+    before = pycolmap.Reconstruction(roof.model)
+    model, summary = _refined(roof)
+    assert summary.added > 200  # a fifth of some 2,500 was left out
+    for image_id, image in model.images.items():  # keypoints keep their numbers
+        old = before.images[image_id].points2D
+        assert len(image.points2D) > len(old)
+        both = [
+            (p, q)
+            for p, q in zip(old, image.points2D, strict=False)
+            if p.has_point3D() and q.has_point3D()
+        ]
+        assert len(both) > 0.8 * len(old)
+        assert all(p.point3D_id == q.point3D_id for p, q in both)
+    assert model.is_valid()
+
+
+def test_the_same_again_and_with_little_memory(roof: Roof) -> None:
+    def content(config: TrackConfig) -> list[tuple]:
+        model, _ = _refined(roof, config=config)
+        return [(i, *p.xyz, len(p.track.elements)) for i, p in sorted(model.points3D.items())]
+
+    config = replace(TrackConfig(), patch_radii=(7,))
+    whole = content(config)
+    assert whole == content(config)
+    little = content(replace(config, photo_bytes=1))  # the photos of one point at a time
+    assert [(i, n) for i, *_, n in little] == [(i, n) for i, *_, n in whole]
+    assert np.allclose([xyz for _, *xyz, _ in little], [xyz for _, *xyz, _ in whole], atol=1e-9)
+
+
+def test_observations_that_do_not_agree_are_dropped(roof: Roof) -> None:
+    model = pycolmap.Reconstruction(roof.model)
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    rng = np.random.default_rng(1)
+    long = np.flatnonzero(np.diff(tracks.start) > 4)[::7]
+    wrong = [int(tracks.start[t]) for t in long]
+    away = {}
+    for n in wrong:  # matched to another place
+        image = model.images[int(views.ids[tracks.view[n]])]
+        image.points2D[int(tracks.index[n])].xy = tracks.xy[n] + rng.choice([-30.0, 30.0], 2)
+        away[image.image_id, int(tracks.index[n])] = tracks.xy[n]
+    refine_tracks(model, roof.images, FIXED, options=THREADS)
+    for (image_id, index), xy in away.items():  # back where it belongs, or gone
+        point = model.images[image_id].points2D[index]
+        assert not point.has_point3D() or np.linalg.norm(point.xy - xy) < 3
+
+
+def test_a_photo_that_is_gone_keeps_its_points(roof: Roof, tmp_path: Path) -> None:
+    for path in roof.images.iterdir():
+        if path.name != "3.png":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    before = pycolmap.Reconstruction(roof.model).images[3]
+    model, summary = _refined(roof, tmp_path)
+    assert summary.unread == ("3.png",)
+    after = model.images[3]
+    assert after.num_points3D > 0
+    moved = [
+        np.abs(p.xy - q.xy).max() for p, q in zip(before.points2D, after.points2D, strict=True)
+    ]
+    assert max(moved) == 0
+
+
+def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
+    roof: Roof, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(2)
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(1, 7):
+        cv2.imwrite(str(images / f"{k}.png"), rng.integers(0, 255, SIZE[::-1], np.uint8))
+    with pytest.raises(EdmHlocError, match="are they the ones that it was made of"):
+        refine_model(roof.model, images, tmp_path / "out", options=THREADS)
+    with pytest.raises(EdmHlocError, match="None of the 6 photos"):
+        refine_model(roof.model, tmp_path, tmp_path / "out", options=THREADS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_refines_a_model_into_another_folder(
+    roof: Roof, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["refine-model", str(roof.model), str(roof.images), str(out), "--keep-intrinsics"]
+    assert main(command) == 0
+    assert "Tracks      " in capsys.readouterr().out
+    assert (tmp_path / "out_uncertainty.json").is_file()
+    camera = pycolmap.Reconstruction(out).cameras[1]
+    assert list(camera.params) == list(CAMERA.params)
+    assert (
+        compare(out, roof.truth).position_median
+        < 0.5 * compare(roof.model, roof.truth).position_median
+    )
+
+
+def test_uncertainties_are_about_as_large_as_the_errors(roof: Roof) -> None:
+    model, _ = _refined(roof)
+    with quiet_colmap():
+        found = camera_uncertainties(model, FIXED, TrackConfig(), THREADS)
+    truth = pycolmap.Reconstruction(roof.truth)
+    now, then = posed_images(model), posed_images(truth)
+    assert found.keys() == now.keys()
+    frame = frame_change(model, truth, now)
+    turn, centres = frame.rotation.matrix(), [i.projection_center() for i in now.values()]
+    extent = max(np.linalg.norm(a - b) for a in centres for b in centres)
+    ratios = []
+    for name, image in now.items():
+        off = frame * image.projection_center() - then[name].projection_center()
+        own = image.cam_from_world().rotation.matrix() @ turn.T @ off / frame.scale
+        ratios.append(100 * own / extent / found[name].position)
+    assert 0.3 < np.sqrt(np.mean(np.square(ratios))) < 2.5
