@@ -43,11 +43,11 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
 
     model, _ = fit_model(read_model(out / "model"), images, f"the model {out / 'model'}")
     posed = posed_images(model)
+    reader = RawMatchReader(out / "raw_matches")  # stays open: its index is read once
 
     def agreeing(pair: tuple[str, str]) -> tuple[Matches, Array]:
         """The matches of a pair that agree with its poses, and its T_0to1 (4, 4)."""
-        with RawMatchReader(out / "raw_matches") as reader:
-            matches = reader.read(*pair)
+        matches = reader.read(*pair)
         T0, T1 = (np.vstack([posed[n].cam_from_world().matrix(), [0, 0, 0, 1]]) for n in pair)
         T_0to1: Array = T1 @ np.linalg.inv(T0)
         rays, sides = [], []
@@ -71,8 +71,7 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
         K[:2, 2] = from_colmap(K[:2, 2])
         return SupervisedImage(pixels, None, K, points.astype(np.float64))
 
-    with RawMatchReader(out / "raw_matches") as reader:
-        stored = [pair for pair in reader.pairs() if all(name in posed for name in pair)]
+    stored = [pair for pair in reader.pairs() if all(name in posed for name in pair)]
     pairs = [pair for pair in stored if len(agreeing(pair)[0]) >= MIN_MATCHES]
     if not pairs:
         raise EdmHlocError(
