@@ -67,7 +67,7 @@ def main() -> None:
         out, seconds = args.out / f"model_{number}", 0.0
         for setting in settings:
             mode = [] if "--camera-mode" in setting else ["--camera-mode", "single"]
-            words = [*setting.split(), *mode, "--weights", args.weights, "--tracks", "none"]
+            words = [*setting.split(), *mode, "--weights", args.weights]
             with contextlib.redirect_stdout(io.StringIO()):
                 code = cli.main(["reconstruct", str(scene / "images"), str(out), *words])
             if code:

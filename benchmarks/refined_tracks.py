@@ -3,7 +3,7 @@
     python benchmarks/refined_tracks.py OUT --seeds 3 4
 
 For each seed, OUT/SEED/scene holds the photos of a rendered square and their true cameras,
-OUT/SEED/mapped what `edm-hloc reconstruct --tracks none` makes of them with the true intrinsics,
+OUT/SEED/mapped what `edm-hloc reconstruct` makes of them with the true intrinsics,
 and OUT/SEED/refined what `edm-hloc refine-model --keep-intrinsics` makes of that model. Printed are
 the medians of the cameras' errors and the CPU time of the refinement. What is there is kept.
 """
@@ -32,7 +32,7 @@ def main() -> None:
         truth, images = scene / "truth", str(scene / "images")
         if not (truth / "cameras.txt").is_file():
             make_photo_collection(scene, views=args.views, seed=seed)
-        _run("reconstruct", images, str(mapped), "--known", str(truth), "--tracks", "none")
+        _run("reconstruct", images, str(mapped), "--known", str(truth))
         start = time.process_time()
         _run("refine-model", str(mapped / "model"), images, str(refined), "--keep-intrinsics")
         seconds = time.process_time() - start

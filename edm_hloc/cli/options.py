@@ -227,9 +227,9 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tracks",
         choices=("refine", "none"),
-        default="refine",
+        default="none",
         help="refine: align all photos of each 3D point to each other and adjust the model once "
-        "more, which makes its cameras more exact",
+        "more: longer tracks, a fraction of the reprojection error, fewer points",
     )
 
 
@@ -321,7 +321,7 @@ def reconstruction_config(
         cameras=cameras,
         mapping=mapping,
         masks=args.masks,
-        refine_tracks=getattr(args, "tracks", "refine") == "refine",
+        refine_tracks=getattr(args, "tracks", "none") == "refine",
         overwrite=args.overwrite,
     )
 

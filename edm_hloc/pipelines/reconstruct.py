@@ -92,7 +92,7 @@ class ReconstructionConfig:
     mapping: MappingOptions = field(default_factory=MappingOptions)
     masks: Path | None = None
     positions: str = "gps"
-    refine_tracks: bool = True
+    refine_tracks: bool = False
     overwrite: bool = False
 
 

@@ -62,7 +62,9 @@ def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out,
         pairs_of(scene),
         TruthMatcher(scene),
-        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
+        ReconstructionConfig(
+            cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=True
+        ),
     )
     return out
 
