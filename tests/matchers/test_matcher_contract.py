@@ -409,7 +409,8 @@ def test_candidates_are_the_matches_and_weaker_ones(
     assert more.info.confident == plain.info.confident == plain.threshold > more.threshold
     trusted = candidates.scores >= more.info.confident
     assert 0 < trusted.sum() < len(trusted)
-    np.testing.assert_array_equal(found.scores, candidates.scores[trusted])
+    # What is evaluated exactly depends on the threshold: sums differ in the fourth digit.
+    np.testing.assert_allclose(found.scores, candidates.scores[trusted], rtol=2e-3)
     assert plain.provenance != more.provenance
 
 

@@ -62,9 +62,7 @@ def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         out,
         pairs_of(scene),
         TruthMatcher(scene),
-        ReconstructionConfig(
-            cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=True
-        ),
+        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
     )
     return out
 
@@ -86,17 +84,29 @@ def test_files_and_record(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "pairs.txt", "raw_matches", "features.h5", "matches.h5", "database.db", "model", "run.json",
-        ".lock", "model_uncertainty.json",
+        ".lock",
     }  # fmt: skip
     record = json.loads((finished / "run.json").read_text("utf-8"))
     assert record["settings"]["matcher"]["matcher"] == "truth"
     assert record["results"]["mapped"]["statistics"]["registered"] == 7
-    assert record["results"]["tracks"]["after"] == record["results"]["mapped"]["statistics"]
-    uncertainty = json.loads((finished / "model_uncertainty.json").read_text("utf-8"))
-    assert len(uncertainty["cameras"]) == 7
-    assert all(0 < sigma < 1 for c in uncertainty["cameras"].values() for sigma in c["position"])
     assert set(record["versions"]) >= {"edm_hloc", "torch", "pycolmap"}
     assert set(record["seconds"]) == {"matching", "keypoints", "database", "model"}
+
+
+def test_refined_tracks(scene: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    config = ReconstructionConfig(cameras=cameras, refine_tracks=True)
+    run = reconstruct(scene / "images", out, pairs_of(scene), CountingMatcher(scene), config)
+    assert shots(run) == (0, 21)  # nothing is matched again
+    assert run.results["tracks"]["after"] == run.results["mapped"]["statistics"]
+    uncertainty = json.loads((out / "model_uncertainty.json").read_text("utf-8"))
+    assert len(uncertainty["cameras"]) == 7
+    assert all(0 < sigma < 1 for c in uncertainty["cameras"].values() for sigma in c["position"])
+    comparison = compare(out / "model", scene / "truth")
+    assert comparison.registered == 7
+    assert comparison.rotation_median < 0.25
 
 
 def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:

@@ -145,12 +145,16 @@ def test_descriptors_of_edm_are_of_the_weights_of_the_matcher(tmp_path: Path) ->
             return reader.provenance["of"], reader.read(names), file.stat().st_mtime_ns
 
     _, weights = load(other_weights(tmp_path / "other.safetensors"))
-    matcher = SimpleNamespace(info=SimpleNamespace(device=torch.device("cpu"), weights=weights))
+    matcher = SimpleNamespace(
+        info=SimpleNamespace(device=torch.device("cpu"), weights=weights), recipe=None
+    )
     default_sha256, by_default, _ = descriptors_by(None)
     other_sha256, by_others, made = descriptors_by(matcher)
     assert default_sha256 == weights_sha256()
     assert other_sha256 == weights.sha256 == weights_sha256(weights.path) != default_sha256
     assert np.abs(by_others - by_default).max() > 0.01
     assert descriptors_by(matcher)[2] == made  # the same weights: nothing is computed again
-    of_none = SimpleNamespace(info=SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's"))
+    of_none = SimpleNamespace(
+        info=SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's"), recipe=None
+    )
     assert descriptors_by(of_none)[0] == default_sha256
