@@ -98,7 +98,12 @@ def test_ctrl_c_stops_all_and_keeps_what_is_matched(
         *("--resize=160", "--refine=none", "--workers=2"),
     ]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # Jobs in the background of a shell ignore the signal, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 90
     while not list((tmp_path / "out" / "plan").glob("matches-*.h5")):
