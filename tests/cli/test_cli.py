@@ -392,7 +392,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
         ("evaluate pose T I O", "evaluation.pose_pairs.read_pose_pairs"),
     ],
 )
-def test_a_kill_leaves_no_stack_trace(command: str, killed_in: str) -> None:
+def test_a_kill_leaves_no_stack_trace(command: str, killed_in: str, tmp_path: Path) -> None:
     module, _, function = killed_in.rpartition(".")
     program = (
         "import os, signal, sys\n"
@@ -402,7 +402,10 @@ def test_a_kill_leaves_no_stack_trace(command: str, killed_in: str) -> None:
         "cli.main(sys.argv[1:])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program, *command.split()], capture_output=True, text=True
+        [sys.executable, "-c", program, *command.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert ended.returncode == -signal.SIGTERM
     assert ended.stderr == ""
