@@ -87,6 +87,7 @@ def test_older_files_of_a_network_can_be_read(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "checkpoint.pt", plain)
 
 
+@pytest.mark.slow
 def test_a_table_of_two_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are trained, written, not trained again, and their weights can be loaded."""
     monkeypatch.setattr(trainer, "draw_curves", lambda _: None)
