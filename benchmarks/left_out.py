@@ -23,6 +23,7 @@ import pycolmap
 from sift_files import write_sift
 
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.pnp import PoseOptions
@@ -93,7 +94,7 @@ def localize(
     posed = posed_images(truth)
     kept = [name for name in posed if name not in left_out]
     centres = np.array([image.projection_center() for image in posed.values()])
-    extent = max(np.linalg.norm(centres - centre, axis=1).max() for centre in centres)
+    extent = largest_distance(centres)
     pairs = exhaustive(kept)
     queries = [(query, name) for query in left_out for name in kept]
     with tempfile.TemporaryDirectory() as name:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.models import compare
 from edm_hloc.interop.exports import nerfstudio_camera
 
@@ -41,7 +42,7 @@ def write_noisy(truth: Path, path: Path, args: argparse.Namespace) -> None:
     images = posed_images(model)
     rng = np.random.default_rng(args.seed)
     centres = np.array([image.projection_center() for image in images.values()])
-    extent = np.linalg.norm(centres[:, None] - centres[None], axis=2).max()
+    extent = largest_distance(centres)
     wrong = set(rng.permutation(list(images))[: args.wrong])
     frames = []
     for name, image in images.items():

@@ -10,6 +10,11 @@ def homogeneous(points: np.ndarray) -> np.ndarray:
     return np.column_stack([points, np.ones(len(points))])
 
 
+def largest_distance(points: np.ndarray) -> float:
+    """Largest distance between two of (N, 3) points; row by row, to save memory."""
+    return max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)
+
+
 def cross_product_matrix(vector: np.ndarray) -> np.ndarray:
     """(3, 3) matrix whose product with v is the cross product of `vector` (3,) with v."""
     x, y, z = vector

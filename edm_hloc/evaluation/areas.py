@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
+
+
+class _Grouped(Protocol):
+    @property
+    def group(self) -> str: ...
+
+
+AnyGrouped = TypeVar("AnyGrouped", bound=_Grouped)
 
 SEEDS = range(5)
 """Seeds of RANSAC. One random draw changes an AUC by more than matchers differ."""
@@ -48,6 +57,15 @@ def mean_areas(
         [area_under_curve(of_seed, thresholds) for of_seed in zip(*errors, strict=True)]
     )
     return tuple(map(float, areas.mean(axis=0))), float(areas[:, 0].std())
+
+
+def in_groups(results: Sequence[AnyGrouped]) -> dict[str, list[AnyGrouped]]:
+    """All results as "all", then those of each group by its name if there are several."""
+    groups = sorted({result.group for result in results})
+    chosen = {"all": list(results)}
+    if len(groups) > 1:
+        chosen |= {group: [r for r in results if r.group == group] for group in groups}
+    return chosen
 
 
 def areas_text(areas: Sequence[float], spread: float) -> str:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.evaluation.areas import SEEDS, markdown_table
+from edm_hloc.evaluation.areas import SEEDS, in_groups, markdown_table
 from edm_hloc.evaluation.input_sizes import InputSize
 from edm_hloc.evaluation.timed_matching import cpu_text
 from edm_hloc.evaluation.wide_sets import WidePair
@@ -138,10 +138,6 @@ def summarise_recall(
     matcher: str, results: Sequence[RecallResult], cpu_ms: float | None = None
 ) -> list[RecallSummary]:
     """Summaries of all pairs, then of each group if there are several."""
-    groups = sorted({result.group for result in results})
-    chosen = {"all": list(results)}
-    if len(groups) > 1:
-        chosen |= {group: [r for r in results if r.group == group] for group in groups}
     return [
         RecallSummary(
             matcher,
@@ -151,7 +147,7 @@ def summarise_recall(
             tuple(map(float, 100 * np.mean([r.recall for r in found], axis=0))),
             cpu_ms,
         )
-        for group, found in chosen.items()
+        for group, found in in_groups(results).items()
     ]
 
 

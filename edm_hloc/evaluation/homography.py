@@ -10,7 +10,7 @@ import numpy as np
 
 from edm_hloc.base.frames import inside, resizing_matrix
 from edm_hloc.base.matches import Matches
-from edm_hloc.evaluation.areas import SEEDS, areas_text, markdown_table, mean_areas
+from edm_hloc.evaluation.areas import SEEDS, areas_text, in_groups, markdown_table, mean_areas
 from edm_hloc.evaluation.input_sizes import InputSize
 from edm_hloc.evaluation.timed_matching import cpu_text
 from edm_hloc.evaluation.wide_sets import WidePair
@@ -213,12 +213,8 @@ def summarise_homographies(
     matcher: str, results: Sequence[HomographyResult], cpu_ms: float | None = None
 ) -> list[HomographySummary]:
     """Summaries of all pairs, then of each group if there are several."""
-    groups = sorted({result.group for result in results})
-    chosen = {"all": list(results)}
-    if len(groups) > 1:
-        chosen |= {group: [r for r in results if r.group == group] for group in groups}
     summaries = []
-    for group, found in chosen.items():
+    for group, found in in_groups(results).items():
         areas, spread = mean_areas([r.corners for r in found], CORNER_THRESHOLDS)
         errors = np.array([r.corners for r in found])
         summary = HomographySummary(

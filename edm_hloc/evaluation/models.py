@@ -10,6 +10,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 
 _MAX_HYPOTHESES = 200  # cameras from each of which a similarity is computed
@@ -103,7 +104,7 @@ def compare(model: Path, truth: Path) -> ModelComparison:
             f"{example}{next(iter(true), 'none')!r}."
         )
     every_true_centre = np.array([image.projection_center() for image in true.values()])
-    extent = float(_largest_distance(every_true_centre))
+    extent = largest_distance(every_true_centre)
     rotations, centres = _poses([found[a] for a, _ in common])
     true_rotations, true_centres = _poses([true[b] for _, b in common])
     if np.ptp(true_centres, axis=0).max() <= 1e-9 * max(1.0, np.abs(true_centres).max()):
@@ -222,8 +223,3 @@ def _same_images(
         if files.count(file) == 1 and len(by_file.get(file, ())) == 1:
             common.append((name, by_file[file][0]))
     return common
-
-
-def _largest_distance(points: np.ndarray) -> float:
-    """Largest distance between two of (N, 3) points; row by row, to save memory."""
-    return max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)

@@ -26,7 +26,7 @@ from edm_hloc.base.colmap import (
     unposed_model,
 )
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.geometry import epipolar_errors, homogeneous
+from edm_hloc.base.geometry import epipolar_errors, homogeneous, largest_distance
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.extension import Refinement, adjust, frame_change, register_more
 from edm_hloc.mapping.options import MappingOptions
@@ -328,7 +328,7 @@ def _changes(
 def _extent(model: pycolmap.Reconstruction) -> float:
     """Largest distance between two cameras."""
     centres = np.array([image.projection_center() for image in posed_images(model).values()])
-    return max(float(np.linalg.norm(centres - centre, axis=1).max()) for centre in centres)
+    return largest_distance(centres)
 
 
 def _summary(

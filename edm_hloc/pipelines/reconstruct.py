@@ -140,7 +140,7 @@ def reconstruct(
     masks = find_masks(config.masks, names, image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
-        matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
+        matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 
         def verify() -> dict[str, Any]:
@@ -199,7 +199,7 @@ def triangulate_model(
     masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
-        matched, fingerprint = _match(run, image_root, pairs, masks, matcher, config)
+        matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"
 
@@ -212,7 +212,7 @@ def triangulate_model(
         return run
 
 
-def _match(
+def match_photos(
     run: Run,
     image_root: Path,
     pairs: Sequence[Pair] | SimilarPhotos,
@@ -220,7 +220,16 @@ def _match(
     matcher: Matcher,
     config: ReconstructionConfig,
 ) -> tuple[MatchedImages, str]:
-    """Finds the pairs and matches them; gives the matched images and their fingerprint."""
+    """Finds the pairs of a run that has begun, and matches them.
+
+    Args:
+        run: its folder gets the files of the matching.
+        image_root, pairs, matcher, config: as for `reconstruct`.
+        masks: mask of each photo that has one.
+
+    Returns:
+        The matched images, and the fingerprint of all that their matches depend on.
+    """
     rounds = PairRounds(run, pairs, image_root, masks, matcher)
     to_match = rounds.find(config.matching, overwrite=config.overwrite)
     fingerprint = match_and_quantize(

@@ -25,14 +25,13 @@ from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.masks import find_masks
 from edm_hloc.localization.poses import to_numbers
-from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.pose_refinement import PoseRefinementSummary, refine_poses
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
-from edm_hloc.pipelines.pair_rounds import PairRounds
-from edm_hloc.pipelines.reconstruct import ReconstructionConfig
+from edm_hloc.pipelines.matching import MATCHING_FILES, names_of
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, match_photos
 from edm_hloc.pipelines.run import Run
 
 _FILES = (
@@ -101,18 +100,7 @@ def refine_given_poses(
         database, model, folder = out / "database.db", out / "model", out / "given_poses"
         again = out / "transforms.json"
         run.step("poses", given, [folder], lambda: _write_given(posed.model, folder))
-        rounds = PairRounds(run, pairs, image_root, masks, matcher)
-        to_match = rounds.find(config.matching, overwrite=config.overwrite)
-        fingerprint = match_and_quantize(
-            run,
-            to_match,
-            matcher,
-            config.keypoints,
-            config.matching,
-            overwrite=config.overwrite,
-        )
-        files = (out / "features.h5", out / "matches.h5")
-        matched = MatchedImages(image_root, *files, to_match.pairs)
+        matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
 
         def verify() -> dict[str, Any]:
             options = CameraOptions(known=cameras)

@@ -77,10 +77,7 @@ class ShardPlan:
         Raises:
             EdmHlocError: there is no such shard, or its list is not the planned one.
         """
-        if not 1 <= shard <= len(self.pairs):
-            raise EdmHlocError(
-                f"{self.folder} has the shards 1 to {len(self.pairs)}, but not {shard}."
-            )
+        check_number(self.folder, len(self.pairs), shard)
         pairs = read_pairs(self.list_of(shard))
         if _digest(pairs) != self.digests[shard - 1]:
             raise EdmHlocError(
@@ -88,6 +85,12 @@ class ShardPlan:
                 "--overwrite."
             )
         return pairs
+
+
+def check_number(folder: Path, shards: int, shard: int) -> None:
+    """Raises EdmHlocError if the plan in a folder, of so many shards, has none of this number."""
+    if not 1 <= shard <= shards:
+        raise EdmHlocError(f"{folder} has the shards 1 to {shards}, but not {shard}.")
 
 
 def make_plan(

@@ -25,7 +25,13 @@ from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.grid import blocks
 from edm_hloc.base.journal import Journal
 from edm_hloc.base.text import read_json_object
-from edm_hloc.pipelines.shard_plan import PLAN_FOLDER, describe_left, remove_plan, what_is_planned
+from edm_hloc.pipelines.shard_plan import (
+    PLAN_FOLDER,
+    check_number,
+    describe_left,
+    remove_plan,
+    what_is_planned,
+)
 
 Item = Sequence[Any]
 """What is computed for: JSON values, of which the first is a text that names it."""
@@ -77,10 +83,7 @@ class WorkPlan:
         Raises:
             EdmHlocError: there is no such shard, or its file is not the planned one.
         """
-        if not 1 <= shard <= len(self.items):
-            raise EdmHlocError(
-                f"{self.folder} has the shards 1 to {len(self.items)}, but not {shard}."
-            )
+        check_number(self.folder, len(self.items), shard)
         path = self.folder / f"items-{shard:04d}.json"
         try:
             text = path.read_bytes()

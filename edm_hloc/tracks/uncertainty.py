@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import pdist
 
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.geometry import cross_product_matrix
+from edm_hloc.base.geometry import cross_product_matrix, largest_distance
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.config import TrackConfig
@@ -78,7 +77,7 @@ def camera_uncertainties(
     shared = _sharing_errors(tracks, views, config)
     covariance = _of_centres(found, views) * (shared * (_UNSEEN * scale / _RAYLEIGH) ** 2)
     free = _free_of_frame(covariance, views)
-    extent = max(float(pdist(views.centres).max()), 1e-12)
+    extent = max(largest_distance(views.centres), 1e-12)
     uncertainties = {}
     for v, name in enumerate(views.names):
         own = free[6 * v : 6 * v + 6, 6 * v : 6 * v + 6]

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.frames import from_colmap, to_colmap
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
 from edm_hloc.base.matches import Matches
-from edm_hloc.synthetic.textures import read_grey
-from edm_hloc.training.scene_types import SupervisedImage, TrainingScene
+from edm_hloc.training.scene_types import SupervisedImage, TrainingScene, photo_of_model
 
 Array = np.ndarray
 MIN_MATCHES = 100  # that agree with the model, for two photos to be a training pair
@@ -59,17 +58,9 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
         kept = np.all([e < MAX_ERROR * s for e, s in zip(errors, sides, strict=True)], axis=0)
         return matches[kept], T_0to1
 
-    def supervised_image(name: str, points: Array) -> SupervisedImage:
+    def photo(name: str, points: Array) -> SupervisedImage:
         camera = model.cameras[posed[name].camera_id]
-        pixels = read_grey(images / name)
-        if pixels.shape[::-1] != (camera.width, camera.height):
-            raise ImageError(
-                f"{images / name} is {pixels.shape[::-1]} px, in the model "
-                f"{(camera.width, camera.height)}"
-            )
-        K = camera.calibration_matrix()
-        K[:2, 2] = from_colmap(K[:2, 2])
-        return SupervisedImage(pixels, None, K, points.astype(np.float64))
+        return photo_of_model(images / name, camera, points.astype(np.float64))
 
     stored = [pair for pair in reader.pairs() if all(name in posed for name in pair)]
     pairs = [pair for pair in stored if len(agreeing(pair)[0]) >= MIN_MATCHES]
@@ -82,10 +73,6 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
     def read(number: int) -> tuple[SupervisedImage, SupervisedImage, Array]:
         a, b = pairs[number]
         matches, T = agreeing((a, b))
-        return (
-            supervised_image(a, matches.keypoints0),
-            supervised_image(b, matches.keypoints1),
-            T,
-        )
+        return photo(a, matches.keypoints0), photo(b, matches.keypoints1), T
 
     return [TrainingScene(len(pairs), read)]

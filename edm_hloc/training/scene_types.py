@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from edm_hloc.base.errors import ImageError
+from edm_hloc.base.frames import from_colmap
+from edm_hloc.synthetic.textures import read_grey
 
 Array = np.ndarray
 
@@ -38,3 +43,23 @@ class TrainingScene(NamedTuple):
 
     length: int
     read: Callable[[int], tuple[SupervisedImage, SupervisedImage, Array]]
+
+
+def photo_of_model(path: Path, camera: Any, points: Array) -> SupervisedImage:
+    """A photo of a COLMAP model with sparse truth.
+
+    Args:
+        path: the photo.
+        camera: its pycolmap.Camera in the model.
+        points: (P, 2) pixels in hloc's frame, see `SupervisedImage`.
+
+    Raises:
+        ImageError: the photo cannot be read, or has another size than in the model.
+    """
+    pixels = read_grey(path)
+    size = (camera.width, camera.height)
+    if pixels.shape[::-1] != size:
+        raise ImageError(f"{path} is {pixels.shape[::-1]} px, in the model {size}")
+    K = camera.calibration_matrix()
+    K[:2, 2] = from_colmap(K[:2, 2])
+    return SupervisedImage(pixels, None, K, points)

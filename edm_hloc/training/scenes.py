@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -38,7 +39,7 @@ from edm_hloc.pairs.index_files import (
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.config import RealData
 from edm_hloc.training.refined_matches import reconstruction_scenes
-from edm_hloc.training.scene_types import SupervisedImage, TrainingScene
+from edm_hloc.training.scene_types import SupervisedImage, TrainingScene, photo_of_model
 
 Array = np.ndarray
 MIN_SHARED_POINTS = 40  # of a COLMAP model, for two images to be a training pair
@@ -145,16 +146,14 @@ class _ModelImage:
         name: path, relative to the folder of the photos.
         points: (P,) numbers of the 3D points that it observes.
         pixels: (P, 2) their projections by the model, in hloc's pixel frame.
-        size: (width, height).
-        K: (3, 3) in hloc's pixel frame.
+        camera: its camera.
         cam_from_world: (4, 4).
     """
 
     name: str
     points: Array
     pixels: Array
-    size: tuple[int, int]
-    K: Array
+    camera: Any
     cam_from_world: Array
 
 
@@ -185,12 +184,9 @@ def colmap_scenes(model: Path, images: Path) -> list[TrainingScene]:
         pose = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
         camera = reconstruction.cameras[image.camera_id]
         pixels = from_colmap(camera.img_from_cam(xyz[points] @ pose[:3, :3].T + pose[:3, 3]))
-        K = camera.calibration_matrix()
-        K[:2, 2] = from_colmap(K[:2, 2])
         keep = np.isfinite(pixels).all(axis=1)
         sees.data[seen] = keep
-        size = (camera.width, camera.height)
-        model_images.append(_ModelImage(name, points[keep], pixels[keep], size, K, pose))
+        model_images.append(_ModelImage(name, points[keep], pixels[keep], camera, pose))
     covisible = triu(sees @ sees.T >= MIN_SHARED_POINTS, k=1)
     pairs = [
         (model_images[i], model_images[j])
@@ -202,18 +198,12 @@ def colmap_scenes(model: Path, images: Path) -> list[TrainingScene]:
             "training needs a reconstruction with overlapping photos"
         )
 
-    def supervised_image(image: _ModelImage, points: Array) -> SupervisedImage:
-        pixels = read_grey(images / image.name)
-        if pixels.shape[::-1] != image.size:
-            raise ImageError(
-                f"{images / image.name} is {pixels.shape[::-1]} px, in the model {image.size}"
-            )
-        return SupervisedImage(pixels, None, image.K, points)
-
     def read(number: int) -> tuple[SupervisedImage, SupervisedImage, Array]:
         a, b = pairs[number]
         _, in_a, in_b = np.intersect1d(a.points, b.points, assume_unique=True, return_indices=True)
         T = b.cam_from_world @ np.linalg.inv(a.cam_from_world)
-        return supervised_image(a, a.pixels[in_a]), supervised_image(b, b.pixels[in_b]), T
+        seen = ((a, a.pixels[in_a]), (b, b.pixels[in_b]))
+        image0, image1 = (photo_of_model(images / i.name, i.camera, p) for i, p in seen)
+        return image0, image1, T
 
     return [TrainingScene(len(pairs), read)]

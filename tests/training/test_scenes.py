@@ -271,7 +271,7 @@ def test_colmap_pairs_equal_plain_counting(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("edm_hloc.training.scenes.MIN_SHARED_POINTS", least)
     read: list[str] = []
     monkeypatch.setattr(
-        "edm_hloc.training.scenes.read_grey",
+        "edm_hloc.training.scene_types.read_grey",
         lambda path: read.append(path.name) or np.zeros((768, 1024), np.uint8),
     )
     with monkeypatch.context() as patch:
