@@ -2,9 +2,9 @@
 
 The first pairs of a photo are with those that look most like it, and with its neighbours in time
 and in space. Once they are matched, the pairs that agree make a graph of the photos. Photos with
-few partners get those of their partners, and where they are very few those next in similarity;
-parts of the graph that nothing connects get the pairs across that look most alike. This is repeated
-a few times.
+few partners get those that at least two of their partners have, and where they are very few those
+next in similarity; parts of the graph that nothing connects get the pairs across that look most
+alike. This is repeated a few times, without the photos whose last further pairs were all in vain.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PARTNERS = 10
 RANKED = 40  # photos that look like each one, of which the pairs are chosen
 ROUNDS = 4  # at most, the first pairs included
 _ENOUGH = 3  # partners with which a photo can be registered: more come from these alone
+_SHARED = 2  # partners in common; of pairs with one, a tenth to a quarter agree
 _ACROSS = 10  # pairs tried in one round to connect a part of the photos to the others
 
 
@@ -54,16 +55,19 @@ class AutomaticPairs(SimilarPhotos):
     def further(
         self,
         ranked: Mapping[str, Sequence[str]],
-        tried: Mapping[Pair, bool],
+        rounds: Sequence[Mapping[Pair, bool]],
         left_out: Collection[str] = (),
     ) -> list[Pair]:
         """Pairs to match next, where those tried leave photos with few partners or in parts.
 
         Args:
             ranked: as for `first`.
-            tried: whether the matches of each pair that was matched agree.
+            rounds: the pairs of `first`, then those that this has given, round by round, and
+                whether the matches of each agree.
             left_out: photos that cannot be read.
         """
+        tried = {pair: agree for pairs in rounds for pair, agree in pairs.items()}
+        in_vain = _in_vain(rounds[1:])
         names = [name for name in self.names if name not in left_out]
         known = {frozenset(pair) for pair in tried}
         partners: dict[str, set[str]] = defaultdict(set)
@@ -75,10 +79,13 @@ class AutomaticPairs(SimilarPhotos):
         new: dict[frozenset[str], Pair] = {}
         wanted = Counter({name: self.partners - len(partners[name]) for name in names})
         for name in sorted(names, key=lambda n: (len(partners[n]), n)):
+            few = len(partners[name]) < _ENOUGH
+            if in_vain[name] > int(few):  # those with very few partners ask once more
+                continue
             shared = Counter(far for near in partners[name] for far in partners[near])
             places = rank.get(name, {})
-            candidates = list(shared)
-            if len(partners[name]) < _ENOUGH:
+            candidates = [other for other in shared if few or shared[other] >= _SHARED]
+            if few:
                 candidates += [other for other in places if other not in shared]
             candidates.sort(key=lambda n: (-shared[n], places.get(n, RANKED), n))
             for other in candidates:
@@ -90,6 +97,16 @@ class AutomaticPairs(SimilarPhotos):
                     wanted.subtract(key)
         across = _across(_parts(names, partners), ranked, known | new.keys())
         return unique_pairs([*new.values(), *across])
+
+
+def _in_vain(rounds: Sequence[Mapping[Pair, bool]]) -> Counter[str]:
+    """By photo, in how many of its last rounds none of the pairs agrees that it asked for."""
+    number = Counter[str]()
+    for pairs in rounds:
+        found = {name for (name, _), agree in pairs.items() if agree}
+        for name in {name for name, _ in pairs}:
+            number[name] = 0 if name in found else number[name] + 1
+    return number
 
 
 def _parts(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:

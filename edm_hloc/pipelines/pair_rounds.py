@@ -109,8 +109,7 @@ class PairRounds:
             if overwrite:
                 journal_path(path).unlink(missing_ok=True)
             first, near, ranked, before = self._first(photos, path)
-            agree: dict[Pair, int] = {}
-            rounds: list[int] = []
+            rounds: list[dict[Pair, int]] = []  # agreeing matches of the pairs of each
             new = first
             while new and len(rounds) < ROUNDS:
                 again = overwrite and not rounds
@@ -120,23 +119,24 @@ class PairRounds:
                     self.image_root, new, self.matcher, raw, matching, overwrite=again
                 )
                 summaries.append(done)
-                rounds.append(len(new))
                 try:
-                    agree |= self._checked(new)
+                    rounds.append(self._checked(new))
                 except DamagedH5Error:
                     drop_damaged(raw)
                     match_in_processes(self.image_root, new, self.matcher, raw, matching)
-                    agree |= self._checked(new)
+                    rounds.append(self._checked(new))
                 skipped = {name for summary in summaries for name in summary.skipped}
-                tried = {pair: number >= CONNECTED for pair, number in agree.items()}
+                tried = [{pair: n >= CONNECTED for pair, n in pairs.items()} for pairs in rounds]
                 new = _with_new_photo(photos.further(ranked, tried, skipped), before)
                 if new and len(rounds) < ROUNDS:
                     say(f"Pairs: {len(new):,} more, of photos that have few partners so far")
+            agree = {pair: number for pairs in rounds for pair, number in pairs.items()}
             lines = (f"{a}\t{b}\t{number}\n" for (a, b), number in agree.items())
             write_whole(path, "".join(lines))
             journal_path(path).unlink(missing_ok=True)
             connected = sum(number >= CONNECTED for number in agree.values())
-            return {"pairs": PairsSummary(len(photos.names), tuple(rounds), connected, near)}
+            sizes = tuple(map(len, rounds))
+            return {"pairs": PairsSummary(len(photos.names), sizes, connected, near)}
 
         stamps = image_stamps(self.image_root, photos.names)
         masked = {name: (str(m), m.stat().st_mtime_ns) for name, m in self.masks.items()}

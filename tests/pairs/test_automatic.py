@@ -82,15 +82,16 @@ def play(
     photos: AutomaticPairs, ranked: dict[str, list[str]], agree: set[frozenset[str]]
 ) -> tuple[list[list[Pair]], dict[str, int]]:
     """The pairs of all rounds, and the number of partners that every photo has in the end."""
-    tried: dict[Pair, bool] = {}
+    tried: list[dict[Pair, bool]] = []
     rounds = []
     new = photos.first(ranked, [])
     while new and len(rounds) < ROUNDS:
-        assert {frozenset(p) for p in tried}.isdisjoint(frozenset(p) for p in new)
+        before = {frozenset(p) for pairs in rounds for p in pairs}
+        assert before.isdisjoint(frozenset(p) for p in new)
         rounds.append(new)
-        tried |= {pair: frozenset(pair) in agree for pair in new}
+        tried.append({pair: frozenset(pair) in agree for pair in new})
         new = photos.further(ranked, tried)
-    yes = [pair for pair, agrees in tried.items() if agrees]
+    yes = [pair for pairs in tried for pair, agrees in pairs.items() if agrees]
     return rounds, {name: sum(name in pair for pair in yes) for name in photos.names}
 
 
@@ -133,6 +134,36 @@ def test_partners_of_partners_come_first_where_looks_mislead() -> None:
     assert min(partners.values()) >= 6
 
 
+def test_nobody_asks_on_where_there_are_no_more_partners() -> None:
+    """Four partners a photo are all there is: one round of the nearest others says so."""
+    names, agree = ring(60, 2)
+    ranked = {
+        name: sorted(names, key=lambda n, i=i: min((int(n) - i) % 60, (i - int(n)) % 60))[1:41]
+        for i, name in enumerate(names)
+    }
+    rounds, partners = play(AutomaticPairs(tuple(names), partners=6), ranked, agree)
+    assert set(partners.values()) == {4}
+    # those three places away have two partners in common with a photo, those farther away one
+    assert {frozenset((n, names[(i + 3) % 60])) for i, n in enumerate(names)} == {
+        frozenset(pair) for pair in rounds[1]
+    }
+    assert len(rounds) == 2
+
+
+def test_a_photo_with_one_partner_asks_twice() -> None:
+    """It shows the same as one other photo, and looks like all of them."""
+    names, agree = ring(60, 6)
+    ranked = {
+        name: sorted(names, key=lambda n, i=i: min((int(n) - i) % 60, (i - int(n)) % 60))[1:41]
+        for i, name in enumerate(names)
+    }
+    ranked["end"] = names[:40]
+    agree.add(frozenset(("end", names[0])))
+    rounds, partners = play(AutomaticPairs((*names, "end"), partners=4), ranked, agree)
+    assert partners["end"] == 1
+    assert [sum(pair[0] == "end" for pair in pairs) for pairs in rounds] == [3, 3, 3]
+
+
 def test_parts_are_joined() -> None:
     """Two rows of photos that look like their own row only, with one passage between them."""
     names = [f"{row}{i:02d}" for row in "ab" for i in range(20)]
@@ -156,7 +187,7 @@ def test_parts_are_joined() -> None:
     rounds, _ = play(photos, ranked, agree)
     assert frozenset(("a19", "b07")) in {frozenset(p) for p in rounds[1]}
     alone = AutomaticPairs((*names, "bad"), partners=4).further(
-        ranked | {"bad": names}, dict.fromkeys(photos.first(ranked, []), True), ["bad"]
+        ranked | {"bad": names}, [dict.fromkeys(photos.first(ranked, []), True)], ["bad"]
     )
     assert not any("bad" in pair for pair in alone)
 
