@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pycolmap
+import torch
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
@@ -37,10 +38,26 @@ COLMAP_KINDS: Mapping[str, _Kind] = {
 COLMAP downloads their networks when they are first used."""
 
 
+class _Photo(NamedTuple):
+    """Features of one image.
+
+    Attributes:
+        positions: (N, 2), pixels of the input, hloc's frame.
+        points, descriptors: as COLMAP has them.
+    """
+
+    positions: np.ndarray
+    points: pycolmap.FeatureKeypoints
+    descriptors: pycolmap.FeatureDescriptors
+
+
 class COLMAPMatcher(Matcher):
     """Features and a matcher of COLMAP on the CPU with COLMAP's defaults.
 
-    SIFT's are ratio test at 0.8 and cross check. All scores are 1, since COLMAP gives none.
+    SIFT's are ratio test at 0.8 and cross check: the matches of pycolmap's matcher, but not by it,
+    because it prepares the descriptors of a photo for the search again with every pair, which
+    takes ten times as long as COLMAP needs for a pair of many. All scores are 1, since COLMAP gives
+    none.
 
     Args:
         name: one of `COLMAP_KINDS`.
@@ -67,7 +84,9 @@ class COLMAPMatcher(Matcher):
             extraction.num_threads = matching.num_threads = 1
             with quiet_colmap():
                 self._extractor = pycolmap.FeatureExtractor.create(extraction, pycolmap.Device.cpu)
-                self._matcher = pycolmap.FeatureMatcher.create(matching, pycolmap.Device.cpu)
+                self._sift = matching.sift if name == "sift" else None
+                if self._sift is None:
+                    self._matcher = pycolmap.FeatureMatcher.create(matching, pycolmap.Device.cpu)
         except (KeyError, RuntimeError, ValueError) as error:
             raise EdmHlocError(
                 f"pycolmap {pycolmap.__version__} cannot run {name} here ({error}): install one "
@@ -89,23 +108,52 @@ class COLMAPMatcher(Matcher):
         grey = self.info.preprocessing.grayscale
         array = pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0))
         with quiet_colmap():
-            found = self._extractor.extract_from_uint8_array(array)
-        return Features(found, image.transform, held=len(found[0]) * (128 + 32))
+            points, descriptors = self._extractor.extract_from_uint8_array(array)
+        positions = from_colmap(np.array([(p.x, p.y) for p in points], np.float32).reshape(-1, 2))
+        held = len(points) * (128 + 32)
+        return Features(_Photo(positions, points, descriptors), image.transform, held)
 
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        found = []
-        for features0, features1 in pairs:
-            (points0, descriptors0), (points1, descriptors1) = features0.data, features1.data
+        return [self._match(first.data, second.data) for first, second in pairs]
+
+    def _match(self, a: _Photo, b: _Photo) -> Matches:
+        index: np.ndarray
+        if self._sift is not None:
+            index = sift_matches(a.descriptors.data, b.descriptors.data, self._sift)
+        else:
             with quiet_colmap():
-                index: np.ndarray = self._matcher.match(
-                    points0, descriptors0, points1, descriptors1
-                )
-            keypoints0 = from_colmap(_positions(points0)[index[:, 0]])
-            keypoints1 = from_colmap(_positions(points1)[index[:, 1]])
-            found.append(Matches(keypoints0, keypoints1, np.ones(len(index), np.float32)))
-        return found
+                index = self._matcher.match(a.points, a.descriptors, b.points, b.descriptors)
+        return Matches(
+            a.positions[index[:, 0]], b.positions[index[:, 1]], np.ones(len(index), np.float32)
+        )
 
 
-def _positions(points: pycolmap.FeatureKeypoints) -> np.ndarray:
-    """(N, 2) float32 pixels in COLMAP's frame."""
-    return np.array([(p.x, p.y) for p in points], np.float32).reshape(-1, 2)
+def sift_matches(
+    descriptors0: np.ndarray, descriptors1: np.ndarray, options: pycolmap.SiftMatchingOptions
+) -> np.ndarray:
+    """The matches (M, 2) of SIFT's descriptors (N, 128) uint8 by COLMAP's rules, exactly.
+
+    A match is the nearest neighbour of each other by the angle between their descriptors, which is
+    `options.max_distance` at most, and less than `options.max_ratio` times that of the second.
+    """
+    a, b = (torch.from_numpy(np.array(d, np.float32)) for d in (descriptors0, descriptors1))
+    there, back = _nearest(a, b, options), _nearest(b, a, options)
+    index = torch.nonzero(there >= 0)[:, 0]
+    index = index[back[there[index]] == index]
+    return torch.stack([index, there[index]], dim=1).numpy()
+
+
+def _nearest(
+    a: torch.Tensor, b: torch.Tensor, options: pycolmap.SiftMatchingOptions
+) -> torch.Tensor:
+    """(N,) the accepted neighbour in `b` of each descriptor of `a`; −1 where there is none."""
+    if not len(a) or not len(b):
+        return torch.full((len(a),), -1)
+    # COLMAP's descriptors have the length 512; a photo's only one has a second at a right angle
+    products = torch.nn.functional.pad(a @ b.T, (0, 1)) / 512.0**2
+    best, column = products.topk(2, dim=1)
+    angle = best.clamp(max=1.0).arccos()
+    accepted = (angle[:, 0] <= options.max_distance) & (
+        angle[:, 0] < options.max_ratio * angle[:, 1]
+    )
+    return torch.where(accepted, column[:, 0], -1)

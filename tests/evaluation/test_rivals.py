@@ -13,6 +13,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
+from edm_hloc.evaluation.colmap_features import COLMAPMatcher, sift_matches
 from edm_hloc.evaluation.keypoint_networks import KEYPOINT_NETWORKS, MAX_FEATURES, KeypointMatcher
 from edm_hloc.evaluation.rivals import make_rivals
 from edm_hloc.images.load import load_image
@@ -72,6 +73,28 @@ def test_keypoint_networks(name: str, weights: Path, shifted: list[Path]) -> Non
     else:
         assert matcher.provenance["lightglue_sha256"] is not None
     assert matcher.provenance["matcher"] == name
+
+
+def test_sift_is_matched_as_by_colmap(shifted: list[Path]) -> None:
+    """The same pairs of features as by pycolmap's matcher, though not by it."""
+    matcher = COLMAPMatcher("sift", resize_max=None)
+    photos = [matcher.encode(load_image(path, resize_max=None)) for path in shifted]
+    options = pycolmap.FeatureMatchingOptions()
+    theirs = pycolmap.FeatureMatcher.create(options, pycolmap.Device.cpu)
+    a, b = (photo.data for photo in photos)
+    expected = theirs.match(a.points, a.descriptors, b.points, b.descriptors)
+    first, second = a.descriptors.data, b.descriptors.data
+    found = sift_matches(first, second, options.sift)
+    assert 50 < len(found) < min(len(first), len(second))
+    assert {tuple(pair) for pair in found} == {tuple(pair) for pair in expected.tolist()}
+    matches = matcher.match(*photos)
+    moved = matches.keypoints0 - matches.keypoints1
+    np.testing.assert_allclose(np.median(moved, axis=0), (16, 16), atol=0.05)
+    # one descriptor has no second neighbour, none has no neighbour
+    i, j = found[0]
+    assert sift_matches(first[i : i + 1], second[j : j + 1], options.sift).tolist() == [[0, 0]]
+    assert sift_matches(first[:0], second, options.sift).shape == (0, 2)
+    assert sift_matches(first, second[:0], options.sift).shape == (0, 2)
 
 
 def test_nothing_to_match(weights: Path, tmp_path: Path) -> None:
