@@ -1,21 +1,24 @@
 """Dense matches of another matcher: what import-matches makes of them, and what COLMAP does.
 
     python benchmarks/imported_matches.py OUT [--views N] [--size W H] [--samples N] [--noise PX]
-    python benchmarks/imported_matches.py OUT --images PHOTOS --truth MODEL [--known]
+    python benchmarks/imported_matches.py OUT --images PHOTOS [--truth MODEL] [--known]
 
 Every pair of photos has --samples matches at random points, different ones in each pair, as RoMa
-samples its warp; Gaussian noise on both sides, and 5 in 100 are wrong. Without --images they come
-from the exact depth of a rendered scene. With --images they are our own matcher's matches, brought
+samples its warp; Gaussian noise on both sides, and 5 in 100 are wrong (--wrong). --neighbours N
+leaves out the pairs that are further apart in the order of names. Without --images they come from
+the exact depth of a rendered scene. With --images they are our own matcher's matches, brought
 to random points by the local affine maps of their neighbours. --enlarge N makes the photos N times
 as large first: cameras have 12 megapixels and more, in which 5,000 samples hardly ever meet, and a
 matcher that works in 1,024 px errs by N times as many pixels (--noise). OUT/matches gets a file for
 each pair, which is all that the ways that are compared get:
 
-* rounded into COLMAP: points rounded to whole pixels become keypoints (equal pixels one keypoint),
-  then COLMAP's verification and incremental mapper with their defaults, as most scripts do it;
+* as they are into COLMAP: every point of every pair is a keypoint, then COLMAP's verification and
+  incremental mapper with their defaults, as scripts do it that write what a dense matcher samples;
+* rounded into COLMAP: the same, but points rounded to whole pixels, equal pixels one keypoint;
 * import-matches --refine none, and import-matches.
 
-Of each the photos registered, points, track length, and the errors of the cameras after alignment.
+Of each the photos registered, points, track length, and with true cameras the errors of the cameras
+after alignment.
 """
 
 from __future__ import annotations
@@ -34,12 +37,10 @@ import pycolmap
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc import cli
-from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
+from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.find import find_images
-
-WRONG = 0.05  # share of the matches
 
 
 class TrueWarp:
@@ -119,7 +120,10 @@ def write_matches(folder: Path, sizes: dict[str, tuple[int, int]], warp, args) -
     """A file for each pair with samples of it at random points, with noise and wrong ones."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
+    order = {name: number for number, name in enumerate(sizes)}
     for name0, name1 in itertools.combinations(sizes, 2):
+        if args.neighbours is not None and order[name1] - order[name0] > args.neighbours:
+            continue
         (w0, h0), (w1, h1) = sizes[name0], sizes[name1]
         points = rng.uniform(0, [w0 - 1, h0 - 1], (8 * args.samples, 2))
         there, good = warp(name0, name1, points)
@@ -128,7 +132,7 @@ def write_matches(folder: Path, sizes: dict[str, tuple[int, int]], warp, args) -
             continue
         points = points + rng.normal(0, args.noise, points.shape)
         there = there + rng.normal(0, args.noise, there.shape)
-        wrong = rng.random(len(points)) < WRONG
+        wrong = rng.random(len(points)) < args.wrong
         there[wrong] = rng.uniform(0, [w1 - 1, h1 - 1], (wrong.sum(), 2))
         inside = (points >= 0).all(1) & (points <= [w0 - 1, h0 - 1]).all(1)
         inside &= (there >= 0).all(1) & (there <= [w1 - 1, h1 - 1]).all(1)
@@ -149,13 +153,14 @@ def enlarged(images: Path, out: Path, factor: int) -> Path:
     return out
 
 
-def rounded_into_colmap(
+def into_colmap(
     out: Path,
     images: Path,
     sizes: dict[str, tuple[int, int]],
     known: pycolmap.Reconstruction | None,
+    rounded: bool,
 ) -> Path:
-    """COLMAP's model of points rounded to whole pixels; the folder of the largest."""
+    """COLMAP's model of the points as they are or rounded; the folder of the largest."""
     out.mkdir(parents=True, exist_ok=True)
     database = out / "database.db"
     database.unlink(missing_ok=True)
@@ -165,13 +170,10 @@ def rounded_into_colmap(
     for file in sorted((out.parent / "matches").glob("*.npz")):
         names = [by_stem[stem] for stem in file.stem.split("__")]
         content = np.load(file)
-        sides = [
-            [
-                index[name].setdefault(tuple(p), len(index[name]))
-                for p in np.rint(content[k]).tolist()
-            ]
-            for name, k in zip(names, ("keypoints0", "keypoints1"), strict=True)
-        ]
+        sides = []
+        for name, k in zip(names, ("keypoints0", "keypoints1"), strict=True):
+            points = (np.rint(content[k]) if rounded else content[k]).tolist()
+            sides.append([index[name].setdefault(tuple(p), len(index[name])) for p in points])
         pairs[tuple(names)] = np.unique(np.array(sides, np.uint32).T, axis=0)
     with quiet_colmap(), pycolmap.Database.open(database) as db:
         reader = pycolmap.ImageReaderOptions()
@@ -211,6 +213,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="of its photos, px")
     parser.add_argument("--samples", type=int, default=5000, help="matches of a pair")
     parser.add_argument("--noise", type=float, default=0.7, help="of both points along an axis, px")
+    parser.add_argument("--wrong", type=float, default=0.05, help="share of wrong matches")
+    parser.add_argument("--neighbours", type=int, help="match only with so many next photos")
     parser.add_argument("--images", type=Path, help="real photos instead")
     parser.add_argument("--truth", type=Path, help="COLMAP model with their true cameras")
     parser.add_argument("--known", action="store_true", help="give all ways the true intrinsics")
@@ -245,25 +249,31 @@ def main() -> None:
             raise EdmHlocError("no model")
         return run / "model"
 
-    def rounded() -> Path:
+    def colmap(name: str, rounded: bool) -> Path:
         known = read_model(truth) if args.known else None
-        return rounded_into_colmap(args.out / "colmap", images, sizes, known)
+        return into_colmap(args.out / name, images, sizes, known, rounded)
 
     rows = []
     for title, way in (
-        ("rounded into COLMAP", rounded),
+        ("as they are into COLMAP", lambda: colmap("colmap-unrounded", False)),
+        ("rounded into COLMAP", lambda: colmap("colmap-rounded", True)),
         ("import-matches --refine none", lambda: imported("--refine", "none")),
         ("import-matches", imported),
     ):
         start = time.process_time()
         try:
-            found = compare(way(), truth)
-            rows.append(
-                f"| {title} | {found.registered} of {found.images} | {found.points:,} "
-                f"| {found.mean_track_length:.2f} | {found.rotation_median:.3f}° "
-                f"/ {found.rotation_max:.3f}° | {found.position_median:.3f} % "
-                f"/ {found.position_max:.3f} % | {time.process_time() - start:.0f} s |"
-            )
+            model = way()
+            seconds = time.process_time() - start
+            size = ModelStatistics.of(read_model(model))
+            cells = [f"{size.registered} of {len(sizes)}", f"{size.points:,}"]
+            cells.append(f"{size.mean_track_length:.2f}")
+            if truth is not None:
+                off = compare(model, truth)
+                cells.append(f"{off.rotation_median:.3f}° / {off.rotation_max:.3f}°")
+                cells.append(f"{off.position_median:.3f} % / {off.position_max:.3f} %")
+            else:
+                cells += ["", ""]
+            rows.append(f"| {title} | {' | '.join(cells)} | {seconds:.0f} s |")
         except EdmHlocError as error:
             rows.append(f"| {title} | none: {error} | | | | | |")
     titles = ("way", "photos", "points", "track length", "rotation: median / max")

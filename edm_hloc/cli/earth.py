@@ -57,21 +57,47 @@ def add_positions(sub: argparse.ArgumentParser) -> None:
         "enough have it), none (the model keeps a frame of its own), or a table with a line "
         "name,latitude,longitude,altitude above",
     )
+    sub.add_argument(
+        "--position-priors",
+        nargs="?",
+        type=options.between(float, 1e-3),
+        const=3.0,
+        metavar="METRES",
+        help="keep the cameras near their positions while they are mapped, which straightens long "
+        "chains of weakly connected photos; METRES is the standard deviation of positions that "
+        "tell none (3 if left out)",
+    )
 
 
 def print_place(placed: Georeference) -> None:
-    """Print how a model lies on Earth, or why it does not."""
+    """Print how a model and its parts lie on Earth, or why they do not."""
     if not placed.used:
         print(f"Earth       the model keeps its own frame, without scale: {placed.why}")
-        return
-    assert placed.origin is not None
-    latitude, longitude, altitude = placed.origin
+    else:
+        assert placed.origin is not None
+        latitude, longitude, altitude = placed.origin
+        print(
+            f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°, "
+            f"{altitude:.1f} m; {_distances(placed)}"
+        )
+        _print_wrong(placed)
+    for number, part in placed.parts.items():
+        if part.used:
+            print(f"            part {number}: in the same frame, {_distances(part)}")
+            _print_wrong(part)
+        else:
+            print(f"            part {number} keeps its own frame: {part.why}")
+
+
+def _distances(placed: Georeference) -> str:
     agree = placed.positions - len(placed.wrong)
-    print(
-        f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°, "
-        f"{altitude:.1f} m; {placed.median:.2f} m (median) and at most {placed.largest:.2f} m from "
-        f"{placed.source}, {agree} of {placed.positions} agree"
+    return (
+        f"{placed.median:.2f} m (median) and at most {placed.largest:.2f} m from {placed.source}, "
+        f"{agree} of {placed.positions} agree"
     )
+
+
+def _print_wrong(placed: Georeference) -> None:
     if placed.wrong:
         more = f" and {len(placed.wrong) - 3} more" if len(placed.wrong) > 3 else ""
         print(f"            wrong positions, left out: {', '.join(placed.wrong[:3])}{more}")
@@ -102,7 +128,7 @@ def _georeference(args: argparse.Namespace) -> None:
     make_folder(args.out)
     check_kinds(args.out, ["model", georeference.RECORD, georeference.CAMERAS, "map.svg"])
     georeference.write_on_earth(model, found, args.out / "model")
-    georeference.write_placed(model, placed, args.out)
+    georeference.write_placed(placed, {"": model}, args.out)
     centres = georeference.camera_centres(model)
     moved = {name: found * xyz for name, xyz in points.items()}
     write_whole(args.out / "map.svg", draw_map(centres | moved, vars(placed)))

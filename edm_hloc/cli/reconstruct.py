@@ -84,13 +84,12 @@ def _reconstruct(args: argparse.Namespace) -> None:
     if args.known is not None:
         known = load_intrinsics(args.known, names_of(pairs))
     with reporting(args.out):
-        run = reconstruct(
-            args.images,
-            args.out,
-            pairs,
-            options.make_matcher(args),
-            replace(options.reconstruction_config(args, known), positions=args.positions),
+        config = replace(
+            options.reconstruction_config(args, known),
+            positions=args.positions,
+            position_priors=args.position_priors,
         )
+        run = reconstruct(args.images, args.out, pairs, options.make_matcher(args), config)
         summaries.print_reconstruction(run, time.monotonic() - start)
     if args.target is not None:
         export_for(args, args.out / "model", args.images, args.out / args.target)

@@ -113,7 +113,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         from edm_hloc.cli.earth import print_place
         from edm_hloc.mapping.georeference import Georeference
 
-        print_place(Georeference(**place))
+        print_place(Georeference.of(place))
     peak = run.peak_memory_mib
     memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
     print(f"Time        {format_duration(seconds)}{memory}")

@@ -33,6 +33,7 @@ class Fix:
         latitude, longitude: degrees, WGS 84.
         altitude: metres; None where it is not known.
         accuracy: of the latitude and longitude, standard deviation in metres; None if not told.
+        altitude_accuracy: of the altitude, likewise.
         relative_altitude: metres above where a drone took off, by its barometer.
     """
 
@@ -40,6 +41,7 @@ class Fix:
     longitude: float
     altitude: float | None = None
     accuracy: float | None = None
+    altitude_accuracy: float | None = None
     relative_altitude: float | None = None
 
 
@@ -78,7 +80,15 @@ def fix_of(image: Image.Image) -> Fix | None:
             altitude = -altitude
     spread = [xmp[key] for key in ("RtkStdLat", "RtkStdLon") if xmp.get(key, 0) > 0]
     accuracy = max(spread) if spread else _number(gps.get(GPS.GPSHPositioningError))
-    return Fix(latitude, longitude, altitude, accuracy or None, xmp.get("RelativeAltitude"))
+    upward = xmp.get("RtkStdHgt", 0.0)
+    return Fix(
+        latitude,
+        longitude,
+        altitude,
+        accuracy or None,
+        upward if upward > 0 else None,
+        xmp.get("RelativeAltitude"),
+    )
 
 
 def _drone_values(xmp: bytes | str) -> dict[str, float]:
@@ -138,6 +148,7 @@ _COLUMNS = {
     "y": ("y", "northing", "north", "n"),
     "z": ("altitude", "alt", "height", "elevation", "z", "up", "gpsaltitude"),
     "accuracy": ("accuracy", "std", "sigma", "accuracy_m", "horizontal_accuracy"),
+    "altitude_accuracy": ("altitude_accuracy", "vertical_accuracy", "std_z", "sigma_z"),
 }
 _EXAMPLE = "name,latitude,longitude,altitude"
 
@@ -147,7 +158,7 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
 
     Columns are separated by commas, semicolons or tabs, in any order: the name, latitude and
     longitude in degrees (or x and y of another reference system), and where known the altitude and
-    the accuracy in metres.
+    the accuracies in metres.
 
     Args:
         path: the table.
@@ -186,10 +197,11 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
 
         try:
             first, second, height = value(wanted[0]), value(wanted[1]), value("z")
-            name, accuracy = fields[place["name"] or 0].strip(), value("accuracy")
+            accuracies = value("accuracy"), value("altitude_accuracy")
+            name = fields[place["name"] or 0].strip()
             if first is None or second is None:
                 raise ValueError("no position")
-            fixes[name] = _fix(first, second, height, accuracy, to_earth)
+            fixes[name] = _fix(first, second, height, accuracies, to_earth)
         except (ValueError, IndexError) as error:
             raise EdmHlocError(
                 f"{path}, line {number}: expected {separator.join(head)}; found {line[:100]!r}."
@@ -201,7 +213,7 @@ def _fix(
     first: float,
     second: float,
     height: float | None,
-    accuracy: float | None,
+    accuracies: tuple[float | None, float | None],
     to_earth: Transform | None,
 ) -> Fix:
     """Raises ValueError for what is not on Earth."""
@@ -209,10 +221,13 @@ def _fix(
     if to_earth is not None:
         first, second, altitude = to_earth(first, second, height or 0.0)
         altitude = None if height is None else altitude
-    finite = all(map(math.isfinite, (first, second, altitude or 0.0, accuracy or 0.0)))
-    if not finite or abs(first) > 90 or abs(second) > 180:
+    numbers = (first, second, altitude or 0.0, *(a or 0.0 for a in accuracies))
+    if not all(map(math.isfinite, numbers)) or abs(first) > 90 or abs(second) > 180:
         raise ValueError("not on Earth")
-    return Fix(first, second, altitude, accuracy)
+    if min(a or 0.0 for a in accuracies) < 0:
+        raise ValueError("negative accuracy")
+    level, upward = (a or None for a in accuracies)
+    return Fix(first, second, altitude, level, upward)
 
 
 @dataclass(frozen=True)
@@ -262,7 +277,7 @@ def read_control_points(
             photo = fields[5]
             point = fields[6] if len(fields) > 6 else f"{fields[0]} {fields[1]} {fields[2]}"
             first, second = (y, x) if transform is None else (x, y)
-            fixes[point] = _fix(first, second, z, None, transform)
+            fixes[point] = _fix(first, second, z, (None, None), transform)
             if not (math.isfinite(px) and math.isfinite(py)):
                 raise ValueError("no pixel")
         except (ValueError, IndexError) as error:

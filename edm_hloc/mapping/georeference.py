@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pycolmap
+from scipy.special import fdtri
 
 from edm_hloc.base.colmap import posed_images, quiet_colmap
 from edm_hloc.base.files import write_whole
@@ -26,7 +27,11 @@ RECORD, CAMERAS = "georeference.json", "cameras.geojson"
 _TOLERANCES = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # m, of the fixes that agree
 _AGREEING = 2 / 3  # of the fixes: the least tolerance that so many meet is taken
 _LEAST_AGREEING = 0.5
-_WRONG = 3.0  # standard deviations from which on a fix counts as wrong
+# Errors of GPS have longer tails than normal ones: Student's t with so many degrees of freedom, in
+# three directions. Only what one in a thousand of its errors exceeds counts as wrong.
+_FREEDOM, _WRONG = 4.0, 1e-3
+_ORDINARY = 3.0  # m, standard deviation of a fix that tells none, beside others that do
+_HALVINGS, _ROUNDS, _SETTLED = 12, 10, 1e-6
 _MAX_SCALE, _MAX_TILT = 0.05, 5.0  # uncertainty (share, degrees) above which there is no frame
 _LINE = 1e-3  # extent of positions across a line, as a share of that along it
 _WGS84 = pycolmap.GPSTransformEllipsoid.WGS84
@@ -44,13 +49,15 @@ class Georeference:
         origin: latitude and longitude in degrees and altitude in metres of (0, 0, 0).
         heights: whether the positions have altitudes; if not, all count as of one height.
         residuals: (east, north, up) in metres from each position to the model's, by name.
-        wrong: names of the positions that the others contradict, which were left out.
+        wrong: names of the positions that were left out, as they cannot be explained by the errors
+            of the others, whose tails are long.
         median, largest: length of the residuals in metres, of those that were used.
         scale: metres per unit of the model's earlier frame.
         scale_uncertainty: of the scale, as a share.
         tilt_uncertainty: of the frame's direction, degrees.
         told_accuracy: median of the standard deviations that the photos tell (RTK, phones), in
             metres; None if they tell none.
+        parts: the same of the other models of a run, by their numbers, all with one origin.
     """
 
     used: bool
@@ -67,6 +74,13 @@ class Georeference:
     scale_uncertainty: float = 0.0
     tilt_uncertainty: float = 0.0
     told_accuracy: float | None = None
+    parts: dict[str, Georeference] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Georeference:
+        """What `dataclasses.asdict` has made a record of."""
+        parts = {number: cls.of(part) for number, part in record.get("parts", {}).items()}
+        return cls(**{**record, "parts": parts})
 
 
 def camera_centres(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
@@ -95,6 +109,7 @@ def locate(
     source: str,
     least: int = 5,
     held: tuple[float, float, float] | None = None,
+    origin: tuple[float, float, float] | None = None,
 ) -> tuple[pycolmap.Sim3d, Georeference]:
     """Finds the frame in which positions in the model lie where they are on Earth.
 
@@ -104,6 +119,9 @@ def locate(
         source: where they are from.
         least: number of positions that must agree.
         held: origin of the frame that the model is in already and keeps; the residuals are told.
+        origin: latitude, longitude and altitude of the frame's origin; None: among the positions.
+
+    Positions count by the accuracy that they tell.
 
     Returns:
         The similarity from the model's frame to the local one, the identity if there is none; and
@@ -122,24 +140,30 @@ def locate(
     chosen = [fixes[n] if heights else Fix(fixes[n].latitude, fixes[n].longitude) for n in names]
     rows = [(f.latitude, f.longitude, f.altitude or 0.0) for f in chosen]
     latitude, longitude, altitude = map(float, np.median(rows, axis=0))
-    origin = held or (round(latitude, 6), round(longitude, 6), round(altitude, 1))
+    origin = held or origin or (round(latitude, 6), round(longitude, 6), round(altitude, 1))
     here = np.array([points[name] for name in names])
     there = to_local(chosen, origin)
+    told = [accuracy for name in names if (accuracy := fixes[name].accuracy) is not None]
+    deviations = np.full(len(names), 1.0)
+    if told:
+        deviations = np.array([fixes[name].accuracy or _ORDINARY for name in names])
     if held is not None:
         found = stay
-        good = _inliers(found, here, there)
+        weights = _weights(found, here, there, deviations)
     else:
         along, across, _ = np.linalg.svd(here - here.mean(axis=0), compute_uv=False)
         if across < _LINE * along:
             why = "they lie on a line, about which the model could turn"
             return stay, _without(rough, why)
-        found, good = _similarity(here, there)
+        found, weights = _similarity(here, there, deviations)
+        good = weights > 0
         if good.sum() < max(least, _LEAST_AGREEING * len(names)):
             why = f"only {int(good.sum())} of the {len(names)} positions agree with the model"
             return stay, _without(rough, why)
+    good = weights > 0
     moved = _moved(found, here)
     residuals = moved - there
-    scale_share, tilt = _uncertainty(moved[good], residuals[good])
+    scale_share, tilt = _uncertainty(moved, weights)
     if held is None and (scale_share > _MAX_SCALE or tilt > _MAX_TILT):
         why = (
             "the positions do not determine the frame: they lie on a line or too close together "
@@ -147,7 +171,6 @@ def locate(
         )
         return stay, _without(rough, why)
     lengths = np.linalg.norm(residuals[good], axis=1)
-    told = [accuracy for name in names if (accuracy := fixes[name].accuracy) is not None]
     return found, Georeference(
         True,
         source=source,
@@ -175,21 +198,28 @@ def _moved(similarity: pycolmap.Sim3d, points: np.ndarray) -> np.ndarray:
     return np.asarray(points @ similarity.matrix()[:, :3].T + similarity.matrix()[:, 3])
 
 
-def _inliers(similarity: pycolmap.Sim3d, here: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """(N,) bool, positions that are no further off than three robust standard deviations."""
-    off = np.linalg.norm(_moved(similarity, here) - there, axis=1)
-    # the median length of an error in three directions is 1.54 of its standard deviation in one
-    sigma = max(float(np.median(off)) / 1.54, 1e-3)
-    return np.asarray(off <= _WRONG * 1.73 * sigma)
+def _weights(
+    similarity: pycolmap.Sim3d, here: np.ndarray, there: np.ndarray, deviations: np.ndarray
+) -> np.ndarray:
+    """(N,) weights of positions, the inverse of their variances in m²; 0 of wrong ones.
+
+    Deviations (N,) are relative to each other: their scale comes from the median distance.
+    """
+    off = np.linalg.norm(_moved(similarity, here) - there, axis=1) / deviations
+    middle, most = (np.sqrt(3 * fdtri(3, _FREEDOM, 1 - p)) for p in (0.5, _WRONG))
+    scale = max(float(np.median(off)) / middle, 1e-3 / float(deviations.max()))
+    tails = (_FREEDOM + 3) / (_FREEDOM + (off / scale) ** 2)
+    return np.asarray(np.where(off <= most * scale, tails, 0.0) / (scale * deviations) ** 2)
 
 
-def _similarity(here: np.ndarray, there: np.ndarray) -> tuple[pycolmap.Sim3d, np.ndarray]:
-    """The similarity that most positions agree with, and (N,) bool, those that do.
+def _similarity(
+    here: np.ndarray, there: np.ndarray, deviations: np.ndarray
+) -> tuple[pycolmap.Sim3d, np.ndarray]:
+    """The similarity that most positions agree with, and the (N,) weights of the positions.
 
     By RANSAC with the least tolerance that two thirds of the positions meet, or half of them the
-    largest; then by least squares of those within three standard deviations.
+    largest; then by weighted least squares, as for errors of Student's distribution.
     """
-    nothing = pycolmap.Sim3d(), np.zeros(len(here), bool)
     options = pycolmap.RANSACOptions()
     options.random_seed, options.max_num_trials = 0, 10_000
     found = None
@@ -206,27 +236,41 @@ def _similarity(here: np.ndarray, there: np.ndarray) -> tuple[pycolmap.Sim3d, np
             found = candidate
             break
     if found is None:
-        return nothing
-    for _ in range(5):
-        good = _inliers(found, here, there)
-        with quiet_colmap():
-            better = pycolmap.estimate_sim3d(here[good], there[good])
-        if better is None:
-            return nothing
-        found = better
-    return found, _inliers(found, here, there)
+        return pycolmap.Sim3d(), np.zeros(len(here))
+    # from all alike to as told: a rough frame is too far off for the most accurate ones
+    for floor in (*tolerance * 0.5 ** np.arange(_HALVINGS), 0.0):
+        for _ in range(_ROUNDS):
+            before, given = found, np.maximum(deviations, floor)
+            found = _weighted_similarity(here, there, _weights(found, here, there, given))
+            if np.abs(found.matrix() - before.matrix()).max() <= _SETTLED * found.scale:
+                break
+    return found, _weights(found, here, there, deviations)
 
 
-def _uncertainty(places: np.ndarray, residuals: np.ndarray) -> tuple[float, float]:
+def _weighted_similarity(
+    here: np.ndarray, there: np.ndarray, weights: np.ndarray
+) -> pycolmap.Sim3d:
+    """The similarity with the least weighted sum of squared distances (Umeyama's)."""
+    share = weights / weights.sum()
+    middle, goal = share @ here, share @ there
+    own, others = here - middle, there - goal
+    u, spread, vt = np.linalg.svd((share[:, None] * others).T @ own)
+    mirror = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = u @ np.diag(mirror) @ vt
+    scale = float(spread @ mirror / (share @ (own**2).sum(axis=1)))
+    return pycolmap.Sim3d(scale, pycolmap.Rotation3d(rotation), goal - scale * rotation @ middle)
+
+
+def _uncertainty(places: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """How well positions determine the scale (a share) and the direction (degrees) of a frame.
 
-    The scale by their extent as a whole, the direction by that across their longest axis.
+    The scale by their extent as a whole, the direction by that across their longest axis, both in
+    standard deviations.
     """
-    noise = max(float(np.sqrt((residuals**2).mean())), 1e-9)
-    extents = np.linalg.svd(places - places.mean(axis=0), compute_uv=False)
-    scale = noise / max(float(np.linalg.norm(extents)), 1e-12)
-    tilt = np.degrees(np.arctan2(noise, float(extents[1])))
-    return float(scale), float(tilt)
+    centred = places - (weights / max(float(weights.sum()), 1e-12)) @ places
+    extents = np.linalg.svd(np.sqrt(weights)[:, None] * centred, compute_uv=False)
+    scale = 1 / max(float(np.linalg.norm(extents)), 1e-12)
+    return scale, float(np.degrees(np.arctan2(1, float(extents[1]))))
 
 
 def control_points_in(
@@ -263,23 +307,38 @@ def control_points_in(
 # --------------------------------------------------------------------------- files
 
 
-def write_placed(model: pycolmap.Reconstruction, placed: Georeference, out: Path) -> None:
-    """Writes `georeference.json` and, if the model is on Earth, `cameras.geojson` into `out`.
+def write_placed(
+    placed: Georeference, models: Mapping[str, pycolmap.Reconstruction], out: Path
+) -> None:
+    """Writes `georeference.json` and, if a model is on Earth, `cameras.geojson` into `out`.
+
+    Args:
+        placed: where they lie.
+        models: the model under the name "", its parts under their numbers.
+        out: folder of the files.
 
     Raises:
         EdmHlocError: a file cannot be written.
     """
     record = {"frame": "metres to the east, to the north and up from the origin, WGS 84"}
     write_whole(out / RECORD, json.dumps(record | asdict(placed), indent=1))
-    if placed.origin is not None:
-        write_whole(out / CAMERAS, json.dumps(cameras_geojson(model, placed), indent=1))
+    features = []
+    for number, one in {"": placed, **placed.parts}.items():
+        if one.origin is not None:
+            features += camera_features(models[number], one, number)
+    if features:
+        collection = {"type": "FeatureCollection", "features": features}
+        write_whole(out / CAMERAS, json.dumps(collection, indent=1))
 
 
-def cameras_geojson(model: pycolmap.Reconstruction, placed: Georeference) -> dict[str, Any]:
-    """A GeoJSON object of a model on Earth: a point for each camera, with the way that it looks.
+def camera_features(
+    model: pycolmap.Reconstruction, placed: Georeference, part: str = ""
+) -> list[dict[str, Any]]:
+    """GeoJSON of a model on Earth: a point for each camera, with the way that it looks.
 
     Each has the photo's name, the heading of its optical axis in degrees from north over east, its
-    elevation above the horizon, and the distance from its position in metres.
+    elevation above the horizon, the distance from its position in metres, and the number of its
+    part.
     """
     assert placed.origin is not None
     features = []
@@ -289,17 +348,19 @@ def cameras_geojson(model: pycolmap.Reconstruction, placed: Georeference) -> dic
         posed.items(), to_earth(centres, placed.origin).tolist(), strict=True
     ):
         east, north, up = image.cam_from_world().rotation.matrix()[2]
-        properties = {
+        properties: dict[str, Any] = {
             "name": name,
             "heading": round(float(np.degrees(np.arctan2(east, north)) % 360), 2),
             "elevation": round(float(np.degrees(np.arcsin(np.clip(up, -1, 1)))), 2),
         }
+        if part:
+            properties["part"] = int(part)
         if name in placed.residuals:
             off = float(np.linalg.norm(placed.residuals[name]))
             properties |= {"residual": round(off, 3), "wrong": name in placed.wrong}
         geometry = {"type": "Point", "coordinates": [round(lon, 9), round(lat, 9), round(alt, 3)]}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    return {"type": "FeatureCollection", "features": features}
+    return features
 
 
 def write_on_earth(

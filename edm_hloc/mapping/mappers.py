@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
+from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, use_priors, with_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
 from edm_hloc.mapping.thinning import thin_database
 from edm_hloc.mapping.turning import only_turned, turned_groups
@@ -69,6 +70,7 @@ def map_database(
     out: Path,
     options: MappingOptions | None = None,
     known: Iterable[str] = (),
+    priors: PositionPriors | None = None,
 ) -> MappingSummary:
     """Reconstructs poses and points and writes the largest connected model to `out`, binary.
 
@@ -82,6 +84,8 @@ def map_database(
         out: folder of the model, written on success only. A model that is there is replaced.
         options: mapper and thresholds.
         known: names of the images whose intrinsics are not refined.
+        priors: positions that the cameras are kept near, by the incremental mapper; the model is
+            then in their frame.
 
     Raises:
         EdmHlocError: no model was found, with the reason and what to try; the camera turned without
@@ -100,20 +104,28 @@ def map_database(
     names = [image.name for image in images.values()]
     if not verified_pairs:
         raise EdmHlocError(explain_no_model(database))
-    depends_on = [content, options.of_mapping(), sorted(known)]
+    depends_on: list[object] = [content, options.of_mapping(), sorted(known)]
+    if priors is not None:
+        depends_on.append(asdict(priors))
     with (
         kept_snapshots(journal_path(out), fingerprint_of(depends_on)) as snapshots,
         new_model_folder(out) as temporary,
         quiet_colmap(),
     ):
-        models, undistorted = find_models(
-            database, image_root, temporary, options, known, snapshots
-        )
+        to_map = database
+        if priors is not None:
+            to_map = with_priors(database, temporary / "priors.db", priors)
+        models, undistorted = find_models(to_map, image_root, temporary, options, known, snapshots)
         if not models:
             raise EdmHlocError(explain_no_model(database))
         models, turned = _without_turned(database, models, constant)
         if not models:
             raise EdmHlocError(explain_turning(database))
+        if priors is not None:
+            refine = options.refine_intrinsics
+            colmap = refining_options(options, refine, refine and not undistorted)
+            for model in models:  # the completion has no regard for them
+                adjust_to_priors(model, priors, colmap, constant)
         write_model(models[0], image_root, temporary)
         write_parts(models[1:], image_root, parts_folder(out))
         statistics = ModelStatistics.of(models[0])
@@ -308,6 +320,7 @@ class IncrementalMapping:
         colmap = refining_options(self.options, refine_focal, refine_distortion)
         colmap.min_model_size = 3
         colmap.constant_cameras = self.constant_cameras
+        use_priors(colmap, self.database)
         if self.thinned:
             colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
             colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH

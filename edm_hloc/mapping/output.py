@@ -140,6 +140,12 @@ def parts_folder(model: Path) -> Path:
     return model.with_name(f"{model.name}_parts")
 
 
+def part_folders(model: Path) -> dict[str, Path]:
+    """Folders of the other models of a run by their numbers, by falling size."""
+    found = {p.name: p for p in parts_folder(model).glob("*") if p.name.isdecimal() and p.is_dir()}
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+
 def write_parts(models: Sequence[pycolmap.Reconstruction], image_root: Path, folder: Path) -> None:
     """Writes models into folders `2`, `3`, …; those of an earlier mapping are removed.
 

@@ -16,6 +16,7 @@ from edm_hloc.mapping.extension import EarlierModel, compared_cameras, extend_mo
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary
+from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks.refine import KeptIntrinsics, refine_model
 
@@ -44,12 +45,15 @@ class PhotosToMap:
         image_root: folder of the photos.
         names: of the photos.
         known: the intrinsics that are not refined, as text, by the photos' names.
+        priors: positions that the cameras are kept near. A model with any is not extended, but
+            mapped anew.
     """
 
     database: Path
     image_root: Path
     names: Sequence[str]
     known: Mapping[str, str]
+    priors: PositionPriors | None = None
 
 
 def map_or_extend(
@@ -78,7 +82,7 @@ def map_or_extend(
     extended = None
     run.results.pop("extended", None)
     earlier = _earlier_model(run, made_of)
-    if earlier is not None and options.mapper == "incremental":
+    if earlier is not None and options.mapper == "incremental" and photos.priors is None:
         extended = extend_model(database, image_root, model, earlier, options, known)
         if extended is None:
             logger.warning(
@@ -86,7 +90,7 @@ def map_or_extend(
                 "anew, in a frame of their own."
             )
     if extended is None:
-        mapped = map_database(database, image_root, model, options, known=known)
+        mapped = map_database(database, image_root, model, options, known, photos.priors)
         return {"mapped": mapped, "mapped_from": made_of}
     return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of}
 

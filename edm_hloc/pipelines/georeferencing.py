@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
@@ -15,12 +17,16 @@ from edm_hloc.mapping.georeference import (
     RECORD,
     camera_centres,
     locate,
+    to_local,
     write_on_earth,
     write_placed,
 )
+from edm_hloc.mapping.output import part_folders
+from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
 
 _WORTH_A_WORD = 3  # positions; of photos with fewer nothing is said
+_LEAST_PRIORS = 3
 
 
 def forget_place(run: Run) -> None:
@@ -58,15 +64,45 @@ def find_fixes(image_root: Path, names: Sequence[str], positions: str) -> dict[s
     return found
 
 
+def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
+    """Positions for the mapping, in metres to the east, to the north and up from their middle.
+
+    Args:
+        fixes: positions by the photos' names; those without altitude are left out.
+        deviation: standard deviation in metres of those that tell none; of altitudes that tell none
+            twice that of the rest of the position.
+
+    Raises:
+        EdmHlocError: there are too few.
+    """
+    names = sorted(name for name, fix in fixes.items() if fix.altitude is not None)
+    if len(names) < _LEAST_PRIORS:
+        raise EdmHlocError(
+            f"Position priors need {_LEAST_PRIORS} photos whose position is known with its "
+            f"altitude, and there are {len(names)} of the {len(fixes)} with a position: leave out "
+            "--position-priors, or give a table by --positions."
+        )
+    chosen = [fixes[name] for name in names]
+    rows = [(fix.latitude, fix.longitude, fix.altitude or 0.0) for fix in chosen]
+    latitude, longitude, altitude = map(float, np.median(rows, axis=0))
+    places = to_local(chosen, (latitude, longitude, altitude))
+    level = [fix.accuracy or deviation for fix in chosen]
+    up = [fix.altitude_accuracy or 2 * flat for fix, flat in zip(chosen, level, strict=True)]
+    return PositionPriors(
+        dict(zip(names, places.tolist(), strict=True)),
+        {name: [flat, flat, high] for name, flat, high in zip(names, level, up, strict=True)},
+    )
+
+
 def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
-    """Moves the model of a run into a local frame on Earth, if its photos' positions allow it.
+    """Moves the models of a run into one local frame on Earth, if their photos' positions allow it.
 
     A model that was extended keeps the frame that it had.
 
     Args:
-        run: with a model in ``model``.
+        run: with a model in ``model``, and maybe others in ``model_parts``.
         fixes: positions, by the photos' names.
-        made_from: fingerprint of the step that made the model.
+        made_from: fingerprint of the step that made the models.
 
     Raises:
         EdmHlocError: a file cannot be written.
@@ -78,13 +114,20 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
     held = earlier.get("origin") if "extended" in run.results else None
 
     def work() -> dict[str, Any]:
-        model = read_model(folder)
-        found, placed = locate(
-            camera_centres(model), fixes, "their GPS", held=None if held is None else tuple(held)
-        )
-        if placed.used and held is None:
-            write_on_earth(model, found, folder)
-        write_placed(model, placed, run.out)
+        models, places = {}, {}
+        origin = None if held is None else tuple(held)
+        for number, path in {"": folder, **part_folders(folder)}.items():
+            models[number] = model = read_model(path)
+            stays = origin if held is not None and not number else None
+            found, placed = locate(
+                camera_centres(model), fixes, "their GPS", held=stays, origin=origin
+            )
+            if placed.used and stays is None:
+                write_on_earth(model, found, path)
+            origin = origin or placed.origin
+            places[number] = placed
+        placed = replace(places.pop(""), parts=places)
+        write_placed(placed, models, run.out)
         return {"georeferenced": placed}
 
     depends_on = [made_from, {name: asdict(fix) for name, fix in fixes.items()}]

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions, check_cameras
+from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -38,13 +40,19 @@ from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import parts_folder
+from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend, refine_mapped
-from edm_hloc.pipelines.georeferencing import find_fixes, forget_place, place_on_earth
+from edm_hloc.pipelines.georeferencing import (
+    find_fixes,
+    forget_place,
+    place_on_earth,
+    priors_of,
+)
 from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
@@ -81,6 +89,8 @@ class ReconstructionConfig:
         masks: folder of mask images, black where matches do not count (see `images/masks.py`).
         positions: where photos are on Earth: "gps" of their EXIF data, "none", or a table (see
             `images.gps.read_positions`). `triangulate_model` keeps the frame of its reference.
+        position_priors: standard deviation in metres of positions that tell none; the mapper keeps
+            the cameras near all of them (`reconstruct` only). None: positions only place the model.
         refine_tracks: align all photos of each point and adjust the model once more (`reconstruct`
             only, see `tracks/refine.py`).
         overwrite: match and compute everything again, whatever the output folder holds.
@@ -92,6 +102,7 @@ class ReconstructionConfig:
     mapping: MappingOptions = field(default_factory=MappingOptions)
     masks: Path | None = None
     positions: str = "gps"
+    position_priors: float | None = None
     refine_tracks: bool = False
     overwrite: bool = False
 
@@ -133,8 +144,11 @@ def reconstruct(
         "positions": config.positions,
         "tracks": config.refine_tracks,
     }
+    if config.position_priors is not None:
+        settings["position_priors"] = config.position_priors
     names = names_of(pairs)
     fixes = find_fixes(image_root, names, config.positions)
+    priors = _priors(fixes, config)
     check_known(known, names, mapping)
     check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
@@ -148,7 +162,7 @@ def reconstruct(
             imported, verified = build_database(database, matched, cameras, mapping, elsewhere)
             return {"imported": imported, "verified": verified}
 
-        photos = PhotosToMap(database, image_root, names_in(matched.pairs), known)
+        photos = PhotosToMap(database, image_root, names_in(matched.pairs), known, priors)
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
 
         def map_photos() -> dict[str, Any]:
@@ -163,10 +177,24 @@ def reconstruct(
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         of_model: list[Any] = [verified, mapping.of_mapping(), config.refine_tracks]
+        if priors is not None:
+            of_model.append(asdict(priors))
         maybe = [parts_folder(model), uncertainty_file(model)]
         mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
+
+
+def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionPriors | None:
+    """The positions that the mapping is to keep to; None if it is not asked to."""
+    if config.position_priors is None:
+        return None
+    if config.mapping.mapper == "global" or config.refine_tracks:
+        raise EdmHlocError(
+            "--position-priors is for the incremental mapper without --tracks refine, as the "
+            "others have no regard for positions: leave one of them out."
+        )
+    return priors_of(fixes, config.position_priors)
 
 
 def triangulate_model(

@@ -66,9 +66,18 @@ def draw_map(places: Mapping[str, np.ndarray], placed: Mapping[str, Any]) -> str
 
 
 def place_figures(placed: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is said of a model on Earth: labels and values."""
+    """What is said of a model on Earth and of its parts: labels and values."""
+    parts = []
+    for number, part in placed.get("parts", {}).items():
+        said = f"in its own frame: {part['why']}"
+        if part["used"]:
+            said = (
+                f"in the same frame, median {part['median']:.2f} m and at most "
+                f"{part['largest']:.2f} m from {part['source']}"
+            )
+        parts.append((f"Part {number}", said))
     if not placed["used"]:
-        return [("Frame", f"the model's own: {placed['why']}")]
+        return [("Frame", f"the model's own: {placed['why']}"), *parts]
     latitude, longitude, altitude = placed["origin"]
     right = [r for n, r in placed["residuals"].items() if n not in placed["wrong"]]
     off = np.abs(np.array(right))
@@ -93,4 +102,4 @@ def place_figures(placed: Mapping[str, Any]) -> list[tuple[str, str]]:
         figures.append(("Told accuracy", f"{placed['told_accuracy']:.3g} m"))
     if not placed["heights"]:
         figures.append(("Heights", "not told: all positions count as of one height"))
-    return figures
+    return [*figures, *parts]

@@ -32,7 +32,7 @@ from tests.images.gps_photos import DJI, exif_with
             (47.5, 8.5, 500.0),
             b'drone-dji:AbsoluteAltitude="+512.34" drone-dji:RelativeAltitude="+80.10" '
             b'drone-dji:RtkStdLat="0.012" drone-dji:RtkStdLon="0.015"',
-            Fix(47.5, 8.5, 512.34, 0.015, 80.1),
+            Fix(47.5, 8.5, 512.34, 0.015, None, 80.1),
         ),
     ],
 )

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.mapping.georeference import (
     camera_centres,
-    cameras_geojson,
+    camera_features,
     control_points_in,
     locate,
     to_earth,
@@ -74,6 +74,48 @@ def test_wrong_fixes_do_not_move_the_frame(noise: float, wrong_by: float) -> Non
     assert placed.largest < 5 * noise
     residual = np.linalg.norm(placed.residuals[min(wrong)])
     assert residual == pytest.approx(wrong_by, abs=6 * noise)
+
+
+def test_long_tails_are_no_wrong_fixes() -> None:
+    """GPS errs by Student's t: its tails count little, but what no error explains is left out."""
+    rng = np.random.default_rng(3)
+    truth = flight(160)
+    points, fixes = survey(truth)
+    off = 1.5 * rng.normal(0, 1, (160, 3)) / np.sqrt(rng.chisquare(4, (160, 1)) / 4)
+    off[7] = [60, -40, 10]
+    for name, error in zip(sorted(fixes), off, strict=True):
+        fixes[name] = moved_fix(fixes[name], error)
+    lengths = np.linalg.norm(np.delete(off, 7, axis=0), axis=1)
+    assert lengths.max() > 3 * np.sqrt(3) * np.median(lengths) / 1.54  # beyond a normal's three
+    _, placed = locate(points, fixes, "GPS")
+    assert placed.wrong == ("007.jpg",)
+    assert placed.largest == pytest.approx(lengths.max(), abs=1)
+    assert abs(placed.scale * SCALE - 1) < 0.003
+
+
+def test_told_accuracies_weight_the_fit() -> None:
+    """Ten fixes to 2 cm decide, whatever 60 to 3 m say, those that tell nothing among them."""
+    rng = np.random.default_rng(1)
+    truth = flight(70)
+    points, fixes = survey(truth)
+    plain = dict(fixes)
+    for k, name in enumerate(sorted(fixes)):
+        accuracy = 0.02 if k % 7 == 0 else 3.0
+        fix = moved_fix(fixes[name], rng.normal(0, accuracy, 3))
+        plain[name] = fix
+        told = accuracy if k % 7 == 0 or k % 2 else None
+        fixes[name] = Fix(fix.latitude, fix.longitude, fix.altitude, told)
+
+    def error(given: dict[str, Fix]) -> float:
+        found, placed = locate(points, given, "GPS")
+        assert placed.used
+        assert placed.wrong == ()
+        offset = to_local([Fix(*placed.origin)], ORIGIN)
+        back = np.array([found * points[name] for name in sorted(points)]) + offset
+        return float(np.abs(back - truth).max())
+
+    assert error(fixes) < 0.08
+    assert error(plain) > 0.3
 
 
 @pytest.mark.parametrize(
@@ -155,7 +197,7 @@ def test_control_points_and_the_map() -> None:
     centres = camera_centres(model)
     offset = to_local([Fix(*placed.origin)], ORIGIN)[0]
     np.testing.assert_allclose(centres["1.jpg"] + offset, [0, 1, 1], atol=1e-3)
-    features = cameras_geojson(model, placed)["features"]
+    features = camera_features(model, placed)
     by_name = {f["properties"]["name"]: f for f in features}
     heading = by_name["1.jpg"]["properties"]["heading"]
     assert min(heading, 360 - heading) < 0.1

@@ -15,12 +15,16 @@ import pytest
 from edm_hloc import cli
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli.earth import print_place
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.images.find import find_images
 from edm_hloc.images.gps import Fix
-from edm_hloc.mapping.georeference import camera_centres, to_earth, to_local
+from edm_hloc.mapping.georeference import Georeference, camera_centres, to_earth, to_local
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pipelines.georeferencing import place_on_earth
 from edm_hloc.pipelines.reconstruct import reconstruct
 from edm_hloc.pipelines.run import Run
+from edm_hloc.report.earth import place_figures
 from edm_hloc.report.page import make_report
 from tests.images.gps_photos import add_position
 from tests.pipelines.test_extending import CONFIG
@@ -48,9 +52,11 @@ def photos(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_on(photos: Path, out: Path, scene: Path, positions: str = "gps") -> Run:
+def run_on(
+    photos: Path, out: Path, scene: Path, positions: str = "gps", priors: float | None = None
+) -> Run:
     pairs = list(itertools.combinations(find_images(photos), 2))
-    config = replace(CONFIG, positions=positions)
+    config = replace(CONFIG, positions=positions, position_priors=priors)
     return reconstruct(photos, out, pairs, TruthMatcher(scene), config)
 
 
@@ -82,6 +88,13 @@ def test_a_model_with_gps_is_in_metres_on_earth(
     assert again.results["georeferenced"]["origin"] == list(placed["origin"])
     for name, xyz in camera_centres(read_model(out / "model")).items():
         np.testing.assert_array_equal(xyz, before[name])
+    # with the positions in the mapping, which is done again; the wrong one does no harm
+    after = run_on(photos, out, scene, priors=0.05)
+    assert after.done["model"] != again.done["model"]
+    assert after.results["georeferenced"]["wrong"] == (WRONG,)
+    shift = to_local([Fix(*after.results["georeferenced"]["origin"])], ORIGIN)[0]
+    for name, xyz in camera_centres(read_model(out / "model")).items():
+        np.testing.assert_allclose(xyz + shift, true_places(scene)[name], atol=0.3)
     # the same by hand, and in a frame of a survey
     crs = ["--crs", "EPSG:32632"] if _has_pyproj() else []
     command = ["georeference", str(out), str(tmp_path / "earth"), *crs]
@@ -92,6 +105,67 @@ def test_a_model_with_gps_is_in_metres_on_earth(
         first = (tmp_path / "earth" / "cameras.csv").read_text().splitlines()[1].split(",")
         assert float(first[1]) == pytest.approx(465_000, abs=2000)  # 0.46° west of 9° E
         assert float(first[2]) == pytest.approx(5_246_500, abs=2000)
+
+
+def test_priors_that_cannot_be_used(scene: Path, photos: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"positions": "none"}, "need 3 photos whose position is known .* there are 0"),
+        ({"refine_tracks": True}, "without --tracks refine"),
+        ({"mapping": MappingOptions(mapper="global")}, "for the incremental mapper"),
+    ):
+        config = replace(CONFIG, position_priors=1.0, **options)
+        with pytest.raises(EdmHlocError, match=message):
+            reconstruct(photos, tmp_path / "out", [], TruthMatcher(scene), config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Models of two parts of a flight, each in a frame of its own, and of three photos."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform([-150, -75, 75], [150, 75, 85], (23, 3))
+    names = [f"{i:02d}.jpg" for i in range(23)]
+    fixes = {
+        name: Fix(*place)
+        for name, place in zip(names, to_earth(truth, ORIGIN).tolist(), strict=True)
+    }
+    out = tmp_path / "out"
+    parts = {"model": range(12), "model_parts/2": range(12, 20), "model_parts/3": range(20, 23)}
+    for folder, numbers in parts.items():
+        model = pycolmap.Reconstruction()
+        model.add_camera_with_trivial_rig(
+            pycolmap.Camera(
+                camera_id=1, model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240]
+            )
+        )
+        for i in numbers:
+            image = pycolmap.Image(name=names[i], image_id=i + 1, camera_id=1)
+            model.add_image_with_trivial_frame(
+                image, pycolmap.Rigid3d(pycolmap.Rotation3d(), -truth[i])
+            )
+        turn = pycolmap.Rotation3d(rng.normal(0, 1, 3))
+        model.transform(pycolmap.Sim3d(rng.uniform(0.01, 5), turn, rng.normal(0, 9, 3)))
+        (out / folder).mkdir(parents=True)
+        model.write_binary(out / folder)
+    run = Run(out, {})
+    run.made = ["model", "model_parts"]
+    place_on_earth(run, fixes, "")
+    placed = Georeference.of(run.results["georeferenced"])
+    assert placed.used
+    assert placed.parts["2"].used
+    assert placed.parts["2"].origin == placed.origin
+    assert not placed.parts["3"].used
+    shift = to_local([Fix(*placed.origin)], ORIGIN)[0]
+    for folder in ("model", "model_parts/2"):
+        for name, xyz in camera_centres(read_model(out / folder)).items():
+            np.testing.assert_allclose(xyz + shift, truth[names.index(name)], atol=0.01)
+    features = json.loads((out / "cameras.geojson").read_text())["features"]
+    assert [f["properties"].get("part") for f in features] == [None] * 12 + [2] * 8
+    print_place(placed)
+    said = capsys.readouterr().out
+    assert "part 2: in the same frame, 0.00 m" in said
+    assert "part 3 keeps its own frame: there are 3 positions" in said
+    figures = dict(place_figures(run.results["georeferenced"]))
+    assert figures["Part 2"].startswith("in the same frame")
 
 
 def _has_pyproj() -> bool:
