@@ -156,7 +156,7 @@ def _positions(args: argparse.Namespace, folder: Path, model: pycolmap.Reconstru
     centres = georeference.camera_centres(model)
     if args.control_points is not None:
         fixes, marks = gps.read_control_points(args.control_points, crs.to_earth_from)
-        points, failed = georeference.control_points_in(model, marks)
+        points, failed = georeference.control_points_in(model, marks, args.control_points)
         if failed:
             print(
                 f"Left out    control points that fewer than two photos of the model show: "
@@ -165,7 +165,8 @@ def _positions(args: argparse.Namespace, folder: Path, model: pycolmap.Reconstru
         return points, fixes, "the control points", 3
     if args.positions is not None:
         transform = None if args.crs is None else crs.to_earth_from(args.crs)
-        fixes = gps.matching_names(gps.read_positions(args.positions, transform), centres)
+        read = gps.read_positions(args.positions, transform)
+        fixes = gps.matching_names(read, list(centres), args.positions)
         return centres, fixes, str(args.positions), 4
     images = args.images or photos_of(folder)
     if not image_stamps(images, centres):

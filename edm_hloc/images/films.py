@@ -117,8 +117,12 @@ def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> F
             progress.update()
         for chosen in chooser.end():
             written.append(_write(out, *chosen))
-    if not frames:
-        raise EdmHlocError(f"The film {film} has no frame that can be read: it is damaged.")
+    if frames < 2:
+        for number in written:
+            _path(out, number).unlink()
+        raise EdmHlocError(
+            f"{film} has {frames} frames that can be read: it is a picture, or damaged."
+        )
     record = {"film": str(film.resolve()), "step": step, "frames": written, "cuts": chooser.cuts}
     write_whole(out / RECORD, json.dumps(record))
     return FilmFrames(tuple(written), frames, frames / rate if rate > 0 else 0.0, chooser.cuts)
@@ -137,8 +141,12 @@ def _pictures(capture: cv2.VideoCapture) -> Iterator[tuple[int, np.ndarray]]:
 
 def _write(out: Path, number: int, picture: np.ndarray) -> int:
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    write_whole(out / f"frame_{number:06d}.jpg", data.tobytes())
+    write_whole(_path(out, number), data.tobytes())
     return number
+
+
+def _path(out: Path, number: int) -> Path:
+    return out / f"frame_{number:06d}.jpg"
 
 
 class _Chooser:

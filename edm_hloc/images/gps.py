@@ -6,7 +6,7 @@ import contextlib
 import csv
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,7 +150,12 @@ _COLUMNS = {
     "accuracy": ("accuracy", "std", "sigma", "accuracy_m", "horizontal_accuracy"),
     "altitude_accuracy": ("altitude_accuracy", "vertical_accuracy", "std_z", "sigma_z"),
 }
+_PLAIN_NUMBERS = "numbers are written with a point, and degrees as 47.37174"
 _EXAMPLE = "name,latitude,longitude,altitude"
+
+
+class _NoFixError(ValueError):
+    """Why a line is no position."""
 
 
 def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, Fix]:
@@ -186,7 +191,7 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
             f"{path}, line {lines[0][0]}: no column {missing[0]!r}. The first line names the "
             f"columns, such as {_EXAMPLE}.{crs}"
         )
-    fixes = {}
+    fixes: dict[str, Fix] = {}
     for number, line in lines[1:]:
         fields = next(csv.reader([line], delimiter=separator))
 
@@ -200,12 +205,19 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
             accuracies = value("accuracy"), value("altitude_accuracy")
             name = fields[place["name"] or 0].strip()
             if first is None or second is None:
-                raise ValueError("no position")
-            fixes[name] = _fix(first, second, height, accuracies, to_earth)
+                raise _NoFixError("there is no position")
+            fix = _fix(first, second, height, accuracies, to_earth)
         except (ValueError, IndexError) as error:
+            why = str(error) if isinstance(error, _NoFixError) else _PLAIN_NUMBERS
             raise EdmHlocError(
-                f"{path}, line {number}: expected {separator.join(head)}; found {line[:100]!r}."
+                f"{path}, line {number}: expected {separator.join(head)}; found {line[:100]!r}: "
+                f"{why}."
             ) from error
+        if fixes.setdefault(name, fix) != fix:
+            raise EdmHlocError(
+                f"{path}, line {number}: {name} is there a second time, at another place: remove "
+                "one of the lines."
+            )
     return fixes
 
 
@@ -216,16 +228,18 @@ def _fix(
     accuracies: tuple[float | None, float | None],
     to_earth: Transform | None,
 ) -> Fix:
-    """Raises ValueError for what is not on Earth."""
+    """Raises _NoFixError for what is not on Earth."""
     altitude = height
     if to_earth is not None:
         first, second, altitude = to_earth(first, second, height or 0.0)
         altitude = None if height is None else altitude
     numbers = (first, second, altitude or 0.0, *(a or 0.0 for a in accuracies))
     if not all(map(math.isfinite, numbers)) or abs(first) > 90 or abs(second) > 180:
-        raise ValueError("not on Earth")
+        raise _NoFixError(
+            "latitudes go from -90 to 90 and longitudes from -180 to 180; are they swapped?"
+        )
     if min(a or 0.0 for a in accuracies) < 0:
-        raise ValueError("negative accuracy")
+        raise _NoFixError("an accuracy is negative")
     level, upward = (a or None for a in accuracies)
     return Fix(first, second, altitude, level, upward)
 
@@ -277,20 +291,30 @@ def read_control_points(
             photo = fields[5]
             point = fields[6] if len(fields) > 6 else f"{fields[0]} {fields[1]} {fields[2]}"
             first, second = (y, x) if transform is None else (x, y)
-            fixes[point] = _fix(first, second, z, (None, None), transform)
+            fix = _fix(first, second, z, (None, None), transform)
             if not (math.isfinite(px) and math.isfinite(py)):
                 raise ValueError("no pixel")
         except (ValueError, IndexError) as error:
+            why = f": {error}" if isinstance(error, _NoFixError) else ""
             raise EdmHlocError(
                 f"{path}, line {number}: expected x y z pixel_x pixel_y photo point; found "
-                f"{line[:100]!r}."
+                f"{line[:100]!r}{why}."
             ) from error
+        if fixes.setdefault(point, fix) != fix:
+            raise EdmHlocError(
+                f"{path}, line {number}: the point {point} was elsewhere in a line above: give "
+                "each point one x y z."
+            )
         marks.append(Mark(point, photo, (px, py)))
     return fixes, marks
 
 
-def matching_names(fixes: Mapping[str, Fix], names: Iterable[str]) -> dict[str, Fix]:
-    """Positions under the photos' own names: a list may name them without folders or endings."""
+def matching_names(fixes: Mapping[str, Fix], names: Sequence[str], path: Path) -> dict[str, Fix]:
+    """Positions under the photos' own names: a list may name them without folders or endings.
+
+    Raises:
+        EdmHlocError: the list, read from `path`, has none of the photos.
+    """
     by_name = {}
     for name in names:
         path = Path(name)
@@ -298,4 +322,10 @@ def matching_names(fixes: Mapping[str, Fix], names: Iterable[str]) -> dict[str, 
             if key in fixes:
                 by_name[name] = fixes[key]
                 break
+    if not by_name:
+        raise EdmHlocError(
+            f"{path} has positions for none of the {len(names)} photos: it names "
+            f"{', '.join(list(fixes)[:2]) or 'nothing'}, the photos are called "
+            f"{', '.join(names[:2])}."
+        )
     return by_name

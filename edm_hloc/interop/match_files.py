@@ -29,7 +29,7 @@ import h5py
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.h5 import open_h5, reading
+from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
 from edm_hloc.base.text import read_lines
 
 _POINTS = (
@@ -143,6 +143,7 @@ def sources_in(path: Path) -> list[PairSource]:
 def _keys(path: Path) -> list[str]:
     """The groups and datasets of an H5 file that hold a pair each."""
     found: list[str] = []
+    indices: list[str] = []
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Group):
@@ -150,11 +151,21 @@ def _keys(path: Path) -> list[str]:
             rows = [row for row in _ROWS if row in item and item[row].ndim == 2]
             if names or rows:
                 found.append(name)
+            elif "matches0" in item:
+                indices.append(name)
         elif item.ndim == 2 and item.shape[1] in (4, 5):
             found.append(name)
 
-    with open_h5(path) as h5, reading(path):
-        h5.visititems(visit)
+    try:
+        with open_h5(path) as h5, reading(path):
+            h5.visititems(visit)
+    except DamagedH5Error as error:
+        raise EdmHlocError(f"{path} is damaged or no H5 file: write it again.") from error
+    if not found and indices:
+        raise EdmHlocError(
+            f"{path} holds indices of keypoints, as hloc's files of matches do, and no points: the "
+            "keypoints of both photos belong into each group, as keypoints0 and keypoints1."
+        )
     groups = set(found)
     return [name for name in found if name.rpartition("/")[0] not in groups]
 
@@ -171,6 +182,10 @@ def _telling(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of any kind, on bytes of any kind
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        if "allow_pickle" in reason:
+            reason = "it is no file of NumPy's, or one of Python objects"
+        elif isinstance(error, pickle.UnpicklingError) and not reason.endswith("is not data"):
+            reason = "it is damaged"
         raise EdmHlocError(
             f"{path} holds no matches that can be read ({reason}): write them again, or take it "
             "out of the folder."
@@ -312,6 +327,11 @@ def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
             f"…), but {', '.join(sorted(named)[:8]) or 'nothing'}."
         )
     points0, points1 = (_array(named[name]) for name in points)
+    for name, array in zip(points, (points0, points1), strict=True):
+        if array.size and (array.ndim != 2 or array.shape[1] != 2):
+            raise EdmHlocError(
+                f"{source}: {name} is an array of shape {array.shape}; expected (N, 2), x and y."
+            )
     scores = next((_array(named[n]) for n in _SCORES if n in named), None)
     for indices, confidence in _INDICES:
         if indices in named and _array(named[indices]).ndim == 1:

@@ -19,6 +19,7 @@ import pycolmap
 from scipy.special import fdtri
 
 from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.mapping.output import new_model_folder
@@ -151,6 +152,8 @@ def locate(
         found = stay
         weights = _weights(found, here, there, deviations)
     else:
+        if float(np.ptp(there, axis=0).max()) < 1e-3:
+            return stay, _without(rough, "all of them are one and the same place")
         along, across, _ = np.linalg.svd(here - here.mean(axis=0), compute_uv=False)
         if across < _LINE * along:
             why = "they lie on a line, about which the model could turn"
@@ -274,16 +277,38 @@ def _uncertainty(places: np.ndarray, weights: np.ndarray) -> tuple[float, float]
 
 
 def control_points_in(
-    model: pycolmap.Reconstruction, marks: Sequence[Mark]
+    model: pycolmap.Reconstruction, marks: Sequence[Mark], path: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Positions in the model of points that are marked in its photos, by their names.
 
+    Args:
+        model: the model.
+        marks: of the points.
+        path: of their list, for the error messages.
+
     Returns:
         (3,) positions of the points that two or more photos show; the names of the others.
+
+    Raises:
+        EdmHlocError: none of the marks is in a photo of the model, or one is outside of its photo.
     """
     posed = posed_images(model)
     by_point: dict[str, list[Mark]] = {}
+    if not any(mark.photo in posed for mark in marks):
+        raise EdmHlocError(
+            f"{path} marks points in none of the {len(posed)} photos of the model: it names "
+            f"{marks[0].photo if marks else 'nothing'}, the first photo is {next(iter(posed), '')}."
+        )
     for mark in marks:
+        if mark.photo in posed:
+            camera = model.cameras[posed[mark.photo].camera_id]
+            (x, y), size = mark.xy, (camera.width, camera.height)
+            if not (0 <= x <= size[0] and 0 <= y <= size[1]):
+                raise EdmHlocError(
+                    f"{path}: the pixel ({x:g}, {y:g}) of the point {mark.point} is outside of "
+                    f"{mark.photo}, which has {size[0]} × {size[1]} pixels: marks are in pixels of "
+                    "the photos that the model is of."
+                )
         by_point.setdefault(mark.point, []).append(mark)
     found, failed = {}, []
     for point, seen in by_point.items():

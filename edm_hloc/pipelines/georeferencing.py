@@ -53,15 +53,8 @@ def find_fixes(image_root: Path, names: Sequence[str], positions: str) -> dict[s
         return {}
     if positions == "gps":
         return read_fixes(image_root, names)
-    fixes = read_positions(Path(positions))
-    found = matching_names(fixes, names)
-    if not found:
-        few = ", ".join(list(fixes)[:2])
-        raise EdmHlocError(
-            f"{positions} has positions for none of the {len(names)} photos: it names {few}, the "
-            f"photos are called {', '.join(names[:2])}."
-        )
-    return found
+    path = Path(positions)
+    return matching_names(read_positions(path), names, path)
 
 
 def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:

@@ -86,12 +86,14 @@ def test_what_is_no_film_or_not_ours_is_told(
 ) -> None:
     film = write_film(tmp_path / "film.avi", wall, [0.0] * 3)
     (tmp_path / "text.mp4").write_text("no film")
+    cv2.imwrite(str(tmp_path / "photo.jpg"), wall[:240, :320])
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "frame_1.jpg").write_text("of somebody else")
     for arguments, message in (
         (("text.mp4", "out"), "Cannot read the film"),
         (("none.mp4", "out"), "No such file"),
+        (("photo.jpg", "of a photo"), "has 1 frames that can be read: it is a picture"),
         (("film.avi", "mine"), "holds other things than frames"),
         (("film.avi", "text.mp4"), "is a file"),
     ):

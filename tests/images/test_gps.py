@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ from tests.images.gps_photos import DJI, exif_with
         (
             (47.5, 8.5, 500.0),
             b'drone-dji:AbsoluteAltitude="+512.34" drone-dji:RelativeAltitude="+80.10" '
-            b'drone-dji:RtkStdLat="0.012" drone-dji:RtkStdLon="0.015"',
-            Fix(47.5, 8.5, 512.34, 0.015, None, 80.1),
+            b'drone-dji:RtkStdLat="0.012" drone-dji:RtkStdLon="0.015" drone-dji:RtkStdHgt="0.03"',
+            Fix(47.5, 8.5, 512.34, 0.015, 0.03, 80.1),
         ),
     ],
 )
@@ -50,10 +51,8 @@ def test_positions_in_headers(
     assert (found.latitude, found.longitude) == pytest.approx(
         (expected.latitude, expected.longitude), abs=1e-9
     )
-    assert (found.altitude, found.accuracy, found.relative_altitude) == (
-        expected.altitude,
-        expected.accuracy,
-        expected.relative_altitude,
+    assert replace(found, latitude=0.0, longitude=0.0) == replace(
+        expected, latitude=0.0, longitude=0.0
     )
 
 
@@ -69,17 +68,24 @@ def test_heights_of_one_flight_are_the_barometers(tmp_path: Path) -> None:
 def test_tables_of_positions(tmp_path: Path) -> None:
     path = tmp_path / "positions.csv"
     path.write_text(
-        "# made by hand\nImage;Lat;Lon;Alt;Accuracy\na b.jpg;47.1;8.2;400;0.02\nc;1;2;;\n"
+        "# made by hand\nImage;Lat;Lon;Alt;Accuracy;Sigma_z\n"
+        "a b.jpg;47.1;8.2;400;0.02;0.05\nc;1;2;;\n"
     )
     fixes = read_positions(path)
-    assert fixes == {"a b.jpg": Fix(47.1, 8.2, 400.0, 0.02), "c": Fix(1.0, 2.0)}
-    assert set(matching_names(fixes, ["x/a b.jpg", "c.JPG", "d.jpg"])) == {"x/a b.jpg", "c.JPG"}
+    assert fixes == {"a b.jpg": Fix(47.1, 8.2, 400.0, 0.02, 0.05), "c": Fix(1.0, 2.0)}
+    names = ["x/a b.jpg", "c.JPG", "d.jpg"]
+    assert set(matching_names(fixes, names, path)) == {"x/a b.jpg", "c.JPG"}
+    with pytest.raises(EdmHlocError, match=r"for none of the 1 photos: it names a b.jpg, c, the"):
+        matching_names(fixes, ["e.jpg"], path)
     for text, message in (
         ("", "is empty"),
         ("a.jpg,47,8\n", "line 1: no column 'name'"),
         ("name,x,y\na,1,2\n", "need --crs"),
         ("name,lat,lon\na,1\n", "line 2: expected name,lat,lon"),
-        ("name,lat,lon\na,91,2\n", "line 2"),
+        ("name,lat,lon\na,91,2\n", "line 2: .* are they swapped"),
+        ("name;lat;lon\na;47,1;8,2\n", "line 2: .* written with a point"),
+        ("name,lat,lon,std\na,47,2,-1\n", "line 2: .* an accuracy is negative"),
+        ("name,lat,lon\na,47,2\nb,1,2\na,48,2\n", "line 4: a is there a second time"),
         ("name,lat,lon\na,nan,2\n", "line 2"),
     ):
         path.write_text(text)
@@ -111,7 +117,8 @@ def test_lists_of_control_points(tmp_path: Path) -> None:
     for text, message in (
         ("8.5 47.5 400 10 20 a.jpg\n", "first line must name the reference system"),
         ("EPSG:4326\n8.5 47.5 400 10 a.jpg\n", "line 2: expected x y z pixel_x"),
-        ("EPSG:4326\n8.5 147.5 400 10 20 a.jpg\n", "line 2"),
+        ("EPSG:4326\n8.5 147.5 400 10 20 a.jpg\n", "line 2: .* are they swapped"),
+        ("EPSG:4326\n8 47 4 1 2 a.jpg p\n8 47 5 1 2 b.jpg p\n", "line 3: the point p was else"),
     ):
         path.write_text(text)
         with pytest.raises(EdmHlocError, match=message):

@@ -225,6 +225,12 @@ def test_intrinsics_of_another_size_are_scaled(
     assert f"cameras for {size[0]} × {size[1]} pixels" in caplog.text
 
 
+_WRONG_FOCAL = (
+    '{"fl_x": %s, "w": 4, "frames": [{"file_path": "left/0000.10.jpg", "transform_matrix": '
+    "[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}]}"
+)
+
+
 def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> None:
     def refused(path: Path, message: str) -> None:
         with pytest.raises(EdmHlocError, match=message) as error:
@@ -239,6 +245,8 @@ def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> N
         ("{", "is not JSON"),
         ('{"w": 3}', "has no list of frames"),
         ('{"frames": [{"file_path": "a"}]}', "frame 0 .* expected file_path and transform_matrix"),
+        (_WRONG_FOCAL % '"long"', "frame 0 .*: fl_x is 'long'; it must be a positive number"),
+        (_WRONG_FOCAL % "0", "frame 0 .*: fl_x is 0; it must be a positive number"),
         ('{"frames": []}', "has poses for 0 of the 4 photos .* are the names the same"),
     ):
         path.write_text(text)
@@ -256,6 +264,8 @@ def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> N
     xml = metashape(tmp_path)
     xml.write_text(xml.read_text()[:300])
     refused(xml, "damaged or no XML")
+    xml.write_text('<document><chunk><cameras><camera label="0"/></cameras></chunk></document>')
+    refused(xml, "none of its cameras has a pose .* align the photos")
     xml.write_text("<project/>")
     refused(xml, "is not Metashape's XML of cameras")
     table = tmp_path / "cameras.csv"

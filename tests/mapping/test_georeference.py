@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.mapping.georeference import (
     camera_centres,
@@ -125,6 +128,7 @@ def test_told_accuracies_weight_the_fit() -> None:
         (np.outer(np.arange(20.0), [10, 3, 0]), 1.0, "they lie on a line"),
         (np.outer(np.arange(20.0), [10, 3, 0]) + flight(20) * 0.01, 1.0, "do not determine"),
         (flight(20) * 0.01, 3.0, "do not determine the frame|agree with the model"),
+        (flight(20) * 0, 0.0, "one and the same place"),
         (flight(20), 90.0, "agree with the model|do not determine"),
     ],
 )
@@ -184,7 +188,12 @@ def test_control_points_and_the_map() -> None:
             marks.append(Mark(point, f"{i}.jpg", tuple(pixel)))
     marks.append(Mark("p5", "0.jpg", (10, 10)))
     marks.append(Mark("p1", "not there.jpg", (10, 10)))
-    found, failed = control_points_in(model, marks)
+    gcp = Path("gcp_list.txt")
+    with pytest.raises(EdmHlocError, match=r"in none of the 3 photos .* it names else.jpg"):
+        control_points_in(model, [Mark("p1", "else.jpg", (1, 1))], gcp)
+    with pytest.raises(EdmHlocError, match=r"pixel \(700, 1\) of the point p1 is outside of 1.jpg"):
+        control_points_in(model, [Mark("p1", "1.jpg", (700, 1))], gcp)
+    found, failed = control_points_in(model, marks, gcp)
     assert failed == ["p5"]
     for point, xyz in truth.items():
         np.testing.assert_allclose(found[point], xyz, atol=1e-6)

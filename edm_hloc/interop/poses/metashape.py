@@ -35,6 +35,11 @@ def read_metashape(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             f"{path} is not Metashape's XML of cameras (a document with a chunk with cameras): "
             "make it by File, Export, Export Cameras, as Agisoft XML."
         )
+    if not any(c.find("transform") is not None for c in root.iterfind("chunk/cameras//camera")):
+        raise EdmHlocError(
+            f"{path}: none of its cameras has a pose (a transform): align the photos in Metashape, "
+            "then export the cameras again."
+        )
     given: list[GivenPose] = []
     for chunk in root.findall("chunk"):
         sensors = {s.get("id"): s for s in chunk.iterfind("sensors/sensor")}

@@ -59,6 +59,10 @@ def _camera(
 ) -> pycolmap.Camera | None:
     if "fl_x" in own:
         sizes = dict(zip(("w", "h"), photos.size(name), strict=True))
+        for key in ("fl_x", "fl_y", "w", "h"):
+            value = own.get(key, 1)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise EdmHlocError(f"{where}: {key} is {value!r}; it must be a positive number.")
         width, height = own.get("w", sizes["w"]), own.get("h", sizes["h"])
         middle = {"w": width, "h": height, "cx": width / 2, "cy": height / 2}
         return transforms_camera({**middle, "fl_y": own["fl_x"], **own}, where)
