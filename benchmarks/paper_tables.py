@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 Row = Mapping[str, object]
 
-SECTIONS = "abce"
+SECTIONS = "abcei"
 """The measurements that the tables need."""
 
 
 def paper_tables(results: Mapping[str, object]) -> str:
-    """Tables 5, 6, 11 and 12 as far as a machine can fill them, headed by the machine's name.
+    """Tables 5, 6, 10, 11 and 12 as far as a machine can fill them, headed by the machine's name.
 
     Args:
         results: of `speed.py`: `machine`, `weights`, and the rows of the measurements by letter;
@@ -21,7 +21,13 @@ def paper_tables(results: Mapping[str, object]) -> str:
     assert isinstance(machine, dict)
     name = ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
     parts = [f"Machine: {name}; weights {results['weights']}"]
-    for letter, make in (("b", _sizes), ("a", _stages), ("c", _batches), ("e", _efficiency)):
+    for letter, make in (
+        ("b", _sizes),
+        ("a", _stages),
+        ("i", _others),
+        ("c", _batches),
+        ("e", _efficiency),
+    ):
         rows = results.get(letter)
         if isinstance(rows, list) and rows:
             parts.append(make(rows))
@@ -50,6 +56,14 @@ def _stages(rows: Sequence[Row]) -> str:
         times[0] *= 2
         lines.append([way, *times, sum(times)])
     return _table(columns, lines)
+
+
+def _others(rows: Sequence[Row]) -> str:
+    """A row for each matcher."""
+    keys = ("encode ms an image", "match ms a pair", "lone pair ms")
+    columns = ["matcher (Table 10), at 640×480", *keys]
+    name = next(iter(rows[0]))
+    return _table(columns, [[row[name], *(row[key] for key in keys)] for row in rows])
 
 
 def _batches(rows: Sequence[Row]) -> str:

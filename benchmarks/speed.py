@@ -1,6 +1,7 @@
 """Measures what matching costs, stage by stage, beside the naive way in the same run.
 
-    python benchmarks/speed.py [--only abcdefgh] [--quick] [--weights NAME] [--json FILE] [--papers]
+    python benchmarks/speed.py [--only abcdefghi] [--quick] [--weights NAME] [--json FILE]
+           [--papers] [--beside NAMES] [--rival-weights FOLDER]
 
     a  one pair, stage by stage                       (as Table 6 of arXiv 2503.05122)
     b  a pair at several image sizes                  (as Table 5)
@@ -10,6 +11,7 @@
     f  growth of time and memory with the photos, and with the pairs of faked features
     g  encodes that the order of pairs costs, beside the least there can be
     h  second look and refinement, stage by stage, at 640 and 1,024 px
+    i  other matchers on the same photos              (as Table 10)
 
 The naive way is what one writes first: both images of every pair go through the whole network, the
 dual softmax is made as two full matrices and their product, all of the best 0.35 of the rows are
@@ -17,8 +19,9 @@ refined, and the keypoints are put together point by point in Python (`tests/ora
 same weights and must find the same matches; the share it has in common with ours is printed. The
 refinement is left out (`--refine none`) but in (d), which has it as well, and in (h).
 
-`--papers` measures a, b, c and e and prints them once more in the layout of the paper's tables,
-with the machine's name. `--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide`
+`--papers` measures a, b, c, e and i and prints them once more in the layout of the paper's tables,
+with the machine's name; (i) has the matchers of `--beside`, with the names and weights of
+`edm-hloc evaluate pose`. `--onnx FOLDER` adds graphs of `edm-hloc export` to (a). `--weights wide`
 is the full network carrying the shipped half-width weights: every channel twice, incoming weights
 halved. It costs what the full network costs and finds about the same matches as `edm_s`. Everything
 is a ratio within one run; on a busy computer `--cpu-time --threads 1` counts the process's own CPU
@@ -39,7 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,12 +54,14 @@ import torch
 from paper_tables import SECTIONS as PAPER_SECTIONS
 from paper_tables import paper_tables
 from refined_pairs import instructions, refined_pair, rows_of
+from rival_speeds import rival_times
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.matches import Matches
+from edm_hloc.evaluation.rivals import make_rivals
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
 from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
@@ -150,6 +155,7 @@ class Bench:
     weights: str
     scratch: Path
     graphs: OnnxEDM | None
+    rivals: Mapping[str, Matcher]
 
     def seconds(self, *functions: Callable[[], object]) -> list[float]:
         """Of each function, the fastest of some calls made in turn."""
@@ -705,6 +711,19 @@ def refinement_stages(bench: Bench) -> list[Row]:
     return rows_of(sizes)
 
 
+# --- i: other matchers --------------------------------------------------------------------------
+
+
+def other_matchers(bench: Bench) -> list[Row]:
+    """Ours, with and without the refinement, and the rivals at 640 × 480 px."""
+    device = str(bench.matcher.info.device)
+    ours: dict[str, Matcher] = {"edm-network": bench.matcher}
+    size = bench.matcher.info.preprocessing
+    ours["edm"] = load_matcher(weights=bench.weights, preprocessing=size, device=device)
+    photos = [bench.photos / name for name in bench.names[:2]]
+    return rival_times({**ours, **bench.rivals}, photos, bench.once, bench.repeats)
+
+
 # --- Running ------------------------------------------------------------------------------------
 
 
@@ -717,6 +736,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
     "f": ("Growth", growth),
     "g": ("Order of pairs", orders),
     "h": ("Second look and refinement, stage by stage", refinement_stages),
+    "i": ("Other matchers", other_matchers),
 }
 
 
@@ -744,7 +764,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="abcdefgh", help="the measurements, by letter")
+    parser.add_argument("--only", default="abcdefghi", help="the measurements, by letter")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller: 1 to 2 minutes")
     parser.add_argument("--weights", default="edm_s", help="a name, a path, or wide (see above)")
     parser.add_argument("--device", help="by default the fastest there is")
@@ -753,7 +773,9 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="for a busy computer")
     parser.add_argument("--photos", type=Path, help="of one scene; default: rendered, 1024×768")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--papers", action="store_true", help="Tables 5, 6, 11 and 12 of the paper")
+    parser.add_argument("--papers", action="store_true", help="Tables 5, 6, 10, 11 and 12")
+    parser.add_argument("--beside", default="sift", help="other matchers for (i), or none")
+    parser.add_argument("--rival-weights", type=Path, help="folder of their weights")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -783,6 +805,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
     names = sorted(p.name for p in photos.iterdir() if p.suffix.lower() in (".jpg", ".png"))
     if len(names) < 3:
         sys.exit(f"speed.py: {photos} holds {len(names)} photos (.jpg, .png); it takes at least 3.")
+    others = [name for name in args.beside.split(",") if name not in ("", "none")]
     bench = Bench(
         matcher=matcher,
         naive=NaiveMatcher(matcher),
@@ -794,6 +817,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
         peak=matrix_peak(matcher.info.device, clock),
         weights=weights,
         scratch=scratch,
+        rivals=make_rivals(others, args.rival_weights, 640, args.device),
         graphs=None if args.onnx is None else OnnxEDM(args.onnx, matcher.info.device),
     )
     cuda = matcher.info.device.type == "cuda"

@@ -63,7 +63,8 @@ class InputSize:
 class FittedMatcher(Matcher):
     """Another matcher that sees photos at an `InputSize`; sides are rounded to what it can take.
 
-    Matches outside the photos, where a padded image is black, are left out.
+    EDM masks what is padding; other matchers do not know of it, and their matches in it are left
+    out.
 
     Args:
         matcher: the matcher.
@@ -83,6 +84,7 @@ class FittedMatcher(Matcher):
             "resize_max": None,
             "input_size": str(self.size),
             "input_smooth": self.size.smooth,
+            **({"padding": "masked"} if self.size.padded else {}),
         }
 
     def encode(self, image: NetworkImage) -> Features:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.grid import blocks
+from edm_hloc.base.frames import upright_size
+from edm_hloc.base.grid import CELL, blocks
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
@@ -147,9 +148,9 @@ class EDMMatcher(NetworkMatcher):
     def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
         # The graphs take one photo at a time.
         together = self.info.batch_size if self._encoder is self.model else 1
-        by_size: dict[torch.Size, list[int]] = {}
+        by_size: dict[tuple[torch.Size, tuple[int, int] | None], list[int]] = {}
         for i, image in enumerate(images):
-            by_size.setdefault(image.tensor.shape, []).append(i)
+            by_size.setdefault((image.tensor.shape, _shown(image)), []).append(i)
         encoded: dict[int, Features] = {}
         for same in by_size.values():
             for part in blocks(len(same), together):
@@ -159,9 +160,14 @@ class EDMMatcher(NetworkMatcher):
 
     @torch.inference_mode()
     def _encode(self, images: Sequence[NetworkImage]) -> list[Features]:
-        """Features of images of equal shape, which go through the network together."""
-        batch = torch.stack([image.tensor for image in images])
-        encoded = self._encoder.encode(batch.to(self.info.device))
+        """Features of images of equal shape and padding, which go through the network together."""
+        batch = torch.stack([image.tensor for image in images]).to(self.info.device)
+        shown = _shown(images[0])
+        # the graphs know of no padding
+        if shown is None:
+            encoded = self._encoder.encode(batch)
+        else:
+            encoded = self.model.encode(batch, shown=shown)
         encoded = encoded.to(memory_format=self._layout)
         if self.config.half_cache:
             encoded = encoded.to(torch.float16)
@@ -171,19 +177,21 @@ class EDMMatcher(NetworkMatcher):
         for i, image in enumerate(images):
             # A view would hold the memory of the whole batch.
             f32, f16, f8, fine = (m[i : i + 1].clone() for m in encoded[:4])
-            one = EDMFeatures(f32, f16, f8, fine, encoded.position_scale)
+            one = EDMFeatures(f32, f16, f8, fine, encoded.position_scale, encoded.shown)
             features.append(Features(one, image.transform, one.nbytes))
         return features
 
     def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        size = self.info.batch_size
+        padded = any(f.data.shown is not None for pair in pairs for f in pair)
+        size = 1 if padded else self.info.batch_size
         return [m for part in blocks(len(pairs), size) for m in self._match(pairs[part])]
 
     @torch.inference_mode()
     def _match(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """The matches of pairs that go through the network together."""
         firsts, seconds = zip(*pairs, strict=True)
-        found = self._pair_matcher.match(
+        padded = any(f.data.shown is not None for f in (*firsts, *seconds))
+        found = (self.model if padded else self._pair_matcher).match(
             self._together(firsts),
             self._together(seconds),
             MatchOptions(
@@ -209,7 +217,8 @@ class EDMMatcher(NetworkMatcher):
         maps = [
             torch.empty_like(m, device="cpu", pin_memory=True).copy_(m) for m in features.data[:4]
         ]
-        data = EDMFeatures(maps[0], maps[1], maps[2], maps[3], features.data.position_scale)
+        scale, shown = features.data.position_scale, features.data.shown
+        data = EDMFeatures(maps[0], maps[1], maps[2], maps[3], scale, shown)
         return replace(features, data=data)
 
     def from_host(self, features: Features) -> Features:
@@ -222,3 +231,16 @@ class EDMMatcher(NetworkMatcher):
             f32, f16, f8, fine = (torch.cat([f.data[i] for f in features]) for i in range(4))
             batch = EDMFeatures(f32, f16, f8, fine, batch.position_scale)
         return batch.to(torch.float32)
+
+
+def _shown(image: NetworkImage) -> tuple[int, int] | None:
+    """(rows, columns) of 8 px that show the photo, where the network's input is padded."""
+    if not all(image.transform.size):
+        return None
+    upright = upright_size(image.transform.size, image.transform.orientation)
+    width, height = (
+        round(side / scale) for side, scale in zip(upright, image.transform.scale, strict=True)
+    )
+    if width >= image.tensor.shape[2] and height >= image.tensor.shape[1]:
+        return None
+    return -(-height // CELL), -(-width // CELL)

@@ -160,15 +160,20 @@ class CorrelationInjection(nn.Module):
         self.loftr_32 = LocalFeatureTransformer(config)
 
     def encode(
-        self, x8: Tensor, x16: Tensor, x32: Tensor, scale: tuple[float, float]
+        self,
+        maps: tuple[Tensor, Tensor, Tensor],
+        scale: tuple[float, float],
+        shown: tuple[int, int] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on one image alone: projections to `dim` channels, first self-attention."""
-        return self.fc8(x8), self.fc16(x16), self.loftr_32.encode(self.fc32(x32), scale)
+        x8, x16, x32 = maps
+        return self.fc8(x8), self.fc16(x16), self.loftr_32.encode(self.fc32(x32), scale, shown)
 
     def forward(self, features0: EDMFeatures, features1: EDMFeatures) -> tuple[Tensor, Tensor]:
         """Coarse maps (B, dim, H/8, W/8) of both images, each conditioned on the other."""
         scales = (features0.position_scale, features1.position_scale)
-        f32_0, f32_1 = self.loftr_32.interact(features0.f32, features1.f32, scales)
+        shown = (features0.shown, features1.shown)
+        f32_0, f32_1 = self.loftr_32.interact(features0.f32, features1.f32, scales, shown)
         return self._inject(features0, f32_0), self._inject(features1, f32_1)
 
     def _inject(self, features: EDMFeatures, f32: Tensor) -> Tensor:
@@ -288,7 +293,10 @@ class EDM(nn.Module):
         return self.match(self.encode(image0), self.encode(image1), options)
 
     def encode(
-        self, images: Tensor, position_scale: tuple[float, float] | None = None
+        self,
+        images: Tensor,
+        position_scale: tuple[float, float] | None = None,
+        shown: tuple[int, int] | None = None,
     ) -> EDMFeatures:
         """Computes everything that depends on one image alone.
 
@@ -296,6 +304,9 @@ class EDM(nn.Module):
             images: (B, 1, H, W) greyscale in [0, 1]; H and W multiples of 32.
             position_scale: factors on row and column positions; by default
                 `config.train_size` over the actual sides.
+            shown: (rows, columns) of 8 px that show the photos, the same in all images, where these
+                are padded below or to the right. Padding has no part in attention and no matches,
+                as in the authors' evaluation; None where there is none.
 
         Raises:
             ValueError: the images have another shape.
@@ -314,8 +325,8 @@ class EDM(nn.Module):
         if position_scale is None:
             position_scale = self.config.position_scale(*images.shape[-2:])
         x8, x16, x32, fine = self.backbone(images)
-        f8, f16, f32 = self.neck.encode(x8, x16, x32, position_scale)
-        return EDMFeatures(f32, f16, f8, fine, position_scale)
+        f8, f16, f32 = self.neck.encode((x8, x16, x32), position_scale, shown)
+        return EDMFeatures(f32, f16, f8, fine, position_scale, shown)
 
     def match(
         self,
@@ -337,7 +348,11 @@ class EDM(nn.Module):
         grid0, grid1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
         topk = default_topk(grid0.numel()) if options.topk is None else options.topk
         coarse0, coarse1 = self.interact(features0, features1)
-        cells = self.coarse_match(coarse0, coarse1, topk, options.threshold)
+        shown0, shown1 = features0.cropped(coarse0), features1.cropped(coarse1)
+        found = self.coarse_match(shown0, shown1, topk, options.threshold)
+        cells = found._replace(
+            cell0=features0.of_whole(found.cell0), cell1=features1.of_whole(found.cell1)
+        )
         matches = self.locate(features0, features1, coarse0, coarse1, cells, options.refined)
         return matches.validated(grid0, grid1, options)
 

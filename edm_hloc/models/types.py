@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from edm_hloc.base.frames import inside
@@ -101,6 +102,8 @@ class EDMFeatures(NamedTuple):
         f8: (B, dim, H/8, W/8).
         fine: (B, dim, H/8, W/8), for the refinement.
         position_scale: factors on the row and column positions in self-attention.
+        shown: (rows, columns) of the cells at 1/8 that show the photos, where these are padded
+            below or to the right; None where all do.
     """
 
     f32: Tensor
@@ -108,11 +111,23 @@ class EDMFeatures(NamedTuple):
     f8: Tensor
     fine: Tensor
     position_scale: tuple[float, float]
+    shown: tuple[int, int] | None = None
 
     def to(self, *args: object, **kwargs: object) -> EDMFeatures:
         """The features moved or cast; takes the arguments of `torch.Tensor.to`."""
         f32, f16, f8, fine = (m.to(*args, **kwargs) for m in self[:4])  # type: ignore[call-overload]
-        return EDMFeatures(f32, f16, f8, fine, self.position_scale)
+        return EDMFeatures(f32, f16, f8, fine, self.position_scale, self.shown)
+
+    def cropped(self, x: Tensor) -> Tensor:
+        """A map (B, C, H/8, W/8) of the images without their padding."""
+        return x if self.shown is None else x[..., : self.shown[0], : self.shown[1]]
+
+    def of_whole(self, cells: Tensor) -> Tensor:
+        """Indices of cells of a `cropped` map → of the same cells of the whole one."""
+        if self.shown is None:
+            return cells
+        row = torch.div(cells, self.shown[1], rounding_mode="floor")
+        return cells + row * (self.f8.shape[-1] - self.shown[1])
 
     @property
     def nbytes(self) -> int:

@@ -34,6 +34,15 @@ def test_tables_in_the_papers_layout() -> None:
                 "20 partners, ms a pair": 2.0,
             }
         ],
+        "i": [
+            {
+                "matcher (640×480)": "sift",
+                "encode ms an image": 2.0,
+                "match ms a pair": 3.0,
+                "lone pair ms": 7.0,
+                "matches": 9,
+            }
+        ],
         "c": [{"pairs (640×480)": 4, "encode ms an image": 3.0, "match ms a pair": 1.5}],
     }
     said = paper_tables().paper_tables(results)
@@ -43,4 +52,6 @@ def test_tables_in_the_papers_layout() -> None:
     assert "| edm_hloc | 2.0 | 2.0 | 3.0 | 4.0 | 11.0 |" in said  # two images, then the sum
     assert "| as trained | 20.0 | 20.0 | 30.0 | 40.0 | 110.0 |" in said
     assert "| ms a pair at 640×480 | 7.5 |" in said
+    assert "| matcher (Table 10), at 640×480 | encode ms an image |" in said
+    assert "| sift | 2.0 | 3.0 | 7.0 |" in said
     assert "Table 12" not in said

@@ -20,6 +20,7 @@ from edm_hloc.evaluation.pose_pairs import index_of, read_pose_pairs
 from edm_hloc.evaluation.protocols import ours, pose_protocol
 from edm_hloc.images.load import NetworkImage, load_image
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
+from edm_hloc.matchers.edm import EDMMatcher
 from tests.planar import PlanarPair
 
 
@@ -96,6 +97,21 @@ def test_sizes_and_padding(
     given = size.shorter or size.longer or (size.exact or (0,))[0]
     assert given in size.of(*photo_size)
     assert str(size) in str(matcher.provenance["input_size"])
+
+
+def test_padding_reaches_the_network(tmp_path: Path) -> None:
+    """The matcher is told what of its input is the photo; photos of other shapes match as well."""
+    matcher = FittedMatcher(EDMMatcher(), InputSize(longer=160, padded=True, smooth=False))
+    (tmp_path / "wide").mkdir()
+    paths = [photo(tmp_path, (300, 400)), photo(tmp_path / "wide", (640, 300))]
+    images = [load_image(path, resize_max=None, divisor=1) for path in paths]
+    features = matcher.encode_batch(images)
+    assert [f.data.shown for f in features] == [(20, 15), (9, 20)]
+    assert [tuple(f.data.f8.shape[-2:]) for f in features] == [(20, 20), (20, 20)]
+    assert len(matcher.match_batch([(features[0], features[1]), (features[1], features[0])])) == 2
+    assert matcher.provenance["padding"] == "masked"
+    whole = EDMMatcher().encode(load_image(paths[0], resize_max=160))
+    assert whole.data.shown is None
 
 
 def test_protocols_by_name(tmp_path: Path) -> None:

@@ -223,3 +223,62 @@ def test_folded_batch_norms(model: EDM, layout: torch.memory_format) -> None:
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+@torch.inference_mode()
+def test_padding_has_no_part_in_attention(model: EDM) -> None:
+    """Cells that show the photos become what they become without padding, which is cropped here."""
+    transformer, dim = model.neck.loftr_32, model.config.dim
+    torch.manual_seed(0)
+    x0, x1 = torch.randn(2, dim, 6, 8), torch.randn(2, dim, 7, 5)
+    scales = ((1.0, 1.0), (1.25, 0.75))
+    shown = ((18, 27), (28, 13))  # at 1/8; 5 × 7 and 7 × 4 cells at 1/32 have some of the photos
+    padded = [
+        transformer.encode(x, scale, cells)
+        for x, scale, cells in zip((x0, x1), scales, shown, strict=True)
+    ]
+    alone = [
+        transformer.encode(x0[..., :5, :7], scales[0]),
+        transformer.encode(x1[..., :7, :4], scales[1]),
+    ]
+    torch.testing.assert_close(padded[0][..., :5, :7], alone[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(padded[1][..., :7, :4], alone[1], rtol=1e-4, atol=1e-4)
+    assert (transformer.encode(x0, scales[0]) - padded[0])[..., :5, :7].abs().max() > 0.01
+    y0, y1 = transformer.interact(padded[0], padded[1], scales, shown)
+    z0, z1 = transformer.interact(alone[0], alone[1], scales)
+    torch.testing.assert_close(y0[..., :5, :7], z0, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y1[..., :7, :4], z1, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_padding_has_no_part_in_the_dual_softmax(model: EDM) -> None:
+    """As with similarities of −∞ wherever one of the cells is padding."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 96, 128)
+    images[0, :, 80:] = 0
+    images[1, :, :, 72:] = 0
+    shown = ((10, 16), (12, 9))
+    features = [model.encode(images[i : i + 1], shown=shown[i]) for i in (0, 1)]
+    coarse = model.interact(features[0], features[1])
+    flat = [c.flatten(2).transpose(1, 2) for c in coarse]
+    there = [torch.zeros(12, 16, dtype=torch.bool) for _ in shown]
+    for mask, (rows, columns) in zip(there, shown, strict=True):
+        mask[:rows, :columns] = True
+    masked = similarity(flat[0], flat[1], model.config.temperature).masked_fill(
+        ~(there[0].flatten()[:, None] & there[1].flatten()), -1e9
+    )
+    expected = (masked.softmax(1) * masked.softmax(2))[0]
+    expected[~there[0].flatten()] = 0
+    probability, column = expected.max(dim=1)
+    best = probability.topk(30)
+    options = MatchOptions(topk=30, threshold=0.0, sigma_threshold=-1.0, refined="image1")
+    found = model.match(features[0], features[1], options)
+    torch.testing.assert_close(found.confidence[0], best.values, rtol=1e-3, atol=1e-6)
+    cell0 = (found.keypoints0[0] / 8).long()
+    cell1 = (found.keypoints1[0] / 8).round().long()  # within half a cell of the grid
+    for (x, y), (u, v), confidence in zip(cell0, cell1, found.confidence[0], strict=True):
+        row = y * 16 + x
+        assert float(probability[row]) == pytest.approx(float(confidence), rel=1e-3)
+        assert abs(int(column[row]) % 16 - int(u)) <= 1
+        assert abs(int(column[row]) // 16 - int(v)) <= 1
+        assert (y < 10, x < 16) == (True, True)
