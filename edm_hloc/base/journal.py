@@ -8,6 +8,7 @@ import struct
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -103,6 +104,10 @@ class Journal:
     def committed(self) -> int:
         """The number of entries that are kept."""
         return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys of the entries that are kept, in the order in which they were put first."""
+        return iter(self._places)
 
     def put(self, key: str, data: bytes | np.ndarray) -> None:
         """Adds an entry; a later one of the same key counts.

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -28,6 +28,7 @@ from edm_hloc.base.h5 import (
 )
 from edm_hloc.base.matches import Matches
 from edm_hloc.matching.damage import set_aside
+from edm_hloc.matching.recent import RecentPairs, recent_path
 from edm_hloc.matching.shards import (
     FileStamp,
     StoredPair,
@@ -43,7 +44,8 @@ from edm_hloc.matching.shards import (
 
 logger = logging.getLogger(__name__)
 
-# A shard is written as soon as one of these limits is reached; a kill loses no more than that.
+# A shard is written as soon as one of these limits is reached. Until then `RecentPairs` keeps its
+# pairs from a kill; a power cut loses no more than that.
 _FLUSH_PAIRS = 64
 _FLUSH_BYTES = 16 << 20
 _FLUSH_SECONDS = 2.0
@@ -54,7 +56,7 @@ _FLUSH_SECONDS = 2.0
 _FAN_IN = 8
 _MERGE_BELOW_PAIRS = (8, 64, 512)
 
-_Item = tuple[str, str, Matches]
+_Item = tuple[StoredPair, Matches]
 
 
 def write_raw_pair(
@@ -86,9 +88,9 @@ def write_raw_pair(
 class RawMatchWriter:
     """Writes raw matches into a folder of shards, from a background thread.
 
-    Killing the process loses the last few pairs at most (64, or those of two seconds) and damages
-    nothing; a new writer on the same folder continues from there. Use it in a ``with`` block, or
-    call `close`.
+    Killing the process loses no pair but those that come in while a shard is written, and damages
+    nothing; a power cut loses the last few (64, or those of two seconds). A new writer on the same
+    folder continues from there. Use it in a ``with`` block, or call `close`.
 
     Args:
         directory: folder of the shards, made if missing; shards of earlier runs are kept.
@@ -128,12 +130,14 @@ class RawMatchWriter:
             for leftover in self.directory.glob(".matches-*.h5.tmp"):
                 leftover.unlink()
             if overwrite:
-                for path in shard_paths(self.directory):
-                    path.unlink()
+                for path in (*shard_paths(self.directory), recent_path(self.directory)):
+                    path.unlink(missing_ok=True)
             self._shards: list[tuple[Path, int]] = []  # oldest first, with the number of pairs
             self._names: dict[str, tuple[str, str]] = {}  # the exact names, by key
             self.done: set[str] = set()
             self._open_folder()
+            self._recent = RecentPairs(self.directory, self._provenance)
+            self._store_recent()
         except BaseException:
             self._lock.release()
             raise
@@ -191,7 +195,7 @@ class RawMatchWriter:
         check_shape("keypoints0", matches.keypoints0, shape)
         check_shape("keypoints1", matches.keypoints1, shape)
         self._names[key] = (name0, name1)
-        self._queue.put((name0, name1, matches))
+        self._queue.put((self._with_stamps(name0, name1), matches))
 
     def close(self) -> None:
         """Writes what is queued and releases the folder. Raises EdmHlocError if a write failed."""
@@ -199,6 +203,7 @@ class RawMatchWriter:
             self._closed = True
             self._queue.put(None)
             self._thread.join()
+            self._recent.close()
             self._lock.release()
         self._raise_error()
 
@@ -240,10 +245,22 @@ class RawMatchWriter:
                 path.unlink()
                 continue
             self._shards.insert(0, (path, len(pairs)))
-            for pair in newest:
-                self._names[pair.key] = pair.names
-                if self._stamps is None or pair.stamps == self._with_stamps(*pair.names).stamps:
-                    self.done.add(pair.key)
+            self._take_note(newest)
+
+    def _take_note(self, stored: Iterable[StoredPair]) -> None:
+        """Fills `_names` and `done` with pairs of a shard."""
+        for pair in stored:
+            self._names[pair.key] = pair.names
+            if self._stamps is None or pair.stamps == self._with_stamps(*pair.names).stamps:
+                self.done.add(pair.key)
+
+    def _store_recent(self) -> None:
+        """Puts what a killed writer had not come to put into a shard into one."""
+        items = [(pair, matches) for pair, matches in self._recent if pair.key not in self.done]
+        if items:
+            self._write_shard(items)
+            self._take_note(pair for pair, _ in items)
+        self._recent.clear()
 
     def _with_stamps(self, name0: str, name1: str) -> StoredPair:
         stamps = self._stamps or {}
@@ -258,6 +275,7 @@ class RawMatchWriter:
                 batch, closing = self._next_batch()
                 if batch:
                     self._write_shard(batch)
+                    self._recent.clear()
                     self._merge_shards()
         except BaseException as error:
             self._error = error
@@ -272,7 +290,8 @@ class RawMatchWriter:
         deadline = time.monotonic() + _FLUSH_SECONDS
         while item is not None:
             batch.append(item)
-            size += sum(array.nbytes for array in item[2].arrays().values())
+            self._recent.put(*item)
+            size += sum(array.nbytes for array in item[1].arrays().values())
             if len(batch) >= _FLUSH_PAIRS or size >= _FLUSH_BYTES:
                 return batch, False
             try:
@@ -287,16 +306,10 @@ class RawMatchWriter:
 
     def _write_shard(self, items: list[_Item]) -> None:
         # of a pair that was added twice the last matches count
-        latest = {pair_key(name0, name1): (name0, name1, raw) for name0, name1, raw in items}
+        latest = {pair.key: (pair, matches) for pair, matches in items}
         file = AtomicH5(self._next_path(), self._provenance)
         try:
-            store_pairs(
-                file.h5,
-                [
-                    store_matches(file.h5, self._with_stamps(name0, name1), matches)
-                    for name0, name1, matches in latest.values()
-                ],
-            )
+            store_pairs(file.h5, [store_matches(file.h5, *item) for item in latest.values()])
         except BaseException:
             file.discard()
             raise

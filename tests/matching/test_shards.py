@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.matching import reader as reader_module
 from edm_hloc.matching import writer as writer_module
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.recent import RecentPairs, recent_path
 from edm_hloc.matching.writer import RawMatchWriter
 from tests.h5_files import (
     PROVENANCE,
@@ -192,7 +195,39 @@ def test_kill_loses_the_last_few_pairs_at_most(tmp_path: Path) -> None:
         assert set(range(reached - 8 + 1)) <= set(stored)
         assert len(stored) == len(set(stored))
     assert reached > 10
-    assert {path.suffix for path in tmp_path.iterdir() if path.name != ".lock"} <= {".h5", ".tmp"}
+    suffixes = {path.suffix for path in tmp_path.iterdir() if path.name != ".lock"}
+    assert suffixes <= {".h5", ".tmp", ".part"}
+
+
+def test_pairs_that_no_shard_holds_yet_survive_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "_FLUSH_SECONDS", 600.0)
+    stamps = {"a": (1, 2), "b/ü": (3, 4)}
+    added = {("a", "c"): raw(2), ("c", "b/ü"): raw(4, 0), ("a", "b/ü"): raw(3)}
+    killed = tmp_path / "killed"
+    with RawMatchWriter(tmp_path / "open", PROVENANCE, stamps) as writer:
+        writer.add("a", "b/ü", raw(1))  # is replaced
+        for names, matches in added.items():
+            writer.add(*names, matches)
+        deadline, seen = time.monotonic() + 10, 0
+        while seen < 3:
+            assert time.monotonic() < deadline
+            shutil.copytree(tmp_path / "open", killed, dirs_exist_ok=True)
+            recent = RecentPairs(killed, PROVENANCE)
+            seen = len(list(recent))
+            recent.close()
+        with recent_path(killed).open("ab") as file:
+            file.write(b"\x07\x00half a pair")
+    with RawMatchWriter(killed, PROVENANCE, {**stamps, "a": (9, 9)}) as again:
+        assert [names in again for names in added] == [False, True, False]
+    with RawMatchWriter(killed, PROVENANCE, stamps) as again:
+        assert all(names in again for names in added)
+    assert files(killed) == {"matches-000000.h5"}
+    with RawMatchReader(killed) as reader:
+        assert set(reader.pairs()) == set(added)
+        for names, matches in added.items():
+            assert_same(reader.read(*names), matches)
 
 
 def _stored_values(reader: RawMatchReader) -> Iterator[np.ndarray]:

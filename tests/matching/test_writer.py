@@ -242,8 +242,10 @@ def test_error_of_the_writer_thread_reaches_the_caller(
     with pytest.raises(EdmHlocError, match="No space left"):
         writer.close()
     monkeypatch.undo()
-    assert files(tmp_path) == set()
-    RawMatchWriter(tmp_path, {}).close()  # the lock is free again
+    assert files(tmp_path) == {".recent.part"}
+    with RawMatchWriter(tmp_path, {}) as writer:  # the lock is free again, and no pair is lost
+        assert ("a", "0") in writer
+    assert files(tmp_path) == {"matches-000000.h5"}
 
 
 def test_error_while_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
