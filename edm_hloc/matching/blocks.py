@@ -5,7 +5,7 @@ compared, and the better one is used:
 
 * neighbourhood expansion (Zhang et al., "Graph Edge Partitioning via Neighborhood Heuristic", KDD
   2017): a block takes all pairs among its photos, and then the photo that brings the fewest others
-  along. It suits photos with some partners each;
+  along. It suits photos with some partners each. Annealing (see `block_annealing.py`) follows;
 * the order in which one worker would match the pairs, cut into pieces, which suits all pairs.
 """
 
@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from edm_hloc.matching.block_annealing import anneal
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.pairs.rules import Pair, names_in
 
@@ -36,7 +37,8 @@ def cut_into_blocks(pairs: Sequence[Pair], count: int) -> list[list[Pair]]:
     ordered = order_pairs(pairs, max(2, round(2 * math.sqrt(size))))
     ends = [round(size * block) for block in range(count + 1)]
     pieces = [ordered[a:b] for a, b in itertools.pairwise(ends) if a < b]
-    best = min(_expanded(pairs, count), pieces, key=count_extra_encodes)
+    expanded = _expanded(pairs, count)
+    best = min(expanded, anneal(expanded), pieces, key=count_extra_encodes)
     position = {pair: i for i, pair in enumerate(pairs)}
     return [sorted(block, key=position.__getitem__) for block in best]
 
