@@ -37,7 +37,7 @@ def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
     for pair in pairs:
         if any("\t" in name or name.splitlines() != [name] for name in pair):
             raise EdmHlocError(f"{pair} cannot be stored in a list of pairs: rename the image.")
-        separator = "\t" if any(c.isspace() for name in pair for c in name) else " "
+        separator = "\t" if re.search(r"\s", pair[0] + pair[1]) else " "
         lines.append(f"{pair[0]}{separator}{pair[1]}\n")
     write_whole(path, "".join(lines))
 

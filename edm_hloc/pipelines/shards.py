@@ -286,6 +286,8 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
     make_folder(plan.raw_matches)
     with FolderLock(plan.raw_matches):
         present = StoredIndex(plan.raw_matches)
+        paths = shard_paths(plan.raw_matches)
+        following = shard_number(paths[-1]) + 1 if paths else 0
         for shard in shards:
             with open_h5(plan.file_of(shard)) as h5, reading(plan.file_of(shard)):
                 content = _Content.of(h5)
@@ -295,9 +297,8 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
             if content.levels:
                 levels = StoredLevels(plan.raw_matches).levels | content.levels
                 write_whole(plan.raw_matches / LEVELS, json.dumps(levels, indent=2))
-            paths = shard_paths(plan.raw_matches)
-            following = shard_number(paths[-1]) + 1 if paths else 0
             _put(plan.file_of(shard), shard_path(plan.raw_matches, following))
+            following += 1
 
 
 @dataclass(frozen=True)
