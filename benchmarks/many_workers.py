@@ -318,25 +318,24 @@ ONE_MATCH = Matches(
 )
 
 
-def write_shard(plan: ShardPlan, piece: Piece, matches: Matches = ONE_MATCH) -> None:
-    """The file of a shard as `match_shard` writes it, but with the same match for all pairs."""
+def write_shard(plan: ShardPlan, piece: Piece, matches: Matches | None = None) -> None:
+    """The file of a shard as `match_shard` writes it, but with the same matches for all pairs.
+
+    Args:
+        plan, piece: see `ShardWorker.work`.
+        matches: stored for each pair; None: one match is stored once, with a link from each pair,
+            which takes a third of the time.
+    """
     if plan.file_of(piece.shard).exists():
         return  # of a simulation that was interrupted
     pairs = [pair for i, pair in enumerate(plan.pairs_of(piece.shard)) if i not in piece.left_out]
     file = AtomicH5(plan.file_of(piece.shard), plan.provenance)
-    first = store_matches(file.h5, StoredPair(pairs[0]), matches)
-    folders = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    folders.set_create_intermediate_group(True)
-    arrays = [
-        (name.encode(), np.ascontiguousarray(array), h5py.h5s.create_simple(array.shape))
-        for name, array in matches.arrays().items()
-    ]
-    for pair in pairs[1:]:  # without h5py's objects, which take five times as long
-        group = h5py.h5g.create(file.h5.id, pair_key(*pair).encode(), folders)
-        for name, array, space in arrays:
-            h5py.h5d.create(group, name, h5py.h5t.IEEE_F32LE, space).write(
-                h5py.h5s.ALL, h5py.h5s.ALL, array
-            )
+    first = store_matches(file.h5, StoredPair(pairs[0]), ONE_MATCH if matches is None else matches)
+    for pair in pairs[1:]:
+        if matches is None:
+            file.h5[pair_key(*pair)] = file.h5[first.key]
+        else:
+            file.h5.copy(first.key, file.h5, name=pair_key(*pair))
     store_pairs(file.h5, [first._replace(names=pair) for pair in pairs])
     store_text(file.h5, "skipped", "{}")
     store_text(file.h5, "levels", "{}")

@@ -311,17 +311,12 @@ def measure_nodes(args: argparse.Namespace) -> None:
 
 
 class WritingWorker(ShardWorker):
-    """Writes the file of a shard at once, with the same matches for all pairs."""
+    """Writes the file of a shard at once, with one match a pair."""
 
     def work(self, piece: Piece) -> Done | Failure:
         plan = load_plan(self._settings.out)
-        write_shard(plan, piece, made_up_matches(MATCHES))
+        write_shard(plan, piece)
         return Done(plan.pairs[piece.shard - 1])
-
-
-def made_up_matches(number: int) -> Matches:
-    points = np.random.default_rng(0).random((number, 2), np.float32)
-    return Matches(points, points, points[:, 0])
 
 
 def measure_memory(args: argparse.Namespace) -> None:
@@ -368,8 +363,9 @@ def measure_overhead(args: argparse.Namespace) -> None:
             Path(folder), Path(folder), pairs, MadeUp(), shards=-(-args.number // 1000)
         )
         used.append(resource.getrusage(resource.RUSAGE_SELF))
+        points = np.random.default_rng(0).random((matches, 2), np.float32)
         for shard in range(1, len(plan.pairs) + 1):
-            write_shard(plan, Piece(shard), made_up_matches(matches))
+            write_shard(plan, Piece(shard), Matches(points, points, points[:, 0]))
         used.append(resource.getrusage(resource.RUSAGE_SELF))
         merge_shards(plan)
         used.append(resource.getrusage(resource.RUSAGE_SELF))
