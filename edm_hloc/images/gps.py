@@ -236,7 +236,7 @@ def _fix(
     numbers = (first, second, altitude or 0.0, *(a or 0.0 for a in accuracies))
     if not all(map(math.isfinite, numbers)) or abs(first) > 90 or abs(second) > 180:
         raise _NoFixError(
-            "latitudes go from -90 to 90 and longitudes from -180 to 180; are they swapped?"
+            "latitudes go from -90 to 90 and longitudes from -180 to 180: they may be swapped"
         )
     if min(a or 0.0 for a in accuracies) < 0:
         raise _NoFixError("an accuracy is negative")
@@ -317,8 +317,7 @@ def matching_names(fixes: Mapping[str, Fix], names: Sequence[str], path: Path) -
     """
     by_name = {}
     for name in names:
-        path = Path(name)
-        for key in (name, path.name, path.stem):
+        for key in (name, Path(name).name, Path(name).stem):
             if key in fixes:
                 by_name[name] = fixes[key]
                 break

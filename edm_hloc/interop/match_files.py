@@ -295,7 +295,10 @@ def _of_arrays(source: PairSource, content: Any) -> GivenPoints:
         )
     named = {str(name): value for name, value in content.items() if value is not None}
     given = _matched(source, named)
-    return GivenPoints(given.points0, given.points1, given.scores, _images(named), _sizes(named))
+    sizes = _sizes(named)
+    if sizes is not None and min(*sizes[0], *sizes[1]) < 1:
+        raise EdmHlocError(f"{source}: no image is of size {sizes[0]} or {sizes[1]}, in pixels.")
+    return GivenPoints(given.points0, given.points1, given.scores, _images(named), sizes)
 
 
 def _images(named: Mapping[str, Any]) -> tuple[str, str] | None:

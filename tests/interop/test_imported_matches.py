@@ -203,6 +203,8 @@ def test_a_wrong_file_gets_one_sentence(
     refused("holds indices of keypoints, as hloc's files of matches do")
     (folder / "m.h5").write_bytes(b"\x89HDF")
     refused("m.h5 is damaged or no H5 file: write it again")
+    np.savez(file, keypoints0=POINTS0, keypoints1=POINTS1, size0=[0, 0], size1=[64, 48])
+    refused(r"no image is of size \(0, 0\)")
     np.savez(file, descriptors=POINTS0)
     refused("has no two arrays of points .* but descriptors")
     np.savez(file, keypoints0=POINTS0 * 10, keypoints1=POINTS1)
