@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.cli import options, summaries
+from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.report import end_quietly, reporting
 
 
@@ -55,6 +56,7 @@ def register(command: options.AddCommand) -> None:
     options.add_machine(group)
     options.add_quantization(sub)
     options.add_mapping(sub)
+    add_positions(sub)
     options.add_overwrite(sub)
 
 

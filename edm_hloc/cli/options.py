@@ -304,7 +304,7 @@ def reconstruction_config(
     """The configuration of the commands that make a model.
 
     Args:
-        args: the options; those of cameras and of mapping may be missing, as of `triangulate`.
+        args: the options; those of cameras, mapping and positions may be missing.
         known: known intrinsics by the photo's name.
     """
     from edm_hloc.images.cameras import CameraOptions
@@ -321,6 +321,8 @@ def reconstruction_config(
         cameras=cameras,
         mapping=mapping,
         masks=args.masks,
+        positions=getattr(args, "positions", "gps"),
+        position_priors=getattr(args, "position_priors", None),
         refine_tracks=getattr(args, "tracks", "none") == "refine",
         overwrite=args.overwrite,
     )

@@ -72,8 +72,6 @@ def register(command: options.AddCommand) -> None:
 
 def _reconstruct(args: argparse.Namespace) -> None:
     end_quietly()
-    from dataclasses import replace
-
     from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.pipelines.matching import names_of
     from edm_hloc.pipelines.reconstruct import reconstruct
@@ -84,11 +82,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     if args.known is not None:
         known = load_intrinsics(args.known, names_of(pairs))
     with reporting(args.out):
-        config = replace(
-            options.reconstruction_config(args, known),
-            positions=args.positions,
-            position_priors=args.position_priors,
-        )
+        config = options.reconstruction_config(args, known)
         run = reconstruct(args.images, args.out, pairs, options.make_matcher(args), config)
         summaries.print_reconstruction(run, time.monotonic() - start)
     if args.target is not None:
