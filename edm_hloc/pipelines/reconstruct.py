@@ -134,7 +134,7 @@ def reconstruct(
     config = config or ReconstructionConfig()
     cameras, mapping = config.cameras, config.mapping
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
-    settings = {
+    settings: dict[str, Any] = {
         "command": "reconstruct",
         "images": str(image_root),
         "quantization": asdict(config.keypoints),
