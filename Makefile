@@ -24,8 +24,9 @@ $(VENV)/.hloc: $(VENV)/.done
 demo: $(VENV)/.done
 	$(RUN)/edm-hloc demo outputs/demo
 
+# worksteal: each process takes files as a whole, so that what tests of a file share is made once.
 test: $(VENV)/.done $(VENV)/.hloc lint
-	$(RUN)/python -m pytest -q -n 2
+	$(RUN)/python -m pytest -q -n 2 --dist worksteal
 
 # Ray is 70 MB, and only slow tests and one other need it.
 $(VENV)/.ray: $(VENV)/.done

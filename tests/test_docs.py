@@ -10,6 +10,7 @@ here, fail the test.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import itertools
 import json
@@ -62,6 +63,7 @@ ONLY_PARSED = {
     "edm-hloc evaluate-poses": "run",
     "edm-hloc demo": "run",
     "edm-hloc ablate": "trains",
+    "edm-hloc evaluate pose TRUTH IMAGES OUT --max-rotation 60 --beside network,sift": "run",
     "edm-hloc evaluate pose datasets/megadepth/index": "needs the data set",
     "edm-hloc evaluate pose datasets/scannet/index": "needs the data set",
     "edm-hloc evaluate homography datasets/hpatches-sequences-release": "needs the data set",
@@ -77,6 +79,11 @@ ONLY_PARSED = {
     "edm-hloc merge s3://bucket/run": "needs a bucket",
 }
 DONE: set[tuple[bool, str]] = set()  # commands in sentences, which stand for themselves
+# Names of one and the same folder of photos.
+PHOTOS = (
+    *("IMAGES", "MY_PHOTOS", "PLACE", "NEW_PHOTOS", "PHOTOS", "DIR", "I"),
+    *("datasets/photos", "datasets/my_photos", "QUERIES"),
+)
 FLAG = re.compile(r"--?[a-z][\w-]*")
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*$|[A-Z]$")
 COMMAND = re.compile(r"(\w+=\S+ +)*(\.venv/bin/)?(edm-hloc|python|make)( |$)")
@@ -162,18 +169,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
     _film(scene / "FILM", photos)
 
     def fill(folder: Path) -> None:
-        for name in (
-            "IMAGES",
-            "MY_PHOTOS",
-            "PLACE",
-            "NEW_PHOTOS",
-            "PHOTOS",
-            "DIR",
-            "I",
-            "datasets/photos",
-            "datasets/my_photos",
-            "QUERIES",
-        ):
+        for name in PHOTOS:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).symlink_to(scene / "images")
         for name in ("MATCHES", "transforms.json"):
@@ -340,6 +336,18 @@ def script_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             assert flag in shown, f"{command[1]} has no {flag}"
 
 
+def meaning(command: Command) -> str:
+    """The command with one name for the photos and one for its outputs."""
+    text = re.sub(r"\bOUT\w*|\boutputs/\w+", "OUT", " ".join(words(command)))
+    return " ".join("IMAGES" if word in PHOTOS else word for word in text.split())
+
+
+@functools.cache
+def in_blocks() -> set[str]:
+    """What the blocks of all documents run: sentences that say the same are not run again."""
+    return {meaning(c) for document in DOCUMENTS for c in commands(document) if c.in_block}
+
+
 def is_mention(command: Command) -> bool:
     """`edm-hloc match-pairs` in a sentence names the command; so does one with a lone option."""
     rest = words(command)[2:]
@@ -428,9 +436,10 @@ def run_all(
     blocks.mkdir()
     fill(blocks)
     for number, command in enumerate(commands(document)):
-        if not command.in_block and (slow, command.text) in DONE:
+        again = (slow, meaning(command)) in DONE or meaning(command) in in_blocks()
+        if not command.in_block and again:
             continue
-        DONE.add((slow, command.text))
+        DONE.add((slow, meaning(command)))
         folder = blocks
         if not command.in_block:
             folder = tmp_path / str(number)
