@@ -30,6 +30,7 @@ import pycolmap
 import pytest
 from PIL import ExifTags, Image
 
+import edm_hloc
 from edm_hloc import cli
 from tests.interop.real_hloc import import_match_dense
 
@@ -546,11 +547,18 @@ def test_python_blocks(document: str) -> None:
     """They parse, and what they import from this package is there."""
     text = (ROOT / document).read_text("utf-8")
     for block in re.findall(r"^```python\n(.*?)^```", text, re.S | re.M):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("edm_hloc"):
-                module = importlib.import_module(str(node.module))
-                for name in node.names:
-                    assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+        check_python(block)
+
+
+def check_python(block: str) -> None:
+    """It parses, and has what it imports from this package, or takes of `edm_hloc` itself."""
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("edm_hloc"):
+            module = importlib.import_module(str(node.module))
+            for name in node.names:
+                assert hasattr(module, name.name), f"{node.module} has no {name.name}"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "edm_hloc":
+            assert hasattr(edm_hloc, node.attr), f"edm_hloc has no {node.attr}"
 
 
 # --------------------------------------------------------------------------- the notebook
@@ -568,13 +576,17 @@ def test_notebook_as_it_is_kept() -> None:
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     pictures = [o for cell in cells for o in cell["outputs"] if "image/jpeg" in o.get("data", {})]
     assert len(pictures) == 3
+    for cell in cells:
+        check_python("".join(cell["source"]))
     for line in re.findall(r"`(edm-hloc [^`]+)`", text):
         parse(line.replace("\\n", " ").split())
     for target in re.findall(r"\]\(([^)\s:]+)\)", text):
         assert (NOTEBOOK.parent / target).exists()
 
 
+@pytest.mark.slow
 def test_notebook_runs(tmp_path: Path) -> None:
+    """What it calls is called by tests/test_api.py, too."""
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
