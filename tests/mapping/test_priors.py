@@ -25,7 +25,7 @@ def chain(folder: Path) -> tuple[Walk, np.ndarray]:
     number = np.arange(PHOTOS)
     length = PHOTOS * STEP
     rng = np.random.default_rng(0)
-    points = rng.uniform([-6, -4, 9], [length + 6, 4, 12], (int(10 * length), 3))
+    points = rng.uniform([-6, -4, 9], [length + 6, 4, 12], (int(16 * length), 3))
     centres = np.stack([STEP * number, 0.3 * np.sin(number), 0.3 * np.cos(1.7 * number)], axis=1)
     turns = np.stack([2 * np.sin(number), 0 * number, 0 * number], axis=1)
     walk = Walk(folder, points, turns, centres, noise=2.0)
