@@ -4,7 +4,8 @@
 
 The other photos have their true cameras; points are triangulated from the matches of all pairs, and
 the two photos are localized with their true intrinsics. Both kinds of matches take the same steps
-from the H5 files on: `triangulate`, then `localize_queries` with all other photos as its database.
+from the H5 files on: `triangulate`, then `localize_queries` with all other photos as its database;
+and once more with `--tracks refine`: the points aligned in all photos, and each query to these.
 Position errors are in % of the largest distance between two true camera centres, rotation errors in
 degrees.
 """
@@ -16,6 +17,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,6 @@ from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
-from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import Queries, localize_queries
 from edm_hloc.mapping.database import MatchedImages
@@ -38,6 +39,7 @@ from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.refinement.load import load_matcher
+from edm_hloc.tracks.refine import Kept, refine_model
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """Matches the pairs of the model and those of the queries: (image folder, pairs of the model, pairs
@@ -90,7 +92,7 @@ def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) 
 def localize(
     images: Path, truth: pycolmap.Reconstruction, left_out: list[str], write: WriteMatches
 ) -> list[dict[str, object]]:
-    """Localizes the photos left out; gives a row of the table for each."""
+    """Localizes the photos left out; gives a row of the table for each, and for each refined."""
     posed = posed_images(truth)
     kept = [name for name in posed if name not in left_out]
     centres = np.array([image.projection_center() for image in posed.values()])
@@ -105,29 +107,33 @@ def localize(
         matched = MatchedImages(images, out / "features.h5", out / "matches.h5", pairs)
         mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
         cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
-        answers = localize_queries(
-            Queries(left_out, cameras, dict.fromkeys(left_out, kept)),
-            out / "query-features.h5",
-            out / "query-matches.h5",
-            ModelPoints(out / "model"),
-            out / "log.jsonl",
-            PoseOptions(),
-        )
+        with_all = Queries(left_out, cameras, dict.fromkeys(left_out, kept))
+        files = out / "query-features.h5", out / "query-matches.h5"
+        answers = localize_queries(with_all, *files, ModelPoints(out / "model"), out / "log.jsonl")
         seconds = time.monotonic() - start
+        start = time.monotonic()
+        refined = refine_model(out / "model", images, out / "refined", Kept(poses=True))
+        aligned = replace(with_all, photos={name: images / name for name in left_out})
+        points = ModelPoints(out / "refined", image_root=images)
+        answers += localize_queries(aligned, *files, points, out / "refined.jsonl")
+        more = time.monotonic() - start
     rows: list[dict[str, object]] = []
-    for answer in answers:
+    for number, answer in enumerate(answers):
+        is_refined = number >= len(left_out)
+        statistics = refined.after if is_refined else mapped.statistics
         position = rotation = float("nan")
         if answer.status == "localized" and answer.pose is not None:
             position, rotation = pose_errors(answer.pose, posed[answer.query].cam_from_world())
         rows.append(
             {
                 "photo": answer.query,
-                "points": mapped.statistics.points,
+                "tracks": "refine" if is_refined else "none",
+                "points": statistics.points,
                 "inliers": answer.inliers,
                 "correspondences": answer.correspondences,
                 "position_percent": 100 * position / float(extent),
                 "rotation_degrees": rotation,
-                "seconds": round(seconds, 1),
+                "seconds": round(seconds + is_refined * more, 1),
             }
         )
     return rows
@@ -145,16 +151,17 @@ def main() -> None:
     names = list(posed_images(truth))
     left_out = args.leave_out or [names[len(names) // 3], names[2 * len(names) // 3]]
     methods = {"edm": edm(args.weights, args.max_size), "sift": sift(args.max_size)}
-    print("| photo | matches | points | inliers | position % | rotation ° | seconds |")
-    print("|---|---|---|---|---|---|---|")
+    print("| photo | matches | tracks | points | inliers | position % | rotation ° | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
     results = {}
     for method, write in methods.items():
         results[method] = localize(args.images, truth, left_out, write)
         for row in results[method]:
             print(
-                f"| {row['photo']} | {method} | {row['points']:,} | {row['inliers']:,} of "
-                f"{row['correspondences']:,} | {row['position_percent']:.3f} | "
-                f"{row['rotation_degrees']:.4f} | {row['seconds']} |"
+                f"| {row['photo']} | {method} | {row['tracks']} | {row['points']:,} | "
+                f"{row['inliers']:,} of {row['correspondences']:,} | "
+                f"{row['position_percent']:.4f} | {row['rotation_degrees']:.4f} | "
+                f"{row['seconds']} |"
             )
     print(json.dumps(results))
 

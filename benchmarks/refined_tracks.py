@@ -5,18 +5,28 @@
 For each seed, OUT/SEED/scene holds the photos of a rendered square and their true cameras,
 OUT/SEED/mapped what `edm-hloc reconstruct` makes of them with the true intrinsics,
 and OUT/SEED/refined what `edm-hloc refine-model --keep-intrinsics` makes of that model. Printed are
-the medians of the cameras' errors and the CPU time of the refinement. What is there is kept.
+the medians of the cameras' errors, the CPU time of the refinement, the root mean square of the true
+errors along all axes over the standard deviations in OUT/SEED/refined_uncertainty.json, and the
+shares within one and two of these. What is there is kept, but the refined models are made anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
+import numpy as np
+from scipy.spatial.transform import Rotation
+
 from edm_hloc import cli
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.models import compare
+from edm_hloc.mapping.extension import frame_change
 from edm_hloc.synthetic.photo_collection import make_photo_collection
+from edm_hloc.tracks.uncertainty import uncertainty_file
 
 
 def main() -> None:
@@ -43,9 +53,35 @@ def main() -> None:
                 f"{c.mean_reprojection_error:>9.3f} {c.rotation_median:>10.4f} "
                 f"{c.position_median:>10.4f}"
             )
+        of_position, of_rotation = over_sigma(refined, truth)
         rows[-1] += f" {seconds:>8.1f}"
-    print("seed  model     points   track  error px  rotation °  position %  CPU s")
+        for ratio in (of_position, of_rotation):
+            within = " ".join(f"{np.mean(np.abs(ratio) < k):.0%}" for k in (1, 2))
+            rows[-1] += f"  {np.sqrt(np.mean(ratio**2)):.2f} ({within})"
+    print("seed  model     points   track  error px  rotation °  position %  CPU s", end="")
+    print("  position/σ     rotation/σ")
     print("\n".join(rows))
+
+
+def over_sigma(model: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
+    """True errors of the cameras of a refined model along their axes, over the told deviations.
+
+    Returns:
+        (V, 3) of the positions and of the rotations.
+    """
+    refined, true = read_model(model), posed_images(read_model(truth))
+    told = json.loads(uncertainty_file(model).read_text("utf-8"))["cameras"]
+    refined.transform(frame_change(refined, read_model(truth), true))
+    extent = largest_distance(np.array([image.projection_center() for image in true.values()]))
+    ratios = []
+    for name, image in posed_images(refined).items():
+        R, true_R = (i.cam_from_world().rotation.matrix() for i in (image, true[name]))
+        off = R @ (image.projection_center() - true[name].projection_center())
+        turn = np.degrees(Rotation.from_matrix(R @ true_R.T).as_rotvec())
+        position, rotation = (np.array(told[name][of]) for of in ("position", "rotation"))
+        ratios.append((100 * off / extent / position, turn / rotation))
+    of_position, of_rotation = zip(*ratios, strict=True)
+    return np.array(of_position), np.array(of_rotation)
 
 
 def _run(*arguments: str) -> None:

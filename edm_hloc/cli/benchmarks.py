@@ -36,6 +36,7 @@ def register(command: options.AddCommand) -> None:
     _add_dataset(sub)
     sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
     _add_keypoints(sub, max_error=2.0, cell_size=8.0, max_keypoints=8192)
+    options.add_tracks(sub)
     add_localization(sub, retrieved=50, max_error=12.0)
 
     sub = command("inloc", _inloc, "localize the queries of InLoc")
@@ -110,7 +111,11 @@ def _aachen(args: argparse.Namespace) -> None:
         raise EdmHlocError("--covisible must be at least 1.")
     keypoints = _keypoints(args, AachenOptions().quantization)
     settings = AachenOptions(
-        args.covisible, retrieval_options(args), keypoints, pose=pose_options(args)
+        args.covisible,
+        retrieval_options(args),
+        keypoints,
+        pose=pose_options(args),
+        refine_tracks=args.tracks == "refine",
     )
     data = AachenDataset(args.dataset)
     raise_any(data.problems())

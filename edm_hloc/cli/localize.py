@@ -39,6 +39,7 @@ def register(command: options.AddCommand) -> None:
     workers.add_workers(sub)
     workers.add_shards(sub)
     add_localization(sub, retrieved=20, max_error=12.0)
+    options.add_tracks(sub)
 
 
 def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
@@ -107,7 +108,12 @@ def _localize(args: argparse.Namespace) -> None:
     names = find_images(args.queries, [args.out])
     known = load_intrinsics(args.known, names) if args.known is not None else {}
     config = LocalizationConfig(
-        retrieval, options.matching_config(args), pose, known, overwrite=args.overwrite
+        retrieval,
+        options.matching_config(args),
+        pose,
+        known,
+        refine_tracks=args.tracks == "refine",
+        overwrite=args.overwrite,
     )
     with reporting(args.out):
         matcher = options.make_matcher(args)

@@ -224,12 +224,17 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
     group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")
-    group.add_argument(
+    add_tracks(group)
+
+
+def add_tracks(sub: argparse._ActionsContainer) -> None:
+    """Add --tracks."""
+    sub.add_argument(
         "--tracks",
         choices=("refine", "none"),
         default="none",
-        help="refine: align all photos of each 3D point to each other and adjust the model once "
-        "more: longer tracks, a fraction of the reprojection error, fewer points",
+        help="refine: align all photos of each 3D point to each other in the end, and adjust what "
+        "is not given once more: longer tracks and a fraction of the reprojection error",
     )
 
 

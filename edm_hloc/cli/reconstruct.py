@@ -53,6 +53,7 @@ def register(command: options.AddCommand) -> None:
     workers.add_workers(sub)
     workers.add_shards(sub)
     options.add_quantization(sub)
+    options.add_tracks(sub)
     options.add_overwrite(sub)
 
     sub = command(
@@ -67,6 +68,11 @@ def register(command: options.AddCommand) -> None:
         "--keep-intrinsics",
         action="store_true",
         help="leave focal lengths and distortion as they are, as of calibrated cameras",
+    )
+    sub.add_argument(
+        "--keep-poses",
+        action="store_true",
+        help="leave poses and intrinsics as they are, as of surveyed cameras: only points move",
     )
 
 
@@ -137,9 +143,9 @@ def _match_pairs(args: argparse.Namespace) -> None:
 
 
 def _refine_model(args: argparse.Namespace) -> None:
-    from edm_hloc.tracks.refine import KeptIntrinsics, refine_model
+    from edm_hloc.tracks.refine import Kept, refine_model
 
-    kept = KeptIntrinsics(all=args.keep_intrinsics)
+    kept = Kept(intrinsics=args.keep_intrinsics, poses=args.keep_poses)
     summary = refine_model(args.model, args.images, args.out, kept)
     summaries.print_tracks(asdict(summary))
     print(f"Time        {format_duration(summary.seconds)}")

@@ -128,12 +128,22 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
         f"{before['mean_reprojection_error']:.2f} px, became {after['points']:,}, seen "
         f"{after['mean_track_length']:.2f} times at {after['mean_reprojection_error']:.2f} px"
     )
+    if tracks["kept"]:
+        print(
+            f"            {tracks['kept']:,} of them as they were mapped: their photos do not agree"
+        )
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]
         print(
             f"Uncertain   of the middle camera, 1 sigma: {position:.2g} % of the extent, "
             f"{rotation:.2g}°; of each in …_uncertainty.json beside the model"
         )
+        doubtful = [f"{name} ({size:.2g} %)" for name, size in tracks["doubtful"].items()]
+        for text in first_few(doubtful, "photos"):
+            print(f"            far more: {text}")
+    if tracks["blurred"]:
+        more = first_few(tracks["blurred"], "photos")
+        print(f"            as it was in photos that agree with hardly any: {', '.join(more)}")
     if tracks["unread"]:
         more = first_few(tracks["unread"], "photos")
         print(f"            as they were in photos that cannot be read: {', '.join(more)}")

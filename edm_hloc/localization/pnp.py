@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,18 @@ from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
 
 _MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among its solutions
+_FEWEST_ALIGNED = 30  # points that a pose is refined by
+_ALIGNED_LOSS = 0.25  # pixels, the scale of the robust loss of aligned points
 _MEDIAN_OF_RAYLEIGH = 1.1774  # median length of a 2D Gaussian error with a deviation of 1 an axis
+
+ALIGNMENTS = 2
+"""Number of times that a query is aligned to the photos of a model, each from the last pose on."""
+
+Align = Callable[
+    [int, pycolmap.Camera, pycolmap.Rigid3d, Mapping[str, int]], tuple[np.ndarray, np.ndarray]
+]
+"""Aligns a query's photo to a model's, see `photo_alignment.PhotoAligner`: (number of the
+alignment, camera, pose, inliers by database photo) → pixels (N, 2), points (N, 3)."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,7 @@ def estimate_pose(
     options: PoseOptions,
     *,
     uncalibrated: bool,
+    align: Align | None = None,
 ) -> QueryPose:
     """Estimates the pose of a query; "localized" or "failed".
 
@@ -130,6 +142,7 @@ def estimate_pose(
         options: thresholds and seed.
         uncalibrated: refine the focal length and the distortion too; the focal length is estimated
             first unless the camera `has_prior_focal_length`.
+        align: refines the pose by the photos; without it, it is that of the matches.
     """
     estimation = pycolmap.AbsolutePoseEstimationOptions()
     estimation.ransac.max_error = options.max_error
@@ -157,10 +170,34 @@ def estimate_pose(
     if found is None or answer.inliers < options.min_inliers:
         reason = f"{answer.inliers} of {answer.correspondences} correspondences agree with a pose"
         return replace(answer, reason=f"{reason}; {options.min_inliers} are needed.")
-    pose, inlier = found["cam_from_world"], found["inlier_mask"]
+    inlier = found["inlier_mask"]
+    inliers_of = {
+        name: int(n)
+        for name, indices in matched.sources
+        if (n := np.count_nonzero(inlier[indices]))
+    }
+    pixels, points, aligned = matched.pixels[inlier], matched.points[inlier], 0
+    for number in range(ALIGNMENTS if align else 0):
+        assert align is not None
+        new_pixels, new_points = align(number, camera, found["cam_from_world"], inliers_of)
+        if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
+            break
+        refinement.loss_function_scale = _ALIGNED_LOSS
+        better = pycolmap.refine_absolute_pose(
+            found["cam_from_world"],
+            new_pixels,
+            new_points,
+            np.ones(len(new_pixels), bool),
+            camera,
+            refinement,
+            True,
+        )
+        if better is None:
+            break
+        found, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
+    pose = found["cam_from_world"]
     # by the camera as refined
-    projected = np.asarray(camera.img_from_cam(pose * matched.points[inlier]))
-    errors = np.linalg.norm(projected - matched.pixels[inlier], axis=1)
+    errors = np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
     position, rotation = _deviations(pose, found["covariance"], errors)
     return replace(
         answer,
@@ -170,11 +207,8 @@ def estimate_pose(
         median_error=float(np.median(errors)),
         position_deviation=position,
         rotation_deviation=rotation,
-        inliers_of={
-            name: int(n)
-            for name, indices in matched.sources
-            if (n := np.count_nonzero(inlier[indices]))
-        },
+        inliers_of=inliers_of,
+        aligned=aligned,
     )
 
 

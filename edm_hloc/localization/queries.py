@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pycolmap
@@ -25,13 +26,14 @@ from edm_hloc.images.decode import photo_size
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.log import append_to_log, resume_log
+from edm_hloc.localization.photo_alignment import PhotoAligner
 from edm_hloc.localization.pnp import (
     Correspondences,
     PoseOptions,
     estimate_pose,
     find_correspondences,
 )
-from edm_hloc.localization.points import PointSource
+from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
 
@@ -49,6 +51,8 @@ class Queries:
         problems: by query, why it cannot be localized at all, such as a photo that cannot be read.
         uncalibrated: queries whose focal length and distortion are refined with the pose. The focal
             length is estimated first unless the camera `has_prior_focal_length`.
+        photos: of the queries that are aligned to the photos of the database, the files; needs
+            `ModelPoints`, with the folder of the photos.
     """
 
     names: Sequence[str]
@@ -56,6 +60,7 @@ class Queries:
     retrieved: Mapping[str, Sequence[str]]
     problems: Mapping[str, str] = field(default_factory=dict)
     uncalibrated: Collection[str] = ()
+    photos: Mapping[str, Path] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every query with each of its retrieved images."""
@@ -124,13 +129,19 @@ def localize_queries(
     todo = [query for query in queries.names if query not in done]
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
 
+    aligner = None
+    if queries.photos and todo and isinstance(points, ModelPoints):
+        aligner = PhotoAligner(points)
+
     def estimate(job: tuple[str, list[Correspondences]]) -> QueryPose:
         query, groups = job
         uncalibrated = query in queries.uncalibrated
-        camera = queries.cameras[query]
+        camera, align = queries.cameras[query], None
+        if aligner is not None and query in queries.photos:
+            align = partial(aligner.align, queries.photos[query])
         try:
             found = [
-                estimate_pose(query, camera, group, options, uncalibrated=uncalibrated)
+                estimate_pose(query, camera, group, options, uncalibrated=uncalibrated, align=align)
                 for group in groups
             ]
         except Exception as error:  # COLMAP may raise anything for one query
@@ -185,6 +196,7 @@ def fingerprint_of_poses(
             {query: list(images) for query, images in queries.retrieved.items()},
             dict(queries.problems),
             sorted(queries.uncalibrated),
+            *sorted(queries.photos),
             file_stamp(features),
             file_stamp(matches),
             points.fingerprint(),

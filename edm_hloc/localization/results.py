@@ -38,12 +38,15 @@ class QueryPose:
         matches: number of matches to these images.
         correspondences: number of distinct 2D–3D correspondences among the matches.
         inliers: number of correspondences that agree with the pose.
-        median_error: median reprojection error of the inliers, pixels of the original photo.
+        median_error: median reprojection error of the inliers, pixels of the original photo; of
+            the aligned points, if there are any.
         position_deviation: standard deviation of the camera's position, in the world's unit. It is
             computed from the inliers' residuals as if these were independent, so that the true one
             can be larger.
         rotation_deviation: standard deviation of the rotation in degrees, computed likewise.
         inliers_of: number of inliers from each database image that has any.
+        aligned: number of points at which the photo was aligned to those of the database, from
+            which the pose then comes; 0 where it comes from the matches.
         seconds: time spent in RANSAC and refinement.
     """
 
@@ -61,6 +64,7 @@ class QueryPose:
     position_deviation: float | None = None
     rotation_deviation: float | None = None
     inliers_of: dict[str, int] = field(default_factory=dict)
+    aligned: int = 0
     seconds: float = 0.0
 
     @property

@@ -69,6 +69,7 @@ def query_items(queries: Queries, names: Sequence[str]) -> list[list[Any]]:
                 "retrieved": list(queries.retrieved.get(name, ())),
                 "problem": queries.problems.get(name),
                 "uncalibrated": name in queries.uncalibrated,
+                "photo": str(queries.photos[name].resolve()) if name in queries.photos else None,
             },
         ]
         for name in names
@@ -95,6 +96,7 @@ def localize_items(
         {name: t["retrieved"] for name, t in told.items()},
         {name: t["problem"] for name, t in told.items() if t["problem"]},
         [name for name, t in told.items() if t["uncalibrated"]],
+        {name: Path(t["photo"]) for name, t in told.items() if t["photo"]},
     )
     place = dict(shared["points"])
     points: PointSource

@@ -11,7 +11,7 @@ position, which is where the matches of all pairs agree. In the output folder:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pycolmap
@@ -32,9 +32,11 @@ from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
 from edm_hloc.pipelines.localize import (
+    MODEL_KEYPOINTS,
     POSES_FILES,
     QUERY_KEYPOINTS,
     find_poses,
+    model_keypoints,
     write_submission,
 )
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
@@ -60,6 +62,8 @@ class AachenOptions:
             queries' are `pipelines.localize.QUERY_KEYPOINTS`.
         mapping: thresholds of the triangulation.
         pose: thresholds of the pose estimation.
+        refine_tracks: align all photos of each point of the model (see `tracks/refine.py`); queries
+            are then matched with its keypoints as they are in the model.
     """
 
     covisible: int = 20
@@ -71,6 +75,7 @@ class AachenOptions:
     )
     mapping: MappingOptions = field(default_factory=MappingOptions)
     pose: PoseOptions = field(default_factory=lambda: PoseOptions(max_error=12.0))
+    refine_tracks: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,27 +188,32 @@ def localize_aachen(
         "dataset": str(dataset),
         "options": asdict(options),
     }
-    files = (*MATCHING_FILES, *POSES_FILES)
+    files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS)
     with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
         run.shards = matching.shards
         mapping = ReconstructionConfig(
             keypoints=options.quantization,
             matching=matching,
             mapping=options.mapping,
+            refine_tracks=options.refine_tracks,
             overwrite=overwrite,
         )
         sfm = triangulate_model(data.model, data.images, out / "sfm", pairs, matcher, mapping)
         run.results["sfm"] = sfm.results
-        points = ModelPoints(out / "sfm" / "model")
+        root = data.images if options.refine_tracks else None
+        points = ModelPoints(out / "sfm" / "model", image_root=root)
+        features = out / "sfm" / "features.h5"
+        if options.refine_tracks:
+            features = model_keypoints(run, points, points.names())
         cameras, unusable = query_cameras(data.images, names, known)
         images = RetrievalImages(data.images, names, points.names())
         retrieved = retrieve(run, options.retrieval, images, matcher)
         queries = Queries(names, cameras, retrieved, unusable)
+        if options.refine_tracks:
+            queries = replace(queries, photos={name: data.images / name for name in cameras})
         match_and_quantize(
             run,
-            PairsToMatch(
-                data.images, queries.pairs(), reference_features=out / "sfm" / "features.h5"
-            ),
+            PairsToMatch(data.images, queries.pairs(), reference_features=features),
             matcher,
             QUERY_KEYPOINTS,
             matching,

@@ -18,7 +18,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
-from edm_hloc.tracks.refine import KeptIntrinsics, refine_model
+from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +113,9 @@ def refine_mapped(
         The same results, of the refined model, and the summary of the refinement.
     """
     mapped: MappingSummary = results["mapped"]
-    kept = KeptIntrinsics(
-        frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted
-    )
-    try:
-        refined = refine_model(model, photos.image_root, model, kept, options)
-    except EdmHlocError as error:
-        logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
+    kept = Kept(frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted)
+    refined = refined_tracks(model, photos.image_root, kept, options)
+    if refined is None:
         return dict(results)
     found = {
         **results,
@@ -131,6 +127,21 @@ def refine_mapped(
         earlier, extended = read_model(aside[1]["model"]), results["extended"]
         found["extended"] = compared_cameras(read_model(model), earlier, extended.removed)
     return found
+
+
+def refined_tracks(
+    model: Path, image_root: Path, kept: Kept, options: MappingOptions
+) -> TrackSummary | None:
+    """Refines the tracks of the model in a folder that a run has just made.
+
+    Returns:
+        The summary; None, with a warning, where they cannot be refined: the model stays as it is.
+    """
+    try:
+        return refine_model(model, image_root, model, kept, options)
+    except EdmHlocError as error:
+        logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
+        return None
 
 
 def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:

@@ -53,6 +53,9 @@ QUERY_KEYPOINTS = QuantizationConfig(
 POSES_FILES = ("queries.jsonl",)
 """Names of the files that `find_poses` writes, for `Run.begin`."""
 
+MODEL_KEYPOINTS = "model-keypoints.h5"
+"""Name of the file that `model_keypoints` writes."""
+
 
 def find_poses(
     run: Run, queries: Queries, points: PointSource, options: PoseOptions
@@ -118,6 +121,7 @@ class LocalizationConfig:
         known_cameras: intrinsics of the calibrated queries by name. Other queries that were taken
             by a camera of the model, by their EXIF data, have that camera's intrinsics. The focal
             length of the rest comes from the EXIF data and is refined, or is estimated.
+        refine_tracks: align each query to the photos of the model in which it was localized.
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -125,6 +129,7 @@ class LocalizationConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     poses: PoseOptions = field(default_factory=PoseOptions)
     known_cameras: Mapping[str, pycolmap.Camera] = field(default_factory=dict)
+    refine_tracks: bool = False
     overwrite: bool = False
 
 
@@ -172,8 +177,9 @@ def localize_photos(
         "queries": str(query_root),
         "retrieval": asdict(config.retrieval),
         "pose": asdict(config.poses),
+        "tracks": config.refine_tracks,
     }
-    files = (*MATCHING_FILES, *POSES_FILES, "model-keypoints.h5", "poses.txt")
+    files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS, "poses.txt")
     with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
         root = JoinedFolders({"database": image_root, "query": query_root})
@@ -196,11 +202,12 @@ def localize_photos(
             retrieve(run, config.retrieval, images, matcher),
             problems,
             uncalibrated=[name for name in names if name not in known],
+            photos={name: root / name for name in usable} if config.refine_tracks else {},
         )
         match_and_quantize(
             run,
             PairsToMatch(
-                root, queries.pairs(), reference_features=_model_keypoints(run, points, database)
+                root, queries.pairs(), reference_features=model_keypoints(run, points, database)
             ),
             matcher,
             QUERY_KEYPOINTS,
@@ -241,9 +248,9 @@ def _query_cameras(
     )
 
 
-def _model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> Path:
+def model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> Path:
     """The model's keypoints of the database images as an H5 file; a step of the run."""
-    path = run.out / "model-keypoints.h5"
+    path = run.out / MODEL_KEYPOINTS
     stamps = sorted((p.name, p.stat().st_mtime_ns) for p in points.folder.iterdir())
 
     def write() -> dict[str, Any]:

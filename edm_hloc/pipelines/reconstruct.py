@@ -22,7 +22,7 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,12 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.extending import PhotosToMap, map_or_extend, refine_mapped
+from edm_hloc.pipelines.extending import (
+    PhotosToMap,
+    map_or_extend,
+    refine_mapped,
+    refined_tracks,
+)
 from edm_hloc.pipelines.georeferencing import (
     find_fixes,
     forget_place,
@@ -57,6 +62,7 @@ from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, name
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
+from edm_hloc.tracks.refine import Kept
 from edm_hloc.tracks.uncertainty import uncertainty_file
 
 _FILES = (
@@ -91,8 +97,8 @@ class ReconstructionConfig:
             `images.gps.read_positions`). `triangulate_model` keeps the frame of its reference.
         position_priors: standard deviation in metres of positions that tell none; the mapper keeps
             the cameras near all of them (`reconstruct` only). None: positions only place the model.
-        refine_tracks: align all photos of each point and adjust the model once more (`reconstruct`
-            only, see `tracks/refine.py`).
+        refine_tracks: align all photos of each point and adjust the model once more (see
+            `tracks/refine.py`); `triangulate_model` keeps the poses.
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -223,6 +229,7 @@ def triangulate_model(
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
+        "tracks": config.refine_tracks,
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
@@ -233,9 +240,16 @@ def triangulate_model(
 
         def make_points() -> dict[str, Any]:
             verified, mapped = triangulate(reference, matched, database, model, mapping)
-            return {"verified": verified, "mapped": mapped}
+            results: dict[str, Any] = {"verified": verified, "mapped": mapped}
+            if config.refine_tracks:
+                refined = refined_tracks(model, image_root, Kept(poses=True), mapping)
+                if refined is not None:
+                    results["mapped"] = replace(mapped, statistics=refined.after)
+                    results["tracks"] = refined
+            return results
 
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
+        depends_on += ["refined tracks"] * config.refine_tracks
         run.step("model", depends_on, [model, database], make_points)
         return run
 

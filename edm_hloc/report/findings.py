@@ -287,6 +287,16 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "points: inspect such a pose before relying on it.",
             few,
         )
+    doubtful = facts.results.get("tracks", {}).get("doubtful", {})
+    if doubtful:
+        name, most = max(doubtful.items(), key=lambda item: item[1])
+        yield Finding(
+            "warning",
+            f"The position of {plural(len(doubtful), 'photo')} is several times as uncertain as "
+            f"that of the others, of {name} {most:.2g} % of the extent (1 σ): few points, or "
+            "points in a corner, hold it.",
+            tuple(doubtful),
+        )
     matched = (facts.settings.get("matcher") or {}).get("resize_max")
     sizes = [max(p.size) for name, p in photos.items() if p.size and name in facts.registered]
     error = float(np.nanmean(facts.points.errors)) if len(facts.points) else 0.0

@@ -72,6 +72,14 @@ def _model(facts: RunFacts) -> list[Figure]:
             figures.append(Figure("Track length, mean", f"{length:.2f}"))
         if error is not None:
             figures.append(Figure("Reprojection error, mean", f"{error:.2f}", " px"))
+        uncertainty = facts.results.get("tracks", {}).get("uncertainty")
+        if uncertainty:
+            position, rotation = uncertainty
+            figures.append(
+                Figure(
+                    "Middle camera, 1 σ", f"{position:.2g}", f" % of the extent, {rotation:.2g}°"
+                )
+            )
     return figures
 
 

@@ -14,6 +14,8 @@ from edm_hloc.tracks.geometry import Tracks, Views
 _ITERATIONS = 25
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _SETTLED = 1e-6  # relative change of the cost
+_ENOUGH = 1000  # observations of a photo that hold its camera until all adjust it in the end
+_WORTHWHILE = 0.5  # share of all observations, below which these are adjusted first
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Freedom:
 
     Attributes:
         poses: the cameras' poses; without them nothing else of a camera changes either.
+        points: without poses the ids of the points that change; None for all.
         constant: ids of the cameras whose intrinsics stay.
         focal, distortion: whether these are refined in the other cameras.
     """
 
     poses: bool = True
+    points: frozenset[int] | None = None
     constant: frozenset[int] = frozenset()
     focal: bool = True
     distortion: bool = True
@@ -77,7 +81,8 @@ def adjuster_of(
         if held:
             config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     else:
-        for point_id in sorted(model.point3D_ids()):
+        chosen = model.point3D_ids() if freedom.points is None else freedom.points
+        for point_id in sorted(chosen):
             config.add_variable_point(point_id)
     return pycolmap.create_default_ceres_bundle_adjuster(adjustment, config, model)
 
@@ -94,7 +99,8 @@ def adjust(
 
     Args:
         model: changed in place.
-        outlier: observations farther off than so many times the median are dropped.
+        outlier: observations farther off than so many times the median are dropped, of all or of
+            those of their photo, which may be as they were mapped.
         freedom: what changes besides the points.
         options: minimum angle of a point's rays, and threads.
         again: adjust once more without what was dropped.
@@ -102,16 +108,67 @@ def adjust(
     views = Views.of(model)
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
-    adjuster_of(model, scale, freedom, options).solve()
+    few = _spread_tracks(tracks, len(views.ids))
+    if freedom.poses and few[tracks.track].mean() < _WORTHWHILE:
+        _adjust_by(model, tracks.ids[few], tracks.ids[~few], scale, (freedom, options))
+    else:
+        adjuster_of(model, scale, freedom, options).solve()
     views = Views.of(model)
     tracks = tracks.at_points_of(model)
     errors = reprojection_errors(tracks, views)
     scale = robust_scale(errors)
-    drop_observations(model, tracks, views, ~(np.linalg.norm(errors, axis=1) <= outlier * scale))
+    usual = np.array(
+        [max(scale, robust_scale(errors[tracks.view == v])) for v in range(len(views.ids))]
+    )
+    near = np.linalg.norm(errors, axis=1) <= outlier * usual[tracks.view]
+    drop_observations(model, tracks, views, ~near)
     pycolmap.ObservationManager(model).filter_all_points3D(options.max_error, options.min_tri_angle)
     if again:
         adjuster_of(model, scale, freedom, options).solve()
     model.update_point_3d_errors()
+
+
+def _spread_tracks(tracks: Tracks, photos: int) -> np.ndarray:
+    """(T,) the longest tracks of every photo, enough of them to hold its camera."""
+    chosen = np.zeros(len(tracks.ids), bool)
+    number = np.zeros(photos, np.int64)
+    length = np.diff(tracks.start)
+    for t in np.argsort(-length, kind="stable").tolist():
+        seen = tracks.view[tracks.start[t] : tracks.start[t + 1]]
+        if number[seen].min(initial=_ENOUGH) < _ENOUGH:
+            number[seen] += 1
+            chosen[t] = True
+    return chosen
+
+
+def _adjust_by(
+    model: pycolmap.Reconstruction,
+    few: np.ndarray,
+    others: np.ndarray,
+    scale: float,
+    how: tuple[Freedom, MappingOptions],
+) -> None:
+    """Adjusts cameras by some of the points, and then the others to these cameras.
+
+    Args:
+        model: changed in place.
+        few, others: ids of all points.
+        scale: median reprojection error, pixels.
+        how: what changes besides the points, and the options.
+    """
+    freedom, options = how
+    part = pycolmap.Reconstruction(model)
+    for point_id in others.tolist():
+        part.delete_point3D(point_id)
+    adjuster_of(part, scale, freedom, options).solve()
+    for frame_id in part.reg_frame_ids():
+        model.frames[frame_id].rig_from_world = part.frames[frame_id].rig_from_world
+    for camera_id, camera in part.cameras.items():
+        model.cameras[camera_id].params = camera.params
+    for point_id in few.tolist():
+        model.points3D[point_id].xyz = part.points3D[point_id].xyz
+    only_points = Freedom(poses=False, points=frozenset(others.tolist()))
+    adjuster_of(model, scale, only_points, options).solve()
 
 
 def drop_observations(

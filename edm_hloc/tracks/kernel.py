@@ -17,8 +17,10 @@ from edm_hloc.base.compiled import compiled, inlined
 PATCH_SIGMAS = 1.7
 """Radius of a patch over the standard deviation of the Gaussian that weights it."""
 
-_SETTLED = np.float32(0.005)  # pixels of the patch; no shift is longer after the last iteration
+_SETTLED = np.float32(0.005)  # pixels of the patch; a shorter step is not made
+_HOPELESS = np.float32(0.5)  # correlation below which a photo that has no vote is not aligned
 _LOW = np.float32(0.3)  # correlation at which a patch does not count in the mean
+_ROUNDED = np.float32(0.01)  # pixels, more than coordinates are rounded by
 _LANES = 16  # numbers that a processor treats at once, at most
 
 
@@ -26,33 +28,53 @@ _LANES = 16  # numbers that a processor treats at once, at most
 def _sample(
     pixels: np.ndarray,
     place: Any,
-    x: float,
-    y: float,
-    around: np.ndarray,
+    point: Any,
+    m: np.ndarray,
+    offset: np.ndarray,
     values: np.ndarray,
 ) -> None:
-    """Writes the bilinear values at (x, y) + around (2, P) of a photo to `values`.
+    """Writes the bilinear values of a patch to `values`.
 
     Args:
         pixels: of all photos, one after the other.
         place: where the photo starts, its width and height. Its border is replicated.
+        point: x and y of the patch's centre there.
+        m: (2, 2) map from the patch to the photo.
+        offset: (2, P) the patch's pixels, from its corner on.
     """
     start, width, height = place
+    x, y = point
+    a, b, c, d = m[0, 0], m[0, 1], m[1, 0], m[1, 1]
     right, down = np.float32(width - 1), np.float32(height - 1)
     zero = np.float32(0)
     flat = pixels[start : start + width * height]
+    half = -offset[0, 0]
+    wide, high = (abs(a) + abs(b)) * half + _ROUNDED, (abs(c) + abs(d)) * half + _ROUNDED
+    if x - wide >= zero and x + wide < right and y - high >= zero and y + high < down:
+        for i in range(len(values)):
+            px = x + a * offset[0, i] + b * offset[1, i]
+            py = y + c * offset[0, i] + d * offset[1, i]
+            column, row = np.int32(px), np.int32(py)
+            fx, fy = px - np.float32(column), py - np.float32(row)
+            k = row * width + column
+            p, q = np.float32(flat[k]), np.float32(flat[k + 1])
+            r, s = np.float32(flat[k + width]), np.float32(flat[k + width + 1])
+            upper = p + fx * (q - p)
+            values[i] = upper + fy * (r + fx * (s - r) - upper)
+        return
     for i in range(len(values)):
-        px, py = x + around[0, i], y + around[1, i]
+        px = x + a * offset[0, i] + b * offset[1, i]
+        py = y + c * offset[0, i] + d * offset[1, i]
         # NaN becomes 0: what is read lies in the photo.
         px = (px if px < right else right) if px > 0 else zero
         py = (py if py < down else down) if py > 0 else zero
         column, row = min(np.int32(px), width - 2), min(np.int32(py), height - 2)
         fx, fy = px - np.float32(column), py - np.float32(row)
         k = row * width + column
-        a, b = np.float32(flat[k]), np.float32(flat[k + 1])
-        c, d = np.float32(flat[k + width]), np.float32(flat[k + width + 1])
-        upper = a + fx * (b - a)
-        values[i] = upper + fy * (c + fx * (d - c) - upper)
+        p, q = np.float32(flat[k]), np.float32(flat[k + 1])
+        r, s = np.float32(flat[k + width]), np.float32(flat[k + width + 1])
+        upper = p + fx * (q - p)
+        values[i] = upper + fy * (r + fx * (s - r) - upper)
 
 
 @inlined
@@ -118,6 +140,17 @@ def _agreement(
 
 
 @inlined
+def _equal(a: np.ndarray, b: np.ndarray, first: int, count: int) -> Any:
+    """Whether the maps (N, 2, 2) of a track are the same in both geometries."""
+    for n in range(first, first + count):
+        for i in range(2):
+            for j in range(2):
+                if a[n, i, j] != b[n, i, j]:
+                    return False
+    return True
+
+
+@inlined
 def _reweigh(correlation: np.ndarray, votes: np.ndarray, share: np.ndarray) -> None:
     """The share that a patch has in the mean: the square of what it agrees beyond chance."""
     for n in range(len(share)):
@@ -175,14 +208,18 @@ def align_tracks(
     longest = 0
     for t in range(len(start) - 1):
         longest = max(longest, start[t + 1] - start[t])
-    patches = np.zeros((longest, size), np.float32)
-    around = np.zeros((2, size), np.float32)
+    every_patch = np.zeros((len(maps), longest, size), np.float32)
     mean, steep_x, steep_y = (
         np.zeros(size, np.float32),
         np.zeros(size, np.float32),
         np.zeros(size, np.float32),
     )
-    share, agree = np.zeros(longest, np.float32), np.zeros(longest, np.float32)
+    share, agree, trial = (
+        np.zeros(longest, np.float32),
+        np.zeros(longest, np.float32),
+        np.zeros(longest, np.float32),
+    )
+    changed, lost = np.zeros(longest, np.bool_), np.zeros(longest, np.bool_)
     moved = np.zeros((longest, 2), np.float32)  # in pixels of the patch
     shifts = np.zeros((len(points), 2), np.float32)
     correlation = np.zeros(len(points), np.float32)
@@ -195,45 +232,55 @@ def align_tracks(
         votes = vote[first : first + count]
         # The geometry that makes the photos agree best
         best, chosen = np.float32(-2), 0
+        agree[:count] = -1
         for k in range(len(maps)):
+            if k and _equal(maps[0], maps[k], first, count):
+                continue
+            patches = every_patch[k]
             for n in range(count):
-                _around(maps[k, first + n], offset, around)
                 place = places[photo[first + n]]
                 _sample(
                     pixels,
                     (place[0], place[1], place[2]),
-                    points[first + n, 0],
-                    points[first + n, 1],
-                    around,
+                    (points[first + n, 0], points[first + n, 1]),
+                    maps[k, first + n],
+                    offset,
                     patches[n],
                 )
                 _normalise(patches[n], weight, noise)
                 share[n] = votes[n]
-            _agreement(patches[:count], share[:count], weight, mean, agree[:count])
+            _agreement(patches[:count], share[:count], weight, mean, trial[:count])
             value, voters = np.float32(0), np.float32(1e-6)
             for n in range(count):
-                value += votes[n] * agree[n]
+                value += votes[n] * trial[n]
                 voters += votes[n]
             if value / voters > best:
                 best, chosen = value / voters, k
-        geometry = maps[chosen]
+                agree[:count] = trial[:count]
+        geometry, patches = maps[chosen], every_patch[chosen]
         moved[:count] = 0
+        changed[:count] = False
+        for n in range(count):
+            lost[n] = votes[n] == 0 and agree[n] < _HOPELESS
         for iteration in range(iterations + 1):
-            if iteration or chosen != len(maps) - 1:  # else they have been sampled so
+            if iteration:  # else they have been sampled so
                 for n in range(count):
-                    m = geometry[first + n]
-                    _around(m, offset, around)
-                    place = places[photo[first + n]]
-                    u, v = moved[n, 0], moved[n, 1]
-                    _sample(
-                        pixels,
-                        (place[0], place[1], place[2]),
-                        points[first + n, 0] + m[0, 0] * u + m[0, 1] * v,
-                        points[first + n, 1] + m[1, 0] * u + m[1, 1] * v,
-                        around,
-                        patches[n],
-                    )
-                    _normalise(patches[n], weight, noise)
+                    if changed[n]:
+                        m = geometry[first + n]
+                        place = places[photo[first + n]]
+                        u, v = moved[n, 0], moved[n, 1]
+                        _sample(
+                            pixels,
+                            (place[0], place[1], place[2]),
+                            (
+                                points[first + n, 0] + m[0, 0] * u + m[0, 1] * v,
+                                points[first + n, 1] + m[1, 0] * u + m[1, 1] * v,
+                            ),
+                            m,
+                            offset,
+                            patches[n],
+                        )
+                        _normalise(patches[n], weight, noise)
                 _agreement(patches[:count], share[:count], weight, mean, agree[:count])
             if iteration == iterations:
                 break
@@ -267,6 +314,9 @@ def align_tracks(
             determinant = one / (xx * yy - xy * xy)
             longest_step = np.float32(0)
             for n in range(count):
+                changed[n] = False
+                if lost[n]:
+                    continue
                 # off the mean by e: patch = gain · (mean + e · gradient), e·gradient ⊥ mean
                 gain = max(_product(patches[n], mean, weight), np.float32(0.2))
                 gx = _product(patches[n], steep_x, weight) / gain + damping * moved[n, 0]
@@ -275,10 +325,12 @@ def align_tracks(
                 step_y = (xx * gy - xy * gx) * determinant
                 new_x = min(max(moved[n, 0] - step_x, -most), most)
                 new_y = min(max(moved[n, 1] - step_y, -most), most)
-                longest_step = max(longest_step, abs(new_x - moved[n, 0]))
-                longest_step = max(longest_step, abs(new_y - moved[n, 1]))
-                moved[n, 0], moved[n, 1] = new_x, new_y
-            if longest_step < _SETTLED:
+                step = max(abs(new_x - moved[n, 0]), abs(new_y - moved[n, 1]))
+                if step >= _SETTLED:
+                    longest_step = max(longest_step, step)
+                    moved[n, 0], moved[n, 1] = new_x, new_y
+                    changed[n] = True
+            if longest_step == 0:
                 break
         for n in range(count):
             m = geometry[first + n]
@@ -286,12 +338,3 @@ def align_tracks(
             shifts[first + n, 1] = m[1, 0] * moved[n, 0] + m[1, 1] * moved[n, 1]
             correlation[first + n] = agree[n]
     return shifts, correlation, texture
-
-
-@inlined
-def _around(m: np.ndarray, offset: np.ndarray, around: np.ndarray) -> None:
-    """Writes what the map (2, 2) makes of offsets (2, P) to `around`."""
-    a, b, c, d = m[0, 0], m[0, 1], m[1, 0], m[1, 1]
-    for i in range(offset.shape[1]):
-        around[0, i] = a * offset[0, i] + b * offset[1, i]
-        around[1, i] = c * offset[0, i] + d * offset[1, i]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,22 @@ from edm_hloc.tracks.adjustment import Freedom, adjust, drop_observations
 from edm_hloc.tracks.alignment import Alignment, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.photos import PhotoShelf
 from edm_hloc.tracks.uncertainty import (
+    CameraUncertainty,
     camera_uncertainties,
     median_uncertainty,
+    most_uncertain,
     uncertainty_file,
     write_uncertainties,
 )
 
-_LEAST_SHARE = (
-    1 / 3
-)  # of the observations that agree, or else photos and model do not belong together
+# Share of the observations that agree, or else photos and model do not belong together
+_LEAST_SHARE = 1 / 3
+# A photo with fewer aligned observations keeps all as they were mapped, if these are most
+_FEWEST = 50
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,14 @@ class TrackSummary:
         rounds: number of rounds.
         added: observations in photos that were not matched there.
         repeated: points that were there twice, of which one is left.
+        kept: points whose photos do not agree, which are as they were mapped.
+        blurred: names of the photos that agree with others at hardly any point, which were
+            registered by their points as they were mapped.
         unread: names of the photos that could not be read; their points stay as they were.
         seconds: wall-clock time.
         uncertainty: of the camera in the middle: its position in % of the cameras' extent, its
             rotation in degrees; None where it was not computed.
+        doubtful: of the photos whose position is several times as uncertain, by name.
     """
 
     before: ModelStatistics
@@ -60,24 +69,29 @@ class TrackSummary:
     rounds: int
     added: int
     repeated: int
+    kept: int
+    blurred: tuple[str, ...]
     unread: tuple[str, ...]
     seconds: float
-    uncertainty: tuple[float, float] | None = None
+    uncertainty: tuple[float, float] | None
+    doubtful: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class KeptIntrinsics:
-    """Which intrinsics an adjustment leaves as they are.
+class Kept:
+    """What of the cameras an adjustment leaves as it is.
 
     Attributes:
-        names: of the photos whose cameras stay.
-        all: all cameras stay.
+        names: of the photos whose intrinsics stay.
+        intrinsics: all intrinsics stay.
         distortion: the distortion of all cameras stays.
+        poses: all poses and intrinsics stay: only the points are refined.
     """
 
     names: frozenset[str] = frozenset()
-    all: bool = False
+    intrinsics: bool = False
     distortion: bool = False
+    poses: bool = False
 
 
 def refine_tracks(
@@ -86,7 +100,7 @@ def refine_tracks(
     freedom: Freedom,
     config: TrackConfig | None = None,
     options: MappingOptions | None = None,
-) -> TrackSummary:
+) -> tuple[TrackSummary, dict[str, CameraUncertainty]]:
     """Refines the points of a model in all photos that see them, and the model with them.
 
     Keypoints keep their numbers: those that move are moved in place, those that are dropped stay
@@ -99,6 +113,9 @@ def refine_tracks(
         config: the settings.
         options: minimum angle of a point's rays, and threads.
 
+    Returns:
+        What became of the model, and the uncertainties of its cameras by name, if they are known.
+
     Raises:
         EdmHlocError: the model has no points, or none of its photos can be read, or they agree at
             few of its points; the model is then to be discarded.
@@ -110,12 +127,12 @@ def refine_tracks(
             "The model has no 3D points, so there are no tracks to refine. Make them first: "
             "edm-hloc triangulate MODEL IMAGES OUT"
         )
-    before = ModelStatistics.of(model)
+    before, mapped = ModelStatistics.of(model), pycolmap.Reconstruction(model)
     views = Views.of(model)
     shelf = PhotoShelf(image_root, views.names, config.max_side)
     threads = options.threads if options.threads > 0 else os.cpu_count() or 1
     dropped: dict[tuple[int, int], int] = {}
-    added = repeated = 0
+    added, repeated = 0, set[int]()
     for number, radius in enumerate(config.patch_radii):
         views = Views.of(model)
         tracks = Tracks.of(model, views)
@@ -129,8 +146,16 @@ def refine_tracks(
                 f"None of the {len(views.names)} photos of the model can be read in {image_root}: "
                 "give the folder that their names are relative to."
             )
-        keep, aligned = _agreeing(tracks, voting, found, shelf.unread[tracks.view], config)
-        share = float(keep[voting].mean())
+        aligned = _agreeing(tracks, voting, found, config)
+        agree, of = (
+            np.bincount(tracks.view[which & voting], minlength=len(views.ids))
+            for which in (aligned, voting)
+        )
+        blurred = (agree < _FEWEST) & (2 * agree < of) & ~shelf.unread
+        aligned &= ~blurred[tracks.view]
+        as_mapped = (shelf.unread | blurred)[tracks.view] & voting
+        keep = aligned | as_mapped
+        share = float((aligned | shelf.unread[tracks.view])[voting].mean())
         if share < _LEAST_SHARE:
             raise EdmHlocError(
                 f"The photos in {image_root} agree at only {share:.0%} of what the model sees: are "
@@ -141,26 +166,36 @@ def refine_tracks(
         again = repeated_points(moved.chosen(keep), views)
         keep &= ~again[tracks.track]
         added += _write(model, moved, views, keep, dropped)
-        repeated += int(again.sum())
+        repeated.update(tracks.ids[again].tolist())
         with StepProgress("Adjusting to refined tracks"):
             last = number == len(config.patch_radii) - 1
             adjust(model, config.outlier, freedom, options, again=last)
-    return TrackSummary(
+    with StepProgress("Uncertainty of the cameras"):
+        uncertainties = camera_uncertainties(model, freedom, config, options)
+    with StepProgress("Keeping points as they were mapped"):
+        kept = put_back(model, mapped, repeated, options)
+    model.update_point_3d_errors()
+    summary = TrackSummary(
         before=before,
         after=ModelStatistics.of(model),
         rounds=len(config.patch_radii),
         added=added,
-        repeated=repeated,
+        repeated=len(repeated),
+        kept=kept,
+        blurred=tuple(np.array(views.names)[blurred].tolist()),
         unread=tuple(np.array(views.names)[shelf.unread].tolist()),
         seconds=time.monotonic() - begin,
+        uncertainty=median_uncertainty(uncertainties),
+        doubtful=most_uncertain(uncertainties),
     )
+    return summary, uncertainties
 
 
 def refine_model(
     reference: Path,
     image_root: Path,
     out: Path,
-    kept: KeptIntrinsics | None = None,
+    kept: Kept | None = None,
     options: MappingOptions | None = None,
 ) -> TrackSummary:
     """Refines the tracks of a COLMAP model and writes the model to `out`, binary, in its old frame.
@@ -171,50 +206,46 @@ def refine_model(
         out: folder of the new model, written on success only; may be that of the reference. A model
             that is there is replaced. The cameras' uncertainties are written beside it, see
             `uncertainty.uncertainty_file`.
-        kept: which intrinsics stay as they are.
+        kept: what of the cameras stays as it is.
         options: minimum angle of a point's rays, and threads.
 
     Raises:
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
     """
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
-    kept = kept or KeptIntrinsics()
+    kept = kept or Kept()
     constant = frozenset(
         image.camera_id
         for name, image in posed_images(model).items()
-        if kept.all or name in kept.names
+        if kept.intrinsics or name in kept.names
     )
-    freedom = Freedom(constant=constant, distortion=not kept.distortion)
-    config = TrackConfig()
+    freedom = Freedom(not kept.poses, constant=constant, distortion=not kept.distortion)
     with new_model_folder(out) as temporary, quiet_colmap():
-        summary = refine_tracks(model, image_root, freedom, config, options)
-        before = read_model(reference)
-        model.transform(frame_change(model, before, posed_images(before)))
-        with StepProgress("Uncertainty of the cameras"):
-            uncertainties = camera_uncertainties(model, freedom, config, options)
+        summary, uncertainties = refine_tracks(model, image_root, freedom, options=options)
+        if freedom.poses:
+            before = read_model(reference)
+            model.transform(frame_change(model, before, posed_images(before)))
         write_model(model, image_root, temporary)
     file = uncertainty_file(out)
     if uncertainties:
         write_uncertainties(file, uncertainties)
     else:
         file.unlink(missing_ok=True)
-    return replace(summary, uncertainty=median_uncertainty(uncertainties))
+    return summary
 
 
 def _agreeing(
     tracks: Tracks,
     voting: np.ndarray,
     found: Alignment,
-    unread: np.ndarray,
     config: TrackConfig,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which observations (N,) stay in the model or come into it, and which of them are aligned."""
+) -> np.ndarray:
+    """Which observations (N,) agree with the others of their track."""
     least = np.where(voting, config.min_correlation, config.min_new_correlation)
     agrees = (found.correlation > least) & (found.texture[tracks.track] > config.min_texture)
     usual = found.moved[agrees & voting]
     bound = config.outlier * float(np.median(usual)) if len(usual) else 0.0
-    aligned = agrees & (found.moved <= bound)
-    return aligned | (unread & voting), aligned
+    return np.asarray(agrees & (found.moved <= bound))
 
 
 def _write(

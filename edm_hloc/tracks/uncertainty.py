@@ -24,11 +24,12 @@ from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kernel import PATCH_SIGMAS
 
+_DOUBTFUL = 5.0  # times the median uncertainty
 _MOST_PHOTOS = 400  # of which the covariances of all pairs are computed
 _DAMPING = (
     1.0  # makes the frame, which is taken out in the end, determined; all else is far more so
 )
-_UNSEEN = 1.4  # true errors over those that the residuals tell, measured on rendered scenes
+UNSEEN = 1.4  # true errors over those that the residuals tell, measured on rendered scenes
 _RAYLEIGH = 1.1774  # median length of errors that are normal with 1 along each axis
 
 
@@ -74,8 +75,9 @@ def camera_uncertainties(
     found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
     if found is None:
         return {}
+    noise = scale / _RAYLEIGH / np.sqrt(_left_free(tracks, views))
     shared = _sharing_errors(tracks, views, config)
-    covariance = _of_centres(found, views) * (shared * (_UNSEEN * scale / _RAYLEIGH) ** 2)
+    covariance = _of_centres(found, views) * (shared * (UNSEEN * noise) ** 2)
     free = _free_of_frame(covariance, views)
     extent = max(largest_distance(views.centres), 1e-12)
     uncertainties = {}
@@ -104,6 +106,15 @@ def median_uncertainty(cameras: Mapping[str, CameraUncertainty]) -> tuple[float,
     return position, rotation
 
 
+def most_uncertain(cameras: Mapping[str, CameraUncertainty]) -> dict[str, float]:
+    """Standard deviations of the positions that are several times as large as the median one."""
+    usual = median_uncertainty(cameras)
+    if usual is None:
+        return {}
+    sizes = {name: float(np.linalg.norm(c.position)) for name, c in cameras.items()}
+    return {name: size for name, size in sizes.items() if size > _DOUBTFUL * usual[0]}
+
+
 def uncertainty_file(model: Path) -> Path:
     """The file beside a model that holds the uncertainties of its cameras."""
     return model.with_name(f"{model.name}_uncertainty.json")
@@ -119,6 +130,14 @@ def write_uncertainties(path: Path, cameras: Mapping[str, CameraUncertainty]) ->
     units["rotation"] = "1 sigma about the axes of the camera, degrees"
     content = {"units": units, "cameras": {n: asdict(c) for n, c in cameras.items()}}
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _left_free(tracks: Tracks, views: Views) -> float:
+    """Share of the residuals that the adjustment could not make zero: residuals are smaller than
+    the errors of the observations, as points and cameras follow these."""
+    measured = 2 * len(tracks.view)
+    unknown = 3 * len(tracks.ids) + 6 * len(views.ids) - 7
+    return max(1.0, measured - unknown) / max(1, measured)
 
 
 def _sharing_errors(tracks: Tracks, views: Views, config: TrackConfig) -> float:

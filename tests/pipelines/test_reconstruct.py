@@ -418,6 +418,20 @@ def test_triangulation_with_known_poses(scene: Path, tmp_path: Path) -> None:
     assert comparison.position_max < 1e-4
 
 
+def test_triangulation_with_refined_tracks(scene: Path, tmp_path: Path) -> None:
+    truth, images, pairs = scene / "truth", scene / "images", pairs_of(scene)
+    triangulate_model(truth, images, tmp_path, pairs, TruthMatcher(scene))
+    config = ReconstructionConfig(refine_tracks=True)
+    run = triangulate_model(truth, images, tmp_path, pairs, CountingMatcher(scene), config)
+    assert shots(run) == (0, 21)  # nothing is matched again
+    tracks = run.results["tracks"]
+    assert tracks["after"] == run.results["mapped"]["statistics"]
+    assert tracks["after"]["points"] > 0.9 * tracks["before"]["points"]
+    assert compare(tmp_path / "model", truth).position_max < 1e-4
+    run = triangulate_model(truth, images, tmp_path, pairs, CountingMatcher(scene))
+    assert "tracks" not in run.results
+
+
 def test_no_model_to_triangulate_with(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="No COLMAP model in"):
         triangulate_model(tmp_path, scene / "images", tmp_path / "out", [], TruthMatcher(scene))

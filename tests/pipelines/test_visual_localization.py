@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 import pytest
@@ -97,6 +98,17 @@ def test_aachen(aachen: Path, tmp_path: Path) -> None:
     options = replace(options, mapping=MappingOptions(two_view_points=False))
     _, others, _ = localize_aachen(dataset, tmp_path / "out", matcher, options)
     assert all(a.correspondences < b.correspondences for a, b in zip(others, answers, strict=True))
+
+    # with points that all photos agree on, and their keypoints
+    options = AachenOptions(retrieval=ALL, refine_tracks=True)
+    run, answers, submission = localize_aachen(dataset, tmp_path / "out", matcher, options)
+    assert run.results["sfm"]["tracks"]["added"] > 0
+    refined = pycolmap.Reconstruction(tmp_path / "out/sfm/model").find_image_with_name("db/1.jpg")
+    with h5py.File(tmp_path / "out" / "model-keypoints.h5") as keypoints:
+        assert len(keypoints["db/1.jpg/keypoints"]) == refined.num_points2D()
+    groups = evaluate(read_poses(submission), read_truth(dataset / "truth" / "queries"))
+    assert [g.recall for g in groups] == [(1, 1, 1), (1, 1, 1)]
+    assert all(answer.aligned > 30 for answer in answers if "day" in answer.query)
 
     # a photo that cannot be read, a query that the retrieval forgot
     (dataset / "images_upright" / answers[0].query).write_bytes(b"")

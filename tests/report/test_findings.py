@@ -12,6 +12,7 @@ import pycolmap
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.report.facts import PhotoFacts, RunFacts
 from edm_hloc.report.findings import findings
+from edm_hloc.report.headline import headline
 from edm_hloc.report.scene import CameraView, Points
 
 
@@ -141,6 +142,18 @@ def test_findings_on_quality() -> None:
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "--camera-mode single is right and gives a better model" in said
     assert "was estimated" not in said
+
+
+def test_cameras_that_are_far_less_certain_are_said() -> None:
+    facts = facts_of(CHAIN, "abc")
+    tracks = {"uncertainty": [0.0012, 0.0018], "doubtful": {"b": 0.02, "c": 0.31}}
+    facts.record["results"] = {"tracks": tracks}
+    said = texts(facts)
+    assert re.search(
+        r"warning: .* of 2 photos is .* uncertain .*, of c 0\.31 %.*\['b', 'c'\]", said
+    )
+    figures = {figure.label: figure for figure in headline(facts, 0)}
+    assert figures["Middle camera, 1 σ"][1:] == ("0.0012", " % of the extent, 0.0018°")
 
 
 def test_findings_on_queries() -> None:

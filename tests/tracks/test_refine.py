@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
 from edm_hloc.evaluation.models import compare
@@ -19,8 +19,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
-from edm_hloc.tracks.refine import TrackSummary, refine_model, refine_tracks
-from edm_hloc.tracks.uncertainty import camera_uncertainties
+from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, refine_tracks
 from tests.mapping.scenes import look_at
 
 SIZE = (240, 180)
@@ -111,7 +110,7 @@ def _refined(
     roof: Roof, images: Path | None = None, config: TrackConfig | None = None
 ) -> tuple[pycolmap.Reconstruction, TrackSummary]:
     model = pycolmap.Reconstruction(roof.model)
-    return model, refine_tracks(model, images or roof.images, FIXED, config, THREADS)
+    return model, refine_tracks(model, images or roof.images, FIXED, config, THREADS)[0]
 
 
 def test_cameras_become_several_times_as_exact(roof: Roof, tmp_path: Path) -> None:
@@ -189,6 +188,55 @@ def test_a_photo_that_is_gone_keeps_its_points(roof: Roof, tmp_path: Path) -> No
     assert max(moved) == 0
 
 
+def test_points_that_do_not_align_stay_as_they_were_mapped(roof: Roof, tmp_path: Path) -> None:
+    before = pycolmap.Reconstruction(roof.model)
+    for path in roof.images.iterdir():  # the left of all photos is without texture
+        photo = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        photo[:, : SIZE[0] // 3] = 100
+        cv2.imwrite(str(tmp_path / path.name), photo)
+    model, summary = _refined(roof, tmp_path)
+    left = [
+        i
+        for i, point in before.points3D.items()
+        if all(
+            before.images[e.image_id].points2D[e.point2D_idx].x() < SIZE[0] // 3 - 10
+            for e in point.track.elements
+        )
+    ]
+    assert summary.kept >= len(left) > 50
+    for i in left:
+        point, old = model.points3D[i], before.points3D[i]
+        assert len(point.track.elements) == len(old.track.elements)
+        assert np.linalg.norm(point.xyz - old.xyz) < 0.1
+        for e in point.track.elements:
+            keypoint = model.images[e.image_id].points2D[e.point2D_idx]
+            assert (keypoint.xy == before.images[e.image_id].points2D[e.point2D_idx].xy).all()
+            error = keypoint.xy - model.images[e.image_id].project_point(point.xyz)
+            assert np.linalg.norm(error) < 3  # it was moved along with the cameras
+    assert model.num_points3D() > 0.95 * before.num_points3D()
+    model.write_binary(tmp_path)
+    assert compare(tmp_path, roof.truth).position_median < 0.02
+
+
+def test_a_blurred_photo_stays_where_it_was(roof: Roof, tmp_path: Path) -> None:
+    for path in roof.images.iterdir():
+        photo = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if path.name == "3.png":
+            photo = cv2.GaussianBlur(photo, (0, 0), 12)
+        cv2.imwrite(str(tmp_path / path.name), photo)
+    model, summary = _refined(roof, tmp_path)
+    assert summary.blurred == ("3.png",)
+    assert model.images[3].num_points3D > 100
+    truth, before = (pycolmap.Reconstruction(f) for f in (roof.truth, roof.model))
+
+    def off(which: pycolmap.Reconstruction) -> float:
+        frame = frame_change(which, truth, posed_images(which))
+        found = frame * which.images[3].projection_center()
+        return float(np.linalg.norm(found - truth.images[3].projection_center()))
+
+    assert off(model) < 1.5 * off(before)
+
+
 def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
     roof: Roof, tmp_path: Path
 ) -> None:
@@ -220,10 +268,31 @@ def test_the_command_refines_a_model_into_another_folder(
     )
 
 
+def test_points_alone_are_refined_with_known_poses(roof: Roof, tmp_path: Path) -> None:
+    """Of a model with the true poses, as of surveyed cameras: points move, cameras do not."""
+    model, truth = pycolmap.Reconstruction(roof.model), pycolmap.Reconstruction(roof.truth)
+    true = posed_images(truth)
+    for name, image in posed_images(model).items():
+        image.frame.rig_from_world = true[name].cam_from_world()
+    (tmp_path / "model").mkdir()
+    model.write_binary(tmp_path / "model")
+    refine_model(tmp_path / "model", roof.images, tmp_path / "out", Kept(poses=True), THREADS)
+    refined = pycolmap.Reconstruction(tmp_path / "out")
+    for name, image in posed_images(refined).items():
+        assert (image.cam_from_world().matrix() == true[name].cam_from_world().matrix()).all()
+    assert not (tmp_path / "out_uncertainty.json").exists()
+
+    def off(which: pycolmap.Reconstruction) -> float:
+        xyz = np.array([p.xyz for p in which.points3D.values()])
+        heights = [_height(xyz, n) for n in SLOPES]
+        return float(np.median(np.abs(xyz[:, 2] - np.where(xyz[:, 0] < 0, *heights))))
+
+    assert off(refined) < off(model) / 3
+
+
 def test_uncertainties_are_about_as_large_as_the_errors(roof: Roof) -> None:
-    model, _ = _refined(roof)
-    with quiet_colmap():
-        found = camera_uncertainties(model, FIXED, TrackConfig(), THREADS)
+    model = pycolmap.Reconstruction(roof.model)
+    _, found = refine_tracks(model, roof.images, FIXED, options=THREADS)
     truth = pycolmap.Reconstruction(roof.truth)
     now, then = posed_images(model), posed_images(truth)
     assert found.keys() == now.keys()

@@ -1,0 +1,60 @@
+"""Points whose photos do not agree: they stay in a model as they were mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
+from edm_hloc.tracks.geometry import Tracks, Views
+
+
+def put_back(
+    model: pycolmap.Reconstruction,
+    mapped: pycolmap.Reconstruction,
+    repeated: Set[int],
+    options: MappingOptions,
+) -> int:
+    """Puts the points that a refined model has lost back into it, with the keypoints they had.
+
+    Only the points move, to where the refined cameras see them best: their keypoints are several
+    times less exact than aligned ones, and so tell the cameras little that these do not know.
+
+    Args:
+        model: changed in place; its keypoints have the numbers of those of `mapped`.
+        mapped: the model before.
+        repeated: ids of points that others repeat; they stay out.
+        options: maximum reprojection error, minimum angle of a point's rays, and threads.
+
+    Returns:
+        Number of points that were put back and fit the cameras.
+    """
+    lost = sorted(set(mapped.point3D_ids()) - set(model.point3D_ids()) - repeated)
+    back: set[int] = set()
+    for point_id in lost:
+        old = mapped.points3D[point_id]
+        track = pycolmap.Track()
+        for element in old.track.elements:
+            keypoint = model.images[element.image_id].points2D[element.point2D_idx]
+            if not keypoint.has_point3D():
+                keypoint.xy = mapped.images[element.image_id].points2D[element.point2D_idx].xy
+                track.add_element(element.image_id, element.point2D_idx)
+        if track.length() > 1:
+            model.add_point3D_with_id(
+                point_id, pycolmap.Point3D(xyz=old.xyz, color=old.color, track=track)
+            )
+            back.add(point_id)
+    if not back:
+        return 0
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    rows = np.flatnonzero(np.isin(tracks.ids, sorted(back)))
+    scale = robust_scale(reprojection_errors(tracks.part(rows)[0], views))
+    only_points = Freedom(poses=False, points=frozenset(back))
+    adjuster_of(model, scale, only_points, options).solve()
+    observations = pycolmap.ObservationManager(model)
+    observations.filter_points3D(options.max_error, options.min_tri_angle, back)
+    return sum(model.exists_point3D(point_id) for point_id in back)
