@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -183,11 +184,12 @@ def estimate_pose(
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
         refinement.loss_function_scale = _ALIGNED_LOSS
+        every: Any = np.ones(len(new_pixels), bool)
         better = pycolmap.refine_absolute_pose(
             found["cam_from_world"],
             new_pixels,
             new_points,
-            np.ones(len(new_pixels), bool),
+            every,
             camera,
             refinement,
             True,
