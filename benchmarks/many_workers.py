@@ -171,7 +171,7 @@ class Cluster:
         life: mean hours until a worker dies.
         computer_life: mean hours until a computer leaves, to come back after `away` hours.
         away: hours.
-        lost: seconds of work that are not stored when a worker dies.
+        lost: seconds of work, besides the pair it is at, that are not stored when a worker dies.
         spread: standard deviation of the logarithm of a pair's time.
     """
 
@@ -180,7 +180,7 @@ class Cluster:
     life: float = 20.0
     computer_life: float = 30.0
     away: float = 0.2
-    lost: float = 5.0
+    lost: float = 0.1
     spread: float = 0.3
 
 
