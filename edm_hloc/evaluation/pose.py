@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,11 @@ import pycolmap
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix
 from edm_hloc.base.progress import track
+from edm_hloc.base.text import read_json_object
 from edm_hloc.evaluation.areas import (
     SEEDS,
     areas_text,
@@ -206,9 +209,10 @@ def evaluate_pose(
 ) -> list[PoseSummary]:
     """Matches the pairs with every matcher, estimates the poses and measures their errors.
 
-    Writes to `out` the folders `matches-NAME` of raw matches, from which an interrupted evaluation
-    continues, and `pose.json` with the protocol, the matchers' settings, the summaries and the
-    results of all pairs. Pairs with an unreadable photo count as failures.
+    Writes to `out` the folders `matches-NAME` of raw matches and the files `poses-NAME.json` of
+    finished matchers, from which an interrupted evaluation continues, and `pose.json` with the
+    protocol, the matchers' settings, the summaries and the results of all pairs. Pairs with an
+    unreadable photo count as failures.
 
     Args:
         images: folder of the photos.
@@ -228,17 +232,26 @@ def evaluate_pose(
     protocol = protocol or ours()
     make_folder(out)
     nothing = np.empty((0, 2))
+    truth = [
+        [p.name0, p.name1, p.T_0to1.tolist(), str(p.camera0.todict()), str(p.camera1.todict())]
+        for p in pairs
+    ]
     results, summaries = {}, []
     for name, matcher in matchers.items():
         names = [(p.name0, p.name1) for p in pairs]
         timed = match_timed(images, names, matcher, out / f"matches-{name}", dense)
-        found = []
-        with quiet_colmap():
-            for pair in track(pairs, f"Poses ({name})", "pair"):
-                matches = timed.of((pair.name0, pair.name1))
-                points0 = nothing if matches is None else matches.keypoints0
-                points1 = nothing if matches is None else matches.keypoints1
-                found.append(measure_pair(pair, points0, points1, protocol))
+        record = out / f"poses-{name}.json"
+        made_from = fingerprint_of([str(protocol), truth, dict(matcher.provenance)])
+        found = _stored_results(record, made_from)
+        if not found:
+            with quiet_colmap():
+                for pair in track(pairs, f"Poses ({name})", "pair"):
+                    matches = timed.of((pair.name0, pair.name1))
+                    points0 = nothing if matches is None else matches.keypoints0
+                    points1 = nothing if matches is None else matches.keypoints1
+                    found.append(measure_pair(pair, points0, points1, protocol))
+            stored = {"made_from": made_from, "pairs": [_as_json(r) for r in found]}
+            write_whole(record, json.dumps(stored) + "\n")
         results[name] = found
         summaries += summarise(name, found, timed.cpu_ms)
     content = {
@@ -250,6 +263,28 @@ def evaluate_pose(
     }
     write_whole(out / "pose.json", json.dumps(content, indent=1) + "\n")
     return summaries
+
+
+def _stored_results(record: Path, made_from: str) -> list[PairResult]:
+    """What an interrupted evaluation has finished of one matcher; nothing if it was of others."""
+    if not record.is_file():
+        return []
+    with contextlib.suppress(EdmHlocError, KeyError, TypeError, AttributeError):
+        stored = read_json_object(record, "record of poses")
+        if stored["made_from"] == made_from:
+            return [
+                PairResult(
+                    **{
+                        **pair,
+                        "errors": {
+                            name: tuple(float("inf") if e is None else e for e in errors)
+                            for name, errors in pair["errors"].items()
+                        },
+                    }
+                )
+                for pair in stored["pairs"]
+            ]
+    return []
 
 
 def _as_json(result: PairResult) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def index_of(truth: Path) -> Literal["megadepth", "scannet"] | None:
 
 def _from_list(path: Path, images: Path, resize_max: int) -> list[PosePair]:
     listed = read_pairs_with_gt(path)
-    sizes = _sizes(images, [name for pair in listed for name in (pair.name0, pair.name1)])
+    names = [name for pair in listed for name in (pair.name0, pair.name1)]
+    sizes = _sizes(images, names, path)
     pairs = []
     for pair in listed:
         if pair.rotation0 or pair.rotation1:
@@ -140,7 +141,7 @@ def _from_model(path: Path, images: Path, resize_max: int) -> list[PosePair]:
         posed.append((name, camera, _matrix(image.cam_from_world())))
     if len(posed) < 2:
         raise EdmHlocError(f"{images} has fewer than two of the photos of the model {path}.")
-    sizes = _sizes(images, [name for name, _, _ in posed])
+    sizes = _sizes(images, [name for name, _, _ in posed], path)
     return [
         PosePair(a, b, camera0, camera1, sizes[a], sizes[b], pose1 @ np.linalg.inv(pose0))
         for i, (a, camera0, pose0) in enumerate(posed)
@@ -151,7 +152,7 @@ def _from_model(path: Path, images: Path, resize_max: int) -> list[PosePair]:
 def _megadepth(path: Path, root: Path) -> list[PosePair]:
     index = read_megadepth_index(path)
     names = {i: index.image_path(i) for pair in index.pairs for i in pair}
-    sizes = _sizes(root, names.values())
+    sizes = _sizes(root, names.values(), path)
     cameras = {i: _pinhole(index.K(i), sizes[name]) for i, name in names.items()}
     pairs = []
     for i, j in index.pairs:
@@ -164,18 +165,25 @@ def _megadepth(path: Path, root: Path) -> list[PosePair]:
 def _scannet(path: Path, intrinsics: ScanNetIntrinsics, root: Path) -> list[PosePair]:
     pairs = []
     for scan, *frames in read_scannet_index(path).pairs:
-        pose0, pose1 = (read_scannet_pose(root / scan, frame) for frame in frames)
         a, b = (f"{scan}/color/{frame}.jpg" for frame in frames)
-        sizes = _sizes(root, [a, b])
+        sizes = _sizes(root, [a, b], path)
+        pose0, pose1 = (read_scannet_pose(root / scan, frame) for frame in frames)
         camera = _pinhole(intrinsics.K(scan), SCANNET_DEPTH_SIZE)
         T = pose1 @ np.linalg.inv(pose0)
         pairs.append(PosePair(a, b, camera, camera, sizes[a], sizes[b], T))
     return pairs
 
 
-def _sizes(images: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """(width, height) of photos, from their headers."""
-    return {name: photo_size(images / name) for name in set(names)}
+def _sizes(images: Path, names: Iterable[str], truth: Path) -> dict[str, tuple[int, int]]:
+    """(width, height) of the photos that `truth` names, from their headers."""
+    names = sorted(set(names))
+    missing = [name for name in names if not (images / name).is_file()]
+    if missing:
+        raise EdmHlocError(
+            f"{len(missing)} of the photos of {truth} are not in {images}, such as {missing[0]}: "
+            "give the folder that these names are relative to."
+        )
+    return {name: photo_size(images / name) for name in names}
 
 
 def _pinhole(K: np.ndarray, size: tuple[int, int]) -> pycolmap.Camera:

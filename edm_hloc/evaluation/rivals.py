@@ -10,6 +10,7 @@ from edm_hloc.evaluation.colmap_features import COLMAP_KINDS, COLMAPMatcher
 from edm_hloc.evaluation.keypoint_networks import KEYPOINT_NETWORKS, KeypointMatcher
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
+from edm_hloc.models.weights_file import WeightsError
 
 DENSE = ("loftr", "eloftr")
 RIVALS = (*COLMAP_KINDS, *KEYPOINT_NETWORKS, *DENSE)
@@ -58,4 +59,13 @@ def _make(name: str, weights: Path | None, resize_max: int, device: str | None) 
     files = [weights / file for file in _DENSE_WEIGHTS[name]] if weights is not None else []
     given = next((file for file in files if file.exists()), None)
     preprocessing = Preprocessing(resize_max)
-    return make_matcher(name, weights=given, preprocessing=preprocessing, device=device)
+    try:
+        return make_matcher(name, weights=given, preprocessing=preprocessing, device=device)
+    except WeightsError as error:
+        if given is not None:
+            raise
+        reason = str(error).partition(":")[0]
+        raise WeightsError(
+            f"{reason}: run once with network, or give --rival-weights a folder with "
+            f"{_DENSE_WEIGHTS[name][0]}."
+        ) from None

@@ -104,7 +104,7 @@ def _hpatches(root: Path, sequences: Sequence[Path]) -> WideSet:
         raise EdmHlocError(f"{root} has none of the {_SEQUENCES} sequences that are evaluated.")
     if len(chosen) != _SEQUENCES:
         logger.warning(
-            "%s has %d sequences, not the %d of which figures are published.",
+            "%s holds %d of the %d sequences of which figures are published.",
             root,
             len(chosen),
             _SEQUENCES,

@@ -179,8 +179,10 @@ class TextureBank:
             device: where the bank lies.
 
         Raises:
-            EdmHlocError: the file is no such pack.
+            EdmHlocError: there is no such file, or it is no such pack.
         """
+        if not path.is_file():
+            raise EdmHlocError(f"There is no folder of photos and no pack of textures {path}.")
         try:
             with np.load(path, allow_pickle=False) as pack:
                 jpegs, lengths = pack["jpegs"], pack["lengths"]

@@ -20,6 +20,7 @@ read here is in hloc's frame.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[Traini
     def scene(path: Path) -> TrainingScene:
         content = read_megadepth_index(path, with_depth=True)
         pairs = [content.pairs[i] for i in np.flatnonzero(content.overlaps >= min_overlap)]
+        for i in pairs[0] if pairs else ():
+            _check_files(path, root, (content.image_path(i), content.depth_path(i)))
 
         def supervised_image(i: int) -> SupervisedImage:
             image = read_grey(root / content.image_path(i))
@@ -105,6 +108,16 @@ def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[Traini
     return [scene(p) for p in sorted(index.glob("*.npz"))]
 
 
+def _check_files(index: Path, root: Path, names: Iterable[str]) -> None:
+    """Says before the training what an index file names and the data set does not have."""
+    for name in names:
+        if not (root / name).is_file():
+            raise EdmHlocError(
+                f"training data: {index} names {name}, which is not in {root}: give the folder "
+                "that these paths are relative to, with photos and depth maps unpacked."
+            )
+
+
 def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[TrainingScene]:
     """One scene for each index file of ScanNet; see `megadepth_scenes` for the arguments."""
     intrinsics = ScanNetIntrinsics(index / "intrinsics.npz")
@@ -113,6 +126,9 @@ def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[Training
         content = read_scannet_index(path, with_overlap=True)
         assert content.overlaps is not None
         pairs = [content.pairs[i] for i in np.flatnonzero(content.overlaps >= min_overlap)]
+        for scan, *frames in pairs[:1]:
+            files = [f"{scan}/color/{frame}.jpg" for frame in frames]
+            _check_files(path, root, [*files, *(f"{scan}/depth/{frame}.png" for frame in frames)])
 
         def supervised_image(scan: str, frame: int) -> SupervisedImage:
             depth_path = root / scan / "depth" / f"{frame}.png"

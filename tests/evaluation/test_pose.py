@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -339,6 +340,14 @@ def test_scannet_index(tmp_path: Path) -> None:
         read_pose_pairs(index, tmp_path, 640)
 
 
+def test_photos_that_are_not_there(tmp_path: Path) -> None:
+    K, pose = "100 0 50 0 100 50 0 0 1", "1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1"
+    truth = tmp_path / "pairs.txt"
+    truth.write_text(f"a.png b.png 0 0 {K} {K} {pose}\n")
+    with pytest.raises(EdmHlocError, match=r"2 of the photos of .*pairs\.txt are not in .*a\.png:"):
+        read_pose_pairs(truth, tmp_path, 640)
+
+
 def test_neither_model_nor_index(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="neither a COLMAP model"):
         read_pose_pairs(tmp_path, tmp_path, 640)
@@ -365,6 +374,29 @@ def test_evaluation_of_the_truth_and_of_sift(scene: Path, tmp_path: Path) -> Non
     content = json.loads((tmp_path / "pose.json").read_text())
     assert len(content["pairs"]["sift"]) == 4
     assert content["matchers"]["sift"]["max_features"] == 8192
+
+
+def test_interrupted_evaluation_goes_on(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Poses of finished matchers are not estimated again, unless the truth is another one."""
+    pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:2]
+    truth = TruthMatcher(scene, noise=0.0, outliers=0.0)
+    first = evaluate_pose(pairs, scene / "images", {"truth": truth}, tmp_path)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edm_hloc.evaluation.pose.measure_pair", stop)
+    again = evaluate_pose(pairs, scene / "images", {"truth": truth}, tmp_path)
+    assert again == first
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pose(
+            pairs, scene / "images", {"truth": truth}, tmp_path, PoseProtocol("ours", {"opencv": 2})
+        )
+    moved = dataclasses.replace(pairs[0], T_0to1=np.eye(4))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pose([moved, pairs[1]], scene / "images", {"truth": truth}, tmp_path)
 
 
 def test_sift_finds_a_shift_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:

@@ -136,6 +136,18 @@ def test_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         make_rivals(["aliked"], None)
 
 
+def test_dense_rivals_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The remedy is the option of the rivals' weights, not that of ours."""
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(EdmHlocError, match=r"LoFTR .*--rival-weights .*loftr_outdoor\.ckpt"):
+        make_rivals(["loftr"], tmp_path)
+
+
 @pytest.mark.parametrize("name", ["colmap-aliked+lightglue", "loma", "colmap-sift+lightglue"])
 def test_what_colmap_lacks_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pycolmap without ONNX, as its wheels are, ends in one sentence."""

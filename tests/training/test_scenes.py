@@ -299,6 +299,14 @@ def test_photos_are_read_as_they_are_stored(tmp_path: Path, orientation: int) ->
     assert np.abs(found.astype(int) - expected).max() < 8
 
 
+def test_missing_depth_maps_are_said_before_the_training(tmp_path: Path) -> None:
+    data = make_megadepth(tmp_path, rendered_pair())
+    depth = next(path for path in tmp_path.rglob("*.h5"))
+    depth.unlink()
+    with pytest.raises(EdmHlocError, match=rf"names .*{depth.name}, which is not in .*depth maps"):
+        RealSource(data, 0.05)
+
+
 def test_index_errors_name_the_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "scene.npz", image_paths=np.zeros(1))
     with pytest.raises(EdmHlocError, match=r"scene\.npz lacks depth_paths"):
