@@ -8,7 +8,7 @@ RUN := $(VENV)/bin
 # another torch: the tests have a stand-in for the one function that is used.
 HLOC := hloc @ https://github.com/cvg/Hierarchical-Localization/archive/HEAD.zip
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test tests slow lint clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.done: pyproject.toml setup.py constraints.txt
@@ -24,8 +24,12 @@ $(VENV)/.hloc: $(VENV)/.done
 demo: $(VENV)/.done
 	$(RUN)/edm-hloc demo outputs/demo
 
+# lint takes one core for a minute or more: the tests run beside it.
+test: $(VENV)/.done $(VENV)/.hloc
+	$(MAKE) --no-print-directory --jobs 2 lint tests
+
 # worksteal: each process takes files as a whole, so that what tests of a file share is made once.
-test: $(VENV)/.done $(VENV)/.hloc lint
+tests: $(VENV)/.done
 	$(RUN)/python -m pytest -q -n 2 --dist worksteal
 
 # Ray is 70 MB, and only slow tests and one other need it.
