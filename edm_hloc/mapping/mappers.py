@@ -20,6 +20,7 @@ from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import complete_model
+from edm_hloc.mapping.forecast import forecast, say_forecast
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _MIN_PLAUSIBLE = 0.9
 _MIN_THINNED = 15  # matches of a pair where tracks were chosen
 _GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
+_SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment of the newest cameras
+_SETTLED_ALL = 1e-5  # the same for all cameras: COLMAP goes on for 50 iterations
 
 
 def check_known(
@@ -211,12 +214,12 @@ def find_models(
     mapping = IncrementalMapping(
         database, image_root, folder, constant, len(images), options, snapshots
     )
-    thin = folder / "thin.db"
+    thin, start = folder / "thin.db", time.monotonic()
     kept = thin_database(database, thin, options.min_inliers)
     if kept is not None:
-        models, undistorted = _map_incrementally(
-            replace(mapping, database=thin, thinned=True), refine, largest_component, initial
-        )
+        expected = forecast(database, kept, time.monotonic() - start)
+        on_chosen = replace(mapping, database=thin, thinned=True, expected=expected)
+        models, undistorted = _map_incrementally(on_chosen, refine, largest_component, initial)
         colmap = mapping.colmap_options(refine, refine and not undistorted)
         models = _with_points(_completed(models, kept, database, colmap))
         if models:
@@ -302,6 +305,7 @@ class IncrementalMapping:
         options: thresholds.
         snapshots: gets unfinished models, from which the next run goes on if it is killed.
         thinned: whether the database holds chosen tracks only, see `thin_database`.
+        expected: seconds that it is going to take, 0 where it is not known.
     """
 
     database: Path
@@ -312,6 +316,7 @@ class IncrementalMapping:
     options: MappingOptions
     snapshots: Snapshots | None = None
     thinned: bool = False
+    expected: float = 0.0
 
     def colmap_options(
         self, refine_focal: bool, refine_distortion: bool
@@ -324,6 +329,10 @@ class IncrementalMapping:
         if self.thinned:
             colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
             colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH
+            # all matches follow in `complete_model`: what is left to gain here is soon lost again
+            colmap.ba_local_max_refinements, colmap.ba_global_max_refinements = 1, 2
+            colmap.ba_local_function_tolerance = _SETTLED_NEARBY
+            colmap.ba_global_function_tolerance = _SETTLED_ALL
         return colmap
 
     def run(
@@ -347,6 +356,8 @@ class IncrementalMapping:
             with open_database(self.database) as db:
                 run = [refine_focal, refine_distortion, any_start, content_of(db)]
             start, registered = self.snapshots.begin(colmap, self.images, run)
+        if not registered:
+            say_forecast(self.images, self.expected)
         with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
 
             def registered_first() -> None:

@@ -120,6 +120,7 @@ def vlad_descriptors(
                 length = int(np.frombuffer(data, np.int64, 1)[0])
                 rows = rng.permutation(length)[: config.per_image]
                 sample.append(np.frombuffer(data, np.float32, offset=8).reshape(len(rows), -1))
+        next(extracted, None)  # ends its progress
         if not sample:
             raise EdmHlocError(
                 f"No image of the database in {images.root} gives a descriptor. "

@@ -8,9 +8,10 @@ import numpy as np
 import pycolmap
 import pytest
 
+from edm_hloc.base import progress
 from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import mappers
+from edm_hloc.mapping import forecast, mappers
 from edm_hloc.mapping.mappers import IncrementalMapping, map_database
 from edm_hloc.mapping.thinning import thin_database
 from tests.mapping.scenes import CAMERA, THREADS, Scene, assert_near_truth, build, make_scene
@@ -60,6 +61,31 @@ def test_a_thinned_database_holds_whole_tracks_of_the_same_photos(
             )
             shown = many.ids[images[a]][matches[:, 0]], many.ids[images[b]][matches[:, 1]]
             assert (shown[0] == shown[1]).mean() > 0.99
+
+
+def test_a_forecast_comes_before_the_mapping(
+    many: Scene,
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept = thin_database(database, tmp_path / "thin.db", 30)
+    assert kept is not None
+    with open_database(database) as db:
+        keypoints, matches = db.num_keypoints(), db.num_inlier_matches()
+    work = 47 * sum(map(len, kept.values())) + 6 * keypoints
+    assert forecast.forecast(database, kept, 1e-5 * matches) == pytest.approx(1e-5 * work)
+
+    options = (database, many.images, tmp_path / "model", THREADS)
+    map_database(*options)
+    assert "going to take" not in capsys.readouterr().err  # of two seconds
+    monkeypatch.setattr(forecast, "_WORTH_SAYING", 0.0)
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.05)
+    map_database(*options)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("Mapping 8 photos is going to take about")
+    assert any(line.startswith("Mapping: ") for line in others)
 
 
 def test_few_keypoints_are_not_thinned(scene: Scene, tmp_path: Path) -> None:

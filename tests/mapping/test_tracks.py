@@ -115,7 +115,7 @@ def test_what_stays_behind_a_turntable_is_left_out() -> None:
             pair_of=np.zeros(n, int),
         )
         track = find_tracks(found.image_of, found.matches)
-        return select_tracks(found, track, TrackSelection())[:n]
+        return select_tracks(found, track, TrackSelection(per_pair=n))[:n]
 
     assert np.array_equal(chosen_of(~wall), ~wall)
     assert chosen_of(np.zeros(n, bool)).all()  # photos from a tripod

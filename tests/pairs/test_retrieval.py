@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from urllib.error import URLError
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from edm_hloc.base import progress
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs import megaloc, retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter, RetrievalImages
@@ -250,6 +252,24 @@ def test_one_name_of_a_query_and_a_database_photo(tmp_path: Path) -> None:
     queries, database = ["query/1.jpg", "query/2.jpg"], ["database/1.jpg", "database/2.jpg"]
     found = images_in_list(RetrievalOptions(str(path)), queries, database)
     assert found == {"query/1.jpg": database, "query/2.jpg": database[:1]}
+
+
+def test_each_step_says_no_more_once_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.05)
+
+    def extract(path: Path) -> np.ndarray:
+        time.sleep(0.3)
+        return np.random.default_rng(int(path.stem)).normal(size=(20, 8)).astype(np.float32)
+
+    names = [f"{k}.png" for k in range(20)]
+    images = RetrievalImages(tmp_path, names, names)
+    config = VladConfig(words=4, images=4)
+    vlad_descriptors(images, tmp_path / "d.h5", LocalFeatures("own", extract), config, "inputs")
+    titles = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert {"Vocabulary", "Global descriptors"} == set(titles)
+    assert titles == sorted(titles, reverse=True)  # all lines of the first before the second's
 
 
 def test_descriptors_of_photos_that_are_done_are_kept(tmp_path: Path) -> None:
