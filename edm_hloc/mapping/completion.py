@@ -11,7 +11,7 @@ import pycolmap
 from edm_hloc.base.colmap import open_database, unposed_model
 from edm_hloc.base.progress import StepProgress
 
-_ITERATIONS = (5, 10)  # of the adjustments of all cameras and points, a filter after each
+_ITERATIONS = (10, 5)  # of the adjustments of all cameras and points, a filter after each
 _SETTLED = 5e-4  # share of the observations that the filter removes, below which it is the last
 
 

@@ -30,6 +30,7 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
+from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
 from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, use_priors, with_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
 from edm_hloc.mapping.thinning import thin_database
@@ -38,8 +39,6 @@ from edm_hloc.mapping.verification import VerificationSummary
 
 logger = logging.getLogger(__name__)
 
-# A model is mapped again without distortion if fewer of its images have a plausible focal length.
-_MIN_PLAUSIBLE = 0.9
 _MIN_THINNED = 15  # matches of a pair where tracks were chosen
 _GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
 _SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment of the newest cameras
@@ -235,13 +234,13 @@ def _map_incrementally(
 ) -> tuple[list[pycolmap.Reconstruction], bool]:
     """The models, and whether their distortion was left at zero, see `find_models`."""
     models, undistorted = _with_points(mapping.run(refine, refine)), False
-    quality = _quality(models, initial)
+    quality = plausible_images(models, initial)
     registered = models[0].num_reg_images() if models else 0
     # Only where far too few images are registered, or more than a few cameras are implausible.
-    if refine and (registered < largest_component / 2 or quality[0] < _MIN_PLAUSIBLE * registered):
+    if refine and (registered < largest_component / 2 or quality[0] < MIN_PLAUSIBLE * registered):
         logger.info("Mapping once more, without distortion.")
         again = _with_points(mapping.run(refine, False))
-        if _quality(again, initial) > quality:  # else the distortion was not the reason
+        if plausible_images(again, initial) > quality:  # else the distortion was not the reason
             models, undistorted = again, True
     if not models:
         logger.info("Mapping once more, from any pair of photos.")
@@ -415,24 +414,6 @@ def _largest_component(db: pycolmap.Database, min_inliers: int) -> int:
     rows, columns = np.array(edges).T
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number), len(number)))
     return int(np.bincount(connected_components(graph, directed=False)[1]).max())
-
-
-def _quality(
-    models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera]
-) -> tuple[int, int]:
-    """Of the largest model: registered images with a plausible camera, and registered images."""
-    if not models:
-        return 0, 0
-    posed = posed_images(models[0]).values()
-    plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
-    return sum(plausible[i.camera_id] for i in posed), len(posed)
-
-
-def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
-    """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
-    if initial.has_prior_focal_length:
-        return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
-    return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
 
 
 def _map_globally(

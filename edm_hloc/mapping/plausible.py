@@ -1,0 +1,30 @@
+"""Whether the cameras that a mapper has found can be those of real photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pycolmap
+
+from edm_hloc.base.colmap import posed_images
+
+MIN_PLAUSIBLE = 0.9
+"""A model is mapped again without distortion if fewer of its images have a plausible camera."""
+
+
+def plausible_images(
+    models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera]
+) -> tuple[int, int]:
+    """Of the largest model: registered images with a plausible camera, and registered images."""
+    if not models:
+        return 0, 0
+    posed = posed_images(models[0]).values()
+    plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
+    return sum(plausible[i.camera_id] for i in posed), len(posed)
+
+
+def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
+    """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
+    if initial.has_prior_focal_length:
+        return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
+    return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
