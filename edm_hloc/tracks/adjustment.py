@@ -13,9 +13,7 @@ from edm_hloc.tracks.geometry import Tracks, Views
 
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
-_SETTLED = 1e-6  # relative change of the cost
-_ENOUGH = 1000  # observations of a photo that hold its camera until all adjust it in the end
-_WORTHWHILE = 0.5  # share of all observations, below which these are adjusted first
+_SETTLED = 1e-4  # relative change of the cost
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ def adjuster_of(
     options: MappingOptions,
     *,
     held: bool = True,
+    iterations: int = _ITERATIONS,
 ) -> pycolmap.CeresBundleAdjuster:
     """The adjustment of a model with a Cauchy loss.
 
@@ -64,6 +63,7 @@ def adjuster_of(
         freedom: what changes besides the points.
         options: threads.
         held: two cameras hold the frame.
+        iterations: at most.
     """
     colmap = refining_options(options, freedom.focal, freedom.distortion)
     adjustment = colmap.get_global_bundle_adjustment()
@@ -71,7 +71,7 @@ def adjuster_of(
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = max(_LOSS_SCALE * scale, 1e-3)
     solver = adjustment.ceres.solver_options
-    solver.max_num_iterations, solver.function_tolerance = _ITERATIONS, _SETTLED
+    solver.max_num_iterations, solver.function_tolerance = iterations, _SETTLED
     config = pycolmap.BundleAdjustmentConfig()
     if freedom.poses:
         for image_id in sorted(model.reg_image_ids()):
@@ -108,11 +108,8 @@ def adjust(
     views = Views.of(model)
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
-    few = _spread_tracks(tracks, len(views.ids))
-    if freedom.poses and few[tracks.track].mean() < _WORTHWHILE:
-        _adjust_by(model, tracks.ids[few], tracks.ids[~few], scale, (freedom, options))
-    else:
-        adjuster_of(model, scale, freedom, options).solve()
+    first = _ITERATIONS if again else _ITERATIONS // 2  # the next round goes on from there
+    adjuster_of(model, scale, freedom, options, iterations=first).solve()
     views = Views.of(model)
     tracks = tracks.at_points_of(model)
     errors = reprojection_errors(tracks, views)
@@ -126,49 +123,6 @@ def adjust(
     if again:
         adjuster_of(model, scale, freedom, options).solve()
     model.update_point_3d_errors()
-
-
-def _spread_tracks(tracks: Tracks, photos: int) -> np.ndarray:
-    """(T,) the longest tracks of every photo, enough of them to hold its camera."""
-    chosen = np.zeros(len(tracks.ids), bool)
-    number = np.zeros(photos, np.int64)
-    length = np.diff(tracks.start)
-    for t in np.argsort(-length, kind="stable").tolist():
-        seen = tracks.view[tracks.start[t] : tracks.start[t + 1]]
-        if number[seen].min(initial=_ENOUGH) < _ENOUGH:
-            number[seen] += 1
-            chosen[t] = True
-    return chosen
-
-
-def _adjust_by(
-    model: pycolmap.Reconstruction,
-    few: np.ndarray,
-    others: np.ndarray,
-    scale: float,
-    how: tuple[Freedom, MappingOptions],
-) -> None:
-    """Adjusts cameras by some of the points, and then the others to these cameras.
-
-    Args:
-        model: changed in place.
-        few, others: ids of all points.
-        scale: median reprojection error, pixels.
-        how: what changes besides the points, and the options.
-    """
-    freedom, options = how
-    part = pycolmap.Reconstruction(model)
-    for point_id in others.tolist():
-        part.delete_point3D(point_id)
-    adjuster_of(part, scale, freedom, options).solve()
-    for frame_id in part.reg_frame_ids():
-        model.frames[frame_id].rig_from_world = part.frames[frame_id].rig_from_world
-    for camera_id, camera in part.cameras.items():
-        model.cameras[camera_id].params = camera.params
-    for point_id in few.tolist():
-        model.points3D[point_id].xyz = part.points3D[point_id].xyz
-    only_points = Freedom(poses=False, points=frozenset(others.tolist()))
-    adjuster_of(model, scale, only_points, options).solve()
 
 
 def drop_observations(

@@ -107,7 +107,7 @@ class Tracks:
                 rows.append(np.searchsorted(ids, np.array([p.point3D_id for p in seen], np.int64)))
                 of_view.append(np.full(len(seen), v))
                 index.append(np.array(image.get_observation_point2D_idxs(), np.int64))
-                xy.append(np.array([p.xy for p in seen]))
+                xy.append(np.array([(p.x(), p.y()) for p in seen]))
         if not rows:
             none = np.zeros(0, np.int64)
             return cls(ids, xyz, np.zeros(len(ids) + 1, np.int64), none, none, np.zeros((0, 2)))

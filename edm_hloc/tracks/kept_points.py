@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-import numpy as np
 import pycolmap
 
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
-from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 
 
 def put_back(
@@ -34,14 +32,17 @@ def put_back(
     """
     lost = sorted(set(mapped.point3D_ids()) - set(model.point3D_ids()) - repeated)
     back: set[int] = set()
+    keypoints = {i: image.points2D for i, image in model.images.items()}
+    before = {i: image.points2D for i, image in mapped.images.items()}
     for point_id in lost:
         old = mapped.points3D[point_id]
         track = pycolmap.Track()
         for element in old.track.elements:
-            keypoint = model.images[element.image_id].points2D[element.point2D_idx]
+            image_id, index = element.image_id, element.point2D_idx
+            keypoint = keypoints[image_id][index]
             if not keypoint.has_point3D():
-                keypoint.xy = mapped.images[element.image_id].points2D[element.point2D_idx].xy
-                track.add_element(element.image_id, element.point2D_idx)
+                keypoint.xy = before[image_id][index].xy
+                track.add_element(image_id, index)
         if track.length() > 1:
             model.add_point3D_with_id(
                 point_id, pycolmap.Point3D(xyz=old.xyz, color=old.color, track=track)
@@ -49,10 +50,7 @@ def put_back(
             back.add(point_id)
     if not back:
         return 0
-    views = Views.of(model)
-    tracks = Tracks.of(model, views)
-    rows = np.flatnonzero(np.isin(tracks.ids, sorted(back)))
-    scale = robust_scale(reprojection_errors(tracks.part(rows)[0], views))
+    scale = max(mapped.compute_mean_reprojection_error(), 0.1)
     only_points = Freedom(poses=False, points=frozenset(back))
     adjuster_of(model, scale, only_points, options).solve()
     observations = pycolmap.ObservationManager(model)
