@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+import numpy as np
 import pycolmap
 
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.tracks.adjustment import Freedom, adjuster_of
+from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
+from edm_hloc.tracks.geometry import Tracks, Views
 
 
 def put_back(
@@ -50,7 +52,11 @@ def put_back(
             back.add(point_id)
     if not back:
         return 0
-    scale = max(mapped.compute_mean_reprojection_error(), 0.1)
+    # The cameras may have moved by pixels: that is what the errors are of, to begin with.
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    rows = np.flatnonzero(np.isin(tracks.ids, sorted(back)))
+    scale = robust_scale(reprojection_errors(tracks.part(rows)[0], views))
     only_points = Freedom(poses=False, points=frozenset(back))
     adjuster_of(model, scale, only_points, options).solve()
     observations = pycolmap.ObservationManager(model)
