@@ -28,7 +28,7 @@ demo: $(VENV)/.done
 test: $(VENV)/.done $(VENV)/.hloc
 	$(MAKE) --no-print-directory --jobs 2 lint tests
 
-# worksteal: each process takes files as a whole, so that what tests of a file share is made once.
+# worksteal: neighbouring tests mostly run in one process, so that what tests of a file share is made once.
 tests: $(VENV)/.done
 	$(RUN)/python -m pytest -q -n 2 --dist worksteal
 
