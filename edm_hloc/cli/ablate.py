@@ -62,7 +62,7 @@ def _ablate(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
-    print(f"Training    {len(names)} variants, {args.seeds} seeds each, {length} a run")
+    print(f"Training    variants: {len(names)}, seeds: {args.seeds}, length of a run: {length}")
     rows = run_ablation([name.strip() for name in names], base, range(args.seeds), args.out)
     print(ablation_table(rows))
     print(f"Written     {args.out / 'ablation.md'} and ablation.csv, beside the runs")
