@@ -100,15 +100,16 @@ class PhotoAligner:
         keep = new[tracks.view] >= 0
         number = np.bincount(tracks.track[keep], minlength=len(tracks.ids))
         which = np.flatnonzero(number > 1)
-        xy = views.project(tracks.xyz[which], np.full(len(which), len(rows)))
+        place = views.project(tracks.xyz[which], np.full(len(which), len(rows)))
         size = (views.cameras[-1].width, views.cameras[-1].height)
-        which = which[((xy > 0) & (xy < size)).all(axis=1)]
-        which = np.sort(which[np.lexsort([which, -number[which]])[:_POINTS]])
+        inside = ((place > 0) & (place < size)).all(axis=1)
+        which, place = which[inside], place[inside]
+        chosen = np.sort(np.lexsort([which, -number[which]])[:_POINTS])
+        which, place = which[chosen], place[chosen]
         part, its = tracks.part(which)
         seen = part.chosen(keep[its])
         track = np.concatenate([seen.track, np.arange(len(which))])
         view = np.concatenate([new[seen.view], np.full(len(which), len(rows))])
-        place = views.project(part.xyz, np.full(len(which), len(rows)))
         both = Tracks.gathered(
             part.ids,
             part.xyz,
