@@ -75,6 +75,18 @@ def test_keypoint_networks(name: str, weights: Path, shifted: list[Path]) -> Non
     assert matcher.provenance["matcher"] == name
 
 
+def test_lightglue_is_kornias(weights: Path) -> None:
+    """Fused attention on the CPU changes no descriptor; a block of kornia's is the reference."""
+    matcher = KeypointMatcher("aliked+lightglue", weights, device="cpu")
+    torch.manual_seed(0)
+    x0, x1 = torch.randn(1, 70, 256), torch.randn(1, 50, 256)
+    for layer in matcher._lightglue.transformers[:2]:
+        block = layer.cross_attn
+        expected = type(block).forward(block, x0, x1)
+        torch.testing.assert_close(block(x0, x1, mask=None), expected, rtol=1e-4, atol=1e-5)
+        assert (expected[0] - x0).abs().max() > 0.1
+
+
 def test_sift_is_matched_as_by_colmap(shifted: list[Path]) -> None:
     """The same pairs of features as by pycolmap's matcher, though not by it."""
     matcher = COLMAPMatcher("sift", resize_max=None)
