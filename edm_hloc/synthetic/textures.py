@@ -258,6 +258,23 @@ class TextureBank:
             textures.append(texture)
         return cls(torch.from_numpy(np.stack(textures)).to(device))
 
+    def of_tiles(self, count: int = 96, seed: int = 0) -> TextureBank:
+        """Another bank: a third painted façades, two thirds repeated pieces of these textures.
+
+        Args:
+            count: of its textures.
+            seed: of the random numbers.
+        """
+        tiles = []
+        for number, sequence in enumerate(np.random.SeedSequence(seed).spawn(count)):
+            rng = np.random.default_rng(sequence)
+            if number % 3 == 0:
+                tiles.append(facade(self.size, rng))
+            else:
+                chosen = self.textures[int(rng.integers(len(self)))]
+                tiles.append(repeated(chosen.cpu().numpy(), rng))
+        return TextureBank(torch.from_numpy(np.stack(tiles)).to(self.device))
+
     @classmethod
     def dead_leaves(
         cls, count: int = 64, size: int = 512, seed: int = 0, device: torch.device | str = "cpu"

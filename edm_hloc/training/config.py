@@ -70,11 +70,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 1),
     "focal_alpha": (0, 1),
     "focal_gamma": (0, 100),
+    "wrong_weight": (0, 10**6),
     "fine_weight": (0, 10**6),
     "fine_matches": (1, 10**6),
     "true_matches": (0, 10**6),
     "tolerance": (0, 1),
     "difficulty": (0, 1),
+    "repeated": (0, 1),
     "seed": (0, 2**63 - 1),
     "threshold": (0, 1),
     "validations": (0, 10**6),
@@ -118,6 +120,8 @@ class TrainConfig:
         clip: largest norm of the gradient.
         ema: decay per step of the moving average of the weights, which is what is exported.
         focal_alpha, focal_gamma: α and γ of the focal loss (Eq. 6).
+        wrong_weight: weight of the loss of wrong matches (`losses.wrong_match_loss`), which lowers
+            the probability of a cell's best match where that is surely wrong.
         fine_weight: weight of the fine stage's loss (Eq. 9).
         residual: family of the base distribution of the residuals (Eq. 7), or "l1" or "l2" for a
             plain error, with which σ says nothing and `refined` has to name an image.
@@ -128,7 +132,9 @@ class TrainConfig:
         textures: folder of photos or packed texture bank; None for procedural textures.
         difficulty: range within [0, 1] from which the difficulty of the rendered pairs is drawn for
             each batch.
-        real: data sets of real pairs for a share of the batches; the shares sum to at most 1.
+        repeated: share of the batches whose scenes have repeated façades and tiles on all surfaces
+            and overlap little, so that many points have twins in the other image and nothing else.
+        real: data sets of real pairs for a share of the batches; all shares sum to at most 1.
         initial: checkpoint or safetensors file with the initial weights; None for random weights.
         precision: of Lightning Fabric, such as "32-true" or "bf16-mixed".
         seed: of the weights, the data and the sampling.
@@ -159,6 +165,7 @@ class TrainConfig:
     ema: float = 0.995
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    wrong_weight: float = 0.0
     fine_weight: float = 0.2
     residual: Residual = "laplace"
     fine_matches: int = 96
@@ -166,6 +173,7 @@ class TrainConfig:
     tolerance: float = 0.05
     textures: str | None = None
     difficulty: tuple[float, float] = (0.1, 0.8)
+    repeated: float = 0.0
     real: tuple[RealData, ...] = ()
     initial: str | None = None
     precision: str = "32-true"
@@ -218,8 +226,8 @@ class TrainConfig:
         ends = [s.until for s in self.stages]
         if not ends or ends[-1] != 1.0 or ends != sorted(ends):
             raise EdmHlocError(f"training stages must end at rising shares up to 1.0, got {ends}")
-        if sum(r.share for r in self.real) > 1 + 1e-9:
-            raise EdmHlocError("the shares of real training data exceed 1")
+        if self.repeated + sum(r.share for r in self.real) > 1 + 1e-9:
+            raise EdmHlocError("the shares of repeated textures and real training data exceed 1")
         if (self.validation_images is None) != (self.validation_pairs is None):
             raise EdmHlocError("`validation_images` and `validation_pairs` go together")
 

@@ -14,6 +14,7 @@ from edm_hloc.models.flow import RealNVP
 
 Residual = Literal["laplace", "gaussian", "l1", "l2"]
 SMALLEST_SIGMA = 1e-6
+LARGEST_WRONG = 1 - 1e-4  # factor on the probability of wrong matches, so that log(1 − p) is finite
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """Pair, row and column of P entries of a batch of matrices, (P,) long each."""
@@ -34,29 +35,20 @@ class _DualSoftmaxEntries(torch.autograd.Function):
         features1: Tensor,
         temperature: float,
         places: Entries,
+        log_sums: tuple[Tensor, Tensor],
         block_rows: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         batch, row, column = places
-        row_lse, entries = [], features0.new_zeros(batch.shape, dtype=torch.float32)
-        column_lse: Tensor | None = None
-        for start in range(0, features0.shape[1], block_rows):
-            s = similarity(features0[:, start : start + block_rows], features1, temperature)
-            row_lse.append(s.logsumexp(dim=2))
-            block_lse = s.logsumexp(dim=1)
-            column_lse = block_lse if column_lse is None else torch.logaddexp(column_lse, block_lse)
-            here = ((row >= start) & (row < start + block_rows)).nonzero()[:, 0]
-            entries[here] = s[batch[here], row[here] - start, column[here]]
-        assert column_lse is not None
-        all_row_lse = torch.cat(row_lse, dim=1)
-        ctx.save_for_backward(features0, features1, all_row_lse, column_lse, batch, row, column)
+        row_lse, column_lse = log_sums
+        ctx.save_for_backward(features0, features1, row_lse, column_lse, batch, row, column)
         ctx.temperature, ctx.block_rows = temperature, block_rows
-        ctx.mark_non_differentiable(all_row_lse, column_lse)
-        log_probability = 2.0 * entries - all_row_lse[batch, row] - column_lse[batch, column]
-        return log_probability, all_row_lse, column_lse
+        scale = 1.0 / (features0.shape[-1] * temperature)
+        entries = (features0[batch, row].float() * features1[batch, column].float()).sum(dim=-1)
+        return 2.0 * scale * entries - row_lse[batch, row] - column_lse[batch, column]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features0, features1, row_lse, column_lse, batch, row, column = ctx.saved_tensors
         grad = grad.float()
         row_weight = torch.zeros_like(row_lse).index_put_((batch, row), grad, accumulate=True)
@@ -80,7 +72,7 @@ class _DualSoftmaxEntries(torch.autograd.Function):
                 grad0.append(torch.matmul(ds, f1))
                 grad1.add_(torch.matmul(ds.mT, f0))
         grad_features0 = torch.cat(grad0, dim=1).to(features0.dtype)
-        return grad_features0, grad1.to(features1.dtype), None, None, None
+        return grad_features0, grad1.to(features1.dtype), None, None, None, None
 
 
 def dual_softmax_entries(
@@ -88,35 +80,37 @@ def dual_softmax_entries(
     features1: Tensor,
     temperature: float,
     entries: Entries,
+    log_sums: tuple[Tensor, Tensor],
     block_bytes: int | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+) -> Tensor:
     """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
 
     log p_ij = 2·s_ij − row_lse_i − column_lse_j, so that only the log-sum-exp of the rows and
-    columns of the similarity matrix s is needed. It is computed in blocks of rows, and again for
-    the gradient, so that memory stays at a few times `block_bytes` for any image size. Nothing
-    overflows or underflows.
+    columns of the similarity matrix s is needed. For the gradient, which includes that of the
+    log-sum-exps, it is computed in blocks of rows, so that memory stays at a few times
+    `block_bytes` for any image size. Nothing overflows or underflows.
 
     Args:
         features0: (B, N, C) of the cells of image 0.
         features1: (B, M, C) of the cells of image 1.
         temperature: τ of Eq. 1.
         entries: the P entries that are evaluated.
+        log_sums: the log-sum-exps (B, N) of the rows and (B, M) of the columns, as
+            `models.coarse.log_sum_exps` computes them, without gradients.
         block_bytes: size of a block of the similarity matrix; None: 4 MiB on the CPU, about the
             cache of a core, and 256 MiB on a GPU.
 
     Returns:
-        (P,) log probabilities; and, without gradients, the log-sum-exps (B, N) of the rows and
-        (B, M) of the columns, for `models.coarse.best_columns`.
+        (P,) log probabilities.
     """
     if block_bytes is None:
         block_bytes = 4 << 20 if features0.device.type == "cpu" else 256 << 20
     per_row = 4 * features0.shape[0] * features1.shape[1]
     block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
-    log_probability, rows, columns = _DualSoftmaxEntries.apply(
-        features0, features1, temperature, entries, block_rows
+    log_probability: Tensor = _DualSoftmaxEntries.apply(
+        features0, features1, temperature, entries, log_sums, block_rows
     )
-    return log_probability, (rows, columns)
+    return log_probability
 
 
 def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -130,6 +124,22 @@ def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0)
     probability = log_probability.exp()
     loss = -alpha * (1.0 - probability).pow(gamma) * log_probability
     return loss.sum() / max(loss.numel(), 1)
+
+
+def wrong_match_loss(log_probability: Tensor, cells: int, gamma: float = 2.0) -> Tensor:
+    """The focal loss' counterpart for wrong matches: Σ −p^γ·log(1 − p) / cells.
+
+    The focal loss sees a wrong match only in the row or the column of a true one. A cell without a
+    true match, such as one whose point lies outside the other image, could have any twin there.
+
+    Args:
+        log_probability: (P,) log p of the wrong matches.
+        cells: number of cells whose true position is known, with and without a true match.
+        gamma: exponent; wrong matches of low probability count little.
+    """
+    log_probability = log_probability.clamp(max=0.0)  # rounding can exceed it
+    loss = -(gamma * log_probability).exp() * (-LARGEST_WRONG * log_probability.exp()).log1p()
+    return loss.sum() / max(cells, 1)
 
 
 def residual_log_likelihood(

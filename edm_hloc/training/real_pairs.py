@@ -182,6 +182,7 @@ def _concatenate(truths: Sequence[Supervision]) -> Supervision:
         torch.cat([t.warped1 for t in truths]),
         torch.cat([t.visible1 for t in truths]),
         torch.cat([t.partner for t in truths]),
+        torch.cat([t.known0 for t in truths]),
         truths[0].grid0,
         truths[0].grid1,
     )

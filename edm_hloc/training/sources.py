@@ -13,7 +13,7 @@ import torch
 
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.threads import single_core_pool
-from edm_hloc.synthetic.pairs import PairSampler
+from edm_hloc.synthetic.pairs import PairOptions, PairSampler
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import TrainConfig
@@ -92,13 +92,27 @@ def build_synthetic(config: TrainConfig, device: torch.device) -> SyntheticSourc
     return SyntheticSource(sampler, config.difficulty, config.tolerance, config.origin)
 
 
-def add_real(config: TrainConfig, synthetic: BatchSource) -> BatchSource:
-    """The mixture of rendered and real pairs of a configuration."""
-    if not config.real:
-        return synthetic
-    shares = [r.share for r in config.real]
+def build_repeated(config: TrainConfig, textures: TextureBank) -> SyntheticSource:
+    """Rendered pairs that overlap little, with repeated pieces of these textures everywhere."""
+    options = PairOptions(("posters", "masonry", "facade", "room"), overlap=(0.1, 0.45))
+    sampler = PairSampler(textures.of_tiles(), device=textures.device, options=options)
+    return SyntheticSource(sampler, config.difficulty, config.tolerance, config.origin)
+
+
+def build_mixture(config: TrainConfig, synthetic: SyntheticSource) -> BatchSource:
+    """The mixture of rendered and real pairs of a configuration.
+
+    Batches of repeated textures take the place of other rendered ones: the real batches, and the
+    other rendered ones that are left, are those of the same configuration without them.
+    """
     real = [RealSource(r, config.tolerance, config.origin) for r in config.real]
-    return MixedSource([synthetic, *real], [max(0.0, 1.0 - sum(shares)), *shares])
+    sources: list[BatchSource] = [synthetic, *real]
+    shares = [r.share for r in config.real]
+    shares = [max(0.0, 1.0 - config.repeated - sum(shares)), *shares]
+    if config.repeated:
+        sources.insert(0, build_repeated(config, synthetic.sampler.textures))
+        shares.insert(0, config.repeated)
+    return MixedSource(sources, shares) if len(sources) > 1 else synthetic
 
 
 def mix_seeds(*numbers: int) -> int:

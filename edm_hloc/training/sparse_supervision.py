@@ -35,7 +35,7 @@ def sparse_supervision(
     shift = origin_shift(origin)
     points0, points1 = points0 + shift, points1 + shift  # in the network's frame
     grid0, grid1 = ((h // CELL, w // CELL) for h, w in (size0, size1))
-    warps = []
+    warps, known = [], []
     for grid, source, target, (height, width) in (
         (grid0, points0, points1, size1),
         (grid1, points1, points0, size0),
@@ -43,7 +43,8 @@ def sparse_supervision(
         warped, fits = _warp_affinely(grid_points(grid), source, target)
         visible = fits & inside(warped - shift, width, height, 0.5)
         warps.append((warped[None], visible[None]))
-    return mutual_supervision(warps[0], warps[1], grid0, grid1)
+        known.append(fits[None])
+    return mutual_supervision(warps[0], warps[1], known[0], grid0, grid1)
 
 
 def _warp_affinely(grid: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,17 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from edm_hloc.base.grid import CELL
-from edm_hloc.models.coarse import best_columns
+from edm_hloc.models.coarse import best_columns, log_sum_exps
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CoarseMatches, EDMFeatures, default_topk
 from edm_hloc.training.config import TrainConfig
 from edm_hloc.training.losses import (
+    Entries,
     dual_softmax_entries,
     focal_loss,
     residual_log_likelihood,
     total_loss,
+    wrong_match_loss,
 )
-from edm_hloc.training.supervision import Supervision, fine_targets, grid_points, pad_with_truth
+from edm_hloc.training.supervision import (
+    Supervision,
+    fine_targets,
+    grid_points,
+    pad_with_truth,
+    surely_wrong,
+)
 
 
 class PairBatch(NamedTuple):
@@ -92,10 +100,10 @@ class TrainingStep(nn.Module):
             seed: of the random choice of matches for the fine stage.
 
         Returns:
-            The loss, and detached scalars: loss_coarse, loss_fine, coarse_precision (share of
-            confident coarse matches with an error of at most one cell along both axes),
-            coarse_recall (share of true coarse matches whose cell in image 0 is matched with such
-            an error), fine_error (median, px).
+            The loss, and detached scalars: loss_coarse (Eq. 6), loss_wrong, loss_fine,
+            coarse_precision (share of confident coarse matches with an error of at most one cell
+            along both axes), coarse_recall (share of true coarse matches whose cell in image 0 is
+            matched with such an error), fine_error (median, px).
         """
         config, model, truth = self.config, self.model, batch.truth
         with torch.set_grad_enabled(config.trained == "all"):
@@ -103,16 +111,19 @@ class TrainingStep(nn.Module):
             coarse0, coarse1 = model.interact(features0, features1)
         tokens0, tokens1 = coarse0.flatten(2).mT, coarse1.flatten(2).mT
         temperature = model.config.temperature
-
-        pair, row = (truth.partner >= 0).nonzero(as_tuple=True)
-        column = truth.partner[pair, row]
-        log_probability, log_sums = dual_softmax_entries(
-            tokens0, tokens1, temperature, (pair, row, column)
-        )
-        coarse_loss = focal_loss(log_probability, config.focal_alpha, config.focal_gamma)
+        with torch.no_grad():
+            log_sums = log_sum_exps(tokens0, tokens1, temperature)
+            confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
+        true = _entries(truth.partner, truth.partner >= 0)
+        wrong = _entries(best, surely_wrong(truth, best) & (config.wrong_weight > 0))
+        both = (torch.cat(parts) for parts in zip(true, wrong, strict=True))
+        log_true, log_wrong = dual_softmax_entries(
+            tokens0, tokens1, temperature, tuple(both), log_sums
+        ).split([len(true[0]), len(wrong[0])])
+        coarse_loss = focal_loss(log_true, config.focal_alpha, config.focal_gamma)
+        wrong_loss = wrong_match_loss(log_wrong, len(log_true) + len(log_wrong), config.focal_gamma)
 
         with torch.no_grad():
-            confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
             generator = torch.Generator().manual_seed(seed)
             cell0 = self._draw_cells(confidence, generator)
             cell0, cell1 = pad_with_truth(
@@ -127,10 +138,12 @@ class TrainingStep(nn.Module):
         )
         metrics = {
             "loss_coarse": coarse_loss.detach(),
+            "loss_wrong": wrong_loss.detach(),
             "loss_fine": fine_loss.detach(),
             **coarse_metrics(truth, confidence, best, config.threshold),
             "fine_error": (offset[valid] - target[valid]).detach().norm(dim=1).nanmedian() * CELL,
         }
+        coarse_loss = coarse_loss + config.wrong_weight * wrong_loss
         return total_loss(coarse_loss, fine_loss, config.fine_weight), metrics
 
     def _encode(self, batch: PairBatch, scale: float) -> tuple[EDMFeatures, EDMFeatures]:
@@ -150,6 +163,12 @@ class TrainingStep(nn.Module):
         count = min(self.config.fine_matches, kept.shape[1])
         order = torch.rand(kept.shape, generator=generator).argsort(dim=1)[:, :count]
         return kept.gather(1, order.to(kept.device))
+
+
+def _entries(matched: Tensor, chosen: Tensor) -> Entries:
+    """The entries of the matrices at (B, N0) matched cells of image 1, where they are chosen."""
+    pair, row = chosen.nonzero(as_tuple=True)
+    return pair, row, matched[pair, row]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor
 from edm_hloc.base.frames import Origin, inside, origin_shift
 from edm_hloc.base.grid import CELL
 
+WRONG_BEYOND = 2 * CELL  # px along an axis from the true position, where a match is surely wrong
 NEAREST_DEPTH = 1e-6  # points closer to the camera plane than this cannot be projected
 
 
@@ -51,6 +52,8 @@ class Supervision(NamedTuple):
         visible0: (B, N0) bool, inside image 1 and not occluded there.
         warped1, visible1: the same for the grid points of image 1.
         partner: (B, N0) long, the true coarse match of each cell of image 0, or -1.
+        known0: (B, N0) bool, where `warped0` is the true position even if it is not visible: it may
+            lie outside image 1, or behind what is seen there. False where nothing is known.
         grid0, grid1: (rows, columns) of cells.
     """
 
@@ -59,6 +62,7 @@ class Supervision(NamedTuple):
     warped1: Tensor
     visible1: Tensor
     partner: Tensor
+    known0: Tensor
     grid0: tuple[int, int]
     grid1: tuple[int, int]
 
@@ -203,14 +207,16 @@ def supervise(
     T_1to0 = torch.linalg.inv(T_0to1)
     warped0, visible0 = warp_points(points0, map0, map1, T_0to1, tolerance)
     warped1, visible1 = warp_points(points1, map1, map0, T_1to0, tolerance)
+    known0 = depth_at(map0.depth, points0, tolerance) > 0
     return mutual_supervision(
-        (warped0 + shift, visible0), (warped1 + shift, visible1), map0.grid, map1.grid
+        (warped0 + shift, visible0), (warped1 + shift, visible1), known0, map0.grid, map1.grid
     )
 
 
 def mutual_supervision(
     warp0: tuple[Tensor, Tensor],
     warp1: tuple[Tensor, Tensor],
+    known0: Tensor,
     grid0: tuple[int, int],
     grid1: tuple[int, int],
 ) -> Supervision:
@@ -219,10 +225,26 @@ def mutual_supervision(
     Args:
         warp0: `warped0` and `visible0` of `Supervision`.
         warp1: `warped1` and `visible1`.
+        known0: as in `Supervision`.
         grid0, grid1: (rows, columns) of cells.
     """
     partner = mutual_partners(nearest_cells(*warp0, grid1), nearest_cells(*warp1, grid0))
-    return Supervision(*warp0, *warp1, partner, grid0, grid1)
+    return Supervision(*warp0, *warp1, partner, known0, grid0, grid1)
+
+
+def surely_wrong(truth: Supervision, matched: Tensor) -> Tensor:
+    """Cells of image 0 that are matched with a wrong cell for certain: (B, N0) bool.
+
+    They are those whose true position in image 1 is known and farther than two cells from the
+    matched cell along an axis, whether it lies inside the image or not. A match at the position
+    of an occluded point is left open: at the edge of what is in front, a cell shows both.
+
+    Args:
+        truth: of `supervise` or `sparse_supervision`.
+        matched: (B, N0) long, the cell of image 1 that each cell of image 0 is matched with.
+    """
+    distance = (grid_points(truth.grid1, matched.device)[matched] - truth.warped0).abs()
+    return truth.known0 & (distance > WRONG_BEYOND).any(dim=-1)
 
 
 def _offsets(

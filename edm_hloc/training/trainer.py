@@ -39,7 +39,7 @@ from edm_hloc.training.export import export_weights
 from edm_hloc.training.sources import (
     BatchSource,
     Prefetcher,
-    add_real,
+    build_mixture,
     build_synthetic,
     mix_seeds,
 )
@@ -108,9 +108,12 @@ def run_training(
     make_folder(out)
     fabric.launch()
     state = _initial_state(config, out, fabric)
-    validation = source or build_synthetic(config, fabric.device)
-    training = source or add_real(config, validation)
-    return _Run(config, out, fabric, state, training, validation).train(stop_after_steps)
+    if source is None:
+        rendered = build_synthetic(config, fabric.device)
+        run = _Run(config, out, fabric, state, build_mixture(config, rendered), rendered)
+    else:
+        run = _Run(config, out, fabric, state, source, source)
+    return run.train(stop_after_steps)
 
 
 def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingState:

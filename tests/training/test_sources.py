@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.training.sources import MixedSource, Prefetcher, SyntheticSource, mix_seeds
+from edm_hloc.synthetic.pairs import PairSampler
+from edm_hloc.synthetic.textures import TextureBank
+from edm_hloc.training.sources import (
+    MixedSource,
+    Prefetcher,
+    SyntheticSource,
+    build_mixture,
+    mix_seeds,
+)
 from edm_hloc.training.step import PairBatch
 from tests.training.tools import (
     OneBatch,
     shifted,
+    tiny_config,
 )
 
 
@@ -34,6 +43,24 @@ def test_mixture_of_sources() -> None:
     mixture = MixedSource([OneBatch(batch(0.0)), OneBatch(batch(1.0))], [0.25, 0.75])
     drawn = [float(mixture.batch(1, 32, 32, s).image0[0, 0, 0, 0]) for s in range(300)]
     assert 0.68 < np.mean(drawn) < 0.82
+
+
+def test_repeated_textures_take_the_place_of_other_rendered_batches() -> None:
+    config = tiny_config(repeated=0.5)
+    rendered = SyntheticSource(PairSampler(TextureBank.dead_leaves(4, 128)), (0.0, 0.3), 0.05)
+    mixture = build_mixture(config, rendered)
+    same = unlike = 0
+    for seed in range(8):
+        batch, plain = mixture.batch(2, 96, 128, seed), rendered.batch(2, 96, 128, seed)
+        if torch.equal(batch.image0, plain.image0):
+            same += 1
+        else:
+            unlike += 1
+            assert (batch.truth.partner >= 0).float().mean() < 0.5  # little overlap
+            assert (batch.truth.known0 & ~batch.truth.visible0).float().mean() > 0.3
+    assert same + unlike == 8
+    assert 2 <= unlike <= 6
+    assert build_mixture(tiny_config(), rendered) is rendered
 
 
 def test_prefetcher_keeps_order_and_passes_errors_on() -> None:

@@ -18,6 +18,7 @@ from edm_hloc.training.supervision import (
     grid_points,
     pad_with_truth,
     supervise,
+    surely_wrong,
     warp_points,
 )
 from tests.training.tools import (
@@ -170,6 +171,28 @@ def test_occluded_and_unknown_points_have_no_truth() -> None:
     assert not valid.any()
 
 
+def test_matches_far_from_the_true_position_are_surely_wrong_where_that_is_known() -> None:
+    K = pinhole(100.0, 64, 96)[None]
+    depth0 = torch.full((1, 64, 96), 5.0)
+    depth0[0, :16] = 0.0  # no depth in the first two rows of cells
+    depth1 = torch.full((1, 64, 96), 5.0)
+    depth1[0, :, 40:] = 2.0  # something in front of the right half of image 1
+    T = torch.eye(4)[None].clone()
+    T[0, 0, 3] = -1.6  # 32 px, four cells to the left
+    truth = supervise(DepthMap(depth0, K), DepthMap(depth1, K), T)
+    own = torch.arange(8 * 12).view(8, 12)
+    true = (own - 4).clamp(min=0)
+    wrong = surely_wrong(truth, true.view(1, -1)).view(8, 12)
+    assert not wrong[:, 4:].any()  # visible, occluded or unknown, and where it should be
+    assert not wrong[:2].any()  # nothing is known there
+    assert wrong[2:, :2].all()  # left of image 1 by more than two cells: no match is right
+    for cells, expected in ((2, False), (3, True)):
+        for step in (cells, 12 * cells):
+            moved = (true - step).clamp(min=0)
+            found = surely_wrong(truth, moved.view(1, -1)).view(8, 12)
+            assert bool(found[6:, 8:].all()) == bool(found[6:, 8:].any()) == expected
+
+
 def test_points_behind_the_other_camera_are_not_visible() -> None:
     K = pinhole(100.0, 64, 64)[None]
     T = torch.eye(4)[None].clone()
@@ -206,7 +229,7 @@ def test_true_matches_are_one_to_one_and_close(
 
 
 def test_padding_fills_up_to_the_minimum_and_keeps_what_is_right() -> None:
-    truth = Supervision(*(torch.cat([t, t]) for t in shifted(3.0)[:5]), (12, 16), (12, 16))
+    truth = Supervision(*(torch.cat([t, t]) for t in shifted(3.0)[:6]), (12, 16), (12, 16))
     cell0 = torch.arange(40).repeat(2, 1)
     cell1 = cell0.clone()
     cell1[0, 10:] += 5  # pair 0: 10 right, 30 wrong; pair 1: all right
@@ -283,4 +306,5 @@ def test_sparse_truth_agrees_with_the_dense_one() -> None:
     # Points without a common affine map give no ground truth.
     shuffled = points1[torch.randperm(700, generator=generator)]
     contradictory = sparse_supervision(points0, shuffled, (height, width), (height, width))
+    assert not surely_wrong(contradictory, torch.zeros_like(contradictory.partner)).any()
     assert not contradictory.visible0.any()
