@@ -1,4 +1,4 @@
-"""Test pairs with known pose, difficult in one respect each: texture, night, scale or roll."""
+"""Test pairs with known pose, difficult in one respect each: texture, night, scale, roll, tiles."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edm_hloc.base.files import make_folder
 from edm_hloc.base.progress import track
 from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
 from edm_hloc.synthetic.cameras import Cameras
-from edm_hloc.synthetic.pairs import PairOptions, PairSampler
+from edm_hloc.synthetic.pairs import TILED, PairOptions, PairSampler
 from edm_hloc.synthetic.photometric_effects import expose, lamplight, noise, photograph
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.shapes import turn_about_z
 from edm_hloc.synthetic.textures import TextureBank
 
-Condition = Literal["plain", "low-texture", "day-night", "scale-2", "roll", "turned"]
+Condition = Literal["plain", "low-texture", "day-night", "scale-2", "roll", "turned", "tiles"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 DIFFICULTY = 0.2
@@ -50,7 +50,8 @@ def write_condition(
     "low-texture" leaves an eighth of the textures' contrast, with the same noise. "day-night" takes
     the second photo by lamplight. "scale-2" gives the cameras focal lengths by which the first
     image shows everything about twice as large as the second. "roll" rolls the second camera by 15
-    to 45 degrees, "turned" by 75 to 180.
+    to 45 degrees, "turned" by 75 to 180. "tiles" has repeated façades and tiles on all surfaces,
+    and photos that overlap little.
 
     Args:
         condition: what is difficult.
@@ -70,6 +71,8 @@ def write_condition(
         photometric_effects=condition != "day-night",
         change_cameras=_CHANGE_CAMERAS.get(condition),
     )
+    if condition == "tiles":
+        textures, options = textures.of_tiles(), TILED
     sampler = PairSampler(textures, DIFFICULTY, seed=seed, options=options)
     make_folder(folder / "images")
     listed = []

@@ -69,6 +69,11 @@ class PairOptions:
     change_cameras: Callable[[Cameras, Random], Cameras] | None = None
 
 
+TILED = PairOptions(("posters", "masonry", "facade", "room"), overlap=(0.1, 0.45))
+"""Scenes with large walls and little overlap: with a bank of tiles (`TextureBank.of_tiles`), many
+points have a twin in the other image and are not seen there themselves."""
+
+
 @dataclass(frozen=True)
 class PairScenes:
     """B scenes with two cameras each.

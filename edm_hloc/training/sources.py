@@ -13,7 +13,7 @@ import torch
 
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.threads import single_core_pool
-from edm_hloc.synthetic.pairs import PairOptions, PairSampler
+from edm_hloc.synthetic.pairs import TILED, PairSampler
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import TrainConfig
@@ -94,8 +94,7 @@ def build_synthetic(config: TrainConfig, device: torch.device) -> SyntheticSourc
 
 def build_repeated(config: TrainConfig, textures: TextureBank) -> SyntheticSource:
     """Rendered pairs that overlap little, with repeated pieces of these textures everywhere."""
-    options = PairOptions(("posters", "masonry", "facade", "room"), overlap=(0.1, 0.45))
-    sampler = PairSampler(textures.of_tiles(), device=textures.device, options=options)
+    sampler = PairSampler(textures.of_tiles(), device=textures.device, options=TILED)
     return SyntheticSource(sampler, config.difficulty, config.tolerance, config.origin)
 
 

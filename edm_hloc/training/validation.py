@@ -21,14 +21,77 @@ from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch
 
 
+class JudgedMatches(NamedTuple):
+    """M matches of some pairs, compared with the ground truth.
+
+    Attributes:
+        confidence: (M,).
+        near: (M,) bool, whether the error is at most one cell along both axes, and the point
+            visible.
+        error: (M,) px, where `near`.
+        found: (F,) confidence of the matches that are near, one for each true coarse match whose
+            cell in image 0 has one.
+        known: number of true coarse matches.
+    """
+
+    confidence: Tensor
+    near: Tensor
+    error: Tensor
+    found: Tensor
+    known: int
+
+
 @torch.no_grad()
+def judge_matches(
+    model: EDM, batch: PairBatch, threshold: float, refined: RefinedImage = "best"
+) -> JudgedMatches:
+    """Matches pairs as in inference and compares the matches with the ground truth.
+
+    One point of a match is a grid point; the error is the distance of the other point from the true
+    warp of the grid point. Matches and ground truth are both in the network's pixel frame.
+
+    Args:
+        model: in evaluation mode.
+        batch: the pairs.
+        threshold: smallest confidence of a match.
+        refined: which point of a match leaves the grid, see `EDM.match`.
+    """
+    truth = batch.truth
+    out = model.match(
+        model.encode(batch.image0),
+        model.encode(batch.image1),
+        MatchOptions(truth.partner.shape[1], threshold, refined=refined),
+    )
+    columns = torch.tensor([truth.grid0[1], truth.grid1[1]])
+    cell0, cell1 = (
+        (k[..., 1] / CELL).round().long() * int(n) + (k[..., 0] / CELL).round().long()
+        for k, n in zip((out.keypoints0, out.keypoints1), columns, strict=True)
+    )
+    # Matches that are not valid may lie anywhere.
+    cell0 = cell0.clamp(0, truth.visible0.shape[1] - 1)
+    cell1 = cell1.clamp(0, truth.visible1.shape[1] - 1)
+    from0 = (out.keypoints0 % CELL == 0).all(dim=-1)
+    error = torch.where(
+        from0[..., None],
+        out.keypoints1 - _of_cells(truth.warped0, cell0),
+        out.keypoints0 - _of_cells(truth.warped1, cell1),
+    )
+    visible = torch.where(from0, truth.visible0.gather(1, cell0), truth.visible1.gather(1, cell1))
+    near = out.valid & visible & (error.abs() <= CELL).all(dim=-1)
+    start = torch.full_like(truth.warped0[..., 0], -1.0).scatter_reduce(
+        1, cell0, out.confidence.where(near, -1.0), "amax"
+    )
+    found = start[(start >= 0) & (truth.partner >= 0)]
+    known = int((truth.partner >= 0).sum())
+    return JudgedMatches(
+        out.confidence[out.valid], near[out.valid], error[near].norm(dim=1), found, known
+    )
+
+
 def validate(
     model: EDM, batches: list[PairBatch], threshold: float, refined: RefinedImage = "best"
 ) -> dict[str, float]:
     """Matches rendered pairs and compares the matches with the ground truth.
-
-    One point of a match is a grid point; the error is the distance of the other point from the true
-    warp of the grid point. Matches and ground truth are both in the network's pixel frame.
 
     Args:
         model: in evaluation mode.
@@ -41,46 +104,14 @@ def validate(
         coarse_recall: share of the true coarse matches whose cell in image 0 has such a match,
         fine_error: median error of these matches in px, matches: mean number of matches a pair.
     """
-    correct = found = known = matches = pairs = 0
-    errors = []
-    for batch in batches:
-        truth = batch.truth
-        out = model.match(
-            model.encode(batch.image0),
-            model.encode(batch.image1),
-            MatchOptions(truth.partner.shape[1], threshold, refined=refined),
-        )
-        columns = torch.tensor([truth.grid0[1], truth.grid1[1]])
-        cell0, cell1 = (
-            (k[..., 1] / CELL).round().long() * int(n) + (k[..., 0] / CELL).round().long()
-            for k, n in zip((out.keypoints0, out.keypoints1), columns, strict=True)
-        )
-        # Matches that are not valid may lie anywhere.
-        cell0 = cell0.clamp(0, truth.visible0.shape[1] - 1)
-        cell1 = cell1.clamp(0, truth.visible1.shape[1] - 1)
-        from0 = (out.keypoints0 % CELL == 0).all(dim=-1)
-        error = torch.where(
-            from0[..., None],
-            out.keypoints1 - _of_cells(truth.warped0, cell0),
-            out.keypoints0 - _of_cells(truth.warped1, cell1),
-        )
-        visible = torch.where(
-            from0, truth.visible0.gather(1, cell0), truth.visible1.gather(1, cell1)
-        )
-        near = out.valid & visible & (error.abs() <= CELL).all(dim=-1)
-        start = torch.zeros_like(truth.visible0, dtype=torch.long).scatter_add(
-            1, cell0, near.long()
-        )
-        correct += int(near.sum())
-        found += int(((start > 0) & (truth.partner >= 0)).sum())
-        known += int((truth.partner >= 0).sum())
-        matches += int(out.valid.sum())
-        pairs += len(batch.image0)
-        errors.append(error[near].norm(dim=1))
+    judged = [judge_matches(model, batch, threshold, refined) for batch in batches]
+    pairs = sum(len(batch.image0) for batch in batches)
+    matches = sum(len(j.near) for j in judged)
+    errors = torch.cat([j.error for j in judged]) if judged else torch.empty(0)
     return {
-        "coarse_precision": correct / max(matches, 1),
-        "coarse_recall": found / max(known, 1),
-        "fine_error": float(torch.cat(errors).median()) if correct else float("nan"),
+        "coarse_precision": len(errors) / max(matches, 1),
+        "coarse_recall": sum(len(j.found) for j in judged) / max(sum(j.known for j in judged), 1),
+        "fine_error": float(errors.median()) if len(errors) else float("nan"),
         "matches": matches / max(pairs, 1),
     }
 

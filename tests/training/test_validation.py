@@ -19,10 +19,16 @@ from edm_hloc.training.supervision import (
     grid_points,
     supervise,
 )
-from edm_hloc.training.validation import load_real_pairs, validate, validate_real
+from edm_hloc.training.validation import (
+    judge_matches,
+    load_real_pairs,
+    validate,
+    validate_real,
+)
 from tests.training.tools import (
     TINY,
     rendered_pair,
+    shifted,
     write_jpeg,
 )
 
@@ -76,3 +82,30 @@ def test_validation_of_a_perfect_and_a_blind_matcher(scenes: SyntheticSource) ->
     everything = validate(model, [batch], threshold=-1.0)
     assert 0 < everything["matches"] <= 144
     assert 0 <= everything["coarse_precision"] < 0.3
+
+
+def test_matches_are_judged_by_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three right matches of two cells, one 24 px off, one of a point that is not seen."""
+    truth = shifted(10.0)  # to the right: the last column leaves the image
+    points = grid_points(truth.grid0)
+    cells = torch.tensor([20, 20, 37, 40, truth.grid0[1] - 1])
+    x0 = points[cells][None]
+    x1 = x0 + torch.tensor([10.0, 0.0])
+    x1[0, 1, 0] += 2.0
+    x1[0, 3, 1] += 24.0
+    scores = torch.tensor([[0.9, 0.3, 0.6, 0.8, 0.7]])
+    valid = torch.ones(1, 5, dtype=torch.bool)
+    model = EDM(TINY).eval()
+    out = EDMMatches(x0, x1, scores, scores, valid)
+    monkeypatch.setattr(model, "match", lambda *a, **k: out)
+    monkeypatch.setattr(model, "encode", lambda *a: None)
+    images = torch.zeros(1, 1, 96, 128)
+    judged = judge_matches(model, PairBatch(images, images, truth), 0.2)
+    assert judged.near.tolist() == [True, True, True, False, False]
+    torch.testing.assert_close(judged.error, torch.tensor([0.0, 2.0, 0.0]))
+    torch.testing.assert_close(judged.found, torch.tensor([0.9, 0.6]))
+    assert judged.known == int((truth.partner >= 0).sum())
+    result = validate(model, [PairBatch(images, images, truth)], 0.2)
+    assert result["coarse_precision"] == pytest.approx(0.6)
+    assert result["coarse_recall"] == pytest.approx(2 / judged.known)
+    assert result["matches"] == 5
