@@ -116,9 +116,9 @@ class TrainingStep(nn.Module):
             confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
         true = _entries(truth.partner, truth.partner >= 0)
         wrong = _entries(best, surely_wrong(truth, best) & (config.wrong_weight > 0))
-        both = (torch.cat(parts) for parts in zip(true, wrong, strict=True))
+        pair, row, column = (torch.cat(parts) for parts in zip(true, wrong, strict=True))
         log_true, log_wrong = dual_softmax_entries(
-            tokens0, tokens1, temperature, tuple(both), log_sums
+            tokens0, tokens1, temperature, (pair, row, column), log_sums
         ).split([len(true[0]), len(wrong[0])])
         coarse_loss = focal_loss(log_true, config.focal_alpha, config.focal_gamma)
         wrong_loss = wrong_match_loss(log_wrong, len(log_true) + len(log_wrong), config.focal_gamma)
