@@ -178,7 +178,7 @@ class TrainConfig:
     initial: str | None = None
     precision: str = "32-true"
     seed: int = 0
-    validation_sets: tuple[tuple[int, int, int], ...] = ((24, 256, 256), (6, 480, 640))
+    validation_sets: tuple[tuple[int, int, int], ...] = ((24, 256, 256), (16, 480, 640))
     validation_images: str | None = None
     validation_pairs: str | None = None
     refined: RefinedImage = "best"
