@@ -64,6 +64,24 @@ def test_texels_are_found_where_they_are() -> None:
     assert bank.sample(number[:4], wild, wild, wild).isfinite().all()
 
 
+def test_tiles_repeat() -> None:
+    """Two in three tiles agree with themselves moved by a period, and dead leaves do not."""
+
+    def likeness(bank: TextureBank) -> list[float]:
+        found = []
+        for texture in bank.textures.double():
+            spectrum = torch.fft.fft2(texture - texture.mean())
+            correlation = torch.fft.ifft2(spectrum.abs().square()).real
+            correlation = correlation / correlation[0, 0]
+            found.append(float(correlation[16:113, :].max()))  # moved down by an eighth or more
+        return found
+
+    leaves = TextureBank.dead_leaves(6, 128, seed=2)
+    tiles = leaves.of_tiles(12, seed=1)
+    assert (len(tiles), tiles.size) == (12, 128)
+    assert np.median(likeness(tiles)) > 0.5 > max(likeness(leaves))
+
+
 def test_pack_is_read_back(tmp_path: Path) -> None:
     bank = TextureBank.procedural(4, 64, seed=3)
     path = tmp_path / "pack of textures"

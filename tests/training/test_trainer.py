@@ -24,10 +24,12 @@ from edm_hloc.training.ema import averaged_copy, update_average
 from edm_hloc.training.export import export_weights
 from edm_hloc.training.sources import SyntheticSource
 from edm_hloc.training.step import PairBatch, TrainingStep, initialise
+from edm_hloc.training.supervision import Supervision
 from edm_hloc.training.trainer import run_training
 from tests.training.tools import (
     TINY,
     OneBatch,
+    shifted,
     tiny_config,
 )
 
@@ -135,6 +137,33 @@ def test_overfits_one_batch(scenes: SyntheticSource) -> None:
     assert float(last["coarse_recall"]) > 0.95
     assert float(last["loss_coarse"]) < 0.05 * float(first["loss_coarse"])
     assert float(last["fine_error"]) < 0.3 * float(first["fine_error"])
+
+
+def test_confident_twins_of_what_is_not_seen_are_unlearnt(scenes: SyntheticSource) -> None:
+    """An image and itself as a twin of other things, which lie outside it: no cell has a match."""
+    image = scenes.batch(2, 96, 96, 3).image0
+    truth = Supervision(
+        *(torch.cat([t, t]) for t in shifted(500, size=(96, 96))[:6]), *2 * [(12, 12)]
+    )
+    assert not truth.visible0.any()
+    batch = PairBatch(image, image, truth)
+    torch.manual_seed(0)
+    model = EDM(TINY)
+    initialise(model)
+    blind, _ = TrainingStep(model, tiny_config())(batch, 1.0, 0)
+    assert blind == 0  # the focal loss sees nothing of it
+    step = TrainingStep(model, tiny_config(wrong_weight=3.0))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for i in range(12):
+        loss, figures = step(batch, 1.0, i)
+        assert float(loss.detach()) == pytest.approx(3 * float(figures["loss_wrong"]))
+        losses.append(float(figures["loss_wrong"]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[0] > 0.01
+    assert losses[-1] < 0.3 * losses[0]
 
 
 def states_equal(a: EDM, b: EDM) -> bool:
