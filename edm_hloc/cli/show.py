@@ -29,6 +29,7 @@ def register(command: options.AddCommand) -> None:
 def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
     from edm_hloc.images.pictures import write_picture
+    from edm_hloc.mapping.georeference import is_on_earth
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
     from edm_hloc.report.scene import Points, build_scene, camera_views
 
@@ -44,11 +45,14 @@ def _show(args: argparse.Namespace) -> None:
     views = camera_views(model)
     if not len(points) and not views:
         raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
-    scene = build_scene(points, views)
+    on_earth = is_on_earth(args.model)
+    scene = build_scene(points, views, on_earth=on_earth)
     for viewpoint in VIEWPOINTS:
         picture = draw_model(scene, viewpoint, tuple(args.size), cameras=not args.no_cameras)
         write_picture(args.out / f"{viewpoint}.png", picture)
     print(f"Model       {len(views):,} cameras, {len(points):,} points")
+    if on_earth:
+        print("Up          as on Earth, where the run has placed the model")
     if scene.hidden:
         print(f"Left out    {scene.hidden:,} points far outside the model")
     print(f"Written     {', '.join(f'{v}.png' for v in VIEWPOINTS)} in {args.out}")

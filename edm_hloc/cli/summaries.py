@@ -97,12 +97,22 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Turned      {len(turned)} photos were taken from one place and match no others, so "
             f"they give no model, e.g. {turned[0]}"
         )
-    if mapped.get("undistorted"):
+    flat = mapped.get("undistorted_photos")
+    if flat:
+        several = len(mapped["components"]) > 1
+        of = f" for {len(flat):,} photos, e.g. {flat[0]}" if several else ""
         print(
-            "Distortion  left at zero: no believable model was found with it. Calibrate the camera "
-            "(--known) if you can"
+            f"Distortion  left at zero{of}: no believable model was found with it. Calibrate the "
+            "camera (--known) if you can"
         )
-    if run.results.get("imported", {}).get("may_be_one_camera"):
+    shared = mapped.get("one_camera_photos")
+    if shared:
+        print(
+            f"Cameras     one for {len(shared):,} photos of one size, e.g. {shared[0]}: with one "
+            "for each no\n            believable model was found. --camera-mode per-image insists "
+            "on one for each"
+        )
+    elif run.results.get("imported", {}).get("may_be_one_camera"):
         print(
             "Cameras     one for each photo, as EXIF data give no focal length, but all are of one "
             "size:\n            if one camera took them without zooming, --camera-mode single is "

@@ -19,7 +19,7 @@ from edm_hloc.base.colmap import (
     unposed_model,
 )
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.mapping.mappers import refining_options
+from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
@@ -135,6 +135,7 @@ def extend_model(
             components=(main.num_reg_images(), *(m.num_reg_images() for m in others)),
             seconds=time.monotonic() - start,
             undistorted=not earlier.distorted,
+            undistorted_photos=() if earlier.distorted else tuple(posed_images(main)),
         )
         return mapped, compared_cameras(main, earlier.model, len(before.keys() - names))
     return None

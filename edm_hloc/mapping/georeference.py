@@ -22,7 +22,7 @@ from edm_hloc.base.colmap import posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
-from edm_hloc.mapping.output import new_model_folder
+from edm_hloc.mapping.output import PARTS, new_model_folder
 
 RECORD, CAMERAS = "georeference.json", "cameras.geojson"
 _TOLERANCES = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # m, of the fixes that agree
@@ -399,3 +399,20 @@ def write_on_earth(
     model.transform(local_from_model)
     with new_model_folder(folder) as temporary:
         model.write_binary(temporary)
+
+
+def is_on_earth(model: Path) -> bool:
+    """Whether the record of a run, in or above the folder of a model, tells that it is on Earth.
+
+    Args:
+        model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
+    """
+    model = Path(model).absolute()
+    is_part = model.parent.name.endswith(PARTS)
+    record = (model.parents[1] if is_part else model.parent) / RECORD
+    try:
+        placed = json.loads(record.read_text("utf-8"))
+        placed = placed["parts"][model.name] if is_part else placed
+        return bool(placed["used"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False

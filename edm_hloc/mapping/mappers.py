@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pycolmap
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.colmap import ModelStatistics, open_database, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.mapping.completion import complete_model
-from edm_hloc.mapping.forecast import forecast, say_forecast
+from edm_hloc.mapping.forecast import say_forecast
+from edm_hloc.mapping.incremental import (
+    ChosenTracks,
+    FoundModel,
+    IncrementalMapping,
+    refining_options,
+    size_of,
+    with_points,
+)
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -30,19 +34,13 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
-from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
-from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, use_priors, with_priors
+from edm_hloc.mapping.parts import MIN_PART, split_database
+from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, with_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
-from edm_hloc.mapping.thinning import thin_database
 from edm_hloc.mapping.turning import only_turned, turned_groups
 from edm_hloc.mapping.verification import VerificationSummary
 
 logger = logging.getLogger(__name__)
-
-_MIN_THINNED = 15  # matches of a pair where tracks were chosen
-_GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
-_SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment of the newest cameras
-_SETTLED_ALL = 1e-5  # the same for all cameras: COLMAP goes on for 50 iterations
 
 
 def check_known(
@@ -117,17 +115,18 @@ def map_database(
         to_map = database
         if priors is not None:
             to_map = with_priors(database, temporary / "priors.db", priors)
-        models, undistorted = find_models(to_map, image_root, temporary, options, known, snapshots)
-        if not models:
+        found = find_models(to_map, image_root, temporary, options, known, snapshots)
+        if not found:
             raise EdmHlocError(explain_no_model(database))
-        models, turned = _without_turned(database, models, constant)
-        if not models:
+        found, turned = _without_turned(database, found, constant)
+        if not found:
             raise EdmHlocError(explain_turning(database))
         if priors is not None:
             refine = options.refine_intrinsics
-            colmap = refining_options(options, refine, refine and not undistorted)
-            for model in models:  # the completion has no regard for them
-                adjust_to_priors(model, priors, colmap, constant)
+            for each in found:  # the completion has no regard for them
+                colmap = refining_options(options, refine, refine and not each.undistorted)
+                adjust_to_priors(each.model, priors, colmap, constant)
+        models = [each.model for each in found]
         write_model(models[0], image_root, temporary)
         write_parts(models[1:], image_root, parts_folder(out))
         statistics = ModelStatistics.of(models[0])
@@ -142,35 +141,39 @@ def map_database(
             parts_folder(out),
         )
     registered = posed_images(models[0])
+    undistorted = {n for each in found if each.undistorted for n in posed_images(each.model)}
+    shared = {n for each in found if each.one_camera for n in posed_images(each.model)}
     return MappingSummary(
         statistics=statistics,
         images=len(names),
         unregistered=tuple(sorted(set(names) - registered.keys())),
         components=components,
         seconds=time.monotonic() - start,
-        undistorted=undistorted,
+        undistorted=found[0].undistorted,
+        undistorted_photos=tuple(sorted(undistorted)),
+        one_camera_photos=tuple(sorted(shared)),
         turned=turned,
     )
 
 
 def _without_turned(
-    database: Path, models: Sequence[pycolmap.Reconstruction], known: Collection[int]
-) -> tuple[list[pycolmap.Reconstruction], tuple[str, ...]]:
+    database: Path, models: Sequence[FoundModel], known: Collection[int]
+) -> tuple[list[FoundModel], tuple[str, ...]]:
     """The models of photos from several places, and the names of those taken from one place."""
     kept, turned = [], set[str]()
     with open_database(database) as db:
         names = {image.image_id: image.name for image in db.read_all_images()}
-        for model in models:
-            posed = posed_images(model)
+        for found in models:
+            posed = posed_images(found.model)
             if only_turned(db, known, {image.image_id for image in posed.values()}):
                 turned |= posed.keys()
             else:
-                kept.append(model)
-        posed_anywhere = {name for model in models for name in posed_images(model)}
+                kept.append(found)
+        posed_anywhere = {name for found in models for name in posed_images(found.model)}
         others = {image_id for image_id, name in names.items() if name not in posed_anywhere}
         turned |= {names[image_id] for image_id in turned_groups(db, known, others)}
-    for model in kept:
-        turned -= posed_images(model).keys()
+    for found in kept:
+        turned -= posed_images(found.model).keys()
     return kept, tuple(sorted(turned))
 
 
@@ -181,8 +184,10 @@ def find_models(
     options: MappingOptions,
     known: Iterable[str] = (),
     snapshots: Snapshots | None = None,
-) -> tuple[list[pycolmap.Reconstruction], bool]:
+) -> list[FoundModel]:
     """Runs the mapper, several times where the incremental one finds no believable model.
+
+    The incremental mapper maps each part of the photos that verified pairs connect by itself.
 
     Args:
         database: COLMAP database with verified pairs.
@@ -193,8 +198,7 @@ def find_models(
         snapshots: where the incremental mapper leaves unfinished models, and goes on from them.
 
     Returns:
-        The models that have points and images of their own, the one with most images first, and
-        whether distortion was left at zero because no believable model has it.
+        The models that have points and images of their own, the one with most images first.
 
     Raises:
         EdmHlocError: the mapper cannot keep the known intrinsics, see `check_known`.
@@ -202,224 +206,31 @@ def find_models(
     known = set(known)
     with open_database(database) as db:
         images = db.read_all_images()
-        initial = {camera.camera_id: camera for camera in db.read_all_cameras()}
-        largest_component = _largest_component(db, options.min_inliers)
     constant = {image.camera_id for image in images if image.name in known}
     every = {image.camera_id for image in images}
     check_known(constant, every, options)
     refine = options.refine_intrinsics and not constant >= every
     if options.mapper == "global":
-        return _with_points(_map_globally(database, folder, refine, options)), False
-    mapping = IncrementalMapping(
-        database, image_root, folder, constant, len(images), options, snapshots
-    )
-    thin, start = folder / "thin.db", time.monotonic()
-    kept = thin_database(database, thin, options.min_inliers)
-    if kept is not None:
-        expected = forecast(database, kept, time.monotonic() - start)
-        on_chosen = replace(mapping, database=thin, thinned=True, expected=expected)
-        models, undistorted = _map_incrementally(on_chosen, refine, largest_component, initial)
-        colmap = mapping.colmap_options(refine, refine and not undistorted)
-        models = _with_points(_completed(models, kept, database, colmap))
-        if models:
-            return models, undistorted
-    return _map_incrementally(mapping, refine, largest_component, initial)
-
-
-def _map_incrementally(
-    mapping: IncrementalMapping,
-    refine: bool,
-    largest_component: int,
-    initial: Mapping[int, pycolmap.Camera],
-) -> tuple[list[pycolmap.Reconstruction], bool]:
-    """The models, and whether their distortion was left at zero, see `find_models`."""
-    models, undistorted = _with_points(mapping.run(refine, refine)), False
-    quality = plausible_images(models, initial)
-    registered = models[0].num_reg_images() if models else 0
-    # Only where far too few images are registered, or more than a few cameras are implausible.
-    if refine and (registered < largest_component / 2 or quality[0] < MIN_PLAUSIBLE * registered):
-        logger.info("Mapping once more, without distortion.")
-        again = _with_points(mapping.run(refine, False))
-        if plausible_images(again, initial) > quality:  # else the distortion was not the reason
-            models, undistorted = again, True
-    if not models:
-        logger.info("Mapping once more, from any pair of photos.")
-        models, undistorted = _with_points(mapping.run(refine, False, any_start=True)), refine
-    return models, undistorted
-
-
-def _completed(
-    models: Sequence[pycolmap.Reconstruction],
-    kept: Mapping[int, np.ndarray],
-    database: Path,
-    colmap: pycolmap.IncrementalPipelineOptions,
-) -> Iterator[pycolmap.Reconstruction]:
-    """Models of chosen tracks completed, without those whose images a larger one has got."""
-    covered: set[int] = set()
-    for model in models:
-        if not set(model.reg_image_ids()) <= covered:
-            whole = complete_model(model, kept, database, colmap)
-            covered |= set(whole.reg_image_ids())
-            yield whole
-
-
-def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
-    """COLMAP's options of the incremental mapper and of the triangulation."""
-    colmap = pycolmap.IncrementalPipelineOptions()
-    colmap.min_num_matches = options.min_inliers
-    colmap.random_seed = options.seed
-    colmap.num_threads = options.threads
-    colmap.extract_colors = False  # only the model that is kept gets colours, in `write_model`
-    colmap.mapper.init_max_error = options.max_error
-    colmap.mapper.abs_pose_max_error = 3 * options.max_error
-    colmap.mapper.filter_max_reproj_error = options.max_error
-    colmap.mapper.filter_min_tri_angle = options.min_tri_angle
-    colmap.triangulation.complete_max_reproj_error = options.max_error
-    colmap.triangulation.merge_max_reproj_error = options.max_error
-    colmap.triangulation.min_angle = options.min_tri_angle
-    colmap.triangulation.ignore_two_view_tracks = not options.two_view_points
-    return colmap
-
-
-def refining_options(
-    options: MappingOptions, focal: bool, distortion: bool
-) -> pycolmap.IncrementalPipelineOptions:
-    """The same, with what is refined of the cameras that are not constant."""
-    colmap = incremental_options(options)
-    colmap.ba_refine_focal_length = colmap.mapper.abs_pose_refine_focal_length = focal
-    colmap.ba_refine_extra_params = colmap.mapper.abs_pose_refine_extra_params = distortion
-    return colmap
-
-
-@dataclass(frozen=True)
-class IncrementalMapping:
-    """COLMAP's incremental mapper on one database.
-
-    Attributes:
-        database: COLMAP database with verified pairs.
-        image_root: folder of the photos.
-        folder: for the models that the mapper writes.
-        constant_cameras: ids of the cameras whose intrinsics are not refined.
-        images: number of images, for the progress bar.
-        options: thresholds.
-        snapshots: gets unfinished models, from which the next run goes on if it is killed.
-        thinned: whether the database holds chosen tracks only, see `thin_database`.
-        expected: seconds that it is going to take, 0 where it is not known.
-    """
-
-    database: Path
-    image_root: Path
-    folder: Path
-    constant_cameras: set[int]
-    images: int
-    options: MappingOptions
-    snapshots: Snapshots | None = None
-    thinned: bool = False
-    expected: float = 0.0
-
-    def colmap_options(
-        self, refine_focal: bool, refine_distortion: bool
-    ) -> pycolmap.IncrementalPipelineOptions:
-        """COLMAP's options, with what is refined of the cameras that are not constant."""
-        colmap = refining_options(self.options, refine_focal, refine_distortion)
-        colmap.min_model_size = 3
-        colmap.constant_cameras = self.constant_cameras
-        use_priors(colmap, self.database)
-        if self.thinned:
-            colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
-            colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH
-            # all matches follow in `complete_model`: what is left to gain here is soon lost again
-            colmap.ba_local_max_refinements, colmap.ba_global_max_refinements = 1, 2
-            colmap.ba_local_function_tolerance = _SETTLED_NEARBY
-            colmap.ba_global_function_tolerance = _SETTLED_ALL
-        return colmap
-
-    def run(
-        self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
-    ) -> list[pycolmap.Reconstruction]:
-        """All models that the mapper finds.
-
-        Args:
-            refine_focal: refine the focal length of the cameras that are not constant.
-            refine_distortion: refine their distortion as well. Photos taken in straight forward
-                motion do not determine it: it can grow without bound and spoil the model.
-            any_start: accept initial pairs with forward motion and a small triangulation angle,
-                which COLMAP rejects by default as they determine depth badly.
-        """
-        colmap = self.colmap_options(refine_focal, refine_distortion)
-        if any_start:
-            colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
-            colmap.mapper.init_min_tri_angle /= 2
-        start, registered = None, 0
-        if self.snapshots is not None:
-            with open_database(self.database) as db:
-                run = [refine_focal, refine_distortion, any_start, content_of(db)]
-            start, registered = self.snapshots.begin(colmap, self.images, run)
-        if not registered:
-            say_forecast(self.images, self.expected)
-        with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
-
-            def registered_first() -> None:
-                # another model, of other photos, or once more, as the last was not good enough
-                progress.restart(2, "from another pair of photos" if progress.done else "")
-
-            def registered_next() -> None:
-                if progress.done < self.images:  # photos that were dropped are counted again
-                    progress.update()
-                if self.snapshots is not None:
-                    self.snapshots.prune()
-
-            models = pycolmap.incremental_mapping(
-                self.database,
-                self.image_root,
-                self.folder,
-                colmap,
-                input_path=start or "",
-                initial_image_pair_callback=registered_first,
-                next_image_callback=registered_next,
-            )
-        return list(models.values())
-
-
-def _with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """The models that have points, the one with most images first.
-
-    A model whose images are all in larger ones is left out: it is no part of its own.
-    """
-    by_size = sorted(
-        (model for model in models if model.num_points3D()),
-        key=lambda model: (model.num_reg_images(), model.num_points3D()),
-        reverse=True,
-    )
-    parts: list[pycolmap.Reconstruction] = []
-    covered: set[int] = set()
-    for model in by_size:
-        images = set(model.reg_image_ids())
-        if not images <= covered:
-            parts.append(model)
-            covered |= images
-    return parts
-
-
-def _largest_component(db: pycolmap.Database, min_inliers: int) -> int:
-    """Number of images in the largest connected component of the graph of verified pairs."""
-    number = {image.image_id: i for i, image in enumerate(db.read_all_images())}
-    edges = [
-        [number[image_id] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
-        if inliers >= min_inliers
-    ]
-    if not edges:
-        return 0
-    rows, columns = np.array(edges).T
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(number), len(number)))
-    return int(np.bincount(connected_components(graph, directed=False)[1]).max())
+        return [FoundModel(m) for m in _map_globally(database, folder, refine, options)]
+    begun = snapshots is not None and snapshots.begun
+    parts = []
+    for k, part in enumerate(split_database(database, folder, options.min_inliers)):
+        mapping = IncrementalMapping(
+            part.database, image_root, folder, constant, part.images, options, snapshots
+        )
+        parts.append(ChosenTracks.of(mapping, folder / f"thin{k}.db"))
+    if not begun:
+        say_forecast(sum(p.mapping.images for p in parts), sum(p.expected for p in parts))
+    found = [each for part in parts for each in part.models(refine)]
+    large = [each for each in found if each.model.num_reg_images() >= MIN_PART]
+    found = large if large and len(parts) > 1 else found
+    return sorted(found, key=lambda each: size_of(each.model), reverse=True)
 
 
 def _map_globally(
     database: Path, folder: Path, refine: bool, options: MappingOptions
 ) -> list[pycolmap.Reconstruction]:
-    """All models that COLMAP's global mapper finds, on a copy of the database."""
+    """The models that COLMAP's global mapper finds, on a copy of the database."""
     colmap = pycolmap.GlobalPipelineOptions()
     colmap.min_num_matches = options.min_inliers
     colmap.random_seed = options.seed
@@ -437,4 +248,4 @@ def _map_globally(
     models = folder / "models"
     models.mkdir()
     with StepProgress("Mapping"):
-        return list(pycolmap.global_mapping(working, folder, models, colmap).values())
+        return with_points(pycolmap.global_mapping(working, folder, models, colmap).values())

@@ -30,6 +30,8 @@ class MappingOptions:
             The global mapper can do so for all cameras or for none. Where the incremental mapper
             fails with distortion, as on photos taken in straight forward motion, it is run again
             without.
+        one_camera: where photos of one size, of which nothing else is known, have a camera each and
+            no believable model is found so, the incremental mapper tries one camera for all.
         seed: of all random numbers. With one thread the incremental mapper is deterministic, the
             global one nearly so.
         threads: number of threads; -1 for all cores.
@@ -41,6 +43,7 @@ class MappingOptions:
     min_tri_angle: float = 1.5
     two_view_points: bool = True
     refine_intrinsics: bool = True
+    one_camera: bool = True
     seed: int = 0
     threads: int = -1
 

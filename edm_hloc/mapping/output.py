@@ -22,6 +22,9 @@ from edm_hloc.images.load import stored_pixels
 
 logger = logging.getLogger(__name__)
 
+PARTS = "_parts"
+"""What the name of the folder of the other models ends with, see `parts_folder`."""
+
 _MODEL_FILES = {
     f"{part}{end}"
     for part in ("cameras", "images", "points3D", "rigs", "frames")
@@ -40,8 +43,11 @@ class MappingSummary:
             those that see no point.
         components: number of registered images of each separate model, of the written one first.
         seconds: wall-clock time.
-        undistorted: no believable model was found with lens distortion, which was left at zero:
-            most often the photos do not determine it.
+        undistorted: in the written model lens distortion was left at zero, as no believable one was
+            found with it: most often the photos do not determine it.
+        undistorted_photos: names of the photos of which this holds, in all separate models, sorted.
+        one_camera_photos: names of the photos that share a camera in their model although each has
+            its own in the database, sorted: no believable model was found otherwise.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """
@@ -52,6 +58,8 @@ class MappingSummary:
     components: tuple[int, ...]
     seconds: float
     undistorted: bool = False
+    undistorted_photos: tuple[str, ...] = ()
+    one_camera_photos: tuple[str, ...] = ()
     turned: tuple[str, ...] = ()
 
 
@@ -137,7 +145,7 @@ def parts_folder(model: Path) -> Path:
 
     It does not exist where there is one model only.
     """
-    return model.with_name(f"{model.name}_parts")
+    return model.with_name(f"{model.name}{PARTS}")
 
 
 def part_folders(model: Path) -> dict[str, Path]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
 
 MIN_PLAUSIBLE = 0.9
 """A model is mapped again without distortion if fewer of its images have a plausible camera."""
+
+_MOST_APART = 1.5  # factor between a focal length and the median of the others
 
 
 def plausible_images(
@@ -21,6 +24,21 @@ def plausible_images(
     posed = posed_images(models[0]).values()
     plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
     return sum(plausible[i.camera_id] for i in posed), len(posed)
+
+
+def focal_lengths_agree(model: pycolmap.Reconstruction) -> bool:
+    """Whether the focal lengths of nearly all registered images are near their median.
+
+    Photos of one size that tell of no focal length are most often of one camera. Where cameras of
+    their own get focal lengths that differ by factors, as on photos of flat ground from above, the
+    photos do not determine them one by one.
+    """
+    focal = np.array(
+        [model.cameras[i.camera_id].mean_focal_length() for i in posed_images(model).values()]
+    )
+    ratio = focal / np.median(focal)
+    near = (ratio < _MOST_APART) & (ratio > 1 / _MOST_APART)
+    return bool(near.mean() >= MIN_PLAUSIBLE)
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

@@ -50,6 +50,11 @@ class Snapshots:
         except OSError as error:
             raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
 
+    @property
+    def begun(self) -> bool:
+        """Whether an interrupted run has left snapshots to go on from."""
+        return any(_in_order(place) for place in self._folder.iterdir() if place.is_dir())
+
     def begin(
         self, colmap: pycolmap.IncrementalPipelineOptions, images: int, run: object
     ) -> tuple[Path | None, int]:

@@ -13,7 +13,7 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.mapping.database import MatchedImages, import_matches, new_database
-from edm_hloc.mapping.mappers import incremental_options
+from edm_hloc.mapping.incremental import incremental_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
 from edm_hloc.mapping.verification import VerificationSummary, verify_known_poses

@@ -139,6 +139,7 @@ def reconstruct(
     """
     config = config or ReconstructionConfig()
     cameras, mapping = config.cameras, config.mapping
+    mapping = replace(mapping, one_camera=mapping.one_camera and cameras.mode == "auto")
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings: dict[str, Any] = {
         "command": "reconstruct",

@@ -262,7 +262,8 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
-    turned = facts.results.get("mapped", {}).get("turned", ())
+    mapped = facts.results.get("mapped", {})
+    turned = mapped.get("turned", ())
     if turned:
         yield Finding(
             "warning",
@@ -271,13 +272,17 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "model. Add photos from places in between.",
             tuple(turned),
         )
-    if facts.results.get("mapped", {}).get("undistorted"):
+    flat = tuple(mapped.get("undistorted_photos", ()))
+    if flat or mapped.get("undistorted"):
+        several = flat and len(mapped["components"]) > 1
+        of = f"of {plural(len(flat), 'photo')} " if several else ""
         yield Finding(
             "note",
-            "No believable model was found with lens distortion, which was left at zero. Most "
+            f"No believable model {of}was found with lens distortion, which was left at zero. Most "
             "often the photos do not determine it, as when all are taken while moving straight "
             "ahead. For an accurate model calibrate the camera and give its intrinsics (--known), "
             "or add photos that look to the side.",
+            flat,
         )
     few = tuple(name for name, points in facts.registered.items() if points < MIN_POINTS)
     if few:
@@ -335,7 +340,16 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
-    if imported.get("may_be_one_camera"):
+    shared = tuple(facts.results.get("mapped", {}).get("one_camera_photos", ()))
+    if shared:
+        yield Finding(
+            "note",
+            f"{plural(len(shared), 'photo')} of one size share a camera, as their EXIF data give "
+            "no focal length and no believable model was found with a camera for each. If they "
+            "are of several cameras or were zoomed, --camera-mode per-image keeps them apart.",
+            shared,
+        )
+    elif imported.get("may_be_one_camera"):
         yield Finding(
             "warning",
             f"Each of the {unknown} photos has a camera of its own, because their EXIF data give "

@@ -64,7 +64,8 @@ def make_payload(facts: RunFacts) -> Payload:
         turned = {name: photo.orientation for name, photo in photos.items()}
         views = [replace(view, orientation=turned.get(view.name, 1)) for view in facts.views]
         with facts.noting_errors("Model"):
-            scene = build_scene(facts.points, views)
+            place = facts.results.get("georeferenced") or {}
+            scene = build_scene(facts.points, views, on_earth=bool(place.get("used")))
     pairs: dict[str, Any] = {}
     with facts.noting_errors("Matches"), PairSource(facts) as source:
         pairs = pack_pairs(facts, drawn, photos, source)

@@ -18,6 +18,7 @@ _EXTENT_PERCENTILES = (2.0, 98.0)
 _MIN_LONG_TRACKS = 300
 # Points farther outside the extent than this, as a multiple of its largest side, are left out.
 _MARGIN = 1.0
+_LOOK_DOWN = 0.2  # length of the mean horizontal direction of view, below which there is none
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,16 @@ class Scene:
     scale: float
 
 
-def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
+def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool = False) -> Scene:
     """Rotates, centres and scales points and cameras into the scene's frame.
 
     Up is the mean direction of the cameras' upper image edges, the front is where they look.
+
+    Args:
+        points: to draw.
+        views: cameras to draw.
+        on_earth: the z axis of the world points up and its y axis to the north. Where the cameras
+            look down, north is ahead: the scene from above is a map.
     """
     rotations = np.array(
         [v.cam_from_world.rotation.matrix().T @ upright_axes(v.orientation) for v in views]
@@ -148,7 +155,7 @@ def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
     centres = np.array([v.cam_from_world.inverse().translation for v in views]).reshape(-1, 3)
     finite = np.isfinite(points.xyz).all(axis=1)
     points = points[finite]
-    R = _upright(rotations, points.xyz)
+    R = _upright(rotations, points.xyz, on_earth)
     xyz, centres = points.xyz @ R.T, centres @ R.T
     rotations = R @ rotations
 
@@ -171,13 +178,22 @@ def build_scene(points: Points, views: Sequence[CameraView]) -> Scene:
     )
 
 
-def _upright(rotations: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+def _upright(rotations: np.ndarray, xyz: np.ndarray, on_earth: bool) -> np.ndarray:
     """(3, 3) rotation of the world into a frame with y up and the cameras looking along −z.
 
     Args:
         rotations: (C, 3, 3) world from camera.
         xyz: (N, 3) points.
+        on_earth: see `build_scene`.
     """
+    if on_earth:
+        up, ahead = np.array([0.0, 0.0, 1.0]), np.zeros(3)
+        if len(rotations):
+            ahead = rotations[:, :, 2].mean(axis=0) * [1.0, 1.0, 0.0]
+        if np.linalg.norm(ahead) < _LOOK_DOWN:  # or in all directions
+            ahead = np.array([0.0, 1.0, 0.0])
+        back = -ahead / np.linalg.norm(ahead)
+        return np.stack([np.cross(up, back), up, back])
     if not len(rotations):
         return np.diag([1.0, -1.0, -1.0])
     up = -rotations[:, :, 1].mean(axis=0)
@@ -189,7 +205,7 @@ def _upright(rotations: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     up /= max(float(np.linalg.norm(up)), 1e-12)
     ahead = rotations[:, :, 2].mean(axis=0)
     ahead = ahead - up * (up @ ahead)
-    if np.linalg.norm(ahead) < 0.2:  # the cameras look in all directions: take the first
+    if np.linalg.norm(ahead) < _LOOK_DOWN:  # the cameras look in all directions: take the first
         ahead = rotations[0, :, 2] - up * (up @ rotations[0, :, 2])
     if np.linalg.norm(ahead) < 1e-6:
         ahead = np.cross(up, [1.0, 0.0, 0.0] if abs(up[0]) < 0.9 else [0.0, 1.0, 0.0])

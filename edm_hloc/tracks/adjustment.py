@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
-from edm_hloc.mapping.mappers import refining_options
+from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.geometry import Tracks, Views
 

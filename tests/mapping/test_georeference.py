@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edm_hloc.mapping.georeference import (
     camera_centres,
     camera_features,
     control_points_in,
+    is_on_earth,
     locate,
     to_earth,
     to_local,
@@ -222,3 +224,14 @@ def _upright(centre: np.ndarray, target: np.ndarray) -> pycolmap.Rigid3d:
     x /= np.linalg.norm(x)
     R = np.stack([x, np.cross(z, x), z])
     return pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ centre)
+
+
+def test_the_record_of_a_run_tells_which_of_its_models_are_on_earth(tmp_path: Path) -> None:
+    record = {"used": True, "parts": {"2": {"used": False}, "3": {"used": True}}}
+    assert not is_on_earth(tmp_path / "model")
+    (tmp_path / "georeference.json").write_text(json.dumps(record))
+    told = {part: is_on_earth(tmp_path / "model_parts" / part) for part in "234"}
+    assert is_on_earth(tmp_path / "model")
+    assert told == {"2": False, "3": True, "4": False}
+    (tmp_path / "georeference.json").write_text("no JSON")
+    assert not is_on_earth(tmp_path / "model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import MatchWriter
-from edm_hloc.mapping import mappers
-from edm_hloc.mapping.mappers import IncrementalMapping, map_database
+from edm_hloc.mapping import incremental
+from edm_hloc.mapping.incremental import IncrementalMapping
+from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from tests.mapping.scenes import (
     CAMERA,
@@ -235,7 +237,8 @@ def test_one_impossible_camera_of_many_is_no_reason_to_map_again(
         return models
 
     monkeypatch.setattr(IncrementalMapping, "run", diverging)
-    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    own = replace(THREADS, one_camera=False)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", own)
     assert summary.statistics.registered == 10
     assert number == mappings
 
@@ -267,7 +270,7 @@ def test_progress_starts_anew_with_another_pair_of_photos(
                 next_image_callback()
         return {}
 
-    monkeypatch.setattr(mappers, "StepProgress", Progress)
+    monkeypatch.setattr(incremental, "StepProgress", Progress)
     monkeypatch.setattr(pycolmap, "incremental_mapping", mapping)
     IncrementalMapping(database, scene.images, tmp_path, set(), 6, MappingOptions()).run(True, True)
     assert shown == [2, 3, 4, 5, 2, 3, 4, 5, 6]

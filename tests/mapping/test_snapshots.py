@@ -35,14 +35,14 @@ def kill_at(scene: Scene, database: Path, out: Path, image: int) -> None:
         import os, signal
         from pathlib import Path
         import pycolmap
-        from edm_hloc.mapping import mappers
+        from edm_hloc.mapping import incremental, mappers
         from tests.mapping.scenes import THREADS
-        class Progress(mappers.StepProgress):
+        class Progress(incremental.StepProgress):
             def update(self, number=1):
                 super().update(number)
                 if self.done >= {image}:
                     os.kill(os.getpid(), signal.SIGKILL)
-        mappers.StepProgress = Progress
+        incremental.StepProgress = Progress
         paths = [Path(p) for p in {[str(database), str(scene.images), str(out)]!r}]
         mappers.map_database(*paths, THREADS)
     """

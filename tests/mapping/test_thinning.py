@@ -11,8 +11,9 @@ import pytest
 from edm_hloc.base import progress
 from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import forecast, mappers
-from edm_hloc.mapping.mappers import IncrementalMapping, map_database
+from edm_hloc.mapping import forecast, incremental
+from edm_hloc.mapping.incremental import IncrementalMapping
+from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.thinning import thin_database
 from tests.mapping.scenes import CAMERA, THREADS, Scene, assert_near_truth, build, make_scene
 
@@ -113,7 +114,7 @@ def test_the_model_has_all_points_and_the_cameras_of_all_matches(
             many.ids[model.images[e.image_id].name][e.point2D_idx] for e in point.track.elements
         ]
         assert max(shown.count(i) for i in shown) >= len(shown) / 2
-    monkeypatch.setattr(mappers, "thin_database", lambda *_: None)
+    monkeypatch.setattr(incremental, "thin_database", lambda *_: None)
     full = map_database(database, many.images, tmp_path / "full", THREADS)
     assert summary.statistics.points == pytest.approx(full.statistics.points, rel=0.02)
     assert summary.statistics.mean_track_length == pytest.approx(

@@ -90,7 +90,7 @@ def fail(scene: Path, out: Path) -> None:
     """A run in which the mapper finds no model."""
     other = replace(SINGLE, mapping=MappingOptions(min_tri_angle=3.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edm_hloc.mapping.mappers.find_models", lambda *_: ([], False))
+        patch.setattr("edm_hloc.mapping.mappers.find_models", lambda *_: [])
         with pytest.raises(EdmHlocError, match="No model could be made"):
             reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), other)
 

@@ -142,6 +142,15 @@ def test_findings_on_quality() -> None:
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "--camera-mode single is right and gives a better model" in said
     assert "was estimated" not in said
+    record["results"]["mapped"] = {
+        "undistorted_photos": ["b"],
+        "one_camera_photos": ["a", "c"],
+        "components": [2, 1],
+    }
+    said = texts(facts_of(CHAIN, "abc", record=record))
+    assert re.search(r"No believable model of 1 photo was found with lens .*\['b'\]", said)
+    assert re.search(r"2 photos of one size share a camera.*\['a', 'c'\]", said)
+    assert "--camera-mode single is right" not in said
 
 
 def test_cameras_that_are_far_less_certain_are_said() -> None:

@@ -523,6 +523,25 @@ def test_thumbnails_are_upright(tmp_path: Path, suffix: str) -> None:
 # --------------------------------------------------------------------------- parts
 
 
+def test_the_scene_of_a_drone_on_earth_is_a_map_from_above() -> None:
+    """Cameras that look straight down have their upper edges to the side, not upwards."""
+    xyz = np.random.default_rng(0).uniform(-1, 1, (1000, 3)) * [2.0, 1.0, 0.1]
+    points = Points(xyz, np.zeros((1000, 3), np.uint8), np.full(1000, 3), np.zeros(1000))
+    R = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, -1]])  # right is north, down in the photo is east
+    views = [
+        CameraView(f"{x}", pycolmap.Rigid3d(pycolmap.Rotation3d(R), -R @ [x, 0, 5]), (0.6, 0.4))
+        for x in (-1.0, 1.0)
+    ]
+    scene = build_scene(points, views, on_earth=True)
+    east, north = scene.centres[1] - scene.centres[0], scene.rotations[0] @ [1.0, 0, 0]
+    np.testing.assert_allclose(east / np.linalg.norm(east), [1, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(north, [0, 0, -1], atol=1e-9)  # ahead, which the top view has above
+    assert np.ptp(scene.points.xyz, axis=0).argmin() == 1  # flat ground lies flat
+    assert (scene.centres[:, 1] > scene.points.xyz[:, 1].max()).all()
+    flat = build_scene(points, views)
+    assert np.ptp(flat.points.xyz, axis=0).argmin() != 1  # which nothing else can tell
+
+
 def test_scene_stands_upright_and_leaves_out_what_lies_far_off() -> None:
     rng = np.random.default_rng(0)
     xyz = rng.uniform(-1, 1, (1000, 3)) * [2.0, 1.0, 3.0]

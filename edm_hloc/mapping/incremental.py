@@ -1,0 +1,290 @@
+"""COLMAP's incremental mapper on photos that belong together, and what is tried where it fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import open_database
+from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.completion import complete_model
+from edm_hloc.mapping.forecast import forecast
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, focal_lengths_agree, plausible_images
+from edm_hloc.mapping.priors import use_priors
+from edm_hloc.mapping.snapshots import Snapshots, content_of
+from edm_hloc.mapping.thinning import thin_database
+
+logger = logging.getLogger(__name__)
+
+_MIN_THINNED = 15  # matches of a pair where tracks were chosen
+_GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
+_SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment of the newest cameras
+_SETTLED_ALL = 1e-5  # the same for all cameras: COLMAP goes on for 50 iterations
+
+
+def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipelineOptions:
+    """COLMAP's options of the incremental mapper and of the triangulation."""
+    colmap = pycolmap.IncrementalPipelineOptions()
+    colmap.min_num_matches = options.min_inliers
+    colmap.random_seed = options.seed
+    colmap.num_threads = options.threads
+    colmap.extract_colors = False  # only the model that is kept gets colours, in `write_model`
+    colmap.mapper.init_max_error = options.max_error
+    colmap.mapper.abs_pose_max_error = 3 * options.max_error
+    colmap.mapper.filter_max_reproj_error = options.max_error
+    colmap.mapper.filter_min_tri_angle = options.min_tri_angle
+    colmap.triangulation.complete_max_reproj_error = options.max_error
+    colmap.triangulation.merge_max_reproj_error = options.max_error
+    colmap.triangulation.min_angle = options.min_tri_angle
+    colmap.triangulation.ignore_two_view_tracks = not options.two_view_points
+    return colmap
+
+
+def refining_options(
+    options: MappingOptions, focal: bool, distortion: bool
+) -> pycolmap.IncrementalPipelineOptions:
+    """The same, with what is refined of the cameras that are not constant."""
+    colmap = incremental_options(options)
+    colmap.ba_refine_focal_length = colmap.mapper.abs_pose_refine_focal_length = focal
+    colmap.ba_refine_extra_params = colmap.mapper.abs_pose_refine_extra_params = distortion
+    return colmap
+
+
+@dataclass(frozen=True)
+class IncrementalMapping:
+    """COLMAP's incremental mapper on one database.
+
+    Attributes:
+        database: COLMAP database with verified pairs.
+        image_root: folder of the photos.
+        folder: for the models that the mapper writes.
+        constant_cameras: ids of the cameras whose intrinsics are not refined.
+        images: number of images that verified pairs connect.
+        options: thresholds.
+        snapshots: gets unfinished models, from which the next run goes on if it is killed.
+        thinned: whether the database holds chosen tracks only, see `thin_database`.
+    """
+
+    database: Path
+    image_root: Path
+    folder: Path
+    constant_cameras: set[int]
+    images: int
+    options: MappingOptions
+    snapshots: Snapshots | None = None
+    thinned: bool = False
+
+    def colmap_options(
+        self, refine_focal: bool, refine_distortion: bool
+    ) -> pycolmap.IncrementalPipelineOptions:
+        """COLMAP's options, with what is refined of the cameras that are not constant."""
+        colmap = refining_options(self.options, refine_focal, refine_distortion)
+        colmap.min_model_size = 3
+        colmap.constant_cameras = self.constant_cameras
+        use_priors(colmap, self.database)
+        if self.thinned:
+            colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
+            colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH
+            # all matches follow in `complete_model`: what is left to gain here is soon lost again
+            colmap.ba_local_max_refinements, colmap.ba_global_max_refinements = 1, 2
+            colmap.ba_local_function_tolerance = _SETTLED_NEARBY
+            colmap.ba_global_function_tolerance = _SETTLED_ALL
+        return colmap
+
+    def with_one_camera(self) -> IncrementalMapping | None:
+        """The same on a copy where the photos share a camera, None where they cannot be of one."""
+        shared = self.folder / f"one-camera-{self.database.name}"
+        if not share_cameras(self.database, shared):
+            return None
+        return replace(self, database=shared)
+
+    def run(
+        self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
+    ) -> list[pycolmap.Reconstruction]:
+        """All models that the mapper finds.
+
+        Args:
+            refine_focal: refine the focal length of the cameras that are not constant.
+            refine_distortion: refine their distortion as well. Photos taken in straight forward
+                motion do not determine it: it can grow without bound and spoil the model.
+            any_start: accept initial pairs with forward motion and a small triangulation angle,
+                which COLMAP rejects by default as they determine depth badly.
+        """
+        colmap = self.colmap_options(refine_focal, refine_distortion)
+        if any_start:
+            colmap.mapper.init_max_forward_motion = 1.0  # share of the motion: no limit
+            colmap.mapper.init_min_tri_angle /= 2
+        start, registered = None, 0
+        if self.snapshots is not None:
+            with open_database(self.database) as db:
+                run = [refine_focal, refine_distortion, any_start, content_of(db)]
+            start, registered = self.snapshots.begin(colmap, self.images, run)
+        with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
+
+            def registered_first() -> None:
+                # another model, of other photos, or once more, as the last was not good enough
+                progress.restart(2, "from another pair of photos" if progress.done else "")
+
+            def registered_next() -> None:
+                if progress.done < self.images:  # photos that were dropped are counted again
+                    progress.update()
+                if self.snapshots is not None:
+                    self.snapshots.prune()
+
+            models = pycolmap.incremental_mapping(
+                self.database,
+                self.image_root,
+                self.folder,
+                colmap,
+                input_path=start or "",
+                initial_image_pair_callback=registered_first,
+                next_image_callback=registered_next,
+            )
+        return list(models.values())
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model of the mapper's.
+
+    Attributes:
+        model: with points, and with images that no larger model of the same part has.
+        undistorted: distortion was left at zero, as no believable model was found with it.
+        one_camera: its photos, which have a camera each in the database, share one here, as no
+            believable model was found otherwise.
+    """
+
+    model: pycolmap.Reconstruction
+    undistorted: bool = False
+    one_camera: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenTracks:
+    """A part of the photos, and what its model is begun with.
+
+    Attributes:
+        mapping: of the whole database of the part.
+        thinned: of a copy with chosen tracks only; None where that would save little.
+        kept: by image id, the numbers that the copy's keypoints have in the database.
+        expected: seconds that mapping and completing are going to take, 0 where it is not known.
+    """
+
+    mapping: IncrementalMapping
+    thinned: IncrementalMapping | None
+    kept: Mapping[int, np.ndarray]
+    expected: float
+
+    @classmethod
+    def of(cls, mapping: IncrementalMapping, thin: Path) -> ChosenTracks:
+        """Chooses the tracks of a database.
+
+        Args:
+            mapping: on the database.
+            thin: the file to write.
+        """
+        start = time.monotonic()
+        kept = thin_database(mapping.database, thin, mapping.options.min_inliers)
+        if kept is None:
+            return cls(mapping, None, {}, 0.0)
+        expected = forecast(mapping.database, kept, time.monotonic() - start)
+        return cls(mapping, replace(mapping, database=thin, thinned=True), kept, expected)
+
+    def models(self, refine: bool) -> list[FoundModel]:
+        """The models of the part, the one with most images first.
+
+        Args:
+            refine: refine the intrinsics of the cameras that are not constant.
+        """
+        if self.thinned is not None:
+            found = _map_believably(self.thinned, refine)
+            mapping = self.mapping
+            if found and found[0].one_camera:
+                mapping = mapping.with_one_camera() or mapping
+            undistorted = bool(found) and found[0].undistorted
+            colmap = self.mapping.colmap_options(refine, refine and not undistorted)
+            whole = _completed([each.model for each in found], self.kept, mapping.database, colmap)
+            models = with_points(whole)
+            if models:
+                return [replace(found[0], model=model) for model in models]
+        return _map_believably(self.mapping, refine)
+
+
+def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:
+    """Runs the mapper, several times where it finds no believable model."""
+    with open_database(mapping.database) as db:
+        initial = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        refine = refine and not mapping.constant_cameras >= {
+            image.camera_id for image in db.read_all_images()
+        }
+    models = with_points(mapping.run(refine, refine))
+    undistorted = one_camera = False
+    few = _registered(models) < mapping.images / 2
+    if refine and mapping.options.one_camera and (few or not focal_lengths_agree(models[0])):
+        shared = mapping.with_one_camera()
+        if shared is not None:
+            logger.info("Mapping once more, with one camera for all photos.")
+            again = with_points(shared.run(refine, refine))
+            if plausible_images(again, initial) >= plausible_images(models, initial):
+                models, mapping, one_camera = again, shared, bool(again)
+    quality = plausible_images(models, initial)
+    registered = _registered(models)
+    # Only where far too few images are registered, or more than a few cameras are implausible.
+    if refine and (registered < mapping.images / 2 or quality[0] < MIN_PLAUSIBLE * registered):
+        logger.info("Mapping once more, without distortion.")
+        again = with_points(mapping.run(refine, False))
+        if plausible_images(again, initial) > quality:  # else the distortion was not the reason
+            models, undistorted = again, True
+    if not models:
+        logger.info("Mapping once more, from any pair of photos.")
+        models, undistorted = with_points(mapping.run(refine, False, any_start=True)), refine
+    return [FoundModel(model, undistorted, one_camera) for model in models]
+
+
+def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:
+    """Number of images of the largest model."""
+    return models[0].num_reg_images() if models else 0
+
+
+def _completed(
+    models: Sequence[pycolmap.Reconstruction],
+    kept: Mapping[int, np.ndarray],
+    database: Path,
+    colmap: pycolmap.IncrementalPipelineOptions,
+) -> Iterator[pycolmap.Reconstruction]:
+    """Models of chosen tracks completed, without those whose images a larger one has got."""
+    covered: set[int] = set()
+    for model in models:
+        if not set(model.reg_image_ids()) <= covered:
+            whole = complete_model(model, kept, database, colmap)
+            covered |= set(whole.reg_image_ids())
+            yield whole
+
+
+def with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    """The models that have points, the one with most images first.
+
+    A model whose images are all in larger ones is left out: it is no part of its own.
+    """
+    by_size = sorted((m for m in models if m.num_points3D()), key=size_of, reverse=True)
+    parts: list[pycolmap.Reconstruction] = []
+    covered: set[int] = set()
+    for model in by_size:
+        images = set(model.reg_image_ids())
+        if not images <= covered:
+            parts.append(model)
+            covered |= images
+    return parts
+
+
+def size_of(model: pycolmap.Reconstruction) -> tuple[int, int]:
+    """Registered images and points, by which models are put in order."""
+    return model.num_reg_images(), model.num_points3D()

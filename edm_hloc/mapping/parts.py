@@ -1,0 +1,168 @@
+"""Copies of a database for the mapper: of each place by itself, and with cameras shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from edm_hloc.base.colmap import open_database
+from edm_hloc.images.cameras import may_be_one_camera
+
+MIN_PART = 3
+"""Photos of a model that is written beside a larger one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Photos that verified pairs connect.
+
+    Attributes:
+        database: a COLMAP database that holds these photos; their ids are those of the whole one.
+        images: their number.
+    """
+
+    database: Path
+    images: int
+
+
+def split_database(database: Path, folder: Path, min_inliers: int) -> list[Part]:
+    """Copies each part of a database whose photos verified pairs connect, the largest first.
+
+    What is decided of one place, such as whether its photos determine lens distortion, then does
+    not depend on the other places that lie in the same folder of photos.
+
+    Args:
+        database: COLMAP database with verified pairs.
+        folder: for the copies.
+        min_inliers: pairs with fewer verified matches connect nothing and are left out.
+
+    Returns:
+        The parts of at least `MIN_PART` photos. Where there is one, or none, nothing is copied and
+        the database itself is the only part.
+    """
+    with open_database(database) as db:
+        groups = _connected_images(db, min_inliers)
+        large = [group for group in groups if len(group) >= MIN_PART]
+        if len(large) < 2:
+            return [Part(database, max(map(len, groups), default=0))]
+        part_of = {image_id: k for k, group in enumerate(large) for image_id in group}
+        parts = [Part(folder / f"part{k}.db", len(group)) for k, group in enumerate(large)]
+        pairs = [_Pairs() for _ in large]
+        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
+            a, b = pycolmap.pair_id_to_image_pair(pair_id)
+            if inliers >= max(1, min_inliers) and a in part_of:
+                pairs[part_of[a]].append((a, b))
+        for part, group, its in zip(parts, large, pairs, strict=True):
+            _copy_part(db, part.database, set(group), its)
+    return parts
+
+
+_Pairs = list[tuple[int, int]]
+
+
+def _connected_images(db: pycolmap.Database, min_inliers: int) -> list[list[int]]:
+    """Ids of the images that verified pairs or common frames connect, the largest group first."""
+    images = sorted(db.read_all_images(), key=lambda image: image.image_id)
+    frame = {image.image_id: image.frame_id for image in images}
+    frames = sorted(set(frame.values()))
+    number = {frame_id: k for k, frame_id in enumerate(frames)}
+    edges = [
+        [number[frame[image_id]] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
+        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
+        if inliers >= max(1, min_inliers)
+    ]
+    if not edges:
+        return []
+    rows, columns = np.array(edges).T
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(frames), len(frames)))
+    label = connected_components(graph, directed=False)[1]
+    groups: dict[int, list[int]] = {}
+    for image_id, frame_id in frame.items():
+        groups.setdefault(int(label[number[frame_id]]), []).append(image_id)
+    return sorted(groups.values(), key=lambda group: (-len(group), group))
+
+
+def share_cameras(database: Path, out: Path) -> bool:
+    """Copies a database such that photos of one size share a camera, if they may be of one.
+
+    Args:
+        database: COLMAP database with verified pairs.
+        out: the file to write.
+
+    Returns:
+        Whether they may: each photo has a camera of its own, all are of one size, in either
+        orientation, and no focal length is known. Else nothing is written.
+    """
+    with open_database(database) as db:
+        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        images = {image.image_id: image for image in db.read_all_images()}
+        if not may_be_one_camera({i.name: cameras[i.camera_id] for i in images.values()}):
+            return False
+        if any(len(frame.data_ids) != 1 for frame in db.read_all_frames()):
+            return False  # photos of a rig
+        of_size: dict[tuple[int, int], int] = {}
+        instead = {}
+        for image_id in sorted(images):
+            camera = cameras[images[image_id].camera_id]
+            size = (camera.width, camera.height)
+            instead[camera.camera_id] = of_size.setdefault(size, camera.camera_id)
+        pairs = [
+            pycolmap.pair_id_to_image_pair(i) for i in db.read_two_view_geometry_num_inliers()[0]
+        ]
+        _copy_part(db, out, set(images), pairs, instead)
+    return True
+
+
+def _copy_part(
+    db: pycolmap.Database,
+    out: Path,
+    ids: set[int],
+    pairs: _Pairs,
+    instead: Mapping[int, int] | None = None,
+) -> None:
+    """Writes some images of a database, and some verified pairs of them, into another one.
+
+    Where photos get another camera `instead` of theirs, no frame has two of them.
+    """
+    instead = instead or {}
+    images = {i.image_id: i for i in db.read_all_images() if i.image_id in ids}
+    frames = {image.frame_id for image in images.values()}
+    rig_of = {rig.ref_sensor_id.id: rig.rig_id for rig in db.read_all_rigs()}
+    data_ids = {}
+    part = pycolmap.Database.open(out)
+    try:
+        with pycolmap.DatabaseTransaction(part):
+            for camera in db.read_all_cameras():
+                part.write_camera(camera, use_camera_id=True)
+            for rig in db.read_all_rigs():
+                part.write_rig(rig, use_rig_id=True)
+            for image_id, image in images.items():
+                camera_id = instead.get(image.camera_id, image.camera_id)
+                bare = pycolmap.Image(name=image.name, image_id=image_id, camera_id=camera_id)
+                part.write_image(bare, use_image_id=True)
+                data_ids[image_id] = bare.data_id
+                if db.exists_keypoints(image_id):
+                    part.write_keypoints(image_id, db.read_keypoints(image_id))
+            for frame in db.read_all_frames():
+                if frame.frame_id not in frames:
+                    continue
+                if instead:
+                    (image_id,) = (data_id.id for data_id in frame.data_ids)
+                    rig_id = rig_of[data_ids[image_id].sensor_id.id]
+                    frame = pycolmap.Frame(frame_id=frame.frame_id, rig_id=rig_id)
+                    frame.add_data_id(data_ids[image_id])
+                part.write_frame(frame, use_frame_id=True)
+            for prior in db.read_all_pose_priors():
+                if prior.corr_data_id.id in ids:
+                    prior.corr_data_id = data_ids[prior.corr_data_id.id]
+                    part.write_pose_prior(prior, use_pose_prior_id=True)
+            for a, b in pairs:
+                part.write_two_view_geometry(a, b, db.read_two_view_geometry(a, b))
+    finally:
+        part.close()
