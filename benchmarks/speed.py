@@ -764,7 +764,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default="abcdefghi", help="the measurements, by letter")
+    parser.add_argument("--only", help="the measurements, by letter; by default all")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller: 1 to 2 minutes")
     parser.add_argument("--weights", default="edm_s", help="a name, a path, or wide (see above)")
     parser.add_argument("--device", help="by default the fastest there is")
@@ -781,8 +781,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(growth_child(json.loads(args.child))))
         return
-    if args.papers:
-        args.only = PAPER_SECTIONS
+    args.only = args.only or (PAPER_SECTIONS if args.papers else "".join(SECTIONS))
     if unknown := set(args.only) - SECTIONS.keys():
         parser.error(f"--only knows {', '.join(SECTIONS)}, not {', '.join(sorted(unknown))}")
     if args.threads:

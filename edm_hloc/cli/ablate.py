@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
@@ -39,6 +38,12 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument(
         "--seeds", type=options.between(int, 1, 101), default=2, help="runs of each variant"
     )
+    sub.add_argument(
+        "--initial",
+        metavar="WEIGHTS",
+        help="a name or a path: train the fine stage alone and anew behind the rest of these "
+        "weights, which takes its variants (full, bins-*, one-way, no-selection, gaussian, l1, l2)",
+    )
     sub.add_argument("--textures", type=Path, help="folder of photos for the rendered pairs")
     sub.add_argument("--threads", type=options.between(int, 1, 1025), help="threads of the CPU")
 
@@ -46,23 +51,22 @@ def register(command: options.AddCommand) -> None:
 def _ablate(args: argparse.Namespace) -> None:
     end_quietly()
     try:
-        from edm_hloc.training.ablation import VARIANTS, ablation_table, run_ablation
-        from edm_hloc.training.config import PRESETS
+        from edm_hloc.training import ablation
     except ModuleNotFoundError as error:
         raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
     import torch
 
     make_folder(args.out)
-    names = list(VARIANTS) if args.variants == "all" else args.variants.split(",")
     minutes = None if args.steps else args.minutes
     textures = None if args.textures is None else str(args.textures)
-    base = replace(
-        PRESETS["edm_s"], minutes=minutes, steps=args.steps, textures=textures, validations=1
-    )
+    base = ablation.ablation_base(minutes, args.steps, textures, args.initial)
+    everything = ablation.VARIANTS if args.initial is None else ablation.FINE_VARIANTS
+    names = list(everything) if args.variants == "all" else args.variants.split(",")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
     print(f"Training    variants: {len(names)}, seeds: {args.seeds}, length of a run: {length}")
-    rows = run_ablation([name.strip() for name in names], base, range(args.seeds), args.out)
-    print(ablation_table(rows))
+    stripped = [name.strip() for name in names]
+    rows = ablation.run_ablation(stripped, base, range(args.seeds), args.out)
+    print(ablation.ablation_table(rows))
     print(f"Written     {args.out / 'ablation.md'} and ablation.csv, beside the runs")

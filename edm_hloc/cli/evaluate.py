@@ -53,9 +53,15 @@ def register(command: options.AddCommand) -> None:
         metavar="DEGREES",
         help="leave out pairs with a larger relative rotation",
     )
+    pose.add_argument(
+        "--resize",
+        type=options.between(int, 32),
+        metavar="PX",
+        help="longest side of the photos for matching; by default 640 px, or as the protocol says",
+    )
     _add_rivals(pose)
-    options.add_matcher(pose)
-    pose.set_defaults(evaluate=_pose, resize=640)
+    options.add_matcher(pose, resize=False)
+    pose.set_defaults(evaluate=_pose)
 
     text = "homographies on HPatches or EVD, epipolar geometry on WxBS"
     plane = kinds.add_parser("homography", help=text, description=text, formatter_class=formatter)
@@ -143,8 +149,9 @@ def _pose(args: argparse.Namespace) -> None:
     from edm_hloc.evaluation.protocols import pose_protocol
 
     make_folder(args.out)
+    asked, args.resize = args.resize, args.resize or 640
     pairs = read_pose_pairs(args.truth, args.images, args.resize)
-    protocol = pose_protocol(args.protocol, args.truth)
+    protocol = pose_protocol(args.protocol, args.truth, asked)
     chosen = [pair for pair in pairs if pair.rotation <= args.max_rotation]
     if not chosen:
         raise EdmHlocError(

@@ -58,7 +58,7 @@ def ours() -> PoseProtocol:
     return PoseProtocol("ours", estimators)
 
 
-def pose_protocol(name: str, truth: Path) -> PoseProtocol:
+def pose_protocol(name: str, truth: Path, longer: int | None = None) -> PoseProtocol:
     """The protocol called `name` for the data set that an index belongs to.
 
     MegaDepth-1500 by "loftr": longer side 1,152 px padded to a square, as EfficientLoFTR and EDM,
@@ -69,10 +69,12 @@ def pose_protocol(name: str, truth: Path) -> PoseProtocol:
     Args:
         name: one of `PROTOCOLS`.
         truth: the known poses, as for `pose_pairs.read_pose_pairs`.
+        longer: longer side of MegaDepth's photos in pixels in place of the protocol's, as in the
+            papers' tables of image sizes; of no meaning to "ours".
 
     Raises:
-        EdmHlocError: the protocol is one of a paper, but `truth` is not an index of LoFTR's; or
-            PoseLib is not installed.
+        EdmHlocError: the protocol is one of a paper, but `truth` is not an index of LoFTR's, or is
+            one of ScanNet, whose photos have one size; or PoseLib is not installed.
     """
     if name == "ours":
         return ours()
@@ -87,8 +89,12 @@ def pose_protocol(name: str, truth: Path) -> PoseProtocol:
         require_poselib()
     estimators = {"opencv": 0.5} if protocol == "loftr" else {"poselib": 0.5}
     if data == "scannet":
+        if longer is not None:
+            raise EdmHlocError(
+                f"--protocol {name} matches ScanNet's photos at 640 × 480 px: leave --resize out."
+            )
         size = InputSize(exact=(640, 480), smooth=False)
         return PoseProtocol(protocol, estimators, size, 5e-4, threshold=0.2)
-    longer = 1152 if protocol == "loftr" else 832
+    longer = longer or (1152 if protocol == "loftr" else 832)
     size = InputSize(longer=longer, padded=True, smooth=False)
     return PoseProtocol(protocol, estimators, size)

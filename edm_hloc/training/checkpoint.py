@@ -141,7 +141,13 @@ class _InitialWeights(NamedTuple):
     progress: Progress
 
 
-def load_initial(path: Path, model: EDM, average: EDM, origin: Origin) -> Progress:
+_FINE_STAGE = "fine_matching."
+_FINE_SETTINGS = ("bins", "bidirectional")  # of the network, which are of its fine stage alone
+
+
+def load_initial(
+    path: Path, model: EDM, average: EDM, origin: Origin, fine_anew: bool = False
+) -> Progress:
     """Loads the weights from which a run starts.
 
     Weights of another pixel frame are accepted with a warning: the run teaches them the new one.
@@ -150,6 +156,7 @@ def load_initial(path: Path, model: EDM, average: EDM, origin: Origin) -> Progre
         path: `checkpoint.pt` of a run, or a safetensors file.
         model, average: the networks that get the weights and their moving average.
         origin: where (0, 0) of the run's pixel frame lies.
+        fine_anew: whether the fine stage keeps the weights that it has, in both networks.
 
     Returns:
         What is known of the training of these weights.
@@ -160,9 +167,9 @@ def load_initial(path: Path, model: EDM, average: EDM, origin: Origin) -> Progre
     try:
         initial = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
         if initial.network is not None:
-            _check_network(initial.network, model.config)
-        model.load_state_dict(initial.state)
-        average.load_state_dict(initial.average)
+            _check_network(initial.network, model.config, _FINE_SETTINGS if fine_anew else ())
+        for network, state in ((model, initial.state), (average, initial.average)):
+            network.load_state_dict(_but_fine(state, network) if fine_anew else state)
     except Exception as error:
         raise EdmHlocError(f"cannot start training from {path}: {error}") from error
     _compare_origins(path, initial.origin, origin)
@@ -195,8 +202,15 @@ def _read_run(path: Path) -> _InitialWeights:
         raise EdmHlocError("it is damaged, or no checkpoint.pt of a training run") from error
 
 
-def _check_network(theirs: EDMConfig, ours: EDMConfig) -> None:
-    """Refuses weights of another network, even if their shapes fit."""
+def _but_fine(state: dict[str, Any], network: EDM) -> dict[str, Any]:
+    """The weights of a file with the network's own ones of the fine stage."""
+    own = {k: v for k, v in network.state_dict().items() if k.startswith(_FINE_STAGE)}
+    return {k: v for k, v in state.items() if not k.startswith(_FINE_STAGE)} | own
+
+
+def _check_network(theirs: EDMConfig, ours: EDMConfig, free: tuple[str, ...]) -> None:
+    """Refuses weights of another network, even if their shapes fit, but for the `free` settings."""
+    theirs = dataclasses.replace(theirs, **{name: getattr(ours, name) for name in free})
     # The size of the training images does not change the meaning of any weight.
     theirs = dataclasses.replace(theirs, train_size=ours.train_size)
     stored, own = dataclasses.asdict(theirs), dataclasses.asdict(ours)

@@ -143,7 +143,8 @@ class TrainConfig:
             format `pairs_with_gt` for validation on real pairs; None for none.
         refined: image in which matches leave the grid in validation; "best" selects it by σ.
         trained: "fine" leaves all but the fine stage as it is. A step then costs a fraction, and
-            the coarse matches do not change.
+            the coarse matches do not change. "fine-anew" does the same, but takes the initial
+            weights for the rest only: the fine stage has random ones and can be another one.
         threshold: smallest confidence of a match in the curves and in validation; it is stored with
             the weights as the threshold of inference.
         validations, checkpoints: number of validations and checkpoints, evenly over the run.
@@ -182,7 +183,7 @@ class TrainConfig:
     validation_images: str | None = None
     validation_pairs: str | None = None
     refined: RefinedImage = "best"
-    trained: Literal["all", "fine"] = "all"
+    trained: Literal["all", "fine", "fine-anew"] = "all"
     threshold: float = 0.2
     validations: int = 10
     checkpoints: int = 30
@@ -200,6 +201,8 @@ class TrainConfig:
                 f"a training run with residual {self.residual} teaches the network no σ: set "
                 "refined to image1 or image0 as well"
             )
+        if self.trained == "fine-anew" and self.initial is None:
+            raise EdmHlocError("a training run with trained=fine-anew needs initial weights")
         if any(length is not None and length <= 0 for length in (self.minutes, self.steps)):
             raise EdmHlocError("a training run must be longer than 0 minutes or steps")
         for name, (least, most) in _RANGES.items():

@@ -133,10 +133,11 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
             average.load_state_dict(checkpoint["average"])
         logger.info("resuming %s at step %d", out, progress.step)
     elif config.initial is not None:
-        earlier = load_initial(Path(config.initial), model, average, config.origin)
+        anew = config.trained == "fine-anew"
+        earlier = load_initial(Path(config.initial), model, average, config.origin, anew)
         progress.earlier_pairs = earlier.pairs + earlier.earlier_pairs
         progress.earlier_seconds = earlier.seconds + earlier.earlier_seconds
-    if config.trained == "fine":  # the rest stays as it is exported: no gradient, no statistics
+    if config.trained != "all":  # the rest stays as it is exported: no gradient, no statistics
         for part, kept in ((model.backbone, average.backbone), (model.neck, average.neck)):
             part.load_state_dict(kept.state_dict())
             part.requires_grad_(False).eval()

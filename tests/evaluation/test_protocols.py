@@ -123,7 +123,11 @@ def test_protocols_by_name(tmp_path: Path) -> None:
     jamma = pose_protocol("jamma", megadepth)
     assert jamma.estimators == {"poselib": 0.5}
     assert jamma.size == InputSize(longer=832, padded=True, smooth=False)
+    smaller = pose_protocol("loftr", megadepth, 640)
+    assert smaller.size == InputSize(longer=640, padded=True, smooth=False)
     np.savez(megadepth / "intrinsics.npz", scene0707_00=np.eye(3))
+    with pytest.raises(EdmHlocError, match=r"ScanNet's photos at 640 × 480 px: leave --resize out"):
+        pose_protocol("loftr", megadepth, 640)
     scannet = pose_protocol("loftr", megadepth)
     assert (scannet.epipolar_squared, scannet.threshold) == (5e-4, 0.2)
     assert scannet.size == InputSize(exact=(640, 480), smooth=False)

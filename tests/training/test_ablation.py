@@ -17,7 +17,14 @@ from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.types import CONFIGS
 from edm_hloc.models.weights_file import config_from_json
 from edm_hloc.training import trainer
-from edm_hloc.training.ablation import VARIANTS, ablation_table, run_ablation, variant_config
+from edm_hloc.training.ablation import (
+    FINE_VARIANTS,
+    VARIANTS,
+    ablation_base,
+    ablation_table,
+    run_ablation,
+    variant_config,
+)
 from edm_hloc.training.checkpoint import read_checkpoint
 from edm_hloc.training.config import PRESETS, Stage, TrainConfig
 from edm_hloc.training.losses import residual_log_likelihood
@@ -85,6 +92,49 @@ def test_older_files_of_a_network_can_be_read(tmp_path: Path) -> None:
     plain = dataclasses.replace(config, model=dataclasses.replace(TINY, injection="summed"))
     with pytest.raises(EdmHlocError, match="other settings"):
         read_checkpoint(tmp_path / "checkpoint.pt", plain)
+
+
+def test_variants_of_the_fine_stage() -> None:
+    """They leave all other weights of the network as they are; others are refused."""
+    base = ablation_base(None, 1, None, "edm_s")
+    assert base.trained == "fine-anew"
+    assert base.initial is not None
+    before = EDM(base.model).state_dict()
+    for name in FINE_VARIANTS:
+        after = EDM(variant_config(name, base, 0).model).state_dict()
+        assert {k for k in before if not k.startswith("fine_matching.")} == {
+            k for k in after if not k.startswith("fine_matching.")
+        }
+    with pytest.raises(EdmHlocError, match=r"layers-1 is more than another fine stage: .*bins-8"):
+        variant_config("layers-1", base, 0)
+    with pytest.raises(EdmHlocError, match="fine-anew needs initial weights"):
+        dataclasses.replace(BASE, trained="fine-anew")
+
+
+def test_a_new_fine_stage_behind_trained_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is that of the weights; the errors are compared on the same pairs."""
+    monkeypatch.setattr(trainer, "draw_curves", lambda _: None)
+    base = ablation_base(None, 1, None, "edm_s")
+    base = dataclasses.replace(base, stages=SHORT.stages, validation_sets=((3, 96, 128),))
+    rows = run_ablation(["full", "no-selection", "bins-8"], base, (0,), tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {
+        "full-seed0",  # of which no-selection is another way to answer
+        "bins-8-seed0",
+    }
+    shipped, _ = weights.load("edm_s")
+    made, _ = weights.load(tmp_path / "bins-8-seed0" / "weights.safetensors")
+    assert made.config == dataclasses.replace(shipped.config, bins=8)
+    same = {k: torch.equal(v, made.state_dict()[k]) for k, v in shipped.state_dict().items()}
+    fine = {k for k in same if k.startswith("fine_matching.")}
+    assert all(same[k] for k in same.keys() - fine)
+    assert not any(same[k] for k in fine if k.endswith("weight") and "flow" not in k)
+    full, unselected, _ = rows
+    assert full.change == (0.0, 0.0)
+    assert unselected.change[0] != 0.0
+    last = ablation_table(rows).splitlines()[3].split("|")
+    assert f"{100 * unselected.change[0]:+.1f} ±" in last[-2]
 
 
 @pytest.mark.slow
