@@ -135,10 +135,10 @@ def ablation_base(
         origin=info.origin,
         initial=str(info.path),
         trained="fine-anew",
-        stages=(Stage(1.0, (192, 320), 4 * 192 * 192),),
+        stages=(Stage(1.0, (224, 320), 4 * 192 * 192),),
         learning_rate=2e-3,
-        fine_matches=256,
-        true_matches=192,
+        fine_matches=512,  # all that inference would take
+        true_matches=384,
         difficulty=(0.05, 0.8),
         validation_sets=((24, 480, 640),),
     )
