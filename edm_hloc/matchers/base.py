@@ -138,6 +138,11 @@ class Matcher(ABC):
             pairs: all first photos have one input size, and all second photos have one.
         """
 
+    def match_cells(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """`match_pixels` for those who need the confident matches only, and these to a cell of the
+        network: faster where a matcher has a stage for the rest."""
+        return self.match_pixels(pairs)
+
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """The matches of each pair in pixels of the original photos; see `match_pixels`."""
         return [
@@ -167,7 +172,7 @@ class NetworkMatcher(Matcher):
 
     Attributes:
         origin: where (0, 0) of the network's frame lies. Matches are shifted into hloc's frame
-            once, in `match_pixels`.
+            once, in `match_pixels` and `match_cells`.
     """
 
     origin: Origin
@@ -176,8 +181,18 @@ class NetworkMatcher(Matcher):
     def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """The matches of each pair in the network's own pixel frame; see `Matcher.match_pixels`."""
 
+    def cells_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """The same for `Matcher.match_cells`."""
+        return self.match_in_network_frame(pairs)
+
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        found = self.match_in_network_frame(pairs)
+        return self._shifted(self.match_in_network_frame(pairs))
+
+    def match_cells(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return self._shifted(self.cells_in_network_frame(pairs))
+
+    def _shifted(self, found: list[Matches]) -> list[Matches]:
+        """Matches from the network's frame in hloc's."""
         shift = origin_shift(self.origin)
         if shift == 0.0:
             return found

@@ -73,7 +73,7 @@ class EDMMatcher(NetworkMatcher):
         cpu = device.type == "cpu"
         self._layout = torch.channels_last if cpu else torch.contiguous_format
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._fuse_coarse_matching(device)
+        self._use_fused_stages(device)
         confident = weights.threshold if config.threshold is None else config.threshold
         self.threshold = min(CANDIDATE, confident) if config.candidates else confident
         self.info = MatcherInfo(
@@ -92,12 +92,13 @@ class EDMMatcher(NetworkMatcher):
         if config.onnx is not None:
             self._use_graphs(config.onnx)
 
-    def _fuse_coarse_matching(self, device: torch.device) -> None:
-        """The form of the coarse search that is the fastest on a device."""
+    def _use_fused_stages(self, device: torch.device) -> None:
+        """The forms of the network's stages that are the fastest on a device."""
         if device.type == "cpu":
-            from edm_hloc.models import coarse_compiled
+            from edm_hloc.models import coarse_compiled, injection_compiled
 
             self.model.coarse_search = coarse_compiled.compiled_columns
+            self.model.neck.inject_gated = injection_compiled.inject_gated
         if device.type != "cuda":
             return
         try:
@@ -182,24 +183,39 @@ class EDMMatcher(NetworkMatcher):
         return features
 
     def match_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return self._in_batches(pairs, self._options)
+
+    def cells_in_network_frame(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        rough = replace(self._options, threshold=self.info.confident, refined="neither")
+        return self._in_batches(pairs, rough)
+
+    @property
+    def _options(self) -> MatchOptions:
+        return MatchOptions(
+            topk=self.config.topk,
+            threshold=self.threshold,
+            border_cells=self.config.border_cells,
+            refined=self.config.refined,
+        )
+
+    def _in_batches(
+        self, pairs: Sequence[tuple[Features, Features]], options: MatchOptions
+    ) -> list[Matches]:
         padded = any(f.data.shown is not None for pair in pairs for f in pair)
         size = 1 if padded else self.info.batch_size
-        return [m for part in blocks(len(pairs), size) for m in self._match(pairs[part])]
+        return [m for part in blocks(len(pairs), size) for m in self._match(pairs[part], options)]
 
     @torch.inference_mode()
-    def _match(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+    def _match(
+        self, pairs: Sequence[tuple[Features, Features]], options: MatchOptions
+    ) -> list[Matches]:
         """The matches of pairs that go through the network together."""
         firsts, seconds = zip(*pairs, strict=True)
         padded = any(f.data.shown is not None for f in (*firsts, *seconds))
-        found = (self.model if padded else self._pair_matcher).match(
-            self._together(firsts),
-            self._together(seconds),
-            MatchOptions(
-                topk=self.config.topk,
-                threshold=self.threshold,
-                border_cells=self.config.border_cells,
-                refined=self.config.refined,
-            ),
+        # The graphs know of no padding, and refine always.
+        by_model = padded or options.refined == "neither"
+        found = (self.model if by_model else self._pair_matcher).match(
+            self._together(firsts), self._together(seconds), options
         )
         columns = (found.keypoints0, found.keypoints1, found.confidence[..., None])
         together = torch.cat(columns, dim=-1).float()

@@ -88,7 +88,7 @@ def compiled_columns(
 
 
 def _longest(features: Tensor) -> float:
-    return float(features.square().sum(dim=1).max().sqrt())
+    return float(torch.linalg.vector_norm(features, dim=1).max())
 
 
 def _rounded(features: Tensor) -> tuple[Tensor, float]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.attention import LocalFeatureTransformer
+from edm_hloc.models.backbone import Backbone
 from edm_hloc.models.coarse import confident_columns
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.types import (
@@ -37,65 +38,6 @@ from edm_hloc.models.types import (
     RefinedImage,
     default_topk,
 )
-
-# --- Backbone (Sec. 3.1) ---------------------------------------------------------------------
-
-
-class ResidualBlock(nn.Module):
-    """ResNet's basic block: two 3×3 convolutions with a shortcut.
-
-    (B, in_channels, H, W) → (B, channels, H/stride, W/stride).
-    """
-
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = None
-        if stride != 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
-
-
-def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        ResidualBlock(in_channels, channels, stride), ResidualBlock(channels, channels)
-    )
-
-
-class Backbone(nn.Module):
-    """ResNet-18 with fewer channels, down to 1/32."""
-
-    def __init__(self, widths: tuple[int, int, int, int, int]) -> None:
-        super().__init__()
-        w2, w4, w8, w16, w32 = widths
-        self.conv1 = nn.Conv2d(1, w2, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(w2)
-        self.layer1 = _stage(w2, w2, 1)
-        self.layer2 = _stage(w2, w4, 2)
-        self.layer3 = _stage(w4, w8, 2)
-        self.layer4 = _stage(w8, w16, 2)
-        self.layer5 = _stage(w16, w32, 2)
-        self.fine_conv = nn.Sequential(
-            _stage(w8, w8, 1), nn.Conv2d(w8, w32, 1, bias=False), nn.BatchNorm2d(w32)
-        )
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, 1, H, W) → maps at 1/8, 1/16, 1/32, and the map at 1/8 for the refinement."""
-        x = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        x8 = self.layer3(self.layer2(self.layer1(x)))
-        x16 = self.layer4(x8)
-        x32 = self.layer5(x16)
-        return x8, x16, x32, self.fine_conv(x8)
-
 
 # --- Correlation injection module (Sec. 3.2) ---------------------------------------------------
 
@@ -136,9 +78,19 @@ def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
+def inject_gated(finer: Tensor, gate: Tensor, coarser: Tensor) -> Tensor:
+    """A map (B, C, H, W), times a gate and plus a map that are both (B, C, H/2, W/2)."""
+    return finer * _upsample(gate) + _upsample(coarser)
+
+
 class CorrelationInjection(nn.Module):
     """Correlation injection module (CIM): correlates the images at 1/32 and injects the result
-    into their maps at 1/16 and 1/8."""
+    into their maps at 1/16 and 1/8.
+
+    Attributes:
+        inject_gated: with the signature of the function of this name; on a CPU
+            `compiled_layers.inject_gated` is faster.
+    """
 
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
@@ -158,6 +110,7 @@ class CorrelationInjection(nn.Module):
             ConvNorm(dim, dim, nn.GELU(), depthwise=True), ConvNorm(dim, dim)
         )
         self.loftr_32 = LocalFeatureTransformer(config)
+        self.inject_gated: Callable[[Tensor, Tensor, Tensor], Tensor] = inject_gated
 
     def encode(
         self,
@@ -180,11 +133,8 @@ class CorrelationInjection(nn.Module):
         if not self.gated:
             f16 = self.dwconv16(features.f16 + _upsample(f32))
             return self.dwconv8(features.f8 + _upsample(f16))
-        f16 = self.dwconv16(features.f16 * _upsample(self.att32(f32)) + _upsample(f32))
-        return self.dwconv8(features.f8 * _upsample(self.att16(f16)) + _upsample(f16))
-
-
-# --- Coarse matching (Sec. 3.3) ----------------------------------------------------------------
+        f16 = self.dwconv16(self.inject_gated(features.f16, self.att32(f32), f32))
+        return self.dwconv8(self.inject_gated(features.f8, self.att16(f16), f16))
 
 
 # --- Fine matching (Sec. 3.4) --------------------------------------------------------------------
@@ -402,9 +352,12 @@ class EDM(nn.Module):
         Raises:
             ValueError: image 0 is to be refined by a network that is not bidirectional.
         """
-        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
         grid0 = _grid_points(cells.cell0, coarse0.shape[-1])
         grid1 = _grid_points(cells.cell1, coarse1.shape[-1])
+        if refined == "neither":
+            one = torch.ones_like(cells.confidence)
+            return EDMMatches(grid0, grid1, cells.confidence, one, one.bool())
+        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
         certainty = 1.0 - sigma.mean(dim=-1)
         k = cells.cell0.shape[1]
         offset1, certainty1 = offset[:, :k] * CELL, certainty[:, :k]

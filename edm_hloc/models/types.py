@@ -14,9 +14,9 @@ from edm_hloc.base.grid import CELL
 
 STRIDE = 32  # pixels of the input per position of the coarsest map; sides are multiples of it
 
-RefinedImage = Literal["best", "image0", "image1"]
+RefinedImage = Literal["best", "image0", "image1", "neither"]
 """The image in which a match leaves the 8 px grid: where its uncertainty σ is smaller, or always
-the same one."""
+the same one; or in neither, which leaves out the fine stage."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ A network trained on upright photos of similar scale finds little where the came
 came much closer. The few matches still define an affine map between the photos, found by RANSAC.
 The less detailed photo is warped by it into the frame of the other, where the two look alike, and
 the pair is matched again. If the first matches agree on no map, thumbnails rotated by quarter
-turns, or at twice the scale of each other, may give one.
+turns, or at twice the scale of each other, may give one. Each step decides whether the next, which
+takes longer, is worth it: thumbnails as they are come before the others, and a map of the first
+matches has to show on thumbnails that the photos look more alike with it than without.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ import numpy as np
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
-from edm_hloc.matchers.base import Matcher
+from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_consensus import Correspondences, RobustMap, robust_maps
 from edm_hloc.refinement.views import (
     ImageViews,
@@ -44,7 +46,11 @@ class SecondLookConfig:
             image's longer side. It is generous because depth moves points off any affine map.
         min_inliers: minimum number of confident inliers of an affine map that is used.
         min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
-            are checked against the maps that thumbnails give.
+            are checked against the maps that thumbnails give; of these, likewise, that of the
+            thumbnails as they are against those of the others.
+        min_first_share: minimum number of confident first matches, as a share of the smaller
+            image's cells, for thumbnails to be asked. Many photos that show nothing in common have
+            fewer; rotated ones of one place have several times as many.
         trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
             whatever the numbers of inliers. Repeated and symmetric structures agree on wrong maps
             as well, but over less of the image.
@@ -57,7 +63,8 @@ class SecondLookConfig:
     min_confident_share: float = 0.25
     inlier_tolerance: float = 0.04
     min_inliers: int = 20
-    min_inlier_share: float = 0.1
+    min_inlier_share: float = 0.05
+    min_first_share: float = 0.002
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
@@ -132,18 +139,55 @@ class SecondLook:
             for i, (pair, matches) in enumerate(zip(pairs, found, strict=True))
             if self._num_confident(matches) < self._min_confident(*pair)
         }
-        fits = self._fit_affine(list(few.values()))
-        hypotheses = dict(zip(few, fits, strict=True))
-        unsure = [i for i, h in hypotheses.items() if h.share < self.config.min_inlier_share]
-        by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
-        for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
-            hypotheses[i] = self._better(hypotheses[i], hypothesis)
-        again = {i: h.warp for i, h in hypotheses.items() if self._is_worthwhile(h)}
+        again = self._worthwhile_warps(pairs, few)
         second = self._match_aligned([(pairs[i], warp) for i, warp in again.items()])
         for i, matches in zip(again, second, strict=True):
             if self._num_confident(matches) > self._num_confident(found[i]):
                 found[i] = self._merged(matches, found[i])
         return found
+
+    def _worthwhile_warps(
+        self,
+        pairs: Sequence[tuple[ImageViews, ImageViews]],
+        first: Mapping[int, _MatchedViews],
+    ) -> dict[int, np.ndarray]:
+        """The affine maps (3, 3) with which pairs are worth to be matched again.
+
+        Args:
+            pairs: the photos of each pair.
+            first: the first matches of those with few.
+        """
+        fits = self._fit_affine(list(first.values()))
+        by_first = dict(zip(first, fits, strict=True))
+        unsure = [i for i, hypothesis in by_first.items() if self._is_unsure(first[i], hypothesis)]
+        upright = self._upright(pairs, unsure)
+        by_thumbnails = {
+            i: hypothesis
+            for i, hypothesis in self._from_thumbnails(pairs, upright).items()
+            if self._better(by_first[i], hypothesis) is not by_first[i]
+        }
+        again = {
+            i: hypothesis.warp
+            for i, hypothesis in (by_first | by_thumbnails).items()
+            if self._is_worthwhile(hypothesis)
+        }
+        # The thumbnails that gave a map look alike with it. A map of the first matches has to show
+        # that thumbnails look no less alike with it than as they are.
+        tried = [i for i in again if i not in by_thumbnails]
+        upright |= self._upright(pairs, [i for i in tried if i not in upright])
+        warped = self._match_aligned([(pairs[i], again[i]) for i in tried], small=True)
+        for i, matches in zip(tried, warped, strict=True):
+            if self._num_confident(matches) < self._num_confident(upright[i].matches):
+                del again[i]
+        return again
+
+    def _is_unsure(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> bool:
+        """Whether thumbnails may know a better map than the first matches give."""
+        cells = min(view.cells for view in first.views)
+        return (
+            hypothesis.share < self.config.min_inlier_share
+            and self._num_confident(first.matches) >= self.config.min_first_share * cells
+        )
 
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
@@ -183,31 +227,47 @@ class SecondLook:
                     best[i] = AffineHypothesis(warp, inliers, inliers / cells)
         return best
 
+    def _upright(
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]], chosen: Sequence[int]
+    ) -> dict[int, _MatchedViews]:
+        """The thumbnails of the chosen pairs, matched as they are."""
+        looks = self._thumbnail_looks([pairs[i] for i in chosen], ("upright", "upright"))
+        return dict(zip(chosen, looks, strict=True))
+
     def _from_thumbnails(
-        self, pairs: Sequence[tuple[ImageViews, ImageViews]]
-    ) -> list[AffineHypothesis]:
-        """The best hypothesis that two thumbnails of each pair give."""
-        if not pairs:
-            return []
-        firsts, seconds = zip(*pairs, strict=True)
-        looks = []
-        for first, second in _THUMBNAIL_PAIRS:
-            views0 = self.views.thumbnails(firsts, first)
-            views1 = self.views.thumbnails(seconds, second)
-            found = self._matches(views0, views1)
-            looks += [
-                _MatchedViews((view0, view1), matches, photo.size)
-                for view0, view1, matches, photo in zip(views0, views1, found, seconds, strict=True)
-            ]
-        best = [_NO_HYPOTHESIS] * len(pairs)
+        self,
+        pairs: Sequence[tuple[ImageViews, ImageViews]],
+        upright: Mapping[int, _MatchedViews],
+    ) -> dict[int, AffineHypothesis]:
+        """The best hypothesis that two thumbnails give, of the pairs whose upright ones are given:
+        others are asked where these do not agree."""
+        fits = self._fit_affine(list(upright.values()))
+        best = dict(zip(upright, fits, strict=True))
+        left = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
+        chosen = [pairs[i] for i in left]
+        looks = [
+            look for names in _THUMBNAIL_PAIRS for look in self._thumbnail_looks(chosen, names)
+        ]
         for number, hypothesis in enumerate(self._fit_affine(looks)):
-            i = number % len(pairs)
+            i = left[number % len(left)]
             best[i] = self._better(best[i], hypothesis)
         return best
 
-    def _matches(self, views0: Sequence[WarpedView], views1: Sequence[WarpedView]) -> list[Matches]:
-        pairs = zip(views0, views1, strict=True)
-        return self.network.match_pixels([(a.features, b.features) for a, b in pairs])
+    def _thumbnail_looks(
+        self,
+        pairs: Sequence[tuple[ImageViews, ImageViews]],
+        names: tuple[ThumbnailName, ThumbnailName],
+    ) -> list[_MatchedViews]:
+        """A thumbnail of the first photo matched with one of the second, of each pair."""
+        if not pairs:
+            return []
+        sides = zip(*pairs, strict=True)
+        views0, views1 = (self.views.thumbnails(s, n) for s, n in zip(sides, names, strict=True))
+        found = self.network.match_cells(_features(views0, views1))
+        return [
+            _MatchedViews((view0, view1), matches, pair[1].size)
+            for view0, view1, matches, pair in zip(views0, views1, found, pairs, strict=True)
+        ]
 
     def _better(self, first: AffineHypothesis, second: AffineHypothesis) -> AffineHypothesis:
         trusted = self.config.trusted_inlier_share
@@ -223,36 +283,39 @@ class SecondLook:
         return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch
 
     def _match_aligned(
-        self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
+        self,
+        pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]],
+        small: bool = False,
     ) -> list[Matches]:
         """The matches of each pair with the less detailed photo warped onto the other.
 
         Args:
             pairs: the photos of each pair, and the affine map (3, 3) from photo 0 to photo 1.
+            small: onto the thumbnail of the other, and to a cell of the network.
 
         Returns:
             Matches in pixels of the unwarped inputs.
         """
         found: dict[int, Matches] = {}
         closer0 = [np.linalg.det(warp[:2, :2]) <= 1 for _, warp in pairs]
+        match = self.network.match_cells if small else self.network.match_pixels
         for photo0_stays in (True, False):
             chosen = [i for i, closer in enumerate(closer0) if closer == photo0_stays]
-            if photo0_stays:
-                warps = [
-                    WarpedPhoto(views1.pixels, np.linalg.inv(warp), views0.size)
-                    for (views0, views1), warp in (pairs[i] for i in chosen)
+            stays, moves = (0, 1) if photo0_stays else (1, 0)
+            staying = [pairs[i][0][stays] for i in chosen]
+            frames = (
+                self.views.thumbnails(staying, "upright") if small else [p.whole for p in staying]
+            )
+            onto = [np.linalg.inv(pairs[i][1]) if photo0_stays else pairs[i][1] for i in chosen]
+            warped = self.views.warped(
+                [
+                    WarpedPhoto(pairs[i][0][moves].pixels, frame.warp @ warp, frame.size)
+                    for i, frame, warp in zip(chosen, frames, onto, strict=True)
                 ]
-                sides0 = [pairs[i][0][0].whole for i in chosen]
-                sides1 = self.views.warped(warps)
-            else:
-                warps = [
-                    WarpedPhoto(views0.pixels, warp, views1.size)
-                    for (views0, views1), warp in (pairs[i] for i in chosen)
-                ]
-                sides0 = self.views.warped(warps)
-                sides1 = [pairs[i][0][1].whole for i in chosen]
-            matched = self._matches(sides0, sides1)
-            for i, view0, view1, matches in zip(chosen, sides0, sides1, matched, strict=True):
+            )
+            sides = (frames, warped) if photo0_stays else (warped, frames)
+            matched = match(_features(*sides))
+            for i, view0, view1, matches in zip(chosen, *sides, matched, strict=True):
                 points0, points1 = (
                     view0.unwarp(matches.keypoints0),
                     view1.unwarp(matches.keypoints1),
@@ -269,6 +332,12 @@ class SecondLook:
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
+
+
+def _features(
+    views0: Sequence[WarpedView], views1: Sequence[WarpedView]
+) -> list[tuple[Features, Features]]:
+    return [(a.features, b.features) for a, b in zip(views0, views1, strict=True)]
 
 
 def _robust_maps(one: Correspondences) -> list[RobustMap]:

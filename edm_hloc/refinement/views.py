@@ -38,12 +38,17 @@ class WarpedView(NamedTuple):
     Attributes:
         features: of the warped image, by the network.
         warp: (3, 3) affine map from the pixels of the network's input to those of the view.
-        cells: number of 8 px cells of the view.
+        size: (width, height) of the view in pixels.
     """
 
     features: Features
     warp: np.ndarray
-    cells: int
+    size: tuple[int, int]
+
+    @property
+    def cells(self) -> int:
+        """Number of 8 px cells of the view."""
+        return self.size[0] * self.size[1] // CELL**2
 
     def unwarp(self, keypoints: np.ndarray) -> np.ndarray:
         """Points (M, 2) of the view in pixels of the network's input, float32."""
@@ -102,7 +107,7 @@ class ImageViews(NamedTuple):
 
 def whole_view(features: Features, pixels: Tensor) -> WarpedView:
     """A photo (C, H, W) as it is."""
-    return WarpedView(features, np.eye(3), pixels[0].numel() // CELL**2)
+    return WarpedView(features, np.eye(3), (pixels.shape[-1], pixels.shape[-2]))
 
 
 class WarpedPhoto(NamedTuple):
@@ -171,7 +176,7 @@ class ViewEncoder:
             ]
         )
         return [
-            WarpedView(features, photo.warp, photo.size[0] * photo.size[1] // CELL**2)
+            WarpedView(features, photo.warp, photo.size)
             for features, photo in zip(encoded, photos, strict=True)
         ]
 

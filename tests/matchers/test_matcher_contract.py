@@ -414,6 +414,19 @@ def test_candidates_are_the_matches_and_weaker_ones(
     assert plain.provenance != more.provenance
 
 
+def test_cells_of_the_confident_matches(matchers: dict[str, Matcher], tmp_path: Path) -> None:
+    pixels = texture(192, 128)
+    for matcher in matchers.values():
+        pair = encode(matcher, tmp_path, pixels), encode(matcher, tmp_path, pixels[:, 8:])
+        found, cells = matcher.match_pixels([pair])[0], matcher.match_cells([pair])[0]
+        # refinement moves a few out of the photo
+        assert 50 < len(found) <= len(cells) < 1.1 * len(found)
+        place = np.searchsorted(-cells.scores, -found.scores)
+        np.testing.assert_array_equal(cells.scores[place], found.scores)
+        for side in ("keypoints0", "keypoints1"):
+            assert np.abs(getattr(cells, side)[place] - getattr(found, side)).max() <= 4.01
+
+
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module, extra in (
         ("eloftr", "transformers", "eloftr"),

@@ -100,6 +100,10 @@ def test_refined_side(model: EDM) -> None:
     assert torch.any(in_1.keypoints1 % 8 != 0)
     assert (in_1.keypoints1 - in_0.keypoints1).abs().max() <= 4
     torch.testing.assert_close(best.certainty, torch.maximum(in_0.certainty, in_1.certainty))
+    cells = model.match(*features, MatchOptions(threshold=-1.0, refined="neither"))
+    assert torch.equal(cells.keypoints0, in_1.keypoints0)
+    assert torch.equal(cells.keypoints1, in_0.keypoints1)
+    assert torch.equal(cells.confidence, best.confidence)
 
 
 def test_one_direction_only() -> None:

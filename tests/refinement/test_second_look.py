@@ -122,15 +122,27 @@ def test_pairs_of_a_batch_are_looked_at_each_for_itself(edm: Matcher) -> None:
 
 
 class Counting(Matcher):
-    """Gives the same matches for all pairs, and counts its work."""
+    """Gives the same matches for all pairs, and counts its work.
+
+    Args:
+        matches: of whole photos.
+        on_thumbnails: what it finds on thumbnails, call by call, the last one ever after.
+    """
 
     provenance = {"matcher": "counting"}  # noqa: RUF012
 
-    def __init__(self, matches: Matches, confident: float = 0.0, topk: int | None = None) -> None:
+    def __init__(
+        self,
+        matches: Matches,
+        on_thumbnails: Sequence[Matches] = (),
+        confident: float = 0.0,
+        topk: int | None = None,
+    ) -> None:
         self.matches = matches
+        self.on_thumbnails = on_thumbnails or (matches,)
         self.info = MatcherInfo("counting", Preprocessing(), confident=confident, topk=topk)
         self.encoded: list[tuple[int, ...]] = []
-        self.matched = 0
+        self.matched = self.matched_thumbnails = 0
 
     def encode(self, image: NetworkImage) -> Features:
         self.encoded.append(tuple(image.tensor.shape))
@@ -138,6 +150,12 @@ class Counting(Matcher):
 
     def match_pixels(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         return [self.found() for _ in pairs]
+
+    def match_cells(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        start = self.matched_thumbnails
+        self.matched_thumbnails += len(pairs)
+        last = len(self.on_thumbnails) - 1
+        return [self.on_thumbnails[min(start + k, last)] for k in range(len(pairs))]
 
     def found(self) -> Matches:
         self.matched += 1
@@ -160,41 +178,54 @@ def given(warp: np.ndarray, count: int, wrong: int = 0, score: float = 0.5) -> M
     )
 
 
-CASES = [
-    # matches, topk, how often the inner matcher is asked for a pair
-    (given(turned(40), 400), None, 1),  # there are enough
-    (given(turned(40), 60), 60, 1),  # there cannot be more
-    (given(turned(5), 200), None, 1),  # the images lie alike: nothing to gain
-    (given(turned(40), 200), None, 2),
-    (given(turned(40), 200, wrong=50), None, 2),
-    (given(turned(0, 1.4), 200), None, 2),
-    (given(turned(40), 100), None, 7),  # thumbnails may know better, but give the same
-    (given(turned(40), 10), None, 6),  # too few: thumbnails, in vain
-    (given(turned(40), 100, wrong=95), None, 6),
-    (given(turned(40), 100, score=0.1), None, 6),  # none that counts
-]
+NONE = given(np.eye(3), 0)
+SOME = given(turned(40), 200)
+FEW = given(turned(40), 50)
+CASES = {
+    # matches, those of thumbnails, then how often whole photos and thumbnails are matched, and how
+    # many views are encoded
+    "there are enough": (given(turned(40), 400), [], (1, 0, 0)),
+    "the images lie alike": (given(turned(5), 200), [], (1, 0, 0)),
+    "so few that nothing is in common": (given(turned(40), 2), [], (1, 0, 0)),
+    "none that counts": (given(turned(40), 100, score=0.1), [], (1, 0, 0)),
+    # two thumbnails as they are, one with the map, and the photo
+    "a turned photo": (SOME, [NONE, SOME], (2, 2, 4)),
+    "with outliers": (given(turned(40), 200, wrong=50), [NONE, SOME], (2, 2, 4)),
+    "a nearer photo": (given(turned(0, 1.4), 200), [NONE, SOME], (2, 2, 4)),
+    "the map is of no use to thumbnails": (SOME, [SOME, NONE], (1, 2, 3)),
+    # beside these two, three that are turned and one of each photo that is twice as large
+    "thumbnails may know better": (FEW, [NONE] * 6 + [FEW], (2, 7, 9)),
+    "so do they": (FEW, [NONE, NONE, NONE, SOME, NONE], (2, 6, 8)),
+    "too few": (given(turned(40), 10), [NONE], (1, 6, 7)),
+    "too few agree": (given(turned(40), 100, wrong=95), [NONE], (1, 6, 7)),
+    "thumbnails as they are know better": (FEW, [given(np.eye(3), 300)], (1, 1, 2)),
+}
 
 
 @pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize(("matches", "topk", "asked"), CASES)
-def test_when_a_pair_is_looked_at_again(
-    matches: Matches, topk: int | None, asked: int, batched: bool
-) -> None:
-    inner = Counting(matches, confident=0.2, topk=topk)
+@pytest.mark.parametrize("case", CASES)
+def test_when_a_pair_is_looked_at_again(case: str, batched: bool) -> None:
+    matches, on_thumbnails, asked = CASES[case]
+    inner = Counting(matches, on_thumbnails, confident=0.2)
     matcher = second_look(inner, batched=batched)
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
-    encoded = len(inner.encoded)
     assert matcher.match_pixels([tuple(features)])[0] is matches  # the second found no more
-    assert inner.matched == asked
-    # a photo gets those of the thumbnails that its side of a pair needs
-    thumbnails = 2 + 5 if asked in (6, 7) else 0
-    assert len(inner.encoded) == encoded + thumbnails + (asked in (2, 7))
-    assert matcher.info.topk == topk
+    assert (inner.matched, inner.matched_thumbnails, len(inner.encoded) - 2) == asked
+
+
+def test_a_pair_with_as_many_matches_as_there_can_be_is_not_looked_at_again() -> None:
+    inner = Counting(given(turned(40), 60), topk=60)
+    matcher = second_look(inner)
+    features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
+    matcher.match_pixels([tuple(features)])
+    assert (inner.matched, inner.matched_thumbnails) == (1, 0)
+    assert matcher.info.topk == 60
 
 
 def test_the_nearer_image_keeps_its_frame() -> None:
     for scale, larger in ((0.5, 0), (2.0, 1)):
-        inner = Counting(given(turned(0, scale), 60))
+        matches = given(turned(0, scale), 60)
+        inner = Counting(matches, [NONE, matches])
         matcher = second_look(inner)
         pair = [photo(), cv2.resize(photo(1), (160, 128))]
         features = [matcher.encode(network_image(image)) for image in pair]
@@ -261,14 +292,14 @@ def test_pairs_that_ask_at_once_for_a_thumbnail_share_it() -> None:
             time.sleep(0.01)
             return super().encode(image)
 
-    inner = Slow(given(turned(40), 10))  # so few that thumbnails are asked
+    inner = Slow(given(turned(40), 10), [NONE])  # so few that thumbnails are asked
     matcher = second_look(inner)
     photos = [matcher.encode(network_image(photo(seed))) for seed in range(3)]
     pairs = [(a, b) for a in photos for b in photos if a is not b]
     with ThreadPoolExecutor(len(pairs)) as pool:
         found = list(pool.map(lambda pair: matcher.match_pixels([pair]), pairs))
     assert len(found) == 6
-    assert inner.matched == 6 * 6
+    assert (inner.matched, inner.matched_thumbnails) == (6, 6 * 6)
     assert len(inner.encoded) == 3 * (1 + 5)
     assert {features.nbytes for features in photos} == {6 * 1000 + 2 * WIDTH * HEIGHT}
 
@@ -282,7 +313,7 @@ def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
             self.matched += 1
             return first if self.matched == 1 else second
 
-    matcher = second_look(Twice(first))
+    matcher = second_look(Twice(first, [NONE, first]))
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
     (found,) = matcher.match_pixels([tuple(features)])
     assert len(found.scores) > 140
@@ -299,23 +330,25 @@ def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
 
 
 def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_unsure() -> None:
-    wrong, true = given(turned(40), 100), given(np.eye(3), 60)
-
-    class ByThumbnails(Counting):
-        def found(self) -> Matches:
-            self.matched += 1
-            # 6 × 8 cells, of which the third pair of thumbnails agrees in all
-            return {1: wrong, 4: true}.get(self.matched, given(np.eye(3), 0))
-
+    wrong, true = given(turned(40), 60), given(np.eye(3), 55)
+    # 6 × 8 cells, of which the third pair of other thumbnails agrees in all
+    on_thumbnails = [NONE, NONE, NONE, true, NONE]
     for clear, angle in ((0.2, 90.0), (9.0, 40.0)):
-        inner = ByThumbnails(wrong)
+        inner = Counting(wrong, on_thumbnails)
         matcher = second_look(
             inner, SecondLookConfig(thumbnail_size=64, trusted_inlier_share=clear)
         )
         features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
-        with mock.patch.object(
-            matcher.second_look, "_match_aligned", return_value=[true]
-        ) as aligned:
+        with (
+            mock.patch.object(
+                matcher.second_look,
+                "_match_aligned",
+                lambda pairs, small=False: [true] * len(pairs),
+            ),
+            mock.patch.object(
+                matcher.second_look, "_match_aligned", wraps=matcher.second_look._match_aligned
+            ) as aligned,
+        ):
             matcher.match(*features)
         warp = aligned.call_args.args[0][0][1]
         assert abs(math.degrees(math.atan2(warp[1, 0], warp[0, 0]))) == pytest.approx(angle, abs=1)
