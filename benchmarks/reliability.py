@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from edm_hloc.base.progress import track
 from edm_hloc.models import weights as weights_of
-from edm_hloc.models.edm import EDM
 from edm_hloc.synthetic.pairs import TILED, PairOptions, PairSampler
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.sources import SyntheticSource
-from edm_hloc.training.step import PairBatch
 from edm_hloc.training.validation import JudgedMatches, judge_matches
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -49,56 +48,59 @@ def main() -> None:
         for number in track(range(args.pairs), f"Matching ({kind})", "pair"):
             batch = source.batch(1, *SIZE, seed=1_000_003 * (args.seed + 1) + number)
             for name, model in models.items():
-                judged[name].append(_judge(model, batch))
-        print(
-            f"\n{kind}, {args.pairs} pairs\n\n| weights | threshold | precision, recall | ", end=""
-        )
-        print("matches | wrong |\n|---|---|---|---|---|")
-        for name in models:
-            _print_thresholds(name, judged[name])
-        print(
-            "\n| score | "
-            + " | ".join(f"right of {Path(n).parent.name or n}" for n in models)
-            + " |"
-        )
-        print("|---" * (1 + len(models)) + "|")
-        for low, high in itertools.pairwise(BINS):
-            print(
-                f"| {low:.2f}–{high:.2f} | "
-                + " | ".join(_bin(judged[n], low, high) for n in models)
-                + " |"
-            )
+                judged[name].append(judge_matches(model, batch, THRESHOLDS[0]))
+        print(f"\n{kind}, {args.pairs} pairs\n")
+        _print_tables({Path(name).parent.name or name: _join(j) for name, j in judged.items()})
 
 
-def _judge(model: EDM, batch: PairBatch) -> JudgedMatches:
-    return judge_matches(model, batch, THRESHOLDS[0])
+class _Matches(NamedTuple):
+    """All matches of one network, as in `JudgedMatches`, of so many pairs."""
+
+    confidence: Tensor
+    near: Tensor
+    found: Tensor
+    known: int
+    pairs: int
 
 
-def _joined(judged: list[JudgedMatches]) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Confidence and correctness of matches; confidence of those found, of so many true ones."""
+def _join(judged: list[JudgedMatches]) -> _Matches:
     confidence, near, found = (
         torch.cat([getattr(j, part) for j in judged]) for part in ("confidence", "near", "found")
     )
-    return confidence, near, found, sum(j.known for j in judged)
+    return _Matches(confidence, near, found, sum(j.known for j in judged), len(judged))
 
 
-def _print_thresholds(name: str, judged: list[JudgedMatches]) -> None:
-    confidence, near, found, known = _joined(judged)
-    for threshold in THRESHOLDS:
-        kept = near[confidence > threshold]
-        recall = float((found > threshold).sum()) / max(known, 1)
-        precision = float(kept.float().mean()) if len(kept) else float("nan")
-        mean, wrong = len(kept) / len(judged), int((~kept).sum()) / len(judged)
-        print(
-            f"| {name} | {threshold} | {precision:.3f}, {recall:.3f} | {mean:.0f} | {wrong:.1f} |"
-        )
+def _print_tables(networks: dict[str, _Matches]) -> None:
+    _print_row("weights", "threshold", "precision", "recall", "matches", "wrong")
+    _print_row(*["---"] * 6)
+    for label, found in networks.items():
+        for threshold in THRESHOLDS:
+            _print_row(label, threshold, *_above(found, threshold))
+    print()
+    _print_row("score", *(f"right, {label}" for label in networks))
+    _print_row(*["---"] * (1 + len(networks)))
+    for low, high in itertools.pairwise(BINS):
+        shares = (_share(found, low, high) for found in networks.values())
+        _print_row(f"{low:.2f}–{high:.2f}", *shares)
 
 
-def _bin(judged: list[JudgedMatches], low: float, high: float) -> str:
+def _print_row(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |")
+
+
+def _above(found: _Matches, threshold: float) -> tuple[str, str, str, str]:
+    """Precision, recall, matches and wrong matches a pair, above a threshold."""
+    kept = found.near[found.confidence > threshold]
+    recall = float((found.found > threshold).sum()) / max(found.known, 1)
+    precision = float(kept.float().mean()) if len(kept) else float("nan")
+    wrong = int((~kept).sum()) / found.pairs
+    return f"{precision:.3f}", f"{recall:.3f}", f"{len(kept) / found.pairs:.0f}", f"{wrong:.1f}"
+
+
+def _share(found: _Matches, low: float, high: float) -> str:
     """Share of right matches with a confidence above `low` and up to `high`, and their number."""
-    confidence, near, _, _ = _joined(judged)
-    inside = near[(confidence > low) & (confidence <= high)]
-    return f"{float(inside.float().mean()):.2f} of {len(inside):,}" if len(inside) else "–"
+    near = found.near[(found.confidence > low) & (found.confidence <= high)]
+    return f"{float(near.float().mean()):.2f} of {len(near):,}" if len(near) else "–"
 
 
 if __name__ == "__main__":
