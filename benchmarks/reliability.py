@@ -58,20 +58,22 @@ class _Matches(NamedTuple):
 
     confidence: Tensor
     near: Tensor
+    wrong: Tensor
     found: Tensor
     known: int
     pairs: int
 
 
 def _join(judged: list[JudgedMatches]) -> _Matches:
-    confidence, near, found = (
-        torch.cat([getattr(j, part) for j in judged]) for part in ("confidence", "near", "found")
+    confidence, near, wrong, found = (
+        torch.cat([getattr(j, part) for j in judged])
+        for part in ("confidence", "near", "wrong", "found")
     )
-    return _Matches(confidence, near, found, sum(j.known for j in judged), len(judged))
+    return _Matches(confidence, near, wrong, found, sum(j.known for j in judged), len(judged))
 
 
 def _print_tables(networks: dict[str, _Matches]) -> None:
-    _print_row("weights", "threshold", "precision", "recall", "matches", "wrong")
+    _print_row("weights", "threshold", "precision", "recall", "matches", "surely wrong")
     _print_row(*["---"] * 6)
     for label, found in networks.items():
         for threshold in THRESHOLDS:
@@ -89,11 +91,12 @@ def _print_row(*cells: object) -> None:
 
 
 def _above(found: _Matches, threshold: float) -> tuple[str, str, str, str]:
-    """Precision, recall, matches and wrong matches a pair, above a threshold."""
-    kept = found.near[found.confidence > threshold]
+    """Precision, recall, matches and surely wrong matches a pair, above a threshold."""
+    chosen = found.confidence > threshold
+    kept = found.near[chosen]
     recall = float((found.found > threshold).sum()) / max(found.known, 1)
     precision = float(kept.float().mean()) if len(kept) else float("nan")
-    wrong = int((~kept).sum()) / found.pairs
+    wrong = int(found.wrong[chosen].sum()) / found.pairs
     return f"{precision:.3f}", f"{recall:.3f}", f"{len(kept) / found.pairs:.0f}", f"{wrong:.1f}"
 
 

@@ -115,7 +115,8 @@ class TrainingStep(nn.Module):
             log_sums = log_sum_exps(tokens0, tokens1, temperature)
             confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
         true = _entries(truth.partner, truth.partner >= 0)
-        wrong = _entries(best, surely_wrong(truth, best) & (config.wrong_weight > 0))
+        own = torch.arange(best.shape[1], device=best.device).expand_as(best)
+        wrong = _entries(best, surely_wrong(truth, own, best) & (config.wrong_weight > 0))
         pair, row, column = (torch.cat(parts) for parts in zip(true, wrong, strict=True))
         log_true, log_wrong = dual_softmax_entries(
             tokens0, tokens1, temperature, (pair, row, column), log_sums

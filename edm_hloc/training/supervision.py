@@ -232,19 +232,20 @@ def mutual_supervision(
     return Supervision(*warp0, *warp1, partner, known0, grid0, grid1)
 
 
-def surely_wrong(truth: Supervision, matched: Tensor) -> Tensor:
-    """Cells of image 0 that are matched with a wrong cell for certain: (B, N0) bool.
+def surely_wrong(truth: Supervision, cell0: Tensor, cell1: Tensor) -> Tensor:
+    """Which of K coarse matches in each of B pairs are wrong for certain: (B, K) bool.
 
-    They are those whose true position in image 1 is known and farther than two cells from the
-    matched cell along an axis, whether it lies inside the image or not. A match at the position
-    of an occluded point is left open: at the edge of what is in front, a cell shows both.
+    They are those where the true position of the cell of image 0 is known and farther than two
+    cells from the matched cell along an axis, whether it lies inside image 1 or not. A match at the
+    position of an occluded point is left open: at the edge of what is in front, a cell shows both.
 
     Args:
         truth: of `supervise` or `sparse_supervision`.
-        matched: (B, N0) long, the cell of image 1 that each cell of image 0 is matched with.
+        cell0, cell1: (B, K) long, the matched cells.
     """
-    distance = (grid_points(truth.grid1, matched.device)[matched] - truth.warped0).abs()
-    return truth.known0 & (distance > WRONG_BEYOND).any(dim=-1)
+    position = truth.warped0.gather(1, cell0[..., None].expand(-1, -1, 2))
+    distance = (grid_points(truth.grid1, cell1.device)[cell1] - position).abs()
+    return truth.known0.gather(1, cell0) & (distance > WRONG_BEYOND).any(dim=-1)
 
 
 def _offsets(

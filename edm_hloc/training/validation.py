@@ -19,6 +19,7 @@ from edm_hloc.models.types import STRIDE, MatchOptions, RefinedImage
 from edm_hloc.pairs.with_truth import read_pairs_with_gt
 from edm_hloc.synthetic.textures import read_grey
 from edm_hloc.training.step import PairBatch
+from edm_hloc.training.supervision import surely_wrong
 
 
 class JudgedMatches(NamedTuple):
@@ -28,7 +29,9 @@ class JudgedMatches(NamedTuple):
         confidence: (M,).
         near: (M,) bool, whether the error is at most one cell along both axes, and the point
             visible.
-        error: (M,) px, where `near`.
+        wrong: (M,) bool, whether they are surely wrong; of the others that are not `near`, the
+            depth is unknown, or the point is hidden there, or they are less than two cells off.
+        error: (E,) px, of those that are near.
         found: (F,) confidence of the matches that are near, one for each true coarse match whose
             cell in image 0 has one.
         known: number of true coarse matches.
@@ -36,6 +39,7 @@ class JudgedMatches(NamedTuple):
 
     confidence: Tensor
     near: Tensor
+    wrong: Tensor
     error: Tensor
     found: Tensor
     known: int
@@ -83,8 +87,14 @@ def judge_matches(
     )
     found = start[(start >= 0) & (truth.partner >= 0)]
     known = int((truth.partner >= 0).sum())
+    wrong = out.valid & surely_wrong(truth, cell0, cell1)
     return JudgedMatches(
-        out.confidence[out.valid], near[out.valid], error[near].norm(dim=1), found, known
+        out.confidence[out.valid],
+        near[out.valid],
+        wrong[out.valid],
+        error[near].norm(dim=1),
+        found,
+        known,
     )
 
 

@@ -180,16 +180,15 @@ def test_matches_far_from_the_true_position_are_surely_wrong_where_that_is_known
     T = torch.eye(4)[None].clone()
     T[0, 0, 3] = -1.6  # 32 px, four cells to the left
     truth = supervise(DepthMap(depth0, K), DepthMap(depth1, K), T)
-    own = torch.arange(8 * 12).view(8, 12)
+    own = torch.arange(8 * 12)[None]
     true = (own - 4).clamp(min=0)
-    wrong = surely_wrong(truth, true.view(1, -1)).view(8, 12)
+    wrong = surely_wrong(truth, own, true).view(8, 12)
     assert not wrong[:, 4:].any()  # visible, occluded or unknown, and where it should be
     assert not wrong[:2].any()  # nothing is known there
     assert wrong[2:, :2].all()  # left of image 1 by more than two cells: no match is right
     for cells, expected in ((2, False), (3, True)):
         for step in (cells, 12 * cells):
-            moved = (true - step).clamp(min=0)
-            found = surely_wrong(truth, moved.view(1, -1)).view(8, 12)
+            found = surely_wrong(truth, own, (true - step).clamp(min=0)).view(8, 12)
             assert bool(found[6:, 8:].all()) == bool(found[6:, 8:].any()) == expected
 
 
@@ -306,5 +305,6 @@ def test_sparse_truth_agrees_with_the_dense_one() -> None:
     # Points without a common affine map give no ground truth.
     shuffled = points1[torch.randperm(700, generator=generator)]
     contradictory = sparse_supervision(points0, shuffled, (height, width), (height, width))
-    assert not surely_wrong(contradictory, torch.zeros_like(contradictory.partner)).any()
+    own = torch.arange(contradictory.partner.shape[1])[None]
+    assert not surely_wrong(contradictory, own, torch.zeros_like(own)).any()
     assert not contradictory.visible0.any()

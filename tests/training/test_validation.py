@@ -93,6 +93,7 @@ def test_matches_are_judged_by_the_truth(monkeypatch: pytest.MonkeyPatch) -> Non
     x1 = x0 + torch.tensor([10.0, 0.0])
     x1[0, 1, 0] += 2.0
     x1[0, 3, 1] += 24.0
+    x1[0, 4, 0] -= 10.0
     scores = torch.tensor([[0.9, 0.3, 0.6, 0.8, 0.7]])
     valid = torch.ones(1, 5, dtype=torch.bool)
     model = EDM(TINY).eval()
@@ -102,6 +103,7 @@ def test_matches_are_judged_by_the_truth(monkeypatch: pytest.MonkeyPatch) -> Non
     images = torch.zeros(1, 1, 96, 128)
     judged = judge_matches(model, PairBatch(images, images, truth), 0.2)
     assert judged.near.tolist() == [True, True, True, False, False]
+    assert judged.wrong.tolist() == [False, False, False, True, False]
     torch.testing.assert_close(judged.error, torch.tensor([0.0, 2.0, 0.0]))
     torch.testing.assert_close(judged.found, torch.tensor([0.9, 0.6]))
     assert judged.known == int((truth.partner >= 0).sum())
