@@ -1,11 +1,14 @@
 """Recall on miniatures of Aachen and InLoc: a perfect matcher, EDM and COLMAP's SIFT.
 
     python benchmarks/miniatures.py aachen|inloc [--seeds 101 102 103] [--methods truth edm sift]
+    python benchmarks/miniatures.py aachen --methods edm edm-refined sift sift-refined
 
 Each seed renders a dataset as `edm-hloc synth` does. All methods use the same image retrieval,
 `--retrieval`. The perfect matcher (that of the tests, with 0.3 px of noise and 5 % outliers) and
 EDM go through the pipeline of the dataset. SIFT takes the same steps from its H5 files on; its
-keypoints need no quantization.
+keypoints need no quantization. `-refined`, of Aachen, is the same matches with `--tracks refine`:
+points that all photos agree on, and queries that are aligned to these photos; its CPU time is what
+comes on top of the method without.
 """
 
 from __future__ import annotations
@@ -52,7 +55,10 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
+from edm_hloc.tracks.refine import Kept, refine_model
 from tests.scenes import TruthMatcher
+
+_REFINED = "-refined"
 
 Found = tuple[Mapping[str, pycolmap.Rigid3d], Sequence[QueryPose]]
 """Poses by the query's name, and the log entry of each query."""
@@ -70,7 +76,12 @@ def by_pipeline(
         matcher = load_matcher("edm", weights=args.weights)
     retrieval = RetrievalOptions(args.retrieval, args.retrieved)
     if benchmark == "aachen":
-        options = AachenOptions(args.covisible, retrieval, pose=pose_options(args))
+        options = AachenOptions(
+            args.covisible,
+            retrieval,
+            pose=pose_options(args),
+            refine_tracks=method.endswith(_REFINED),
+        )
         _, answers, submission = localize_aachen(data, out, matcher, options)
     else:
         settings = InLocOptions(retrieval, pose=pose_options(args))
@@ -78,7 +89,7 @@ def by_pipeline(
     return read_poses(submission), answers
 
 
-def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> Found:
+def by_sift(benchmark: str, data: Path, out: Path, method: str, args: argparse.Namespace) -> Found:
     """Localize with COLMAP's SIFT; only queries that are localized have a pose."""
     options = RetrievalOptions(args.retrieval, args.retrieved)
     run = Run(out, {})
@@ -98,18 +109,23 @@ def by_sift(benchmark: str, data: Path, out: Path, args: argparse.Namespace) -> 
         found = retrieve(run, options, RetrievalImages(images, queries, database))
         pairs = []
     query_pairs = [(query, image) for query, names in found.items() for image in names]
-    write_sift(images, [*pairs, *query_pairs], features, matches)
+    if not features.is_file():
+        write_sift(images, [*pairs, *query_pairs], features, matches)
+    refined = method.endswith(_REFINED)
     if benchmark == "aachen":
         matched = MatchedImages(images, features, matches, pairs)
         written = (out / "database.db", out / "model")
         triangulate(dataset.model, matched, *written, AachenOptions().mapping)
-        points = ModelPoints(out / "model")
+        if refined:
+            refine_model(out / "model", images, out / "model", Kept(poses=True))
+        points = ModelPoints(out / "model", image_root=images)
     else:
         write_scan_points(data, features, database, out / "scans")
         points = ScanPoints(data, out / "scans", database)
     log, pose = out / "log.jsonl", pose_options(args)
+    photos = {query: images / query for query in queries} if refined else {}
     answers = localize_queries(
-        Queries(queries, cameras, found), features, matches, points, log, pose
+        Queries(queries, cameras, found, photos=photos), features, matches, points, log, pose
     )
     return {a.query: a.pose for a in answers if a.status == "localized" and a.pose}, answers
 
@@ -158,9 +174,10 @@ def main() -> None:
             for group, true in read_truth(data / "truth" / "queries").items():
                 truth[group] |= {key(seed, query): pose for query, pose in true.items()}
             for method in args.methods:
-                start, out = time.process_time(), Path(name) / method
-                if method == "sift":
-                    found, answers = by_sift(args.benchmark, data, out, args)
+                start = time.process_time()
+                out = Path(name) / method.removesuffix(_REFINED)
+                if out.name == "sift":
+                    found, answers = by_sift(args.benchmark, data, out, method, args)
                 else:
                     found, answers = by_pipeline(args.benchmark, data, out, method, args)
                 seconds[method] += time.process_time() - start

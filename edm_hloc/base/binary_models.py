@@ -1,6 +1,7 @@
-"""COLMAP's binary models: truncated files, absurd counts, ids that appear twice, NaN.
+"""COLMAP's binary models: their content as arrays, and what may be wrong with their files.
 
-COLMAP reads past the end of a truncated file, and may then never return.
+COLMAP reads past the end of a truncated file, and may then never return. In Python each keypoint
+and point of a model is an object of its own, ten times slower to read than these files.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import functools
 import math
 import struct
+import tempfile
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -18,11 +21,91 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 
+_KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
+_POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3)])  # what a record begins with
+_NO_POINT = np.uint64(2**64 - 1)
 _END, _TWICE = "ends too early", "lists {} {} twice"
 
 
 class _FaultError(Exception):
     """What is wrong with a file."""
+
+
+@dataclass(frozen=True)
+class ModelArrays:
+    """The points of a model, and where its photos see them.
+
+    Attributes:
+        ids: (T,) int64 of the points, ascending.
+        xyz: (T, 3) in the world.
+        image: (N,) int64, id of the image of each observation; those of an image are together.
+        index: (N,) int64, number of its keypoint there, ascending in each image.
+        point: (N,) int64, id of its point.
+        xy: (N, 2) its pixel, COLMAP's frame.
+    """
+
+    ids: np.ndarray
+    xyz: np.ndarray
+    image: np.ndarray
+    index: np.ndarray
+    point: np.ndarray
+    xy: np.ndarray
+
+    @classmethod
+    def of(cls, model: pycolmap.Reconstruction) -> ModelArrays:
+        """Those of a model in memory, which is written to a temporary folder.
+
+        Raises:
+            EdmHlocError: the temporary folder cannot be written.
+        """
+        try:
+            with tempfile.TemporaryDirectory() as name:
+                model.write_binary(name)
+                return cls._read(Path(name))
+        except (OSError, ValueError, struct.error) as error:  # a full disk cuts files off
+            raise EdmHlocError(
+                f"Cannot write a model to {tempfile.gettempdir()}: free some disk space there, or "
+                "set TMPDIR to another folder."
+            ) from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> ModelArrays:
+        images = _mapped(folder / "images.bin")
+        (count,) = struct.unpack_from("<Q", images)
+        image, index, point, xy = [], [], [], []
+        position = 8
+        for _ in range(count):
+            number, end = _image(images, position)
+            name_end = images.find(b"\0", position + 64)
+            (length,) = struct.unpack_from("<Q", images, name_end + 1)
+            keypoints = np.frombuffer(images, _KEYPOINT, length, name_end + 9)
+            seen = np.flatnonzero(keypoints["point"] != _NO_POINT)
+            image.append(np.full(len(seen), number, np.int64))
+            index.append(seen)
+            point.append(keypoints["point"][seen].astype(np.int64))
+            xy.append(keypoints["xy"][seen])
+            position = end
+        points = _mapped(folder / "points3D.bin")
+        (count,) = struct.unpack_from("<Q", points)
+        starts, position = np.zeros(count, np.int64), 8
+        for k in range(count):
+            starts[k] = position
+            _, position = _point(points, position)
+        whole = np.frombuffer(points, np.uint8)
+        record = whole[starts[:, None] + np.arange(_POINT.itemsize)].reshape(-1).view(_POINT)
+        record = record[np.argsort(record["id"])]
+        none = np.zeros(0, np.int64)
+        return cls(
+            record["id"].astype(np.int64),
+            record["xyz"].reshape(-1, 3),
+            *(np.concatenate([none, *parts]) for parts in (image, index, point)),
+            np.concatenate([np.zeros((0, 2)), *xy]),
+        )
+
+
+def _mapped(file: Path) -> mmap:
+    with file.open("rb") as opened:
+        return mmap(opened.fileno(), 0, access=ACCESS_READ)
 
 
 def check_binary_model(path: Path) -> None:

@@ -151,6 +151,11 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
         doubtful = [f"{name} ({size:.2g} %)" for name, size in tracks["doubtful"].items()]
         for text in first_few(doubtful, "photos"):
             print(f"            far more: {text}")
+    if tracks.get("point_uncertainty"):
+        print(
+            "            of the middle point, where it is least sure, "
+            f"{tracks['point_uncertainty']:.2g} %; of each in …_points_uncertainty.npz"
+        )
     if tracks["blurred"]:
         more = first_few(tracks["blurred"], "photos")
         print(f"            as it was in photos that agree with hardly any: {', '.join(more)}")

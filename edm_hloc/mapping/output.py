@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.binary_models import check_binary_model
+from edm_hloc.base.binary_models import ModelArrays, check_binary_model
 from edm_hloc.base.colmap import ModelStatistics, posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import force_to_disk, remove_leftover
@@ -80,7 +80,8 @@ def holds_only_models(folder: Path) -> bool:
     return True
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raises EdmHlocError if a folder holds other files than models, and so is not replaced."""
     if (folder.exists() or folder.is_symlink()) and not holds_only_models(folder):
         raise EdmHlocError(
             f"{folder} holds other things than a COLMAP model: choose another folder."
@@ -97,7 +98,7 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         EdmHlocError: `out` holds other files than a COLMAP model's, or cannot be written, or what
             was written is not whole.
     """
-    _check_replaceable(out)
+    check_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -132,12 +133,21 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_model(model: pycolmap.Reconstruction, image_root: Path, folder: Path) -> None:
-    """Colours the points from the photos and writes the model as the folder's only content."""
-    _colour_points(model, image_root)
+def write_model(
+    model: pycolmap.Reconstruction, image_root: Path, folder: Path, *, recolour: bool = True
+) -> None:
+    """Writes the model as the folder's only content, its points coloured from the photos or, if
+    these are not read once more, as they are."""
+    if recolour:
+        _colour_points(model, image_root)
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     model.write_binary(folder)
+
+
+def is_coloured(model: pycolmap.Reconstruction) -> bool:
+    """Whether the points of a model have colours: without any all are black."""
+    return any(point.color.any() for point in model.points3D.values())
 
 
 def parts_folder(model: Path) -> Path:
@@ -160,7 +170,7 @@ def write_parts(models: Sequence[pycolmap.Reconstruction], image_root: Path, fol
     Raises:
         EdmHlocError: `folder` holds other files than models.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder)
     if folder.exists():
         shutil.rmtree(folder)
     for number, model in enumerate(models, start=2):
@@ -175,23 +185,25 @@ def _colour_points(model: pycolmap.Reconstruction, image_root: Path) -> None:
     COLMAP's own function says nothing for minutes, lets no other thread say anything, and reads
     neither WebP nor HEIC.
     """
-    ids = np.array(sorted(model.point3D_ids()), np.int64)
-    sums, numbers = np.zeros((len(ids), 3)), np.zeros(len(ids))
+    seen = ModelArrays.of(model)
+    number = len(seen.ids)
+    sums, numbers = np.zeros((number, 3)), np.zeros(number)
     for name, image in track(posed_images(model).items(), "Colouring points", "photo"):
-        seen = image.get_observation_points2D()
-        if not seen:
+        its = seen.image == image.image_id
+        if not its.any():
             continue
         try:
             pixels = stored_pixels(image_root / name)
         except ImageError as error:
             logger.warning("The colours of its points are of other photos, or none: %s", error)
             continue
-        rows = np.searchsorted(ids, [point.point3D_id for point in seen])
-        colours = _colours_at(pixels, from_colmap(np.array([point.xy for point in seen])))
-        np.add.at(sums, rows, colours)  # a photo may see a point at several pixels
-        np.add.at(numbers, rows, 1)
+        rows = np.searchsorted(seen.ids, seen.point[its])
+        colours = _colours_at(pixels, from_colmap(seen.xy[its]))
+        for k in range(3):  # a photo may see a point at several pixels
+            sums[:, k] += np.bincount(rows, colours[:, k], number)
+        numbers += np.bincount(rows, minlength=number)
     means = np.rint(sums / np.maximum(numbers, 1)[:, None]).astype(np.uint8)
-    for i, mean in zip(ids.tolist(), means, strict=True):
+    for i, mean in zip(seen.ids.tolist(), means, strict=True):
         model.points3D[i].color = mean
 
 

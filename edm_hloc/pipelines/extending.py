@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import ModelStatistics, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.base.journal import journal_path
 from edm_hloc.images.find import image_stamps
-from edm_hloc.mapping.extension import EarlierModel, compared_cameras, extend_model
+from edm_hloc.mapping.extension import (
+    EarlierModel,
+    ExtensionSummary,
+    compared_cameras,
+    extend_model,
+)
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import MappingSummary
+from edm_hloc.mapping.output import MappingSummary, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model
@@ -95,33 +104,55 @@ def map_or_extend(
     return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of}
 
 
-def refine_mapped(
-    run: Run, photos: PhotosToMap, model: Path, results: Mapping[str, Any], options: MappingOptions
+def map_and_refine(
+    run: Run,
+    photos: PhotosToMap,
+    model: Path,
+    options: MappingOptions,
+    settings: Any,
+    made_from: str,
 ) -> dict[str, Any]:
-    """Refines the tracks of a model that was just mapped, for `Run.step`.
+    """As `map_or_extend`, with the tracks of the model refined.
 
-    Where they cannot be refined, the model stays as it is, with a warning.
+    The model as it was mapped lies in a hidden folder until that is done: a run that was killed
+    meanwhile goes on from it. Where the tracks cannot be refined, it is the result, with a warning.
 
     Args:
-        run: the run, which has set the earlier model aside.
-        photos: what was mapped.
-        model: folder of the model, which is replaced.
-        results: what `map_or_extend` has returned.
-        options: those of the mapping.
+        run, photos, model, options, settings: as for `map_or_extend`.
+        made_from: fingerprint of everything that the mapped model depends on.
 
     Returns:
-        The same results, of the refined model, and the summary of the refinement.
+        The results of the mapping, of the refined model, and the summary of the refinement.
+
+    Raises:
+        EdmHlocError: as `map_database`.
     """
-    mapped: MappingSummary = results["mapped"]
-    kept = Kept(frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted)
-    refined = refined_tracks(model, photos.image_root, kept, options)
+    folder = mapped_folder(model)
+    place, record = folder / model.name, folder / "mapped.json"
+    try:
+        results = _kept_results(record, made_from)
+        if results is None:
+            make_folder(folder)
+            record.unlink(missing_ok=True)
+            results = map_or_extend(run, photos, place, options, settings)
+            kept = {key: asdict(value) for key, value in results.items()}
+            write_whole(record, json.dumps({"made_from": made_from, **kept}))
+        mapped: MappingSummary = results["mapped"]
+        kept_cameras = Kept(
+            frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted
+        )
+        refined = refined_tracks(place, photos.image_root, kept_cameras, options, model)
+    except EdmHlocError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     if refined is None:
-        return dict(results)
-    found = {
-        **results,
-        "mapped": replace(mapped, statistics=refined.after),
-        "tracks": refined,
-    }
+        place.rename(model)
+    if parts_folder(place).is_dir():
+        parts_folder(place).rename(parts_folder(model))
+    shutil.rmtree(folder, ignore_errors=True)
+    if refined is None:
+        return results
+    found = {**results, "mapped": replace(mapped, statistics=refined.after), "tracks": refined}
     aside = run.set_aside("model")
     if "extended" in results and aside is not None:
         earlier, extended = read_model(aside[1]["model"]), results["extended"]
@@ -129,16 +160,44 @@ def refine_mapped(
     return found
 
 
+def mapped_folder(model: Path) -> Path:
+    """Where a model as it was mapped lies until its tracks are refined."""
+    return journal_path(model.with_name(f"{model.name}_mapped"))
+
+
+def _kept_results(record: Path, made_from: str) -> dict[str, Any] | None:
+    """What `map_or_extend` has returned in a run that was killed afterwards; None if none was."""
+    try:
+        kept = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if kept.pop("made_from", None) != made_from:
+        return None
+    mapped = {**kept["mapped"], "statistics": ModelStatistics(**kept["mapped"]["statistics"])}
+    results = {"mapped": MappingSummary(**mapped), "mapped_from": MappedFrom(**kept["mapped_from"])}
+    if "extended" in kept:
+        results["extended"] = ExtensionSummary(**kept["extended"])
+    logger.warning("The model that an interrupted run has mapped is refined.")
+    return results
+
+
 def refined_tracks(
-    model: Path, image_root: Path, kept: Kept, options: MappingOptions
+    model: Path, image_root: Path, kept: Kept, options: MappingOptions, out: Path | None = None
 ) -> TrackSummary | None:
     """Refines the tracks of the model in a folder that a run has just made.
 
+    Args:
+        model: folder of the model.
+        image_root: folder of the photos.
+        kept: what of the cameras stays as it is.
+        options: those of the mapping.
+        out: folder of the refined model; None replaces the model.
+
     Returns:
-        The summary; None, with a warning, where they cannot be refined: the model stays as it is.
+        The summary; None, with a warning, where they cannot be refined: nothing is written then.
     """
     try:
-        return refine_model(model, image_root, model, kept, options)
+        return refine_model(model, image_root, out or model, kept, options)
     except EdmHlocError as error:
         logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
         return None

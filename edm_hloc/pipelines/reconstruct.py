@@ -11,6 +11,7 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/database.db       COLMAP database with verified pairs
     OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
     OUT/model_uncertainty.json  how sure its cameras are, where its tracks were refined
+    OUT/model_points_uncertainty.npz  the same of its points
     OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
     OUT/.*.part           what a step had done when it was interrupted, gone once it has ended
     OUT/georeference.json where the model lies on Earth, if its photos carry GPS
@@ -29,6 +30,7 @@ from typing import Any
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.images.cameras import CameraOptions, check_cameras
 from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
@@ -48,8 +50,8 @@ from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.extending import (
     PhotosToMap,
+    map_and_refine,
     map_or_extend,
-    refine_mapped,
     refined_tracks,
 )
 from edm_hloc.pipelines.georeferencing import (
@@ -62,8 +64,7 @@ from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, name
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
-from edm_hloc.tracks.refine import Kept
-from edm_hloc.tracks.uncertainty import uncertainty_file
+from edm_hloc.tracks.refine import Kept, uncertainty_files
 
 _FILES = (
     *MATCHING_FILES,
@@ -71,6 +72,8 @@ _FILES = (
     "model",
     "model_parts",
     "model_uncertainty.json",
+    "model_points_uncertainty.npz",
+    "model_mapped",
     RECORD,
     CAMERAS,
 )
@@ -172,24 +175,33 @@ def reconstruct(
         photos = PhotosToMap(database, image_root, names_in(matched.pairs), known, priors)
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
 
-        def map_photos() -> dict[str, Any]:
-            uncertainty_file(model).unlink(missing_ok=True)  # of an earlier model
-            mapped = map_or_extend(run, photos, model, mapping, of_cameras)
-            if "extended" not in mapped:
-                forget_place(run)
-            if config.refine_tracks:
-                mapped = refine_mapped(run, photos, model, mapped, mapping)
-            return {**mapped, "conflicts": find_conflicts(read_model(model))}
-
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         of_model: list[Any] = [verified, mapping.of_mapping(), config.refine_tracks]
         if priors is not None:
             of_model.append(asdict(priors))
-        maybe = [parts_folder(model), uncertainty_file(model)]
+
+        def map_photos() -> dict[str, Any]:
+            _forget_uncertainties(model)
+            if config.refine_tracks:
+                made_from = fingerprint_of(of_model)
+                mapped = map_and_refine(run, photos, model, mapping, of_cameras, made_from)
+            else:
+                mapped = map_or_extend(run, photos, model, mapping, of_cameras)
+            if "extended" not in mapped:
+                forget_place(run)
+            return {**mapped, "conflicts": find_conflicts(read_model(model))}
+
+        maybe = [parts_folder(model), *uncertainty_files(model)]
         mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
+
+
+def _forget_uncertainties(model: Path) -> None:
+    """Removes those of an earlier model."""
+    for file in uncertainty_files(model):
+        file.unlink(missing_ok=True)
 
 
 def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionPriors | None:
@@ -240,6 +252,7 @@ def triangulate_model(
         database, model = out / "database.db", out / "model"
 
         def make_points() -> dict[str, Any]:
+            _forget_uncertainties(model)
             verified, mapped = triangulate(reference, matched, database, model, mapping)
             results: dict[str, Any] = {"verified": verified, "mapped": mapped}
             if config.refine_tracks:
@@ -251,7 +264,8 @@ def triangulate_model(
 
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
         depends_on += ["refined tracks"] * config.refine_tracks
-        run.step("model", depends_on, [model, database], make_points)
+        maybe = uncertainty_files(model)
+        run.step("model", depends_on, [model, database], make_points, maybe=maybe)
         return run
 
 

@@ -13,6 +13,7 @@ from edm_hloc.tracks.geometry import Tracks, Views
 
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
+_FEW = 4  # of adjustments that others follow
 _SETTLED = 1e-4  # relative change of the cost
 
 
@@ -108,8 +109,7 @@ def adjust(
     views = Views.of(model)
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
-    first = _ITERATIONS if again else _ITERATIONS // 2  # the next round goes on from there
-    adjuster_of(model, scale, freedom, options, iterations=first).solve()
+    adjuster_of(model, scale, freedom, options, iterations=_FEW).solve()
     views = Views.of(model)
     tracks = tracks.at_points_of(model)
     errors = reprojection_errors(tracks, views)

@@ -26,7 +26,7 @@ from edm_hloc.tracks.photos import PhotoShelf, PhotoStack
 
 _NOISE_CONTRAST = 2.0  # standard deviation of grey values, of 255, that is taken for noise
 _SMALLEST_MAP, _LARGEST_MAP = 1e-3, 1e3  # determinants of maps between photos that are of use
-_BLOCK = 2000  # points that a thread aligns at a time
+_BLOCK = 4000  # points that a thread aligns at a time
 _BYTES_PER_PIXEL = 4 / 3  # of a photo with its reduced copies
 
 
@@ -123,6 +123,11 @@ def _groups(
     seen = np.flatnonzero(np.diff(tracks.start))
     middle = tracks.view[(tracks.start[seen] + tracks.start[seen + 1]) // 2]
     order = seen[np.argsort(middle, kind="stable")]  # points of the same photos together
+    every = np.unique(tracks.view)
+    if room[every].sum() <= config.photo_bytes:
+        if len(order):
+            yield order, every
+        return
     needed, first, used = np.zeros(len(sizes), bool), 0, 0.0
     for k, t in enumerate(order.tolist()):
         its = tracks.view[tracks.start[t] : tracks.start[t + 1]]

@@ -8,11 +8,13 @@ import numpy as np
 import pycolmap
 from scipy.spatial import cKDTree
 
+from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import posed_images
 
 _STEP = 0.5  # pixels, of the differences that derivatives are taken from
 _REWEIGHTED = 3  # fits of a plane
 _FLAT = 0.1  # thickness of a neighbourhood over its extent, up to which it is a plane
+_TOGETHER = 1000  # tracks of which photos are chosen at a time
 _STEEPEST = 0.2  # cosine of the angle between a plane's normal and the direction it is seen from
 
 
@@ -97,23 +99,12 @@ class Tracks:
 
     @classmethod
     def of(cls, model: pycolmap.Reconstruction, views: Views) -> Tracks:
-        ids = np.array(sorted(model.point3D_ids()), np.int64)
-        xyz = np.array([model.points3D[i].xyz for i in ids.tolist()]).reshape(-1, 3)
-        rows, of_view, index, xy = [], [], [], []
-        for v, image_id in enumerate(views.ids.tolist()):
-            image = model.images[image_id]
-            seen = image.get_observation_points2D()
-            if seen:
-                rows.append(np.searchsorted(ids, np.array([p.point3D_id for p in seen], np.int64)))
-                of_view.append(np.full(len(seen), v))
-                index.append(np.array(image.get_observation_point2D_idxs(), np.int64))
-                xy.append(np.array([(p.x(), p.y()) for p in seen]))
-        if not rows:
-            none = np.zeros(0, np.int64)
-            return cls(ids, xyz, np.zeros(len(ids) + 1, np.int64), none, none, np.zeros((0, 2)))
-        return cls.gathered(
-            ids, xyz, *(np.concatenate(parts) for parts in (rows, of_view, index, xy))
-        )
+        """The points of a model, and what its registered photos see of them."""
+        found = ModelArrays.of(model)
+        order = np.argsort(views.ids)
+        view = order[np.searchsorted(views.ids, found.image, sorter=order)]
+        track = np.searchsorted(found.ids, found.point)
+        return cls.gathered(found.ids, found.xyz, track, view, found.index, found.xy)
 
     @classmethod
     def gathered(
@@ -230,19 +221,32 @@ def spread_out(tracks: Tracks, views: Views, most: int) -> np.ndarray:
     """(N,) which observations are among the `most` of their point that are spread in viewpoint."""
     chosen = np.ones(len(tracks.view), bool)
     directions = viewing_directions(tracks, views)
-    for t in np.flatnonzero(np.diff(tracks.start) > most).tolist():
-        its = slice(tracks.start[t], tracks.start[t + 1])
-        chosen[its] = _farthest(directions[its], most)
+    length = np.diff(tracks.start)
+    long = np.flatnonzero(length > most)
+    long = long[np.argsort(length[long], kind="stable")]  # of about the same length together
+    for k in range(0, len(long), _TOGETHER):
+        rows = long[k : k + _TOGETHER]
+        place = np.arange(length[rows].max())
+        its = tracks.start[rows, None] + np.minimum(place, length[rows, None] - 1)
+        there = place < length[rows, None]
+        taken = _farthest(directions[its], there, most)
+        chosen[its[there]] = taken[there]
     return chosen
 
 
-def _farthest(directions: np.ndarray, most: int) -> np.ndarray:
-    """(N,) which `most` of the unit vectors (N, 3) are far from each other, from the middle on."""
-    taken = np.zeros(len(directions), bool)
-    nearest = np.full(len(directions), -np.inf)
-    latest = int(np.argmax(directions @ directions.mean(axis=0)))
+def _farthest(directions: np.ndarray, there: np.ndarray, most: int) -> np.ndarray:
+    """(T, L) which `most` of the unit vectors (T, L, 3) of each row, those that are `there`, are
+    far from each other, from the middle on."""
+    every = np.arange(len(directions))
+    taken = ~there
+    nearest = np.full(there.shape, -np.inf)
+    middle = np.einsum("tli,tl->ti", directions, there)
+    latest = np.argmax(
+        np.where(there, np.einsum("tli,ti->tl", directions, middle), -np.inf), axis=1
+    )
     for _ in range(most):
-        taken[latest] = True
-        nearest = np.maximum(nearest, directions @ directions[latest])
-        latest = int(np.argmin(np.where(taken, np.inf, nearest)))
-    return taken
+        taken[every, latest] = True
+        along = np.einsum("tli,ti->tl", directions, directions[every, latest])
+        nearest = np.maximum(nearest, along)
+        latest = np.argmin(np.where(taken, np.inf, nearest), axis=1)
+    return taken & there

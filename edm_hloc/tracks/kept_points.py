@@ -17,7 +17,7 @@ def put_back(
     mapped: pycolmap.Reconstruction,
     repeated: Set[int],
     options: MappingOptions,
-) -> int:
+) -> set[int]:
     """Puts the points that a refined model has lost back into it, with the keypoints they had.
 
     Only the points move, to where the refined cameras see them best: their keypoints are several
@@ -30,7 +30,7 @@ def put_back(
         options: maximum reprojection error, minimum angle of a point's rays, and threads.
 
     Returns:
-        Number of points that were put back and fit the cameras.
+        Ids of the points that were put back and fit the cameras.
     """
     lost = sorted(set(mapped.point3D_ids()) - set(model.point3D_ids()) - repeated)
     back: set[int] = set()
@@ -51,7 +51,7 @@ def put_back(
             )
             back.add(point_id)
     if not back:
-        return 0
+        return back
     # The cameras may have moved by pixels: that is what the errors are of, to begin with.
     views = Views.of(model)
     tracks = Tracks.of(model, views)
@@ -61,4 +61,4 @@ def put_back(
     adjuster_of(model, scale, only_points, options).solve()
     observations = pycolmap.ObservationManager(model)
     observations.filter_points3D(options.max_error, options.min_tri_angle, back)
-    return sum(model.exists_point3D(point_id) for point_id in back)
+    return {point_id for point_id in back if model.exists_point3D(point_id)}

@@ -17,10 +17,13 @@ from edm_hloc.base.compiled import compiled, inlined
 PATCH_SIGMAS = 1.7
 """Radius of a patch over the standard deviation of the Gaussian that weights it."""
 
-_SETTLED = np.float32(0.005)  # pixels of the patch; a shorter step is not made
-_HOPELESS = np.float32(0.5)  # correlation below which a photo that has no vote is not aligned
+_SETTLED = np.float32(0.01)  # pixels of the patch; a shorter step is not made
+_HOPELESS = np.float32(0.5)  # correlation below which a photo that has no vote is not aligned,
+# and a track without two photos above it is given up
+_SURE = np.float32(0.9)  # correlation from which on no other geometry is tried
 _LOW = np.float32(0.3)  # correlation at which a patch does not count in the mean
 _ROUNDED = np.float32(0.01)  # pixels, more than coordinates are rounded by
+_GIVEN_UP = 2  # iterations after which it is
 _LANES = 16  # numbers that a processor treats at once, at most
 
 
@@ -234,7 +237,7 @@ def align_tracks(
         best, chosen = np.float32(-2), 0
         agree[:count] = -1
         for k in range(len(maps)):
-            if k and _equal(maps[0], maps[k], first, count):
+            if k and (best > _SURE or _equal(maps[0], maps[k], first, count)):
                 continue
             patches = every_patch[k]
             for n in range(count):
@@ -284,6 +287,13 @@ def align_tracks(
                 _agreement(patches[:count], share[:count], weight, mean, agree[:count])
             if iteration == iterations:
                 break
+            if iteration == _GIVEN_UP:
+                good = 0
+                for n in range(count):
+                    if votes[n] > 0 and agree[n] > _HOPELESS:
+                        good += 1
+                if good < 2:
+                    break
             _reweigh(agree[:count], votes, share[:count])
             _mean_patch(patches[:count], share[:count], mean)
             own = _product(mean, mean, weight)

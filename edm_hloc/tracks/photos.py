@@ -38,7 +38,8 @@ class GreyPhoto:
         """
         pixels = decode(path, grayscale=True)[0]
         grey = to_eight_bits(pixels, levels_of(pixels, path), grayscale=True)
-        grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+        if grey.dtype != np.uint8:
+            grey = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
         full = np.array(grey.shape[1::-1], float)
         size = np.maximum(2, np.rint(full * min(1.0, max_side / full.max()))).astype(int)
         levels: list[np.ndarray] = []
@@ -97,11 +98,12 @@ class PhotoShelf:
         max_side: longest side that they are reduced to, pixels.
 
     Attributes:
+        root: the folder.
         unread: (V,) whether a photo could not be read.
     """
 
     def __init__(self, root: Path, names: Sequence[str], max_side: int) -> None:
-        self._root, self._names, self._max_side = root, names, max_side
+        self.root, self._names, self._max_side = root, names, max_side
         self._held: dict[int, GreyPhoto] = {}
         self.unread = np.zeros(len(names), bool)
 
@@ -111,7 +113,7 @@ class PhotoShelf:
         for v in needed.tolist():
             if v not in self._held and not self.unread[v]:
                 try:
-                    self._held[v] = GreyPhoto.read(self._root / self._names[v], self._max_side)
+                    self._held[v] = GreyPhoto.read(self.root / self._names[v], self._max_side)
                 except ImageError as error:
                     warn_once(f"Its points are not refined: {error}")
                     self.unread[v] = True

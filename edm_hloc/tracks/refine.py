@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,19 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
+from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import new_model_folder, write_model
+from edm_hloc.mapping.output import (
+    check_replaceable,
+    is_coloured,
+    new_model_folder,
+    write_model,
+)
 from edm_hloc.tracks.adjustment import Freedom, adjust, drop_observations
 from edm_hloc.tracks.alignment import Alignment, align
 from edm_hloc.tracks.config import TrackConfig
@@ -30,8 +38,16 @@ from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.photos import PhotoShelf
+from edm_hloc.tracks.point_uncertainty import (
+    deviations,
+    point_covariances,
+    point_uncertainty_file,
+    write_point_uncertainties,
+)
+from edm_hloc.tracks.rounds import KeptRounds, Progress
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
+    camera_covariances,
     camera_uncertainties,
     median_uncertainty,
     most_uncertain,
@@ -62,6 +78,8 @@ class TrackSummary:
         uncertainty: of the camera in the middle: its position in % of the cameras' extent, its
             rotation in degrees; None where it was not computed.
         doubtful: of the photos whose position is several times as uncertain, by name.
+        point_uncertainty: of the point in the middle, along the direction in which it is least
+            sure, in % of the cameras' extent; None where it was not computed.
     """
 
     before: ModelStatistics
@@ -75,6 +93,26 @@ class TrackSummary:
     seconds: float
     uncertainty: tuple[float, float] | None
     doubtful: Mapping[str, float]
+    point_uncertainty: float | None = None
+
+
+@dataclass(frozen=True)
+class RefinedTracks:
+    """What `refine_tracks` gives.
+
+    Attributes:
+        model: the refined model.
+        summary: what became of it.
+        cameras: standard deviations of its cameras by the photo's name, where they are known.
+        ids: (T,) of its points.
+        sigmas: (T, 3) standard deviations of these, see `point_uncertainty.deviations`.
+    """
+
+    model: pycolmap.Reconstruction
+    summary: TrackSummary
+    cameras: Mapping[str, CameraUncertainty]
+    ids: np.ndarray
+    sigmas: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -100,21 +138,26 @@ def refine_tracks(
     freedom: Freedom,
     config: TrackConfig | None = None,
     options: MappingOptions | None = None,
-) -> tuple[TrackSummary, dict[str, CameraUncertainty]]:
+    kept_rounds: KeptRounds | None = None,
+) -> RefinedTracks:
     """Refines the points of a model in all photos that see them, and the model with them.
 
     Keypoints keep their numbers: those that move are moved in place, those that are dropped stay
-    without a point, and new ones come after the last.
+    without a point, and new ones come after the last. The model stays in its frame, which is the
+    one in which its cameras are nearest to where they were.
 
     Args:
-        model: changed in place; its cameras are for the photos as they are stored.
+        model: changed; its cameras are for the photos as they are stored.
         image_root: folder of the photos.
         freedom: what changes besides the points.
         config: the settings.
         options: minimum angle of a point's rays, and threads.
+        kept_rounds: gets the model after each round but the last; what an interrupted run has left
+            there is gone on from.
 
     Returns:
-        What became of the model, and the uncertainties of its cameras by name, if they are known.
+        The model, which is another object than `model` where rounds are kept, and what became of
+        it.
 
     Raises:
         EdmHlocError: the model has no points, or none of its photos can be read, or they agree at
@@ -128,67 +171,97 @@ def refine_tracks(
             "edm-hloc triangulate MODEL IMAGES OUT"
         )
     before, mapped = ModelStatistics.of(model), pycolmap.Reconstruction(model)
-    views = Views.of(model)
-    shelf = PhotoShelf(image_root, views.names, config.max_side)
-    threads = options.threads if options.threads > 0 else os.cpu_count() or 1
-    dropped: dict[tuple[int, int], int] = {}
-    added, repeated = 0, set[int]()
-    for number, radius in enumerate(config.patch_radii):
-        views = Views.of(model)
-        tracks = Tracks.of(model, views)
-        voting = np.ones(len(tracks.view), bool)
-        if number:
-            more = possible_observations(tracks, views, config.max_photos)
-            tracks, voting = joined(tracks, more)
-        found = align(tracks, voting, views, shelf, config, (radius, threads))
-        if shelf.unread.all():
-            raise EdmHlocError(
-                f"None of the {len(views.names)} photos of the model can be read in {image_root}: "
-                "give the folder that their names are relative to."
-            )
-        aligned = _agreeing(tracks, voting, found, config)
-        agree, of = (
-            np.bincount(tracks.view[which & voting], minlength=len(views.ids))
-            for which in (aligned, voting)
-        )
-        blurred = (agree < _FEWEST) & (2 * agree < of) & ~shelf.unread
-        aligned &= ~blurred[tracks.view]
-        as_mapped = (shelf.unread | blurred)[tracks.view] & voting
-        keep = aligned | as_mapped
-        share = float((aligned | shelf.unread[tracks.view])[voting].mean())
-        if share < _LEAST_SHARE:
-            raise EdmHlocError(
-                f"The photos in {image_root} agree at only {share:.0%} of what the model sees: are "
-                "they the ones that it was made of, and sharp?"
-            )
-        xy = np.where(aligned[:, None], found.xy, tracks.xy)
-        moved = Tracks(tracks.ids, tracks.xyz, tracks.start, tracks.view, tracks.index, xy)
-        again = repeated_points(moved.chosen(keep), views)
-        keep &= ~again[tracks.track]
-        added += _write(model, moved, views, keep, dropped)
-        repeated.update(tracks.ids[again].tolist())
-        with StepProgress("Adjusting to refined tracks"):
-            last = number == len(config.patch_radii) - 1
-            adjust(model, config.outlier, freedom, options, again=last)
+    shelf = PhotoShelf(image_root, tuple(posed_images(model)), config.max_side)
+    rounds = len(config.patch_radii)
+    progress = kept_rounds.latest(rounds - 1) if kept_rounds else None
+    progress = progress or Progress(model)
+    blurred: tuple[str, ...] = ()
+    while progress.rounds < rounds:
+        blurred = _one_round(progress, shelf, freedom, config, options)
+        if kept_rounds and progress.rounds < rounds:
+            progress = kept_rounds.keep(progress)
+    model = progress.model
     with StepProgress("Uncertainty of the cameras"):
-        uncertainties = camera_uncertainties(model, freedom, config, options)
+        of_cameras = camera_covariances(model, freedom, config, options)
+        uncertainties = camera_uncertainties(of_cameras, Views.of(model))
     with StepProgress("Keeping points as they were mapped"):
-        kept = put_back(model, mapped, repeated, options)
-    model.update_point_3d_errors()
+        kept = put_back(model, mapped, progress.repeated, options)
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    sigmas = deviations(point_covariances(tracks, views, kept, of_cameras), views)
+    if freedom.poses:
+        model.transform(frame_change(model, mapped, posed_images(mapped)))
     summary = TrackSummary(
         before=before,
         after=ModelStatistics.of(model),
-        rounds=len(config.patch_radii),
-        added=added,
-        repeated=len(repeated),
-        kept=kept,
-        blurred=tuple(np.array(views.names)[blurred].tolist()),
+        rounds=rounds,
+        added=progress.added,
+        repeated=len(progress.repeated),
+        kept=len(kept),
+        blurred=blurred,
         unread=tuple(np.array(views.names)[shelf.unread].tolist()),
         seconds=time.monotonic() - begin,
         uncertainty=median_uncertainty(uncertainties),
         doubtful=most_uncertain(uncertainties),
+        point_uncertainty=_middle(sigmas[:, 0]),
     )
-    return summary, uncertainties
+    return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
+
+
+def _middle(values: np.ndarray) -> float | None:
+    """Median of those that are known."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
+
+
+def _one_round(
+    progress: Progress,
+    shelf: PhotoShelf,
+    freedom: Freedom,
+    config: TrackConfig,
+    options: MappingOptions,
+) -> tuple[str, ...]:
+    """Aligns all tracks, adjusts the model to them, and gives the names of blurred photos."""
+    model, number = progress.model, progress.rounds
+    threads = options.threads if options.threads > 0 else os.cpu_count() or 1
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    voting = np.ones(len(tracks.view), bool)
+    if number:
+        more = possible_observations(tracks, views, config.max_photos)
+        tracks, voting = joined(tracks, more)
+    found = align(tracks, voting, views, shelf, config, (config.patch_radii[number], threads))
+    if shelf.unread.all():
+        raise EdmHlocError(
+            f"None of the {len(views.names)} photos of the model can be read in {shelf.root}: "
+            "give the folder that their names are relative to."
+        )
+    aligned = _agreeing(tracks, voting, found, config)
+    agree, of = (
+        np.bincount(tracks.view[which & voting], minlength=len(views.ids))
+        for which in (aligned, voting)
+    )
+    blurred = (agree < _FEWEST) & (2 * agree < of) & ~shelf.unread
+    aligned &= ~blurred[tracks.view]
+    as_mapped = (shelf.unread | blurred)[tracks.view] & voting
+    keep = aligned | as_mapped
+    share = float((aligned | shelf.unread[tracks.view])[voting].mean())
+    if share < _LEAST_SHARE:
+        raise EdmHlocError(
+            f"The photos in {shelf.root} agree at only {share:.0%} of what the model sees: are "
+            "they the ones that it was made of, and sharp?"
+        )
+    xy = np.where(aligned[:, None], found.xy, tracks.xy)
+    moved = Tracks(tracks.ids, tracks.xyz, tracks.start, tracks.view, tracks.index, xy)
+    again = repeated_points(moved.chosen(keep), views)
+    keep &= ~again[tracks.track]
+    progress.added += _write(model, moved, views, keep, progress.dropped)
+    progress.repeated.update(tracks.ids[again].tolist())
+    with StepProgress("Adjusting to refined tracks"):
+        last = number == len(config.patch_radii) - 1
+        adjust(model, config.outlier, freedom, options, again=last)
+    progress.rounds += 1
+    return tuple(np.array(views.names)[blurred].tolist())
 
 
 def refine_model(
@@ -200,12 +273,15 @@ def refine_model(
 ) -> TrackSummary:
     """Refines the tracks of a COLMAP model and writes the model to `out`, binary, in its old frame.
 
+    While it is at work, the model after each round lies in a hidden folder beside `out`, from which
+    the same call goes on if it was killed.
+
     Args:
         reference: folder of the model, COLMAP's own, hloc's or any other.
         image_root: folder of its photos.
         out: folder of the new model, written on success only; may be that of the reference. A model
-            that is there is replaced. The cameras' uncertainties are written beside it, see
-            `uncertainty.uncertainty_file`.
+            that is there is replaced. The uncertainties of cameras and points are written beside
+            it, see `uncertainty_files`.
         kept: what of the cameras stays as it is.
         options: minimum angle of a point's rays, and threads.
 
@@ -213,25 +289,47 @@ def refine_model(
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
     """
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
-    kept = kept or Kept()
+    kept, options = kept or Kept(), options or MappingOptions()
+    posed = posed_images(model)
     constant = frozenset(
-        image.camera_id
-        for name, image in posed_images(model).items()
-        if kept.intrinsics or name in kept.names
+        image.camera_id for name, image in posed.items() if kept.intrinsics or name in kept.names
     )
     freedom = Freedom(not kept.poses, constant=constant, distortion=not kept.distortion)
-    with new_model_folder(out) as temporary, quiet_colmap():
-        summary, uncertainties = refine_tracks(model, image_root, freedom, options=options)
-        if freedom.poses:
-            before = read_model(reference)
-            model.transform(frame_change(model, before, posed_images(before)))
-        write_model(model, image_root, temporary)
-    file = uncertainty_file(out)
-    if uncertainties:
-        write_uncertainties(file, uncertainties)
-    else:
+    config = TrackConfig()
+    made_from = [
+        pycolmap.__version__,
+        sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
+        image_stamps(image_root, posed),
+        [freedom.poses, sorted(constant), freedom.distortion],
+        [asdict(config), options.of_mapping()],
+    ]
+    check_replaceable(out)
+    rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
+    try:
+        with new_model_folder(out) as temporary, quiet_colmap():
+            found = refine_tracks(model, image_root, freedom, config, options, rounds)
+            write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
+    except EdmHlocError:
+        rounds.remove()
+        raise
+    cameras, points = uncertainty_files(out)
+    for file in (cameras, points):
         file.unlink(missing_ok=True)
-    return summary
+    if found.cameras:
+        write_uncertainties(cameras, found.cameras)
+    write_point_uncertainties(points, found.ids, found.sigmas)
+    rounds.remove()
+    return found.summary
+
+
+def rounds_folder(out: Path) -> Path:
+    """Where the models between rounds lie while the model in `out` is being refined."""
+    return journal_path(uncertainty_file(out))
+
+
+def uncertainty_files(out: Path) -> tuple[Path, Path]:
+    """The files beside a refined model that hold the uncertainties of its cameras and points."""
+    return uncertainty_file(out), point_uncertainty_file(out)
 
 
 def _agreeing(
@@ -271,11 +369,11 @@ def _write(
     ids = tracks.ids[tracks.track]
     for v, image_id in enumerate(views.ids.tolist()):
         points = model.images[image_id].points2D
-        its = np.flatnonzero((tracks.view == v) & keep)
-        for n in its.tolist():
-            if known[n]:
-                points[int(tracks.index[n])].xy = tracks.xy[n]
-                continue
+        own = tracks.view == v
+        there = own & keep & known
+        for index, xy in zip(tracks.index[there].tolist(), tracks.xy[there], strict=True):
+            points[index].xy = xy
+        for n in np.flatnonzero(own & keep & ~known).tolist():
             index = dropped.pop((int(ids[n]), image_id), len(points))
             if index == len(points):
                 points.append(pycolmap.Point2D(tracks.xy[n]))

@@ -25,12 +25,13 @@ from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kernel import PATCH_SIGMAS
 
 _DOUBTFUL = 5.0  # times the median uncertainty
+_SAMPLED = 20  # photos of which the overlap of patches is measured, at most
 _MOST_PHOTOS = 400  # of which the covariances of all pairs are computed
 _DAMPING = (
     1.0  # makes the frame, which is taken out in the end, determined; all else is far more so
 )
 UNSEEN = 1.2  # true errors over those that residuals tell: rendered scenes, seeds 3 to 5
-_RAYLEIGH = 1.1774  # median length of errors that are normal with 1 along each axis
+RAYLEIGH = 1.1774  # median length of errors that are normal with 1 along each axis
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,16 @@ class CameraUncertainty:
     rotation: tuple[float, float, float]
 
 
-def camera_uncertainties(
+def camera_covariances(
     model: pycolmap.Reconstruction,
     freedom: Freedom,
     config: TrackConfig,
     options: MappingOptions | None = None,
-) -> dict[str, CameraUncertainty]:
-    """Standard deviations of the cameras of a model, by the name of the photo.
+) -> np.ndarray | None:
+    """Covariance (6V, 6V) of the cameras of a model, sorted by name, in a frame of their own.
+
+    Of each camera three of its rotation about its axes, radians, then three of its centre in the
+    world.
 
     Args:
         model: adjusted to its points.
@@ -65,7 +69,7 @@ def camera_uncertainties(
     """
     views = Views.of(model)
     if not freedom.poses or not 2 <= len(views.ids) <= _MOST_PHOTOS:
-        return {}
+        return None
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
     adjuster = adjuster_of(model, scale, freedom, options or MappingOptions(), held=False)
@@ -74,15 +78,28 @@ def camera_uncertainties(
     wanted.params = pycolmap.BACovarianceOptionsParams.POSES
     found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
     if found is None:
-        return {}
-    noise = scale / _RAYLEIGH / np.sqrt(_left_free(tracks, views))
+        return None
+    noise = scale / RAYLEIGH / np.sqrt(_left_free(tracks, views))
     shared = _sharing_errors(tracks, views, config)
     covariance = _of_centres(found, views) * (shared * (UNSEEN * noise) ** 2)
-    free = _free_of_frame(covariance, views)
+    return _free_of_frame(covariance, views)
+
+
+def camera_uncertainties(
+    covariances: np.ndarray | None, views: Views
+) -> dict[str, CameraUncertainty]:
+    """Standard deviations of cameras by the name of the photo; none if they are not known.
+
+    Args:
+        covariances: of `camera_covariances`.
+        views: the same cameras.
+    """
+    uncertainties: dict[str, CameraUncertainty] = {}
+    if covariances is None:
+        return uncertainties
     extent = max(largest_distance(views.centres), 1e-12)
-    uncertainties = {}
     for v, name in enumerate(views.names):
-        own = free[6 * v : 6 * v + 6, 6 * v : 6 * v + 6]
+        own = covariances[6 * v : 6 * v + 6, 6 * v : 6 * v + 6]
         turn = np.degrees(np.sqrt(np.maximum(np.diag(own)[:3], 0)))
         along = np.diag(views.R[v] @ own[3:, 3:] @ views.R[v].T)
         place = 100 / extent * np.sqrt(np.maximum(along, 0))
@@ -147,15 +164,17 @@ def _sharing_errors(tracks: Tracks, views: Views, config: TrackConfig) -> float:
     Gaussians of a third of a patch's side.
     """
     sigma = config.patch_radii[-1] / PATCH_SIGMAS
-    shared = float(len(tracks.view))
-    for v, camera in enumerate(views.cameras):
+    shared, number = 0.0, 0
+    for v in range(0, len(views.cameras), -(-len(views.cameras) // _SAMPLED)):
+        camera = views.cameras[v]
         reduction = max(1.0, max(camera.width, camera.height) / config.max_side)
         xy = tracks.xy[tracks.view == v] / reduction
+        shared, number = shared + len(xy), number + len(xy)
         if len(xy) > 1:
             pairs = cKDTree(xy).query_pairs(4 * sigma, output_type="ndarray")
             squared = ((xy[pairs[:, 0]] - xy[pairs[:, 1]]) ** 2).sum(axis=1)
             shared += 2 * float(np.exp(-squared / (4 * sigma**2)).sum())
-    return shared / max(1, len(tracks.view))
+    return shared / max(1, number)
 
 
 def _of_centres(found: pycolmap.BACovariance, views: Views) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pycolmap
 import pytest
 
+from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 
@@ -62,3 +63,29 @@ def test_quiet_colmap_restores_the_level(capfd: pytest.CaptureFixture[str]) -> N
         fail()
     assert pycolmap.logging.minloglevel == before
     assert "unheard of" not in capfd.readouterr().err
+
+
+def test_points_and_observations_as_arrays(model: Path) -> None:
+    """The same as by COLMAP's objects, one by one; of registered photos only."""
+    whole = pycolmap.Reconstruction(model)
+    whole.delete_point3D(min(whole.point3D_ids()))
+    whole.deregister_frame(min(whole.reg_frame_ids()))
+    found = ModelArrays.of(whole)
+    assert found.ids.tolist() == sorted(whole.point3D_ids())
+    for point_id, xyz in zip(found.ids.tolist(), found.xyz, strict=True):
+        assert (whole.points3D[point_id].xyz == xyz).all()
+    rows = [
+        (image_id, index, point.point3D_id, *point.xy)
+        for image_id, image in sorted(whole.images.items())
+        for index, point in enumerate(image.points2D)
+        if image.has_pose and point.has_point3D()
+    ]
+    assert len(rows) > 50
+    columns = (found.image, found.index, found.point, *found.xy.T)
+    assert sorted(zip(*(column.tolist() for column in columns), strict=True)) == rows
+
+
+def test_a_model_without_points_as_arrays() -> None:
+    found = ModelArrays.of(pycolmap.Reconstruction())
+    assert found.xyz.shape == (0, 3)
+    assert found.xy.shape == (0, 2)

@@ -24,6 +24,7 @@ from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.pipelines import extending
 from edm_hloc.pipelines.reconstruct import (
     RECONSTRUCTION_KEYPOINTS,
     ReconstructionConfig,
@@ -31,6 +32,7 @@ from edm_hloc.pipelines.reconstruct import (
     triangulate_model,
 )
 from edm_hloc.pipelines.run import Run
+from edm_hloc.tracks import refine
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
@@ -107,6 +109,40 @@ def test_refined_tracks(scene: Path, finished: Path, tmp_path: Path) -> None:
     comparison = compare(out / "model", scene / "truth")
     assert comparison.registered == 7
     assert comparison.rotation_median < 0.25
+
+
+def test_a_run_killed_while_tracks_are_refined_maps_nothing_again(
+    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"),
+        mapping=MappingOptions(threads=1),
+        refine_tracks=True,
+    )
+
+    def run(out: Path) -> Run:
+        return reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for out in (whole, again):
+        shutil.copytree(finished, out)
+    results = run(whole).results
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refine, "possible_observations", kill)  # the second round begins with it
+        with pytest.raises(KeyboardInterrupt):
+            run(again)
+    assert not (again / "model").exists()
+    monkeypatch.setattr(extending, "map_database", kill)
+    found = run(again).results
+    assert found["mapped"]["statistics"] == results["mapped"]["statistics"]
+    assert found["mapped_from"] == results["mapped_from"]
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        assert (again / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+    assert {p.name for p in again.iterdir()} == {p.name for p in whole.iterdir()}
 
 
 def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:

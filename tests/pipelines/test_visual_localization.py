@@ -239,6 +239,33 @@ def test_own_photos_calibrated_or_not(
     assert facts.photo_path("database/db/1.jpg") == moved / "database/db/1.jpg"
 
 
+def test_queries_aligned_to_all_photos_of_a_point_are_more_exact(
+    aachen: Path, tmp_path: Path
+) -> None:
+    matcher = TruthMatcher(aachen, images="images_upright")
+    options = AachenOptions(retrieval=ALL, refine_tracks=True)
+    localize_aachen(aachen, tmp_path / "a", matcher, options)
+    images, queries = aachen / "images_upright", aachen / "images_upright/query/day"
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=320, height=240, params=[352, 160, 120])
+    truth = {
+        name.removeprefix("query/day/"): pose
+        for name, pose in read_truth(aachen / "truth/queries/day.txt")["day"].items()
+    }
+    errors = {}
+    for refined in (False, True):
+        config = LocalizationConfig(
+            known_cameras=dict.fromkeys(truth, camera), refine_tracks=refined
+        )
+        run, answers = localize_photos(
+            tmp_path / "a/sfm/model", images, queries, tmp_path / f"{refined}", matcher, config
+        )
+        assert all((a.aligned > 30) is refined for a in answers)
+        found = read_poses(run.out / "poses.txt")
+        errors[refined] = np.array([pose_errors(found[n], pose) for n, pose in truth.items()])
+    print(errors)
+    assert (errors[True] < 0.5 * errors[False]).all()  # metres and degrees
+
+
 def test_photos_of_another_size_than_the_model(aachen: Path, tmp_path: Path) -> None:
     """As with `images_2` beside a model of `images`; and with a photo that was turned."""
     matcher = TruthMatcher(aachen, images="images_upright")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,10 +17,20 @@ from edm_hloc.cli import main
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.adjustment import Freedom
+from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
-from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, refine_tracks
+from edm_hloc.tracks.point_uncertainty import deviations, point_covariances
+from edm_hloc.tracks.refine import (
+    Kept,
+    TrackSummary,
+    refine_model,
+    refine_tracks,
+    rounds_folder,
+)
+from edm_hloc.tracks.uncertainty import camera_covariances
 from tests.mapping.scenes import look_at
 
 SIZE = (240, 180)
@@ -110,7 +121,8 @@ def _refined(
     roof: Roof, images: Path | None = None, config: TrackConfig | None = None
 ) -> tuple[pycolmap.Reconstruction, TrackSummary]:
     model = pycolmap.Reconstruction(roof.model)
-    return model, refine_tracks(model, images or roof.images, FIXED, config, THREADS)[0]
+    found = refine_tracks(model, images or roof.images, FIXED, config, THREADS)
+    return found.model, found.summary
 
 
 def test_cameras_become_several_times_as_exact(roof: Roof, tmp_path: Path) -> None:
@@ -290,9 +302,69 @@ def test_points_alone_are_refined_with_known_poses(roof: Roof, tmp_path: Path) -
     assert off(refined) < off(model) / 3
 
 
+def test_a_killed_refinement_goes_on_after_its_last_round(
+    roof: Roof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    refine_model(roof.model, roof.images, whole, options=THREADS)
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refine, "possible_observations", kill)  # the second round begins with it
+        with pytest.raises(KeyboardInterrupt):
+            refine_model(roof.model, roof.images, again, options=THREADS)
+    assert not again.exists()
+    assert (rounds_folder(again) / "round-1" / "points3D.bin").is_file()
+    radii = []
+
+    def align(*arguments: Any) -> Alignment:
+        radii.append(arguments[-1][0])
+        return alignment.align(*arguments)
+
+    monkeypatch.setattr(refine, "align", align)
+    refine_model(roof.model, roof.images, again, options=THREADS)
+    assert radii == [TrackConfig().patch_radii[1]]
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"{name}{end}"
+        for name in ("whole", "again")
+        for end in ("", "_uncertainty.json", "_points_uncertainty.npz")
+    }
+
+
+def test_points_are_as_far_from_the_surface_as_is_told(roof: Roof) -> None:
+    found = refine_tracks(pycolmap.Reconstruction(roof.model), roof.images, FIXED, options=THREADS)
+    model, truth = found.model, pycolmap.Reconstruction(roof.truth)
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    assert (tracks.ids == found.ids).all()
+    of_cameras = camera_covariances(model, FIXED, TrackConfig(), THREADS)
+    covariance = point_covariances(tracks, views, set(), of_cameras)
+    told = deviations(covariance, views)
+    assert (told[:, 0] >= told[:, 2]).all()
+    frame = frame_change(model, truth, posed_images(model))
+    turn = frame.rotation.matrix()
+    model.transform(frame)
+    xyz = np.array([model.points3D[i].xyz for i in found.ids.tolist()])
+    clear = np.abs(xyz[:, 0]) > 0.1  # of the ridge
+    normals = np.where(xyz[:, :1] < 0, *SLOPES)
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    off = np.einsum("ti,ti->t", xyz, normals)
+    along = normals @ turn  # the same directions in the frame of the covariances
+    sigma = frame.scale * np.sqrt(np.einsum("ti,tij,tj->t", along, covariance, along))
+    ratio = (off / sigma)[clear & (np.diff(tracks.start) > 2)]
+    print(np.sqrt(np.mean(ratio**2)), np.mean(np.abs(ratio) < 1), np.mean(np.abs(ratio) < 2))
+    assert len(ratio) > 300
+    assert 0.55 < np.mean(np.abs(ratio) < 1) < 0.85
+    assert np.mean(np.abs(ratio) < 2) > 0.88
+
+
 def test_uncertainties_are_about_as_large_as_the_errors(roof: Roof) -> None:
     model = pycolmap.Reconstruction(roof.model)
-    _, found = refine_tracks(model, roof.images, FIXED, options=THREADS)
+    found = refine_tracks(model, roof.images, FIXED, options=THREADS).cameras
     truth = pycolmap.Reconstruction(roof.truth)
     now, then = posed_images(model), posed_images(truth)
     assert found.keys() == now.keys()

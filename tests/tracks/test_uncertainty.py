@@ -11,7 +11,13 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 from edm_hloc.tracks.config import TrackConfig
-from edm_hloc.tracks.uncertainty import CameraUncertainty, camera_uncertainties, most_uncertain
+from edm_hloc.tracks.geometry import Views
+from edm_hloc.tracks.uncertainty import (
+    CameraUncertainty,
+    camera_covariances,
+    camera_uncertainties,
+    most_uncertain,
+)
 from tests.mapping.scenes import look_at
 
 CAMERA = pycolmap.Camera(
@@ -54,7 +60,8 @@ def test_uncertainties_are_the_spread_of_the_errors() -> None:
         for _ in range(TRIALS):
             model = _model(rng, NOISE)
             adjuster_of(model, NOISE, FIXED, THREADS).solve()
-            told = camera_uncertainties(model, FIXED, TrackConfig(), THREADS)
+            covariances = camera_covariances(model, FIXED, TrackConfig(), THREADS)
+            told = camera_uncertainties(covariances, Views.of(model))
             model.transform(frame_change(model, truth, true))
             for name, image in posed_images(model).items():
                 R, true_R = (i.cam_from_world().rotation.matrix() for i in (image, true[name]))

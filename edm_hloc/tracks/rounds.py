@@ -1,0 +1,120 @@
+"""What a round of the refinement leaves to the next one, kept in a folder until the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pycolmap
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import remove_leftover, write_whole
+
+logger = logging.getLogger(__name__)
+
+_MADE_FROM, _STATE = "made_from.txt", "state.json"
+
+
+@dataclass
+class Progress:
+    """A model between two rounds.
+
+    Attributes:
+        model: as it is after `rounds` rounds.
+        rounds: number of rounds that are done.
+        added: observations that the model did not have.
+        repeated: ids of points that others repeated.
+        dropped: number of the keypoint of each observation that was dropped, by point and image:
+            it is used again when the point is found there after all.
+    """
+
+    model: pycolmap.Reconstruction
+    rounds: int = 0
+    added: int = 0
+    repeated: set[int] = field(default_factory=set)
+    dropped: dict[tuple[int, int], int] = field(default_factory=dict)
+
+
+class KeptRounds:
+    """The model after each round, to go on from after a kill.
+
+    Args:
+        folder: of ours alone; what lies there of other inputs is removed.
+        made_from: fingerprint of everything that the rounds depend on.
+
+    Raises:
+        EdmHlocError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, made_from: str) -> None:
+        self._folder = folder
+        marker = folder / _MADE_FROM
+        try:
+            if not (marker.is_file() and marker.read_text("utf-8") == made_from):
+                remove_leftover(folder)
+                write_whole(marker, made_from)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
+
+    def keep(self, progress: Progress) -> Progress:
+        """Writes the state after a round.
+
+        Returns:
+            The same, read again: points of a model that was read have another order than those of
+            one that was changed, and a run that goes on from here is to give the same bits.
+        """
+        place = self._place(progress.rounds)
+        temporary = place.with_suffix(".tmp")
+        state = {
+            "added": progress.added,
+            "repeated": sorted(progress.repeated),
+            "dropped": [[*key, index] for key, index in progress.dropped.items()],
+        }
+        try:
+            remove_leftover(temporary)
+            temporary.mkdir()
+            progress.model.write_binary(temporary)
+            (temporary / _STATE).write_text(json.dumps(state), "utf-8")
+            temporary.rename(place)
+        except OSError as error:
+            raise EdmHlocError(
+                f"Cannot write {place}: {error.strerror or error}. Free some disk space, then run "
+                "again: what is already stored is kept."
+            ) from error
+        return self._read(progress.rounds)
+
+    def latest(self, rounds: int) -> Progress | None:
+        """The state after the last round that is whole, of so many; None if there is none."""
+        for number in range(rounds, 0, -1):
+            place = self._place(number)
+            if place.is_dir():
+                try:
+                    found = self._read(number)
+                except (EdmHlocError, OSError, ValueError, KeyError):
+                    shutil.rmtree(place, ignore_errors=True)
+                    continue
+                logger.warning("Refining goes on after round %d of an interrupted run.", number)
+                return found
+        return None
+
+    def remove(self) -> None:
+        """Removes all that was kept."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _read(self, number: int) -> Progress:
+        place = self._place(number)
+        state = json.loads((place / _STATE).read_text("utf-8"))
+        return Progress(
+            read_model(place),
+            number,
+            int(state["added"]),
+            set(state["repeated"]),
+            {(point, image): index for point, image, index in state["dropped"]},
+        )
+
+    def _place(self, number: int) -> Path:
+        return self._folder / f"round-{number}"
