@@ -96,10 +96,12 @@ class ModelArrays:
         record = record[np.argsort(record["id"])]
         none = np.zeros(0, np.int64)
         return cls(
-            record["id"].astype(np.int64),
-            record["xyz"].reshape(-1, 3),
-            *(np.concatenate([none, *parts]) for parts in (image, index, point)),
-            np.concatenate([np.zeros((0, 2)), *xy]),
+            ids=record["id"].astype(np.int64),
+            xyz=record["xyz"].reshape(-1, 3),
+            image=np.concatenate([none, *image]),
+            index=np.concatenate([none, *index]),
+            point=np.concatenate([none, *point]),
+            xy=np.concatenate([np.zeros((0, 2)), *xy]),
         )
 
 

@@ -13,7 +13,7 @@ from edm_hloc.tracks.geometry import Tracks, Views
 
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
-_FEW = 4  # of adjustments that others follow
+_FEW = 3  # of adjustments that others follow
 _SETTLED = 1e-4  # relative change of the cost
 
 

@@ -15,6 +15,7 @@ from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import (
     Tracks,
     Views,
+    determinants,
     mean_directions,
     plane_normals,
     reference_observations,
@@ -153,7 +154,9 @@ def _align_block(
     first = stack.first[tracks.view]
     largest = stack.scales[first]
     by_planes, by_facing = (
-        _between_photos(tracks, surface_maps(tracks, views, normals[rows]) * largest[:, :, None])
+        _between_photos(
+            tracks, surface_maps(tracks, views, normals[rows], start) * largest[:, :, None]
+        )
         for normals in (of_round.planes, of_round.facing)
     )
     good = _of_use(by_planes)
@@ -165,7 +168,7 @@ def _align_block(
     first, largest = first[usable], largest[usable]
     maps = np.array([by_planes[usable], by_facing[usable]])
     # The copy of the photo that has about as many pixels to a pixel of the patch
-    scale = np.sqrt(np.abs(np.linalg.det(maps[0])))
+    scale = np.sqrt(np.abs(determinants(maps[0])))
     level = np.clip(np.floor(np.log2(scale) + 0.5), 0, stack.number[tracks.view] - 1)
     copy = first + level.astype(int)
     scales = stack.scales[copy]
@@ -199,16 +202,17 @@ def _between_photos(tracks: Tracks, surface: np.ndarray) -> np.ndarray:
     if not len(surface):
         return surface
     reference = surface[reference_observations(tracks, surface)]
-    determinant = np.linalg.det(reference)
+    determinant = determinants(reference)
     sure = np.isfinite(determinant) & (np.abs(determinant) > 0)
-    back = np.full_like(reference, np.nan)
-    back[sure] = np.linalg.inv(reference[sure])
+    (a, b), (c, d) = reference.transpose(1, 2, 0)
+    back = np.array([[d, -b], [-c, a]]).transpose(2, 0, 1)
+    back /= np.where(sure, determinant, np.nan)[:, None, None]
     return np.asarray(surface @ back[tracks.track])
 
 
 def _of_use(maps: np.ndarray) -> np.ndarray:
     """Which of the maps (N, 2, 2) are finite and of a sensible scale."""
-    determinant = np.abs(np.linalg.det(np.nan_to_num(maps)))
+    determinant = np.abs(determinants(maps))  # NaN is neither
     return np.asarray((determinant > _SMALLEST_MAP) & (determinant < _LARGEST_MAP))
 
 

@@ -191,8 +191,17 @@ def plane_normals(xyz: np.ndarray, facing: np.ndarray, neighbours: int) -> np.nd
     return np.where(sure[:, None], normal, facing)
 
 
-def surface_maps(tracks: Tracks, views: Views, normals: np.ndarray) -> np.ndarray:
-    """Derivatives (N, 2, 2) of each observation's pixel, by a shift along the point's plane."""
+def surface_maps(
+    tracks: Tracks, views: Views, normals: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """Derivatives (N, 2, 2) of each observation's pixel, by a shift along the point's plane.
+
+    Args:
+        tracks: points and observations.
+        views: the cameras.
+        normals: (T, 3) of the planes.
+        start: (N, 2) pixels that the points are projected to.
+    """
     helper = np.eye(3)[np.argmin(np.abs(normals), axis=1)]
     first = np.cross(normals, helper)
     first /= np.linalg.norm(first, axis=1, keepdims=True)
@@ -203,15 +212,19 @@ def surface_maps(tracks: Tracks, views: Views, normals: np.ndarray) -> np.ndarra
     step = _STEP * np.abs(views.depth(xyz, view)) / focal
     columns = []
     for k in range(2):
-        shift = axes[track, k] * step[:, None]
-        ahead, behind = views.project(xyz + shift, view), views.project(xyz - shift, view)
-        columns.append((ahead - behind) / (2 * step[:, None]))
+        ahead = views.project(xyz + axes[track, k] * step[:, None], view)
+        columns.append((ahead - start) / step[:, None])
     return np.stack(columns, axis=2)
+
+
+def determinants(maps: np.ndarray) -> np.ndarray:
+    """(N,) of maps (N, 2, 2)."""
+    return np.asarray(maps[:, 0, 0] * maps[:, 1, 1] - maps[:, 0, 1] * maps[:, 1, 0])
 
 
 def reference_observations(tracks: Tracks, maps: np.ndarray) -> np.ndarray:
     """(T,) the observation of each point that shows its surface at the middle scale."""
-    scale = np.abs(np.linalg.det(maps))
+    scale = np.abs(determinants(maps))
     order = np.lexsort([scale, tracks.track])
     middle = tracks.start[:-1] + (np.diff(tracks.start) - 1) // 2
     return order[np.clip(middle, 0, len(order) - 1)]

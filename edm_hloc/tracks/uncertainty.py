@@ -82,6 +82,8 @@ def camera_covariances(
     noise = scale / RAYLEIGH / np.sqrt(_left_free(tracks, views))
     shared = _sharing_errors(tracks, views, config)
     covariance = _of_centres(found, views) * (shared * (UNSEEN * noise) ** 2)
+    if not np.isfinite(covariance).all():  # as where photos were mapped onto one place
+        return None
     return _free_of_frame(covariance, views)
 
 

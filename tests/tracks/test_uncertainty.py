@@ -77,6 +77,27 @@ def test_uncertainties_are_the_spread_of_the_errors() -> None:
         assert 0.92 < np.mean(np.abs(own) < 2) < 0.98  # 95 %
 
 
+def test_a_model_that_has_collapsed_has_no_uncertainties() -> None:
+    """Two photos at one place, with all their points within a billionth of the others' depth."""
+    model = _model(np.random.default_rng(0), NOISE)
+    for k in (1, 2):
+        image = model.images[k]
+        far = image.cam_from_world()
+        near = pycolmap.Rigid3d(far.rotation, 1e-9 * far.translation)
+        image.frame.rig_from_world = near
+    seen = [(k, i) for k in (1, 2) for i in range(len(model.images[1].points2D))]
+    for k, i in seen:
+        if model.images[k].points2D[i].has_point3D():
+            model.delete_observation(k, i)
+    for i in range(len(model.images[1].points2D)):
+        elements = [pycolmap.TrackElement(k, i) for k in (1, 2)]
+        model.add_point3D(1e-9 * np.array([i % 12 - 6, i // 12 - 4, 0.0]), pycolmap.Track(elements))
+    with quiet_colmap():
+        found = camera_covariances(model, FIXED, TrackConfig(), THREADS)
+    assert found is None or np.isfinite(found).all()
+    assert camera_uncertainties(None, Views.of(model)) == {}
+
+
 def test_the_most_uncertain_cameras_are_named() -> None:
     sure = CameraUncertainty((0.001, 0.001, 0.001), (0.002, 0.002, 0.002))
     bad = CameraUncertainty((0.01, 0.0, 0.0), (0.002, 0.002, 0.002))
