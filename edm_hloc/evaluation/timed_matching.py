@@ -44,8 +44,8 @@ def match_timed(
 ) -> TimedMatches:
     """Matches pairs into a folder of raw matches, from which an interrupted call continues.
 
-    The time of all calls is kept in a file beside the folder. Before the first one a pair is
-    matched and forgotten, so that what is done once (compiling, loading libraries) is not counted.
+    The time of all calls is kept in a file beside the folder. Before each of them a pair is matched
+    and forgotten, so that what is done once (compiling, loading libraries) is not counted.
 
     Args:
         images: folder of the photos.
@@ -59,14 +59,15 @@ def match_timed(
     """
     record = raw.with_name(f"{raw.name}.time.json")
     before = {"pairs": 0, "cpu_seconds": 0.0}
-    if not raw.exists():
-        _warm_up(images, pairs[0], matcher)
-    elif record.is_file():
+    _warm_up(images, pairs[0], matcher)
+    if record.is_file():
         with contextlib.suppress(EdmHlocError, KeyError, TypeError, ValueError):
             found = read_json_object(record, "record of a time")
             before = {"pairs": int(found["pairs"]), "cpu_seconds": float(found["cpu_seconds"])}
     start = time.process_time()
     summary = match_pairs(images, pairs, matcher, raw, dense)
+    if not summary.resumed:  # the record is of matches that are there no more
+        before = {"pairs": 0, "cpu_seconds": 0.0}
     if summary.matched:
         before["pairs"] += summary.matched
         before["cpu_seconds"] += time.process_time() - start
