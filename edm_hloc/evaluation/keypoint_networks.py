@@ -179,7 +179,8 @@ def _lightglue(name: str, weights: Path | None) -> nn.Module:
     else:
         network = LightGlue(None, weights=None, input_dim=128)  # type: ignore[arg-type]
         _filled(network, _file(weights, (f"{name}_lightglue.pth",)))
-    for layer in network.transformers:
+    layers: Any = network.transformers
+    for layer in layers:
         layer.cross_attn.forward = partial(_cross_attention, layer.cross_attn)
     return network
 
