@@ -1,10 +1,11 @@
 """Errors of cameras before and after the refinement of tracks, on rendered photos with exact truth.
 
-    python benchmarks/refined_tracks.py OUT --seeds 3 4
+    python benchmarks/refined_tracks.py OUT --seeds 3 4 [--unknown]
 
 For each seed, OUT/SEED/scene holds the photos of a rendered square and their true cameras,
 OUT/SEED/mapped what `edm-hloc reconstruct` makes of them with the true intrinsics,
-and OUT/SEED/refined what `edm-hloc refine-model --keep-intrinsics` makes of that model. Printed are
+and OUT/SEED/refined what `edm-hloc refine-model --keep-intrinsics` makes of that model; with
+`--unknown` both find the intrinsics themselves, of each photo by itself. Printed are
 the medians of the cameras' errors, the CPU time of the refinement, the root mean square of the true
 errors along all axes over the standard deviations in OUT/SEED/refined_uncertainty.json, and the
 shares within one and two of these; and these shares of the points, of which the true depth is known
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4])
     parser.add_argument("--views", type=int, default=10)
+    parser.add_argument("--unknown", action="store_true", help="intrinsics are not given")
     args = parser.parse_args()
     rows = []
     for seed in args.seeds:
@@ -49,9 +51,11 @@ def main() -> None:
         truth, images = scene / "truth", str(scene / "images")
         if not (truth / "cameras.txt").is_file():
             make_photo_collection(scene, views=args.views, seed=seed, depth_maps=True)
-        _run("reconstruct", images, str(mapped), "--known", str(truth))
+        known = [] if args.unknown else ["--known", str(truth)]
+        kept = [] if args.unknown else ["--keep-intrinsics"]
+        _run("reconstruct", images, str(mapped), *known)
         start = time.process_time()
-        _run("refine-model", str(mapped / "model"), images, str(refined), "--keep-intrinsics")
+        _run("refine-model", str(mapped / "model"), images, str(refined), *kept)
         seconds = time.process_time() - start
         for title, model in (("mapped", mapped / "model"), ("refined", refined)):
             c = compare(model, truth)
