@@ -83,7 +83,8 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"added{removed}; its cameras moved by at most {100 * extended['moved']:.2g} % of "
             f"their extent and {extended['rotated']:.2g}°"
         )
-    missing = mapped["unregistered"]
+    elsewhere = set(mapped.get("elsewhere", ()))
+    missing = [name for name in mapped["unregistered"] if name not in elsewhere]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         print(f"Missing     {', '.join(missing[:5])}{more}")
@@ -96,6 +97,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         print(
             f"Turned      {len(turned)} photos were taken from one place and match no others, so "
             f"they give no model, e.g. {turned[0]}"
+        )
+    alike = mapped.get("look_alikes")
+    if alike:
+        print(
+            f"Look alike  {len(alike):,} verified pairs, probably of different places, e.g. "
+            f"{' and '.join(alike[0])}: left out, as they had folded the model"
         )
     flat = mapped.get("undistorted_photos")
     if flat:

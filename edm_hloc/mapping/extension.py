@@ -134,6 +134,9 @@ def extend_model(
             unregistered=tuple(sorted(names - posed_images(main).keys())),
             components=(main.num_reg_images(), *(m.num_reg_images() for m in others)),
             seconds=time.monotonic() - start,
+            elsewhere=tuple(
+                sorted({n for m in others for n in posed_images(m)} - posed_images(main).keys())
+            ),
             undistorted=not earlier.distorted,
             undistorted_photos=() if earlier.distorted else tuple(posed_images(main)),
         )

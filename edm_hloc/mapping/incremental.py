@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from edm_hloc.base.colmap import open_database
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.forecast import forecast
+from edm_hloc.mapping.look_alikes import ViewAgreement, many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, focal_lengths_agree, plausible_images
 from edm_hloc.mapping.priors import use_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of
 from edm_hloc.mapping.thinning import thin_database
+from edm_hloc.mapping.unfolding import REGISTERED, unfold
 
 logger = logging.getLogger(__name__)
 
@@ -160,11 +162,16 @@ class FoundModel:
         undistorted: distortion was left at zero, as no believable model was found with it.
         one_camera: its photos, which have a camera each in the database, share one here, as no
             believable model was found otherwise.
+        look_alikes: names of the photos of verified pairs that were left out: with them the model
+            had folded.
+        agreements: how far its photos agree; of the largest model of a part only.
     """
 
     model: pycolmap.Reconstruction
     undistorted: bool = False
     one_camera: bool = False
+    look_alikes: tuple[tuple[str, str], ...] = ()
+    agreements: tuple[ViewAgreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,18 +211,76 @@ class ChosenTracks:
         Args:
             refine: refine the intrinsics of the cameras that are not constant.
         """
-        if self.thinned is not None:
-            found = _map_believably(self.thinned, refine)
-            mapping = self.mapping
-            if found and found[0].one_camera:
-                mapping = mapping.with_one_camera() or mapping
-            undistorted = bool(found) and found[0].undistorted
-            colmap = self.mapping.colmap_options(refine, refine and not undistorted)
-            whole = _completed([each.model for each in found], self.kept, mapping.database, colmap)
-            models = with_points(whole)
-            if models:
-                return [replace(found[0], model=model) for model in models]
-        return _map_believably(self.mapping, refine)
+        found = self._completed(self._begun(refine), refine)
+        if not found:
+            found = _map_believably(self.mapping, refine)
+        if not found:
+            return []
+        agreements = view_agreements(found[0].model)
+        conflicts = many_conflicts(agreements)
+        best = self._unfolded(found[0], conflicts, refine) if conflicts else None
+        if best is None:
+            best = replace(found[0], agreements=tuple(agreements))
+        return [best, *found[1:]]
+
+    def _begun(self, refine: bool) -> list[FoundModel]:
+        """Models of the chosen tracks, where there are such."""
+        return [] if self.thinned is None else _map_believably(self.thinned, refine)
+
+    def _completed(self, found: Sequence[FoundModel], refine: bool) -> list[FoundModel]:
+        """Models of chosen tracks completed, without those whose images a larger one has got."""
+        if not found:
+            return []
+        mapping = self.mapping
+        if found[0].one_camera:
+            mapping = mapping.with_one_camera() or mapping
+        colmap = mapping.colmap_options(refine, refine and not found[0].undistorted)
+        covered: set[int] = set()
+        whole = []
+        for each in found:
+            if not set(each.model.reg_image_ids()) <= covered:
+                whole.append(complete_model(each.model, self.kept, mapping.database, colmap))
+                covered |= set(whole[-1].reg_image_ids())
+        return [replace(found[0], model=model) for model in with_points(whole)]
+
+    def _unfolded(
+        self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
+    ) -> FoundModel | None:
+        """The model without pairs that look alike, if it has no signs of a fold."""
+        base = (folded.one_camera and self.mapping.with_one_camera()) or self.mapping
+        registered = folded.model.num_reg_images()
+        begun: list[FoundModel] = []
+        kept: dict[int, np.ndarray] = {}
+
+        def mapping(database: Path) -> pycolmap.Reconstruction | None:
+            trusted = replace(base, database=database, images=registered)
+            chosen = ChosenTracks.of(trusted, database.with_name(f"thin-{database.name}"))
+            begun.extend(chosen._begun(refine))
+            kept.update(chosen.kept)
+            if not begun:
+                begun.extend(_map_believably(trusted, refine))
+                with open_database(database) as db:
+                    ids = [image.image_id for image in db.read_all_images()]
+                    kept.update({i: np.arange(db.num_keypoints_for_image(i)) for i in ids})
+            return begun[0].model if begun else None
+
+        left = unfold(base.database, folded.model, conflicts, mapping, base.options.min_inliers)
+        if left is None:
+            return None
+        fitting = replace(base, database=left.database)
+        completed = ChosenTracks(fitting, None, kept, 0.0)._completed(begun[:1], refine)
+        if not completed or completed[0].model.num_reg_images() < REGISTERED * registered:
+            return None
+        whole = completed[0]
+        agreements = tuple(view_agreements(whole.model))
+        if many_conflicts(agreements):
+            return None
+        return replace(
+            whole,
+            one_camera=folded.one_camera,
+            look_alikes=left.look_alikes,
+            agreements=agreements,
+        )
 
 
 def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:
@@ -252,21 +317,6 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
 def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:
     """Number of images of the largest model."""
     return models[0].num_reg_images() if models else 0
-
-
-def _completed(
-    models: Sequence[pycolmap.Reconstruction],
-    kept: Mapping[int, np.ndarray],
-    database: Path,
-    colmap: pycolmap.IncrementalPipelineOptions,
-) -> Iterator[pycolmap.Reconstruction]:
-    """Models of chosen tracks completed, without those whose images a larger one has got."""
-    covered: set[int] = set()
-    for model in models:
-        if not set(model.reg_image_ids()) <= covered:
-            whole = complete_model(model, kept, database, colmap)
-            covered |= set(whole.reg_image_ids())
-            yield whole
 
 
 def with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:

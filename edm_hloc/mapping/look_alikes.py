@@ -39,6 +39,7 @@ _CONFLICT = 0.5  # share below which two photos show different things
 _MIN_CONFLICTS = 3  # pairs, and
 _MIN_OF_COMPARED = 0.25  # of those compared. In models that are right 0 to 0.12, where the photos
 # see a thing from far apart; in folded ones, and of objects that were turned, 0.4 to 0.65.
+_TOGETHER = 0.3  # of the points of a photo in another one: they look at the same place
 _RARITY = 2.0  # exponent: things seen in n photos weigh n to minus this
 
 
@@ -100,16 +101,40 @@ class ConflictSummary:
     compared: int
 
 
-def find_conflicts(model: pycolmap.Reconstruction) -> ConflictSummary:
+def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[tuple[int, int]]:
+    """The pairs that disagree, those that agree least first; none if so few may be by chance."""
+    ordered = sorted(agreements, key=lambda agreement: agreement.share)
+    pairs = [a.images for a in ordered if a.share < _CONFLICT]
+    few = len(pairs) < max(_MIN_CONFLICTS, _MIN_OF_COMPARED * len(agreements))
+    return [] if few else pairs
+
+
+def stay_together(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]) -> int:
+    """Number of pairs of images that a model has before the same place.
+
+    Args:
+        model: with poses and points.
+        pairs: ids of images. A pair of which one is not in the model does not count.
+    """
+    scene = _Scene.of(model)
+    number = {image_id: k for k, image_id in enumerate(scene.ids)}
+    there = [(number[a], number[b]) for a, b in pairs if a in number and b in number]
+    return sum(
+        scene.overlap(a, b) >= _TOGETHER and scene.overlap(b, a) >= _TOGETHER for a, b in there
+    )
+
+
+def find_conflicts(
+    model: pycolmap.Reconstruction, agreements: Sequence[ViewAgreement] | None = None
+) -> ConflictSummary:
     """The pairs of photos of a model that disagree, if they are many; says so.
 
     Args:
         model: with poses and points.
+        agreements: of its photos, where they are known.
     """
-    agreements = sorted(view_agreements(model), key=lambda agreement: agreement.share)
-    pairs = [a.images for a in agreements if a.share < _CONFLICT]
-    if len(pairs) < max(_MIN_CONFLICTS, _MIN_OF_COMPARED * len(agreements)):
-        pairs = []
+    agreements = view_agreements(model) if agreements is None else agreements
+    pairs = many_conflicts(agreements)
     name = {image.image_id: image.name for image in posed_images(model).values()}
     names = tuple((name[a], name[b]) for a, b in pairs)
     if names:
@@ -146,15 +171,15 @@ class _View:
 
     @classmethod
     def of(
-        cls, image: pycolmap.Image, camera: pycolmap.Camera, row: dict[int, int], xyz: np.ndarray
+        cls, image: pycolmap.Image, camera: pycolmap.Camera, ids: np.ndarray, xyz: np.ndarray
     ) -> _View:
-        observed = [(row[p.point3D_id], *p.xy) for p in image.get_observation_points2D()]
-        table = np.array(observed, dtype=np.float64).reshape(-1, 3)
-        table = table[np.unique(table[:, 0], return_index=True)[1]]
-        points = table[:, 0].astype(np.int64)
+        seen = image.get_observation_points2D()
+        rows = np.searchsorted(ids, np.array([p.point3D_id for p in seen], np.int64))
+        points, first = np.unique(rows, return_index=True)
+        pixels = np.array([p.xy for p in seen]).reshape(-1, 2)[first]
         pose = image.cam_from_world().matrix()
         shape = _shape(camera)
-        cells = np.clip(_cells_of(table[:, 1:], camera), 0, np.subtract(shape, 1))
+        cells = np.clip(_cells_of(pixels, camera), 0, np.subtract(shape, 1))
         nearest = np.full(shape, np.inf)
         np.minimum.at(nearest, tuple(cells.T), (xyz[points] @ pose[2, :3] + pose[2, 3]))
         return cls(camera, pose, -pose[:, :3].T @ pose[:, 3], points, cells, nearest)
@@ -178,11 +203,12 @@ class _Scene:
 
     @classmethod
     def of(cls, model: pycolmap.Reconstruction) -> _Scene:
-        row = {point_id: i for i, point_id in enumerate(model.points3D)}
-        xyz = np.array([point.xyz for point in model.points3D.values()]).reshape(-1, 3)
-        length = np.array([point.track.length() for point in model.points3D.values()], dtype=int)
+        points = dict(sorted(model.points3D.items()))
+        ids = np.array(list(points), np.int64)
+        xyz = np.array([point.xyz for point in points.values()]).reshape(-1, 3)
+        length = np.array([point.track.length() for point in points.values()], dtype=int)
         images = sorted(posed_images(model).values(), key=lambda image: image.image_id)
-        views = [_View.of(image, model.cameras[image.camera_id], row, xyz) for image in images]
+        views = [_View.of(image, model.cameras[image.camera_id], ids, xyz) for image in images]
         return cls([image.image_id for image in images], views, xyz, length)
 
     def pairs_that_look_alike(self) -> Iterator[tuple[int, int]]:
@@ -195,10 +221,23 @@ class _Scene:
         rows, columns = shared.coords
         chosen = np.nonzero((rows < columns) & (shared.data >= _MIN_SHARED))[0]
         for a, b in zip(rows[chosen], columns[chosen], strict=True):
-            common = np.intersect1d(self.views[a].points, self.views[b].points)
+            points = self.views[b].points
+            common = points[_among(self.views[a].points, points)]
             same = self.seen_from_same_side(int(a), int(b), common[:: -(-len(common) // 64)])
             if same.mean() >= 0.5:
                 yield int(a), int(b)
+
+    def overlap(self, a: int, b: int) -> float:
+        """The share of the points of view a that lie in the photo of b, seen from the same side."""
+        first, second = self.views[a], self.views[b]
+        points = first.points[self.seen_from_same_side(a, b, first.points)]
+        there = self.xyz[points] @ second.cam_from_world[:, :3].T + second.cam_from_world[:, 3]
+        there = there[there[:, 2] > 0]
+        if not len(there):
+            return 0.0
+        pixels = np.asarray(second.camera.img_from_cam(there))
+        inside = (pixels > 0) & (pixels < [second.camera.width, second.camera.height])
+        return float(inside.all(axis=1).sum() / len(first.points))
 
     def seen_from_same_side(self, a: int, b: int, points: np.ndarray) -> np.ndarray:
         """(N,) bool, whether two views see points (N,) from similar directions and distances."""
@@ -228,7 +267,7 @@ def _share(scene: _Scene, a: int, b: int) -> float | None:
     nearest = second.nearest[tuple(_cells_of(pixels, second.camera).T)]
     seen = np.isfinite(nearest) & (nearest > _FRONT * depth)  # it shows something, not nearer
     points, cells = points[seen], cells[seen]
-    found = np.isin(points, second.points, assume_unique=True)
+    found = _among(second.points, points)
     shape = _shape(first.camera)
     visible, common = np.zeros(shape, bool), np.zeros(shape, bool)
     visible[tuple(cells.T)] = True
@@ -241,6 +280,14 @@ def _share(scene: _Scene, a: int, b: int) -> float | None:
     around = np.asarray(cv2.dilate(photos, np.ones((3, 3), np.uint8)))
     weight = around[visible] ** -_RARITY
     return float(weight[common[visible]].sum() / weight.sum())
+
+
+def _among(members: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(N,) whether numbers (N,) are among sorted ones (M,)."""
+    if not len(members):
+        return np.zeros(len(numbers), bool)
+    at = np.minimum(np.searchsorted(members, numbers), len(members) - 1)
+    return np.asarray(members[at] == numbers)
 
 
 def _shape(camera: pycolmap.Camera) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from edm_hloc.base.files import force_to_disk, remove_leftover
 from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import stored_pixels
+from edm_hloc.mapping.look_alikes import ConflictSummary
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,18 @@ class MappingSummary:
         unregistered: names of those that are not in the model, sorted. Where poses are known: of
             those that see no point.
         components: number of registered images of each separate model, of the written one first.
+        elsewhere: names of the images that are in another separate model only, sorted; they are
+            among `unregistered`.
         seconds: wall-clock time.
         undistorted: in the written model lens distortion was left at zero, as no believable one was
             found with it: most often the photos do not determine it.
         undistorted_photos: names of the photos of which this holds, in all separate models, sorted.
         one_camera_photos: names of the photos that share a camera in their model although each has
             its own in the database, sorted: no believable model was found otherwise.
+        look_alikes: names of the photos of verified pairs that were left out: they look alike but
+            probably do not show the same place, and with them the model had folded.
+        conflicts: photos that the written model has before one place although they show different
+            things; None where that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """
@@ -57,9 +64,12 @@ class MappingSummary:
     unregistered: tuple[str, ...]
     components: tuple[int, ...]
     seconds: float
+    elsewhere: tuple[str, ...] = ()
     undistorted: bool = False
     undistorted_photos: tuple[str, ...] = ()
     one_camera_photos: tuple[str, ...] = ()
+    look_alikes: tuple[tuple[str, str], ...] = ()
+    conflicts: ConflictSummary | None = None
     turned: tuple[str, ...] = ()
 
 

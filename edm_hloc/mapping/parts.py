@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def split_database(database: Path, folder: Path, min_inliers: int) -> list[Part]
             if inliers >= max(1, min_inliers) and a in part_of:
                 pairs[part_of[a]].append((a, b))
         for part, group, its in zip(parts, large, pairs, strict=True):
-            _copy_part(db, part.database, set(group), its)
+            copy_images(db, part.database, set(group), its)
     return parts
 
 
@@ -115,21 +115,28 @@ def share_cameras(database: Path, out: Path) -> bool:
         pairs = [
             pycolmap.pair_id_to_image_pair(i) for i in db.read_two_view_geometry_num_inliers()[0]
         ]
-        _copy_part(db, out, set(images), pairs, instead)
+        copy_images(db, out, set(images), pairs, instead)
     return True
 
 
-def _copy_part(
+def copy_images(
     db: pycolmap.Database,
     out: Path,
-    ids: set[int],
-    pairs: _Pairs,
+    ids: Collection[int],
+    pairs: Sequence[tuple[int, int]],
     instead: Mapping[int, int] | None = None,
 ) -> None:
     """Writes some images of a database, and some verified pairs of them, into another one.
 
-    Where photos get another camera `instead` of theirs, no frame has two of them.
+    Args:
+        db: COLMAP database with verified pairs.
+        out: the file to write; an older one is replaced.
+        ids: of the images.
+        pairs: ids of the images of the pairs.
+        instead: cameras that the images get instead of theirs, by the cameras' ids; then no frame
+            may have two images.
     """
+    out.unlink(missing_ok=True)
     instead = instead or {}
     images = {i.image_id: i for i in db.read_all_images() if i.image_id in ids}
     frames = {image.frame_id for image in images.values()}

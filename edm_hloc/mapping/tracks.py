@@ -52,15 +52,15 @@ def find_tracks(image_of: np.ndarray, matches: np.ndarray) -> np.ndarray:
     open_matches = matches[torn[track[matches[:, 0]]]]
     if not len(open_matches):
         return track
-    order = np.argsort(-_support(open_matches, n), kind="stable")
+    order = np.argsort(-support(open_matches, n), kind="stable")
     parent = _join(open_matches[order], image_of)
     loose = torn[track]
     track[loose] = count + parent[loose]
     return np.unique(track, return_inverse=True)[1]
 
 
-def _support(matches: np.ndarray, n: int) -> np.ndarray:
-    """(M,) number of keypoints that both keypoints of a match are matched with."""
+def support(matches: np.ndarray, n: int) -> np.ndarray:
+    """(M,) number of keypoints, of `n`, that both keypoints of a match (M, 2) are matched with."""
     rows, columns = np.concatenate([matches, matches[:, ::-1]]).T
     graph = csr_array((np.ones(len(rows), np.int32), (rows, columns)), shape=(n, n))
     graph.data[:] = 1

@@ -173,7 +173,8 @@ def _kept_results(record: Path, made_from: str) -> dict[str, Any] | None:
         return None
     if kept.pop("made_from", None) != made_from:
         return None
-    mapped = {**kept["mapped"], "statistics": ModelStatistics(**kept["mapped"]["statistics"])}
+    statistics = ModelStatistics(**kept["mapped"]["statistics"])
+    mapped = {**kept["mapped"], "statistics": statistics, "conflicts": None}  # looked for anew
     results = {"mapped": MappingSummary(**mapped), "mapped_from": MappedFrom(**kept["mapped_from"])}
     if "extended" in kept:
         results["extended"] = ExtensionSummary(**kept["extended"])

@@ -41,7 +41,7 @@ from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import parts_folder
+from edm_hloc.mapping.output import MappingSummary, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
@@ -190,7 +190,9 @@ def reconstruct(
                 mapped = map_or_extend(run, photos, model, mapping, of_cameras)
             if "extended" not in mapped:
                 forget_place(run)
-            return {**mapped, "conflicts": find_conflicts(read_model(model))}
+            summary: MappingSummary = mapped["mapped"]
+            conflicts = summary.conflicts or find_conflicts(read_model(model))
+            return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
         mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -149,6 +149,14 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _conflicts(facts: RunFacts) -> Iterator[Finding]:
+    if alike := facts.results.get("mapped", {}).get("look_alikes"):
+        yield Finding(
+            "note",
+            f"{plural(len(alike), 'verified pair')} of photos look alike but probably do not "
+            f"show the same place, as {alike[0][0]} and {alike[0][1]}. They were left out: with "
+            "them the model had folded, and photos that show different things lay at one place.",
+            tuple(dict.fromkeys(name for pair in alike for name in pair)),
+        )
     conflicts = facts.results.get("conflicts") or {}
     if pairs := conflicts.get("pairs"):
         yield Finding(
@@ -218,8 +226,27 @@ def _inlier_ratios(facts: RunFacts) -> np.ndarray:
     return facts.inliers[some] / facts.matches[some]
 
 
+def _other_models(sizes: Sequence[int], photos: tuple[str, ...]) -> Iterator[Finding]:
+    """What is said of the photos in other separate models than the largest."""
+    if photos:
+        first = ", ".join(map(str, sizes[:_MOST_PARTS]))
+        more = f" and {len(sizes) - _MOST_PARTS:,} more" if len(sizes) > _MOST_PARTS else ""
+        yield Finding(
+            "warning",
+            f"{plural(len(photos), 'photo is', 'photos are')} in other models: separate ones of "
+            f"{first} photos{more} were found, as not enough connects them. This page shows the "
+            "largest, the others are in model_parts. If they are of one place, take photos that "
+            "connect them, or match more pairs.",
+            photos,
+        )
+
+
 def _unregistered(facts: RunFacts) -> Iterator[Finding]:
-    missing = [n for n in facts.names if n not in facts.registered and n not in facts.skipped]
+    mapped = facts.results.get("mapped", {})
+    elsewhere = tuple(mapped.get("elsewhere", ()))
+    yield from _other_models(mapped.get("components", []), elsewhere)
+    inside_some = {*facts.registered, *elsewhere, *facts.skipped}
+    missing = [name for name in facts.names if name not in inside_some]
     if not missing:
         return
     inside = [i for i, name in enumerate(facts.names) if name in facts.registered]
@@ -237,16 +264,11 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
             weak,
         )
     if apart:
-        parts = facts.results.get("mapped", {}).get("components", [])
-        largest = ", ".join(map(str, parts[:_MOST_PARTS]))
-        others = f" and {len(parts) - _MOST_PARTS:,} more" if len(parts) > _MOST_PARTS else ""
-        sizes = f" Separate models of {largest} photos{others} were found: this page "
-        sizes += "shows the largest, the others are in model_parts."
         yield Finding(
             "warning",
             f"{plural(len(apart), 'photo')} did not register: they match one another, but not "
-            f"enough any registered photo.{sizes if len(parts) > 1 else ''} Take photos that "
-            "connect the two groups, or match more pairs.",
+            "enough any registered photo. Take photos that connect the two groups, or match more "
+            "pairs.",
             apart,
         )
     if near:

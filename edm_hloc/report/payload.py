@@ -101,6 +101,7 @@ def _photos(
             places = upright_places(points, sizes.get(name), turned.get(name, 1))
             counted[name] = len(points), _coverage_grid(places)
     photos, entries = {}, []
+    elsewhere = set(facts.results.get("mapped", {}).get("elsewhere", ()))
     for i, name in enumerate(facts.names):
         thumbnail, size = thumbnails.get(name), sizes.get(name)
         number, grid = counted.get(name, (0, _coverage_grid(np.zeros((0, 2)))))
@@ -115,6 +116,7 @@ def _photos(
                 "coverage": photos[name].coverage,
                 "grid": pack(grid.tobytes()) if number else None,
                 "points": facts.registered.get(name),
+                "elsewhere": name in elsewhere,
                 "best": best.get(i),
                 "href": _href(facts, name),
                 "problem": facts.skipped.get(name) or unreadable.get(name),

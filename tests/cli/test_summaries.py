@@ -42,8 +42,10 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
             "images": 400,
             "unregistered": names[250:400],
             "components": [250, *[3] * 50],
+            "elsewhere": names[250:270],
             "turned": names[:30],
-            "undistorted": True,
+            "undistorted_photos": names[250:262],
+            "look_alikes": [names[:2]] * 500,
         },
     }
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
@@ -51,7 +53,12 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert len(said.splitlines()) <= 40
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
-    assert "and 145 more" in said
+    assert f"Missing     {names[270]}, " in said  # those in no model
+    assert "and 125 more" in said
+    assert f"left at zero for 12 photos, e.g. {names[250]}" in said
+    assert (
+        f"500 verified pairs, probably of different places, e.g. {names[0]} and {names[1]}" in said
+    )
     assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said
 
 

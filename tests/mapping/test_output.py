@@ -92,7 +92,7 @@ def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture
         with caplog.at_level(logging.WARNING):
             summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", options)
         assert summary.components == (5, 4)
-        assert summary.unregistered == tuple(names[:4])
+        assert summary.unregistered == summary.elsewhere == tuple(names[:4])
         assert set(read_model(tmp_path / "m").reg_image_ids()) == {5, 6, 7, 8, 9}
         assert "2 separate models of 5, 4 images" in caplog.text
         (part,) = (tmp_path / "m_parts").iterdir()

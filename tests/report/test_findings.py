@@ -62,12 +62,12 @@ def test_lists_of_many_sizes_and_parts_stay_short() -> None:
         for i in range(1, 21)
     ]
     facts = facts_of({**CHAIN, (3, 4): 300}, "abc")
-    parts = {"components": [250, *[3] * 50]}
+    parts = {"components": [250, *[3] * 50], "elsewhere": ["d"]}
     facts.record["results"] = {"imported": {"still": every, "left_out": 5}, "mapped": parts}
     said = texts(facts)
     assert re.findall(r"note: (\d+)% of the matches stay", said) == ["20", "19", "18"]
     assert "note: The same holds, for fewer matches, in 17 groups of photos" in said
-    assert re.search(r"Separate models of 250(, 3){11} photos and 39 more were found: this", said)
+    assert re.search(r"separate ones of 250(, 3){11} photos and 39 more were found, as", said)
 
 
 def test_photos_that_show_different_things_at_one_place_are_said() -> None:
@@ -93,7 +93,10 @@ def test_findings_tell_why_photos_did_not_register() -> None:
     results = {"settings": {}, "results": {"mapped": {"components": [3, 2]}}}
     apart = facts_of({**CHAIN, (2, 3): 8, (3, 4): 140}, "abc", record=results)
     assert "match one another, but not enough any registered photo" in texts(apart)
-    assert "models of 3, 2 photos" in texts(apart)
+    results["results"]["mapped"]["elsewhere"] = ["d", "e"]
+    said = texts(facts_of({**CHAIN, (2, 3): 8, (3, 4): 140}, "abc", record=results))
+    assert "2 photos are in other models: separate ones of 3, 2 photos were found" in said
+    assert "did not register" not in said
     near = texts(facts_of({**CHAIN, (2, 3): 60}, "abc"))
     assert "1 photo did not register, though" in near
     assert "(up to 60)" in near
@@ -145,12 +148,14 @@ def test_findings_on_quality() -> None:
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],
         "one_camera_photos": ["a", "c"],
+        "look_alikes": [["a", "b"], ["b", "c"]],
         "components": [2, 1],
     }
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert re.search(r"No believable model of 1 photo was found with lens .*\['b'\]", said)
     assert re.search(r"2 photos of one size share a camera.*\['a', 'c'\]", said)
     assert "--camera-mode single is right" not in said
+    assert re.search(r"2 verified pairs of photos look alike.*as a and b.*\['a', 'b', 'c'\]", said)
 
 
 def test_cameras_that_are_far_less_certain_are_said() -> None:

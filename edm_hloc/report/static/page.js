@@ -305,7 +305,7 @@
         return el("button", { type: "button", onclick: () => openPhoto(i), title: photo.name }, picture(i, overlay),
           el("span", { class: "name" }, photo.name),
           ...facts.map((fact) => el("span", { class: "small" }, fact)),
-          photo.problem ? el("span", { class: "small tag" }, "could not be read") : missing ? el("span", { class: "small tag" }, "not in the model") : null);
+          photo.problem ? el("span", { class: "small tag" }, "could not be read") : missing ? el("span", { class: "small tag" }, photo.elsewhere ? "in another model" : "not in the model") : null);
       }));
       $("photos-count").textContent = found.length === run.photos.length ? `${fmt(found.length)} photos` : `${fmt(found.length)} of ${fmt(run.photos.length)} photos`;
       $("photos-more").hidden = found.length <= shown;

@@ -1,0 +1,288 @@
+"""Pairs of photos of places that look alike, left out where a model has folded because of them.
+
+Before the mapping nothing but the matches can tell. What two photos of one place should both show
+they do: where a photo's keypoints are confirmed by others and the pair's matches carry them into
+the other photo, that one has matches there, too. Photos of two equal walls have them on the walls,
+not at the door that only one of the walls has; what is seen in few photos counts most.
+
+Photos with much depth, or taken from far apart, fail this as well, so pairs are left out only after
+`look_alikes` has found that the model has folded, and a model without them is taken only if it
+registers the photos, has no such signs, and has the photos that disagreed at different places. An
+object that was turned before a background has the same signs; there they stay at one place, and the
+model stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
+from edm_hloc.mapping.look_alikes import stay_together
+from edm_hloc.mapping.parts import copy_images
+from edm_hloc.mapping.tracks import support
+
+logger = logging.getLogger(__name__)
+
+_CELLS = 32  # along the longer side of a photo
+_MARGIN = 0.04  # of the longer side: nearer to the border a point may be outside
+_CONFIRMED = 2  # photos that confirm a keypoint which another one should show
+_RARITY = 2.0  # exponent: what n photos confirm weighs n to minus this
+_CONNECTED = 0.9  # of the photos of the folded model that the pairs left must connect
+_SLACK = 0.05  # below the share that connects them
+_STAYED = 0.2  # of the pairs that disagreed: more at one place in the new model, and it was right
+_MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
+_CONSISTENT = 0.5  # of the matches of a pair that fit the poses of a model
+
+REGISTERED = 0.9
+"""Share of the photos of a folded model that one without a fold must have."""
+
+Pair = tuple[int, int]
+
+
+def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
+    """How much of what both photos of a verified pair should show both do, from matches alone.
+
+    Args:
+        db: database with verified pairs.
+        min_inliers: pairs with fewer verified matches do not count.
+
+    Returns:
+        By the ids of the images, the smaller first, the smaller of the two shares in [0, 1].
+    """
+    found = _Matches.of(db, min_inliers)
+    confirmed = support(found.all, found.start[-1]) > 0
+    degree = np.bincount(found.all[confirmed].ravel(), minlength=found.start[-1])
+    shares = {}
+    for pair, of_pair in found.rows.items():
+        matches, its = found.all[of_pair], confirmed[of_pair]
+        sides = [found.number[image_id] for image_id in pair]
+        others = degree.copy()
+        others[matches[its].ravel()] -= 1  # what a pair confirms itself is no evidence for it
+        both = (
+            _share(found, others, (sides[0], sides[1]), matches),
+            _share(found, others, (sides[1], sides[0]), matches[:, ::-1]),
+        )
+        shares[pair] = min(both)
+    return shares
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The verified matches of a database, keypoints numbered through.
+
+    Attributes:
+        number: of each image id.
+        start: (I + 1,) number of the first keypoint of each image.
+        points: (N, 2) keypoints, pixels.
+        sizes: (I, 2) widths and heights.
+        all: (M, 2) numbers of matched keypoints.
+        rows: which of them a pair has, by the ids of its images, the smaller first.
+    """
+
+    number: Mapping[int, int]
+    start: np.ndarray
+    points: np.ndarray
+    sizes: np.ndarray
+    all: np.ndarray
+    rows: Mapping[Pair, slice]
+
+    @classmethod
+    def of(cls, db: pycolmap.Database, min_inliers: int) -> _Matches:
+        images = sorted(db.read_all_images(), key=lambda image: image.image_id)
+        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        ids = [image.image_id for image in images]
+        points = [
+            db.read_keypoints(i)[:, :2] if db.exists_keypoints(i) else np.zeros((0, 2)) for i in ids
+        ]
+        number = {image_id: k for k, image_id in enumerate(ids)}
+        start = np.concatenate([[0], np.cumsum([len(p) for p in points])]).astype(np.int64)
+        every, rows, at = [np.zeros((0, 2), np.int64)], {}, 0
+        for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True):
+            matches = geometry.inlier_matches
+            if len(matches) < max(3, min_inliers):
+                continue
+            a, b = pycolmap.pair_id_to_image_pair(pair_id)
+            rows[a, b] = slice(at, at + len(matches))
+            at += len(matches)
+            every.append(matches.astype(np.int64) + start[[number[a], number[b]]])
+        of_image = [cameras[image.camera_id] for image in images]
+        return cls(
+            number,
+            start,
+            np.concatenate([np.zeros((0, 2)), *points]).astype(np.float64),
+            np.array([(camera.width, camera.height) for camera in of_image]),
+            np.concatenate(every),
+            rows,
+        )
+
+
+def _share(found: _Matches, others: np.ndarray, sides: Pair, matches: np.ndarray) -> float:
+    """The share of what the second photo should show of the first that it does.
+
+    Args:
+        found: all matches.
+        others: (N,) number of photos, other than the second, that confirm each keypoint.
+        sides: numbers of the two photos.
+        matches: (M, 2) of the pair.
+    """
+    first, second = sides
+    size = found.sizes[second]
+    moved = _affine(found.points[matches[:, 0]], found.points[matches[:, 1]])
+    keypoints = np.arange(found.start[first], found.start[first + 1])
+    there = np.column_stack([found.points[keypoints], np.ones(len(keypoints))]) @ moved
+    margin = _MARGIN * size.max()
+    inside = ((there > margin) & (there < size - margin)).all(axis=1)
+    expected = keypoints[inside & (others[keypoints] >= _CONFIRMED)]
+    side = found.sizes[first].max() / _CELLS
+    columns, rows = (np.ceil(found.sizes[first] / side)).astype(int)
+
+    def cells_of(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = (found.points[which] / side).astype(int).T
+        return np.clip(y, 0, rows - 1), np.clip(x, 0, columns - 1)
+
+    photos = np.zeros((rows, columns), np.float32)
+    np.maximum.at(photos, cells_of(keypoints), others[keypoints].astype(np.float32))
+    around = np.maximum(np.asarray(cv2.dilate(photos, np.ones((3, 3), np.uint8))), 1)
+    should, does = np.zeros((rows, columns), bool), np.zeros((rows, columns), bool)
+    should[cells_of(expected)] = True
+    does[cells_of(matches[:, 0])] = True
+    weight = around[should] ** -_RARITY
+    return float(weight[does[should]].sum() / weight.sum()) if len(weight) else 0.0
+
+
+def _affine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(3, 2) affine map of most points (M, 2) to others (M, 2)."""
+    ones = np.column_stack([x, np.ones(len(x))])
+    use = np.ones(len(x), bool)
+    for _ in range(4):
+        moved = np.linalg.lstsq(ones[use], y[use], rcond=None)[0]
+        error = np.linalg.norm(ones @ moved - y, axis=1)
+        use = error <= np.median(error)
+    return np.asarray(moved)
+
+
+def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pair]:
+    """The pairs of the largest shares that connect nearly all images of a model.
+
+    Args:
+        shares: see `shown_by_both`.
+        images: ids of the images.
+    """
+    root = {image_id: image_id for image_id in images}
+    size = dict.fromkeys(images, 1)
+
+    def find(image_id: int) -> int:
+        while root[image_id] != image_id:
+            image_id = root[image_id]
+        return image_id
+
+    ordered = sorted((p for p in shares if set(p) <= root.keys()), key=lambda p: -shares[p])
+    for pair in ordered:
+        a, b = map(find, pair)
+        if a != b:
+            root[a], size[b] = b, size[a] + size[b]
+            if size[b] >= _CONNECTED * len(images):
+                return {p for p in ordered if shares[p] >= shares[pair] - _SLACK}
+    return set(ordered)
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """What is left of the pairs of a folded model.
+
+    Attributes:
+        database: the images and the verified pairs whose matches fit the poses of a model that has
+            the photos that disagreed at different places.
+        look_alikes: names of the photos of the other pairs: they probably show different places.
+    """
+
+    database: Path
+    look_alikes: tuple[tuple[str, str], ...]
+
+
+def unfold(
+    database: Path,
+    folded: pycolmap.Reconstruction,
+    conflicts: Sequence[Pair],
+    mapping: Callable[[Path], pycolmap.Reconstruction | None],
+    min_inliers: int,
+) -> Unfolded | None:
+    """Maps once more without the pairs that look alike.
+
+    Args:
+        database: COLMAP database with verified pairs; others are written beside it.
+        folded: a model with the signs of a fold.
+        conflicts: ids of the images of the pairs that disagree in it.
+        mapping: gives the largest model of a database. It need not be complete.
+        min_inliers: pairs with fewer verified matches are left out.
+
+    Returns:
+        None if the photos that disagreed stay at one place, or if too few are registered.
+    """
+    images = {image.image_id for image in posed_images(folded).values()}
+    with open_database(database) as db:
+        shares = shown_by_both(db, min_inliers)
+        kept = trusted_pairs(shares, sorted(images))
+        if len(kept) == len(shares):
+            return None
+        trusted = database.with_name(f"trusted-{database.name}")
+        copy_images(db, trusted, images, sorted(kept))
+    logger.info(
+        "Mapping once more, without %d of %d pairs of photos that may look alike.",
+        len(shares) - len(kept),
+        len(shares),
+    )
+    model = mapping(trusted)
+    if model is None or model.num_reg_images() < REGISTERED * len(images):
+        return None
+    if stay_together(model, conflicts) > _STAYED * len(conflicts):
+        return None
+    name = {image.image_id: image.name for image in posed_images(model).values()}
+    consistent = database.with_name(f"consistent-{database.name}")
+    with open_database(database) as db:
+        fitting = _consistent_pairs(db, model, shares) | kept
+        copy_images(db, consistent, {i.image_id for i in db.read_all_images()}, sorted(fitting))
+    left_out = sorted(pair for pair in shares.keys() - fitting if set(pair) <= name.keys())
+    return Unfolded(consistent, tuple((name[a], name[b]) for a, b in left_out))
+
+
+def _consistent_pairs(
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Mapping[Pair, float]
+) -> set[Pair]:
+    """The pairs most of whose matches lie on the epipolar lines of a model, before both cameras."""
+    posed = {image.image_id: image for image in posed_images(model).values()}
+    consistent = set()
+    for a, b in pairs:
+        if a not in posed or b not in posed:
+            continue
+        matches = db.read_two_view_geometry(a, b).inlier_matches
+        rays = []
+        for side, image_id in enumerate((a, b)):
+            camera = model.cameras[posed[image_id].camera_id]
+            pixels = db.read_keypoints(image_id)[matches[:, side], :2].astype(np.float64)
+            rays.append(homogeneous(np.asarray(camera.cam_from_img(pixels))))
+        motion = (posed[b].cam_from_world() * posed[a].cam_from_world().inverse()).matrix()
+        errors = epipolar_errors(rays[0], rays[1], essential_matrix(motion))
+        focal = [model.cameras[posed[i].camera_id].mean_focal_length() for i in (a, b)]
+        near = (errors[0] * focal[0] < _MAX_ERROR) & (errors[1] * focal[1] < _MAX_ERROR)
+        if (near & _in_front(motion, rays[0], rays[1])).mean() > _CONSISTENT:
+            consistent.add((a, b))
+    return consistent
+
+
+def _in_front(motion: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    """(N,) whether matched rays (N, 3) meet before both cameras; (3, 4) pose of the second."""
+    turned, t = x0 @ motion[:, :3].T, motion[:, 3]
+    # depths d0, d1 with d0 · turned + t = d1 · x1, by least squares
+    aa, bb, ab = (turned**2).sum(1), (x1**2).sum(1), (turned * x1).sum(1)
+    at, bt = turned @ t, x1 @ t
+    det = aa * bb - ab**2
+    return np.asarray((ab * bt - bb * at > -1e-9 * det) & (aa * bt - ab * at > -1e-9 * det))

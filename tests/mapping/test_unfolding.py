@@ -1,0 +1,160 @@
+"""Photos of places that look alike: a courtyard of equal walls comes out as it is, not folded."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from edm_hloc.base.colmap import open_database, read_model
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
+from edm_hloc.mapping import incremental
+from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.incremental import ChosenTracks
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs
+from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
+
+PHOTOS = [f"{i:02}.jpg" for i in range(16)]
+HALF = 6.0  # m, half the width of the courtyard
+
+
+def quarter_turns(points: np.ndarray, number: int) -> np.ndarray:
+    """Points (N, 3) turned about the vertical axis, y."""
+    for _ in range(number):
+        points = points[:, [2, 1, 0]] * [1.0, 1.0, -1.0]
+    return points
+
+
+def walls_between(a: int, b: int) -> int:
+    """How many walls further photo b seems to be, of equal walls: the fewest photos from a to b."""
+    ahead = (b - a + 8) % len(PHOTOS) - 8
+    return int(np.sign(ahead)) * ((abs(ahead) + 1) // 4)
+
+
+def courtyard(folder: Path) -> Path:
+    """Keypoints and matches of photos that look at four equal walls from the middle.
+
+    Each wall has what all have, and three pictures of its own that hide some of it. Photos are matched as if they
+    showed the same wall, if they look alike so.
+    """
+    rng = np.random.default_rng(0)
+    wall = np.column_stack(
+        [
+            rng.uniform(-HALF, HALF, 600),
+            rng.uniform(-2.5, 2.5, 600),
+            HALF - rng.uniform(0, 0.8, 600),
+        ]
+    )
+    hidden = (np.abs((wall[:, 0] + 6) % 4 - 2) < 0.9) & (wall[:, 1] > -0.1)
+    wall = wall[~hidden]
+    points: list[np.ndarray] = []
+    for k in range(4):
+        x = np.repeat([-4.0, 0.0, 4.0], 80) + rng.uniform(-0.8, 0.8, 240)
+        own = np.column_stack([x, rng.uniform(0, 2.4, 240), HALF - rng.uniform(0.2, 1, 240)])
+        points.append(quarter_turns(np.concatenate([wall, own]), k))
+    xyz, on_wall = np.concatenate(points), len(points[0])
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(CAMERA)
+    shown: list[np.ndarray] = []
+    with FeatureWriter(folder / "features.h5", {}) as features:
+        for i, name in enumerate(PHOTOS):
+            angle = 2 * np.pi * i / len(PHOTOS)
+            ahead = np.array([np.sin(angle), 0.0, np.cos(angle)])
+            pose = look_at(rng.uniform(-0.5, 0.5, 3) - 2.0 * ahead, 5 * ahead)
+            (folder / "images").mkdir(exist_ok=True)
+            Image.new("RGB", SIZE).save(folder / "images" / name)
+            model.add_image_with_trivial_frame(
+                pycolmap.Image(name=name, camera_id=1, image_id=i + 1), pose
+            )
+            there = xyz @ pose.rotation.matrix().T + pose.translation
+            pixels = CAMERA.img_from_cam(there) + rng.normal(0, 0.4, (len(there), 2))
+            seen = (there[:, 2] > 1) & ((pixels > 0) & (pixels < SIZE)).all(axis=1)
+            shown.append(np.flatnonzero(seen & (rng.random(len(seen)) < 0.95)))
+            features.add(name, pixels[shown[-1]] - 0.5, np.ones(len(shown[-1])))
+    (folder / "truth").mkdir()
+    model.write_text(folder / "truth")
+    numbers = list(itertools.combinations(range(len(PHOTOS)), 2))
+    with MatchWriter(folder / "matches.h5", {}) as writer:
+        for a, b in numbers:
+            further = walls_between(a, b)
+            place = {point: number for number, point in enumerate(shown[b].tolist())}
+            alike = (shown[a] + further * on_wall) % len(xyz)
+            alike[(further != 0) & (shown[a] % on_wall >= len(wall))] = -1
+            matches = np.array([place.get(point, -1) for point in alike.tolist()])
+            writer.add(PHOTOS[a], PHOTOS[b], matches, (matches >= 0).astype(np.float32))
+    pairs = [(PHOTOS[a], PHOTOS[b]) for a, b in numbers]
+    matched = MatchedImages(folder / "images", folder / "features.h5", folder / "matches.h5", pairs)
+    build_database(folder / "d.db", matched, CameraOptions(mode="single"), THREADS)
+    return folder / "d.db"
+
+
+@pytest.fixture(scope="module")
+def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return courtyard(tmp_path_factory.mktemp("courtyard"))
+
+
+def between(pair: tuple[int, int]) -> int:
+    """Photos from one of a pair to the other, around the courtyard."""
+    steps = abs(pair[0] - pair[1])
+    return min(steps, len(PHOTOS) - steps)
+
+
+def test_what_both_photos_should_show_tells_neighbours_from_photos_of_equal_walls(
+    walls: Path,
+) -> None:
+    with open_database(walls) as db:
+        shares = shown_by_both(db, 30)
+    near = [share for pair, share in shares.items() if between(pair) <= 2]
+    far = [share for pair, share in shares.items() if between(pair) > 2]
+    assert (len(near), len(far)) == (32, 88)
+    assert min(near) > max(far) + 0.05
+    kept = trusted_pairs(shares, range(1, 17))
+    assert max(map(between, kept)) <= 2
+    assert len({photo for pair in kept for photo in pair}) >= 15
+
+
+def test_a_courtyard_of_equal_walls_does_not_fold(
+    walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, truth = walls.parent / "images", walls.parent / "truth"
+    summary = map_database(walls, images, tmp_path / "m", THREADS)
+    assert summary.components == (16,)
+    comparison = compare(tmp_path / "m", truth)
+    assert comparison.rotation_max < 1.0
+    assert comparison.position_max < 2.0
+    left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
+    assert len(left_out) > 60
+    assert min(map(between, left_out)) >= 3
+    assert summary.conflicts is not None
+    assert not summary.conflicts.pairs
+
+    monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    folded = map_database(walls, images, tmp_path / "folded", THREADS)
+    assert compare(tmp_path / "folded", truth).rotation_max > 80
+    assert folded.conflicts is not None
+    assert len(folded.conflicts.pairs) > 10
+
+
+def test_where_the_photos_that_disagree_stay_together_the_model_stays(
+    walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an object that was turned before a wall: leaving pairs out changes nothing."""
+    monkeypatch.setattr("edm_hloc.mapping.unfolding.stay_together", lambda _, pairs: len(pairs))
+    completed = []
+    complete = incremental.complete_model
+    monkeypatch.setattr(
+        incremental, "complete_model", lambda *a: completed.append(1) or complete(*a)
+    )
+    summary = map_database(walls, walls.parent / "images", tmp_path / "m", THREADS)
+    assert summary.look_alikes == ()
+    assert summary.conflicts is not None
+    assert summary.conflicts.pairs
+    assert len(completed) <= 1  # nothing is completed that is not kept
+    assert read_model(tmp_path / "m").num_reg_images() == 16
