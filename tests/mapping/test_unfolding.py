@@ -41,8 +41,8 @@ def walls_between(a: int, b: int) -> int:
 def courtyard(folder: Path) -> Path:
     """Keypoints and matches of photos that look at four equal walls from the middle.
 
-    Each wall has what all have, and three pictures of its own that hide some of it. Photos are matched as if they
-    showed the same wall, if they look alike so.
+    Each wall has what all have, and three pictures of its own that hide some of it. Photos are
+    matched as if they showed the same wall, if they look alike so.
     """
     rng = np.random.default_rng(0)
     wall = np.column_stack(
