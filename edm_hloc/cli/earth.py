@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.log import first_few
 from edm_hloc.cli import options
 
 if TYPE_CHECKING:
@@ -81,7 +82,14 @@ def print_place(placed: Georeference) -> None:
             f"{altitude:.1f} m; {_distances(placed)}"
         )
         _print_wrong(placed)
+    without = [number for number, part in placed.parts.items() if not part.positions]
+    if without:
+        several = "parts" if len(without) > 1 else "part"
+        numbers = ", ".join(first_few(without, "", 12))
+        print(f"            without positions, in a frame of its own: {several} {numbers}")
     for number, part in placed.parts.items():
+        if number in without:
+            continue
         if part.used:
             print(f"            part {number}: in the same frame, {_distances(part)}")
             _print_wrong(part)

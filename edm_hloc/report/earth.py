@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from edm_hloc.base.log import first_few
+
 _WIDTH, _MOST_HEIGHT, _MARGIN = 720, 720, 40  # of the SVG's view box
 
 
@@ -68,7 +70,14 @@ def draw_map(places: Mapping[str, np.ndarray], placed: Mapping[str, Any]) -> str
 def place_figures(placed: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is said of a model on Earth and of its parts: labels and values."""
     parts = []
-    for number, part in placed.get("parts", {}).items():
+    every = placed.get("parts", {})
+    without = [number for number, part in every.items() if not part["positions"]]
+    if without:
+        numbers = ", ".join(first_few(without, "", 12))
+        parts.append((f"Parts {numbers}", "without positions, each in a frame of its own"))
+    for number, part in every.items():
+        if number in without:
+            continue
         said = f"in its own frame: {part['why']}"
         if part["used"]:
             said = (

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from edm_hloc.base.log import warn_of_skipped
+from edm_hloc.cli.earth import print_place
 from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.mapping.georeference import Georeference
 from edm_hloc.pipelines.run import Run
 
 
@@ -69,3 +71,14 @@ def test_warnings_of_skipped_photos_are_few(caplog: pytest.LogCaptureFixture) ->
     warn_of_skipped(f"photo {i} is empty" for i in range(300))
     assert len(caplog.messages) == 6
     assert caplog.messages[-1] == "Skipping a photo: and 295 more photos"
+
+
+def test_parts_without_positions_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = Georeference(used=False, why="there are 0 positions")
+    some = Georeference(used=False, why="there are 3 positions", positions=3)
+    parts = {str(k): some if k == 5 else nowhere for k in range(2, 40)}
+    print_place(Georeference(used=False, why="there are 4 positions", positions=4, parts=parts))
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3
+    assert said[1].endswith("parts 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, and 25 more")
+    assert said[2].endswith("part 5 keeps its own frame: there are 3 positions")
