@@ -4,9 +4,8 @@ A network trained on upright photos of similar scale finds little where the came
 came much closer. The few matches still define an affine map between the photos, found by RANSAC.
 The less detailed photo is warped by it into the frame of the other, where the two look alike, and
 the pair is matched again. If the first matches agree on no map, thumbnails rotated by quarter
-turns, or at twice the scale of each other, may give one. Each step decides whether the next, which
-takes longer, is worth it: thumbnails as they are come before the others, and a map of the first
-matches has to show on thumbnails that the photos look more alike with it than without.
+turns, or at twice the scale of each other, may give one. Thumbnails as they are come first: where
+these agree, no others are asked.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ class SecondLookConfig:
         min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
             are checked against the maps that thumbnails give; of these, likewise, that of the
             thumbnails as they are against those of the others.
-        min_first_share: minimum number of confident first matches, as a share of the smaller
-            image's cells, for thumbnails to be asked. Many photos that show nothing in common have
-            fewer; rotated ones of one place have several times as many.
+        min_agreement: minimum number of inliers of a map of the first matches, as a share of the
+            confident ones. Photos with little in common have some that agree by chance.
         trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
             whatever the numbers of inliers. Repeated and symmetric structures agree on wrong maps
             as well, but over less of the image.
@@ -64,7 +62,7 @@ class SecondLookConfig:
     inlier_tolerance: float = 0.04
     min_inliers: int = 20
     min_inlier_share: float = 0.05
-    min_first_share: float = 0.002
+    min_agreement: float = 0.4
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
@@ -158,36 +156,17 @@ class SecondLook:
             first: the first matches of those with few.
         """
         fits = self._fit_affine(list(first.values()))
-        by_first = dict(zip(first, fits, strict=True))
-        unsure = [i for i, hypothesis in by_first.items() if self._is_unsure(first[i], hypothesis)]
-        upright = self._upright(pairs, unsure)
-        by_thumbnails = {
-            i: hypothesis
-            for i, hypothesis in self._from_thumbnails(pairs, upright).items()
-            if self._better(by_first[i], hypothesis) is not by_first[i]
-        }
-        again = {
-            i: hypothesis.warp
-            for i, hypothesis in (by_first | by_thumbnails).items()
-            if self._is_worthwhile(hypothesis)
-        }
-        # The thumbnails that gave a map look alike with it. A map of the first matches has to show
-        # that thumbnails look no less alike with it than as they are.
-        tried = [i for i in again if i not in by_thumbnails]
-        upright |= self._upright(pairs, [i for i in tried if i not in upright])
-        warped = self._match_aligned([(pairs[i], again[i]) for i in tried], small=True)
-        for i, matches in zip(tried, warped, strict=True):
-            if self._num_confident(matches) < self._num_confident(upright[i].matches):
-                del again[i]
-        return again
+        best = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
+        unsure = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
+        by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
+        for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
+            best[i] = self._better(best[i], hypothesis)
+        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
 
-    def _is_unsure(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> bool:
-        """Whether thumbnails may know a better map than the first matches give."""
-        cells = min(view.cells for view in first.views)
-        return (
-            hypothesis.share < self.config.min_inlier_share
-            and self._num_confident(first.matches) >= self.config.min_first_share * cells
-        )
+    def _agreed(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> AffineHypothesis:
+        """A hypothesis, or none if too few of the first matches agree on it."""
+        least = self.config.min_agreement * self._num_confident(first.matches)
+        return hypothesis if hypothesis.inliers >= least else _NO_HYPOTHESIS
 
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
@@ -227,27 +206,14 @@ class SecondLook:
                     best[i] = AffineHypothesis(warp, inliers, inliers / cells)
         return best
 
-    def _upright(
-        self, pairs: Sequence[tuple[ImageViews, ImageViews]], chosen: Sequence[int]
-    ) -> dict[int, _MatchedViews]:
-        """The thumbnails of the chosen pairs, matched as they are."""
-        looks = self._thumbnail_looks([pairs[i] for i in chosen], ("upright", "upright"))
-        return dict(zip(chosen, looks, strict=True))
-
     def _from_thumbnails(
-        self,
-        pairs: Sequence[tuple[ImageViews, ImageViews]],
-        upright: Mapping[int, _MatchedViews],
-    ) -> dict[int, AffineHypothesis]:
-        """The best hypothesis that two thumbnails give, of the pairs whose upright ones are given:
-        others are asked where these do not agree."""
-        fits = self._fit_affine(list(upright.values()))
-        best = dict(zip(upright, fits, strict=True))
-        left = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
-        chosen = [pairs[i] for i in left]
-        looks = [
-            look for names in _THUMBNAIL_PAIRS for look in self._thumbnail_looks(chosen, names)
-        ]
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]]
+    ) -> list[AffineHypothesis]:
+        """The best hypothesis that two thumbnails of each pair give."""
+        best = self._fit_affine(self._thumbnail_looks(pairs, ("upright", "upright")))
+        left = [i for i, h in enumerate(best) if h.share < self.config.min_inlier_share]
+        some = [pairs[i] for i in left]
+        looks = [look for names in _THUMBNAIL_PAIRS for look in self._thumbnail_looks(some, names)]
         for number, hypothesis in enumerate(self._fit_affine(looks)):
             i = left[number % len(left)]
             best[i] = self._better(best[i], hypothesis)
@@ -283,38 +249,34 @@ class SecondLook:
         return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch
 
     def _match_aligned(
-        self,
-        pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]],
-        small: bool = False,
+        self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
     ) -> list[Matches]:
         """The matches of each pair with the less detailed photo warped onto the other.
 
         Args:
             pairs: the photos of each pair, and the affine map (3, 3) from photo 0 to photo 1.
-            small: onto the thumbnail of the other, and to a cell of the network.
 
         Returns:
             Matches in pixels of the unwarped inputs.
         """
         found: dict[int, Matches] = {}
         closer0 = [np.linalg.det(warp[:2, :2]) <= 1 for _, warp in pairs]
-        match = self.network.match_cells if small else self.network.match_pixels
         for photo0_stays in (True, False):
             chosen = [i for i, closer in enumerate(closer0) if closer == photo0_stays]
             stays, moves = (0, 1) if photo0_stays else (1, 0)
             staying = [pairs[i][0][stays] for i in chosen]
-            frames = (
-                self.views.thumbnails(staying, "upright") if small else [p.whole for p in staying]
-            )
+            moving = [pairs[i][0][moves] for i in chosen]
             onto = [np.linalg.inv(pairs[i][1]) if photo0_stays else pairs[i][1] for i in chosen]
+            divisor = self.network.info.preprocessing.divisor
             warped = self.views.warped(
                 [
-                    WarpedPhoto(pairs[i][0][moves].pixels, frame.warp @ warp, frame.size)
-                    for i, frame, warp in zip(chosen, frames, onto, strict=True)
+                    WarpedPhoto(photo.pixels, warp, frame.size).cropped(divisor)
+                    for photo, warp, frame in zip(moving, onto, staying, strict=True)
                 ]
             )
-            sides = (frames, warped) if photo0_stays else (warped, frames)
-            matched = match(_features(*sides))
+            wholes = [photo.whole for photo in staying]
+            sides = (wholes, warped) if photo0_stays else (warped, wholes)
+            matched = self._matched_by_size(*sides)
             for i, view0, view1, matches in zip(chosen, *sides, matched, strict=True):
                 points0, points1 = (
                     view0.unwarp(matches.keypoints0),
@@ -324,6 +286,19 @@ class SecondLook:
                 seen = inside(points0, *views0.size) & inside(points1, *views1.size)
                 found[i] = Matches(points0[seen], points1[seen], matches.scores[seen])
         return [found[i] for i in range(len(pairs))]
+
+    def _matched_by_size(
+        self, views0: Sequence[WarpedView], views1: Sequence[WarpedView]
+    ) -> list[Matches]:
+        """The matches of views that may differ in size, in pixels of the views."""
+        alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
+        for i, views in enumerate(zip(views0, views1, strict=True)):
+            alike.setdefault(tuple(view.size for view in views), []).append(i)
+        found: dict[int, Matches] = {}
+        for some in alike.values():
+            pairs = _features([views0[i] for i in some], [views1[i] for i in some])
+            found |= zip(some, self.network.match_pixels(pairs), strict=True)
+        return [found[i] for i in range(len(views0))]
 
     def _merged(self, second: Matches, first: Matches) -> Matches:
         """The matches of the second look, and those of the first in cells without any."""

@@ -135,6 +135,22 @@ class WarpedPhoto(NamedTuple):
         back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
         return small, self.warp @ back
 
+    def cropped(self, divisor: int) -> WarpedPhoto:
+        """The part of the view that shows some of the photo: sides and left upper corner are
+        multiples of a divisor, as those of the view are."""
+        height, width = self.pixels.shape[1:]
+        x, y = (-0.5, width - 0.5), (-0.5, height - 0.5)
+        corners = _transform(self.warp, np.array([(a, b) for a in x for b in y]))
+        ends = np.array(self.size)
+        first = np.floor((corners.min(axis=0) + 0.5) / divisor) * divisor
+        last = np.ceil((corners.max(axis=0) + 0.5) / divisor) * divisor
+        first = first.clip(0, ends - divisor).astype(int)
+        last = last.clip(first + divisor, ends).astype(int)
+        move = np.eye(3)
+        move[:2, 2] = -first
+        across, down = (last - first).tolist()
+        return WarpedPhoto(self.pixels, move @ self.warp, (across, down))
+
 
 class ViewEncoder:
     """Makes and encodes views of photos.
