@@ -36,6 +36,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -740,6 +741,13 @@ SECTIONS: dict[str, tuple[str, Callable[[Bench], list[Row]]]] = {
 }
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    listed = Path("/proc/cpuinfo")
+    found = listed.is_file() and re.search(r"^model name\s*:\s*(.+)$", listed.read_text(), re.M)
+    return found[1] if found else platform.processor() or "CPU"
+
+
 def wide_weights(folder: Path) -> Path:
     """The full network that carries the shipped half-width weights, as a weights file."""
     small, _ = weights_module.load("edm_s")
@@ -822,7 +830,7 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
     cuda = matcher.info.device.type == "cuda"
     results: Row = {
         "machine": {
-            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+            "device": torch.cuda.get_device_name() if cuda else processor(),
             "instructions": instructions(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
