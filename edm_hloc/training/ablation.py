@@ -3,7 +3,7 @@
 The rows of Tables 7 to 9 of the paper that are settings, at a budget that a desk computer has: the
 variants are trained on rendered pairs and compared on fixed ones that none was trained on. From
 random weights ten minutes show how fast a variant learns. Behind the rest of a trained network, the
-fine stage alone is trained to its end in that time, so its variants can be told apart.
+fine stage alone learns enough in that time to tell some of its variants apart.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def ablation_base(
 ) -> TrainConfig:
     """What all runs of a table have in common.
 
-    From random weights, images are small and the pairs easy, so that a network of this size finds
-    most of their matches after some thousand pairs. Behind trained weights they are as in training.
+    From random weights, images are small and the pairs easy, so that minutes teach a network what
+    can be compared. Behind trained weights they are as in training.
 
     Args:
         minutes, steps: length of a run; one of them is None.
