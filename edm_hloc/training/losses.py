@@ -34,12 +34,10 @@ class _DualSoftmaxEntries(torch.autograd.Function):
         features0: Tensor,
         features1: Tensor,
         temperature: float,
-        places: Entries,
-        log_sums: tuple[Tensor, Tensor],
+        places: tuple[Entries, tuple[Tensor, Tensor]],
         block_rows: int,
     ) -> Tensor:
-        batch, row, column = places
-        row_lse, column_lse = log_sums
+        (batch, row, column), (row_lse, column_lse) = places
         ctx.save_for_backward(features0, features1, row_lse, column_lse, batch, row, column)
         ctx.temperature, ctx.block_rows = temperature, block_rows
         scale = 1.0 / (features0.shape[-1] * temperature)
@@ -72,7 +70,7 @@ class _DualSoftmaxEntries(torch.autograd.Function):
                 grad0.append(torch.matmul(ds, f1))
                 grad1.add_(torch.matmul(ds.mT, f0))
         grad_features0 = torch.cat(grad0, dim=1).to(features0.dtype)
-        return grad_features0, grad1.to(features1.dtype), None, None, None, None
+        return grad_features0, grad1.to(features1.dtype), None, None, None
 
 
 def dual_softmax_entries(
@@ -108,7 +106,7 @@ def dual_softmax_entries(
     per_row = 4 * features0.shape[0] * features1.shape[1]
     block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
     log_probability: Tensor = _DualSoftmaxEntries.apply(
-        features0, features1, temperature, entries, log_sums, block_rows
+        features0, features1, temperature, (entries, log_sums), block_rows
     )
     return log_probability
 
