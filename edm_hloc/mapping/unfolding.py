@@ -8,14 +8,14 @@ not at the door that only one of the walls has; what is seen in few photos count
 Photos with much depth, or taken from far apart, fail this as well, so pairs are left out only after
 `look_alikes` has found that the model has folded, and a model without them is taken only if it
 registers the photos, has no such signs, and has the photos that disagreed at different places. An
-object that was turned before a background has the same signs; there they stay at one place, and the
-model stays as it is.
+object that was turned before a background has the same signs; there the pairs that are left fit the
+model that is there, and it stays as it is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +176,15 @@ def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pa
         shares: see `shown_by_both`.
         images: ids of the images.
     """
+    ordered = sorted((p for p in shares if set(p) <= set(images)), key=lambda p: -shares[p])
+    last = _connecting(ordered, images)
+    if last is None:
+        return set(ordered)
+    return {p for p in ordered if shares[p] >= shares[last] - _SLACK}
+
+
+def _connecting(pairs: Sequence[Pair], images: Sequence[int]) -> Pair | None:
+    """The pair with which nearly all images are connected, if pairs are taken in their order."""
     root = {image_id: image_id for image_id in images}
     size = dict.fromkeys(images, 1)
 
@@ -184,14 +193,13 @@ def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pa
             image_id = root[image_id]
         return image_id
 
-    ordered = sorted((p for p in shares if set(p) <= root.keys()), key=lambda p: -shares[p])
-    for pair in ordered:
+    for pair in pairs:
         a, b = map(find, pair)
         if a != b:
             root[a], size[b] = b, size[a] + size[b]
             if size[b] >= _CONNECTED * len(images):
-                return {p for p in ordered if shares[p] >= shares[pair] - _SLACK}
-    return set(ordered)
+                return pair
+    return None
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,9 @@ def unfold(
     with open_database(database) as db:
         shares = shown_by_both(db, min_inliers)
         kept = trusted_pairs(shares, sorted(images))
-        if len(kept) == len(shares):
+        # Where the kept pairs fit the model already, they give the same one once more.
+        fit = _consistent_pairs(db, folded, kept)
+        if len(kept) == len(shares) or _connecting(sorted(fit), sorted(images)) is not None:
             return None
         trusted = database.with_name(f"trusted-{database.name}")
         copy_images(db, trusted, images, sorted(kept))
@@ -255,7 +265,7 @@ def unfold(
 
 
 def _consistent_pairs(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Mapping[Pair, float]
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
 ) -> set[Pair]:
     """The pairs most of whose matches lie on the epipolar lines of a model, before both cameras."""
     posed = {image.image_id: image for image in posed_images(model).values()}

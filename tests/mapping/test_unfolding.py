@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edm_hloc.mapping import incremental
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.incremental import ChosenTracks
 from edm_hloc.mapping.mappers import map_database
-from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs
+from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs, unfold
 from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
 
 PHOTOS = [f"{i:02}.jpg" for i in range(16)]
@@ -158,3 +159,27 @@ def test_where_the_photos_that_disagree_stay_together_the_model_stays(
     assert summary.conflicts.pairs
     assert len(completed) <= 1  # nothing is completed that is not kept
     assert read_model(tmp_path / "m").num_reg_images() == 16
+
+
+def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(
+    walls: Path, tmp_path: Path
+) -> None:
+    """As with an object that was turned before a wall: its pairs that are kept all agree."""
+    map_database(walls, walls.parent / "images", tmp_path / "right", THREADS)
+    database = tmp_path / "database.db"
+    shutil.copyfile(walls, database)
+    disagreeing = [(1, 5), (2, 6), (3, 7)]
+
+    def never(_: Path) -> pycolmap.Reconstruction | None:
+        raise AssertionError("mapped once more")
+
+    right = read_model(tmp_path / "right")
+    assert unfold(database, right, disagreeing, never, 30) is None
+
+    turned = [image for image in right.images.values() if image.image_id > 8]
+    assert len(turned) == 8
+    flip = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([0.0, 0.0, 1.0, 0.0])), np.zeros(3))
+    for image in turned:
+        image.frame.rig_from_world = flip * image.cam_from_world()
+    with pytest.raises(AssertionError, match="once more"):
+        unfold(database, right, disagreeing, never, 30)
