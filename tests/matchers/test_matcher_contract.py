@@ -419,8 +419,11 @@ def test_cells_of_the_confident_matches(matchers: dict[str, Matcher], tmp_path: 
     for matcher in matchers.values():
         pair = encode(matcher, tmp_path, pixels), encode(matcher, tmp_path, pixels[:, 8:])
         found, cells = matcher.match_pixels([pair])[0], matcher.match_cells([pair])[0]
-        # refinement moves a few out of the photo
-        assert 50 < len(found) <= len(cells) < 1.1 * len(found)
+        assert len(found) <= len(cells)
+        if matcher.info.name == "edm":  # the others have random weights
+            # refinement moves a few out of the photo
+            assert 50 < len(found)
+            assert len(cells) < 1.1 * len(found)
         place = np.searchsorted(-cells.scores, -found.scores)
         np.testing.assert_array_equal(cells.scores[place], found.scores)
         for side in ("keypoints0", "keypoints1"):
