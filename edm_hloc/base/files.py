@@ -18,6 +18,8 @@ from edm_hloc.base.errors import BusyError, EdmHlocError
 
 logger = logging.getLogger(__name__)
 
+MADE_FROM = "made_from.txt"
+
 
 def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None:
     """Writes a file under a temporary name, then renames it, so that no reader sees a part of it.
@@ -60,6 +62,31 @@ def remove_leftover(temporary: Path) -> None:
         shutil.rmtree(temporary)
     else:
         temporary.unlink(missing_ok=True)
+
+
+def claim_folder(folder: Path, made_from: str) -> bool:
+    """Makes a folder hold nothing but what is made from given inputs, as `MADE_FROM` in it tells.
+
+    Args:
+        folder: of ours alone; what lies there of other inputs is removed.
+        made_from: fingerprint of everything that its content depends on.
+
+    Returns:
+        Whether content of other inputs was removed.
+
+    Raises:
+        EdmHlocError: the folder cannot be written.
+    """
+    marker = folder / MADE_FROM
+    try:
+        marked = marker.is_file()
+        if marked and marker.read_text("utf-8") == made_from:
+            return False
+        remove_leftover(folder)
+        write_whole(marker, made_from, durable=True)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    return marked
 
 
 def make_folder(folder: Path) -> None:

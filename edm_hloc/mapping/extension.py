@@ -24,6 +24,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
     new_model_folder,
+    only_elsewhere,
     parts_folder,
     write_model,
     write_parts,
@@ -134,9 +135,7 @@ def extend_model(
             unregistered=tuple(sorted(names - posed_images(main).keys())),
             components=(main.num_reg_images(), *(m.num_reg_images() for m in others)),
             seconds=time.monotonic() - start,
-            elsewhere=tuple(
-                sorted({n for m in others for n in posed_images(m)} - posed_images(main).keys())
-            ),
+            elsewhere=only_elsewhere(main, others),
             undistorted=not earlier.distorted,
             undistorted_photos=() if earlier.distorted else tuple(posed_images(main)),
         )

@@ -31,6 +31,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
     new_model_folder,
+    only_elsewhere,
     parts_folder,
     write_model,
     write_parts,
@@ -153,9 +154,7 @@ def map_database(
         unregistered=tuple(sorted(set(names) - registered.keys())),
         components=components,
         seconds=time.monotonic() - start,
-        elsewhere=tuple(
-            sorted({n for m in models[1:] for n in posed_images(m)} - registered.keys())
-        ),
+        elsewhere=only_elsewhere(models[0], models[1:]),
         undistorted=found[0].undistorted,
         undistorted_photos=tuple(sorted(undistorted)),
         one_camera_photos=tuple(sorted(shared)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,13 @@ def write_model(
 def is_coloured(model: pycolmap.Reconstruction) -> bool:
     """Whether the points of a model have colours: without any all are black."""
     return any(point.color.any() for point in model.points3D.values())
+
+
+def only_elsewhere(
+    main: pycolmap.Reconstruction, others: Iterable[pycolmap.Reconstruction]
+) -> tuple[str, ...]:
+    """Names of the images that are posed in another separate model only, sorted."""
+    return tuple(sorted({n for m in others for n in posed_images(m)} - posed_images(main).keys()))
 
 
 def parts_folder(model: Path) -> Path:

@@ -12,12 +12,11 @@ import pycolmap
 
 from edm_hloc.base.colmap import camera_text, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import remove_leftover, write_whole
+from edm_hloc.base.files import claim_folder
 from edm_hloc.base.fingerprint import fingerprint_of
 
 logger = logging.getLogger(__name__)
 
-_MADE_FROM = "made_from.txt"
 _PARTS = 20  # of the photos, after each of which a snapshot is written
 _FEWEST = 5  # photos
 _KEPT = 2  # the newest may have been cut off
@@ -37,18 +36,11 @@ class Snapshots:
 
     def __init__(self, folder: Path, made_from: str) -> None:
         self._folder = folder
-        marker = folder / _MADE_FROM
-        try:
-            if not (folder.is_dir() and marker.is_file() and marker.read_text() == made_from):
-                if marker.is_file():
-                    logger.warning(
-                        "Mapping starts again, as the database or a setting has changed since it "
-                        "was interrupted."
-                    )
-                remove_leftover(folder)
-                write_whole(marker, made_from, durable=True)
-        except OSError as error:
-            raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        if claim_folder(folder, made_from):
+            logger.warning(
+                "Mapping starts again, as the database or a setting has changed since it "
+                "was interrupted."
+            )
 
     @property
     def begun(self) -> bool:

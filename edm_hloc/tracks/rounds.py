@@ -12,11 +12,11 @@ import pycolmap
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import remove_leftover, write_whole
+from edm_hloc.base.files import claim_folder, remove_leftover
 
 logger = logging.getLogger(__name__)
 
-_MADE_FROM, _STATE = "made_from.txt", "state.json"
+_STATE = "state.json"
 
 
 @dataclass
@@ -52,13 +52,7 @@ class KeptRounds:
 
     def __init__(self, folder: Path, made_from: str) -> None:
         self._folder = folder
-        marker = folder / _MADE_FROM
-        try:
-            if not (marker.is_file() and marker.read_text("utf-8") == made_from):
-                remove_leftover(folder)
-                write_whole(marker, made_from)
-        except OSError as error:
-            raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        claim_folder(folder, made_from)
 
     def keep(self, progress: Progress) -> Progress:
         """Writes the state after a round.
