@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,7 @@ class IncrementalMapping:
             colmap.ba_global_function_tolerance = _SETTLED_ALL
         return colmap
 
+    @cached_property
     def with_one_camera(self) -> IncrementalMapping | None:
         """The same on a copy where the photos share a camera, None where they cannot be of one."""
         shared = self.folder / f"one-camera-{self.database.name}"
@@ -233,7 +235,7 @@ class ChosenTracks:
             return []
         mapping = self.mapping
         if found[0].one_camera:
-            mapping = mapping.with_one_camera() or mapping
+            mapping = mapping.with_one_camera or mapping
         colmap = mapping.colmap_options(refine, refine and not found[0].undistorted)
         covered: set[int] = set()
         whole = []
@@ -247,7 +249,7 @@ class ChosenTracks:
         self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
     ) -> FoundModel | None:
         """The model without pairs that look alike, if it has no signs of a fold."""
-        base = (folded.one_camera and self.mapping.with_one_camera()) or self.mapping
+        base = (folded.one_camera and self.mapping.with_one_camera) or self.mapping
         registered = folded.model.num_reg_images()
         begun: list[FoundModel] = []
         kept: dict[int, np.ndarray] = {}
@@ -294,7 +296,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     undistorted = one_camera = False
     few = _registered(models) < mapping.images / 2
     if refine and mapping.options.one_camera and (few or not focal_lengths_agree(models[0])):
-        shared = mapping.with_one_camera()
+        shared = mapping.with_one_camera
         if shared is not None:
             logger.info("Mapping once more, with one camera for all photos.")
             again = with_points(shared.run(refine, refine))

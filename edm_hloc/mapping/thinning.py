@@ -9,9 +9,9 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import open_database
-from edm_hloc.mapping.tracks import Correspondences, TrackSelection, find_tracks, select_tracks
+from edm_hloc.mapping.tracks import TrackSelection, find_tracks, select_tracks
+from edm_hloc.mapping.verified_matches import read_verified_matches
 
-_NONE = np.zeros((0, 2), np.float32)
 _WORTHWHILE = 0.5  # share of the matched keypoints that may stay for thinning to be worth it
 
 
@@ -33,31 +33,17 @@ def thin_database(
         written, where the chosen tracks hold so many of the keypoints that it saves little.
     """
     with open_database(database) as db:
-        ids = sorted(image.image_id for image in db.read_all_images())
-        number = {image_id: k for k, image_id in enumerate(ids)}
-        points = [db.read_keypoints(i)[:, :2] if db.exists_keypoints(i) else _NONE for i in ids]
-        pairs = [
-            (*pycolmap.pair_id_to_image_pair(pair_id), geometry)
-            for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True)
-            if len(geometry.inlier_matches) >= max(1, min_inliers)
-        ]
-    if not pairs:
+        found = read_verified_matches(db, min_inliers)
+        geometries = {pair: db.read_two_view_geometry(*pair) for pair in found.rows}
+    if not geometries:
         return None
-    start = np.concatenate([[0], np.cumsum([len(p) for p in points])]).astype(np.int64)
-    found = Correspondences(
-        points=np.concatenate(points),
-        image_of=np.repeat(np.arange(len(ids)), np.diff(start)),
-        matches=np.concatenate(
-            [g.inlier_matches + start[[number[a], number[b]]] for a, b, g in pairs]
-        ).astype(np.int64),
-        pair_of=np.repeat(np.arange(len(pairs)), [len(g.inlier_matches) for _, _, g in pairs]),
-    )
+    start = found.start
     track = find_tracks(found.image_of, found.matches)
     chosen = select_tracks(found, track, selection or TrackSelection())
     if chosen.sum() > _WORTHWHILE * len(np.unique(found.matches)):
         return None
     shutil.copyfile(database, out)
-    kept = {i: np.flatnonzero(chosen[start[k] : start[k + 1]]) for i, k in number.items()}
+    kept = {i: np.flatnonzero(chosen[start[k] : start[k + 1]]) for i, k in found.number.items()}
     a, b = found.matches.T
     stays = chosen[a] & (track[a] == track[b])
     before = np.concatenate([[0], np.cumsum(chosen)])
@@ -66,13 +52,13 @@ def thin_database(
         db.clear_keypoints()
         db.clear_matches()
         db.clear_two_view_geometries()
-        for image_id, k in number.items():
-            db.write_keypoints(image_id, points[k][kept[image_id]].astype(np.float32))
-        ends = np.cumsum([len(geometry.inlier_matches) for _, _, geometry in pairs])
-        for (first, second, geometry), end in zip(pairs, ends, strict=True):
-            of_pair = slice(end - len(geometry.inlier_matches), end)
+        for image_id, k in found.number.items():
+            points = found.points[start[k] : start[k + 1]]
+            db.write_keypoints(image_id, points[kept[image_id]].astype(np.float32))
+        for (first, second), of_pair in found.rows.items():
             matches = renumbered[found.matches[of_pair][stays[of_pair]]].astype(np.uint32)
             if len(matches):
+                geometry = geometries[first, second]
                 geometry.inlier_matches = matches
                 db.write_matches(first, second, matches)
                 db.write_two_view_geometry(first, second, geometry)

@@ -28,6 +28,7 @@ from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneou
 from edm_hloc.mapping.look_alikes import stay_together
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.tracks import support
+from edm_hloc.mapping.verified_matches import Pair, VerifiedMatches, read_verified_matches
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ _CELLS = 32  # along the longer side of a photo
 _MARGIN = 0.04  # of the longer side: nearer to the border a point may be outside
 _CONFIRMED = 2  # photos that confirm a keypoint which another one should show
 _RARITY = 2.0  # exponent: what n photos confirm weighs n to minus this
+_DETERMINED = 3  # matches that determine an affine map
 _CONNECTED = 0.9  # of the photos of the folded model that the pairs left must connect
 _SLACK = 0.05  # below the share that connects them
 _STAYED = 0.2  # of the pairs that disagreed: more at one place in the new model, and it was right
@@ -43,8 +45,6 @@ _CONSISTENT = 0.5  # of the matches of a pair that fit the poses of a model
 
 REGISTERED = 0.9
 """Share of the photos of a folded model that one without a fold must have."""
-
-Pair = tuple[int, int]
 
 
 def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
@@ -57,92 +57,47 @@ def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
     Returns:
         By the ids of the images, the smaller first, the smaller of the two shares in [0, 1].
     """
-    found = _Matches.of(db, min_inliers)
-    confirmed = support(found.all, found.start[-1]) > 0
-    degree = np.bincount(found.all[confirmed].ravel(), minlength=found.start[-1])
+    found = read_verified_matches(db, max(_DETERMINED, min_inliers))
+    camera_of = {image.image_id: image.camera_id for image in db.read_all_images()}
+    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    of_image = [cameras[camera_of[image_id]] for image_id in found.number]
+    sizes = np.array([(camera.width, camera.height) for camera in of_image])
+    confirmed = support(found.matches, found.start[-1]) > 0
+    degree = np.bincount(found.matches[confirmed].ravel(), minlength=found.start[-1])
     shares = {}
     for pair, of_pair in found.rows.items():
-        matches, its = found.all[of_pair], confirmed[of_pair]
-        sides = [found.number[image_id] for image_id in pair]
+        matches, its = found.matches[of_pair], confirmed[of_pair]
+        first, second = (found.number[image_id] for image_id in pair)
         others = degree.copy()
         others[matches[its].ravel()] -= 1  # what a pair confirms itself is no evidence for it
         both = (
-            _share(found, others, (sides[0], sides[1]), matches),
-            _share(found, others, (sides[1], sides[0]), matches[:, ::-1]),
+            _share(found, others, first, matches, sizes[[first, second]]),
+            _share(found, others, second, matches[:, ::-1], sizes[[second, first]]),
         )
         shares[pair] = min(both)
     return shares
 
 
-@dataclass(frozen=True)
-class _Matches:
-    """The verified matches of a database, keypoints numbered through.
-
-    Attributes:
-        number: of each image id.
-        start: (I + 1,) number of the first keypoint of each image.
-        points: (N, 2) keypoints, pixels.
-        sizes: (I, 2) widths and heights.
-        all: (M, 2) numbers of matched keypoints.
-        rows: which of them a pair has, by the ids of its images, the smaller first.
-    """
-
-    number: Mapping[int, int]
-    start: np.ndarray
-    points: np.ndarray
-    sizes: np.ndarray
-    all: np.ndarray
-    rows: Mapping[Pair, slice]
-
-    @classmethod
-    def of(cls, db: pycolmap.Database, min_inliers: int) -> _Matches:
-        images = sorted(db.read_all_images(), key=lambda image: image.image_id)
-        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-        ids = [image.image_id for image in images]
-        points = [
-            db.read_keypoints(i)[:, :2] if db.exists_keypoints(i) else np.zeros((0, 2)) for i in ids
-        ]
-        number = {image_id: k for k, image_id in enumerate(ids)}
-        start = np.concatenate([[0], np.cumsum([len(p) for p in points])]).astype(np.int64)
-        every, rows, at = [np.zeros((0, 2), np.int64)], {}, 0
-        for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True):
-            matches = geometry.inlier_matches
-            if len(matches) < max(3, min_inliers):
-                continue
-            a, b = pycolmap.pair_id_to_image_pair(pair_id)
-            rows[a, b] = slice(at, at + len(matches))
-            at += len(matches)
-            every.append(matches.astype(np.int64) + start[[number[a], number[b]]])
-        of_image = [cameras[image.camera_id] for image in images]
-        return cls(
-            number,
-            start,
-            np.concatenate([np.zeros((0, 2)), *points]).astype(np.float64),
-            np.array([(camera.width, camera.height) for camera in of_image]),
-            np.concatenate(every),
-            rows,
-        )
-
-
-def _share(found: _Matches, others: np.ndarray, sides: Pair, matches: np.ndarray) -> float:
+def _share(
+    found: VerifiedMatches, others: np.ndarray, first: int, matches: np.ndarray, sizes: np.ndarray
+) -> float:
     """The share of what the second photo should show of the first that it does.
 
     Args:
         found: all matches.
         others: (N,) number of photos, other than the second, that confirm each keypoint.
-        sides: numbers of the two photos.
+        first: number of the first photo.
         matches: (M, 2) of the pair.
+        sizes: (2, 2) widths and heights of the two photos.
     """
-    first, second = sides
-    size = found.sizes[second]
-    moved = _affine(found.points[matches[:, 0]], found.points[matches[:, 1]])
+    moved = _affine(*(found.points[side].astype(np.float64) for side in matches.T))
     keypoints = np.arange(found.start[first], found.start[first + 1])
     there = np.column_stack([found.points[keypoints], np.ones(len(keypoints))]) @ moved
-    margin = _MARGIN * size.max()
-    inside = ((there > margin) & (there < size - margin)).all(axis=1)
+    margin = _MARGIN * sizes[1].max()
+    inside = ((there > margin) & (there < sizes[1] - margin)).all(axis=1)
     expected = keypoints[inside & (others[keypoints] >= _CONFIRMED)]
-    side = found.sizes[first].max() / _CELLS
-    columns, rows = (np.ceil(found.sizes[first] / side)).astype(int)
+    side = sizes[0].max() / _CELLS
+    columns, rows = (np.ceil(sizes[0] / side)).astype(int)
 
     def cells_of(which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x, y = (found.points[which] / side).astype(int).T
