@@ -1,18 +1,25 @@
-"""Measure how many pairs per second `edm_hloc.synthetic` renders, on a CPU or a GPU."""
+"""Measure how many pairs per second `edm_hloc.synthetic` renders, on a CPU or a GPU.
+
+Pairs of scenes (`PairSampler`) and of reliefs (`ReliefSampler`) are measured in turn.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
 import torch
 
 from edm_hloc.synthetic.pairs import PairSampler
+from edm_hloc.synthetic.relief_pairs import ReliefSampler
 from edm_hloc.synthetic.textures import TextureBank
 
+Sampler = PairSampler | ReliefSampler
 
-def measure(sampler: PairSampler, batch: int, size: int, seconds: float) -> tuple[float, float]:
+
+def measure(sampler: Sampler, batch: int, size: int, seconds: float) -> tuple[float, float]:
     """Render for about `seconds`, after a batch to warm up.
 
     Returns:
@@ -29,13 +36,13 @@ def measure(sampler: PairSampler, batch: int, size: int, seconds: float) -> tupl
     return rate, 1000 * (time.process_time() - cpu_start) / count
 
 
-def _finish(sampler: PairSampler) -> None:
+def _finish(sampler: Sampler) -> None:
     if sampler.textures.device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[192, 256])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads to try")
@@ -45,16 +52,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
     bank = TextureBank.load(args.textures) if args.textures else TextureBank.procedural(32)
-    sampler = PairSampler(bank, args.difficulty, args.device)
+    samplers: dict[str, Sampler] = {
+        "scenes": PairSampler(bank, args.difficulty, args.device),
+        "reliefs": ReliefSampler(bank, args.difficulty, args.device),
+    }
     on_cpu = torch.device(args.device).type == "cpu"
     batch = args.batch or (16 if on_cpu else 128)
     for threads in args.threads if on_cpu else [1]:
         torch.set_num_threads(threads)
-        for size in args.sizes:
+        for size, (kind, sampler) in itertools.product(args.sizes, samplers.items()):
             rate, cpu = measure(sampler, batch, size, args.seconds)
             where = f"{threads} CPU thread(s)" if on_cpu else torch.cuda.get_device_name()
             print(
-                f"{size}×{size}, batch {batch}, {where}: {rate:.1f} pairs per second, "
+                f"{kind}, {size}×{size}, batch {batch}, {where}: {rate:.1f} pairs per second, "
                 f"{cpu:.1f} ms of CPU time per pair",
                 flush=True,
             )

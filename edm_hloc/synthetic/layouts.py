@@ -20,26 +20,19 @@ from edm_hloc.synthetic.layout_parts import (
     upright_cylinders,
 )
 from edm_hloc.synthetic.random_numbers import Random
+from edm_hloc.synthetic.random_views import Standpoints
 from edm_hloc.synthetic.shapes import Shapes, ShapesBuilder, box_quads, rotation, turn_about_z
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Standpoints):
     """Geometry of n scenes and where their photos are taken from. All in metres, z up.
 
     Attributes:
         shapes: the n scenes.
-        eye: (n, 3) centre of the first camera.
-        anchor: (n, 3) the point it looks at.
-        camera_low: (n, 3) lower corner of the bounding box that camera centres are kept in.
-        camera_high: (n, 3) its upper corner.
     """
 
     shapes: Shapes
-    eye: Tensor
-    anchor: Tensor
-    camera_low: Tensor
-    camera_high: Tensor
 
 
 def posters(rng: Random, n: int) -> Layout:
@@ -207,7 +200,8 @@ def room(rng: Random, n: int) -> Layout:
     high = size * rng.values(0.46, 0.46, 0.85)
     eye = low + (high - low) * rng.uniform(n, 3)
     anchor = size * rng.values(0, 0, 0.5) - eye * rng.values(1, 1, 0)
-    return Layout(build.build(), eye, anchor * rng.uniform(n, 3, low=0.3, high=1.1), low, high)
+    anchor = anchor * rng.uniform(n, 3, low=0.3, high=1.1)
+    return Layout(eye, anchor, low, high, build.build())
 
 
 def objects(rng: Random, n: int) -> Layout:
@@ -273,5 +267,5 @@ def _layout(
     region: Region,
 ) -> Layout:
     """The layout of everything added, with one region for the cameras of all scenes."""
-    corners = (rng.values(*corner).repeat(build.batch, 1) for corner in region)
-    return Layout(build.build(), eye, anchor, *corners)
+    low, high = (rng.values(*corner).repeat(build.batch, 1) for corner in region)
+    return Layout(eye, anchor, low, high, build.build())

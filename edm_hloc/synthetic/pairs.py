@@ -11,11 +11,10 @@ from torch import Tensor
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.synthetic.appearance import Appearance, random_lights, random_materials
 from edm_hloc.synthetic.cameras import Cameras
-from edm_hloc.synthetic.covisibility import pair_overlap
 from edm_hloc.synthetic.layouts import LAYOUTS, Layout
 from edm_hloc.synthetic.photometric_effects import photograph
 from edm_hloc.synthetic.random_numbers import Random
-from edm_hloc.synthetic.random_views import candidate_cameras
+from edm_hloc.synthetic.random_views import candidate_cameras, choose_second
 from edm_hloc.synthetic.renderer.render import render, render_depth
 from edm_hloc.synthetic.shapes import Shapes, concatenate
 from edm_hloc.synthetic.textures import TextureBank
@@ -218,11 +217,11 @@ class PairSampler:
         # The first ones that overlap are kept: shuffle, so that every kind has the same chance.
         order = torch.randperm(number, generator=self.random.generator, device=self.random.device)
         shapes = concatenate([part.shapes for part in parts]).select(order)
-        rest = (
-            torch.cat([getattr(part, name) for part in parts])[order]
+        points = {
+            name: torch.cat([getattr(part, name) for part in parts])[order]
             for name in ("eye", "anchor", "camera_low", "camera_high")
-        )
-        return Layout(shapes, *rest)
+        }
+        return Layout(shapes=shapes, **points)
 
     def _choose(
         self, shapes: Shapes, cameras: Cameras, height: int, width: int
@@ -242,14 +241,8 @@ class PairSampler:
         low = (max(round(height * shrink), 8), max(round(width * shrink), 8))
         small = cameras.at_size((height, width), low)
         depth = render_depth(shapes, small, *low)
-        share = pair_overlap(depth, small)
-        least, most = self.overlap_range
-        usable = _well_placed(depth)
-        good = usable[:, :1] & usable[:, 1:] & (share >= least) & (share <= most)
-        # One of the good candidates, with equal probability.
-        choice = (self.random.uniform(*share.shape) * good).argmax(1)
-        row = torch.arange(len(choice), device=choice.device)
-        second = choice + 1
+        good, second, share = choose_second(depth, small, self.overlap_range, self.random)
+        row = torch.arange(len(second), device=second.device)
         pair = Cameras(
             torch.stack([cameras.K[:, 0], cameras.K[row, second]], 1),
             torch.stack([cameras.cam_from_world[:, 0], cameras.cam_from_world[row, second]], 1),
@@ -258,16 +251,4 @@ class PairSampler:
         near = near.kthvalue(near.shape[2] // 5, 2).values
         span = near.clamp(max=1e6) * max(height, width) / cameras.K[..., 0, 0]
         span = torch.minimum(span[:, 0], span[row, second])
-        return good.any(1), PairScenes(shapes, pair, share[row, choice], span)
-
-
-def _well_placed(depth: Tensor) -> Tensor:
-    """Which views (B, V) are usable: more than 60 % is no sky, and less than 8 % is very close.
-
-    Very close is nearer than a fifth of the median depth. depth: (B, V, H, W), 0 for the sky.
-    """
-    flat = depth.flatten(2)
-    seen = flat > 0
-    middle = flat.masked_fill(~seen, torch.nan).nanmedian(2, keepdim=True).values
-    close = (seen & (flat < 0.2 * middle)).float().mean(2)
-    return (seen.float().mean(2) > 0.6) & (close < 0.08)
+        return good, PairScenes(shapes, pair, share, span)

@@ -77,6 +77,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "tolerance": (0, 1),
     "difficulty": (0, 1),
     "repeated": (0, 1),
+    "relief": (0, 1),
     "seed": (0, 2**63 - 1),
     "threshold": (0, 1),
     "validations": (0, 10**6),
@@ -134,6 +135,8 @@ class TrainConfig:
             each batch.
         repeated: share of the batches whose scenes have repeated façades and tiles on all surfaces
             and overlap little, so that many points have twins in the other image and nothing else.
+        relief: share of the batches whose pairs are views of photos that became reliefs
+            (`relief_pairs.ReliefSampler`); the photos are the textures.
         real: data sets of real pairs for a share of the batches; all shares sum to at most 1.
         initial: checkpoint or safetensors file with the initial weights; None for random weights.
         precision: of Lightning Fabric, such as "32-true" or "bf16-mixed".
@@ -175,6 +178,7 @@ class TrainConfig:
     textures: str | None = None
     difficulty: tuple[float, float] = (0.1, 0.8)
     repeated: float = 0.0
+    relief: float = 0.0
     real: tuple[RealData, ...] = ()
     initial: str | None = None
     precision: str = "32-true"
@@ -229,8 +233,10 @@ class TrainConfig:
         ends = [s.until for s in self.stages]
         if not ends or ends[-1] != 1.0 or ends != sorted(ends):
             raise EdmHlocError(f"training stages must end at rising shares up to 1.0, got {ends}")
-        if self.repeated + sum(r.share for r in self.real) > 1 + 1e-9:
-            raise EdmHlocError("the shares of repeated textures and real training data exceed 1")
+        if self.repeated + self.relief + sum(r.share for r in self.real) > 1 + 1e-9:
+            raise EdmHlocError(
+                "the shares of repeated textures, reliefs and real training data exceed 1"
+            )
         if (self.validation_images is None) != (self.validation_pairs is None):
             raise EdmHlocError("`validation_images` and `validation_pairs` go together")
 

@@ -15,6 +15,7 @@ from edm_hloc.base.frames import Origin
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.synthetic.pairs import TILED, PairSampler
 from edm_hloc.synthetic.random_numbers import Random
+from edm_hloc.synthetic.relief_pairs import RELIEF_TOLERANCE, ReliefSampler
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.config import TrainConfig
 from edm_hloc.training.real_pairs import RealSource
@@ -34,7 +35,8 @@ class SyntheticSource:
     """Rendered pairs with the ground truth of their exact depth maps.
 
     Args:
-        sampler: renders the pairs; its random numbers and its difficulty are set for each batch.
+        sampler: renders the pairs, of scenes or of reliefs; its random numbers and its difficulty
+            are set for each batch.
         difficulty: range from which the difficulty of a batch is drawn.
         tolerance: see `supervise`.
         origin: where (0, 0) of the network's pixel frame lies.
@@ -42,7 +44,7 @@ class SyntheticSource:
 
     def __init__(
         self,
-        sampler: PairSampler,
+        sampler: PairSampler | ReliefSampler,
         difficulty: tuple[float, float],
         tolerance: float,
         origin: Origin = "centre",
@@ -98,19 +100,34 @@ def build_repeated(config: TrainConfig, textures: TextureBank) -> SyntheticSourc
     return SyntheticSource(sampler, config.difficulty, config.tolerance, config.origin)
 
 
+def build_reliefs(config: TrainConfig, textures: TextureBank) -> SyntheticSource:
+    """Pairs of views of reliefs lifted from these textures."""
+    sampler = ReliefSampler(textures, device=textures.device)
+    tolerance = min(config.tolerance, RELIEF_TOLERANCE)
+    return SyntheticSource(sampler, config.difficulty, tolerance, config.origin)
+
+
 def build_mixture(config: TrainConfig, synthetic: SyntheticSource) -> BatchSource:
     """The mixture of rendered and real pairs of a configuration.
 
-    Batches of repeated textures take the place of other rendered ones: the real batches, and the
-    other rendered ones that are left, are those of the same configuration without them.
+    Batches of repeated textures and of reliefs take the place of other rendered ones: the real
+    batches, and the other rendered ones that are left, are those of the same configuration without
+    them.
     """
-    real = [RealSource(r, config.tolerance, config.origin) for r in config.real]
-    sources: list[BatchSource] = [synthetic, *real]
-    shares = [r.share for r in config.real]
-    shares = [max(0.0, 1.0 - config.repeated - sum(shares)), *shares]
+    textures = synthetic.sampler.textures
+    sources: list[BatchSource] = []
+    shares = []
     if config.repeated:
-        sources.insert(0, build_repeated(config, synthetic.sampler.textures))
-        shares.insert(0, config.repeated)
+        sources.append(build_repeated(config, textures))
+        shares.append(config.repeated)
+    if config.relief:
+        sources.append(build_reliefs(config, textures))
+        shares.append(config.relief)
+    real = [r.share for r in config.real]
+    sources.append(synthetic)
+    shares.append(max(0.0, 1.0 - sum(shares) - sum(real)))
+    sources += [RealSource(r, config.tolerance, config.origin) for r in config.real]
+    shares += real
     return MixedSource(sources, shares) if len(sources) > 1 else synthetic
 
 

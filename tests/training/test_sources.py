@@ -63,6 +63,20 @@ def test_repeated_textures_take_the_place_of_other_rendered_batches() -> None:
     assert build_mixture(tiny_config(), rendered) is rendered
 
 
+def test_reliefs_take_the_place_of_other_rendered_batches() -> None:
+    rendered = SyntheticSource(PairSampler(TextureBank.dead_leaves(4, 128)), (0.0, 0.3), 0.05)
+    mixture = build_mixture(tiny_config(relief=0.5), rendered)
+    same = 0
+    for seed in range(8):
+        batch, again = (mixture.batch(2, 96, 128, seed) for _ in range(2))
+        assert torch.equal(batch.image1, again.image1)
+        assert (batch.truth.partner >= 0).float().mean() > 0.15
+        same += torch.equal(batch.image0, rendered.batch(2, 96, 128, seed).image0)
+    assert 2 <= same <= 6
+    with pytest.raises(EdmHlocError, match="exceed 1"):
+        tiny_config(relief=0.6, repeated=0.5)
+
+
 def test_prefetcher_keeps_order_and_passes_errors_on() -> None:
     def make(i: int) -> int:
         if i == 7:
