@@ -27,6 +27,7 @@ from edm_hloc.tracks.photos import PhotoShelf, PhotoStack
 
 _NOISE_CONTRAST = 2.0  # standard deviation of grey values, of 255, that is taken for noise
 _SMALLEST_MAP, _LARGEST_MAP = 1e-3, 1e3  # determinants of maps between photos that are of use
+_STEEPEST_MAP = 0.04  # change of scale a pixel of the patch, likewise
 _BLOCK = 4000  # points that a thread aligns at a time
 _BYTES_PER_PIXEL = 4 / 3  # of a photo with its reduced copies
 
@@ -154,9 +155,7 @@ def _align_block(
     first = stack.first[tracks.view]
     largest = stack.scales[first]
     by_planes, by_facing = (
-        _between_photos(
-            tracks, surface_maps(tracks, views, normals[rows], start) * largest[:, :, None]
-        )
+        _between_photos(tracks, _scaled(surface_maps(tracks, views, normals[rows], start), largest))
         for normals in (of_round.planes, of_round.facing)
     )
     good = _of_use(by_planes)
@@ -180,7 +179,7 @@ def _align_block(
             floats(from_colmap(start * scales)),
             of_round.votes[its],
         ),
-        floats(maps * (scales / largest)[:, :, None]),
+        floats(_scaled(maps, scales / largest)),
         (
             int(of_round.radius),
             int(config.iterations),
@@ -193,27 +192,36 @@ def _align_block(
     return its, start + shifts, np.linalg.norm(shifts, axis=1), correlation, texture
 
 
+def _scaled(maps: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Maps (…, N, 3, 2) to copies of their photos, whose sizes are (N, 2) times as large."""
+    return np.concatenate([maps[..., :2, :] * scales[:, :, None], maps[..., 2:, :]], axis=-2)
+
+
 def _between_photos(tracks: Tracks, surface: np.ndarray) -> np.ndarray:
-    """Maps (N, 2, 2) to each photo from the one that shows the same point at the middle scale.
+    """Maps (N, 3, 2) to each photo from the one that shows the same point at the middle scale.
 
     Args:
-        surface: (N, 2, 2) derivatives of pixels by shifts along the point's surface.
+        surface: (N, 3, 2) how pixels move by shifts along the point's surface.
     """
     if not len(surface):
         return surface
     reference = surface[reference_observations(tracks, surface)]
     determinant = determinants(reference)
     sure = np.isfinite(determinant) & (np.abs(determinant) > 0)
-    (a, b), (c, d) = reference.transpose(1, 2, 0)
+    (a, b), (c, d), away = reference.transpose(1, 2, 0)
     back = np.array([[d, -b], [-c, a]]).transpose(2, 0, 1)
     back /= np.where(sure, determinant, np.nan)[:, None, None]
+    surface = surface.copy()
+    surface[:, 2] -= away.T[tracks.track]
     return np.asarray(surface @ back[tracks.track])
 
 
 def _of_use(maps: np.ndarray) -> np.ndarray:
-    """Which of the maps (N, 2, 2) are finite and of a sensible scale."""
+    """Which of the maps (N, 3, 2) are finite and of a sensible scale."""
     determinant = np.abs(determinants(maps))  # NaN is neither
-    return np.asarray((determinant > _SMALLEST_MAP) & (determinant < _LARGEST_MAP))
+    steep = np.abs(maps[:, 2]).sum(axis=1)
+    sensible = (determinant > _SMALLEST_MAP) & (determinant < _LARGEST_MAP)
+    return np.asarray(sensible & (steep < _STEEPEST_MAP))
 
 
 def _inside(xy: np.ndarray, views: Views, view: np.ndarray) -> np.ndarray:

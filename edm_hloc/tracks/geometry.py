@@ -194,7 +194,11 @@ def plane_normals(xyz: np.ndarray, facing: np.ndarray, neighbours: int) -> np.nd
 def surface_maps(
     tracks: Tracks, views: Views, normals: np.ndarray, start: np.ndarray
 ) -> np.ndarray:
-    """Derivatives (N, 2, 2) of each observation's pixel, by a shift along the point's plane.
+    """How each observation's pixel moves (N, 3, 2) by shifts along its point's plane.
+
+    A shift s moves the pixel by Js / (1 + e·s), with J the first two rows and e the third: farther
+    parts of the plane are smaller. In photos from both sides of the plane's normal this bends
+    patches in opposite ways, as a point does that lies behind the plane.
 
     Args:
         tracks: points and observations.
@@ -209,16 +213,19 @@ def surface_maps(
     track, view = tracks.track, tracks.view
     xyz = tracks.xyz[track]
     focal = np.array([camera.mean_focal_length() for camera in views.cameras])[view]
-    step = _STEP * np.abs(views.depth(xyz, view)) / focal
+    depth = views.depth(xyz, view)
+    step = _STEP * np.abs(depth) / focal
     columns = []
     for k in range(2):
+        away = np.einsum("ni,ni->n", axes[track, k], views.R[view, 2]) / depth
         ahead = views.project(xyz + axes[track, k] * step[:, None], view)
-        columns.append((ahead - start) / step[:, None])
+        moved = (ahead - start) * (1 / step + away)[:, None]  # of which step · J · (1 + e·s)⁻¹
+        columns.append(np.column_stack([moved, away]))
     return np.stack(columns, axis=2)
 
 
 def determinants(maps: np.ndarray) -> np.ndarray:
-    """(N,) of maps (N, 2, 2)."""
+    """(N,) of the first two rows of maps (N, 2 or 3, 2)."""
     return np.asarray(maps[:, 0, 0] * maps[:, 1, 1] - maps[:, 0, 1] * maps[:, 1, 0])
 
 

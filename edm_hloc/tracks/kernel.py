@@ -42,21 +42,24 @@ def _sample(
         pixels: of all photos, one after the other.
         place: where the photo starts, its width and height. Its border is replicated.
         point: x and y of the patch's centre there.
-        m: (2, 2) map from the patch to the photo.
+        m: (3, 2) map from the patch to the photo.
         offset: (2, P) the patch's pixels, from its corner on.
     """
     start, width, height = place
     x, y = point
-    a, b, c, d = m[0, 0], m[0, 1], m[1, 0], m[1, 1]
+    a, b, c, d, g, h = m[0, 0], m[0, 1], m[1, 0], m[1, 1], m[2, 0], m[2, 1]
     right, down = np.float32(width - 1), np.float32(height - 1)
-    zero = np.float32(0)
+    zero, one = np.float32(0), np.float32(1)
     flat = pixels[start : start + width * height]
     half = -offset[0, 0]
-    wide, high = (abs(a) + abs(b)) * half + _ROUNDED, (abs(c) + abs(d)) * half + _ROUNDED
+    nearest = one - (abs(g) + abs(h)) * half
+    wide, high = (abs(a) + abs(b)) * half / nearest, (abs(c) + abs(d)) * half / nearest
+    wide, high = wide + _ROUNDED, high + _ROUNDED
     if x - wide >= zero and x + wide < right and y - high >= zero and y + high < down:
         for i in range(len(values)):
-            px = x + a * offset[0, i] + b * offset[1, i]
-            py = y + c * offset[0, i] + d * offset[1, i]
+            far = one / (one + g * offset[0, i] + h * offset[1, i])
+            px = x + (a * offset[0, i] + b * offset[1, i]) * far
+            py = y + (c * offset[0, i] + d * offset[1, i]) * far
             column, row = np.int32(px), np.int32(py)
             fx, fy = px - np.float32(column), py - np.float32(row)
             k = row * width + column
@@ -66,8 +69,9 @@ def _sample(
             values[i] = upper + fy * (r + fx * (s - r) - upper)
         return
     for i in range(len(values)):
-        px = x + a * offset[0, i] + b * offset[1, i]
-        py = y + c * offset[0, i] + d * offset[1, i]
+        far = one / (one + g * offset[0, i] + h * offset[1, i])
+        px = x + (a * offset[0, i] + b * offset[1, i]) * far
+        py = y + (c * offset[0, i] + d * offset[1, i]) * far
         # NaN becomes 0: what is read lies in the photo.
         px = (px if px < right else right) if px > 0 else zero
         py = (py if py < down else down) if py > 0 else zero
@@ -144,9 +148,9 @@ def _agreement(
 
 @inlined
 def _equal(a: np.ndarray, b: np.ndarray, first: int, count: int) -> Any:
-    """Whether the maps (N, 2, 2) of a track are the same in both geometries."""
+    """Whether the maps (N, 3, 2) of a track are the same in both geometries."""
     for n in range(first, first + count):
-        for i in range(2):
+        for i in range(3):
             for j in range(2):
                 if a[n, i, j] != b[n, i, j]:
                     return False
@@ -176,8 +180,9 @@ def align_tracks(
         tracks: where each track's observations start (T + 1,) int64; the row of `photos` of each
             observation (N,) int64; its pixel (N, 2) float32 there; and its vote (N,) float32 in
             the mean of its track, 1 or 0.
-        maps: (K, N, 2, 2) float32, from the pixels of the track's patch to those of the photo, by
-            K geometries, of which that is taken which makes the photos agree best.
+        maps: (K, N, 3, 2) float32, from the pixels u of the track's patch to those of the photo, by
+            K geometries, of which that is taken which makes the photos agree best: the photo's
+            are Au / (1 + g·u) off the point's, with A the first two rows and g the third.
         settings: radius of the patches, iterations, damping, contrast of noise, and the maximum
             shift along each axis, in pixels of the patch.
 

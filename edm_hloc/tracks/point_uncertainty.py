@@ -1,4 +1,4 @@
-"""How sure the points of an adjusted model are: by their observations, and by its cameras."""
+"""How sure the points of an adjusted model are: by observations, by relief, and by its cameras."""
 
 from __future__ import annotations
 
@@ -7,33 +7,48 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.tracks.adjustment import reprojection_errors, robust_scale
+from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.kernel import PATCH_SIGMAS
 from edm_hloc.tracks.uncertainty import RAYLEIGH, UNSEEN
 
 _STEP = 0.5  # pixels, of the differences that derivatives are taken from
 _SINGULAR = 1e-18  # determinant over the cubed size, of points at infinity
 _MODES = 16  # in which the cameras' errors move the points; the others are far smaller
-_OFF_SURFACE = 2.4  # true errors of depth over those that residuals tell: rendered scenes 3 to 5
+_SURROUNDING = 12  # nearest points that tell the relief around a point
+_NEAREST = 4  # of these, that count however far they are
+_REACH = 2.0  # deviations of a patch's weight, within which the others count
+_PLANE = 2.5  # points that a plane through several takes the freedom of
+_USUAL = 4.0  # residuals that the size of all residuals counts as, beside those of a point
 _UPPER = np.triu_indices(3)
 
 
 def point_covariances(
-    tracks: Tracks, views: Views, as_mapped: Set[int], of_cameras: np.ndarray | None
+    tracks: Tracks,
+    views: Views,
+    as_mapped: Set[int],
+    of_cameras: np.ndarray | None,
+    config: TrackConfig,
 ) -> np.ndarray:
     """Covariances (T, 3, 3) of the points of a model in the world.
 
     The size of the errors in the photos is that of the residuals, of aligned points and of those
-    as they were mapped each by themselves. Errors of focal lengths and distortion do not count.
+    as they were mapped each by themselves, and of those of the point. A patch shows more than the
+    point: where the surface is no plane, photos agree on a place between its parts, which the
+    scatter of aligned points about a plane tells. Errors of focal lengths and distortion do not
+    count.
 
     Args:
         tracks: all points and observations.
         views: the adjusted cameras.
         as_mapped: ids of the points that were not aligned.
         of_cameras: `uncertainty.camera_covariances`; without, the cameras are taken as exact.
+        config: the settings of the refinement.
 
     Returns:
         NaN for points whose observations do not determine them.
@@ -56,7 +71,13 @@ def point_covariances(
         if measured > unknown:
             free = (measured - unknown) / measured
             noise[of_kind] = UNSEEN * robust_scale(errors[its]) / RAYLEIGH / np.sqrt(free)
+    length = np.diff(tracks.start)
+    residuals = np.bincount(track, (errors**2).sum(axis=1), number)
+    expected = _USUAL + np.maximum(2 * length - 3, 1)
+    noise *= np.sqrt((_USUAL + residuals * (UNSEEN / np.maximum(noise, 1e-12)) ** 2) / expected)
     covariance = inverse * noise[:, None, None] ** 2
+    relief = _relief(tracks, views, ~mapped, config)
+    covariance += relief[:, :, None] * relief[:, None, :]
     if of_cameras is not None:
         away = tracks.xyz[track] - views.centres[tracks.view]
         for turn, shift in _modes(of_cameras, views):
@@ -66,6 +87,38 @@ def point_covariances(
             moved = np.einsum("tij,tj->ti", inverse, total)
             covariance += moved[:, :, None] * moved[:, None, :]
     return covariance
+
+
+def _relief(tracks: Tracks, views: Views, aligned: np.ndarray, config: TrackConfig) -> np.ndarray:
+    """(T, 3) across the plane through the aligned points near each point, as long as the standard
+    deviation of these from it."""
+    source = tracks.xyz[aligned]
+    if len(source) <= _SURROUNDING:
+        return np.zeros((len(tracks.ids), 3))
+    focal, side = (
+        np.array(values)[tracks.view]
+        for values in (
+            [camera.mean_focal_length() for camera in views.cameras],
+            [max(camera.width, camera.height) for camera in views.cameras],
+        )
+    )
+    pixel = np.abs(views.depth(tracks.xyz[tracks.track], tracks.view)) / focal
+    pixel *= np.maximum(1.0, side / config.max_side)
+    length = np.maximum(np.diff(tracks.start), 1)
+    patch = np.bincount(tracks.track, pixel, len(length)) / length
+    patch *= config.patch_radii[-1] / PATCH_SIGMAS
+    distance, nearest = cKDTree(source).query(tracks.xyz, k=_SURROUNDING + 1)  # with the point
+    reach = np.maximum(np.maximum(_REACH * patch, distance[:, _NEAREST]), 1e-12)
+    weight = np.exp(-((distance / reach[:, None]) ** 2) / 2)
+    total = weight.sum(axis=1, keepdims=True)
+    offsets = source[nearest]
+    offsets -= np.einsum("tk,tki->ti", weight / total, offsets)[:, None]
+    spread = np.einsum("tk,tki,tkj->tij", weight / total, offsets, offsets)
+    values, vectors = np.linalg.eigh(spread)
+    counted = total[:, 0] ** 2 / (weight**2).sum(axis=1)
+    free = np.maximum(counted - _PLANE, 0.5) / counted
+    scatter = np.sqrt(np.maximum(values[:, 0], 0) / free)
+    return np.asarray(vectors[:, :, 0] * scatter[:, None])
 
 
 def _information(tracks: Tracks, views: Views) -> np.ndarray:
@@ -98,16 +151,12 @@ def _modes(covariance: np.ndarray, views: Views) -> Iterator[tuple[np.ndarray, n
 
 def deviations(covariances: np.ndarray, views: Views) -> np.ndarray:
     """Standard deviations (T, 3) of points along the axes of their error ellipsoids, the longest
-    first, in % of the largest distance between two cameras.
-
-    They are larger than the covariances by what residuals do not tell: photos may agree on a place
-    that is off the surface, as near edges. On a plane they are as much too large.
-    """
+    first, in % of the largest distance between two cameras."""
     extent = max(largest_distance(views.centres), 1e-12)
     known = np.isfinite(covariances).all(axis=(1, 2))
     found = np.full((len(covariances), 3), np.nan)
     found[known] = np.linalg.eigvalsh(covariances[known])[:, ::-1]
-    return np.asarray(_OFF_SURFACE * 100 / extent * np.sqrt(np.maximum(found, 0)))
+    return np.asarray(100 / extent * np.sqrt(np.maximum(found, 0)))
 
 
 def point_uncertainty_file(model: Path) -> Path:

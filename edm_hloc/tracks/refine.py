@@ -188,7 +188,7 @@ def refine_tracks(
         kept = put_back(model, mapped, progress.repeated, options)
     views = Views.of(model)
     tracks = Tracks.of(model, views)
-    sigmas = deviations(point_covariances(tracks, views, kept, of_cameras), views)
+    sigmas = deviations(point_covariances(tracks, views, kept, of_cameras, config), views)
     if freedom.poses:
         model.transform(frame_change(model, mapped, posed_images(mapped)))
     summary = TrackSummary(

@@ -294,12 +294,15 @@ def test_points_alone_are_refined_with_known_poses(roof: Roof, tmp_path: Path) -
         assert (image.cam_from_world().matrix() == true[name].cam_from_world().matrix()).all()
     assert not (tmp_path / "out_uncertainty.json").exists()
 
-    def off(which: pycolmap.Reconstruction) -> float:
+    def off(which: pycolmap.Reconstruction) -> np.ndarray:
         xyz = np.array([p.xyz for p in which.points3D.values()])
         heights = [_height(xyz, n) for n in SLOPES]
-        return float(np.median(np.abs(xyz[:, 2] - np.where(xyz[:, 0] < 0, *heights))))
+        clear = np.abs(xyz[:, 0]) > 0.1  # of the ridge
+        return (xyz[:, 2] - np.where(xyz[:, 0] < 0, *heights))[clear]
 
-    assert off(refined) < off(model) / 3
+    assert np.median(np.abs(off(refined))) < np.median(np.abs(off(model))) / 3
+    # Patches that are warped by affine maps lie 0.0005 behind a plane that is 4 away.
+    assert abs(np.median(off(refined))) < 0.0001
 
 
 def test_a_killed_refinement_goes_on_after_its_last_round(
@@ -342,24 +345,29 @@ def test_points_are_as_far_from_the_surface_as_is_told(roof: Roof) -> None:
     tracks = Tracks.of(model, views)
     assert (tracks.ids == found.ids).all()
     of_cameras = camera_covariances(model, FIXED, TrackConfig(), THREADS)
-    covariance = point_covariances(tracks, views, set(), of_cameras)
+    covariance = point_covariances(tracks, views, set(), of_cameras, TrackConfig())
     told = deviations(covariance, views)
     assert (told[:, 0] >= told[:, 2]).all()
     frame = frame_change(model, truth, posed_images(model))
     turn = frame.rotation.matrix()
     model.transform(frame)
     xyz = np.array([model.points3D[i].xyz for i in found.ids.tolist()])
-    clear = np.abs(xyz[:, 0]) > 0.1  # of the ridge
     normals = np.where(xyz[:, :1] < 0, *SLOPES)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     off = np.einsum("ti,ti->t", xyz, normals)
     along = normals @ turn  # the same directions in the frame of the covariances
     sigma = frame.scale * np.sqrt(np.einsum("ti,tij,tj->t", along, covariance, along))
-    ratio = (off / sigma)[clear & (np.diff(tracks.start) > 2)]
-    print(np.sqrt(np.mean(ratio**2)), np.mean(np.abs(ratio) < 1), np.mean(np.abs(ratio) < 2))
-    assert len(ratio) > 300
-    assert 0.55 < np.mean(np.abs(ratio) < 1) < 0.85
-    assert np.mean(np.abs(ratio) < 2) > 0.88
+    long = np.diff(tracks.start) > 2
+    ridge = long & (np.abs(xyz[:, 0]) < 0.1)  # patches of which show both slopes
+    slopes = long & (np.abs(xyz[:, 0]) > 0.2)
+    assert np.count_nonzero(slopes) > 300
+    assert np.count_nonzero(ridge) > 15
+    ratio = np.abs(off / sigma)
+    assert 0.3 < np.sqrt(np.mean(ratio[slopes] ** 2)) < 1.1
+    assert np.mean(ratio[ridge] < 2) > 0.88
+    assert np.median(sigma[ridge]) > 5 * np.median(sigma[slopes])
+    # Their residuals alone do not tell what patches across the ridge do.
+    assert np.mean(np.abs(off[ridge]) < 5 * np.median(sigma[slopes])) < 0.7
 
 
 def test_uncertainties_are_about_as_large_as_the_errors(roof: Roof) -> None:
