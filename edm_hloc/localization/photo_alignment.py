@@ -20,7 +20,8 @@ from edm_hloc.tracks.geometry import Tracks, Views, mean_directions, viewing_dir
 from edm_hloc.tracks.photos import PhotoShelf
 
 _PHOTOS = 8  # of the database, those with most inliers
-_POINTS = 2000  # those that most of these photos see
+_POINTS = 4000  # spread over the query, in each place those that most of these photos see
+_PLACES = 24  # along the query's longer side
 _WIDEST = 0.5  # cosine of the angle between the query's direction and the mean one of a point
 
 
@@ -104,7 +105,8 @@ class PhotoAligner:
         size = (views.cameras[-1].width, views.cameras[-1].height)
         inside = ((place > 0) & (place < size)).all(axis=1)
         which, place = which[inside], place[inside]
-        chosen = np.sort(np.lexsort([which, -number[which]])[:_POINTS])
+        cells = (place * (_PLACES / max(size))).astype(int) @ (1, _PLACES)
+        chosen = np.sort(_spread(cells, number[which])[:_POINTS])
         which, place = which[chosen], place[chosen]
         part, its = tracks.part(which)
         seen = part.chosen(keep[its])
@@ -123,3 +125,16 @@ class PhotoAligner:
         along = viewing_directions(both, views)[of_query]
         wide = np.einsum("ti,ti->t", along, mean_directions(others, views)) < _WIDEST
         return both.chosen(~(of_query & wide[both.track]))
+
+
+def _spread(cells: np.ndarray, worth: np.ndarray) -> np.ndarray:
+    """The order (N,) in which every cell gives its most worthy first, then every cell its second.
+
+    Points that the most photos see lie together, in the middle of what all look at: from them alone
+    a turn and a shift of the camera can hardly be told apart.
+    """
+    order = np.lexsort([-worth, cells])
+    sorted_cells = cells[order]
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order)) - np.searchsorted(sorted_cells, sorted_cells)
+    return np.lexsort([-worth, rank])

@@ -21,7 +21,10 @@ from edm_hloc.localization.results import QueryPose
 
 _MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among its solutions
 _FEWEST_ALIGNED = 30  # points that a pose is refined by
-_ALIGNED_LOSS = 0.25  # pixels, the scale of the robust loss of aligned points
+# Scales of the robust loss, in median errors of the points: matches have far longer tails
+_MATCHED_LOSS, _ALIGNED_LOSS = 1.0, 2.0
+_LARGEST_LOSS = 1.0  # pixels, COLMAP's own, and the largest that is taken
+_ROUNDS = 3  # of refinement, each with the scale that the last errors give
 _MEDIAN_OF_RAYLEIGH = 1.1774  # median length of a 2D Gaussian error with a deviation of 1 an axis
 
 ALIGNMENTS = 2
@@ -177,29 +180,22 @@ def estimate_pose(
         for name, indices in matched.sources
         if (n := np.count_nonzero(inlier[indices]))
     }
-    pixels, points, aligned = matched.pixels[inlier], matched.points[inlier], 0
+    pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
+    if len(pixels) >= options.min_inliers:
+        found = _refined(found, pixels, points, camera, (refinement, _MATCHED_LOSS)) or found
+    aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
         new_pixels, new_points = align(number, camera, found["cam_from_world"], inliers_of)
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
-        refinement.loss_function_scale = _ALIGNED_LOSS
-        every: Any = np.ones(len(new_pixels), bool)
-        better = pycolmap.refine_absolute_pose(
-            found["cam_from_world"],
-            new_pixels,
-            new_points,
-            every,
-            camera,
-            refinement,
-            True,
-        )
+        better = _refined(found, new_pixels, new_points, camera, (refinement, _ALIGNED_LOSS))
         if better is None:
             break
         found, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
     pose = found["cam_from_world"]
     # by the camera as refined
-    errors = np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
+    errors = _errors(pose, pixels, points, camera)
     position, rotation = _deviations(pose, found["covariance"], errors)
     return replace(
         answer,
@@ -214,6 +210,56 @@ def estimate_pose(
     )
 
 
+def _each_point_once(pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each point (N, 3) once, at the median of the pixels (N, 2) that matches with several database
+    images give it in the query."""
+    unique, point = np.unique(points, axis=0, return_inverse=True)
+    point = point.reshape(-1)
+    count = np.bincount(point)
+    first = np.cumsum(count) - count
+    middle = np.zeros((len(unique), 2))
+    for axis in range(2):
+        values = pixels[np.lexsort([pixels[:, axis], point]), axis]
+        middle[:, axis] = (values[first + (count - 1) // 2] + values[first + count // 2]) / 2
+    return middle, unique
+
+
+def _errors(
+    pose: pycolmap.Rigid3d, pixels: np.ndarray, points: np.ndarray, camera: pycolmap.Camera
+) -> np.ndarray:
+    """(N,) lengths of the reprojection errors, pixels."""
+    return np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
+
+
+def _refined(
+    found: dict[str, Any],
+    pixels: np.ndarray,
+    points: np.ndarray,
+    camera: pycolmap.Camera,
+    how: tuple[pycolmap.AbsolutePoseRefinementOptions, float],
+) -> dict[str, Any] | None:
+    """A pose that is refined by points (N, 3) and their pixels, with a loss whose scale follows
+    their errors; None where it fails.
+
+    Args:
+        found: COLMAP's answer with the pose before.
+        pixels, points: the correspondences, all of them inliers.
+        camera: refined with the pose where the options say so.
+        how: the options, and the scale of the loss in median errors.
+    """
+    options, scale = how
+    every: Any = np.ones(len(pixels), bool)
+    answer: dict[str, Any] | None = found
+    for _ in range(_ROUNDS):
+        if answer is None:
+            return None
+        pose = answer["cam_from_world"]
+        median = float(np.median(_errors(pose, pixels, points, camera)))
+        options.loss_function_scale = min(max(scale * median, 1e-3), _LARGEST_LOSS)
+        answer = pycolmap.refine_absolute_pose(pose, pixels, points, every, camera, options, True)
+    return answer
+
+
 def _deviations(
     pose: pycolmap.Rigid3d, covariance: np.ndarray | None, errors: np.ndarray
 ) -> tuple[float | None, float | None]:
@@ -223,7 +269,7 @@ def _deviations(
         pose: cam_from_world.
         covariance: (6, 6) by COLMAP, for keypoints with a standard deviation of 1 px an axis: of
             half the rotation vector (Ceres's quaternion manifold) and of the translation.
-        errors: reprojection errors of the inliers in pixels. Their median gives the keypoints'
+        errors: reprojection errors of the points in pixels. Their median gives the keypoints'
             actual standard deviation.
     """
     if covariance is None:

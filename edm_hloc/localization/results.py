@@ -38,8 +38,8 @@ class QueryPose:
         matches: number of matches to these images.
         correspondences: number of distinct 2D–3D correspondences among the matches.
         inliers: number of correspondences that agree with the pose.
-        median_error: median reprojection error of the inliers, pixels of the original photo; of
-            the aligned points, if there are any.
+        median_error: median reprojection error of the points that inliers see, each at the median
+            of its inliers, pixels of the original photo; of the aligned points, if there are any.
         position_deviation: standard deviation of the camera's position, in the world's unit. It is
             computed from the inliers' residuals as if these were independent, so that the true one
             can be larger.

@@ -1,0 +1,59 @@
+"""Which points a query is aligned at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc.localization import photo_alignment
+from edm_hloc.localization.photo_alignment import PhotoAligner
+from edm_hloc.localization.points import ModelPoints
+from edm_hloc.tracks.alignment import Alignment
+from edm_hloc.tracks.geometry import Tracks
+
+CAMERA = pycolmap.Camera(
+    camera_id=1, model="SIMPLE_PINHOLE", width=320, height=240, params=[300.0, 160.0, 120.0]
+)
+
+
+def test_points_are_spread_over_the_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three photos see 600 points in the middle of a wall, and two of them 100 around these."""
+    rng = np.random.default_rng(0)
+    middle, around = rng.uniform(-0.5, 0.5, (600, 3)), rng.uniform(-1.8, 1.8, (1000, 3))
+    around = around[np.abs(around[:, :2]).max(axis=1) > 1.2][:100]
+    points = np.concatenate([middle, around]) * [1, 0.75, 0.1] + [0, 0, 4]
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(CAMERA)
+    for k in range(3):
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([0.2 * k, 0, 0]))
+        xy = CAMERA.img_from_cam(pose * points)
+        image = pycolmap.Image(name=f"{k}.jpg", camera_id=1, image_id=k + 1)
+        image.points2D = pycolmap.Point2DList([pycolmap.Point2D(p) for p in xy])
+        model.add_image_with_trivial_frame(image, pose)
+    for n, point in enumerate(points):
+        photos = (1, 2, 3) if n < len(middle) else (1, 2)
+        track = pycolmap.Track([pycolmap.TrackElement(k, n) for k in photos])
+        model.add_point3D(point, track)
+    model.write_binary(tmp_path)
+
+    def as_projected(tracks: Tracks, *_: Any) -> Alignment:
+        n, t = len(tracks.view), len(tracks.ids)
+        return Alignment(tracks.xy, np.full(n, 0.1), np.ones(n), np.ones(t))
+
+    monkeypatch.setattr(photo_alignment, "align", as_projected)
+    monkeypatch.setattr(photo_alignment, "_POINTS", 300)
+    pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([0.1, 0, 0]))
+    inliers = {f"{k}.jpg": 9 for k in range(3)}
+    aligner = PhotoAligner(ModelPoints(tmp_path))
+    xy, found = aligner.align(tmp_path / "q.jpg", 0, CAMERA, pose, inliers)
+    assert len(found) == 300
+    assert np.abs(xy - CAMERA.img_from_cam(pose * found)).max() < 1e-6
+    # Of those in the middle each place has its share, of the few around hardly any is left out.
+    outer = np.abs(found[:, 0]) > 0.6
+    assert np.count_nonzero(outer) > 0.9 * np.count_nonzero(np.abs(around[:, 0]) > 0.6)
+    inner = found[~outer]
+    assert np.abs(np.median(inner[:, :2], axis=0)).max() < 0.1
