@@ -1,13 +1,15 @@
 """Localization of two photos that were left out of a model: EDM and COLMAP's SIFT.
 
-    python benchmarks/left_out.py IMAGES --truth MODEL [--leave-out NAME NAME]
+    python benchmarks/left_out.py IMAGES --truth MODEL [--leave-out NAME NAME | --in-turn]
 
 The other photos have their true cameras; points are triangulated from the matches of all pairs, and
-the two photos are localized with their true intrinsics. Both kinds of matches take the same steps
+the two photos are localized with their true intrinsics. With `--in-turn` all photos are left out,
+two at a time that are half the list apart, since the errors of two say little; medians are printed
+in the end. Both kinds of matches take the same steps
 from the H5 files on: `triangulate`, then `localize_queries` with all other photos as its database;
 and once more with `--tracks refine`: the points aligned in all photos, and each query to these.
 Position errors are in % of the largest distance between two true camera centres, rotation errors in
-degrees.
+degrees; seconds are those from the matches on.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from edm_hloc.tracks.refine import Kept, refine_model
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """Matches the pairs of the model and those of the queries: (image folder, pairs of the model, pairs
-of the queries, output folder) → features.h5, matches.h5, query-features.h5, query-matches.h5."""
+of the queries, output folder) → features.h5, matches.h5, query-features.h5, query-matches.h5. What
+is the same whichever photos are left out is kept in the folder around it."""
 
 
 def edm(weights: str | None, size: int) -> WriteMatches:
@@ -51,9 +54,11 @@ def edm(weights: str | None, size: int) -> WriteMatches:
     matcher = load_matcher("edm", weights=weights, preprocessing=preprocessing)
 
     def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
-        match_pairs(images, [*pairs, *queries], matcher, out / "raw")
+        raw_matches = out.parent / "raw"
+        if not raw_matches.exists():
+            match_pairs(images, _every(pairs, queries), matcher, raw_matches)
         features, matches = out / "features.h5", out / "matches.h5"
-        with RawMatchReader(out / "raw") as raw:
+        with RawMatchReader(raw_matches) as raw:
             aggregate(raw, pairs, KeypointFiles(features, matches), RECONSTRUCTION_KEYPOINTS)
             aggregate(
                 raw,
@@ -68,11 +73,19 @@ def edm(weights: str | None, size: int) -> WriteMatches:
 
 def sift(size: int) -> WriteMatches:
     def write(images: Path, pairs: list[Pair], queries: list[Pair], out: Path) -> None:
-        write_sift(images, [*pairs, *queries], out / "features.h5", out / "matches.h5", size)
-        for name in ("features.h5", "matches.h5"):
-            (out / f"query-{name}").symlink_to(out / name)
+        features, matches = out.parent / "features.h5", out.parent / "matches.h5"
+        if not matches.exists():
+            write_sift(images, _every(pairs, queries), features, matches, size)
+        for file in (features, matches):
+            for name in (file.name, f"query-{file.name}"):
+                (out / name).symlink_to(file)
 
     return write
+
+
+def _every(pairs: list[Pair], queries: list[Pair]) -> list[Pair]:
+    """All pairs of the photos, of which further turns leave out others."""
+    return exhaustive(sorted({name for pair in [*pairs, *queries] for name in pair}))
 
 
 def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) -> None:
@@ -90,7 +103,11 @@ def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) 
 
 
 def localize(
-    images: Path, truth: pycolmap.Reconstruction, left_out: list[str], write: WriteMatches
+    images: Path,
+    truth: pycolmap.Reconstruction,
+    left_out: list[str],
+    write: WriteMatches,
+    out: Path,
 ) -> list[dict[str, object]]:
     """Localizes the photos left out; gives a row of the table for each, and for each refined."""
     posed = posed_images(truth)
@@ -99,24 +116,22 @@ def localize(
     extent = largest_distance(centres)
     pairs = exhaustive(kept)
     queries = [(query, name) for query in left_out for name in kept]
-    with tempfile.TemporaryDirectory() as name:
-        out = Path(name)
-        start = time.monotonic()
-        known_poses(truth, kept, out / "known")
-        write(images, pairs, queries, out)
-        matched = MatchedImages(images, out / "features.h5", out / "matches.h5", pairs)
-        mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
-        cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
-        with_all = Queries(left_out, cameras, dict.fromkeys(left_out, kept))
-        files = out / "query-features.h5", out / "query-matches.h5"
-        answers = localize_queries(with_all, *files, ModelPoints(out / "model"), out / "log.jsonl")
-        seconds = time.monotonic() - start
-        start = time.monotonic()
-        refined = refine_model(out / "model", images, out / "refined", Kept(poses=True))
-        aligned = replace(with_all, photos={name: images / name for name in left_out})
-        points = ModelPoints(out / "refined", image_root=images)
-        answers += localize_queries(aligned, *files, points, out / "refined.jsonl")
-        more = time.monotonic() - start
+    known_poses(truth, kept, out / "known")
+    write(images, pairs, queries, out)
+    start = time.monotonic()
+    matched = MatchedImages(images, out / "features.h5", out / "matches.h5", pairs)
+    mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
+    cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
+    with_all = Queries(left_out, cameras, dict.fromkeys(left_out, kept))
+    files = out / "query-features.h5", out / "query-matches.h5"
+    answers = localize_queries(with_all, *files, ModelPoints(out / "model"), out / "log.jsonl")
+    seconds = time.monotonic() - start
+    start = time.monotonic()
+    refined = refine_model(out / "model", images, out / "refined", Kept(poses=True))
+    aligned = replace(with_all, photos={name: images / name for name in left_out})
+    points = ModelPoints(out / "refined", image_root=images)
+    answers += localize_queries(aligned, *files, points, out / "refined.jsonl")
+    more = time.monotonic() - start
     rows: list[dict[str, object]] = []
     for number, answer in enumerate(answers):
         is_refined = number >= len(left_out)
@@ -143,26 +158,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("images", type=Path)
     parser.add_argument("--truth", type=Path, required=True, help="COLMAP model, true cameras")
-    parser.add_argument("--leave-out", nargs="+", help="photos; default: at a third and two thirds")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--leave-out", nargs="+", help="photos; default: at a third and two thirds")
+    which.add_argument("--in-turn", action="store_true", help="leave out every photo in its turn")
     parser.add_argument("--weights", help="of EDM; default: the best on this computer")
     parser.add_argument("--max-size", type=int, default=1024, help="longest side, for both")
     args = parser.parse_args()
     truth = read_model(args.truth)
     names = list(posed_images(truth))
-    left_out = args.leave_out or [names[len(names) // 3], names[2 * len(names) // 3]]
+    turns = [args.leave_out or [names[len(names) // 3], names[2 * len(names) // 3]]]
+    if args.in_turn:
+        half = len(names) // 2
+        turns = [names[k::half] for k in range(half)]
     methods = {"edm": edm(args.weights, args.max_size), "sift": sift(args.max_size)}
     print("| photo | matches | tracks | points | inliers | position % | rotation ° | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     results = {}
     for method, write in methods.items():
-        results[method] = localize(args.images, truth, left_out, write)
-        for row in results[method]:
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            for turn, left_out in enumerate(turns):
+                out = Path(folder) / str(turn)
+                rows += localize(args.images, truth, left_out, write, out)
+        for row in rows:
             print(
                 f"| {row['photo']} | {method} | {row['tracks']} | {row['points']:,} | "
                 f"{row['inliers']:,} of {row['correspondences']:,} | "
                 f"{row['position_percent']:.4f} | {row['rotation_degrees']:.4f} | "
                 f"{row['seconds']} |"
             )
+        for tracks in ("none", "refine"):
+            its = [row for row in rows if row["tracks"] == tracks]
+            position, rotation = (
+                np.median([row[of] for row in its])
+                for of in ("position_percent", "rotation_degrees")
+            )
+            print(f"| median | {method} | {tracks} | | | {position:.4f} | {rotation:.4f} | |")
+        results[method] = rows
     print(json.dumps(results))
 
 
