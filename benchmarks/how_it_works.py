@@ -200,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = Output(folder)
     scene = Scene.make(folder / "scene")
     network = edm_hloc.load_matcher("edm", refine="none")
-    model = edm_hloc.reconstruct(scene.photos, folder / "run")
+    as_mapped = edm_hloc.ReconstructionConfig(refine_tracks=False)
+    model = edm_hloc.reconstruct(scene.photos, folder / "run", config=as_mapped)
     localization = edm_hloc.localize(
         folder / "run/model", scene.photos, scene.new, folder / "localization"
     )

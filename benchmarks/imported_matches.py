@@ -15,7 +15,7 @@ each pair, which is all that the ways that are compared get:
 * as they are into COLMAP: every point of every pair is a keypoint, then COLMAP's verification and
   incremental mapper with their defaults, as scripts do it that write what a dense matcher samples;
 * rounded into COLMAP: the same, but points rounded to whole pixels, equal pixels one keypoint;
-* import-matches --refine none, and import-matches.
+* import-matches --refine none, and import-matches, both with --tracks none.
 
 Of each the photos registered, points, track length, and with true cameras the errors of the cameras
 after alignment.
@@ -245,7 +245,7 @@ def main() -> None:
         run = args.out / "-".join(["imported", *(o.strip("-") for o in options)])
         words = [str(args.out / "matches"), str(run), "--images", str(images), *options]
         words += ["--known", str(truth)] if args.known else []
-        if cli.main(["import-matches", *words, "--camera-mode", "single"]):
+        if cli.main(["import-matches", *words, "--camera-mode", "single", "--tracks", "none"]):
             raise EdmHlocError("no model")
         return run / "model"
 

@@ -2,8 +2,9 @@
 
     python benchmarks/presets.py OUT [--views 9] [--seed 0]
 
-Renders a scene with known cameras, reconstructs it with each setting and prints a Markdown table;
-OUT keeps the scene and the models. docs/presets.md explains the options.
+Renders a scene with known cameras, reconstructs it with each setting (and `--tracks none`, as the
+options are of the steps before) and prints a Markdown table; OUT keeps the scene and the models.
+docs/presets.md explains the options.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def main() -> None:
         out, seconds = args.out / f"model_{number}", 0.0
         for setting in settings:
             mode = [] if "--camera-mode" in setting else ["--camera-mode", "single"]
-            words = [*setting.split(), *mode, "--weights", args.weights]
+            words = [*setting.split(), *mode, "--weights", args.weights, "--tracks", "none"]
             with contextlib.redirect_stdout(io.StringIO()):
                 code = cli.main(["reconstruct", str(scene / "images"), str(out), *words])
             if code:

@@ -5,7 +5,7 @@
 
 All pairs of photos are matched. EDM's matches are merged into keypoints as by `edm-hloc
 reconstruct`; the keypoints of the others are taken as they are. From there on everything is the
-same: verification and mapping as by `edm-hloc reconstruct`, with its defaults.
+same: verification and mapping as by `edm-hloc reconstruct --tracks none`.
 
 Prints a row of a Markdown table for each matcher; OUT keeps the matches, the models and a file of
 results for each, so that the same call goes on after an interruption, or adds matchers. CPU seconds

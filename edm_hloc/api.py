@@ -180,7 +180,7 @@ def reconstruct(
             chosen while they are matched), "exhaustive", "sequential", "retrieval", the path of a
             list of pairs, a `PairSelection`, or pairs of names relative to `photos`.
         matcher: of `load_matcher`; the default one if None.
-        config: keypoints, cameras, mapping, masks.
+        config: keypoints, cameras, mapping, masks, and whether tracks are refined, as by default.
 
     Raises:
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.

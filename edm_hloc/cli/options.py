@@ -224,17 +224,24 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
     group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")
-    add_tracks(group)
+    add_tracks(group, "default, but not with --position-priors")
 
 
-def add_tracks(sub: argparse._ActionsContainer) -> None:
-    """Add --tracks."""
+def add_tracks(sub: argparse._ActionsContainer, default: str = "") -> None:
+    """Add --tracks.
+
+    Args:
+        sub: what gets the option.
+        default: when the commands that make a model of their own refine; others do when asked to.
+    """
+    when = f" ({default})" if default else ""
     sub.add_argument(
         "--tracks",
         choices=("refine", "none"),
-        default="none",
-        help="refine: align all photos of each 3D point to each other in the end, and adjust what "
-        "is not given once more: longer tracks and a fraction of the reprojection error",
+        default=None if default else "none",
+        help=f"refine{when}: align all photos of each 3D point to each other in the end, and "
+        "adjust what is not given once more: more exact cameras and points, and a fraction of the "
+        "reprojection error",
     )
 
 
@@ -317,6 +324,7 @@ def reconstruction_config(
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
     cameras, mapping = CameraOptions(), MappingOptions()
+    tracks = getattr(args, "tracks", "none")
     if hasattr(args, "mapper"):
         cameras = CameraOptions(args.camera_mode, args.camera_model, known)
         mapping = MappingOptions(mapper=args.mapper, seed=args.seed)
@@ -328,7 +336,7 @@ def reconstruction_config(
         masks=args.masks,
         positions=getattr(args, "positions", "gps"),
         position_priors=getattr(args, "position_priors", None),
-        refine_tracks=getattr(args, "tracks", "none") == "refine",
+        refine_tracks=None if tracks is None else tracks == "refine",
         overwrite=args.overwrite,
     )
 

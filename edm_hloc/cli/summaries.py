@@ -149,6 +149,9 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
         print(
             f"            {tracks['kept']:,} of them as they were mapped: their photos do not agree"
         )
+    if tracks.get("registered"):
+        more = first_few(tracks["registered"], "photos")
+        print(f"            and could register what the mapper could not: {', '.join(more)}")
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]
         print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ def complete_model(
             progress.update()
         mapper.complete_and_merge_tracks(triangulation)
         mapper.filter_points(options)
-        _register_more(mapper, colmap)
+        register_next_images(mapper, colmap)
         adjustment = colmap.get_global_bundle_adjustment()
         for iterations in _ITERATIONS:
             adjustment.ceres.solver_options.max_num_iterations = iterations
@@ -78,15 +78,24 @@ def _add_points(
         whole.add_point3D(point.xyz, track, point.color)
 
 
-def _register_more(
-    mapper: pycolmap.IncrementalMapper, colmap: pycolmap.IncrementalPipelineOptions
+def register_next_images(
+    mapper: pycolmap.IncrementalMapper,
+    colmap: pycolmap.IncrementalPipelineOptions,
+    only: Collection[int] | None = None,
 ) -> None:
-    """Registers the images that see enough of the points, one after another."""
+    """Registers the images that see enough of the points, one after another.
+
+    Args:
+        mapper: with a model.
+        colmap: its options.
+        only: ids of the images that are tried; None for all.
+    """
     options, triangulation = colmap.get_mapper(), colmap.get_triangulation()
     adjustment = colmap.get_local_bundle_adjustment()
     while True:
         for image_id in mapper.find_next_images(options, structure_less=False):
-            if mapper.register_next_image(options, image_id):
+            tried = only is None or image_id in only
+            if tried and mapper.register_next_image(options, image_id):
                 break
         else:
             return

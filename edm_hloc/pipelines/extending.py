@@ -22,6 +22,7 @@ from edm_hloc.mapping.extension import (
     compared_cameras,
     extend_model,
 )
+from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, parts_folder
@@ -115,11 +116,13 @@ def map_and_refine(
     """As `map_or_extend`, with the tracks of the model refined.
 
     The model as it was mapped lies in a hidden folder until that is done: a run that was killed
-    meanwhile goes on from it. Where the tracks cannot be refined, it is the result, with a warning.
+    meanwhile goes on from it. An earlier run without refinement has left that model. Where the
+    tracks cannot be refined, it is the result, with a warning.
 
     Args:
         run, photos, model, options, settings: as for `map_or_extend`.
-        made_from: fingerprint of everything that the mapped model depends on.
+        made_from: fingerprint of everything that the mapped model depends on; that of the step in a
+            run without refinement.
 
     Returns:
         The results of the mapping, of the refined model, and the summary of the refinement.
@@ -134,14 +137,12 @@ def map_and_refine(
         if results is None:
             make_folder(folder)
             record.unlink(missing_ok=True)
-            results = map_or_extend(run, photos, place, options, settings)
+            results = _of_run_without(run, place, made_from)
+            results = results or map_or_extend(run, photos, place, options, settings)
             kept = {key: asdict(value) for key, value in results.items()}
             write_whole(record, json.dumps({"made_from": made_from, **kept}))
         mapped: MappingSummary = results["mapped"]
-        kept_cameras = Kept(
-            frozenset(photos.known), not options.refine_intrinsics, mapped.undistorted
-        )
-        refined = refined_tracks(place, photos.image_root, kept_cameras, options, model)
+        refined = _refined(place, model, photos, options, mapped)
     except EdmHlocError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -152,7 +153,7 @@ def map_and_refine(
     shutil.rmtree(folder, ignore_errors=True)
     if refined is None:
         return results
-    found = {**results, "mapped": replace(mapped, statistics=refined.after), "tracks": refined}
+    found = {**results, "mapped": _with_newcomers(mapped, refined), "tracks": refined}
     aside = run.set_aside("model")
     if "extended" in results and aside is not None:
         earlier, extended = read_model(aside[1]["model"]), results["extended"]
@@ -165,6 +166,56 @@ def mapped_folder(model: Path) -> Path:
     return journal_path(model.with_name(f"{model.name}_mapped"))
 
 
+def _refined(
+    place: Path, model: Path, photos: PhotosToMap, options: MappingOptions, mapped: MappingSummary
+) -> TrackSummary | None:
+    """Refines the model in `place` into `model`, as `refined_tracks`.
+
+    Photos that are in no model are tried once more; not those of a model that wrong pairs had
+    folded, as the database still holds these.
+    """
+    known, every = frozenset(photos.known), not options.refine_intrinsics
+    names = frozenset(mapped.unregistered) - set(mapped.elsewhere) - set(mapped.turned)
+    left_out = None
+    if names and not mapped.look_alikes:
+        left_out = LeftOut(photos.database, names, names if every else names & known)
+    cameras = Kept(known, every, mapped.undistorted)
+    return refined_tracks(place, photos.image_root, cameras, options, model, left_out)
+
+
+def _with_newcomers(mapped: MappingSummary, refined: TrackSummary) -> MappingSummary:
+    """The summary of a model whose tracks were refined."""
+    number, *others = mapped.components
+    return replace(
+        mapped,
+        statistics=refined.after,
+        unregistered=tuple(n for n in mapped.unregistered if n not in refined.registered),
+        components=(number + len(refined.registered), *others),
+    )
+
+
+def _of_run_without(run: Run, place: Path, made_from: str) -> dict[str, Any] | None:
+    """Copies the model of a run without refinement, which has been set aside, to `place`.
+
+    Returns:
+        What `map_or_extend` had returned; None, with nothing copied, if there is no such model.
+    """
+    aside = run.set_aside("model", made_from)
+    if aside is None:
+        return None
+    found, folders = aside
+    try:
+        results = _results_of(found)
+        for name, folder in folders.items():
+            shutil.copytree(folder, place.with_name(name))
+    except (KeyError, TypeError, OSError):
+        for path in (place, parts_folder(place)):
+            shutil.rmtree(path, ignore_errors=True)
+        return None
+    logger.warning("The model is there as it was mapped: only its tracks are refined.")
+    return results
+
+
 def _kept_results(record: Path, made_from: str) -> dict[str, Any] | None:
     """What `map_or_extend` has returned in a run that was killed afterwards; None if none was."""
     try:
@@ -173,17 +224,30 @@ def _kept_results(record: Path, made_from: str) -> dict[str, Any] | None:
         return None
     if kept.pop("made_from", None) != made_from:
         return None
-    statistics = ModelStatistics(**kept["mapped"]["statistics"])
-    mapped = {**kept["mapped"], "statistics": statistics, "conflicts": None}  # looked for anew
-    results = {"mapped": MappingSummary(**mapped), "mapped_from": MappedFrom(**kept["mapped_from"])}
-    if "extended" in kept:
-        results["extended"] = ExtensionSummary(**kept["extended"])
     logger.warning("The model that an interrupted run has mapped is refined.")
+    return _results_of(kept)
+
+
+def _results_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `map_or_extend` had returned, of which a record was made."""
+    statistics = ModelStatistics(**record["mapped"]["statistics"])
+    mapped = {**record["mapped"], "statistics": statistics, "conflicts": None}  # looked for anew
+    results = {
+        "mapped": MappingSummary(**mapped),
+        "mapped_from": MappedFrom(**record["mapped_from"]),
+    }
+    if "extended" in record:
+        results["extended"] = ExtensionSummary(**record["extended"])
     return results
 
 
 def refined_tracks(
-    model: Path, image_root: Path, kept: Kept, options: MappingOptions, out: Path | None = None
+    model: Path,
+    image_root: Path,
+    kept: Kept,
+    options: MappingOptions,
+    out: Path | None = None,
+    left_out: LeftOut | None = None,
 ) -> TrackSummary | None:
     """Refines the tracks of the model in a folder that a run has just made.
 
@@ -193,12 +257,13 @@ def refined_tracks(
         kept: what of the cameras stays as it is.
         options: those of the mapping.
         out: folder of the refined model; None replaces the model.
+        left_out: photos that are in no model and are tried once more.
 
     Returns:
         The summary; None, with a warning, where they cannot be refined: nothing is written then.
     """
     try:
-        return refine_model(model, image_root, out or model, kept, options)
+        return refine_model(model, image_root, out or model, kept, options, left_out)
     except EdmHlocError as error:
         logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
         return None

@@ -101,7 +101,9 @@ class ReconstructionConfig:
         position_priors: standard deviation in metres of positions that tell none; the mapper keeps
             the cameras near all of them (`reconstruct` only). None: positions only place the model.
         refine_tracks: align all photos of each point and adjust the model once more (see
-            `tracks/refine.py`); `triangulate_model` keeps the poses.
+            `tracks/refine.py`); `triangulate_model` keeps the poses. None: `reconstruct` does so,
+            but not with `position_priors`, which the adjustment has no regard for, and
+            `triangulate_model` does not.
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -112,7 +114,7 @@ class ReconstructionConfig:
     masks: Path | None = None
     positions: str = "gps"
     position_priors: float | None = None
-    refine_tracks: bool = False
+    refine_tracks: bool | None = None
     overwrite: bool = False
 
 
@@ -142,6 +144,9 @@ def reconstruct(
     """
     config = config or ReconstructionConfig()
     cameras, mapping = config.cameras, config.mapping
+    refine = (
+        config.position_priors is None if config.refine_tracks is None else config.refine_tracks
+    )
     mapping = replace(mapping, one_camera=mapping.one_camera and cameras.mode == "auto")
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings: dict[str, Any] = {
@@ -152,7 +157,7 @@ def reconstruct(
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
         "positions": config.positions,
-        "tracks": config.refine_tracks,
+        "tracks": refine,
     }
     if config.position_priors is not None:
         settings["position_priors"] = config.position_priors
@@ -177,14 +182,13 @@ def reconstruct(
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
-        of_model: list[Any] = [verified, mapping.of_mapping(), config.refine_tracks]
-        if priors is not None:
-            of_model.append(asdict(priors))
+        of_priors = [] if priors is None else [asdict(priors)]
+        of_model = [[verified, mapping.of_mapping(), how, *of_priors] for how in (False, refine)]
 
         def map_photos() -> dict[str, Any]:
             _forget_uncertainties(model)
-            if config.refine_tracks:
-                made_from = fingerprint_of(of_model)
+            if refine:
+                made_from = fingerprint_of(of_model[0])
                 mapped = map_and_refine(run, photos, model, mapping, of_cameras, made_from)
             else:
                 mapped = map_or_extend(run, photos, model, mapping, of_cameras)
@@ -195,7 +199,7 @@ def reconstruct(
             return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
-        mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)
+        mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
 
@@ -212,8 +216,8 @@ def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionP
         return None
     if config.mapping.mapper == "global" or config.refine_tracks:
         raise EdmHlocError(
-            "--position-priors is for the incremental mapper without --tracks refine, as the "
-            "others have no regard for positions: leave one of them out."
+            "--position-priors is for the incremental mapper with --tracks none, as the others "
+            "have no regard for positions: leave one of them out."
         )
     return priors_of(fixes, config.position_priors)
 
@@ -244,7 +248,7 @@ def triangulate_model(
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),
-        "tracks": config.refine_tracks,
+        "tracks": bool(config.refine_tracks),
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
@@ -265,7 +269,7 @@ def triangulate_model(
             return results
 
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
-        depends_on += ["refined tracks"] * config.refine_tracks
+        depends_on += ["refined tracks"] * bool(config.refine_tracks)
         maybe = uncertainty_files(model)
         run.step("model", depends_on, [model, database], make_points, maybe=maybe)
         return run

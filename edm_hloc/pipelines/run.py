@@ -330,12 +330,23 @@ class Run:
         kept = ", ".join(str(self.out / place) for place in places.values())
         logger.info("Set aside, as they are of an earlier run: %s", kept)
 
-    def set_aside(self, step: str) -> tuple[dict[str, Any], dict[str, Path]] | None:
-        """The results of a step of an earlier run, and its folders by name, while set aside."""
+    def set_aside(
+        self, step: str, fingerprint: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Path]] | None:
+        """The results of a step of an earlier run, and its folders by name, while set aside.
+
+        Args:
+            step: its name.
+            fingerprint: that of the step, whose folders must be as it wrote them; None for any.
+        """
         entry = self.earlier.get(step)
         if entry is None:
             return None
         places = {name: self.out / place for name, place in entry["places"].items()}
+        if fingerprint is not None:
+            changed = any(entry["sizes"].get(n) not in (None, _size(p)) for n, p in places.items())
+            if changed or fingerprint != entry["fingerprint"]:
+                return None
         return dict(entry["results"]), places
 
     def _free_name(self, name: str) -> str:

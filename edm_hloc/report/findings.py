@@ -314,7 +314,16 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "points: inspect such a pose before relying on it.",
             few,
         )
-    doubtful = facts.results.get("tracks", {}).get("doubtful", {})
+    tracks = facts.results.get("tracks", {})
+    late = tuple(tracks.get("registered", ()))
+    if late:
+        yield Finding(
+            "note",
+            f"{plural(len(late), 'photo')} could not be registered by the mapper and came in after "
+            "the points were refined.",
+            late,
+        )
+    doubtful = tracks.get("doubtful", {})
     if doubtful:
         name, most = max(doubtful.items(), key=lambda item: item[1])
         yield Finding(

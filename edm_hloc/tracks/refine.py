@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.incremental import refining_options
+from edm_hloc.mapping.left_out import LeftOut, register_left_out
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     check_replaceable,
@@ -80,6 +82,7 @@ class TrackSummary:
         doubtful: of the photos whose position is several times as uncertain, by name.
         point_uncertainty: of the point in the middle, along the direction in which it is least
             sure, in % of the cameras' extent; None where it was not computed.
+        registered: names of the photos that came in after the first round.
     """
 
     before: ModelStatistics
@@ -94,6 +97,7 @@ class TrackSummary:
     uncertainty: tuple[float, float] | None
     doubtful: Mapping[str, float]
     point_uncertainty: float | None = None
+    registered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,13 +136,26 @@ class Kept:
     poses: bool = False
 
 
+@dataclass(frozen=True)
+class BetweenRounds:
+    """What is done after each round but the last.
+
+    Attributes:
+        kept: gets the model; what an interrupted run has left there is gone on from.
+        left_out: photos that are tried once more, after the first round.
+    """
+
+    kept: KeptRounds | None = None
+    left_out: LeftOut | None = None
+
+
 def refine_tracks(
     model: pycolmap.Reconstruction,
     image_root: Path,
     freedom: Freedom,
     config: TrackConfig | None = None,
     options: MappingOptions | None = None,
-    kept_rounds: KeptRounds | None = None,
+    between: BetweenRounds | None = None,
 ) -> RefinedTracks:
     """Refines the points of a model in all photos that see them, and the model with them.
 
@@ -152,8 +169,7 @@ def refine_tracks(
         freedom: what changes besides the points.
         config: the settings.
         options: minimum angle of a point's rays, and threads.
-        kept_rounds: gets the model after each round but the last; what an interrupted run has left
-            there is gone on from.
+        between: what is done after each round but the last.
 
     Returns:
         The model, which is another object than `model` where rounds are kept, and what became of
@@ -164,6 +180,8 @@ def refine_tracks(
             few of its points; the model is then to be discarded.
     """
     config, options = config or TrackConfig(), options or MappingOptions()
+    between = between or BetweenRounds()
+    kept_rounds, left_out = between.kept, between.left_out
     begin = time.monotonic()
     if not model.num_points3D():
         raise EdmHlocError(
@@ -171,13 +189,20 @@ def refine_tracks(
             "edm-hloc triangulate MODEL IMAGES OUT"
         )
     before, mapped = ModelStatistics.of(model), pycolmap.Reconstruction(model)
-    shelf = PhotoShelf(image_root, tuple(posed_images(model)), config.max_side)
     rounds = len(config.patch_radii)
     progress = kept_rounds.latest(rounds - 1) if kept_rounds else None
     progress = progress or Progress(model)
+    shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
     blurred: tuple[str, ...] = ()
     while progress.rounds < rounds:
+        if left_out:
+            freedom = _with_newcomers(freedom, progress, left_out)
         blurred = _one_round(progress, shelf, freedom, config, options)
+        if left_out and progress.rounds == 1 < rounds:
+            colmap = refining_options(options, freedom.focal, freedom.distortion)
+            progress.registered = register_left_out(progress.model, left_out, colmap)
+            if progress.registered:
+                shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
     model = progress.model
@@ -204,8 +229,16 @@ def refine_tracks(
         uncertainty=median_uncertainty(uncertainties),
         doubtful=most_uncertain(uncertainties),
         point_uncertainty=_middle(sigmas[:, 0]),
+        registered=tuple(progress.registered),
     )
     return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
+
+
+def _with_newcomers(freedom: Freedom, progress: Progress, left_out: LeftOut) -> Freedom:
+    """The same, where the known intrinsics of photos that came in stay as well."""
+    posed = posed_images(progress.model)
+    known = {posed[name].camera_id for name in progress.registered if name in left_out.known}
+    return replace(freedom, constant=freedom.constant | known)
 
 
 def _middle(values: np.ndarray) -> float | None:
@@ -270,6 +303,7 @@ def refine_model(
     out: Path,
     kept: Kept | None = None,
     options: MappingOptions | None = None,
+    left_out: LeftOut | None = None,
 ) -> TrackSummary:
     """Refines the tracks of a COLMAP model and writes the model to `out`, binary, in its old frame.
 
@@ -284,6 +318,7 @@ def refine_model(
             it, see `uncertainty_files`.
         kept: what of the cameras stays as it is.
         options: minimum angle of a point's rays, and threads.
+        left_out: photos of the model's database that are tried once more, after the first round.
 
     Raises:
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
@@ -296,18 +331,21 @@ def refine_model(
     )
     freedom = Freedom(not kept.poses, constant=constant, distortion=not kept.distortion)
     config = TrackConfig()
-    made_from = [
+    made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
         image_stamps(image_root, posed),
         [freedom.poses, sorted(constant), freedom.distortion],
         [asdict(config), options.of_mapping()],
     ]
+    if left_out:
+        made_from += [file_stamp(left_out.database), sorted(left_out.names), sorted(left_out.known)]
     check_replaceable(out)
     rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
     try:
         with new_model_folder(out) as temporary, quiet_colmap():
-            found = refine_tracks(model, image_root, freedom, config, options, rounds)
+            between = BetweenRounds(rounds, left_out)
+            found = refine_tracks(model, image_root, freedom, config, options, between)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
     except EdmHlocError:
         rounds.remove()

@@ -30,6 +30,7 @@ class Progress:
         repeated: ids of points that others repeated.
         dropped: number of the keypoint of each observation that was dropped, by point and image:
             it is used again when the point is found there after all.
+        registered: names of the photos that came in after the first round.
     """
 
     model: pycolmap.Reconstruction
@@ -37,6 +38,7 @@ class Progress:
     added: int = 0
     repeated: set[int] = field(default_factory=set)
     dropped: dict[tuple[int, int], int] = field(default_factory=dict)
+    registered: list[str] = field(default_factory=list)
 
 
 class KeptRounds:
@@ -67,6 +69,7 @@ class KeptRounds:
             "added": progress.added,
             "repeated": sorted(progress.repeated),
             "dropped": [[*key, index] for key, index in progress.dropped.items()],
+            "registered": progress.registered,
         }
         try:
             remove_leftover(temporary)
@@ -108,6 +111,7 @@ class KeptRounds:
             int(state["added"]),
             set(state["repeated"]),
             {(point, image): index for point, image, index in state["dropped"]},
+            list(state["registered"]),
         )
 
     def _place(self, number: int) -> Path:

@@ -110,7 +110,7 @@ def test_a_model_with_gps_is_in_metres_on_earth(
 def test_priors_that_cannot_be_used(scene: Path, photos: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"positions": "none"}, "need 3 photos whose position is known .* there are 0"),
-        ({"refine_tracks": True}, "without --tracks refine"),
+        ({"refine_tracks": True}, "with --tracks none"),
         ({"mapping": MappingOptions(mapper="global")}, "for the incremental mapper"),
     ):
         config = replace(CONFIG, position_priors=1.0, **options)

@@ -86,7 +86,7 @@ def test_files_and_record(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "pairs.txt", "raw_matches", "features.h5", "matches.h5", "database.db", "model", "run.json",
-        ".lock",
+        "model_uncertainty.json", "model_points_uncertainty.npz", ".lock",
     }  # fmt: skip
     record = json.loads((finished / "run.json").read_text("utf-8"))
     assert record["settings"]["matcher"]["matcher"] == "truth"
@@ -126,6 +126,7 @@ def test_a_run_killed_while_tracks_are_refined_maps_nothing_again(
     whole, again = tmp_path / "whole", tmp_path / "again"
     for out in (whole, again):
         shutil.copytree(finished, out)
+        shutil.rmtree(out / "model")
     results = run(whole).results
 
     def kill(*_: object) -> None:

@@ -1,0 +1,174 @@
+"""Runs whose tracks are refined, which is the default: what they go on from, and who comes in."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+import pytest
+
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.images.find import find_images
+from edm_hloc.images.intrinsics import load_intrinsics
+from edm_hloc.mapping.incremental import refining_options
+from edm_hloc.mapping.left_out import LeftOut, register_left_out
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import MappingSummary
+from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.pipelines import extending
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
+from edm_hloc.pipelines.run import Run
+from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, make_scene
+from tests.scenes import TruthMatcher
+
+DEFAULT = ReconstructionConfig(
+    cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), mapping=MappingOptions(threads=1)
+)
+UNREFINED = replace(DEFAULT, refine_tracks=False)
+LATE = "view_03.jpg"
+
+
+def run_on(scene: Path, out: Path, config: ReconstructionConfig) -> Run:
+    pairs = list(itertools.combinations(find_images(scene / "images"), 2))
+    return reconstruct(scene / "images", out, pairs, TruthMatcher(scene), config)
+
+
+def files_of(model: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(model.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def mapped(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run without refinement."""
+    out = tmp_path_factory.mktemp("mapped") / "out"
+    run_on(scene, out, UNREFINED)
+    return out
+
+
+def test_the_model_of_a_run_without_refinement_is_refined_and_not_mapped_again(
+    scene: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, out = run_on(scene, tmp_path / "fresh", DEFAULT), tmp_path / "out"
+    shutil.copytree(mapped, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(extending, "map_database", _not_to_be_called)
+        run = run_on(scene, out, DEFAULT)
+    assert run.results["tracks"]["before"]["registered"] == 7
+    assert files_of(out / "model") == files_of(fresh.out / "model")
+    assert {p.name for p in out.iterdir()} == {p.name for p in fresh.out.iterdir()}
+    before = compare(mapped / "model", scene / "truth")
+    after = compare(out / "model", scene / "truth")
+    assert after.position_median < 0.7 * before.position_median
+    # and back: mapped anew, as the refined model is no longer that of the mapper
+    back = run_on(scene, out, UNREFINED)
+    assert "tracks" not in back.results
+    assert files_of(out / "model") == files_of(mapped / "model")
+    assert not (out / "model_uncertainty.json").exists()
+
+
+def test_a_mapped_model_that_somebody_has_changed_is_not_gone_on_from(
+    scene: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(mapped, tmp_path / "out")
+    points = tmp_path / "out" / "model" / "points3D.bin"
+    points.write_bytes(points.read_bytes() + b"1")
+    monkeypatch.setattr(extending, "map_database", _not_to_be_called)
+    with pytest.raises(AssertionError, match="mapped again"):
+        run_on(scene, tmp_path / "out", DEFAULT)
+
+
+def _not_to_be_called(*_: object) -> None:
+    raise AssertionError("mapped again")
+
+
+def without(name: str) -> Callable[..., MappingSummary]:
+    """A mapper that does not take a photo."""
+
+    def map_photos(database: Path, images: Path, out: Path, *others: Any) -> MappingSummary:
+        summary = map_database(database, images, out, *others)
+        model = read_model(out)
+        model.deregister_frame(posed_images(model)[name].frame_id)
+        shutil.rmtree(out)
+        out.mkdir()
+        model.write_binary(out)
+        return replace(summary, unregistered=(name,), components=(6,))
+
+    return map_photos
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_photo_that_the_mapper_left_out_comes_in(
+    known: bool,
+    scene: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(extending, "map_database", without(LATE))
+    cameras = DEFAULT.cameras
+    if known:
+        names = find_images(scene / "images")
+        cameras = CameraOptions(known=load_intrinsics(scene / "truth", names))
+    run = run_on(scene, tmp_path / "out", replace(DEFAULT, cameras=cameras))
+    assert run.results["tracks"]["registered"] == (LATE,)
+    mapped = run.results["mapped"]
+    assert (mapped["unregistered"], mapped["components"]) == ((), (7,))
+    assert mapped["statistics"]["registered"] == 7
+    model = read_model(tmp_path / "out" / "model")
+    assert posed_images(model)[LATE].num_points3D > 100
+    assert len(model.cameras) == 1  # it is one of theirs
+    if known:
+        camera = next(iter(read_model(scene / "truth").cameras.values()))
+        assert next(iter(model.cameras.values())).params.tolist() == camera.params.tolist()
+    # the largest errors, of all photos: it is as exact as the others
+    comparison = compare(tmp_path / "out" / "model", scene / "truth")
+    assert comparison.registered == 7
+    assert comparison.rotation_max < 0.1
+    assert comparison.position_max < 0.1
+    print_reconstruction(run, 1.0)
+    assert f"could register what the mapper could not: {LATE}" in capsys.readouterr().out
+
+
+def test_a_photo_of_nothing_in_the_model_stays_out(
+    scene: Path, mapped: Path, tmp_path: Path
+) -> None:
+    model = read_model(mapped / "model")
+    image = posed_images(model)[LATE]
+    model.deregister_frame(image.frame_id)
+    for point_id in list(model.point3D_ids())[20:]:  # too few for a pose
+        model.delete_point3D(point_id)
+    left_out = LeftOut(mapped / "database.db", frozenset({LATE}))
+    colmap = refining_options(THREADS, focal=True, distortion=True)
+    assert register_left_out(model, left_out, colmap) == []
+    assert model.num_reg_images() == 6
+
+
+def test_it_shares_the_camera_that_the_others_share(tmp_path: Path) -> None:
+    """Photos without EXIF data have a camera each in the database, but one in the model."""
+    scene = make_scene(tmp_path, NAMES)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="per-image"))
+    assert share_cameras(tmp_path / "d.db", tmp_path / "one.db")
+    map_database(tmp_path / "one.db", scene.images, tmp_path / "model", THREADS)
+    model = read_model(tmp_path / "model")
+    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
+    (tmp_path / "fewer").mkdir()
+    model.write_binary(tmp_path / "fewer")
+    model = pycolmap.Reconstruction(tmp_path / "fewer")
+    left_out = LeftOut(tmp_path / "d.db", frozenset({NAMES[0]}))
+    colmap = refining_options(THREADS, focal=True, distortion=True)
+    assert register_left_out(model, left_out, colmap) == [NAMES[0]]
+    posed = posed_images(model)
+    assert len({image.camera_id for image in posed.values()}) == 1
+    assert posed[NAMES[0]].num_points3D > 100
+    model.write_binary(tmp_path / "fewer")
+    assert_near_truth(scene, tmp_path / "fewer", rotation=0.2, position=0.5)
+    assert CAMERA.width == model.cameras[posed[NAMES[0]].camera_id].width
