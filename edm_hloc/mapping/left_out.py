@@ -72,6 +72,13 @@ def register_left_out(
     return sorted(_put_in(model, whole, i) for i in sorted(tried & set(whole.reg_image_ids())))
 
 
+def add_image(model: pycolmap.Reconstruction, image: pycolmap.Image, camera_id: int) -> None:
+    """Adds a copy of another model's registered image, with its keypoints, which see no point."""
+    fresh = pycolmap.Image(name=image.name, camera_id=camera_id, image_id=image.image_id)
+    fresh.points2D = pycolmap.Point2DList([pycolmap.Point2D(point.xy) for point in image.points2D])
+    model.add_image_with_trivial_frame(fresh, image.cam_from_world())
+
+
 def _images_of(frame: pycolmap.Frame) -> list[int]:
     return [data.id for data in frame.data_ids]
 
@@ -114,9 +121,7 @@ def _put_in(model: pycolmap.Reconstruction, whole: pycolmap.Reconstruction, imag
     camera_id = model.images[of_camera[0]].camera_id if of_camera else image.camera_id
     if camera_id not in model.cameras:
         model.add_camera_with_trivial_rig(whole.cameras[camera_id])
-    fresh = pycolmap.Image(name=image.name, camera_id=camera_id, image_id=image_id)
-    fresh.points2D = pycolmap.Point2DList([pycolmap.Point2D(point.xy) for point in image.points2D])
-    model.add_image_with_trivial_frame(fresh, image.cam_from_world())
+    add_image(model, image, camera_id)
     seen: set[int] = set()
     for index, keypoint in enumerate(image.points2D):
         if keypoint.has_point3D():

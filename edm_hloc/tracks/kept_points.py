@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import pycolmap
@@ -17,6 +17,7 @@ def put_back(
     mapped: pycolmap.Reconstruction,
     repeated: Set[int],
     options: MappingOptions,
+    late: Mapping[int, Sequence[tuple[int, int]]] | None = None,
 ) -> set[int]:
     """Puts the points that a refined model has lost back into it, with the keypoints they had.
 
@@ -28,6 +29,7 @@ def put_back(
         mapped: the model before.
         repeated: ids of points that others repeat; they stay out.
         options: maximum reprojection error, minimum angle of a point's rays, and threads.
+        late: image and keypoint of what images that `mapped` lacks have seen, by the point's id.
 
     Returns:
         Ids of the points that were put back and fit the cameras.
@@ -44,6 +46,9 @@ def put_back(
             keypoint = keypoints[image_id][index]
             if not keypoint.has_point3D():
                 keypoint.xy = before[image_id][index].xy
+                track.add_element(image_id, index)
+        for image_id, index in (late or {}).get(point_id, ()):
+            if not keypoints[image_id][index].has_point3D():
                 track.add_element(image_id, index)
         if track.length() > 1:
             model.add_point3D_with_id(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,7 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.extension import frame_change
-from edm_hloc.mapping.incremental import refining_options
-from edm_hloc.mapping.left_out import LeftOut, register_left_out
+from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     check_replaceable,
@@ -39,6 +38,7 @@ from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
+from edm_hloc.tracks.newcomers import try_left_out, with_newcomers
 from edm_hloc.tracks.photos import PhotoShelf
 from edm_hloc.tracks.point_uncertainty import (
     deviations,
@@ -196,13 +196,11 @@ def refine_tracks(
     blurred: tuple[str, ...] = ()
     while progress.rounds < rounds:
         if left_out:
-            freedom = _with_newcomers(freedom, progress, left_out)
+            freedom = with_newcomers(freedom, progress, left_out)
         blurred = _one_round(progress, shelf, freedom, config, options)
-        if left_out and progress.rounds == 1 < rounds:
-            colmap = refining_options(options, freedom.focal, freedom.distortion)
-            progress.registered = register_left_out(progress.model, left_out, colmap)
-            if progress.registered:
-                shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
+        tried = left_out if progress.rounds == 1 < rounds else None
+        if tried and try_left_out(progress, mapped, tried, freedom, options):
+            shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
     model = progress.model
@@ -210,7 +208,7 @@ def refine_tracks(
         of_cameras = camera_covariances(model, freedom, config, options)
         uncertainties = camera_uncertainties(of_cameras, Views.of(model))
     with StepProgress("Keeping points as they were mapped"):
-        kept = put_back(model, mapped, progress.repeated, options)
+        kept = put_back(model, mapped, progress.repeated, options, progress.late)
     views = Views.of(model)
     tracks = Tracks.of(model, views)
     sigmas = deviations(point_covariances(tracks, views, kept, of_cameras, config), views)
@@ -232,13 +230,6 @@ def refine_tracks(
         registered=tuple(progress.registered),
     )
     return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
-
-
-def _with_newcomers(freedom: Freedom, progress: Progress, left_out: LeftOut) -> Freedom:
-    """The same, where the known intrinsics of photos that came in stay as well."""
-    posed = posed_images(progress.model)
-    known = {posed[name].camera_id for name in progress.registered if name in left_out.known}
-    return replace(freedom, constant=freedom.constant | known)
 
 
 def _middle(values: np.ndarray) -> float | None:

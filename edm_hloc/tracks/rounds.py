@@ -31,6 +31,7 @@ class Progress:
         dropped: number of the keypoint of each observation that was dropped, by point and image:
             it is used again when the point is found there after all.
         registered: names of the photos that came in after the first round.
+        late: image and keypoint of what these see, by the point's id.
     """
 
     model: pycolmap.Reconstruction
@@ -39,6 +40,7 @@ class Progress:
     repeated: set[int] = field(default_factory=set)
     dropped: dict[tuple[int, int], int] = field(default_factory=dict)
     registered: list[str] = field(default_factory=list)
+    late: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 class KeptRounds:
@@ -70,6 +72,7 @@ class KeptRounds:
             "repeated": sorted(progress.repeated),
             "dropped": [[*key, index] for key, index in progress.dropped.items()],
             "registered": progress.registered,
+            "late": [[point, *seen] for point, every in progress.late.items() for seen in every],
         }
         try:
             remove_leftover(temporary)
@@ -105,6 +108,9 @@ class KeptRounds:
     def _read(self, number: int) -> Progress:
         place = self._place(number)
         state = json.loads((place / _STATE).read_text("utf-8"))
+        late: dict[int, list[tuple[int, int]]] = {}
+        for point, image, index in state["late"]:
+            late.setdefault(point, []).append((image, index))
         return Progress(
             read_model(place),
             number,
@@ -112,6 +118,7 @@ class KeptRounds:
             set(state["repeated"]),
             {(point, image): index for point, image, index in state["dropped"]},
             list(state["registered"]),
+            late,
         )
 
     def _place(self, number: int) -> Path:
