@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.colmap import ModelStatistics, read_model
+from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
@@ -25,10 +25,10 @@ from edm_hloc.mapping.extension import (
 from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import MappingSummary, parts_folder
+from edm_hloc.mapping.output import MappingSummary, part_folders, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
-from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model
+from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, uncertainty_files
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +146,13 @@ def map_and_refine(
     except EdmHlocError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    parts = parts_folder(place)
     if refined is None:
         place.rename(model)
-    if parts_folder(place).is_dir():
-        parts_folder(place).rename(parts_folder(model))
+    elif parts.is_dir():
+        parts = _refined_parts(place, photos, options, mapped)
+    if parts.is_dir():
+        parts.rename(parts_folder(model))
     shutil.rmtree(folder, ignore_errors=True)
     if refined is None:
         return results
@@ -181,6 +184,27 @@ def _refined(
         left_out = LeftOut(photos.database, names, names if every else names & known)
     cameras = Kept(known, every, mapped.undistorted)
     return refined_tracks(place, photos.image_root, cameras, options, model, left_out)
+
+
+def _refined_parts(
+    place: Path, photos: PhotosToMap, options: MappingOptions, mapped: MappingSummary
+) -> Path:
+    """Refines the other models beside the one in `place`, too, into a folder of their own.
+
+    Those that cannot be refined are copied, with a warning. No uncertainties are left.
+    """
+    refined = place.with_name("refined_parts")
+    make_folder(refined)
+    for number, part in part_folders(place).items():
+        new = refined / number
+        if not new.is_dir():  # else a run that was killed has made it
+            flat = not posed_images(read_model(part)).keys().isdisjoint(mapped.undistorted_photos)
+            kept = Kept(frozenset(photos.known), not options.refine_intrinsics, flat)
+            if refined_tracks(part, photos.image_root, kept, options, new) is None:
+                shutil.copytree(part, new)
+        for file in uncertainty_files(new):
+            file.unlink(missing_ok=True)
+    return refined
 
 
 def _with_newcomers(mapped: MappingSummary, refined: TrackSummary) -> MappingSummary:

@@ -22,7 +22,7 @@ from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import MappingSummary
+from edm_hloc.mapping.output import MappingSummary, holds_only_models
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.pipelines import extending
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
@@ -88,6 +88,24 @@ def test_a_mapped_model_that_somebody_has_changed_is_not_gone_on_from(
 
 def _not_to_be_called(*_: object) -> None:
     raise AssertionError("mapped again")
+
+
+def test_the_other_models_are_refined_too(scene: Path, tmp_path: Path) -> None:
+    """Photos that fall apart into two groups, and so into two models."""
+    names = find_images(scene / "images")
+    pairs = [p for group in (names[:4], names[4:]) for p in itertools.combinations(group, 2)]
+    medians = []
+    for config in (UNREFINED, DEFAULT):
+        out = tmp_path / "out"
+        run = reconstruct(scene / "images", out, pairs, TruthMatcher(scene), config)
+        assert run.results["mapped"]["components"] == (4, 3)
+        parts = out / "model_parts"
+        assert holds_only_models(parts)
+        assert [path.name for path in parts.iterdir()] == ["2"]
+        model = read_model(parts / "2")
+        assert set(posed_images(model)) == set(names[4:])
+        medians.append(model.compute_mean_reprojection_error())
+    assert medians[1] < 0.8 * medians[0]
 
 
 def without(name: str) -> Callable[..., MappingSummary]:
