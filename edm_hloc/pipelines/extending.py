@@ -32,6 +32,8 @@ from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, uncertainty
 
 logger = logging.getLogger(__name__)
 
+_REFINED_PARTS = "refined_parts"
+
 
 @dataclass(frozen=True)
 class MappedFrom:
@@ -137,6 +139,7 @@ def map_and_refine(
         if results is None:
             make_folder(folder)
             record.unlink(missing_ok=True)
+            shutil.rmtree(folder / _REFINED_PARTS, ignore_errors=True)
             results = _of_run_without(run, place, made_from)
             results = results or map_or_extend(run, photos, place, options, settings)
             kept = {key: asdict(value) for key, value in results.items()}
@@ -193,7 +196,7 @@ def _refined_parts(
 
     Those that cannot be refined are copied, with a warning. No uncertainties are left.
     """
-    refined = place.with_name("refined_parts")
+    refined = place.with_name(_REFINED_PARTS)
     make_folder(refined)
     for number, part in part_folders(place).items():
         new = refined / number
