@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pycolmap
+from point_errors import PointErrors
 from scipy.spatial.transform import Rotation
 
 from edm_hloc import cli
@@ -35,11 +36,7 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from edm_hloc.synthetic.photo_truth import write_photo
-from edm_hloc.tracks.geometry import Tracks, Views, mean_directions, viewing_directions
-from edm_hloc.tracks.point_uncertainty import point_uncertainty_file
 from edm_hloc.tracks.uncertainty import uncertainty_file
-
-_FLAT = 0.002  # of the depth, that a surface is off a plane within a pixel
 
 
 def main() -> None:
@@ -79,7 +76,8 @@ def main() -> None:
             within = " ".join(f"{np.mean(np.abs(ratio) < k):.0%}" for k in (1, 2))
             rows[-1] += f"  {np.sqrt(np.mean(ratio**2)):.2f} ({within})"
         if (scene / "depth").is_dir():
-            ratio = depth_over_sigma(refined, scene)
+            points = PointErrors.of(refined, scene)
+            ratio = points.error / points.sigma
             rows[-1] += "  " + " ".join(f"{np.mean(np.abs(ratio) < k):.0%}" for k in (1, 2))
     print("seed  model     points   track  error px  rotation °  position %  CPU s", end="")
     print("  position/σ        rotation/σ        points")
@@ -128,48 +126,6 @@ def over_sigma(model: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
         ratios.append((100 * off / extent / position, turn / rotation))
     of_position, of_rotation = zip(*ratios, strict=True)
     return np.array(of_position), np.array(of_rotation)
-
-
-def depth_over_sigma(model: Path, scene: Path) -> np.ndarray:
-    """(N,) true errors of the depths of a refined model's points over their longest deviation."""
-    refined, truth = read_model(model), read_model(scene / "truth")
-    refined.transform(frame_change(refined, truth, posed_images(truth)))
-    told = np.load(point_uncertainty_file(model))
-    views, true = Views.of(refined), Views.of(truth)
-    tracks = Tracks.of(refined, views)
-    assert (tracks.ids == told["ids"]).all()
-    along = np.einsum(
-        "ni,ni->n", viewing_directions(tracks, views), mean_directions(tracks, views)[tracks.track]
-    )
-    order = np.lexsort([along, tracks.track])
-    middle = order[tracks.start[1:] - 1]
-    view = tracks.view[middle]
-    at = true.project(tracks.xyz, view)
-    depth = true.depth(tracks.xyz, view)
-    extent = largest_distance(true.centres)
-    ratios = []
-    for v, name in enumerate(true.names):
-        whole = np.load((scene / "depth" / name).with_suffix(".npy")).astype(float)
-        height, width = whole.shape
-        of_view = np.flatnonzero(
-            (view == v) & ((at > 2) & (at < (width - 2, height - 2))).all(axis=1)
-        )
-        x, y = (at[of_view] - 0.5).T
-        near = [
-            whole[np.rint(y + j).astype(int), np.rint(x + i).astype(int)]
-            for i, j in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
-        ]
-        left, up = x - np.rint(x), y - np.rint(y)
-        inverse = 1 / np.maximum(np.array(near), 1e-9)  # linear on a plane
-        smooth = np.abs(inverse[1:3].sum(axis=0) - 2 * inverse[0]) < _FLAT * inverse[0]
-        smooth &= np.abs(inverse[3:].sum(axis=0) - 2 * inverse[0]) < _FLAT * inverse[0]
-        there = (
-            inverse[0] + left * (inverse[1] - inverse[2]) / 2 + up * (inverse[3] - inverse[4]) / 2
-        )
-        off = 100 / extent * (depth[of_view] - 1 / there)
-        sigma = told["deviations"][of_view, 0]
-        ratios.append((off / sigma)[smooth & (near[0] > 0) & np.isfinite(sigma)])
-    return np.concatenate(ratios)
 
 
 def _run(*arguments: str) -> None:
