@@ -90,7 +90,7 @@ def distort(scene: Path, k: float) -> None:
     shutil.rmtree(scene / "truth")  # a scene without it is made anew
     for camera in truth.cameras.values():
         x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
-        straight = pycolmap.Camera(camera)
+        straight = pycolmap.Camera(camera.todict())
         camera.model = pycolmap.CameraModelId.SIMPLE_RADIAL
         camera.params = [*straight.params, k]
         rays = camera.cam_from_img(np.stack([x.ravel(), y.ravel()], axis=1))
