@@ -182,14 +182,14 @@ def estimate_pose(
     }
     pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
     if len(pixels) >= options.min_inliers:
-        found = _refined(found, pixels, points, camera, (refinement, _MATCHED_LOSS)) or found
+        found = _refined(found, pixels, points, camera, refinement, _MATCHED_LOSS) or found
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
         new_pixels, new_points = align(number, camera, found["cam_from_world"], inliers_of)
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
-        better = _refined(found, new_pixels, new_points, camera, (refinement, _ALIGNED_LOSS))
+        better = _refined(found, new_pixels, new_points, camera, refinement, _ALIGNED_LOSS)
         if better is None:
             break
         found, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
@@ -236,7 +236,8 @@ def _refined(
     pixels: np.ndarray,
     points: np.ndarray,
     camera: pycolmap.Camera,
-    how: tuple[pycolmap.AbsolutePoseRefinementOptions, float],
+    options: pycolmap.AbsolutePoseRefinementOptions,
+    scale: float,
 ) -> dict[str, Any] | None:
     """A pose that is refined by points (N, 3) and their pixels, with a loss whose scale follows
     their errors; None where it fails.
@@ -245,9 +246,9 @@ def _refined(
         found: COLMAP's answer with the pose before.
         pixels, points: the correspondences, all of them inliers.
         camera: refined with the pose where the options say so.
-        how: the options, and the scale of the loss in median errors.
+        options: those of COLMAP; the scale of their loss is set.
+        scale: of the loss, in median errors.
     """
-    options, scale = how
     every: Any = np.ones(len(pixels), bool)
     answer: dict[str, Any] | None = found
     for _ in range(_ROUNDS):

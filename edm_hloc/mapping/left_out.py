@@ -72,9 +72,16 @@ def register_left_out(
     return sorted(_put_in(model, whole, i) for i in sorted(tried & set(whole.reg_image_ids())))
 
 
-def add_image(model: pycolmap.Reconstruction, image: pycolmap.Image, camera_id: int) -> None:
-    """Adds a copy of another model's registered image, with its keypoints, which see no point."""
-    fresh = pycolmap.Image(name=image.name, camera_id=camera_id, image_id=image.image_id)
+def add_image(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, camera: pycolmap.Camera
+) -> None:
+    """Adds a copy of another model's registered image, with its keypoints, which see no point.
+
+    Its camera is added, too, unless the model has one of that id.
+    """
+    if camera.camera_id not in model.cameras:
+        model.add_camera_with_trivial_rig(camera)
+    fresh = pycolmap.Image(name=image.name, camera_id=camera.camera_id, image_id=image.image_id)
     fresh.points2D = pycolmap.Point2DList([pycolmap.Point2D(point.xy) for point in image.points2D])
     model.add_image_with_trivial_frame(fresh, image.cam_from_world())
 
@@ -118,10 +125,10 @@ def _put_in(model: pycolmap.Reconstruction, whole: pycolmap.Reconstruction, imag
     image = whole.images[image_id]
     like = [i for i in model.reg_image_ids() if i in whole.images]
     of_camera = [i for i in like if whole.images[i].camera_id == image.camera_id]
-    camera_id = model.images[of_camera[0]].camera_id if of_camera else image.camera_id
-    if camera_id not in model.cameras:
-        model.add_camera_with_trivial_rig(whole.cameras[camera_id])
-    add_image(model, image, camera_id)
+    camera = whole.cameras[image.camera_id]
+    if of_camera:
+        camera = model.cameras[model.images[of_camera[0]].camera_id]
+    add_image(model, image, camera)
     seen: set[int] = set()
     for index, keypoint in enumerate(image.points2D):
         if keypoint.has_point3D():

@@ -344,8 +344,8 @@ class Run:
             return None
         places = {name: self.out / place for name, place in entry["places"].items()}
         if fingerprint is not None:
-            changed = any(entry["sizes"].get(n) not in (None, _size(p)) for n, p in places.items())
-            if changed or fingerprint != entry["fingerprint"]:
+            whole = all(_is_whole(p, entry["sizes"].get(name)) for name, p in places.items())
+            if not whole or fingerprint != entry["fingerprint"]:
                 return None
         return dict(entry["results"]), places
 
@@ -376,8 +376,8 @@ class Run:
     # ---- the record
 
     def _is_complete(self, file: Path) -> bool:
-        """Whether a file has the recorded size; where none is recorded, whether it exists."""
-        return file.exists() and self.sizes.get(file.name) in (None, _size(file))
+        """Whether a file of the run is there as it was written."""
+        return _is_whole(file, self.sizes.get(file.name))
 
     def measure(self, name: str, start: float) -> None:
         """Records the time since `start` (`time.monotonic`) and the peak memory of a step."""
@@ -432,6 +432,11 @@ def _is_set_aside(entry: Any) -> bool:
         and _are_names([*entry["places"], *entry["places"].values()])
         and (entry.get("wrote") == {} or _is_written(entry.get("wrote")))
     )
+
+
+def _is_whole(path: Path, recorded: int | None) -> bool:
+    """Whether a file or folder has the recorded size; where none is recorded, whether it exists."""
+    return path.exists() and recorded in (None, _size(path))
 
 
 def _size(path: Path) -> int:

@@ -14,7 +14,13 @@ from edm_hloc.synthetic.cameras import Cameras
 from edm_hloc.synthetic.layouts import LAYOUTS, Layout
 from edm_hloc.synthetic.photometric_effects import photograph
 from edm_hloc.synthetic.random_numbers import Random
-from edm_hloc.synthetic.random_views import candidate_cameras, choose_second
+from edm_hloc.synthetic.random_views import (
+    CANDIDATES,
+    candidate_cameras,
+    choose_second,
+    low_resolution,
+    usual_overlap,
+)
 from edm_hloc.synthetic.renderer.render import render, render_depth
 from edm_hloc.synthetic.shapes import Shapes, concatenate
 from edm_hloc.synthetic.textures import TextureBank
@@ -42,6 +48,22 @@ class RenderedPairs:
     K1: Tensor
     T_0to1: Tensor
     overlap: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, depth: Tensor, cameras: Cameras, overlap: Tensor) -> RenderedPairs:
+        """The pairs of the images (2B, H, W), depth maps (B, 2, H, W) and cameras (B, 2)."""
+        image = images.unflatten(0, (-1, 2))[:, :, None]
+        K, T = cameras.K, cameras.cam_from_world
+        return cls(
+            image[:, 0],
+            image[:, 1],
+            depth[:, 0],
+            depth[:, 1],
+            K[:, 0],
+            K[:, 1],
+            T[:, 1] @ torch.linalg.inv(T[:, 0]),
+            overlap,
+        )
 
     def to(self, device: torch.device | str) -> RenderedPairs:
         """The same pairs on another device."""
@@ -113,10 +135,6 @@ class PairSampler:
         KeyError: unknown kind of scene.
     """
 
-    CANDIDATES = 5
-    """Second cameras that are tried with each first one."""
-    LOW_RESOLUTION = 24
-    """Longer side, in pixels, of the depth maps from which the overlap is measured."""
     ROUNDS = 50
     """Batches of candidates that are drawn before it is an error that too few overlap as asked."""
 
@@ -139,7 +157,7 @@ class PairSampler:
         """Smallest and largest overlap of a pair, at the present difficulty."""
         if self.options.overlap is not None:
             return self.options.overlap
-        return 0.45 - 0.37 * self.difficulty, 0.95
+        return usual_overlap(self.difficulty)
 
     @torch.no_grad()
     def sample(self, batch: int, height: int, width: int) -> RenderedPairs:
@@ -160,18 +178,7 @@ class PairSampler:
         images = out.image.flatten(0, 1)
         if self.options.photometric_effects:
             images = photograph(images, out.depth.flatten(0, 1), rng, self.difficulty)
-        images = images.view(batch, 2, 1, height, width)
-        T = cameras.cam_from_world
-        return RenderedPairs(
-            images[:, 0],
-            images[:, 1],
-            out.depth[:, 0],
-            out.depth[:, 1],
-            cameras.K[:, 0],
-            cameras.K[:, 1],
-            T[:, 1] @ torch.linalg.inv(T[:, 0]),
-            scenes.overlap,
-        )
+        return RenderedPairs.of(images, out.depth, cameras, scenes.overlap)
 
     def draw_scenes(self, batch: int, height: int, width: int) -> PairScenes:
         """Draw scenes and pairs of cameras until `batch` of them overlap as asked.
@@ -184,7 +191,7 @@ class PairSampler:
         for _ in range(self.ROUNDS):
             layout = self._draw_layouts(int(missing * 1.15) + 2)
             cameras = candidate_cameras(
-                layout, self.random, self.CANDIDATES, self.difficulty, height, width
+                layout, self.random, CANDIDATES, self.difficulty, height, width
             )
             if self.options.change_cameras is not None:
                 cameras = self.options.change_cameras(cameras, self.random)
@@ -237,8 +244,7 @@ class PairSampler:
             Which scenes have a candidate that overlaps as asked (n,), and the scenes with the
             chosen ones.
         """
-        shrink = self.LOW_RESOLUTION / max(height, width)
-        low = (max(round(height * shrink), 8), max(round(width * shrink), 8))
+        low = low_resolution(height, width)
         small = cameras.at_size((height, width), low)
         depth = render_depth(shapes, small, *low)
         good, second, share = choose_second(depth, small, self.overlap_range, self.random)

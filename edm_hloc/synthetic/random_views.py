@@ -13,6 +13,11 @@ from edm_hloc.synthetic.covisibility import pair_overlap
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.shapes import rotation
 
+CANDIDATES = 5
+"""Second cameras that are tried with each first one."""
+LOW_RESOLUTION = 24
+"""Longer side, in pixels, of the depth maps from which the overlap is measured."""
+
 
 @dataclass(frozen=True)
 class Standpoints:
@@ -78,6 +83,17 @@ def candidate_cameras(
     other_camera = rng.chance(n, 1, p=0.7)
     focal = focal * torch.where(other_camera & (step > 0), zoom, 1.0)
     return Cameras(intrinsics(focal, height, width), look_at(centre, target, roll))
+
+
+def usual_overlap(difficulty: float) -> tuple[float, float]:
+    """Smallest and largest overlap of a pair, at a difficulty in [0, 1]."""
+    return 0.45 - 0.37 * difficulty, 0.95
+
+
+def low_resolution(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the depth maps that tell the overlap of images of this size."""
+    shrink = LOW_RESOLUTION / max(height, width)
+    return max(round(height * shrink), 8), max(round(width * shrink), 8)
 
 
 def choose_second(

@@ -12,7 +12,14 @@ from edm_hloc.synthetic.cameras import Cameras
 from edm_hloc.synthetic.pairs import RenderedPairs
 from edm_hloc.synthetic.photometric_effects import photograph
 from edm_hloc.synthetic.random_numbers import Random
-from edm_hloc.synthetic.random_views import Standpoints, candidate_cameras, choose_second
+from edm_hloc.synthetic.random_views import (
+    CANDIDATES,
+    Standpoints,
+    candidate_cameras,
+    choose_second,
+    low_resolution,
+    usual_overlap,
+)
 from edm_hloc.synthetic.reliefs import Relief, cast, grey_values, lift
 from edm_hloc.synthetic.textures import TextureBank
 
@@ -36,10 +43,6 @@ class ReliefSampler:
 
     REGIONS = 6
     """Reliefs and first cameras that are drawn at once for a pair, and where they look."""
-    CANDIDATES = 5
-    """Second cameras that are tried with each first one."""
-    LOW_RESOLUTION = 24
-    """Longer side, in pixels, of the depth maps from which the overlap is measured."""
     ROUNDS = 100
     """Times that cameras are drawn for a relief before it is an error that no two overlap."""
     SEEN = 0.8
@@ -79,19 +82,9 @@ class ReliefSampler:
         image, depth = torch.cat(images), torch.stack(depths)
         if self.photometric_effects:
             image = photograph(image, depth.flatten(0, 1), self.random, self.difficulty)
-        image = image.view(batch, 2, 1, height, width)
         K = torch.stack([pair.K[:, 0] for pair in cameras])
         T = torch.stack([pair.cam_from_world[:, 0] for pair in cameras])
-        return RenderedPairs(
-            image[:, 0],
-            image[:, 1],
-            depth[:, 0],
-            depth[:, 1],
-            K[:, 0],
-            K[:, 1],
-            T[:, 1] @ torch.linalg.inv(T[:, 0]),
-            torch.stack(overlaps),
-        )
+        return RenderedPairs.of(image, depth, Cameras(K, T), torch.stack(overlaps))
 
     def _draw_textures(self, count: int) -> Tensor:
         weights, generator = self.textures.weights, self.random.generator
@@ -109,16 +102,10 @@ class ReliefSampler:
 
     def _draw_cameras(self, relief: Relief, height: int, width: int) -> tuple[Cameras, Tensor]:
         """Two cameras, (2, 1), that overlap as asked, and their overlap."""
-        shrink = self.LOW_RESOLUTION / max(height, width)
-        low = (max(round(height * shrink), 8), max(round(width * shrink), 8))
+        low, overlap = low_resolution(height, width), usual_overlap(self.difficulty)
         for _ in range(self.ROUNDS):
             cameras = candidate_cameras(
-                self._standpoints(relief),
-                self.random,
-                self.CANDIDATES,
-                self.difficulty,
-                height,
-                width,
+                self._standpoints(relief), self.random, CANDIDATES, self.difficulty, height, width
             )
             small = cameras.at_size((height, width), low)
             flat = Cameras(
@@ -126,7 +113,6 @@ class ReliefSampler:
             )
             depth, _ = cast(relief, flat, *low)
             depth = depth.view(*small.K.shape[:2], *low)
-            overlap = (0.45 - 0.37 * self.difficulty, 0.95)
             good, second, share = choose_second(depth, small, overlap, self.random, self.SEEN)
             if good.any():
                 i = int(good.to(torch.uint8).argmax())

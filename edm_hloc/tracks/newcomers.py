@@ -39,11 +39,10 @@ def try_left_out(
     put_back(whole, mapped, progress.repeated, options)
     colmap = refining_options(options, freedom.focal, freedom.distortion)
     progress.registered = register_left_out(whole, left_out, colmap)
+    posed = posed_images(whole)
     for name in progress.registered:
-        image = posed_images(whole)[name]
-        if image.camera_id not in model.cameras:
-            model.add_camera_with_trivial_rig(whole.cameras[image.camera_id])
-        add_image(model, image, image.camera_id)
+        image = posed[name]
+        add_image(model, image, whole.cameras[image.camera_id])
         for index, keypoint in enumerate(image.points2D):
             if keypoint.has_point3D():
                 point_id = int(keypoint.point3D_id)

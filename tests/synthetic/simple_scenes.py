@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch.nn import functional as F
 
 from edm_hloc.synthetic.appearance import Appearance, Lights, Materials
 from edm_hloc.synthetic.cameras import Cameras, intrinsics, look_at
+from edm_hloc.synthetic.pairs import PairSampler
+from edm_hloc.synthetic.relief_pairs import ReliefSampler
 from edm_hloc.synthetic.renderer.render import Rendering, render
 from edm_hloc.synthetic.shapes import Shapes
 from edm_hloc.synthetic.textures import TextureBank
@@ -22,6 +26,13 @@ def smooth_bank(count: int = 6, size: int = 128) -> TextureBank:
     noise = torch.randn(count, 1, size // 16, size // 16, generator=torch.manual_seed(0))
     smooth = F.interpolate(noise, size=(size, size), mode="bicubic")[:, 0]
     return TextureBank((smooth * 45 + 128).clamp(0, 255).to(torch.uint8))
+
+
+def later_pairs(sampler: PairSampler | ReliefSampler) -> list[Tensor]:
+    """All that a sampler draws of three pairs after two others."""
+    sampler.sample(2, 40, 56)
+    pairs = sampler.sample(3, 40, 56)
+    return [getattr(pairs, field.name) for field in dataclasses.fields(pairs)]
 
 
 def camera(focal: float = 90.0, roll: float = 0.3) -> Cameras:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.synthetic.appearance import Appearance, random_materials
@@ -19,7 +16,14 @@ from edm_hloc.synthetic.random_views import candidate_cameras
 from edm_hloc.synthetic.renderer.render import render, render_depth
 from edm_hloc.synthetic.shapes import Shapes
 from edm_hloc.synthetic.textures import TextureBank
-from tests.synthetic.simple_scenes import HEIGHT, WIDTH, bilinear, daylight, smooth_bank
+from tests.synthetic.simple_scenes import (
+    HEIGHT,
+    WIDTH,
+    bilinear,
+    daylight,
+    later_pairs,
+    smooth_bank,
+)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -78,14 +82,7 @@ def test_pairs_have_their_shapes_and_ranges() -> None:
 
 def test_same_seed_same_pairs() -> None:
     bank = smooth_bank()
-
-    def draw(seed: int) -> list[Tensor]:
-        sampler = PairSampler(bank, 0.5, seed=seed)
-        sampler.sample(2, 40, 56)
-        pairs = sampler.sample(3, 40, 56)
-        return [getattr(pairs, field.name) for field in dataclasses.fields(pairs)]
-
-    first, again, other = draw(7), draw(7), draw(8)
+    first, again, other = (later_pairs(PairSampler(bank, 0.5, seed=s)) for s in (7, 7, 8))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,7 @@ from edm_hloc.synthetic.relief_pairs import RELIEF_TOLERANCE, ReliefSampler
 from edm_hloc.synthetic.reliefs import CELLS, Relief, cast, grey_values, lift
 from edm_hloc.synthetic.textures import TextureBank
 from edm_hloc.training.supervision import DepthMap, supervise
+from tests.synthetic.simple_scenes import later_pairs
 
 FRAME = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, -1, 0]])  # a wall: v down, h towards -y
 HEIGHT, WIDTH = 313, 471
@@ -128,13 +127,7 @@ def test_heights_are_a_relief_without_tears(bank: TextureBank) -> None:
 
 
 def test_same_seed_same_pairs(bank: TextureBank) -> None:
-    def draw(seed: int) -> list[torch.Tensor]:
-        sampler = ReliefSampler(bank, 0.5, seed=seed)
-        sampler.sample(1, 40, 56)
-        pairs = sampler.sample(2, 40, 56)
-        return [getattr(pairs, field.name) for field in dataclasses.fields(pairs)]
-
-    first, again, other = draw(7), draw(7), draw(8)
+    first, again, other = (later_pairs(ReliefSampler(bank, 0.5, seed=s)) for s in (7, 7, 8))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 
