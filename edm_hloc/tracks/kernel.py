@@ -22,8 +22,8 @@ _HOPELESS = np.float32(0.5)  # correlation below which a photo that has no vote 
 # and a track without two photos above it is given up
 _SURE = np.float32(0.9)  # correlation from which on no other geometry is tried
 _LOW = np.float32(0.3)  # correlation at which a patch does not count in the mean
-_ROUNDED = np.float32(0.01)  # pixels, more than coordinates are rounded by
 _GIVEN_UP = 2  # iterations after which it is
+_BYTE, _LOW_BYTE = np.uint32(8), np.uint32(255)
 _LANES = 16  # numbers that a processor treats at once, at most
 
 
@@ -33,55 +33,59 @@ def _sample(
     place: Any,
     point: Any,
     m: np.ndarray,
-    offset: np.ndarray,
+    patch: Any,
     values: np.ndarray,
 ) -> None:
     """Writes the bilinear values of a patch to `values`.
+
+    Only the loop in the middle reads the photo, and does nothing else: a processor cannot read
+    scattered pixels at once, but does so with the arithmetic before and after.
 
     Args:
         pixels: of all photos, one after the other.
         place: where the photo starts, its width and height. Its border is replicated.
         point: x and y of the patch's centre there.
         m: (3, 2) map from the patch to the photo.
-        offset: (2, P) the patch's pixels, from its corner on.
+        patch: (2, P) the patch's pixels, from its corner on; and for this function to write to,
+            (2, P) float32 and (P,) uint32.
+        values: (P,) float32.
     """
     start, width, height = place
     x, y = point
+    offset, fraction, corners = patch
     a, b, c, d, g, h = m[0, 0], m[0, 1], m[1, 0], m[1, 1], m[2, 0], m[2, 1]
     right, down = np.float32(width - 1), np.float32(height - 1)
+    last_column, last_row, across = np.int32(width - 2), np.int32(height - 2), np.int32(width)
     zero, one = np.float32(0), np.float32(1)
-    flat = pixels[start : start + width * height]
-    half = -offset[0, 0]
-    nearest = one - (abs(g) + abs(h)) * half
-    wide, high = (abs(a) + abs(b)) * half / nearest, (abs(c) + abs(d)) * half / nearest
-    wide, high = wide + _ROUNDED, high + _ROUNDED
-    if x - wide >= zero and x + wide < right and y - high >= zero and y + high < down:
-        for i in range(len(values)):
-            far = one / (one + g * offset[0, i] + h * offset[1, i])
-            px = x + (a * offset[0, i] + b * offset[1, i]) * far
-            py = y + (c * offset[0, i] + d * offset[1, i]) * far
-            column, row = np.int32(px), np.int32(py)
-            fx, fy = px - np.float32(column), py - np.float32(row)
-            k = row * width + column
-            p, q = np.float32(flat[k]), np.float32(flat[k + 1])
-            r, s = np.float32(flat[k + width]), np.float32(flat[k + width + 1])
-            upper = p + fx * (q - p)
-            values[i] = upper + fy * (r + fx * (s - r) - upper)
-        return
     for i in range(len(values)):
         far = one / (one + g * offset[0, i] + h * offset[1, i])
         px = x + (a * offset[0, i] + b * offset[1, i]) * far
         py = y + (c * offset[0, i] + d * offset[1, i]) * far
         # NaN becomes 0: what is read lies in the photo.
-        px = (px if px < right else right) if px > 0 else zero
-        py = (py if py < down else down) if py > 0 else zero
-        column, row = min(np.int32(px), width - 2), min(np.int32(py), height - 2)
-        fx, fy = px - np.float32(column), py - np.float32(row)
-        k = row * width + column
-        p, q = np.float32(flat[k]), np.float32(flat[k + 1])
-        r, s = np.float32(flat[k + width]), np.float32(flat[k + width + 1])
-        upper = p + fx * (q - p)
-        values[i] = upper + fy * (r + fx * (s - r) - upper)
+        px = (px if px < right else right) if px > zero else zero
+        py = (py if py < down else down) if py > zero else zero
+        column, row = min(np.int32(px), last_column), min(np.int32(py), last_row)
+        fraction[0, i], fraction[1, i] = px - np.float32(column), py - np.float32(row)
+        corners[i] = row * across + column
+    flat = pixels[start : start + width * height]
+    next_one, next_row = np.uint64(1), np.uint64(width)
+    for i in range(len(values)):
+        k = np.uint64(corners[i])
+        below = k + next_row
+        corners[i] = (
+            np.uint32(flat[k])
+            | np.uint32(flat[k + next_one]) << _BYTE
+            | np.uint32(flat[below]) << _BYTE * np.uint32(2)
+            | np.uint32(flat[below + next_one]) << _BYTE * np.uint32(3)
+        )
+    for i in range(len(values)):
+        four = corners[i]
+        p = np.float32(np.int32(four & _LOW_BYTE))
+        q = np.float32(np.int32(four >> _BYTE & _LOW_BYTE))
+        r = np.float32(np.int32(four >> _BYTE * np.uint32(2) & _LOW_BYTE))
+        s = np.float32(np.int32(four >> _BYTE * np.uint32(3)))
+        upper = p + fraction[0, i] * (q - p)
+        values[i] = upper + fraction[1, i] * (r + fraction[0, i] * (s - r) - upper)
 
 
 @inlined
@@ -213,6 +217,7 @@ def align_tracks(
                 weight[i] = math.exp(-(dx * dx + dy * dy) / (2 * (radius / PATCH_SIGMAS) ** 2))
                 total_weight += weight[i]
     weight /= np.float32(total_weight)
+    patch = (offset, np.zeros((2, size), np.float32), np.zeros(size, np.uint32))
     longest = 0
     for t in range(len(start) - 1):
         longest = max(longest, start[t + 1] - start[t])
@@ -252,7 +257,7 @@ def align_tracks(
                     (place[0], place[1], place[2]),
                     (points[first + n, 0], points[first + n, 1]),
                     maps[k, first + n],
-                    offset,
+                    patch,
                     patches[n],
                 )
                 _normalise(patches[n], weight, noise)
@@ -285,7 +290,7 @@ def align_tracks(
                                 points[first + n, 1] + m[1, 0] * u + m[1, 1] * v,
                             ),
                             m,
-                            offset,
+                            patch,
                             patches[n],
                         )
                         _normalise(patches[n], weight, noise)
