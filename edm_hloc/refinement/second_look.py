@@ -3,8 +3,8 @@
 A network trained on upright photos of similar scale finds little where the camera was rolled or
 came much closer. The few matches still define an affine map between the photos, found by RANSAC.
 The less detailed photo is warped by it into the frame of the other, where the two look alike, and
-the pair is matched again. If the first matches agree on no map, thumbnails rotated by quarter
-turns, or at twice the scale of each other, may give one. Thumbnails as they are come first: where
+the pair is matched again. If the first matches agree on no map, thumbnails may give one: as they
+are, rotated by quarter turns, or at twice the scale of each other. The cheap ones come first: where
 these agree, no others are asked.
 """
 
@@ -45,8 +45,8 @@ class SecondLookConfig:
             image's longer side. It is generous because depth moves points off any affine map.
         min_inliers: minimum number of confident inliers of an affine map that is used.
         min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
-            are checked against the maps that thumbnails give; of these, likewise, that of the
-            thumbnails as they are against those of the others.
+            are checked against the maps that thumbnails give; of these, likewise, that of cheaper
+            thumbnails against those of dearer ones.
         min_agreement: minimum number of inliers of a map of the first matches, as a share of the
             confident ones. Photos with little in common have some that agree by chance.
         trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
@@ -54,7 +54,11 @@ class SecondLookConfig:
             as well, but over less of the image.
         min_rotation: in degrees, and
         min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
-            a second look to pay.
+            a second look to pay, if there are hardly any matches.
+        doubling_share: the share of confident matches, of the cells, at which the photos must
+            differ twice as much (by twice the angle, or the square of the ratio), at twice that
+            share three times as much, and so on. Where the first look found many in spite of a
+            small difference, a second finds more, but they seldom make the pose more accurate.
         thumbnail_size: longest side of the thumbnails, pixels.
     """
 
@@ -66,17 +70,17 @@ class SecondLookConfig:
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
+    doubling_share: float = 0.07
     thumbnail_size: int = 256
 
 
-# The thumbnails of the first and of the second photo that are matched with each other: at twice
-# the scale of each other either way, and rotated by one, two and three quarter turns.
-_THUMBNAIL_PAIRS: tuple[tuple[ThumbnailName, ThumbnailName], ...] = (
-    ("upright", "upright_double"),
-    ("upright_double", "upright"),
-    ("upright", "turned_90"),
-    ("upright", "turned_180"),
-    ("upright", "turned_270"),
+# The thumbnails of the first and of the second photo that are matched with each other, cheapest
+# first, each stage only where those before agree on no map: as they are; rotated by one, two and
+# three quarter turns; at twice the scale of each other either way.
+_THUMBNAIL_STAGES: tuple[tuple[tuple[ThumbnailName, ThumbnailName], ...], ...] = (
+    (("upright", "upright"),),
+    (("upright", "turned_90"), ("upright", "turned_180"), ("upright", "turned_270")),
+    (("upright", "upright_double"), ("upright_double", "upright")),
 )
 
 
@@ -161,7 +165,8 @@ class SecondLook:
         by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
         for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
             best[i] = self._better(best[i], hypothesis)
-        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
+        shares = {i: self._num_confident(first[i].matches) / _fewer_cells(first[i]) for i in best}
+        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h, shares[i])}
 
     def _agreed(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> AffineHypothesis:
         """A hypothesis, or none if too few of the first matches agree on it."""
@@ -194,7 +199,7 @@ class SecondLook:
             maps = [_robust_maps(one) for one in sets.values()]
         best = [_NO_HYPOTHESIS] * len(looks)
         for i, kinds in zip(sets, maps, strict=True):
-            cells = min(view.cells for view in looks[i].views)
+            cells = _fewer_cells(looks[i])
             for rows, inliers in kinds:
                 if not np.isfinite(rows).all():
                     continue
@@ -210,13 +215,14 @@ class SecondLook:
         self, pairs: Sequence[tuple[ImageViews, ImageViews]]
     ) -> list[AffineHypothesis]:
         """The best hypothesis that two thumbnails of each pair give."""
-        best = self._fit_affine(self._thumbnail_looks(pairs, ("upright", "upright")))
-        left = [i for i, h in enumerate(best) if h.share < self.config.min_inlier_share]
-        some = [pairs[i] for i in left]
-        looks = [look for names in _THUMBNAIL_PAIRS for look in self._thumbnail_looks(some, names)]
-        for number, hypothesis in enumerate(self._fit_affine(looks)):
-            i = left[number % len(left)]
-            best[i] = self._better(best[i], hypothesis)
+        best = [_NO_HYPOTHESIS] * len(pairs)
+        for stage in _THUMBNAIL_STAGES:
+            left = [i for i, h in enumerate(best) if h.share < self.config.min_inlier_share]
+            some = [pairs[i] for i in left]
+            looks = [look for names in stage for look in self._thumbnail_looks(some, names)]
+            for number, hypothesis in enumerate(self._fit_affine(looks)):
+                i = left[number % len(left)]
+                best[i] = self._better(best[i], hypothesis)
         return best
 
     def _thumbnail_looks(
@@ -239,14 +245,17 @@ class SecondLook:
         trusted = self.config.trusted_inlier_share
         return max(first, second, key=lambda h: (h.share >= trusted, h.inliers))
 
-    def _is_worthwhile(self, hypothesis: AffineHypothesis) -> bool:
-        """Whether the photos are rotated or scaled enough to each other."""
+    def _is_worthwhile(self, hypothesis: AffineHypothesis, share: float) -> bool:
+        """Whether the photos are rotated or scaled enough to each other, for a pair with confident
+        matches in a share of the cells."""
         if hypothesis.inliers < self.config.min_inliers:
             return False
+        times = 1 + share / self.config.doubling_share
         A = hypothesis.warp[:2, :2]
         long, short = np.linalg.svd(A, compute_uv=False)
         rotation = abs(math.degrees(math.atan2(A[1, 0] - A[0, 1], A[0, 0] + A[1, 1])))
-        return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch
+        least_stretch = self.config.min_stretch**times
+        return rotation > times * self.config.min_rotation or max(long, 1 / short) > least_stretch
 
     def _match_aligned(
         self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
@@ -307,6 +316,11 @@ class SecondLook:
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
+
+
+def _fewer_cells(look: _MatchedViews) -> int:
+    """Number of cells of the smaller view."""
+    return min(view.cells for view in look.views)
 
 
 def _features(
