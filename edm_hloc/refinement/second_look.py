@@ -54,11 +54,7 @@ class SecondLookConfig:
             as well, but over less of the image.
         min_rotation: in degrees, and
         min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
-            a second look to pay, if there are hardly any matches.
-        doubling_share: the share of confident matches, of the cells, at which the photos must
-            differ twice as much (by twice the angle, or the square of the ratio), at twice that
-            share three times as much, and so on. Where the first look found many in spite of a
-            small difference, a second finds more, but they seldom make the pose more accurate.
+            a second look to pay.
         thumbnail_size: longest side of the thumbnails, pixels.
     """
 
@@ -70,7 +66,6 @@ class SecondLookConfig:
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
-    doubling_share: float = 0.07
     thumbnail_size: int = 256
 
 
@@ -165,8 +160,7 @@ class SecondLook:
         by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
         for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
             best[i] = self._better(best[i], hypothesis)
-        shares = {i: self._num_confident(first[i].matches) / _fewer_cells(first[i]) for i in best}
-        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h, shares[i])}
+        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
 
     def _agreed(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> AffineHypothesis:
         """A hypothesis, or none if too few of the first matches agree on it."""
@@ -199,7 +193,7 @@ class SecondLook:
             maps = [_robust_maps(one) for one in sets.values()]
         best = [_NO_HYPOTHESIS] * len(looks)
         for i, kinds in zip(sets, maps, strict=True):
-            cells = _fewer_cells(looks[i])
+            cells = min(view.cells for view in looks[i].views)
             for rows, inliers in kinds:
                 if not np.isfinite(rows).all():
                     continue
@@ -245,17 +239,14 @@ class SecondLook:
         trusted = self.config.trusted_inlier_share
         return max(first, second, key=lambda h: (h.share >= trusted, h.inliers))
 
-    def _is_worthwhile(self, hypothesis: AffineHypothesis, share: float) -> bool:
-        """Whether the photos are rotated or scaled enough to each other, for a pair with confident
-        matches in a share of the cells."""
+    def _is_worthwhile(self, hypothesis: AffineHypothesis) -> bool:
+        """Whether the photos are rotated or scaled enough to each other."""
         if hypothesis.inliers < self.config.min_inliers:
             return False
-        times = 1 + share / self.config.doubling_share
         A = hypothesis.warp[:2, :2]
         long, short = np.linalg.svd(A, compute_uv=False)
         rotation = abs(math.degrees(math.atan2(A[1, 0] - A[0, 1], A[0, 0] + A[1, 1])))
-        least_stretch = self.config.min_stretch**times
-        return rotation > times * self.config.min_rotation or max(long, 1 / short) > least_stretch
+        return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch
 
     def _match_aligned(
         self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
@@ -316,11 +307,6 @@ class SecondLook:
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
-
-
-def _fewer_cells(look: _MatchedViews) -> int:
-    """Number of cells of the smaller view."""
-    return min(view.cells for view in look.views)
 
 
 def _features(
