@@ -38,8 +38,8 @@ def _sample(
 ) -> None:
     """Writes the bilinear values of a patch to `values`.
 
-    Only the loop in the middle reads the photo, and does nothing else: a processor cannot read
-    scattered pixels at once, but does so with the arithmetic before and after.
+    Only the loop in the middle reads the photo, and does nothing else: processors compute with many
+    numbers at once, but read scattered pixels one by one, and a loop with both does all one by one.
 
     Args:
         pixels: of all photos, one after the other.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edm_hloc.tracks.kernel import align_tracks
+from edm_hloc.tracks.photos import GreyPhoto, PhotoStack
 
 _RADIUS, _ITERATIONS, _DAMPING, _NOISE, _MOST = 5, 6, 0.0025, 2.0, 2.0
 
@@ -21,14 +22,10 @@ def _align(
     photos: list[np.ndarray], points: np.ndarray, maps: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Aligns tracks (T, V, 2) that all photos see, by maps (T, V, 3, 2)."""
-    sizes = np.array([photo.size for photo in photos])
-    shapes = np.array([photo.shape[::-1] for photo in photos])
+    stack = PhotoStack.of([GreyPhoto((photo,), np.ones((1, 2))) for photo in photos])
     number, seen = points.shape[:2]
     return align_tracks(
-        (
-            np.concatenate([photo.ravel() for photo in photos]),
-            np.column_stack([np.cumsum(sizes) - sizes, shapes]).astype(np.int64),
-        ),
+        (stack.pixels, stack.places),
         (
             np.arange(0, number * seen + 1, seen, dtype=np.int64),
             np.tile(np.arange(seen, dtype=np.int64), number),
