@@ -24,6 +24,13 @@ def cells_of(points: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np
     )
 
 
+def cell_numbers(points: np.ndarray) -> np.ndarray:
+    """One number for each point's (N, 2) cell."""
+    column, row = np.rint(points.T / CELL).astype(np.int64)
+    numbers: np.ndarray = (row << 32) + column
+    return numbers
+
+
 def blocks(length: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `range(length)`."""
     for start in range(0, length, size):

@@ -6,7 +6,8 @@
       ─ neighbours' support ─▶ without small outliers                         (affine.py)
       ─ region growing ─▶ where the network missed them                       (growing.py)
 
-All of it is in pixels of the networks' inputs, hloc's frame.
+All of it is in pixels of the networks' inputs, hloc's frame. From the neighbours' support on, the
+photo that shows things larger is the first one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from edm_hloc.base.frames import inside
+from edm_hloc.base.grid import cell_numbers
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
@@ -35,6 +37,8 @@ from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
 from edm_hloc.refinement.views import ImageViews, Thumbnails, WarpedView, whole_view
+
+_NEARER = 1.1  # ratio of the numbers of cells with a match from which one photo is the nearer one
 
 
 class RefinedPhoto(NamedTuple):
@@ -174,17 +178,43 @@ class RefinedMatcher(Matcher):
             found = self.second_look.improve(views, found)
         if self.refinement is None:
             return found
-        if not pairs:
+        refined = dict[int, Matches]()
+        exchanged = [self._second_is_nearer(matches) for matches in found]
+        for exchange in (False, True):
+            some = [i for i, value in enumerate(exchanged) if value == exchange]
+            photos = [
+                (a.data, b.data) for a, b in (pairs[i][:: -1 if exchange else 1] for i in some)
+            ]
+            matches = [found[i].swapped() if exchange else found[i] for i in some]
+            for i, better in zip(some, self._all_refined(photos, matches), strict=True):
+                refined[i] = better.swapped() if exchange else better
+        return [refined[i] for i in range(len(pairs))]
+
+    def _second_is_nearer(self, matches: Matches) -> bool:
+        """Whether the confident matches fill clearly more cells of photo 1 than of photo 0.
+
+        The photo that shows everything larger must come first: neighbours are sought in photo 0,
+        where the same matches would lie so closely that maps cannot be fitted to them.
+        """
+        chosen = matches.scores >= self.info.confident
+        points = matches.keypoints0[chosen], matches.keypoints1[chosen]
+        filled = [len(np.unique(cell_numbers(p))) for p in points]
+        return filled[1] > _NEARER * filled[0]
+
+    def _all_refined(
+        self, photos: Sequence[tuple[RefinedPhoto, RefinedPhoto]], found: Sequence[Matches]
+    ) -> list[Matches]:
+        """The matches of each pair after all stages but the second look."""
+        if not photos or self.refinement is None:
             return []
         if self.batched:
-            first, second = (_photos([f.data for f in side]) for side in zip(*pairs, strict=True))
+            first, second = (_photos(side) for side in zip(*photos, strict=True))
             limit = self._limit(first.textured[0].numel())
             together = BatchedRefinement(self.refinement, self.info.confident, limit)
             return together.refined((first, second), found)
-        photos = [(_photo(first.data), _photo(second.data)) for first, second in pairs]
         return [
-            self._refined(pair, matches, self.refinement)
-            for pair, matches in zip(photos, found, strict=True)
+            self._refined((_photo(first), _photo(second)), matches, self.refinement)
+            for (first, second), matches in zip(photos, found, strict=True)
         ]
 
     def _refined(

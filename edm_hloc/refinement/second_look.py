@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.frames import inside
-from edm_hloc.base.grid import CELL
+from edm_hloc.base.grid import cell_numbers
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_consensus import Correspondences, RobustMap, robust_maps
@@ -303,7 +303,7 @@ class SecondLook:
     def _merged(self, second: Matches, first: Matches) -> Matches:
         """The matches of the second look, and those of the first in cells without any."""
         topk = self.network.info.topk
-        new = ~np.isin(_cell_numbers(first.keypoints0), _cell_numbers(second.keypoints0))
+        new = ~np.isin(cell_numbers(first.keypoints0), cell_numbers(second.keypoints0))
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
@@ -329,10 +329,3 @@ def _robust_maps(one: Correspondences) -> list[RobustMap]:
         if rows is not None:
             maps.append(RobustMap(rows, int(inliers.sum())))
     return maps
-
-
-def _cell_numbers(points: np.ndarray) -> np.ndarray:
-    """One number for each point's (N, 2) cell."""
-    column, row = np.rint(points.T / CELL).astype(np.int64)
-    numbers: np.ndarray = (row << 32) + column
-    return numbers

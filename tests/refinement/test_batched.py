@@ -279,6 +279,42 @@ def test_a_pair_has_the_same_matches_alone_and_in_a_batch(device: torch.device) 
         assert share_in_common(alone, matches, 1e-3) >= 0.999
 
 
+@pytest.mark.parametrize("batched", [False, True])
+def test_which_of_the_photos_is_nearer_makes_no_difference(batched: bool) -> None:
+    """The far photo shows the near one in its middle, at a third of the size."""
+    rng = np.random.default_rng(6)
+    size = 480, 384
+    near = sum(
+        cv2.resize(rng.random((384 // cell, 480 // cell)), size, interpolation=cv2.INTER_CUBIC)
+        for cell in (32, 12, 6)
+    )
+    far = cv2.resize(rng.random((32, 40)), size, interpolation=cv2.INTER_CUBIC)
+    far[128:256, 160:320] = cv2.resize(near, (160, 128), interpolation=cv2.INTER_AREA) / 3
+    # Matches as a second look finds them, in the frame of the near photo.
+    y, x = np.mgrid[16:368:8, 16:464:8]
+    points = np.stack([x, y], axis=-1).reshape(-1, 2)
+    points = points[rng.permutation(len(points))[:1500]]
+    partners = (points + 0.5) / 3 - 0.5 + (160, 128) + rng.normal(0, 0.3, points.shape)
+    partners[:200] = rng.uniform(0, size, (200, 2))
+    scores = rng.uniform(0.4, 1, 1500).astype(np.float32)
+    matches = Matches(partners.astype(np.float32), points.astype(np.float32), scores)
+    network = Given(torch.device("cpu"), {(0, 1): matches, (1, 0): matches.swapped()})
+    matcher = RefinedMatcher(network, CONFIG, batched=batched)
+    first, second = matcher.encode_batch(
+        [
+            NetworkImage(torch.from_numpy(i)[None].float(), PixelTransform((1.0, 1.0)), size)
+            for i in (far, near / 3)
+        ]
+    )
+    found, exchanged = matcher.match_pixels([(first, second), (second, first)])
+    assert len(found) > 1500
+    assert share_in_common(found, exchanged.swapped(), 1e-3) == 1
+    true = (found.keypoints1 + 0.5) / 3 - 0.5 + (160, 128)
+    errors = np.linalg.norm(found.keypoints0 - true, axis=1)
+    assert np.median(errors) < 0.2
+    assert np.mean(errors > 1) < 0.02
+
+
 class Operations(TorchDispatchMode):
     """Notes the operations that PyTorch runs, and the types of what they give."""
 
