@@ -22,6 +22,7 @@ import numpy as np
 import pycolmap
 from scipy.sparse import coo_array
 
+from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import posed_images
 
 logger = logging.getLogger(__name__)
@@ -171,15 +172,16 @@ class _View:
 
     @classmethod
     def of(
-        cls, image: pycolmap.Image, camera: pycolmap.Camera, ids: np.ndarray, xyz: np.ndarray
+        cls,
+        pose: np.ndarray,
+        camera: pycolmap.Camera,
+        seen: tuple[np.ndarray, np.ndarray],
+        xyz: np.ndarray,
     ) -> _View:
-        seen = image.get_observation_points2D()
-        rows = np.searchsorted(ids, np.array([p.point3D_id for p in seen], np.int64))
-        points, first = np.unique(rows, return_index=True)
-        pixels = np.array([p.xy for p in seen]).reshape(-1, 2)[first]
-        pose = image.cam_from_world().matrix()
+        """Of the rows of `xyz` (N,) that it sees and their pixels (N, 2)."""
+        points, first = np.unique(seen[0], return_index=True)
         shape = _shape(camera)
-        cells = np.clip(_cells_of(pixels, camera), 0, np.subtract(shape, 1))
+        cells = np.clip(_cells_of(seen[1][first], camera), 0, np.subtract(shape, 1))
         nearest = np.full(shape, np.inf)
         np.minimum.at(nearest, tuple(cells.T), (xyz[points] @ pose[2, :3] + pose[2, 3]))
         return cls(camera, pose, -pose[:, :3].T @ pose[:, 3], points, cells, nearest)
@@ -203,13 +205,22 @@ class _Scene:
 
     @classmethod
     def of(cls, model: pycolmap.Reconstruction) -> _Scene:
-        points = dict(sorted(model.points3D.items()))
-        ids = np.array(list(points), np.int64)
-        xyz = np.array([point.xyz for point in points.values()]).reshape(-1, 3)
-        length = np.array([point.track.length() for point in points.values()], dtype=int)
+        found = ModelArrays.of(model)
+        rows = np.searchsorted(found.ids, found.point)
+        order = np.argsort(found.image, kind="stable")
         images = sorted(posed_images(model).values(), key=lambda image: image.image_id)
-        views = [_View.of(image, model.cameras[image.camera_id], ids, xyz) for image in images]
-        return cls([image.image_id for image in images], views, xyz, length)
+        ids = [image.image_id for image in images]
+        ends = (np.searchsorted(found.image[order], ids, side) for side in ("left", "right"))
+        views = [
+            _View.of(
+                image.cam_from_world().matrix(),
+                model.cameras[image.camera_id],
+                (rows[order[start:end]], found.xy[order[start:end]]),
+                found.xyz,
+            )
+            for image, start, end in zip(images, *ends, strict=True)
+        ]
+        return cls(ids, views, found.xyz, np.bincount(rows, minlength=len(found.ids)))
 
     def pairs_that_look_alike(self) -> Iterator[tuple[int, int]]:
         """Numbers of two views that see many points in common, and these from the same side."""
