@@ -90,6 +90,7 @@ def adjuster_of(
 
 def adjust(
     model: pycolmap.Reconstruction,
+    tracks: Tracks,
     outlier: float,
     freedom: Freedom,
     options: MappingOptions,
@@ -100,15 +101,14 @@ def adjust(
 
     Args:
         model: changed in place.
+        tracks: all that it has.
         outlier: observations farther off than so many times the median are dropped, of all or of
             those of their photo, which may be as they were mapped.
         freedom: what changes besides the points.
         options: minimum angle of a point's rays, and threads.
         again: adjust once more without what was dropped.
     """
-    views = Views.of(model)
-    tracks = Tracks.of(model, views)
-    scale = robust_scale(reprojection_errors(tracks, views))
+    scale = robust_scale(reprojection_errors(tracks, Views.of(model)))
     adjuster_of(model, scale, freedom, options, iterations=_FEW).solve()
     views = Views.of(model)
     tracks = tracks.at_points_of(model)

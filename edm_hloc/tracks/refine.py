@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -276,14 +276,15 @@ def _one_round(
             "they the ones that it was made of, and sharp?"
         )
     xy = np.where(aligned[:, None], found.xy, tracks.xy)
-    moved = Tracks(tracks.ids, tracks.xyz, tracks.start, tracks.view, tracks.index, xy)
+    moved = replace(tracks, xy=xy)
     again = repeated_points(moved.chosen(keep), views)
     keep &= ~again[tracks.track]
-    progress.added += _write(model, moved, views, keep, progress.dropped)
+    written, added = _write(model, moved, views, keep, progress.dropped)
+    progress.added += added
     progress.repeated.update(tracks.ids[again].tolist())
     with StepProgress("Adjusting to refined tracks"):
         last = number == len(config.patch_radii) - 1
-        adjust(model, config.outlier, freedom, options, again=last)
+        adjust(model, written, config.outlier, freedom, options, again=last)
     progress.rounds += 1
     return tuple(np.array(views.names)[blurred].tolist())
 
@@ -381,7 +382,7 @@ def _write(
     views: Views,
     keep: np.ndarray,
     dropped: dict[tuple[int, int], int],
-) -> int:
+) -> tuple[Tracks, int]:
     """Puts observations into a model.
 
     Args:
@@ -391,27 +392,29 @@ def _write(
             it is used again when the point is found there after all.
 
     Returns:
-        Number of observations that the model did not have.
+        What the model has from now on, and the number of observations that it did not have.
     """
     added = 0
-    known = tracks.index >= 0
+    known, index = tracks.index >= 0, tracks.index.copy()
     ids = tracks.ids[tracks.track]
     for v, image_id in enumerate(views.ids.tolist()):
         points = model.images[image_id].points2D
         own = tracks.view == v
         there = own & keep & known
-        for index, xy in zip(tracks.index[there].tolist(), tracks.xy[there], strict=True):
-            points[index].xy = xy
+        for k, xy in zip(index[there].tolist(), tracks.xy[there], strict=True):
+            points[k].xy = xy
         for n in np.flatnonzero(own & keep & ~known).tolist():
-            index = dropped.pop((int(ids[n]), image_id), len(points))
-            if index == len(points):
+            k = dropped.pop((int(ids[n]), image_id), len(points))
+            if k == len(points):
                 points.append(pycolmap.Point2D(tracks.xy[n]))
                 added += 1
             else:
-                points[index].xy = tracks.xy[n]
-            model.add_observation(int(ids[n]), pycolmap.TrackElement(image_id, index))
+                points[k].xy = tracks.xy[n]
+            index[n] = k
+            model.add_observation(int(ids[n]), pycolmap.TrackElement(image_id, k))
     lost = known & ~keep
     for n in np.flatnonzero(lost).tolist():
-        dropped[int(ids[n]), int(views.ids[tracks.view[n]])] = int(tracks.index[n])
+        dropped[int(ids[n]), int(views.ids[tracks.view[n]])] = int(index[n])
     drop_observations(model, tracks, views, lost)
-    return added
+    kept = replace(tracks, index=index).chosen(keep)
+    return kept.part(np.flatnonzero(np.diff(kept.start) > 1))[0], added

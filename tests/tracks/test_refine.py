@@ -18,7 +18,7 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import alignment, refine
-from edm_hloc.tracks.adjustment import Freedom
+from edm_hloc.tracks.adjustment import Freedom, adjust
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -152,6 +152,24 @@ def test_points_are_found_in_photos_that_were_not_matched(roof: Roof) -> None:
         assert len(both) > 0.8 * len(old)
         assert all(p.point3D_id == q.point3D_id for p, q in both)
     assert model.is_valid()
+
+
+def test_the_adjustment_knows_what_the_model_has(
+    roof: Roof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adjusted = []
+
+    def check(model: pycolmap.Reconstruction, tracks: Tracks, *others: Any, again: bool) -> None:
+        there = Tracks.of(model, Views.of(model))
+        for name in ("ids", "start", "view", "index", "xy"):
+            assert np.array_equal(getattr(tracks, name), getattr(there, name)), name
+        adjusted.append(len(tracks.view))
+        adjust(model, tracks, *others, again=again)
+
+    monkeypatch.setattr(refine, "adjust", check)
+    _, summary = _refined(roof)
+    assert summary.added > 0
+    assert adjusted[1] > adjusted[0]  # with what was never matched
 
 
 def test_the_same_again_and_with_little_memory(roof: Roof) -> None:
