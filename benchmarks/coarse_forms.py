@@ -4,8 +4,9 @@
 
 Each photo of a folder is matched with the next one, at 640 and 1,024 px, at the thresholds 0.05 and
 0.2, on one thread: by PyTorch alone in fp32 (`coarse.confident_columns`), and by the compiled
-search (`coarse_compiled.compiled_columns`) with the products of PyTorch and of tile registers,
-where the CPU has them, which have to give the same bits. Of each the fastest of four calls counts.
+search (`coarse_compiled.compiled_columns`) with the products of PyTorch, of vector registers (AVX2)
+and of tile registers (AMX), where the CPU has them, which have to give the same bits. Of each the
+fastest of four calls counts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch import Tensor
 from edm_hloc.images.load import load_image
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
+from edm_hloc.models import coarse_amx, coarse_avx2
 from edm_hloc.models.coarse import confident_columns
-from edm_hloc.models.coarse_amx import available
-from edm_hloc.models.coarse_compiled import compiled_columns
+from edm_hloc.models.coarse_compiled import Products, compiled_columns
 
 THRESHOLDS = 0.05, 0.2
 
@@ -65,7 +66,9 @@ def main() -> None:
     matcher = EDMMatcher(EDMMatcherConfig(args.weights, Preprocessing(resize_max=640)))
     temperature = matcher.model.config.temperature
     photos = sorted(p for p in args.images.iterdir() if p.suffix.lower() in (".jpg", ".png"))
-    print(f"The CPU has {instructions()}; tile registers are used: {available()}")
+    forms: list[Products] = ["torch"]
+    forms += ["avx2"] * coarse_avx2.available() + ["amx"] * coarse_amx.available()
+    print(f"The CPU has {instructions()}; compiled products: {', '.join(forms[1:]) or 'none'}")
     for side in (640, 1024):
         matches = one_only = other_column = 0
         away = []
@@ -74,24 +77,27 @@ def main() -> None:
             for threshold in THRESHOLDS:
                 call = first, second, temperature, threshold
                 value, column = confident_columns(*call)
-                plain, tiles = (compiled_columns(*call, tiles=t) for t in (False, True))
-                assert torch.equal(plain[0], tiles[0])
-                assert torch.equal(plain[1], tiles[1])
+                plain, *others = (compiled_columns(*call, products=form) for form in forms)
+                for other in others:
+                    assert torch.equal(plain[0], other[0])
+                    assert torch.equal(plain[1], other[1])
                 both = (value > threshold) & (plain[0] > threshold)
                 matches += int((value > threshold).sum())
                 one_only += int(((value > threshold) != (plain[0] > threshold)).sum())
                 other_column += int((column != plain[1])[both].sum())
                 away.append((value - plain[0])[both].abs())
         call = *pairs[0], temperature, THRESHOLDS[-1]
-        times = [
-            milliseconds(lambda c=call: confident_columns(*c), clock),
-            milliseconds(lambda c=call: compiled_columns(*c, tiles=False), clock),
-            milliseconds(lambda c=call: compiled_columns(*c), clock),
+        times = [milliseconds(lambda c=call: confident_columns(*c), clock)]
+        times += [
+            milliseconds(lambda c=call, f=form: compiled_columns(*c, products=f), clock)
+            for form in forms
         ]
+        told = ", ".join(
+            f"{form} {ms:.1f} ms" for form, ms in zip(["PyTorch alone", *forms], times, strict=True)
+        )
         difference = torch.cat(away)
         print(
-            f"{side} px: PyTorch {times[0]:.1f} ms, compiled {times[1]:.1f} ms, with what the CPU "
-            f"has {times[2]:.1f} ms. Of {matches:,} matches {one_only} are in one result only and "
+            f"{side} px: {told}. Of {matches:,} matches {one_only} are in one result only and "
             f"{other_column} have another column; probabilities differ by "
             f"{difference.median():.1g} (median) and {difference.max():.2g} (largest)."
         )

@@ -7,16 +7,16 @@ lists the entries that can exceed the threshold. Nothing else of the matrix is k
 The similarities are those of features rounded to whole numbers of 12 bits. What can exceed the
 threshold is evaluated again, in fp32 and with the features as they are, also in the sums. The
 products of the whole numbers are exact in fp32: no partial sum has more than 24 bits. Hence it does
-not matter what computes them, or in which order. A CPU that multiplies bfloat16 numbers in tile
-registers (AMX) does it with each number split into two, several times faster than PyTorch in fp32
-and with the same result to the bit.
+not matter what computes them, or in which order: tile registers for bfloat16 numbers (AMX), with
+each number split into two, vector registers for integers of 16 bits (AVX2), or PyTorch in fp32,
+which takes several times as long. The result is the same to the bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from edm_hloc.base.compiled import compiled, inlined
 from edm_hloc.base.threads import on_cores
-from edm_hloc.models import coarse_amx
+from edm_hloc.models import coarse_amx, coarse_avx2
 from edm_hloc.models.coarse import MIN_THRESHOLD, confident_columns
 
 # Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials fit
@@ -43,6 +43,9 @@ _EXP2 = tuple(  # 2^x = Σ c_k·x^k for |x| ≤ 1/2, to a relative error of 1e-7
 )
 _C0, _C1, _C2, _C3, _C4, _C5 = _EXP2
 
+Products = Literal["amx", "avx2", "torch"]
+"""What multiplies the rounded features."""
+
 # Writes the products of some rows of one image's rounded features with all of the other's.
 _Multiply = Callable[[slice, Tensor], None]
 
@@ -54,7 +57,7 @@ def compiled_columns(
     temperature: float,
     threshold: float,
     *,
-    tiles: bool = True,
+    products: Products | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`coarse.confident_columns` for the CPU, faster, and the same on any number of cores.
 
@@ -66,20 +69,21 @@ def compiled_columns(
         features1: (B, M, C), that of image 1.
         temperature: τ of Eq. 1.
         threshold: of the dual softmax.
-        tiles: multiply in tile registers, where there are any; the result is the same to the bit.
+        products: what multiplies; None for the fastest that this CPU has. The result is the same
+            to the bit.
 
     Returns:
         probability (B, N) and column (B, N) long, both 0 in the rows that do not exceed it. Of
         equal entries the first one is chosen.
     """
-    tiles = tiles and coarse_amx.available()
+    products = products or fastest_products()
     found = []
     for one, other in zip(features0.float(), features1.float(), strict=True):
         # |⟨a, b⟩| ≤ |a|·|b|. False also for features that are not numbers.
         largest = _longest(one) * _longest(other) / (one.shape[1] * temperature)
         if threshold >= MIN_THRESHOLD and largest <= _LARGEST_SIMILARITY:
             scaled = one * (1.0 / (one.shape[1] * temperature * math.log(2.0)))
-            found.append(_search(scaled.contiguous(), other.contiguous(), threshold, tiles))
+            found.append(_search(scaled.contiguous(), other.contiguous(), threshold, products))
         else:
             some = confident_columns(one[None], other[None], temperature, threshold)
             found.append((some[0][0], some[1][0]))
@@ -100,8 +104,19 @@ def _rounded(features: Tensor) -> tuple[Tensor, float]:
     return F.pad(whole, (0, 0, 0, -rows % coarse_amx.SIDE)), step
 
 
-def multiplier(one: Tensor, other: Tensor, tiles: bool) -> _Multiply:
-    if not tiles or one.shape[1] % coarse_amx.SIDE:
+def fastest_products() -> Products:
+    """What multiplies fastest on this CPU."""
+    if coarse_amx.available():
+        return "amx"
+    return "avx2" if coarse_avx2.available() else "torch"
+
+
+def multiplier(one: Tensor, other: Tensor, products: Products) -> _Multiply:
+    """A function that writes products of rows of `one` (R, C) with all of `other` (M, C).
+
+    R and M are multiples of `coarse_amx.SIDE`. If C is none, PyTorch multiplies.
+    """
+    if products == "torch" or one.shape[1] % coarse_amx.SIDE:
         transposed = other.T.contiguous()
 
         def multiply(rows: slice, out: Tensor) -> None:
@@ -110,12 +125,13 @@ def multiplier(one: Tensor, other: Tensor, tiles: bool) -> _Multiply:
 
         return multiply
 
-    first, second = coarse_amx.factors(one.numpy(), other.numpy(), _SPLIT)
-
-    def multiply_in_tiles(rows: slice, out: Tensor) -> None:
-        coarse_amx.multiply(first[rows], second, out.numpy())
-
-    return multiply_in_tiles
+    if products == "amx":
+        first, second = coarse_amx.factors(one.numpy(), other.numpy(), _SPLIT)
+        compiled_multiply = coarse_amx.multiply
+    else:
+        first, second = coarse_avx2.factors(one.numpy(), other.numpy())
+        compiled_multiply = coarse_avx2.products
+    return lambda rows, out: compiled_multiply(first[rows], second, out.numpy())
 
 
 class _Share(NamedTuple):
@@ -134,7 +150,9 @@ class _Share(NamedTuple):
     value: np.ndarray
 
 
-def _search(one: Tensor, other: Tensor, threshold: float, tiles: bool) -> tuple[Tensor, Tensor]:
+def _search(
+    one: Tensor, other: Tensor, threshold: float, products: Products
+) -> tuple[Tensor, Tensor]:
     """The best entry of each row of one pair.
 
     Args:
@@ -146,7 +164,7 @@ def _search(one: Tensor, other: Tensor, threshold: float, tiles: bool) -> tuple[
     rows, channels = one.shape
     (whole0, step0), (whole1, step1) = _rounded(one), _rounded(other)
     unit = step0 * step1
-    multiply = multiplier(whole0, whole1, tiles)
+    multiply = multiplier(whole0, whole1, products)
     # Rounding changes a product by √C / 2 · |b| + |a| · √C / 2 at most, and its exponential, and
     # the sum of a row's exponentials, by the power of two of that.
     error = math.sqrt(channels) * _EXACT * unit

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edm_hloc.models import coarse_amx, coarse_compiled
+from edm_hloc.models import coarse_amx, coarse_avx2, coarse_compiled
 from edm_hloc.models.coarse import confident_columns
-from edm_hloc.models.coarse_compiled import compiled_columns
+from edm_hloc.models.coarse_compiled import Products, compiled_columns, fastest_products
+
+# What this CPU can multiply with beside PyTorch
+COMPILED: list[Products] = []
+if coarse_amx.available():
+    COMPILED.append("amx")
+if coarse_avx2.available():
+    COMPILED.append("avx2")
 
 
 def features(rows: int, columns: int, channels: int, magnitude: float) -> tuple[Tensor, Tensor]:
@@ -60,7 +67,7 @@ def test_it_equals_the_dual_softmax(
         assert (column[value == 0] == 0).all()
 
 
-@pytest.mark.skipif(not coarse_amx.available(), reason="no AMX here")
+@pytest.mark.parametrize("products", COMPILED)
 @settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 400),
@@ -71,7 +78,8 @@ def test_it_equals_the_dual_softmax(
     st.sampled_from([0.01, 0.05, 0.2]),
     st.booleans(),
 )
-def test_tile_registers_give_the_same_bits(
+def test_all_products_give_the_same_bits(
+    products: Products,
     rows: int,
     columns: int,
     channels: int,
@@ -83,15 +91,18 @@ def test_tile_registers_give_the_same_bits(
     a, b = features(rows, columns, channels, magnitude)
     if ties:
         a, b = a.sign() * magnitude, b.sign() * magnitude
-    found = [compiled_columns(a, b, temperature, threshold, tiles=tiles) for tiles in (True, False)]
+    call = a, b, temperature, threshold
+    found = [compiled_columns(*call, products=which) for which in (products, "torch")]
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
 
 
-@pytest.mark.skipif(not coarse_amx.available(), reason="no AMX here")
+@pytest.mark.parametrize("products", [*COMPILED, "torch"])
 @given(st.integers(0, 1 << 30), st.integers(1, 3), st.integers(1, 3), st.integers(1, 8))
 @settings(max_examples=20, deadline=None)
-def test_products_of_whole_numbers_are_exact(seed: int, m: int, n: int, c: int) -> None:
+def test_products_of_whole_numbers_are_exact(
+    products: Products, seed: int, m: int, n: int, c: int
+) -> None:
     """Of the largest numbers, whose sums just fit in fp32; PyTorch gives the same in double."""
     generator = torch.Generator().manual_seed(seed)
     most = int(4096 / (32 * c) ** 0.5)
@@ -101,10 +112,12 @@ def test_products_of_whole_numbers_are_exact(seed: int, m: int, n: int, c: int) 
     )
     a[0], b[0] = most, most
     out = torch.full((32 * m, 32 * n), torch.nan)
-    coarse_compiled.multiplier(a, b, True)(slice(0, 32 * m), out)
+    coarse_compiled.multiplier(a, b, products)(slice(0, 32 * m), out)
     assert torch.equal(out.double(), a.double() @ b.double().T)
-    coarse_compiled.multiplier(a, b, False)(slice(0, 32 * m), out)
-    assert torch.equal(out.double(), a.double() @ b.double().T)
+
+
+def test_the_fastest_products_are_taken() -> None:
+    assert fastest_products() == [*COMPILED, "torch"][0]
 
 
 def test_of_equal_columns_the_first_is_chosen() -> None:
