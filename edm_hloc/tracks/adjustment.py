@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
@@ -106,10 +106,12 @@ def adjust(
             those of their photo, which may be as they were mapped.
         freedom: what changes besides the points.
         options: minimum angle of a point's rays, and threads.
-        again: adjust once more without what was dropped.
+        again: adjust points alone first, and everything once more without what was dropped.
     """
     scale = robust_scale(reprojection_errors(tracks, Views.of(model)))
-    adjuster_of(model, scale, freedom, options, iterations=_FEW).solve()
+    # Points alone tell what does not fit as well, where the cameras have been adjusted before.
+    first = replace(freedom, poses=False) if again else freedom
+    adjuster_of(model, scale, first, options, iterations=_FEW).solve()
     views = Views.of(model)
     tracks = tracks.at_points_of(model)
     errors = reprojection_errors(tracks, views)
