@@ -178,9 +178,9 @@ class RefinedMatcher(Matcher):
             found = self.second_look.improve(views, found)
         if self.refinement is None:
             return found
-        refined = dict[int, Matches]()
+        refined: dict[int, Matches] = {}
         exchanged = [self._second_is_nearer(matches) for matches in found]
-        for exchange in (False, True):
+        for exchange in (False, True):  # a batch has photos of one size on either side
             some = [i for i, value in enumerate(exchanged) if value == exchange]
             photos = [
                 (a.data, b.data) for a, b in (pairs[i][:: -1 if exchange else 1] for i in some)
