@@ -11,6 +11,7 @@ What is used is imported when it is used: `import edm_hloc` alone loads neither 
 
 from __future__ import annotations
 
+import zlib  # noqa: F401 (before pycolmap, whose own zlib would take the place of Python's and crash)
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -111,3 +111,13 @@ def test_register_without_hloc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hloc", None)
     with pytest.raises(EdmHlocError, match="hloc"):
         edm_hloc.register()
+
+
+def test_zlib_is_pythons_where_pycolmap_comes_second() -> None:
+    """Pycolmap exports a zlib of its own: loaded first, it makes Python's abort."""
+    code = (
+        "import edm_hloc, pycolmap, io, numpy as np; "
+        "np.savez_compressed(io.BytesIO(), a=np.random.rand(100_000))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-500:]

@@ -8,7 +8,6 @@ import re
 import shutil
 import sqlite3
 import tempfile
-import zlib  # noqa: F401 (before pycolmap, which exports a zlib of its own that crashes Pillow)
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

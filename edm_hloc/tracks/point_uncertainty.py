@@ -171,5 +171,6 @@ def write_point_uncertainties(path: Path, ids: np.ndarray, sigmas: np.ndarray) -
         EdmHlocError: the file cannot be written.
     """
     data = io.BytesIO()
-    np.savez_compressed(data, ids=ids, deviations=sigmas.astype(np.float32))
+    # Not compressed: who imports pycolmap before this package has its zlib, which may crash.
+    np.savez(data, ids=ids, deviations=sigmas.astype(np.float32))
     write_whole(path, data.getvalue())
