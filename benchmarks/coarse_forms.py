@@ -24,9 +24,8 @@ from torch import Tensor
 from edm_hloc.images.load import load_image
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
-from edm_hloc.models import coarse_amx, coarse_avx2
 from edm_hloc.models.coarse import confident_columns
-from edm_hloc.models.coarse_compiled import Products, compiled_columns
+from edm_hloc.models.coarse_compiled import available_products, compiled_columns
 
 THRESHOLDS = 0.05, 0.2
 
@@ -66,8 +65,7 @@ def main() -> None:
     matcher = EDMMatcher(EDMMatcherConfig(args.weights, Preprocessing(resize_max=640)))
     temperature = matcher.model.config.temperature
     photos = sorted(p for p in args.images.iterdir() if p.suffix.lower() in (".jpg", ".png"))
-    forms: list[Products] = ["torch"]
-    forms += ["avx2"] * coarse_avx2.available() + ["amx"] * coarse_amx.available()
+    forms = available_products()[::-1]
     print(f"The CPU has {instructions()}; compiled products: {', '.join(forms[1:]) or 'none'}")
     for side in (640, 1024):
         matches = one_only = other_column = 0

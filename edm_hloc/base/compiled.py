@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import pickle
+import platform
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import binding
 from numba.core import event
 
 from edm_hloc.base.log import warn_once
@@ -32,6 +34,17 @@ def inlined(function: Function) -> Function:
     """
     jit = numba.njit(fastmath=_FAST, error_model="numpy", nogil=True, forceinline=True)
     return cast(Function, jit(function))
+
+
+def cpu_features() -> dict[str, bool]:
+    """The instruction sets that compiled loops may use, by LLVM's names for x86 CPUs.
+
+    Empty on other CPUs, and where Numba was told of another CPU than this one.
+    """
+    told = any(getattr(numba.config, name, None) for name in ("CPU_NAME", "CPU_FEATURES"))
+    if told or platform.machine() not in ("x86_64", "AMD64"):
+        return {}
+    return dict(binding.get_host_cpu_features())
 
 
 def floats(values: np.ndarray) -> np.ndarray:

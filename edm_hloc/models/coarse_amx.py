@@ -8,20 +8,14 @@ loop that Numba compiles, which only happens where the CPU has them and Linux le
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
-import platform
 import sys
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from edm_hloc.base.compiled import compiled, inlined
-
-logger = logging.getLogger(__name__)
+from edm_hloc.base.compiled import compiled, cpu_features, inlined
 
 SIDE = 32  # rows and columns of a result are multiples of this, and so is the depth
 _TILE = 16  # rows of a tile register; each holds 64 bytes
@@ -162,26 +156,12 @@ def split_columns(whole: np.ndarray, split: np.float32, out: np.ndarray) -> None
                 tile[channels // 2 + c, line, odd] = _bits(value - upper)
 
 
-@functools.cache
-def available() -> bool:
-    """Whether this process may use the instructions, and they multiply whole numbers exactly."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
+def permitted() -> bool:
+    """Whether this CPU has the instructions, and Linux lets this process use them."""
+    features = cpu_features()
+    if sys.platform != "linux" or not (features.get("amx-tile") and features.get("amx-bf16")):
         return False
-    if any(getattr(numba.config, name, None) for name in ("CPU_NAME", "CPU_FEATURES")):
-        return False  # Numba was told of another CPU, for which the instructions do not compile
-    features = binding.get_host_cpu_features()
-    if not (features.get("amx-tile") and features.get("amx-bf16")):
-        return False
-    if ctypes.CDLL(None, use_errno=True).syscall(*_PERMIT) != 0:
-        return False
-    whole = (np.arange(SIDE * SIDE) % 257 - 128.0).astype(np.float32).reshape(SIDE, SIDE)
-    out = np.empty((SIDE, SIDE), np.float32)
-    try:
-        multiply(*factors(whole, whole, 32.0), out)
-    except Exception as error:  # the compiler can raise anything
-        logger.info("No products in tile registers: %s", error)
-        return False
-    return bool((out == whole @ whole.T).all())
+    return bool(ctypes.CDLL(None, use_errno=True).syscall(*_PERMIT) == 0)
 
 
 def factors(a: np.ndarray, b: np.ndarray, split: float) -> tuple[np.ndarray, np.ndarray]:

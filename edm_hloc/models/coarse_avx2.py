@@ -8,21 +8,15 @@ result to others (VNNI), LLVM takes that.
 # mypy: allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
-import functools
-import logging
-import platform
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edm_hloc.base.compiled import compiled
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = 16  # of a result that are computed at a time: numbers of columns are multiples of this
 _ROWS = 4  # likewise
@@ -123,26 +117,6 @@ def pack_columns(whole: np.ndarray, out: np.ndarray) -> None:
         for c in range(whole.shape[1] // 2):
             panel[c, line, 0] = np.int16(whole[i, 2 * c])
             panel[c, line, 1] = np.int16(whole[i, 2 * c + 1])
-
-
-@functools.cache
-def available() -> bool:
-    """Whether this CPU has the instructions, and they multiply whole numbers exactly."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    if any(getattr(numba.config, name, None) for name in ("CPU_NAME", "CPU_FEATURES")):
-        return False  # Numba was told of another CPU, for which the instructions do not compile
-    if not binding.get_host_cpu_features().get("avx2"):
-        return False
-    side = 2 * COLUMNS
-    whole = (np.arange(side * side) % 257 - 128.0).astype(np.float32).reshape(side, side)
-    out = np.empty((side, side), np.float32)
-    try:
-        products(*factors(whole, whole), out)
-    except Exception as error:  # the compiler can raise anything
-        logger.info("No products of 16-bit numbers: %s", error)
-        return False
-    return bool((out == whole @ whole.T).all())
 
 
 def factors(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,8 @@ which takes several times as long. The result is the same to the bit.
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -23,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm_hloc.base.compiled import compiled, inlined
+from edm_hloc.base.compiled import compiled, cpu_features, inlined
 from edm_hloc.base.threads import on_cores
 from edm_hloc.models import coarse_amx, coarse_avx2
 from edm_hloc.models.coarse import MIN_THRESHOLD, confident_columns
+
+logger = logging.getLogger(__name__)
 
 # Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials fit
 # in fp32, and so do their inverses.
@@ -76,7 +80,7 @@ def compiled_columns(
         probability (B, N) and column (B, N) long, both 0 in the rows that do not exceed it. Of
         equal entries the first one is chosen.
     """
-    products = products or fastest_products()
+    products = products or available_products()[0]
     found = []
     for one, other in zip(features0.float(), features1.float(), strict=True):
         # |⟨a, b⟩| ≤ |a|·|b|. False also for features that are not numbers.
@@ -104,11 +108,27 @@ def _rounded(features: Tensor) -> tuple[Tensor, float]:
     return F.pad(whole, (0, 0, 0, -rows % coarse_amx.SIDE)), step
 
 
-def fastest_products() -> Products:
-    """What multiplies fastest on this CPU."""
-    if coarse_amx.available():
-        return "amx"
-    return "avx2" if coarse_avx2.available() else "torch"
+@functools.cache
+def available_products() -> tuple[Products, ...]:
+    """What can multiply on this CPU, the fastest first; each multiplies whole numbers exactly."""
+    found: list[Products] = []
+    if coarse_amx.permitted() and _is_exact("amx"):
+        found.append("amx")
+    if cpu_features().get("avx2") and _is_exact("avx2"):
+        found.append("avx2")
+    return (*found, "torch")
+
+
+def _is_exact(products: Products) -> bool:
+    side = coarse_amx.SIDE
+    whole = (torch.arange(side * side) % 257 - 128.0).reshape(side, side)
+    out = torch.empty(side, side)
+    try:
+        multiplier(whole, whole, products)(slice(None), out)
+    except Exception as error:  # the compiler can raise anything
+        logger.info("No products by %s: %s", products, error)
+        return False
+    return torch.equal(out, whole @ whole.T)
 
 
 def multiplier(one: Tensor, other: Tensor, products: Products) -> _Multiply:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numba
 import numpy as np
 import pytest
 import torch
@@ -9,16 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edm_hloc.models import coarse_amx, coarse_avx2, coarse_compiled
+from edm_hloc.base.compiled import cpu_features
+from edm_hloc.models import coarse_compiled
 from edm_hloc.models.coarse import confident_columns
-from edm_hloc.models.coarse_compiled import Products, compiled_columns, fastest_products
+from edm_hloc.models.coarse_compiled import Products, available_products, compiled_columns
 
 # What this CPU can multiply with beside PyTorch
-COMPILED: list[Products] = []
-if coarse_amx.available():
-    COMPILED.append("amx")
-if coarse_avx2.available():
-    COMPILED.append("avx2")
+COMPILED = available_products()[:-1]
 
 
 def features(rows: int, columns: int, channels: int, magnitude: float) -> tuple[Tensor, Tensor]:
@@ -116,8 +116,20 @@ def test_products_of_whole_numbers_are_exact(
     assert torch.equal(out.double(), a.double() @ b.double().T)
 
 
-def test_the_fastest_products_are_taken() -> None:
-    assert fastest_products() == [*COMPILED, "torch"][0]
+def test_products_that_are_not_exact_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiplier(*_: object) -> Callable[[slice, Tensor], None]:
+        return lambda rows, out: out.zero_()  # type: ignore[return-value]
+
+    monkeypatch.setattr(coarse_compiled, "multiplier", multiplier)
+    assert available_products.__wrapped__() == ("torch",)
+
+
+def test_no_instructions_for_a_processor_that_numba_was_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numba.config, "CPU_NAME", "generic", raising=False)
+    assert cpu_features() == {}
+    assert available_products.__wrapped__() == ("torch",)
 
 
 def test_of_equal_columns_the_first_is_chosen() -> None:
