@@ -139,6 +139,13 @@ def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
         "aligning the photos around them; none: the matches of the network",
     )
     group.add_argument(
+        "--network-size",
+        type=between(int, 32),
+        metavar="PX",
+        help="longest side to which the network sees larger photos reduced, whose matches are then "
+        "refined at --resize; by default 704 for edm_s and 832 for all others",
+    )
+    group.add_argument(
         "--onnx",
         type=Path,
         metavar="FOLDER",
@@ -276,6 +283,7 @@ def matcher_recipe(args: argparse.Namespace) -> MatcherRecipe:
         getattr(args, "topk", None),
         getattr(args, "refine", "photometric"),
         None if onnx is None else str(onnx),
+        getattr(args, "network_size", None),
     )
 
 

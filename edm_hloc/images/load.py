@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -115,6 +115,29 @@ def load_image(
     scale = width / size[0], height / size[1]
     transform = PixelTransform(scale, orientation, stored)
     return NetworkImage(tensor, transform, stored, orientation, levels, path)
+
+
+def reduced(image: NetworkImage, resize_max: int, divisor: int) -> NetworkImage:
+    """A loaded photo, reduced further; `image` itself where it is small enough.
+
+    Args:
+        image: as `load_image` returns it.
+        resize_max: longest side of the result in pixels.
+        divisor: both sides of the result are multiples of it.
+
+    Raises:
+        EdmHlocError: `resize_max` is below `divisor`.
+    """
+    channels, height, width = image.tensor.shape
+    size = network_size(width, height, resize_max=resize_max, divisor=divisor)
+    if max(width, height) <= resize_max:
+        return image
+    pixels = np.ascontiguousarray(image.tensor.numpy().transpose(1, 2, 0))
+    small = _resize(pixels, size).reshape(size[1], size[0], channels)
+    tensor = torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1)))
+    x, y = image.transform.scale
+    scale = x * width / size[0], y * height / size[1]
+    return replace(image, tensor=tensor, transform=replace(image.transform, scale=scale))
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

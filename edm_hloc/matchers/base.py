@@ -67,6 +67,8 @@ class MatcherInfo:
         confident: score from which a match is trusted by itself. Matches with lower scores are
             candidates, which refinement accepts or rejects; most matchers return none.
         topk: maximum number of matches per pair, where one was asked for.
+        side: longest side of photos that the network sees in refinement, in pixels: about that of
+            the photos that it was trained on.
     """
 
     name: str
@@ -77,6 +79,7 @@ class MatcherInfo:
     threads: int = 1
     confident: float = 0.0
     topk: int | None = None
+    side: int = 832
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class EDMMatcherConfig(MatcherConfig):
 
 
 CANDIDATE = 0.05  # coarse probability from which refinement may still accept a match
+_SIDE = 704  # of photos, for networks that state none: benchmarks/network_sizes.py
 
 
 class EDMMatcher(NetworkMatcher):
@@ -85,6 +86,7 @@ class EDMMatcher(NetworkMatcher):
             threads=torch.get_num_threads() if cpu else 1,
             confident=confident,
             topk=config.topk,
+            side=self.model.config.train_size or _SIDE,
         )
         self._encoder: EDM | OnnxEDM = self.model
         self._pair_matcher: EDM | OnnxEDM = self.model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RefinementConfig:
-    """Settings of the refinement; lengths are in pixels of the network's input.
+    """Settings of the refinement; lengths are in pixels of the photos as they were loaded.
 
     The defaults were chosen by the error of relative poses on rendered pairs and on two surveyed
     scenes (docs/training.md).

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
+from edm_hloc.models.types import STRIDE
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.matcher import RefinedMatcher
 from edm_hloc.refinement.second_look import SecondLookConfig
@@ -16,19 +17,28 @@ from edm_hloc.refinement.second_look import SecondLookConfig
 Refinement = Literal["photometric", "none"]
 
 
-def load_matcher(name: str = "edm", refine: Refinement = "photometric", **settings: Any) -> Matcher:
+def load_matcher(
+    name: str = "edm",
+    refine: Refinement = "photometric",
+    network_size: int | None = None,
+    **settings: Any,
+) -> Matcher:
     """A matcher by name.
 
     Args:
         name: "edm", "eloftr" or "loftr".
         refine: "photometric" for a second look at pairs with few matches and for refinement by
             the photos; "none" for the network's own matches.
+        network_size: with refinement, the longest side in pixels to which the network sees larger
+            photos reduced; None for what suits it. Without refinement it sees them as loaded.
         settings: fields of the matcher's configuration, see `matchers.registry.make_matcher`.
 
     Raises:
         EdmHlocError: no such matcher, refinement or device, its library is not installed, no
-            weights.
+            weights; `network_size` is below 32.
     """
+    if network_size is not None and network_size < STRIDE:
+        raise EdmHlocError(f"The network cannot see photos of less than {STRIDE} px.")
     if refine == "none":
         return make_matcher(name, **settings)
     if refine != "photometric":
@@ -36,7 +46,8 @@ def load_matcher(name: str = "edm", refine: Refinement = "photometric", **settin
     # Unless a threshold is asked for, refinement also sees EDM's less confident matches.
     settings.setdefault("candidates", settings.get("threshold") is None)
     network = make_matcher(name, **settings)
-    return RefinedMatcher(network, RefinementConfig(), SecondLookConfig())
+    size = network_size or network.info.side
+    return RefinedMatcher(network, RefinementConfig(), SecondLookConfig(), network_size=size)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class MatcherRecipe:
         threshold: minimum confidence of a match; None for that of the weights.
         topk: maximum number of matches per pair; None for one that depends on the size.
         onnx: folder of exported graphs; None for none.
+        network_size: see `load_matcher`.
     """
 
     matcher: str = "edm"
@@ -59,6 +71,7 @@ class MatcherRecipe:
     topk: int | None = None
     refine: Refinement = "photometric"
     onnx: str | None = None
+    network_size: int | None = None
 
     def load(self, device: str | None = None) -> Matcher:
         """The matcher, on a device; by default on the fastest available.
@@ -71,6 +84,7 @@ class MatcherRecipe:
         matcher = load_matcher(
             self.matcher,
             self.refine,
+            self.network_size,
             weights=self.weights,
             preprocessing=Preprocessing(resize_max=self.resize),
             threshold=self.threshold,

@@ -6,8 +6,9 @@
       ─ neighbours' support ─▶ without small outliers                         (affine.py)
       ─ region growing ─▶ where the network missed them                       (growing.py)
 
-All of it is in pixels of the networks' inputs, hloc's frame. From the neighbours' support on, the
-photo that shows things larger is the first one.
+The network may see the photos reduced; from the second look on, all is in pixels of the photos as
+they were loaded, hloc's frame. From the neighbours' support on, the photo that shows things larger
+is the first one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import cell_numbers
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.load import NetworkImage
+from edm_hloc.images.load import NetworkImage, reduced
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.models.types import default_topk
 from edm_hloc.refinement.affine import neighbour_support
@@ -36,7 +37,13 @@ from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
-from edm_hloc.refinement.views import ImageViews, Thumbnails, WarpedView, whole_view
+from edm_hloc.refinement.views import (
+    ImageViews,
+    Thumbnails,
+    WarpedView,
+    in_photos,
+    whole_view,
+)
 
 _NEARER = 1.1  # ratio of the numbers of cells with a match from which one photo is the nearer one
 
@@ -77,6 +84,8 @@ class RefinedMatcher(Matcher):
         second_look: settings of the second look; None for none.
         batched: refine all pairs of a batch at a time, on the network's device; None: on a GPU.
             Otherwise pairs are refined one by one on the CPU.
+        network_size: longest side in pixels to which photos are reduced for the network; None: it
+            sees them as they were loaded.
     """
 
     def __init__(
@@ -85,8 +94,10 @@ class RefinedMatcher(Matcher):
         refinement: RefinementConfig | None = None,
         second_look: SecondLookConfig | None = None,
         batched: bool | None = None,
+        network_size: int | None = None,
     ) -> None:
         self.network = network
+        self.network_size = network_size
         device = network.info.device
         self.batched = device.type == "cuda" if batched is None else batched
         self.info = replace(network.info, batch_size=self._batch_size())
@@ -109,6 +120,8 @@ class RefinedMatcher(Matcher):
     @property
     def provenance(self) -> Mapping[str, str | int | float | bool | None]:
         settings = dict(self.network.provenance)
+        if self.network_size is not None:
+            settings["network_size"] = self.network_size
         if self.second_look is not None:
             looks = asdict(self.second_look.config)
             settings |= {f"second_look_{name}": value for name, value in looks.items()}
@@ -122,9 +135,10 @@ class RefinedMatcher(Matcher):
 
     @torch.inference_mode()
     def encode_batch(self, images: Sequence[NetworkImage]) -> list[Features]:
-        encoded = self.network.encode_batch(images)
+        seen = [self._as_seen(image) for image in images]
+        encoded = self.network.encode_batch(seen)
         photos: list[Features] = []
-        for image, features in zip(images, encoded, strict=True):
+        for image, reduced_image, features in zip(images, seen, encoded, strict=True):
             pixels = image.tensor.half().to(self._device)
             held = features.nbytes + pixels.nbytes
             corners: Corners | DeviceCorners | None = None
@@ -135,9 +149,16 @@ class RefinedMatcher(Matcher):
                 else:
                     corners = strongest_corners(grey)
                 held += corners.nbytes
-            views = ImageViews(pixels, whole_view(features, pixels), Thumbnails())
+            whole = whole_view(features, image, reduced_image)
+            views = ImageViews(pixels, whole, Thumbnails())
             photos.append(RefinedFeatures(RefinedPhoto(views, corners), image.transform, held))
         return photos
+
+    def _as_seen(self, image: NetworkImage) -> NetworkImage:
+        """A photo as the network sees it."""
+        if self.network_size is None:
+            return image
+        return reduced(image, self.network_size, self.info.preprocessing.divisor)
 
     def to_host(self, features: Features) -> Features | None:
         data: RefinedPhoto = features.data
@@ -176,6 +197,9 @@ class RefinedMatcher(Matcher):
         found = self.network.match_pixels([(a.whole.features, b.whole.features) for a, b in views])
         if self.second_look is not None:
             found = self.second_look.improve(views, found)
+        else:
+            wholes = [(a.whole, b.whole) for a, b in views]
+            found = [in_photos(pair, m) for pair, m in zip(wholes, found, strict=True)]
         if self.refinement is None:
             return found
         refined: dict[int, Matches] = {}

@@ -29,6 +29,7 @@ from edm_hloc.refinement.views import (
     ViewEncoder,
     WarpedPhoto,
     WarpedView,
+    in_photos,
 )
 
 _MAX_ANISOTROPY = 5.0  # ratio of the singular values from which an affine map is implausible
@@ -80,8 +81,8 @@ _THUMBNAIL_STAGES: tuple[tuple[tuple[ThumbnailName, ThumbnailName], ...], ...] =
 
 
 class AffineHypothesis(NamedTuple):
-    """An affine map (3, 3) from photo 0 to photo 1 in pixels of the network's inputs, its number
-    of inliers, and that number as a share of the smaller view's cells."""
+    """An affine map (3, 3) from photo 0 to photo 1 in pixels, its number of inliers, and that as a
+    share of the smaller view's cells."""
 
     warp: np.ndarray
     inliers: int
@@ -128,19 +129,23 @@ class SecondLook:
 
         Args:
             pairs: the photos of each pair.
-            found: their first matches, pixels of the networks' inputs.
+            found: their first matches, pixels of the whole views.
+
+        Returns:
+            The matches in pixels of the photos.
         """
-        found = list(found)
+        wholes = [(first.whole, second.whole) for first, second in pairs]
         few = {
-            i: _MatchedViews((pair[0].whole, pair[1].whole), matches, pair[1].size)
-            for i, (pair, matches) in enumerate(zip(pairs, found, strict=True))
-            if self._num_confident(matches) < self._min_confident(*pair)
+            i: _MatchedViews(wholes[i], matches, pairs[i][1].size)
+            for i, matches in enumerate(found)
+            if self._num_confident(matches) < self._min_confident(*wholes[i])
         }
+        found = [in_photos(views, m) for views, m in zip(wholes, found, strict=True)]
         again = self._worthwhile_warps(pairs, few)
         second = self._match_aligned([(pairs[i], warp) for i, warp in again.items()])
         for i, matches in zip(again, second, strict=True):
             if self._num_confident(matches) > self._num_confident(found[i]):
-                found[i] = self._merged(matches, found[i])
+                found[i] = self._merged(matches, found[i], wholes[i][0])
         return found
 
     def _worthwhile_warps(
@@ -170,10 +175,10 @@ class SecondLook:
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
 
-    def _min_confident(self, views0: ImageViews, views1: ImageViews) -> float:
+    def _min_confident(self, view0: WarpedView, view1: WarpedView) -> float:
         """Number of confident matches with which a pair needs no second look."""
         topk = self.network.info.topk
-        number = self.config.min_confident_share * min(views0.whole.cells, views1.whole.cells)
+        number = self.config.min_confident_share * min(view0.cells, view1.cells)
         return number if topk is None else min(number, topk)
 
     def _fit_affine(self, looks: Sequence[_MatchedViews]) -> list[AffineHypothesis]:
@@ -251,13 +256,13 @@ class SecondLook:
     def _match_aligned(
         self, pairs: Sequence[tuple[tuple[ImageViews, ImageViews], np.ndarray]]
     ) -> list[Matches]:
-        """The matches of each pair with the less detailed photo warped onto the other.
+        """The matches of each pair with the less detailed photo warped onto the other's whole view.
 
         Args:
             pairs: the photos of each pair, and the affine map (3, 3) from photo 0 to photo 1.
 
         Returns:
-            Matches in pixels of the unwarped inputs.
+            Matches in pixels of the photos.
         """
         found: dict[int, Matches] = {}
         closer0 = [np.linalg.det(warp[:2, :2]) <= 1 for _, warp in pairs]
@@ -268,23 +273,20 @@ class SecondLook:
             moving = [pairs[i][0][moves] for i in chosen]
             onto = [np.linalg.inv(pairs[i][1]) if photo0_stays else pairs[i][1] for i in chosen]
             divisor = self.network.info.preprocessing.divisor
+            wholes = [photo.whole for photo in staying]
             warped = self.views.warped(
                 [
-                    WarpedPhoto(photo.pixels, warp, frame.size).cropped(divisor)
-                    for photo, warp, frame in zip(moving, onto, staying, strict=True)
+                    WarpedPhoto(photo.pixels, frame.warp @ warp, frame.size).cropped(divisor)
+                    for photo, warp, frame in zip(moving, onto, wholes, strict=True)
                 ]
             )
-            wholes = [photo.whole for photo in staying]
             sides = (wholes, warped) if photo0_stays else (warped, wholes)
             matched = self._matched_by_size(*sides)
             for i, view0, view1, matches in zip(chosen, *sides, matched, strict=True):
-                points0, points1 = (
-                    view0.unwarp(matches.keypoints0),
-                    view1.unwarp(matches.keypoints1),
-                )
-                views0, views1 = pairs[i][0]
-                seen = inside(points0, *views0.size) & inside(points1, *views1.size)
-                found[i] = Matches(points0[seen], points1[seen], matches.scores[seen])
+                matches = in_photos((view0, view1), matches)
+                photo0, photo1 = pairs[i][0]
+                seen = inside(matches.keypoints0, *photo0.size)
+                found[i] = matches[seen & inside(matches.keypoints1, *photo1.size)]
         return [found[i] for i in range(len(pairs))]
 
     def _matched_by_size(
@@ -300,10 +302,11 @@ class SecondLook:
             found |= zip(some, self.network.match_pixels(pairs), strict=True)
         return [found[i] for i in range(len(views0))]
 
-    def _merged(self, second: Matches, first: Matches) -> Matches:
-        """The matches of the second look, and those of the first in cells without any."""
+    def _merged(self, second: Matches, first: Matches, view0: WarpedView) -> Matches:
+        """The matches of the second look, and those of the first in cells of view 0 without any."""
         topk = self.network.info.topk
-        new = ~np.isin(cell_numbers(first.keypoints0), cell_numbers(second.keypoints0))
+        cells = [cell_numbers(view0.warped(m.keypoints0)) for m in (first, second)]
+        new = ~np.isin(*cells)
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.grid import CELL
+from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_warping import warped_together
@@ -37,7 +38,7 @@ class WarpedView(NamedTuple):
 
     Attributes:
         features: of the warped image, by the network.
-        warp: (3, 3) affine map from the pixels of the network's input to those of the view.
+        warp: (3, 3) affine map from the pixels of the photo to those of the view.
         size: (width, height) of the view in pixels.
     """
 
@@ -50,8 +51,12 @@ class WarpedView(NamedTuple):
         """Number of 8 px cells of the view."""
         return self.size[0] * self.size[1] // CELL**2
 
+    def warped(self, keypoints: np.ndarray) -> np.ndarray:
+        """Points (M, 2) of the photo in pixels of the view, float32."""
+        return _transform(self.warp, keypoints)
+
     def unwarp(self, keypoints: np.ndarray) -> np.ndarray:
-        """Points (M, 2) of the view in pixels of the network's input, float32."""
+        """Points (M, 2) of the view in pixels of the photo, float32."""
         return _transform(np.linalg.inv(self.warp), keypoints)
 
 
@@ -90,8 +95,8 @@ class ImageViews(NamedTuple):
     """What the second look remembers of a photo.
 
     Attributes:
-        pixels: (C, H, W) float16, the network's input.
-        whole: the photo as it is.
+        pixels: (C, H, W) float16, the photo as it was loaded.
+        whole: all of it, at the size at which the network sees it.
         thumbnails: what pairs have asked for so far; see `ViewEncoder.thumbnail`.
     """
 
@@ -101,13 +106,27 @@ class ImageViews(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the network's input in pixels."""
-        return self.pixels.shape[-1], self.pixels.shape[-2]
+        """(width, height) of the photo in pixels."""
+        return _size(self.pixels)
 
 
-def whole_view(features: Features, pixels: Tensor) -> WarpedView:
-    """A photo (C, H, W) as it is."""
-    return WarpedView(features, np.eye(3), (pixels.shape[-1], pixels.shape[-2]))
+def whole_view(features: Features, image: NetworkImage, seen: NetworkImage) -> WarpedView:
+    """A whole photo.
+
+    Args:
+        features: of `seen`.
+        image: the photo.
+        seen: the same, perhaps reduced.
+    """
+    size = _size(seen.tensor)
+    (width, height), (across, down) = _size(image.tensor), size
+    return WarpedView(features, _scaling(across / width, down / height), size)
+
+
+def in_photos(views: tuple[WarpedView, WarpedView], matches: Matches) -> Matches:
+    """Matches in pixels of two views, in those of the photos."""
+    points = views[0].unwarp(matches.keypoints0), views[1].unwarp(matches.keypoints1)
+    return Matches(*points, matches.scores)
 
 
 class WarpedPhoto(NamedTuple):
@@ -131,9 +150,7 @@ class WarpedPhoto(NamedTuple):
         if scale >= 0.75:
             return (width, height), self.warp
         small = max(1, round(width * scale)), max(1, round(height * scale))
-        x, y = width / small[0], height / small[1]
-        back = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
-        return small, self.warp @ back
+        return small, self.warp @ _scaling(width / small[0], height / small[1])
 
     def cropped(self, divisor: int) -> WarpedPhoto:
         """The part of the view that shows some of the photo: sides and left upper corner are
@@ -238,6 +255,17 @@ def _warped_together(photos: Sequence[WarpedPhoto]) -> list[Tensor]:
         pixels = torch.stack([photos[i].pixels for i in chosen])
         images |= zip(chosen, warped_together(pixels, sizes, np.stack(onto), size), strict=True)
     return [images[i] for i in range(len(photos))]
+
+
+def _size(pixels: Tensor) -> tuple[int, int]:
+    """(width, height) of an image (C, H, W)."""
+    return pixels.shape[-1], pixels.shape[-2]
+
+
+def _scaling(x: float, y: float) -> np.ndarray:
+    """The affine map (3, 3) that scales an image by two factors, with pixels' centres at whole
+    numbers."""
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def _transform(warp: np.ndarray, points: np.ndarray) -> np.ndarray:
