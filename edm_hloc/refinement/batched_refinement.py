@@ -8,7 +8,7 @@ are made shorter, in each wave of growing, and for the result; never for a singl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from edm_hloc.refinement.batched_alignment import FlatMatches, align
 from edm_hloc.refinement.batched_growing import Photos, grow
 from edm_hloc.refinement.batched_points import MatchSets, cells_of, compacted, repeated, take
 from edm_hloc.refinement.config import RefinementConfig
-from edm_hloc.refinement.corner_matches import DUPLICATE
+from edm_hloc.refinement.corner_matches import DUPLICATE, aligned_neighbours, cell_offsets
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,13 @@ class BatchedRefinement:
         config: the settings.
         confident: score from which the network's matches are trusted.
         limit: maximum number of matches of a pair.
+        reduction: see `corner_matches.align_to_corners`.
     """
 
     config: RefinementConfig
     confident: float
     limit: int
+    reduction: float = 1.0
 
     def refined(self, photos: tuple[Photos, Photos], found: Sequence[Matches]) -> list[Matches]:
         """The matches of each pair after all stages but the second look.
@@ -75,9 +77,11 @@ class BatchedRefinement:
         return self._downloaded(grown, final)
 
     def _supported_candidates(self, sets: MatchSets, scores: Tensor) -> tuple[MatchSets, Tensor]:
-        """The matches that neighbours support, best first; the confident ones if these suffice."""
+        """The matches that neighbours support in the pixels of what the network saw, best first;
+        the confident ones if these suffice."""
         config = self.config
-        support = neighbour_support(sets.points0, sets.points1, sets.valid, config.neighbours)
+        points = sets.points0 / self.reduction, sets.points1 / self.reduction
+        support = neighbour_support(*points, sets.valid, config.neighbours)
         kept = sets.valid & (support >= config.min_support)
         confident = kept & (scores >= self.confident)
         suffice = confident.sum(dim=1) >= config.target_matches
@@ -89,29 +93,37 @@ class BatchedRefinement:
 
     def _aligned_to_corners(self, photos: tuple[Photos, Photos], sets: MatchSets) -> MatchSets:
         """Two aligned matches for each match: see `corner_matches.align_to_corners`."""
-        config = self.config
+        config = replace(self.config, prior_sigma=self.reduction * self.config.prior_sigma)
+        offsets = torch.from_numpy(cell_offsets(self.reduction)).to(sets.points0.device)
+        copies = len(offsets)
         affine = local_affine_maps(sets.points0, sets.points1, sets.valid, config.neighbours)
         inverse = inverse_2x2(affine)
         points = [sets.points0, sets.points1]
+
+        def copied(values: Tensor) -> Tensor:
+            """(B, N, …) → (B, N · copies, …)."""
+            return values.repeat_interleave(copies, dim=1)
+
         moved = []
         for here, A in ((0, affine), (1, inverse)):
             photo = photos[here]
-            cell = cells_of(points[here], *photo.grid)
-            first = _first_of_its_cell(cell, sets.valid, photo.textured[0].numel())
+            cell = cells_of((points[here][:, :, None] + offsets).flatten(1, 2), *photo.grid)
+            first = _first_of_its_cell(cell, copied(sets.valid), photo.textured[0].numel())
             corners = take(photo.corners.flatten(1, 2), cell)
-            others = points[1 - here] + apply(A, corners - points[here])
+            others = copied(points[1 - here]) + apply(copied(A), corners - copied(points[here]))
             moved.append((corners, others, first))
         (corners0, others0, first0), (corners1, others1, first1) = moved
-        index = torch.arange(sets.valid.shape[1], device=cell.device).expand(cell.shape)
+        index = copied(torch.arange(sets.valid.shape[1], device=cell.device)[None])
+        index = index.expand(cell.shape)
         both = MatchSets(
             torch.cat([corners0, others1], dim=1),
             torch.cat([others0, corners1], dim=1),
-            torch.zeros_like(affine[..., 0, 0]).repeat(1, 2),
+            torch.zeros_like(others0[..., 0]).repeat(1, 2),
             torch.cat([index, index], dim=1),
             torch.cat([first0, first1], dim=1),
         )
-        in_photo0 = torch.arange(both.valid.shape[1], device=cell.device) < sets.valid.shape[1]
-        affine = torch.cat([affine, affine], dim=1)
+        in_photo0 = torch.arange(both.valid.shape[1], device=cell.device) < cell.shape[1]
+        affine = torch.cat([copied(affine), copied(affine)], dim=1)
         images = photos[0].images, photos[1].images
         for number in range(config.rounds):
             if number > 0:
@@ -142,7 +154,7 @@ class BatchedRefinement:
 
     def _supported(self, sets: MatchSets) -> MatchSets:
         """The aligned matches that most of their neighbours are consistent with."""
-        neighbours = self.config.neighbours
+        neighbours = aligned_neighbours(self.config, self.reduction)
         support = neighbour_support(sets.points0, sets.points1, sets.valid, neighbours, True)
         return sets.where(support >= self.config.min_aligned_support)
 

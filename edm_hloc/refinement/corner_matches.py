@@ -6,18 +6,20 @@ fraction of one. The corner of a cell is the same in all pairs of its photo, so 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from edm_hloc.base.compiled import floats
-from edm_hloc.base.grid import cells_of
+from edm_hloc.base.grid import CELL, cells_of
 from edm_hloc.refinement.affine import inverse_maps, local_affine_maps, transfer
 from edm_hloc.refinement.alignment import align
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.corners import Corners, Photo
 from edm_hloc.refinement.neighbour_kernels import repeated
 
+_ONE_CELL = 1.2  # reduction of the photos up to which a match stands for one cell of theirs
 DUPLICATE = 0.5  # pixels, in both photos together, up to which two matches are the same
 
 
@@ -55,6 +57,7 @@ def align_to_corners(
     points0: np.ndarray,
     points1: np.ndarray,
     config: RefinementConfig,
+    reduction: float = 1.0,
 ) -> AlignedMatches:
     """Two aligned matches for each match: one at a corner of photo 0, one at a corner of photo 1.
 
@@ -64,13 +67,17 @@ def align_to_corners(
     Args:
         photos: sizes may differ.
         points0, points1: (M, 2) pixels, hloc's frame, best match first.
-        config: the settings.
+        config: the settings, of which `prior_sigma` is in pixels of what the network saw.
+        reduction: length in the photos over that in what the network saw. Where its cells are
+            clearly larger than theirs, each match leads to the corners of all cells that it fills.
     """
     photo0, photo1 = photos
+    config = replace(config, prior_sigma=reduction * config.prior_sigma)
+    offsets = cell_offsets(reduction)
     affine = local_affine_maps(points0, points1, config.neighbours)
     inverse = inverse_maps(affine)
-    first = _moved_to_corners(points0, points1, affine, photo0.corners)
-    second = _moved_to_corners(points1, points0, inverse, photo1.corners)
+    first = _moved_to_corners(points0, points1, affine, photo0.corners, offsets)
+    second = _moved_to_corners(points1, points0, inverse, photo1.corners, offsets)
     match = np.concatenate([first.match, second.match])
     split = len(first.match)
     points0 = np.concatenate([first.corners, second.others])
@@ -89,6 +96,22 @@ def align_to_corners(
     return AlignedMatches(points0, points1, correlation, match)
 
 
+def cell_offsets(reduction: float) -> np.ndarray:
+    """(K, 2) float32 pixels from a match to points in each cell of the photo that it stands for:
+    the centres of the quarters of the network's cell around it, or the match alone."""
+    if reduction < _ONE_CELL:
+        return np.zeros((1, 2), np.float32)
+    away = reduction * CELL / 4
+    return np.array([[x, y] for y in (-away, away) for x in (-away, away)], np.float32)
+
+
+def aligned_neighbours(config: RefinementConfig, reduction: float) -> int:
+    """Number of neighbours that aligned matches are checked by: of as many of the network's matches
+    whether each led to the corners of one cell or of several."""
+    cells = min(reduction**2, len(cell_offsets(reduction)))
+    return round(cells * config.neighbours)
+
+
 class _MovedMatches(NamedTuple):
     """Corners (N, 2) of one photo, their estimated positions (N, 2) in the other, and the match
     (N,) each comes from."""
@@ -99,11 +122,17 @@ class _MovedMatches(NamedTuple):
 
 
 def _moved_to_corners(
-    points: np.ndarray, others: np.ndarray, affine: np.ndarray, corners: Corners
+    points: np.ndarray,
+    others: np.ndarray,
+    affine: np.ndarray,
+    corners: Corners,
+    offsets: np.ndarray,
 ) -> _MovedMatches:
-    """Matches (M, 2), (M, 2) moved to the corners of the points' cells, each corner once."""
-    row, column = cells_of(points, corners.textured.shape)
+    """Matches (M, 2), (M, 2) moved to the corners of the cells of points beside them, each once."""
+    places = (points[:, None] + offsets).reshape(-1, 2)
+    row, column = cells_of(places, corners.textured.shape)
     cell = row * corners.textured.shape[1] + column
-    match = np.sort(np.unique(cell, return_index=True)[1])
-    found = corners.points[row[match], column[match]].astype(np.float32)
+    place = np.sort(np.unique(cell, return_index=True)[1])
+    found = corners.points[row[place], column[place]].astype(np.float32)
+    match = place // len(offsets)
     return _MovedMatches(found, transfer(found, points[match], others[match], affine[match]), match)

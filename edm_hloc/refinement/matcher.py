@@ -33,7 +33,11 @@ from edm_hloc.refinement.batched_corners import strongest_corners as corners_on_
 from edm_hloc.refinement.batched_growing import Photos
 from edm_hloc.refinement.batched_refinement import BatchedRefinement
 from edm_hloc.refinement.config import RefinementConfig
-from edm_hloc.refinement.corner_matches import AlignedMatches, align_to_corners
+from edm_hloc.refinement.corner_matches import (
+    AlignedMatches,
+    align_to_corners,
+    aligned_neighbours,
+)
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
@@ -203,26 +207,29 @@ class RefinedMatcher(Matcher):
         if self.refinement is None:
             return found
         refined: dict[int, Matches] = {}
-        exchanged = [self._second_is_nearer(matches) for matches in found]
+        both = [(first.data, second.data) for first, second in pairs]
+        exchanged = [
+            self._second_is_nearer(matches, _reduction(pair))
+            for pair, matches in zip(both, found, strict=True)
+        ]
         for exchange in (False, True):  # a batch has photos of one size on either side
             some = [i for i, value in enumerate(exchanged) if value == exchange]
-            photos = [
-                (a.data, b.data) for a, b in (pairs[i][:: -1 if exchange else 1] for i in some)
-            ]
+            photos = [both[i][::-1] if exchange else both[i] for i in some]
             matches = [found[i].swapped() if exchange else found[i] for i in some]
             for i, better in zip(some, self._all_refined(photos, matches), strict=True):
                 refined[i] = better.swapped() if exchange else better
         return [refined[i] for i in range(len(pairs))]
 
-    def _second_is_nearer(self, matches: Matches) -> bool:
-        """Whether the confident matches fill clearly more cells of photo 1 than of photo 0.
+    def _second_is_nearer(self, matches: Matches, reduction: float) -> bool:
+        """Whether the confident matches fill clearly more of the network's cells of photo 1 than of
+        photo 0.
 
         The photo that shows everything larger must come first: neighbours are sought in photo 0,
         where the same matches would lie so closely that maps cannot be fitted to them.
         """
         chosen = matches.scores >= self.info.confident
         points = matches.keypoints0[chosen], matches.keypoints1[chosen]
-        filled = [len(np.unique(cell_numbers(p))) for p in points]
+        filled = [len(np.unique(cell_numbers(p / reduction))) for p in points]
         return filled[1] > _NEARER * filled[0]
 
     def _all_refined(
@@ -234,19 +241,26 @@ class RefinedMatcher(Matcher):
         if self.batched:
             first, second = (_photos(side) for side in zip(*photos, strict=True))
             limit = self._limit(first.textured[0].numel())
-            together = BatchedRefinement(self.refinement, self.info.confident, limit)
+            together = BatchedRefinement(
+                self.refinement, self.info.confident, limit, _reduction(photos[0])
+            )
             return together.refined((first, second), found)
         return [
-            self._refined((_photo(first), _photo(second)), matches, self.refinement)
-            for (first, second), matches in zip(photos, found, strict=True)
+            self._refined(pair, matches, self.refinement)
+            for pair, matches in zip(photos, found, strict=True)
         ]
 
     def _refined(
-        self, photos: tuple[Photo, Photo], matches: Matches, config: RefinementConfig
+        self, pair: tuple[RefinedPhoto, RefinedPhoto], matches: Matches, config: RefinementConfig
     ) -> Matches:
         """The matches of one pair after all stages but the second look."""
-        matches = self._supported_candidates(matches, config)
-        aligned = align_to_corners(photos, matches.keypoints0, matches.keypoints1, config)
+        photos = _photo(pair[0]), _photo(pair[1])
+        reduction = _reduction(pair)
+        matches = self._supported_candidates(matches, config, reduction)
+        neighbours = aligned_neighbours(config, reduction)
+        aligned = align_to_corners(
+            photos, matches.keypoints0, matches.keypoints1, config, reduction
+        )
         agree = (
             (aligned.correlation >= config.min_correlation)
             & inside(aligned.points0, *photos[0].size)
@@ -258,9 +272,10 @@ class RefinedMatcher(Matcher):
         limit = self._limit(photos[0].corners.textured.size)
         aligned = aligned.chosen(best).distinct()
         isolated = aligned.correlation >= config.min_isolated_correlation
-        found = _supported(aligned, config)
+        found = _supported(aligned, neighbours, config)
         if len(found.match) >= config.min_matches_to_grow:
-            found = _supported(grow(photos, found, config, limit).distinct(), config)
+            grown = grow(photos, found, config, limit).distinct()
+            found = _supported(grown, neighbours, config)
         found = found.joined(aligned.chosen(isolated.nonzero()[0])).distinct()
         # The two that come from one match differ in correlation: equal scores would be ties where
         # keypoints are merged.
@@ -273,15 +288,24 @@ class RefinedMatcher(Matcher):
         the network may give two."""
         return self.info.topk or 2 * default_topk(cells)
 
-    def _supported_candidates(self, matches: Matches, config: RefinementConfig) -> Matches:
-        """The matches that neighbours support, best first; the confident ones if these suffice."""
-        support = neighbour_support(matches.keypoints0, matches.keypoints1, config.neighbours)
+    def _supported_candidates(
+        self, matches: Matches, config: RefinementConfig, reduction: float
+    ) -> Matches:
+        """The matches that neighbours support in the pixels of what the network saw, best first;
+        the confident ones if these suffice."""
+        points = matches.keypoints0 / reduction, matches.keypoints1 / reduction
+        support = neighbour_support(*points, config.neighbours)
         kept = support >= config.min_support
         confident = kept & (matches.scores >= self.info.confident)
         if confident.sum() >= config.target_matches:
             kept = confident
         order = np.argsort(-np.where(kept, matches.scores, -1), kind="stable")
         return matches[order[: kept.sum()]]
+
+
+def _reduction(pair: tuple[RefinedPhoto, RefinedPhoto]) -> float:
+    """Length in the photos over that in what the network saw, the larger one of both photos."""
+    return max(photo.views.whole.reduction for photo in pair)
 
 
 def _photo(data: RefinedPhoto) -> Photo:
@@ -303,7 +327,7 @@ def _photos(several: Sequence[RefinedPhoto]) -> Photos:
     )
 
 
-def _supported(found: AlignedMatches, config: RefinementConfig) -> AlignedMatches:
+def _supported(found: AlignedMatches, neighbours: int, config: RefinementConfig) -> AlignedMatches:
     """The aligned matches that most of their neighbours are consistent with."""
-    support = neighbour_support(found.points0, found.points1, config.neighbours, aligned=True)
+    support = neighbour_support(found.points0, found.points1, neighbours, aligned=True)
     return found.chosen((support >= config.min_aligned_support).nonzero()[0])

@@ -51,6 +51,11 @@ class WarpedView(NamedTuple):
         """Number of 8 px cells of the view."""
         return self.size[0] * self.size[1] // CELL**2
 
+    @property
+    def reduction(self) -> float:
+        """Length in the photo over length in the view."""
+        return 1.0 / math.sqrt(abs(np.linalg.det(self.warp[:2, :2])))
+
     def warped(self, keypoints: np.ndarray) -> np.ndarray:
         """Points (M, 2) of the photo in pixels of the view, float32."""
         return _transform(self.warp, keypoints)

@@ -130,7 +130,7 @@ def edm() -> Matcher:
 
 WARPS = {
     "a step": np.array([[1, 0, 24.0], [0, 1, -17.0], [0, 0, 1]]),
-    "a quarter turn": turned(85),
+    "a quarter turn": turned(90),
     "twice as near": turned(0, 2.0),
     "twice as far": turned(5, 0.5),
 }
@@ -142,7 +142,7 @@ def test_refined_matches_are_exact_in_the_photo(name: str, batched: bool, edm: M
     warp = WARPS[name]
     whole, half = (
         RefinedMatcher(edm, RefinementConfig(), SecondLookConfig(), batched, network_size=size)
-        for size in (None, 384)
+        for size in (None, 480)
     )
     found = {}
     for matcher in (whole, half):
