@@ -33,6 +33,8 @@ SETTINGS = (
         "--camera-mode auto",
     ),
     ("--refine none", "--refine none --position bin"),
+    ("--network-size 960",),
+    ("--network-size 512",),
     ("--resize 640",),
     ("--resize 480",),
     ("--threshold 0.05",),

@@ -79,14 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_terminal(args.verbose)
     try:
         args.command(args)
+        sys.stdout.flush()
     except EdmHlocError as error:
         print(f"edm-hloc: {error}", file=sys.stderr)
         return 1
     except WorkLeftError as left:
         print(left)
         return 3
+    except BrokenPipeError:  # whatever reads our output, such as `head`, has ended
+        # What is still to be written must not fail again when the program ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
-        if error.filename is None:  # not of a file: for example a closed pipe
+        if error.filename is None:  # not of a file
             raise
         reason = error.strerror or type(error).__name__
         print(shortened(f"edm-hloc: Cannot use {error.filename}: {reason}."), file=sys.stderr)
@@ -98,9 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except BrokenPipeError:  # whatever reads our output, such as `head`, has ended
-        sys.stderr.close()
-        return 1
     return 0
 
 

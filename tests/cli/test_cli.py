@@ -373,6 +373,17 @@ def test_weights_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Apache-2.0" in said
 
 
+def test_output_that_nobody_reads_leaves_no_stack_trace() -> None:
+    """As with ``edm-hloc … | head -3``."""
+    command = [sys.executable, "-m", "edm_hloc", "weights", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == b""
+    assert run.returncode == 1
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(args: object) -> None:
         raise KeyboardInterrupt
