@@ -199,7 +199,7 @@ def picture_refinement(out: Output, scene: Scene, network: Matcher) -> None:
     for name, config in refinement_stages(RefinementConfig()).items():
         matcher = network if config is None else RefinedMatcher(network, config, SecondLookConfig())
         if name == "grown":
-            matcher = edm_hloc.load_matcher("edm")
+            matcher = edm_hloc.load_matcher("edm", network_size=max(SIZE))
         found = edm_hloc.match(*paths, matcher)
         error = scene.epipolar_distances(found, FIRST, SECOND)
         errors[name], shown[name] = error, found

@@ -51,8 +51,9 @@ def load_matcher(
         name: "edm", "eloftr" or "loftr".
         refine: "photometric" for a second look and refinement by the photos, "none" for the
             network's own matches.
-        settings: `weights` (name or path), `resize` (longest side in pixels that the network
-            sees, 1,024 by default), `threshold`, `topk`, `device` and the other fields of
+        settings: `weights` (name or path), `resize` (longest side in pixels of the photos for
+            matching, 1,024 by default), `network_size` (with refinement, that of what the network
+            sees), `threshold`, `topk`, `device` and the other fields of
             `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`.
 
     Raises:

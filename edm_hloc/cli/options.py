@@ -121,16 +121,10 @@ def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
         group.add_argument(
             "--resize", type=int, default=1024, help="longest side of the photos for matching, px"
         )
-    group.add_argument(
-        "--threshold",
-        type=between(float, 0, 1),
-        help="minimum confidence of a match; the default depends on the weights",
-    )
-    group.add_argument(
-        "--topk",
-        type=between(int, 1),
-        help="maximum number of matches per pair; the default depends on the size",
-    )
+    threshold_help = "minimum confidence of a match; the default depends on the weights"
+    group.add_argument("--threshold", type=between(float, 0, 1), help=threshold_help)
+    topk_help = "maximum number of matches per pair; the default depends on the size"
+    group.add_argument("--topk", type=between(int, 1), help=topk_help)
     group.add_argument(
         "--refine",
         choices=("photometric", "none"),
@@ -141,9 +135,8 @@ def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
     group.add_argument(
         "--network-size",
         type=between(int, 32),
-        metavar="PX",
-        help="longest side to which the network sees larger photos reduced, whose matches are then "
-        "refined at --resize; by default 704 for edm_s and 832 for all others",
+        help="longest side of what the network sees of photos that are refined at --resize; 704 by "
+        "default for edm_s, 832 for other weights",
     )
     group.add_argument(
         "--onnx",

@@ -222,6 +222,7 @@ def _model_class(
             "match_threshold": None,
             "max_num_matches": None,
             "refine": "none",
+            "network_size": None,
         }
         required_inputs: ClassVar = ["image0", "image1"]
 
@@ -265,4 +266,4 @@ def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
     }
     if name == "edm" and conf["refine"] == "none":
         options["refined"] = "image0"  # as hloc expects
-    return load_matcher(name, conf["refine"], **options)
+    return load_matcher(name, conf["refine"], conf["network_size"], **options)
