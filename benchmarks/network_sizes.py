@@ -1,6 +1,6 @@
 """What it costs and changes that the network sees photos smaller than they are refined.
 
-    python benchmarks/network_sizes.py IMAGES OUT [--truth MODEL] [--sizes 1024 832 704 576] [OPTIONS]
+    python benchmarks/network_sizes.py IMAGES OUT [--truth MODEL] [--sizes 1024 704] [OPTIONS]
 
 Reconstructs the photos once with each --network-size, with the other options of `reconstruct`, and
 prints a Markdown table: CPU time of the whole run, the model, and with --truth the errors of the
@@ -68,9 +68,9 @@ def _row(size: int, seconds: float, results: dict, out: Path, truth: Path | None
         f"{matching['seconds'] / max(1, matching['matched']):.2f}",
         f"{keypoints['matches']:,}",
         str(model["registered"]),
-        f"{model['num_points']:,}",
-        f"{model['track_length']:.2f}",
-        f"{model['reprojection_error']:.2f}",
+        f"{model['points']:,}",
+        f"{model['mean_track_length']:.2f}",
+        f"{model['mean_reprojection_error']:.2f}",
         *errors,
     ]
 

@@ -128,11 +128,16 @@ def _moved_to_corners(
     corners: Corners,
     offsets: np.ndarray,
 ) -> _MovedMatches:
-    """Matches (M, 2), (M, 2) moved to the corners of the cells of points beside them, each once."""
+    """Matches (M, 2), (M, 2) moved to the corners of the cells of points beside them, each once.
+
+    Beside a match's own cell, textured ones count alone: elsewhere nothing could align a guess.
+    """
     places = (points[:, None] + offsets).reshape(-1, 2)
-    row, column = cells_of(places, corners.textured.shape)
-    cell = row * corners.textured.shape[1] + column
-    place = np.sort(np.unique(cell, return_index=True)[1])
-    found = corners.points[row[place], column[place]].astype(np.float32)
+    shape = corners.textured.shape
+    cell, own = (np.ravel_multi_index(cells_of(p, shape), shape) for p in (places, points))
+    wanted = corners.textured.ravel()[cell] | (cell == np.repeat(own, len(offsets)))
+    (wanted,) = wanted.nonzero()
+    place = wanted[np.sort(np.unique(cell[wanted], return_index=True)[1])]
+    found = corners.points.reshape(-1, 2)[cell[place]].astype(np.float32)
     match = place // len(offsets)
     return _MovedMatches(found, transfer(found, points[match], others[match], affine[match]), match)

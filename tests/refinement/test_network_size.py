@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import KDTree
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
@@ -17,6 +18,8 @@ from edm_hloc.images.load import NetworkImage, reduced
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
 from edm_hloc.refinement.config import RefinementConfig
+from edm_hloc.refinement.corner_matches import align_to_corners
+from edm_hloc.refinement.corners import Photo, strongest_corners
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.refinement.matcher import RefinedMatcher
 from edm_hloc.refinement.second_look import SecondLookConfig
@@ -162,3 +165,33 @@ def test_what_load_matcher_makes() -> None:
     assert "network_size" not in alone.provenance
     with pytest.raises(EdmHlocError, match="32 px"):
         load_matcher(weights="edm_s", device="cpu", network_size=31)
+
+
+def test_a_match_leads_to_the_corners_of_all_cells_it_fills() -> None:
+    """The network's cells are 12 px long: matches at all of them lead to all cells of 8 px."""
+    shot = Photo(
+        torch.from_numpy(photo())[None], strongest_corners(torch.from_numpy(photo())[None])
+    )
+    x, y = np.meshgrid(np.arange(0, WIDTH, 12.0), np.arange(0, HEIGHT, 12.0))
+    points = np.column_stack([x.ravel(), y.ravel()]).astype(np.float32)
+    cells = (WIDTH // 8) * (HEIGHT // 8)
+    for reduction, expected in ((1.0, len(points)), (1.5, cells)):
+        found = align_to_corners((shot, shot), points, points, RefinementConfig(), reduction)
+        assert len(found.match) == pytest.approx(2 * expected, rel=0.03)
+        # a corner belongs to a match in whose cell, or beside it, it lies
+        away = np.abs(found.points0 - points[found.match]).max(axis=1)
+        assert away.max() <= 4 + 4 * (reduction > 1) + 1
+        np.testing.assert_allclose(found.points0, found.points1, atol=0.01)
+
+
+def test_pairs_of_a_batch_are_refined_alike(edm: Matcher) -> None:
+    """As on a GPU, against the compiled loops."""
+    found = []
+    for batched in (False, True):
+        matcher = RefinedMatcher(edm, RefinementConfig(), None, batched, network_size=480)
+        photos = [matcher.encode(one) for one in (image(photo()), shown(photo(), WARPS["a step"]))]
+        (matches,) = matcher.match_batch([(photos[0], photos[1])])
+        found.append(np.hstack([matches.keypoints0, matches.keypoints1]))
+    away, _ = KDTree(found[0]).query(found[1])
+    assert len(found[0]) == pytest.approx(len(found[1]), rel=0.01)
+    assert (away < 0.05).mean() > 0.98
