@@ -108,7 +108,10 @@ class BatchedRefinement:
         for here, A in ((0, affine), (1, inverse)):
             photo = photos[here]
             cell = cells_of((points[here][:, :, None] + offsets).flatten(1, 2), *photo.grid)
-            first = _first_of_its_cell(cell, copied(sets.valid), photo.textured[0].numel())
+            textured = take(photo.textured.flatten(1), cell)
+            own = copied(cells_of(points[here], *photo.grid)) == cell
+            wanted = copied(sets.valid) & (textured | own)
+            first = _first_of_its_cell(cell, wanted, photo.textured[0].numel())
             corners = take(photo.corners.flatten(1, 2), cell)
             others = copied(points[1 - here]) + apply(copied(A), corners - copied(points[here]))
             moved.append((corners, others, first))
