@@ -305,8 +305,8 @@ class SecondLook:
     def _merged(self, second: Matches, first: Matches, view0: WarpedView) -> Matches:
         """The matches of the second look, and those of the first in cells of view 0 without any."""
         topk = self.network.info.topk
-        cells = [cell_numbers(view0.warped(m.keypoints0)) for m in (first, second)]
-        new = ~np.isin(*cells)
+        cells, filled = (cell_numbers(view0.warped(m.keypoints0)) for m in (first, second))
+        new = ~np.isin(cells, filled)
         if topk is not None:
             new &= np.cumsum(new) <= topk - len(second)
         return second.joined(first[new])
