@@ -11,27 +11,16 @@ as they are refined.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import time
 from pathlib import Path
+from typing import Any
 
-from edm_hloc import cli
-from edm_hloc.evaluation.models import compare
+from reconstruct_rows import MODEL_COLUMNS, heading, model_cells, reconstruct, row
 
-COLUMNS = (
-    "network, px",
-    "CPU s, all",
-    "s a pair",
-    "matches",
-    "registered",
-    "points",
-    "track",
-    "error px",
-    "rotation °",
-    "position %",
-)
+from edm_hloc.base.colmap import ModelStatistics
+from edm_hloc.evaluation.models import ModelComparison, compare
+
+COLUMNS = "network, px", "CPU s, all", "s a pair", "matches", "registered", *MODEL_COLUMNS
 
 
 def main() -> None:
@@ -41,37 +30,23 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, help="COLMAP model with the true cameras")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 832, 704, 576])
     args, options = parser.parse_known_args()
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(heading(COLUMNS))
     for size in args.sizes:
         out = args.out / str(size)
-        words = ["reconstruct", str(args.images), str(out), "--network-size", str(size), *options]
         start = time.process_time()
-        with contextlib.redirect_stdout(io.StringIO()):
-            code = cli.main(words)
+        results = reconstruct(args.images, out, ["--network-size", str(size), *options])
         seconds = time.process_time() - start
-        if code:
-            raise SystemExit(code)
-        results = json.loads((out / "run.json").read_text())["results"]
-        print(f"| {' | '.join(_row(size, seconds, results, out, args.truth))} |", flush=True)
+        truth = None if args.truth is None else compare(out / "model", args.truth)
+        print(row([str(size), f"{seconds:.0f}", *_cells(results, truth)]), flush=True)
 
 
-def _row(size: int, seconds: float, results: dict, out: Path, truth: Path | None) -> list[str]:
-    matching, keypoints = results["matching"], results["keypoints"]
-    model = results["mapped"]["statistics"]
-    errors = ["", ""]
-    if truth is not None:
-        found = compare(out / "model", truth)
-        errors = [f"{found.rotation_median:.4f}", f"{found.position_median:.4f}"]
+def _cells(results: dict[str, Any], truth: ModelComparison | None) -> list[str]:
+    matching, model = results["matching"], ModelStatistics(**results["mapped"]["statistics"])
     return [
-        str(size),
-        f"{seconds:.0f}",
         f"{matching['seconds'] / max(1, matching['matched']):.2f}",
-        f"{keypoints['matches']:,}",
-        str(model["registered"]),
-        f"{model['points']:,}",
-        f"{model['mean_track_length']:.2f}",
-        f"{model['mean_reprojection_error']:.2f}",
-        *errors,
+        f"{results['keypoints']['matches']:,}",
+        str(model.registered),
+        *model_cells(model, truth, digits=4),
     ]
 
 

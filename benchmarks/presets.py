@@ -10,12 +10,10 @@ docs/presets.md explains the options.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 from pathlib import Path
 
-from edm_hloc import cli
+from reconstruct_rows import MODEL_COLUMNS, heading, model_cells, reconstruct, row
+
 from edm_hloc.evaluation.models import compare
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 
@@ -47,11 +45,7 @@ COLUMNS = (
     "keypoints",
     "matches",
     "registered",
-    "points",
-    "track",
-    "error px",
-    "rotation °",
-    "position %",
+    *MODEL_COLUMNS,
 )
 
 
@@ -65,17 +59,13 @@ def main() -> None:
     scene = args.out / f"scene_{args.views}_{args.seed}"
     if not (scene / "truth" / "cameras.txt").is_file():
         make_photo_collection(scene, views=args.views, size=(960, 720), seed=args.seed)
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(heading(COLUMNS))
     for number, settings in enumerate(SETTINGS):
         out, seconds = args.out / f"model_{number}", 0.0
         for setting in settings:
             mode = [] if "--camera-mode" in setting else ["--camera-mode", "single"]
             words = [*setting.split(), *mode, "--weights", args.weights, "--tracks", "none"]
-            with contextlib.redirect_stdout(io.StringIO()):
-                code = cli.main(["reconstruct", str(scene / "images"), str(out), *words])
-            if code:
-                raise SystemExit(code)
-            run = json.loads((out / "run.json").read_text())["results"]
+            run = reconstruct(scene / "images", out, words)
             matching = run["matching"]
             if matching["matched"]:
                 seconds = matching["seconds"] / matching["matched"]
@@ -86,13 +76,9 @@ def main() -> None:
                 f"{keypoints['keypoints'] / keypoints['images']:,.0f}",
                 f"{keypoints['matches']:,}",
                 f"{found.registered} of {found.images}",
-                f"{found.points:,}",
-                f"{found.mean_track_length:.2f}",
-                f"{found.mean_reprojection_error:.2f}",
-                f"{found.rotation_median:.3f}",
-                f"{found.position_median:.3f}",
+                *model_cells(found, found, digits=3),
             )
-            print(f"| {' | '.join(cells)} |", flush=True)
+            print(row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkLeftError as left:
         print(left)
         return 3
-    except BrokenPipeError:  # whatever reads our output, such as `head`, has ended
-        # What is still to be written must not fail again when the program ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _output_has_ended():
+            raise
         return 1
     except OSError as error:
         if error.filename is None:  # not of a file
@@ -104,6 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _output_has_ended() -> bool:
+    """Whether nothing reads our output any more, as after `head`; it is then discarded."""
+    try:
+        print(flush=True)  # the failed write is not tried again by itself
+    except BrokenPipeError:
+        # What is still to be written must not fail again when the program ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def build_parser() -> argparse.ArgumentParser:

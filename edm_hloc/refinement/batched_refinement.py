@@ -116,8 +116,7 @@ class BatchedRefinement:
             others = copied(points[1 - here]) + apply(copied(A), corners - copied(points[here]))
             moved.append((corners, others, first))
         (corners0, others0, first0), (corners1, others1, first1) = moved
-        index = copied(torch.arange(sets.valid.shape[1], device=cell.device)[None])
-        index = index.expand(cell.shape)
+        index = (torch.arange(cell.shape[1], device=cell.device) // copies).expand(cell.shape)
         both = MatchSets(
             torch.cat([corners0, others1], dim=1),
             torch.cat([others0, corners1], dim=1),

@@ -384,6 +384,17 @@ def test_output_that_nobody_reads_leaves_no_stack_trace() -> None:
     assert run.returncode == 1
 
 
+def test_the_pipe_of_something_else_is_no_end_of_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(args: object) -> None:
+        raise BrokenPipeError  # as of a worker process
+
+    monkeypatch.setattr(cli.weights, "_weights", broken)
+    with pytest.raises(BrokenPipeError):
+        run("weights", "list")
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(args: object) -> None:
         raise KeyboardInterrupt
