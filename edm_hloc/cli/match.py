@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from edm_hloc.cli import options
+from edm_hloc.cli import options, pair_options
 
 
 def register(command: options.AddCommand) -> None:
@@ -25,7 +25,7 @@ def register(command: options.AddCommand) -> None:
     sub = command("pairs", _pairs, "write a list of pairs of photos")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
     sub.add_argument("out", type=Path, metavar="OUT", help="the list, two names per line")
-    options.add_pairs(sub)
+    pair_options.add_pairs(sub)
 
 
 def _match(args: argparse.Namespace) -> None:
@@ -56,5 +56,5 @@ def names_in_file(photo0: Path, photo1: Path) -> tuple[str, str]:
 def _pairs(args: argparse.Namespace) -> None:
     from edm_hloc.pairs.files import write_pairs
 
-    write_pairs(args.out, options.list_pairs(args))
+    write_pairs(args.out, pair_options.list_pairs(args))
     print(f"Written     {args.out}")

@@ -16,13 +16,9 @@ if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
     from edm_hloc.matchers.base import Matcher
     from edm_hloc.matching.engine import MatchingConfig
-    from edm_hloc.pairs.retrieval import SimilarPhotos
-    from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
     from edm_hloc.refinement.load import MatcherRecipe
 
-MANY_PAIRS = 5000
-"""Number of exhaustive pairs above which faster ways of choosing pairs are recommended."""
 MATCHERS = ("edm", "eloftr", "loftr")
 """`edm_hloc.matchers.registry.NAMES`, repeated because its import takes seconds."""
 WEIGHTS_HELP = "name (see: edm-hloc weights list) or path; by default the best on this computer"
@@ -56,56 +52,6 @@ def between(kind: type[Number], least: float, below: float = math.inf) -> Callab
 
 SEED = between(int, 0, 2**31)
 """A type for argparse: seeds that COLMAP accepts."""
-
-
-def add_pairs(sub: argparse.ArgumentParser) -> None:
-    """Add the options that `choose_pairs` and `list_pairs` read."""
-    group = sub.add_argument_group("which photos to match with which")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "--pairs",
-        metavar="HOW",
-        help="auto (the default: all pairs of few photos; of many a few for each photo, with those "
-        "that look like it and were taken next to it, then more where these do not connect the "
-        "photos), exhaustive (all pairs), sequential (photos in the order of their names, frame_2 "
-        "before frame_10, or of --image-list), retrieval (photos that look alike), or a file with "
-        "two names per line",
-    )
-    either.add_argument(
-        "--from-model",
-        type=Path,
-        metavar="MODEL",
-        help="instead, pairs from this COLMAP model: for each photo those with the most points in "
-        "common, or with the nearest cameras if the model has no points",
-    )
-    group.add_argument(
-        "--partners",
-        type=between(int, 1),
-        help="partners of each photo: 10 by default, 20 for --from-model and --pairs retrieval",
-    )
-    group.add_argument(
-        "--retrieval",
-        metavar="HOW",
-        help="global descriptors for --pairs auto and retrieval: edm (the default) or sift "
-        "(computed here), megaloc (from torch.hub), or an H5 file of descriptors",
-    )
-    group.add_argument(
-        "--overlap",
-        type=between(int, 1),
-        help="for --pairs sequential: number of following photos to match each with; 10 by default",
-    )
-    group.add_argument(
-        "--loop-step",
-        type=between(int, 1),
-        help="for --pairs sequential: also match every N-th photo with all other N-th ones, to "
-        "close loops",
-    )
-    group.add_argument(
-        "--image-list",
-        type=Path,
-        metavar="FILE",
-        help="use only the photos that this file names, one a line, in its order",
-    )
 
 
 def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
@@ -157,13 +103,6 @@ def add_machine(group: argparse._ActionsContainer) -> None:
         metavar="GB",
         help="memory for the features of photos",
     )
-
-
-def add_listed_pairs(sub: argparse.ArgumentParser) -> None:
-    """Add PAIRS, a list that `choose_pairs` and `list_pairs` read in place of the options."""
-    sub.add_argument("pairs", metavar="PAIRS", help="list with two names per line")
-    sub.set_defaults(from_model=None, partners=None, retrieval=None, overlap=None, loop_step=None)
-    sub.set_defaults(image_list=None)
 
 
 def add_quantization(sub: argparse.ArgumentParser) -> None:
@@ -361,90 +300,7 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
         raise EdmHlocError(f"Wrong quantization: {error}.") from None
 
 
-def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
-    """The pairs to match, or with --pairs retrieval the photos to choose them from.
-
-    Prints their number.
-
-    Raises:
-        EdmHlocError: an option does not fit, or there are no photos or pairs.
-    """
-    from edm_hloc.images.find import find_images
-    from edm_hloc.pairs.automatic import AutomaticPairs
-    from edm_hloc.pairs.selection import PairSelection, select_pairs
-
-    _check_pair_options(args)
-    default = PairSelection()
-    selection = PairSelection(
-        args.pairs or default.how,
-        args.from_model,
-        args.partners,
-        args.retrieval or default.retrieval,
-        args.overlap or default.overlap,
-        args.loop_step,
-        args.image_list,
-    )
-    names = selection.photos(find_images(args.images, output_and_masks(args)))
-    photos = f"Photos      {len(names)} in {args.images}"
-    every = selection.model is None and selection.how == "exhaustive" and len(names) > 1
-    if every:  # said before they are made
-        print(f"{photos}, {len(names) * (len(names) - 1) // 2:,} pairs", flush=True)
-    pairs = select_pairs(args.images, names, selection)
-    if isinstance(pairs, AutomaticPairs):
-        print(photos, flush=True)  # their number is said when it is known
-        return pairs
-    if not isinstance(pairs, list):
-        print(f"{photos}, each with {pairs.options.number} like it")
-        return pairs
-    if not every:
-        print(f"{photos}, {len(pairs):,} pairs")
-    elif len(pairs) > MANY_PAIRS:
-        print(
-            f"            These are all pairs of {len(names)} photos. --pairs auto is much "
-            "faster, and so is --pairs sequential for photos taken one after the other."
-        )
-    return pairs
-
-
 def output_and_masks(args: argparse.Namespace) -> list[Path]:
     """The folders that are not searched for photos: those of the output and of the masks."""
     folders = (getattr(args, "out", None), getattr(args, "masks", None))
     return [folder for folder in folders if folder is not None]
-
-
-def list_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The pairs to match, of a command without an output folder for the files of retrieval.
-
-    Raises:
-        EdmHlocError: --pairs auto or retrieval, or as `choose_pairs`.
-    """
-    if args.pairs is None and args.from_model is None:
-        args.pairs = "exhaustive"
-    if args.pairs in ("auto", "retrieval"):
-        raise EdmHlocError(
-            f"--pairs {args.pairs} is for reconstruct, triangulate and match-pairs, which keep the "
-            "descriptors and write the list to OUT/pairs.txt. To make a list from a file of "
-            "descriptors use edm-hloc retrieve."
-        )
-    pairs = choose_pairs(args)
-    assert isinstance(pairs, list)
-    return pairs
-
-
-def _check_pair_options(args: argparse.Namespace) -> None:
-    """Refuse options that the chosen rule would ignore."""
-    by_model, in_order = args.from_model is not None, args.pairs == "sequential"
-    alike = args.pairs in ("retrieval", "auto") or (args.pairs is None and not by_model)
-    for option, value, given, needed in (
-        (
-            "--partners",
-            args.partners,
-            by_model or alike,
-            "--from-model and --pairs auto or retrieval",
-        ),
-        ("--retrieval", args.retrieval, alike, "--pairs auto and retrieval"),
-        ("--overlap", args.overlap, in_order, "--pairs sequential"),
-        ("--loop-step", args.loop_step, in_order, "--pairs sequential"),
-    ):
-        if value is not None and not given:
-            raise EdmHlocError(f"{option} is for {needed} only: add that, or leave {option} out.")

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edm_hloc.base.text import format_duration
-from edm_hloc.cli import options, summaries, workers
+from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.handover import add_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
@@ -20,7 +20,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument(
         "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
     )
-    options.add_pairs(sub)
+    pair_options.add_pairs(sub)
     options.add_matcher(sub)
     workers.add_workers(sub)
     workers.add_shards(sub)
@@ -32,7 +32,7 @@ def register(command: options.AddCommand) -> None:
 
     sub = command("match-pairs", _match_pairs, "match listed pairs and write hloc's H5 files")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
-    options.add_listed_pairs(sub)
+    pair_options.add_listed_pairs(sub)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for features.h5, matches.h5")
     options.add_matcher(sub)
     workers.add_workers(sub)
@@ -48,7 +48,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument(
         "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
     )
-    options.add_pairs(sub)
+    pair_options.add_pairs(sub)
     options.add_matcher(sub)
     workers.add_workers(sub)
     workers.add_shards(sub)
@@ -83,7 +83,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.reconstruct import reconstruct
 
     start = time.monotonic()
-    pairs = options.choose_pairs(args)
+    pairs = pair_options.choose_pairs(args)
     known = None
     if args.known is not None:
         known = load_intrinsics(args.known, names_of(pairs))
@@ -109,7 +109,7 @@ def _triangulate(args: argparse.Namespace) -> None:
             args.model,
             args.images,
             args.out,
-            options.choose_pairs(args),
+            pair_options.choose_pairs(args),
             options.make_matcher(args),
             options.reconstruction_config(args),
         )
@@ -123,7 +123,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.pair_rounds import PairRounds
     from edm_hloc.pipelines.run import Run
 
-    pairs = options.choose_pairs(args)
+    pairs = pair_options.choose_pairs(args)
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
         "command": "match-pairs",

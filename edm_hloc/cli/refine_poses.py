@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.log import first_few
-from edm_hloc.cli import options, summaries, workers
+from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def register(command: options.AddCommand) -> None:
         metavar="INTRINSICS",
         help="intrinsics in place of those of POSES, in any form that reconstruct takes",
     )
-    options.add_pairs(sub)
+    pair_options.add_pairs(sub)
     options.add_matcher(sub)
     workers.add_workers(sub)
     options.add_quantization(sub)
@@ -83,7 +83,7 @@ def _refine_poses(args: argparse.Namespace) -> None:
         run = refine_given_poses(
             PosedPhotos(given.model, args.poses, args.images, write),
             args.out,
-            options.choose_pairs(args) if pairs is None else pairs,
+            pair_options.choose_pairs(args) if pairs is None else pairs,
             options.make_matcher(args),
             replace(config, mapping=refined),
         )

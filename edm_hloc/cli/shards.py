@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.cli import options, workers
+from edm_hloc.cli import options, pair_options, workers
 
 if TYPE_CHECKING:
     from edm_hloc.base.storage import Store
@@ -31,7 +31,7 @@ Engine, and the number that arrays begin with there."""
 def register(command: options.AddCommand) -> None:
     sub = command("plan", _plan, "cut the matching of listed pairs into shards for many workers")
     sub.add_argument("images", metavar="IMAGES", help="folder of photos, or s3://… or gs://…")
-    options.add_listed_pairs(sub)
+    pair_options.add_listed_pairs(sub)
     sub.add_argument("out", metavar="OUT", help="folder that all workers see, or s3://… or gs://…")
     either = sub.add_mutually_exclusive_group()
     either.add_argument("--shards", type=options.between(int, 1, 10**6), help="number of shards")
@@ -82,7 +82,7 @@ def _plan(args: argparse.Namespace) -> None:
     args.images = photo_root(args.images)
     store = Store(args.out) if is_url(args.out) else None
     args.out = args.out if store else Path(args.out)
-    pairs = options.list_pairs(args)
+    pairs = pair_options.list_pairs(args)
     shards = args.shards or -(-len(pairs) // args.pairs_per_shard)
     matcher, overwrite = options.make_matcher(args), args.overwrite
     if store is None:

@@ -50,12 +50,17 @@ class ViewAgreement:
 
     Attributes:
         images: their ids, the smaller one first.
-        share: of the places of either photo that the other one should show, those where they have a
-            point in common, rare things counting most; the smaller of the two shares, in [0, 1].
+        shares: of the places of the first photo that the second one should show, those where they
+            have a point in common, rare things counting most, in [0, 1]; and the other way round.
     """
 
     images: tuple[int, int]
-    share: float
+    shares: tuple[float, float]
+
+    @property
+    def share(self) -> float:
+        """The smaller of the two shares."""
+        return min(self.shares)
 
 
 def view_agreements(model: pycolmap.Reconstruction) -> list[ViewAgreement]:
@@ -70,22 +75,8 @@ def view_agreements(model: pycolmap.Reconstruction) -> list[ViewAgreement]:
     for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
         first, second = _share(scene, a, b), _share(scene, b, a)
         if first is not None and second is not None:
-            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), min(first, second)))
+            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), (first, second)))
     return found
-
-
-def shown_share(model: pycolmap.Reconstruction, a: int, b: int) -> float | None:
-    """The share of what image b should show of image a that it does, in [0, 1].
-
-    Args:
-        model: with poses and points.
-        a, b: ids of two posed images.
-
-    Returns:
-        None where b should show too little of a to tell.
-    """
-    scene = _Scene.of(model)
-    return _share(scene, scene.ids.index(a), scene.ids.index(b))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ class RefinementConfig:
     Attributes:
         patch_radius: patches are squares of 2·patch_radius + 1 pixels, weighted by a Gaussian.
         prior_sigma: standard deviation of the network's points, in pixels of what it saw: the
-            prior of the alignment. A point moves by twice this at most along each axis.
+            prior of the alignment. A point moves by twice this at most along each axis. In region
+            growing, whose guesses come from aligned neighbours, it is in pixels of the photos, and
+            a match that moves by more than half of it is dropped.
         noise_sigma: standard deviation of the difference between two views of the same patch,
             normalised to contrast 1; its ratio to `prior_sigma` damps the alignment.
         iterations: Gauss–Newton iterations of the alignment in each round.

@@ -80,7 +80,7 @@ def test_warnings_quote_as_little(
         logging.getLogger("edm_hloc.somewhere").warning("%s: left out: %s", "list.txt", WORD)
 
     monkeypatch.setattr("edm_hloc.pairs.files.write_pairs", warn)
-    monkeypatch.setattr("edm_hloc.cli.options.list_pairs", lambda _: [])
+    monkeypatch.setattr("edm_hloc.cli.pair_options.list_pairs", lambda _: [])
     assert main(["pairs", str(tmp_path), str(tmp_path / "out.txt")]) == 0
     assert 150 < capsys.readouterr().err.count("z") <= 200
 

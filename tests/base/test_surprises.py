@@ -91,7 +91,7 @@ def test_any_file_that_cannot_be_used_is_named(
     def fail(*_: object) -> None:
         raise error(1, "Not today", str(tmp_path / "x"))
 
-    monkeypatch.setattr("edm_hloc.cli.options.list_pairs", fail)
+    monkeypatch.setattr("edm_hloc.cli.pair_options.list_pairs", fail)
     assert main(["pairs", str(tmp_path), str(tmp_path / "out.txt")]) == 1
     assert capsys.readouterr().err == f"edm-hloc: Cannot use {tmp_path / 'x'}: Not today.\n"
 

@@ -405,8 +405,8 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
 
 KILLED = {
-    "reconstruct I O": "cli.options.choose_pairs",
-    "match-pairs I P O": "cli.options.choose_pairs",
+    "reconstruct I O": "cli.pair_options.choose_pairs",
+    "match-pairs I P O": "cli.pair_options.choose_pairs",
     "triangulate M I O": "base.colmap.check_model",
     "localize M I Q O": "base.colmap.check_model",
     "demo O": "cli.options.make_matcher",
