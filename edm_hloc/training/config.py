@@ -240,6 +240,25 @@ class TrainConfig:
         if (self.validation_images is None) != (self.validation_pairs is None):
             raise EdmHlocError("`validation_images` and `validation_pairs` go together")
 
+    def without_folders(self) -> TrainConfig:
+        """The same settings with the last component of each path: what weights that are given away
+        say of their training, without this computer's folders."""
+
+        def name(path: str | None) -> str | None:
+            return None if path is None else Path(path).name
+
+        return dataclasses.replace(
+            self,
+            textures=name(self.textures),
+            initial=name(self.initial),
+            real=tuple(
+                dataclasses.replace(r, root=Path(r.root).name, index=Path(r.index).name)
+                for r in self.real
+            ),
+            validation_images=name(self.validation_images),
+            validation_pairs=name(self.validation_pairs),
+        )
+
     def batch_shape(self, progress: float, rng: np.random.Generator) -> tuple[int, int, int]:
         """Draws the number of pairs, height and width of a batch.
 

@@ -332,7 +332,7 @@ class _Run:
             {
                 "format": "pt",
                 **metadata_of(self.config.model, self.config.threshold, self.config.origin),
-                "training": json.dumps(dataclasses.asdict(self.config)),
+                "training": json.dumps(dataclasses.asdict(self.config.without_folders())),
                 "steps": progress.step,
                 "pairs": progress.pairs + progress.earlier_pairs,
                 "hours": round((progress.seconds + progress.earlier_seconds) / 3600, 3),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.training.config import PRESETS, TrainConfig, load_config
+from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.trainer import run_training
 from tests.training.tools import (
     TINY,
@@ -107,3 +107,20 @@ def test_schedules() -> None:
     epochs = (1.5, 3, 7.9, 8.1, 12.1, 16.1, 20.1, 24.1, 29.9)
     expected = [1e-3, 2e-3, 2e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5, 6.25e-5]
     assert [paper.learning_rate_at(e / 30) for e in epochs] == pytest.approx(expected)
+
+
+def test_settings_to_give_away_name_no_folders() -> None:
+    real = RealData("colmap", "/home/me/photos", "/home/me/model", share=0.5)
+    config = TrainConfig(
+        textures="/home/me/textures",
+        initial="/home/me/run/checkpoint.pt",
+        real=(real,),
+        validation_images="/home/me/photos",
+        validation_pairs="/home/me/pairs.txt",
+    )
+    given = config.without_folders()
+    assert (given.textures, given.initial) == ("textures", "checkpoint.pt")
+    assert (given.real[0].root, given.real[0].index) == ("photos", "model")
+    assert (given.validation_images, given.validation_pairs) == ("photos", "pairs.txt")
+    assert "/home/me" not in given.to_json()
+    assert TrainConfig().without_folders() == TrainConfig()

@@ -199,6 +199,8 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
     started = run_training(other, tmp_path / "c", source=few, accelerator="cpu")
     with safe_open(tmp_path / "c" / "weights.safetensors", "pt") as file:
         assert file.metadata()["pairs"] == str(through.pairs + started.pairs)
+        assert json.loads(file.metadata()["training"])["initial"] == "checkpoint.pt"
+        assert str(tmp_path) not in str(file.metadata())  # weights are given away
     kept = dict(through.model.named_parameters())
     assert all(torch.allclose(v, kept[k], atol=0.1) for k, v in started.model.named_parameters())
 
