@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,12 +33,10 @@ from edm_hloc.base.h5 import (
 from edm_hloc.base.journal import Journal
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.two_view import MATRICES, Images, estimator
 
 logger = logging.getLogger(__name__)
 
-# Among hundreds of wrong matches RANSAC finds 2 to 10 % that are consistent by chance, which can be
-# more than `min_inliers`.
-_MIN_INLIER_RATIO = 0.15
 _BATCH = 256  # pairs whose matches are read at once, verified in parallel and written
 CACHED_IMAGES = 256
 """Images whose viewing rays stay in memory while known poses are verified, 24 bytes a keypoint."""
@@ -76,32 +74,6 @@ class VerificationSummary:
         )
 
 
-Images = tuple[int, int]
-Estimate = Callable[[Images, tuple[np.ndarray, np.ndarray], np.ndarray], pycolmap.TwoViewGeometry]
-
-
-def _estimator(camera_of: Mapping[int, pycolmap.Camera], options: MappingOptions) -> Estimate:
-    """A function of the ids of two images, their keypoints (N, 2) float64 and matches (M, 2)."""
-    two_view = pycolmap.TwoViewGeometryOptions()
-    two_view.min_num_inliers = options.min_inliers
-    two_view.ransac.max_error = options.max_error
-    two_view.ransac.random_seed = options.seed
-
-    def estimate(
-        images: Images, points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
-    ) -> pycolmap.TwoViewGeometry:
-        a, b = (camera_of[i] for i in images)
-        geometry = pycolmap.estimate_two_view_geometry(
-            a, points[0], b, points[1], matches, two_view
-        )
-        # `two_view.ransac.min_inlier_ratio` has no effect here
-        if len(geometry.inlier_matches) < _MIN_INLIER_RATIO * len(matches):
-            return pycolmap.TwoViewGeometry(config=pycolmap.TwoViewGeometryConfiguration.DEGENERATE)
-        return geometry
-
-    return estimate
-
-
 def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) -> None:
     """Estimates the two-view geometry of each matched pair by RANSAC and writes it.
 
@@ -112,7 +84,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
         options: `max_error`, `min_inliers`, `seed` and `threads` count here.
         kept: gets each geometry as soon as it is there; what it holds is not estimated again.
     """
-    estimate = _estimator(_cameras_by_image(db), options)
+    estimate = estimator(_cameras_by_image(db), options)
 
     def points_of(image_id: int) -> np.ndarray:
         return db.read_keypoints(image_id)[:, :2].astype(np.float64)
@@ -151,12 +123,11 @@ def _cameras_by_image(db: pycolmap.Database) -> dict[int, pycolmap.Camera]:
 
 
 _HEAD = struct.Struct("<iBd")  # configuration, which matrices there are, triangulation angle
-_MATRICES = ("E", "F", "H")
 
 
 def _to_bytes(geometry: pycolmap.TwoViewGeometry) -> bytes:
     """What `estimate_two_view_geometry` found: matrices, and inliers as (M, 2) uint32."""
-    matrices = [getattr(geometry, name) for name in _MATRICES]
+    matrices = [getattr(geometry, name) for name in MATRICES]
     present = sum(1 << i for i, matrix in enumerate(matrices) if matrix is not None)
     parts = [_HEAD.pack(int(geometry.config), present, geometry.tri_angle)]
     parts += [np.asarray(m, np.float64).tobytes() for m in matrices if m is not None]
@@ -165,7 +136,7 @@ def _to_bytes(geometry: pycolmap.TwoViewGeometry) -> bytes:
 
 def _from_bytes(data: bytes) -> pycolmap.TwoViewGeometry:
     config, present, angle = _HEAD.unpack_from(data)
-    names = [name for i, name in enumerate(_MATRICES) if present >> i & 1]
+    names = [name for i, name in enumerate(MATRICES) if present >> i & 1]
     numbers = np.frombuffer(data, np.float64, 9 * len(names), _HEAD.size)
     inliers = np.frombuffer(data, np.uint32, offset=_HEAD.size + numbers.nbytes)
     return pycolmap.TwoViewGeometry(
@@ -240,7 +211,7 @@ def verify_stored(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes]
         for key in keys:
             a, b = map(int, key.split())
             matches[a, b] = np.asarray(h5[f"matches/{a}/{b}"])
-    estimate = _estimator(cameras, options)
+    estimate = estimator(cameras, options)
     both = [(points[a], points[b]) for a, b in matches]
     with ThreadPoolExecutor(_threads(options)) as pool, quiet_colmap():
         found = pool.map(estimate, matches, both, matches.values())
