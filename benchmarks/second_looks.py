@@ -122,13 +122,15 @@ def looks_at(network: Matcher, images: Path, pairs: Sequence[Pair], resize: int)
         start = time.process_time()
         (found,) = matcher.match_pixels([(first, second)])
         both = time.process_time() - start
-        confident = counting.found[0].scores >= network.info.confident
+        confident, in_all = (
+            int((m.scores >= network.info.confident).sum()) for m in (counting.found[0], found)
+        )
         looks.append(
             Looks(
-                share=float(confident.sum()) / min(cells0, cells1),
+                share=confident / min(cells0, cells1),
                 thumbnails=counting.thumbnails,
                 again=len(counting.found) > 1,
-                more=found is not counting.found[0],
+                more=in_all > confident,
                 first=counting.seconds,
                 second=both - counting.seconds,
             )

@@ -32,7 +32,7 @@ class EDMMatcherConfig(MatcherConfig):
 
     Attributes:
         border_cells: matches closer than this to an edge of the input are dropped, in 8 px cells.
-        refined: the image in which points leave the 8 px grid, see `models.edm.EDM.match`.
+        refined, plenty: the image in which points leave the 8 px grid, see `MatchOptions`.
         batch_size: number of pairs that go through the network together; None for 8 on a GPU and
             1 on a CPU, which gains nothing from more. The matches are the same to rounding.
         onnx: folder written by `edm-hloc export`, whose graphs ONNX Runtime runs where they are
@@ -46,6 +46,7 @@ class EDMMatcherConfig(MatcherConfig):
 
     border_cells: int = 0
     refined: RefinedImage = "best"
+    plenty: int | None = None
     batch_size: int | None = None
     onnx: Path | None = None
     half_cache: bool = False
@@ -140,6 +141,7 @@ class EDMMatcher(NetworkMatcher):
             "topk": self.config.topk,
             "border_cells": self.config.border_cells,
             "refined": self.config.refined,
+            **({} if self.config.plenty is None else {"plenty": self.config.plenty}),
             **({"half_cache": True} if self.config.half_cache else {}),
             **self._of_graphs,
             **asdict(self.config.preprocessing),
@@ -198,6 +200,7 @@ class EDMMatcher(NetworkMatcher):
             threshold=self.threshold,
             border_cells=self.config.border_cells,
             refined=self.config.refined,
+            plenty=self.config.plenty,
         )
 
     def _in_batches(

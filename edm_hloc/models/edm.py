@@ -303,7 +303,22 @@ class EDM(nn.Module):
         cells = found._replace(
             cell0=features0.of_whole(found.cell0), cell1=features1.of_whole(found.cell1)
         )
-        matches = self.locate(features0, features1, coarse0, coarse1, cells, options.refined)
+
+        def located(refined: RefinedImage) -> EDMMatches:
+            return self.locate(features0, features1, coarse0, coarse1, cells, refined)
+
+        if options.refined != "best" or options.plenty is None:
+            return located(options.refined).validated(grid0, grid1, options)
+        many = (cells.confidence > options.threshold).sum(dim=1) >= options.plenty
+        if many.all():
+            matches = located("image1")
+        elif not many.any():
+            matches = located("best")
+        else:
+            both = zip(located("image1"), located("best"), strict=True)
+            matches = EDMMatches(
+                *(torch.where(many.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in both)
+            )
         return matches.validated(grid0, grid1, options)
 
     def interact(self, features0: EDMFeatures, features1: EDMFeatures) -> tuple[Tensor, Tensor]:
@@ -357,26 +372,25 @@ class EDM(nn.Module):
         if refined == "neither":
             one = torch.ones_like(cells.confidence)
             return EDMMatches(grid0, grid1, cells.confidence, one, one.bool())
-        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells)
-        certainty = 1.0 - sigma.mean(dim=-1)
-        k = cells.cell0.shape[1]
-        offset1, certainty1 = offset[:, :k] * CELL, certainty[:, :k]
         if not self.config.bidirectional:
             if refined == "image0":
                 raise ValueError("this network was built to refine in image 1 only")
-            in_image1 = torch.ones_like(certainty1, dtype=torch.bool)
-            offset0, certainty0 = torch.zeros_like(offset1), certainty1
+            refined = "image1"
+        offset, sigma = self.refine(features0, features1, coarse0, coarse1, cells, refined)
+        offset, certainty = offset * CELL, 1.0 - sigma.mean(dim=-1)
+        if refined == "best":
+            offset1, offset0 = offset.chunk(2, dim=1)
+            certainty1, certainty0 = certainty.chunk(2, dim=1)
+            in_image1 = certainty1 > certainty0
+            offset = torch.where(in_image1[..., None], offset1, offset0)
+            certainty = torch.where(in_image1, certainty1, certainty0)
         else:
-            offset0, certainty0 = offset[:, k:] * CELL, certainty[:, k:]
-            if refined == "best":
-                in_image1 = certainty1 > certainty0
-            else:
-                in_image1 = torch.full_like(certainty1, refined == "image1", dtype=torch.bool)
+            in_image1 = torch.full_like(certainty, refined == "image1", dtype=torch.bool)
         return EDMMatches(
-            torch.where(in_image1[..., None], grid0, grid0 + offset0),
-            torch.where(in_image1[..., None], grid1 + offset1, grid1),
+            torch.where(in_image1[..., None], grid0, grid0 + offset),
+            torch.where(in_image1[..., None], grid1 + offset, grid1),
             cells.confidence,
-            torch.where(in_image1, certainty1, certainty0),
+            certainty,
             torch.ones_like(in_image1),
         )
 
@@ -387,16 +401,20 @@ class EDM(nn.Module):
         coarse0: Tensor,
         coarse1: Tensor,
         cells: CoarseMatches,
+        refined: RefinedImage = "best",
     ) -> tuple[Tensor, Tensor]:
-        """Offsets of coarse matches in both directions, and their uncertainties (Sec. 3.4).
+        """Offsets of coarse matches, and their uncertainties (Sec. 3.4).
 
         Returns:
             offset (B, 2K, 2) in cells and σ (B, 2K, 2): first the K offsets in image 1, then
-            the K offsets in image 0. Without `config.bidirectional` (B, K, 2), in image 1 only.
+            the K offsets in image 0. With `refined` "image1" or "image0" (B, K, 2), in that image
+            only, in half the time, and without `config.bidirectional` in image 1.
         """
         f0 = _finite(_gather(features0.fine, cells.cell0) + _gather(coarse0, cells.cell0))
         f1 = _finite(_gather(features1.fine, cells.cell1) + _gather(coarse1, cells.cell1))
-        if self.config.bidirectional:
+        if refined == "best" and self.config.bidirectional:
             f0, f1 = torch.cat([f0, f1], dim=2), torch.cat([f1, f0], dim=2)
+        elif refined == "image0":
+            f0, f1 = f1, f0
         offset, sigma = self.fine_matching(f0, f1)
         return torch.nan_to_num(offset, nan=0.0), torch.nan_to_num(sigma, nan=1.0)

@@ -79,6 +79,8 @@ class MatchOptions:
         sigma_threshold: matches must exceed this certainty, 1 − mean σ of the refinement.
         border_cells: width in 8 px cells of a border, in both images, without matches.
         refined: the image in which matches leave the 8 px grid.
+        plenty: with `refined` "best", number of matches of a pair from which on they leave the grid
+            in image 1 alone, which takes half the time of the fine stage; None for none.
     """
 
     topk: int | None = None
@@ -86,6 +88,7 @@ class MatchOptions:
     sigma_threshold: float = 1e-6
     border_cells: int = 0
     refined: RefinedImage = "best"
+    plenty: int | None = None
 
 
 def default_topk(cells: int) -> int:
@@ -172,7 +175,7 @@ class EDMMatches(NamedTuple):
 
         Args:
             grid0, grid1: (rows, columns) of the coarse cells of each image.
-            options: thresholds and border; `topk` and `refined` are not used.
+            options: thresholds and border; the others are not used.
         """
         valid = (self.confidence > options.threshold) & (self.certainty > options.sigma_threshold)
         for keypoints, (rows, columns) in ((self.keypoints0, grid0), (self.keypoints1, grid1)):

@@ -15,6 +15,9 @@ from edm_hloc.refinement.matcher import RefinedMatcher
 from edm_hloc.refinement.second_look import SecondLookConfig
 
 Refinement = Literal["photometric", "none"]
+_PLENTY = 1000
+"""Matches of a pair from which on one direction of EDM's fine stage has to do: what is aligned
+afterwards comes out the same (docs/speed.md)."""
 
 
 def load_matcher(
@@ -45,6 +48,8 @@ def load_matcher(
         raise EdmHlocError(f"refine is {refine!r}: it must be 'photometric' or 'none'.")
     # Unless a threshold is asked for, refinement also sees EDM's less confident matches.
     settings.setdefault("candidates", settings.get("threshold") is None)
+    if name == "edm" and settings.get("onnx") is None:  # exported graphs do as they were made
+        settings.setdefault("plenty", _PLENTY)
     network = make_matcher(name, **settings)
     size = network_size or network.info.side
     return RefinedMatcher(network, RefinementConfig(), SecondLookConfig(), network_size=size)

@@ -106,6 +106,30 @@ def test_refined_side(model: EDM) -> None:
     assert torch.equal(cells.confidence, best.confidence)
 
 
+@torch.inference_mode()
+def test_pairs_with_plenty_of_matches_are_refined_in_one_image(model: EDM) -> None:
+    torch.manual_seed(3)
+    features = [model.encode(torch.rand(2, 1, 96, 96)) for _ in range(2)]
+    coarse = model.coarse_match(*model.interact(*features), topk=50)
+    # a threshold that leaves the pairs different numbers of matches, and a number between them
+    threshold = float(coarse.confidence[0, 20])
+    first, second = (coarse.confidence > threshold).sum(dim=1).tolist()
+    assert first != second
+    most = 0 if first > second else 1  # the pair with more matches
+    options = MatchOptions(topk=50, threshold=threshold)
+    best = model.match(*features, options)
+    in_1 = model.match(*features, dataclasses.replace(options, refined="image1"))
+    assert not torch.equal(best.keypoints0, in_1.keypoints0)
+    for plenty, of_one in ((max(first, second), [most]), (0, [0, 1]), (51, []), (None, [])):
+        found = model.match(*features, dataclasses.replace(options, plenty=plenty))
+        for i in range(2):
+            expected = in_1 if i in of_one else best
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours[i], theirs[i])
+    asked = dataclasses.replace(options, refined="image0", plenty=0)
+    assert torch.all(model.match(*features, asked).keypoints1 % 8 == 0)
+
+
 def test_one_direction_only() -> None:
     model = EDM(dataclasses.replace(TINY, bidirectional=False)).eval()
     features = [model.encode(torch.rand(1, 1, 64, 64)) for _ in range(2)]

