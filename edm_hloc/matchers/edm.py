@@ -127,6 +127,7 @@ class EDMMatcher(NetworkMatcher):
         if TENSORRT in graphs.providers:
             self._pair_matcher = graphs
             self._of_graphs["graphs_topk"] = graphs.topk
+            self.config = replace(self.config, plenty=None)  # the graphs refine as they were made
 
     @property
     def provenance(self) -> dict[str, str | int | float | bool | None]:

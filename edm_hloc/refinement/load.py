@@ -48,7 +48,7 @@ def load_matcher(
         raise EdmHlocError(f"refine is {refine!r}: it must be 'photometric' or 'none'.")
     # Unless a threshold is asked for, refinement also sees EDM's less confident matches.
     settings.setdefault("candidates", settings.get("threshold") is None)
-    if name == "edm" and settings.get("onnx") is None:  # exported graphs do as they were made
+    if name == "edm":
         settings.setdefault("plenty", _PLENTY)
     network = make_matcher(name, **settings)
     size = network_size or network.info.side

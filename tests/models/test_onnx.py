@@ -208,7 +208,8 @@ def test_matching_with_tensorrt_is_noted(
     """K of the graphs may cut matches off. ONNX Runtime leaves out TensorRT where it is not."""
     monkeypatch.setattr(onnx_graphs, "_providers", lambda *_: TENSORRT_AND_CPU)
     config = EDMMatcherConfig(trained, device="cpu")
-    graphs = EDMMatcher(dataclasses.replace(config, onnx=exported[0]))
+    # the graphs refine as they were exported, in both directions
+    graphs = EDMMatcher(dataclasses.replace(config, onnx=exported[0], plenty=10))
     assert graphs.provenance == {**EDMMatcher(config).provenance, "graphs_topk": 400}
 
 

@@ -165,6 +165,8 @@ def test_what_load_matcher_makes() -> None:
     assert load_matcher(weights="edm_s", device="cpu", network_size=512).network_size == 512
     alone = load_matcher(weights="edm_s", device="cpu", refine="none", network_size=512)
     assert "network_size" not in alone.provenance
+    assert default.provenance["plenty"] == 1000
+    assert "plenty" not in alone.provenance
     with pytest.raises(EdmHlocError, match="32 px"):
         load_matcher(weights="edm_s", device="cpu", network_size=31)
 
