@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.mapping import two_view
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.verification import cameras_by_image
 
 
 def inliers_of(
@@ -30,9 +31,7 @@ def inliers_of(
 ) -> tuple[list[set[tuple[int, int]]], float]:
     """The inliers of each pair, and the CPU seconds that a pair took."""
     two_view.SAMPLE = sample
-    cameras = {camera.camera_id: camera for camera in database.read_all_cameras()}
-    camera_of = {image.image_id: cameras[image.camera_id] for image in database.read_all_images()}
-    estimate = two_view.estimator(camera_of, MappingOptions(seed=seed))
+    estimate = two_view.estimator(cameras_by_image(database), MappingOptions(seed=seed))
     found, seconds = [], 0.0
     for a, b in pairs:
         points = [database.read_keypoints(i)[:, :2].astype(np.float64) for i in (a, b)]

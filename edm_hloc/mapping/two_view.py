@@ -115,11 +115,8 @@ class _TwoPhotos:
             a, b = self.cameras
             x0, x1 = np.asarray(a.cam_from_img(x0)), np.asarray(b.cam_from_img(x1))
             largest = (a.cam_from_img_threshold(largest) + b.cam_from_img_threshold(largest)) / 2
-        x0, x1 = homogeneous(x0), homogeneous(x1)
-        line0, line1 = x1 @ matrix, x0 @ matrix.T
-        value = (x1 * line1).sum(axis=1)
-        slopes = (line0[:, :2] ** 2).sum(axis=1) + (line1[:, :2] ** 2).sum(axis=1)
-        agree: np.ndarray = value**2 <= largest**2 * slopes
+        errors = np.asarray(pycolmap.compute_squared_sampson_error(x0, x1, matrix))
+        agree: np.ndarray = errors <= largest**2
         return agree
 
 

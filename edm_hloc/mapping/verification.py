@@ -84,7 +84,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
         options: `max_error`, `min_inliers`, `seed` and `threads` count here.
         kept: gets each geometry as soon as it is there; what it holds is not estimated again.
     """
-    estimate = estimator(_cameras_by_image(db), options)
+    estimate = estimator(cameras_by_image(db), options)
 
     def points_of(image_id: int) -> np.ndarray:
         return db.read_keypoints(image_id)[:, :2].astype(np.float64)
@@ -117,7 +117,8 @@ def _threads(options: MappingOptions) -> int:
     return options.threads if options.threads > 0 else os.cpu_count() or 1
 
 
-def _cameras_by_image(db: pycolmap.Database) -> dict[int, pycolmap.Camera]:
+def cameras_by_image(db: pycolmap.Database) -> dict[int, pycolmap.Camera]:
+    """The camera of each image of a database, by the image's id."""
     cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
     return {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
 
@@ -174,7 +175,7 @@ class UnverifiedPairs:
         Raises:
             EdmHlocError: the file cannot be written.
         """
-        cameras = _cameras_by_image(self.db)
+        cameras = cameras_by_image(self.db)
         used = sorted({image_id for pair in pairs for image_id in pair})
         file = AtomicH5(path, self.options.of_verification())
         try:
