@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 from edm_hloc.pairs.with_truth import PairWithPose, write_pairs_with_gt
 
@@ -40,23 +40,44 @@ TRIALS = 100_000
 
 
 class Film:
-    """The frames of a film by number: depth in metres and poses."""
+    """The frames of a film that have a photo, depth and a pose.
+
+    Attributes:
+        left_out: the number of frames that lack one of the three.
+
+    Raises:
+        EdmHlocError: fewer than two frames are complete, or a pose cannot be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.numbers = sorted(int(p.name[6:-9]) for p in folder.glob("frame-*.pose.txt"))
-        if len(self.numbers) < 2:
-            raise EdmHlocError(f"{folder} holds no frames as frame-000000.pose.txt.")
-        self.poses = [np.loadtxt(self._path(k, "pose.txt")) for k in range(len(self.numbers))]
+        found = sorted(path.name[:-9] for path in folder.glob("frame-*.pose.txt"))
+        self._stems = [
+            stem for stem in found if self._photo(stem) and self._depth_file(stem).exists()
+        ]
+        self.left_out = len(found) - len(self._stems)
+        if len(self._stems) < 2:
+            raise EdmHlocError(
+                f"{folder} holds no two frames with frame-000000.color.jpg (or .png), "
+                "frame-000000.depth.png and frame-000000.pose.txt."
+            )
+        self.poses = [self._pose(folder / f"{stem}.pose.txt") for stem in self._stems]
 
     def name(self, k: int) -> str:
         """File name of the photo of frame k."""
-        kinds = ("color.jpg", "color.png")
-        return next(p.name for kind in kinds if (p := self._path(k, kind)).exists())
+        return str(self._photo(self._stems[k]))
 
     def depth(self, k: int) -> np.ndarray:
-        """(H, W) metres."""
-        return cv2.imread(str(self._path(k, "depth.png")), cv2.IMREAD_UNCHANGED) / 1000.0
+        """(H, W) metres.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        path = self._depth_file(self._stems[k])
+        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if depth is None or depth.ndim != 2:
+            raise ImageError(f"{path} is no depth map. Copy it anew, or delete it.")
+        return depth / 1000.0
 
     def overlap(self, a: int, b: int, T_ab: np.ndarray) -> float:
         """The share of frame a's points that frame b sees; T_ab leads from camera a to camera b."""
@@ -73,8 +94,22 @@ class Film:
         seen = depth[v[inside].astype(int), u[inside].astype(int)]
         return float((np.abs(seen - z[inside]) < TOLERANCE * z[inside]).sum() / max(1, len(z)))
 
-    def _path(self, k: int, kind: str) -> Path:
-        return self.folder / f"frame-{self.numbers[k]:06d}.{kind}"
+    def _depth_file(self, stem: str) -> Path:
+        return self.folder / f"{stem}.depth.png"
+
+    def _photo(self, stem: str) -> str | None:
+        names = (f"{stem}.color.jpg", f"{stem}.color.png")
+        return next((name for name in names if (self.folder / name).exists()), None)
+
+    @staticmethod
+    def _pose(path: Path) -> np.ndarray:
+        try:
+            pose = np.loadtxt(path)
+        except ValueError:
+            pose = np.zeros(0)
+        if pose.shape != (4, 4) or not np.isfinite(pose).all():
+            raise EdmHlocError(f"{path} is no matrix of 4 × 4 numbers. Copy it anew, or delete it.")
+        return pose
 
 
 def draw_pairs(film: Film, number: int, seed: int) -> list[PairWithPose]:
@@ -84,7 +119,7 @@ def draw_pairs(film: Film, number: int, seed: int) -> list[PairWithPose]:
     for _ in range(TRIALS):
         if min(map(len, found)) >= number:
             break
-        a, b = rng.integers(0, len(film.numbers), 2)
+        a, b = rng.integers(0, len(film.poses), 2)
         if abs(a - b) < MIN_FRAMES_APART:
             continue
         T_ab = np.linalg.inv(film.poses[b]) @ film.poses[a]
@@ -108,7 +143,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     try:
-        pairs = draw_pairs(Film(args.frames), args.pairs, args.seed)
+        film = Film(args.frames)
+        if film.left_out:
+            print(f"{film.left_out} frames without a photo or depth are left out", file=sys.stderr)
+        pairs = draw_pairs(film, args.pairs, args.seed)
         write_pairs_with_gt(args.pairs_file, pairs)
     except EdmHlocError as error:
         sys.exit(f"{parser.prog}: {error}")

@@ -67,5 +67,26 @@ def test_another_folder_is_an_error(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "pairs.txt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "holds no frames" in done.stderr
+    assert "holds no two frames" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_frames_without_photo_or_depth_are_left_out(benchmark: ModuleType, film: Path) -> None:
+    (film / "frame-000005.color.jpg").unlink()
+    (film / "frame-000007.depth.png").unlink()
+    frames = benchmark.Film(film)
+    assert frames.left_out == 2
+    assert (frames.name(0), frames.name(1)) == ("frame-000006.color.jpg", "frame-000008.color.jpg")
+    assert frames.poses[1][0, 3] == pytest.approx(3 * STEP)
+    assert frames.depth(1).max() == DEPTH
+
+
+@pytest.mark.parametrize("kind", ["depth.png", "pose.txt"])
+def test_damaged_frames_are_named(film: Path, tmp_path: Path, kind: str) -> None:
+    for path in film.glob(f"*.{kind}"):
+        path.write_text("damaged")
+    command = [sys.executable, str(SCRIPT), str(film), str(tmp_path / "pairs.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f".{kind} is no" in done.stderr
     assert "Traceback" not in done.stderr
