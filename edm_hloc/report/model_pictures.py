@@ -95,26 +95,42 @@ def _place_viewer(
         low, high = np.percentile(rotated, [1, 99], axis=0)
         inside = ((rotated >= low) & (rotated <= high)).all(axis=1)
         rotated = rotated[inside]
-    # cameras with a margin for their frusta
-    cameras = np.concatenate([scene.centres + d for d in _cube(1.5 * scene.frustum)]) @ R.T
+    cameras = _frusta(scene).reshape(-1, 3) @ R.T
     shown = np.concatenate([rotated, cameras]) if with_cameras or not len(rotated) else rotated
     if not len(shown):
         shown = np.eye(3)
     # the viewer is at (x, y, −d): every point must satisfy |x − x0| ≤ tan · (z + d)
     half = np.array(size) / 2 / focal * 0.94
-    distance, shift = 0.0, np.zeros(2)
+    distance = 0.1 - float(shown[:, 2].min())
     for axis in (0, 1):
         a = (shown[:, axis] - half[axis] * shown[:, 2]).max()
         b = (shown[:, axis] + half[axis] * shown[:, 2]).min()
-        shift[axis] = (a + b) / 2
         distance = max(distance, (a - b) / 2 / half[axis])
-    distance = max(distance, 0.1 - float(shown[:, 2].min()))
+    shift = [_middle(shown[:, axis], shown[:, 2] + distance) for axis in (0, 1)]
     position = np.array([*shift, -distance]) @ R
     return _Viewer(R, position, float(focal), size)
 
 
-def _cube(r: float) -> list[np.ndarray]:
-    return [np.array([x, y, z]) for x in (-r, r) for y in (-r, r) for z in (-r, r)]
+def _middle(values: np.ndarray, depths: np.ndarray) -> float:
+    """Where the viewer stands along an axis for the same margin on both sides of its picture."""
+    low, high = float(values.min()), float(values.max())
+    for _ in range(30):  # bisection
+        place = (low + high) / 2
+        seen = (values - place) / depths
+        if seen.max() + seen.min() > 0:
+            low = place
+        else:
+            high = place
+    return low
+
+
+def _frusta(scene: Scene) -> np.ndarray:
+    """(C, 5, 3) projection centres of the cameras and the corners of their image planes."""
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+    sides = corners * scene.sizes[:, None]
+    inside = np.concatenate([sides, np.ones((*sides.shape[:2], 1))], axis=2) * scene.frustum
+    turned = inside @ scene.rotations.transpose(0, 2, 1)
+    return np.concatenate([scene.centres[:, None], scene.centres[:, None] + turned], axis=1)
 
 
 def _splat(scene: Scene, viewer: _Viewer) -> tuple[np.ndarray, np.ndarray]:
@@ -166,11 +182,9 @@ def _shade(picture: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def _draw_cameras(picture: np.ndarray, scene: Scene, viewer: _Viewer) -> None:
-    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
     line = max(1, round(min(viewer.size) / 1100))
-    for centre, R, size in zip(scene.centres, scene.rotations, scene.sizes, strict=True):
-        inside = np.column_stack([corners * size, np.ones(4)]) * scene.frustum
-        pixels, depth = viewer.project(np.concatenate([centre[None], centre + inside @ R.T]))
+    for frustum in _frusta(scene):
+        pixels, depth = viewer.project(frustum)
         if depth.min() < 1e-3:
             continue
         apex, *rest = (tuple(int(v) for v in np.rint(p * 16)) for p in np.clip(pixels, -1e4, 1e4))

@@ -29,6 +29,7 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.report.collect import collect
 from edm_hloc.report.histograms import histogram
+from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
 from edm_hloc.report.page import environment, make_report
 from edm_hloc.report.pair_matches import PairSource
 from edm_hloc.report.scene import CameraView, Points, build_scene, camera_views
@@ -569,6 +570,27 @@ def test_scene_stands_upright_and_leaves_out_what_lies_far_off() -> None:
     assert np.isfinite(alone.centres).all()
     far = Points(xyz[:1] * 0 + 7, np.zeros((1, 3)), np.full(1, 2), np.zeros(1))
     assert np.isfinite(build_scene(far, []).points.xyz).all()
+
+
+@pytest.mark.parametrize("viewpoint", sorted(VIEWPOINTS))
+def test_pictures_of_a_model_are_filled_and_centred(viewpoint: str) -> None:
+    """Cameras near the viewer, points far away and high up, as of a building behind a lawn."""
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform(-1, 1, (1000, 3)) * [2.0, 1.5, 0.5] + [1.0, -2.0, 0.0]  # y points down
+    points = Points(xyz, np.zeros((1000, 3), np.uint8), np.full(1000, 3), np.zeros(1000))
+    views = [
+        CameraView(f"{x}", pycolmap.Rigid3d(pycolmap.Rotation3d(), [-x, 0.0, 8.0]), (0.6, 0.4))
+        for x in range(-3, 4)
+    ]
+    size = np.array([320, 240])
+    picture = draw_model(build_scene(points, views), viewpoint, (320, 240))
+    drawn = np.argwhere((picture < 250).any(axis=2))[:, ::-1]  # (x, y)
+    before, after = drawn.min(axis=0), size - 1 - drawn.max(axis=0)
+    assert ((before >= 2) & (after >= 2)).all()  # all of it is seen
+    assert (
+        np.abs(before - after).max() < 0.1 * size.min()
+    )  # points of 1 % on each side are left out
+    assert ((before + after) / size).min() < 0.12  # and it fills the picture along one side
 
 
 def test_scene_of_points_that_are_not_finite(finished: Path) -> None:

@@ -599,13 +599,14 @@
       const R = camera.rotation, v = [corners[k][0] * camera.size[0] * depth, corners[k][1] * camera.size[1] * depth, depth];
       return [0, 1, 2].map((r) => camera.centre[r] + R[3 * r] * v[0] + R[3 * r + 1] * v[1] + R[3 * r + 2] * v[2]);
     };
+    const frustum = (camera) => [camera.centre, ...[0, 1, 2, 3].map((k) => corner(camera, k))];
     const wires = new THREE.LineSegments(new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ vertexColors: true }));
     wires.frustumCulled = false;
     scene.add(wires);
     function drawCameras() {
       const xyz = new Float32Array(cameras.length * 48), rgbs = new Float32Array(cameras.length * 48);
       cameras.forEach((camera, i) => {
-        const five = [camera.centre, ...[0, 1, 2, 3].map((k) => corner(camera, k))];
+        const five = frustum(camera);
         const colour = new THREE.Color(css(i === selected ? "--ink" : kinds[camera.kind] ?? "--camera"));
         edges.forEach((k, j) => {
           xyz.set(five[k], 48 * i + 3 * j);
@@ -705,21 +706,29 @@
         });
         seen = seen.filter((p) => limits.every(([low, high], k) => p[k] >= low && p[k] <= high));
       }
-      const margin = 1.5 * data.frustum;
-      const outside = cameras.map((camera) => turn(new THREE.Vector3(...camera.centre)));
       const stray = cameras.length > 50 ? 4 : Infinity; // with many cameras single outliers are ignored
-      for (const [x, y, z] of outside) if (Math.hypot(x, y, z) < stray) seen.push([x - margin, y - margin, z + margin], [x + margin, y + margin, z + margin]);
+      for (const camera of cameras) {
+        if (Math.hypot(...camera.centre) < stray) seen.push(...frustum(camera).map((p) => turn(new THREE.Vector3(...p))));
+      }
       if (!seen.length) seen.push([-1, -1, 0], [1, 1, 0]);
       const half = [0, Math.tan(eye.fov * Math.PI / 360) * 0.94];
       half[0] = half[1] * eye.aspect;
-      const shift = [0, 0];
       let distance = 0.1 + Math.max(...seen.map((p) => p[2]));
       for (const k of [0, 1]) {
         const high = Math.max(...seen.map((p) => p[k] + half[k] * p[2]));
         const low = Math.min(...seen.map((p) => p[k] - half[k] * p[2]));
-        shift[k] = (high + low) / 2;
         distance = Math.max(distance, (high - low) / 2 / half[k]);
       }
+      const shift = [0, 1].map((k) => { // the same margin on both sides, by bisection
+        let low = Math.min(...seen.map((p) => p[k])), high = Math.max(...seen.map((p) => p[k]));
+        for (let i = 0; i < 30; i++) {
+          const place = (low + high) / 2;
+          const shown = seen.map((p) => (p[k] - place) / (distance - p[2]));
+          if (Math.max(...shown) + Math.min(...shown) > 0) low = place;
+          else high = place;
+        }
+        return low;
+      });
       const middle = seen.map((p) => p[2]).sort((a, b) => a - b)[seen.length >> 1];
       controls.target.set(0, 0, 0).addScaledVector(right, shift[0]).addScaledVector(up, shift[1]).addScaledVector(back, middle);
       eye.position.copy(controls.target).addScaledVector(back, distance - middle);
