@@ -159,7 +159,9 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         help="which photos share a camera; auto: those whose EXIF data name the same one",
     )
     group.add_argument(
-        "--camera-model", default="SIMPLE_RADIAL", help="name of the camera model in COLMAP"
+        "--camera-model",
+        default="SIMPLE_RADIAL",
+        help="name of the camera model in COLMAP; OPENCV_FISHEYE for fisheye lenses",
     )
     group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
     group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")

@@ -112,6 +112,13 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Distortion  left at zero{of}: no believable model was found with it. Calibrate the "
             "camera (--known) if you can"
         )
+    circular = run.results.get("image_circles")
+    if circular:
+        print(
+            f"Fisheye     photos show a bright disc before black, e.g. {circular[0]}: if a fisheye "
+            "lens drew it,\n            this model is wrong, and --camera-model OPENCV_FISHEYE "
+            "right"
+        )
     shared = mapped.get("one_camera_photos")
     if shared:
         print(

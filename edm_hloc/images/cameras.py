@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pycolmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.exif import exif_focal_length, read_header
+from edm_hloc.images.image_circle import image_circle, with_image_circle
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 _DEFAULT_FOCAL = 1.2  # of the longer side, as COLMAP assumes where the focal length is unknown
+_FISHEYE_ANGLE = math.radians(190)  # across the image circle; lenses have 180° to 220°
+_LOOKED_AT = 5  # photos of a camera, for an image circle
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,9 @@ class CameraOptions:
     Attributes:
         mode: "auto": photos share a camera if their EXIF data have the same maker, model, lens
             setting and size; a photo without a focal length in its EXIF data has its own.
-            "single": one camera for all photos; "per-folder": one for each folder; "per-image".
-            Photos of different sizes never share a camera.
+            With a fisheye model such photos share one with those of their folder. "single": one
+            camera for all photos; "per-folder": one for each folder; "per-image". Photos of
+            different sizes never share a camera.
         model: COLMAP's name of the camera model of photos that are not in `known`.
         known: known cameras by image name (see `load_intrinsics`); they are not refined. For photos
             that are stored in another size they are scaled, with a warning.
@@ -41,11 +46,19 @@ class CameraOptions:
     model: str = "SIMPLE_RADIAL"
     known: Mapping[str, pycolmap.Camera] | None = None
 
+    @property
+    def fisheye(self) -> bool:
+        """Whether `model` is that of a fisheye lens."""
+        return "FISHEYE" in self.model
+
 
 def photo_cameras(
     root: Path, names: Collection[str], options: CameraOptions
 ) -> tuple[dict[str, pycolmap.Camera], dict[str, str]]:
     """The cameras of photos, with focal lengths from the EXIF data or COLMAP's default.
+
+    With a fisheye model a focal length that the EXIF data do not tell follows from the diameter of
+    the image circle, of which 190° are assumed.
 
     Args:
         root: folder of the photos.
@@ -78,6 +91,8 @@ def photo_cameras(
         else:
             width, height = size
             focal = groups.focal_length(members)
+            if focal is None and options.fisheye:
+                focal = _focal_of_image_circle(root, members)
             camera = pycolmap.Camera.create_from_model_name(
                 camera_id,
                 options.model,
@@ -102,7 +117,7 @@ def may_be_one_camera(cameras: Mapping[str, pycolmap.Camera]) -> bool:
     return len(own) == len(cameras) > 1 and len(sizes) == 1 and not known
 
 
-def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> None:
+def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> list[str]:
     """Checks that a model can be made with such cameras, reading as few photos as possible.
 
     Photos that cannot be read are passed over.
@@ -112,21 +127,48 @@ def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> N
         names: of the photos, relative to `root`.
         options: which of them share a camera.
 
+    Returns:
+        Photos that a fisheye lens seems to have taken where no fisheye model is asked for, of which
+        a warning tells; empty otherwise.
+
     Raises:
         EdmHlocError: as `photo_cameras`; or a fisheye model is asked for photos without a focal
             length.
     """
-    fisheye = "FISHEYE" in options.model
-    known = options.known or {}
-    groups = _group(root, [name for name in names if fisheye or name in known], options)
+    names, known = list(names), options.known or {}
+    groups = _group(root, [name for name in names if options.fisheye or name in known], options)
     for (source, *_), members in groups.images.items():
         # COLMAP finds all pairs of such a camera degenerate
-        if source != "known" and not groups.focal_length(members):
+        if source != "known" and not (
+            groups.focal_length(members) or _focal_of_image_circle(root, members)
+        ):
             raise EdmHlocError(
                 f"The camera model {options.model} needs a focal length, and none is known of "
-                f"{members[0]}: its EXIF data do not tell it. Give the intrinsics by --known, or "
-                "take another camera model."
+                f"{members[0]}: neither its EXIF data nor a disc before black tell it. Give the "
+                "intrinsics by --known, or take another camera model."
             )
+    if options.fisheye:
+        return []
+    circular = with_image_circle(root, [name for name in names if name not in known])
+    if circular:
+        logger.warning(
+            "Photos show a bright disc before black, as %s does. If a fisheye lens has drawn it, "
+            "the model of them will be wrong without --camera-model OPENCV_FISHEYE.",
+            circular[0],
+        )
+    return circular
+
+
+def _focal_of_image_circle(root: Path, names: Sequence[str]) -> float | None:
+    """Focal length of a fisheye lens by the first of a few photos that shows an image circle."""
+    for name in names[:_LOOKED_AT]:
+        try:
+            diameter = image_circle(root / name)
+        except ImageError:
+            continue
+        if diameter is not None:
+            return diameter / _FISHEYE_ANGLE
+    return None
 
 
 class _Groups(NamedTuple):
@@ -175,10 +217,12 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
         if photo.exif is not None and photo.exif not in focal_length_by_exif:
             focal_length_by_exif[photo.exif] = exif_focal_length(root / name)
         groups.focal_lengths[name] = focal_length_by_exif.get(photo.exif or ())
+        folder = name.rpartition("/")[0]
+        alone = folder if options.fisheye else name
         in_common: object = {
-            "auto": photo.exif if photo.has_focal_length else name,
+            "auto": photo.exif if photo.has_focal_length else alone,
             "single": "",
-            "per-folder": name.rpartition("/")[0],
+            "per-folder": folder,
             "per-image": name,
         }[options.mode]
         groups.images[options.mode, in_common, photo.size].append(name)

@@ -165,10 +165,11 @@ def reconstruct(
     fixes = find_fixes(image_root, names, config.positions)
     priors = _priors(fixes, config)
     check_known(known, names, mapping)
-    check_cameras(image_root, names, cameras)
+    circular = check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
+        run.results["image_circles"] = circular
         matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 

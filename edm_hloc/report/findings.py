@@ -369,6 +369,14 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "Give known intrinsics (--known), or let photos of one camera share their intrinsics "
             "(--camera-mode single).",
         )
+    circular = tuple(facts.results.get("image_circles", ()))
+    if circular:
+        yield Finding(
+            "warning",
+            "Photos show a bright disc before black. If a fisheye lens has drawn it, the model is "
+            "wrong: --camera-model OPENCV_FISHEYE is for such photos.",
+            circular,
+        )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
     shared = tuple(facts.results.get("mapped", {}).get("one_camera_photos", ()))

@@ -124,6 +124,8 @@ def adjust(
     pycolmap.ObservationManager(model).filter_all_points3D(options.max_error, options.min_tri_angle)
     if again:
         adjuster_of(model, scale, freedom, options).solve()
+        # Points may have gone behind a camera, whose errors are as large as numbers get.
+        pycolmap.ObservationManager(model).filter_observations_with_negative_depth()
     model.update_point_3d_errors()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
@@ -124,6 +124,39 @@ def test_fisheye_lenses_need_a_focal_length(
     check_cameras(tmp_path, names, replace(fisheye, known={"bare.jpg": CAMERA}))
     check_cameras(tmp_path, names, replace(fisheye, mode="single"))
     assert caplog.text == ""  # broken.jpg is told of when it is skipped
+
+
+def test_the_disc_of_a_fisheye_lens_tells_its_focal_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{folder}/{k}.png" for folder in ("left", "right") for k in range(3)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        radius = 230 if name.startswith("left") else 210
+        photo = Image.new("L", (480, 480))
+        ImageDraw.Draw(photo).circle((239.5, 239.5), radius, fill=180)
+        photo.save(tmp_path / name)
+    fisheye = CameraOptions(model="OPENCV_FISHEYE")
+    assert check_cameras(tmp_path, names, fisheye) == []
+    assert caplog.text == ""
+    cameras, _ = photo_cameras(tmp_path, names, fisheye)
+    assert {camera.camera_id for camera in cameras.values()} == {1, 2}  # of one folder are one
+    for name, camera in cameras.items():
+        radius = 230 if name.startswith("left") else 210
+        assert camera.mean_focal_length() == pytest.approx(2 * radius / np.radians(190), rel=0.01)
+        assert camera.has_prior_focal_length
+    shared, _ = photo_cameras(tmp_path, names, replace(fisheye, mode="per-image"))
+    assert len({camera.camera_id for camera in shared.values()}) == 6
+
+    assert set(check_cameras(tmp_path, names, CameraOptions())) == set(names)
+    assert "bright disc before black" in caplog.text
+    assert "--camera-model OPENCV_FISHEYE" in caplog.text
+    plain, _ = photo_cameras(tmp_path, names, CameraOptions())
+    assert not any(camera.has_prior_focal_length for camera in plain.values())
+    caplog.clear()
+    given = {name: cameras[name] for name in names}  # known cameras may be of any kind
+    assert check_cameras(tmp_path, names, CameraOptions(known=given)) == []
+    assert caplog.text == ""
 
 
 def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
