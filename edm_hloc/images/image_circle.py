@@ -64,9 +64,9 @@ def image_circle(path: Path) -> float | None:
 
 def with_image_circle(root: Path, names: Sequence[str]) -> list[str]:
     """Which of up to eight photos, drawn evenly from a list, show such a disc; none if not most."""
-    chosen = np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int) if names else []
     found, read = [], 0
-    for name in (names[i] for i in np.unique(chosen)):
+    chosen = np.unique(np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int)) if names else ()
+    for name in (names[i] for i in chosen):
         try:
             found += [name] if image_circle(root / name) else []
         except ImageError:

@@ -3,8 +3,9 @@
 The first pairs of a photo are with those that look most like it, and with its neighbours in time
 and in space. Once they are matched, the pairs that agree make a graph of the photos. Photos with
 few partners get those that at least two of their partners have, and where they are very few those
-next in similarity; parts of the graph that nothing connects get the pairs across that look most
-alike. This is repeated a few times, without the photos whose last further pairs were all in vain.
+next in similarity; parts of the graph that nothing connects, or one photo alone, get the pairs
+across that look most alike. This is repeated a few times, without the photos whose last further
+pairs were all in vain.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import networkx as nx
 
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pairs.rules import Pair, unique_pairs
@@ -25,6 +28,7 @@ ROUNDS = 4  # at most, the first pairs included
 _ENOUGH = 3  # partners with which a photo can be registered: more come from these alone
 _SHARED = 2  # partners in common; of pairs with one, a tenth to a quarter agree
 _ACROSS = 10  # pairs tried in one round to connect a part of the photos to the others
+_HANGING = 3  # photos of a part that a single photo connects: of fewer each has few partners
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class AutomaticPairs(SimilarPhotos):
                 if other != name and other in wanted and key not in known and key not in new:
                     new[key] = (name, other)
                     wanted.subtract(key)
-        across = _across(_parts(names, partners), ranked, known | new.keys())
+        parts = [*_parts(names, partners)[1:], *_hanging(names, partners)]
+        across = _across(parts, ranked, known | new.keys())
         return unique_pairs([*new.values(), *across])
 
 
@@ -111,21 +116,27 @@ def _in_vain(rounds: Sequence[Mapping[Pair, bool]]) -> Counter[str]:
 
 def _parts(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:
     """The connected parts of the graph, the largest first."""
-    seen: set[str] = set()
-    parts = []
-    for name in names:
-        if name in seen:
-            continue
-        part, reached = [], [name]
-        seen.add(name)
-        while reached:
-            here = reached.pop()
-            part.append(here)
-            new = sorted(partners.get(here, set()) - seen)
-            seen.update(new)
-            reached += new
-        parts.append(part)
-    return sorted(parts, key=len, reverse=True)
+    found = nx.connected_components(_graph(names, partners))
+    return sorted((sorted(part) for part in found), key=lambda part: (-len(part), part))
+
+
+def _hanging(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:
+    """The parts of the graph that single photos connect to the largest one, without these photos.
+
+    A model cannot be carried on across one photo whose points are seen on either side alone.
+    """
+    joints = set(nx.articulation_points(_graph(names, partners)))
+    rest = _parts([name for name in names if name not in joints], partners)
+    return [part for part in rest[1:] if len(part) >= _HANGING] if joints else []
+
+
+def _graph(names: Sequence[str], partners: Mapping[str, set[str]]) -> nx.Graph:
+    graph = nx.Graph()
+    graph.add_nodes_from(names)
+    graph.add_edges_from(
+        (name, other) for name in names for other in partners.get(name, ()) if other in graph
+    )
+    return graph
 
 
 def _across(
@@ -133,8 +144,8 @@ def _across(
     ranked: Mapping[str, Sequence[str]],
     known: Collection[frozenset[str]],
 ) -> Iterator[Pair]:
-    """Pairs that may connect each part but the largest to the others, most alike first."""
-    for part in parts[1:]:
+    """Pairs that may connect each part to the others, most alike first."""
+    for part in parts:
         inside = set(part)
         found = [
             (place, name, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,34 @@ def test_parts_are_joined() -> None:
         ranked | {"bad": names}, [dict.fromkeys(photos.first(ranked, []), True)], ["bad"]
     )
     assert not any("bad" in pair for pair in alone)
+
+
+@pytest.mark.parametrize("far", [2, 5])
+def test_parts_that_a_single_photo_connects_are_joined(far: int) -> None:
+    """Two groups of photos with all their partners, and one photo that both have in common."""
+    a, b = [f"a{i}" for i in range(8)], [f"b{i}" for i in range(far)]
+    names = [*a, "joint", *b]
+    agree = {
+        frozenset(pair)
+        for group in ([*a, "joint"], ["joint", *b])
+        for pair in itertools.combinations(group, 2)
+    }
+    agree.add(frozenset(("a3", "b1")))
+    ranked = {}
+    for name in names:
+        own = a if name in a else b if name in b else []
+        others = [n for n in names if n not in own]
+        ranked[name] = [n for n in [*own, "joint", *others] if n != name]
+        ranked[name] = list(dict.fromkeys(ranked[name]))
+    tried = dict.fromkeys((tuple(sorted(pair)) for pair in agree - {frozenset(("a3", "b1"))}), True)
+    new = AutomaticPairs(tuple(names), partners=1).further(ranked, [tried])
+    across = {pair for pair in new if {name[0] for name in pair} == {"a", "b"}}
+    assert len(across) == len(new)
+    assert len(across) == (10 if far >= 3 else 0)  # fewer ask for partners themselves
+    joined = AutomaticPairs(tuple(names), partners=1).further(
+        ranked, [{**tried, ("a3", "b1"): True}]
+    )
+    assert joined == []
 
 
 def test_few_photos_are_all_paired_and_many_are_not() -> None:
