@@ -15,7 +15,7 @@ import pycolmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.exif import exif_focal_length, read_header
-from edm_hloc.images.image_circle import image_circle, with_image_circle
+from edm_hloc.images.lenses import image_circle, is_panorama, most_of
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 
@@ -129,11 +129,11 @@ def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> l
 
     Returns:
         Photos that a fisheye lens seems to have taken where no fisheye model is asked for, of which
-        a warning tells; empty otherwise.
+        a warning tells; none otherwise.
 
     Raises:
-        EdmHlocError: as `photo_cameras`; or a fisheye model is asked for photos without a focal
-            length.
+        EdmHlocError: as `photo_cameras`; a fisheye model is asked for photos without a focal
+            length; or the photos are panoramas of all directions.
     """
     names, known = list(names), options.known or {}
     groups = _group(root, [name for name in names if options.fisheye or name in known], options)
@@ -149,7 +149,14 @@ def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> l
             )
     if options.fisheye:
         return []
-    circular = with_image_circle(root, [name for name in names if name not in known])
+    unknown = [name for name in names if name not in known]
+    panoramas = most_of(root, unknown, is_panorama)
+    if panoramas:
+        raise EdmHlocError(
+            f"Photos are panoramas of all directions, as {panoramas[0]} is, which no camera model "
+            "here describes. Cut each into perspective views first, and give those."
+        )
+    circular = most_of(root, unknown, image_circle)
     if circular:
         logger.warning(
             "Photos show a bright disc before black, as %s does. If a fisheye lens has drawn it, "

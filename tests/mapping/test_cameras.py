@@ -159,6 +159,20 @@ def test_the_disc_of_a_fisheye_lens_tells_its_focal_length(
     assert caplog.text == ""
 
 
+def test_panoramas_are_refused(tmp_path: Path) -> None:
+    xmp = b'<rdf:Description GPano:ProjectionType="equirectangular"/>'
+    for name in ("a.jpg", "b.jpg", "other.jpg"):
+        photo = Image.new("RGB", (512, 256), "grey")
+        photo.save(tmp_path / name, **({} if name == "other.jpg" else {"xmp": xmp}))
+    with pytest.raises(EdmHlocError, match=r"panoramas of all directions, as a\.jpg is"):
+        check_cameras(tmp_path, ["a.jpg", "b.jpg", "other.jpg"], CameraOptions())
+    known = dict.fromkeys(
+        ["a.jpg", "b.jpg"],
+        pycolmap.Camera(model="PINHOLE", width=512, height=256, params=[300, 300, 256, 128]),
+    )
+    check_cameras(tmp_path, ["a.jpg", "b.jpg", "other.jpg"], CameraOptions(known=known))
+
+
 def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
     for path in (scene.truth, scene.truth / "cameras.txt"):
         found = load_intrinsics(path, NAMES)

@@ -1,8 +1,9 @@
-"""Finds the bright disc that a circular fisheye lens draws, whose size tells its focal length."""
+"""What a photo tells of its lens: the disc of a circular fisheye lens, or that it is a panorama."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,8 @@ _MOST_OFF = 0.02  # of the radius: how far a ray leaves the disc from the circle
 _LEAST_RIM = 0.6  # of the rays that leave the disc inside the photo must do so on the circle
 _LEAST_RAYS = 90
 _CENTRED = 0.15  # of the longer side: largest distance between the middles of disc and photo
+_METADATA = 1 << 18  # bytes at the beginning of a file that are searched
+_PANORAMA = re.compile(rb"GPano:ProjectionType(=[\"']|>)\s*equirectangular", re.IGNORECASE)
 _LOOKED_AT = 8
 
 
@@ -62,13 +65,30 @@ def image_circle(path: Path) -> float | None:
     return 2 * radius * max(photo.transform.scale)
 
 
-def with_image_circle(root: Path, names: Sequence[str]) -> list[str]:
-    """Which of up to eight photos, drawn evenly from a list, show such a disc; none if not most."""
+def is_panorama(path: Path) -> bool:
+    """Whether a photo says that it shows all directions, its columns being longitudes.
+
+    Cameras and programs that make such panoramas write it into the metadata
+    (`GPano:ProjectionType`).
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = file.read(_METADATA)
+    except OSError as error:
+        raise ImageError(f"Cannot read image {path}: {error.strerror or error}.") from error
+    return _PANORAMA.search(metadata) is not None
+
+
+def most_of(root: Path, names: Sequence[str], shows: Callable[[Path], object]) -> list[str]:
+    """Which of up to eight photos, drawn evenly from a list, show something; none if not most."""
     found, read = [], 0
     chosen = np.unique(np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int)) if names else ()
     for name in (names[i] for i in chosen):
         try:
-            found += [name] if image_circle(root / name) else []
+            found += [name] if shows(root / name) else []
         except ImageError:
             continue
         read += 1

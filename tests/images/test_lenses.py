@@ -1,4 +1,4 @@
-"""The disc that a circular fisheye lens draws."""
+"""The disc that a circular fisheye lens draws, and panoramas."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from edm_hloc.base.errors import ImageError
-from edm_hloc.images.image_circle import image_circle, with_image_circle
+from edm_hloc.images.lenses import image_circle, is_panorama, most_of
 
 
 def textured(size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -95,12 +96,30 @@ def test_most_of_the_photos_must_show_it(tmp_path: Path) -> None:
         photo = textured((320, 320), k) if k == 5 else disc((320, 320), (160, 160), 156, k)
         cv2.imwrite(str(tmp_path / name), photo)
     (tmp_path / names[0]).write_bytes(b"damaged")
-    found = with_image_circle(tmp_path, names)
+    found = most_of(tmp_path, names, image_circle)
     assert 5 <= len(found) <= 8
     assert set(found) < set(names[1:])
     for name in names[:9]:
         cv2.imwrite(str(tmp_path / name), textured((320, 320)))
-    assert with_image_circle(tmp_path, names) == []
-    assert with_image_circle(tmp_path, []) == []
+    assert most_of(tmp_path, names, image_circle) == []
+    assert most_of(tmp_path, [], image_circle) == []
     with pytest.raises(ImageError, match=r"none\.png"):
         image_circle(tmp_path / "none.png")
+
+
+def test_metadata_tell_of_a_panorama(tmp_path: Path) -> None:
+    photo = Image.fromarray(textured((600, 250)))
+    xmp = b'<x:xmpmeta><rdf:Description GPano:ProjectionType="equirectangular"/></x:xmpmeta>'
+    photo.save(tmp_path / "a.jpg", xmp=xmp)
+    assert is_panorama(tmp_path / "a.jpg")
+    photo.save(tmp_path / "b.jpg", xmp=xmp.replace(b"equirectangular", b"cylindrical"))
+    assert not is_panorama(tmp_path / "b.jpg")
+    photo.save(
+        tmp_path / "c.jpg",
+        xmp=b"<GPano:ProjectionType>equirectangular</GPano:ProjectionType>",
+    )
+    assert is_panorama(tmp_path / "c.jpg")
+    photo.save(tmp_path / "d.png")
+    assert not is_panorama(tmp_path / "d.png")
+    with pytest.raises(ImageError, match=r"none\.jpg"):
+        is_panorama(tmp_path / "none.jpg")
