@@ -121,7 +121,7 @@ def _localize(args: argparse.Namespace) -> None:
             args.model, args.images, args.queries, args.out, matcher, config
         )
         given, same, estimated = run.results["cameras"].values()
-        print(f"Cameras     {given} given, {same} as in the model by EXIF, {estimated} estimated")
+        print(f"Cameras     {given} given, {same} as in the model, {estimated} estimated")
         for answer in answers:
             if answer.pose is not None and answer.status == "localized":
                 x, y, z = answer.pose.inverse().translation

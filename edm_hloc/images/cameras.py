@@ -242,6 +242,9 @@ def cameras_by_exif(
 ) -> dict[str, pycolmap.Camera]:
     """Cameras of images that were taken by the same camera as others, by their EXIF data.
 
+    An image without such data that shows an image circle gets the camera of a fisheye lens, if
+    others of its size have one: no other camera describes it.
+
     Args:
         root: of all images.
         names: images to find cameras for.
@@ -251,6 +254,7 @@ def cameras_by_exif(
     Returns:
         Cameras by image name; images for which there is none are left out.
     """
+    names = list(names)
 
     def exif_of(name: str) -> tuple[object, ...] | None:
         try:
@@ -260,15 +264,37 @@ def cameras_by_exif(
         return photo.exif if photo.names_camera or photo.has_focal_length else None
 
     wanted = {name: exif for name in names if (exif := exif_of(name)) is not None}
-    if not wanted:
-        return {}
     found: dict[tuple[object, ...], list[pycolmap.Camera]] = defaultdict(list)
-    for name, camera in known.items():
+    for name, camera in known.items() if wanted else ():
         exif = exif_of(name)
         if exif is not None and exif[-2:] == (camera.width, camera.height):
             found[exif].append(camera)
-    most_frequent = {}
-    for exif, cameras in found.items():
-        number = Counter(camera.params_to_string() for camera in cameras)
-        most_frequent[exif] = max(cameras, key=lambda c: number[c.params_to_string()])
-    return {name: most_frequent[exif] for name, exif in wanted.items() if exif in most_frequent}
+    chosen = {exif: _most_frequent(cameras) for exif, cameras in found.items()}
+    others = [name for name in names if name not in wanted]
+    return _fisheye_cameras(root, others, known) | {
+        name: chosen[exif] for name, exif in wanted.items() if exif in chosen
+    }
+
+
+def _fisheye_cameras(
+    root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
+) -> dict[str, pycolmap.Camera]:
+    """Cameras of images with an image circle: that of most fisheye lenses of their size."""
+    lenses: dict[tuple[int, int], list[pycolmap.Camera]] = defaultdict(list)
+    for camera in known.values():
+        if "FISHEYE" in camera.model_name:
+            lenses[camera.width, camera.height].append(camera)
+    found = {}
+    for name in names if lenses else ():
+        try:
+            size = read_header(root / name).size
+            if size in lenses and image_circle(root / name) is not None:
+                found[name] = _most_frequent(lenses[size])
+        except ImageError:
+            continue
+    return found
+
+
+def _most_frequent(cameras: Sequence[pycolmap.Camera]) -> pycolmap.Camera:
+    number = Counter(camera.params_to_string() for camera in cameras)
+    return max(cameras, key=lambda camera: number[camera.params_to_string()])

@@ -227,8 +227,9 @@ def _each_point_once(pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray
 def _errors(
     pose: pycolmap.Rigid3d, pixels: np.ndarray, points: np.ndarray, camera: pycolmap.Camera
 ) -> np.ndarray:
-    """(N,) lengths of the reprojection errors, pixels."""
-    return np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
+    """(N,) lengths of the reprojection errors, pixels; inf of points that end behind the camera."""
+    errors = np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
+    return np.nan_to_num(errors, nan=np.inf)
 
 
 def _refined(
@@ -249,15 +250,16 @@ def _refined(
         options: those of COLMAP; the scale of their loss is set.
         scale: of the loss, in median errors.
     """
-    every: Any = np.ones(len(pixels), bool)
     answer: dict[str, Any] | None = found
     for _ in range(_ROUNDS):
         if answer is None:
             return None
         pose = answer["cam_from_world"]
-        median = float(np.median(_errors(pose, pixels, points, camera)))
+        errors = _errors(pose, pixels, points, camera)
+        ahead: Any = np.isfinite(errors)
+        median = float(np.median(errors[ahead])) if ahead.any() else 0.0
         options.loss_function_scale = min(max(scale * median, 1e-3), _LARGEST_LOSS)
-        answer = pycolmap.refine_absolute_pose(pose, pixels, points, every, camera, options, True)
+        answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, camera, options, True)
     return answer
 
 

@@ -56,3 +56,27 @@ def test_a_point_counts_once_at_the_median_of_its_matches(cloud: np.ndarray) -> 
     assert answer.median_error < 0.1
     # By all matches it is 0.4 px off, a shift of 0.004 at a depth of 4.
     assert _off(answer.pose)[0] < 0.0005
+
+
+def test_points_at_the_rim_of_a_fisheye_lens_do_not_fail_the_rest() -> None:
+    """Half of the points are nearly 90° from the axis, beyond which COLMAP's models end: with the
+    pose estimated, some of them are behind the camera."""
+    rng = np.random.default_rng(0)
+    params = [129.0, 129, 240, 240, 0, 0, 0, 0]
+    camera = pycolmap.Camera(model="OPENCV_FISHEYE", width=480, height=480, params=params)
+    angle = np.radians(np.r_[rng.uniform(2, 70, 60), rng.uniform(89.99, 89.9999, 60)])
+    around = rng.uniform(0, 2 * np.pi, 120)
+    rays = np.stack(
+        [np.sin(angle) * np.cos(around), np.sin(angle) * np.sin(around), np.cos(angle)], axis=1
+    )
+    there = rays * rng.uniform(2, 6, (120, 1))
+    pixels = camera.img_from_cam(there) + rng.normal(0, 0.5, (120, 2))
+    points = TRUTH.inverse() * there
+    matched = Correspondences(pixels, points, [("db.jpg", np.arange(120))], 1, 120)
+    answer = estimate_pose("q.jpg", camera, matched, PoseOptions(), uncalibrated=False)
+    assert answer.status == "localized"
+    assert answer.median_error is not None
+    assert answer.median_error < 1.0
+    position, rotation = _off(answer.pose)
+    assert position < 0.02
+    assert rotation < 0.3
