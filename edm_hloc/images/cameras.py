@@ -237,13 +237,13 @@ def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Group
     return groups
 
 
-def cameras_by_exif(
+def cameras_of_others(
     root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
 ) -> dict[str, pycolmap.Camera]:
-    """Cameras of images that were taken by the same camera as others, by their EXIF data.
+    """Cameras of images that were taken by the same camera as others.
 
-    An image without such data that shows an image circle gets the camera of a fisheye lens, if
-    others of its size have one: no other camera describes it.
+    The EXIF data tell it. An image without them that shows an image circle gets the camera of a
+    fisheye lens, if others of its size have one: no other camera describes it.
 
     Args:
         root: of all images.

@@ -22,7 +22,7 @@ from typing import Any
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.cameras import cameras_by_exif
+from edm_hloc.images.cameras import cameras_of_others
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.roots import JoinedFolders
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -184,15 +184,15 @@ def localize_photos(
         run.shards = config.matching.shards
         root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
-        by_exif = cameras_by_exif(
+        of_others = cameras_of_others(
             root, [name for name in names if name not in known], points.cameras(database)
         )
         run.results["cameras"] = {
             "given": len(known),
-            "of_the_model": len(by_exif),
-            "estimated": len(names) - len(known) - len(by_exif),
+            "of_the_model": len(of_others),
+            "estimated": len(names) - len(known) - len(of_others),
         }
-        known |= by_exif
+        known |= of_others
         cameras, problems = _query_cameras(query_root, names, known)
         usable = [name for name in names if name not in problems]
         images = RetrievalImages(root, usable, database)

@@ -17,7 +17,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.cameras import (
     CameraOptions,
-    cameras_by_exif,
+    cameras_of_others,
     check_cameras,
     may_be_one_camera,
     photo_cameras,
@@ -162,10 +162,10 @@ def test_the_disc_of_a_fisheye_lens_tells_its_focal_length(
 
     # A new photo has no EXIF data either; other cameras of its size are no fisheye lenses.
     others = {name: cameras[name] for name in names[1:]}
-    found = cameras_by_exif(JoinedFolders({"left": tmp_path / "left"}), names[:1], others)
+    found = cameras_of_others(JoinedFolders({"left": tmp_path / "left"}), names[:1], others)
     assert found[names[0]].params.tolist() == cameras[names[3]].params.tolist()  # of three photos
     straight = dict.fromkeys(names[1:], pycolmap.Camera(model="PINHOLE", width=480, height=480))
-    assert cameras_by_exif(JoinedFolders({"left": tmp_path / "left"}), names[:1], straight) == {}
+    assert cameras_of_others(JoinedFolders({"left": tmp_path / "left"}), names[:1], straight) == {}
 
 
 def test_panoramas_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
-from edm_hloc.images.cameras import cameras_by_exif
+from edm_hloc.images.cameras import cameras_of_others
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.poses import read_poses
 from edm_hloc.localization.scans import ScanPoints
@@ -323,7 +323,7 @@ def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
 
     known = {"a.jpg": camera(60), "b.jpg": camera(70), "c.jpg": camera(70), "bare.jpg": camera(9)}
     new = ["new.jpg", "other.jpg", "turned.jpg", "bare.jpg", "broken.jpg", "missing.jpg"]
-    found = cameras_by_exif(tmp_path, new, known)
+    found = cameras_of_others(tmp_path, new, known)
     assert {name: c.params[0] for name, c in found.items()} == {"new.jpg": 70}
 
 

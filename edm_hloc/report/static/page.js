@@ -707,7 +707,9 @@
         seen = seen.filter((p) => limits.every(([low, high], k) => p[k] >= low && p[k] <= high));
       }
       const stray = cameras.length > 50 ? 4 : Infinity; // with many cameras single outliers are ignored
-      for (const camera of cameras) {
+      const every = Math.max(1, Math.floor(cameras.length / 2000));
+      for (let i = 0; i < cameras.length; i += every) {
+        const camera = cameras[i];
         if (Math.hypot(...camera.centre) < stray) seen.push(...frustum(camera).map((p) => turn(new THREE.Vector3(...p))));
       }
       if (!seen.length) seen.push([-1, -1, 0], [1, 1, 0]);
