@@ -52,9 +52,9 @@ class Film:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         found = sorted(path.name[:-9] for path in folder.glob("frame-*.pose.txt"))
-        self._stems = [
-            stem for stem in found if self._photo(stem) and self._depth_file(stem).exists()
-        ]
+        photos = {stem: self._photo(stem) for stem in found if self._depth_file(stem).exists()}
+        self._photos = {stem: photo for stem, photo in photos.items() if photo is not None}
+        self._stems = list(self._photos)
         self.left_out = len(found) - len(self._stems)
         if len(self._stems) < 2:
             raise EdmHlocError(
@@ -65,7 +65,7 @@ class Film:
 
     def name(self, k: int) -> str:
         """File name of the photo of frame k."""
-        return str(self._photo(self._stems[k]))
+        return self._photos[self._stems[k]]
 
     def depth(self, k: int) -> np.ndarray:
         """(H, W) metres.

@@ -13,7 +13,7 @@ from edm_hloc.base.errors import ImageError
 from edm_hloc.images.load import load_image
 
 _SIDE = 256  # pixels of the longer side of what is looked at
-_DARK = 24  # grey values that count as black, of 255
+_DARK = 24 / 255  # grey values that count as black
 _CORNER = 1 / 16  # of the sides: must be black
 _RAYS = 360
 _MOST_OFF = 0.02  # of the radius: how far a ray leaves the disc from the circle
@@ -39,7 +39,7 @@ def image_circle(path: Path) -> float | None:
         ImageError: the photo cannot be read.
     """
     photo = load_image(path, resize_max=_SIDE, divisor=1)
-    grey = (photo.tensor[0].numpy() * 255).astype(np.uint8)
+    grey = photo.tensor[0].numpy()
     height, width = grey.shape
     h, w = max(1, round(_CORNER * height)), max(1, round(_CORNER * width))
     corners = [

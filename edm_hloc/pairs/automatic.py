@@ -99,7 +99,8 @@ class AutomaticPairs(SimilarPhotos):
                 if other != name and other in wanted and key not in known and key not in new:
                     new[key] = (name, other)
                     wanted.subtract(key)
-        parts = [*_parts(names, partners)[1:], *_hanging(names, partners)]
+        graph = _graph(names, partners)
+        parts = [*_parts(graph)[1:], *_hanging(graph)]
         across = _across(parts, ranked, known | new.keys())
         return unique_pairs([*new.values(), *across])
 
@@ -114,20 +115,19 @@ def _in_vain(rounds: Sequence[Mapping[Pair, bool]]) -> Counter[str]:
     return number
 
 
-def _parts(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:
-    """The connected parts of the graph, the largest first."""
-    found = nx.connected_components(_graph(names, partners))
-    return sorted((sorted(part) for part in found), key=lambda part: (-len(part), part))
+def _parts(graph: nx.Graph) -> list[list[str]]:
+    """The connected parts of a graph, the largest first."""
+    found = map(sorted, nx.connected_components(graph))
+    return sorted(found, key=lambda part: (-len(part), part))
 
 
-def _hanging(names: Sequence[str], partners: Mapping[str, set[str]]) -> list[list[str]]:
-    """The parts of the graph that single photos connect to the largest one, without these photos.
+def _hanging(graph: nx.Graph) -> list[list[str]]:
+    """The parts of a graph that single photos connect to the largest one, without these photos.
 
     A model cannot be carried on across one photo whose points are seen on either side alone.
     """
-    joints = set(nx.articulation_points(_graph(names, partners)))
-    rest = _parts([name for name in names if name not in joints], partners)
-    return [part for part in rest[1:] if len(part) >= _HANGING] if joints else []
+    rest = _parts(graph.subgraph(set(graph) - set(nx.articulation_points(graph))))
+    return [part for part in rest[1:] if len(part) >= _HANGING]
 
 
 def _graph(names: Sequence[str], partners: Mapping[str, set[str]]) -> nx.Graph:
