@@ -218,7 +218,7 @@ class ChosenTracks:
             found = _map_believably(self.mapping, refine)
         if not found:
             return []
-        agreements = view_agreements(found[0].model)
+        agreements = view_agreements(found[0].model, self.mapping.database)
         conflicts = many_conflicts(agreements)
         best = self._unfolded(found[0], conflicts, refine) if conflicts else None
         if best is None:
@@ -274,7 +274,7 @@ class ChosenTracks:
         if not completed or completed[0].model.num_reg_images() < REGISTERED * registered:
             return None
         whole = completed[0]
-        agreements = tuple(view_agreements(whole.model))
+        agreements = tuple(view_agreements(whole.model, base.database))
         if many_conflicts(agreements):
             return None
         return replace(

@@ -7,15 +7,20 @@ Heinly et al., "Correcting for Duplicate Scene Structure in Sparse 3D Reconstruc
 It needs no training, and a model that is right has few such photos. What is seen in few photos
 counts most, since repeated things are seen in many.
 
-An object on a turntable before a wall has the same signs: there the model is right, and the wall is
-not part of it.
+Two photos show the same where they have verified matches, even if no track reaches both: tracks
+break, most of all in vegetation. For the same reason pairs that were not matched say nothing.
+
+An object on a turntable before a wall may have the same signs: there the model is right, and the
+wall is not part of it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,23 +28,26 @@ import pycolmap
 from scipy.sparse import coo_array
 
 from edm_hloc.base.binary_models import ModelArrays
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import open_database, posed_images
 
 logger = logging.getLogger(__name__)
+
+Pair = tuple[int, int]
 
 _CELLS = 32  # along the longer side of a photo
 _MIN_TRACK = 3  # photos that have seen a point which another photo should see
 _MIN_SHARED = 30  # points of two photos that are compared
 _MAX_COMPARED = 1500  # pairs, evenly over all
-_MAX_ANGLE = 20.0  # degrees between the directions from which two photos see a point, and
+_MIN_MATCHES = 15  # verified matches of a pair that counts as matched
+_MAX_ANGLE = 10.0  # degrees between the directions from which two photos see a point, and
 _MAX_SCALE = 1.4  # ratio of their distances from it, up to which both should see it
 _MARGIN = 0.04  # of the longer side: nearer to the border a point may be outside
 _FRONT = 0.93  # of the depth of a point: what is nearer hides it
 _MIN_CELLS = 25  # of a photo that the other one should see; with fewer nothing is said
-_CONFLICT = 0.5  # share below which two photos show different things
+_CONFLICT = 0.4  # share below which two photos show different things
 _MIN_CONFLICTS = 3  # pairs, and
-_MIN_OF_COMPARED = 0.25  # of those compared. In models that are right 0 to 0.12, where the photos
-# see a thing from far apart; in folded ones, and of objects that were turned, 0.4 to 0.65.
+_MIN_OF_COMPARED = 0.3  # of those compared. In models that are right 0 to 0.22, the most in woods
+# and of objects that were turned; in folded ones 0.4 to 0.75.
 _TOGETHER = 0.3  # of the points of a photo in another one: they look at the same place
 _RARITY = 2.0  # exponent: things seen in n photos weigh n to minus this
 
@@ -51,7 +59,8 @@ class ViewAgreement:
     Attributes:
         images: their ids, the smaller one first.
         shares: of the places of the first photo that the second one should show, those where they
-            have a point in common, rare things counting most, in [0, 1]; and the other way round.
+            have verified matches or points in common, rare things counting most, in [0, 1]; and the
+            other way round.
     """
 
     images: tuple[int, int]
@@ -63,19 +72,23 @@ class ViewAgreement:
         return min(self.shares)
 
 
-def view_agreements(model: pycolmap.Reconstruction) -> list[ViewAgreement]:
-    """The agreement of all photos of a model that see many points from nearly the same side.
+def view_agreements(model: pycolmap.Reconstruction, database: Path) -> list[ViewAgreement]:
+    """The agreement of all matched photos of a model that see many points from nearly one side.
 
     Args:
         model: with poses and points.
+        database: with the keypoints and verified matches of its photos, by their names.
     """
     scene = _Scene.of(model)
-    found = []
-    pairs = list(scene.pairs_that_look_alike())
-    for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
-        first, second = _share(scene, a, b), _share(scene, b, a)
-        if first is not None and second is not None:
-            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), (first, second)))
+    with open_database(database) as db:
+        matches = _Matches.of(db, model, scene)
+        pairs = list(scene.pairs_that_look_alike(matches.pairs))
+        found = []
+        for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
+            in_a, in_b = matches.cells(a, b)
+            first, second = _share(scene, a, b, in_a), _share(scene, b, a, in_b)
+            if first is not None and second is not None:
+                found.append(ViewAgreement((scene.ids[a], scene.ids[b]), (first, second)))
     return found
 
 
@@ -117,15 +130,14 @@ def stay_together(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int
 
 
 def find_conflicts(
-    model: pycolmap.Reconstruction, agreements: Sequence[ViewAgreement] | None = None
+    model: pycolmap.Reconstruction, agreements: Sequence[ViewAgreement]
 ) -> ConflictSummary:
     """The pairs of photos of a model that disagree, if they are many; says so.
 
     Args:
         model: with poses and points.
-        agreements: of its photos, where they are known.
+        agreements: of its photos.
     """
-    agreements = view_agreements(model) if agreements is None else agreements
     pairs = many_conflicts(agreements)
     name = {image.image_id: image.name for image in posed_images(model).values()}
     names = tuple((name[a], name[b]) for a, b in pairs)
@@ -213,8 +225,8 @@ class _Scene:
         ]
         return cls(ids, views, found.xyz, np.bincount(rows, minlength=len(found.ids)))
 
-    def pairs_that_look_alike(self) -> Iterator[tuple[int, int]]:
-        """Numbers of two views that see many points in common, and these from the same side."""
+    def pairs_that_look_alike(self, among: Collection[Pair]) -> Iterator[Pair]:
+        """Those that see many points in common, and these from the same side, of pairs of views."""
         number = np.repeat(np.arange(len(self.views)), [len(view.points) for view in self.views])
         points = np.concatenate([view.points for view in self.views] or [np.zeros(0, int)])
         shape = (len(self.views), max(1, len(self.xyz)))
@@ -222,12 +234,14 @@ class _Scene:
         shared = (seen @ seen.T).tocoo()
         rows, columns = shared.coords
         chosen = np.nonzero((rows < columns) & (shared.data >= _MIN_SHARED))[0]
-        for a, b in zip(rows[chosen], columns[chosen], strict=True):
+        for a, b in zip(rows[chosen].tolist(), columns[chosen].tolist(), strict=True):
+            if (a, b) not in among:
+                continue
             points = self.views[b].points
             common = points[_among(self.views[a].points, points)]
-            same = self.seen_from_same_side(int(a), int(b), common[:: -(-len(common) // 64)])
+            same = self.seen_from_same_side(a, b, common[:: -(-len(common) // 64)])
             if same.mean() >= 0.5:
-                yield int(a), int(b)
+                yield a, b
 
     def overlap(self, a: int, b: int) -> float:
         """The share of the points of view a that lie in the photo of b, seen from the same side."""
@@ -250,8 +264,59 @@ class _Scene:
         return np.asarray((cosine > np.cos(np.radians(_MAX_ANGLE))) & (ratio < _MAX_SCALE))
 
 
-def _share(scene: _Scene, a: int, b: int) -> float | None:
-    """The share of what view b should show of view a that it does; None if that is too little."""
+@dataclass(frozen=True)
+class _Matches:
+    """Where in the photos of a scene their verified matches are.
+
+    Attributes:
+        db: the database.
+        ids: of the views of the scene in the database.
+        keypoint_cells: of a view, (N, 2) rows and columns of its keypoints' cells.
+        pairs: numbers of two views, the smaller first, with enough verified matches.
+    """
+
+    db: pycolmap.Database
+    ids: Sequence[int]
+    keypoint_cells: Callable[[int], np.ndarray]
+    pairs: frozenset[Pair]
+
+    @classmethod
+    def of(cls, db: pycolmap.Database, model: pycolmap.Reconstruction, scene: _Scene) -> _Matches:
+        """Of the photos with the names of those of a model."""
+        by_name = {image.name: image.image_id for image in db.read_all_images()}
+        ids = [by_name[model.images[image_id].name] for image_id in scene.ids]
+        number = {image_id: k for k, image_id in enumerate(ids)}
+        pairs = set()
+        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
+            a, b = (number.get(i, -1) for i in pycolmap.pair_id_to_image_pair(pair_id))
+            if min(a, b) >= 0 and inliers >= _MIN_MATCHES:
+                pairs.add((min(a, b), max(a, b)))
+
+        @cache
+        def keypoint_cells(view: int) -> np.ndarray:
+            camera = scene.views[view].camera
+            cells = _cells_of(db.read_keypoints(ids[view])[:, :2], camera)
+            return np.clip(cells, 0, np.subtract(_shape(camera), 1)).astype(np.uint8)
+
+        return cls(db, ids, keypoint_cells, frozenset(pairs))
+
+    def cells(self, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2) rows and columns of the cells of the matches of two views, in either."""
+        inliers = self.db.read_two_view_geometry(self.ids[a], self.ids[b]).inlier_matches
+        in_a, in_b = (
+            self.keypoint_cells(v)[side] for v, side in zip((a, b), inliers.T, strict=True)
+        )
+        return in_a, in_b
+
+
+def _share(scene: _Scene, a: int, b: int, matched: np.ndarray) -> float | None:
+    """The share of what view b should show of view a that it does; None if that is too little.
+
+    Args:
+        scene: the views.
+        a, b: their numbers.
+        matched: (N, 2) rows and columns of the cells of view a with matches to view b.
+    """
     first, second = scene.views[a], scene.views[b]
     expected = scene.length[first.points] >= _MIN_TRACK
     expected &= scene.seen_from_same_side(a, b, first.points)
@@ -273,6 +338,7 @@ def _share(scene: _Scene, a: int, b: int) -> float | None:
     shape = _shape(first.camera)
     visible, common = np.zeros(shape, bool), np.zeros(shape, bool)
     visible[tuple(cells.T)] = True
+    common[tuple(matched.T)] = True
     common[tuple(cells[found].T)] = True
     if visible.sum() < _MIN_CELLS:
         return None

@@ -38,7 +38,7 @@ from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.georeference import CAMERAS, RECORD
-from edm_hloc.mapping.look_alikes import find_conflicts
+from edm_hloc.mapping.look_alikes import find_conflicts, view_agreements
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, parts_folder
@@ -196,7 +196,10 @@ def reconstruct(
             if "extended" not in mapped:
                 forget_place(run)
             summary: MappingSummary = mapped["mapped"]
-            conflicts = summary.conflicts or find_conflicts(read_model(model))
+            conflicts = summary.conflicts
+            if conflicts is None:
+                written = read_model(model)
+                conflicts = find_conflicts(written, view_agreements(written, database))
             return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
