@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[int, int]
 
+DISAGREEMENT = 0.4
+"""Share (`ViewAgreement.share`) below which two photos show different things."""
+
 _CELLS = 32  # along the longer side of a photo
 _MIN_TRACK = 3  # photos that have seen a point which another photo should see
 _MIN_SHARED = 30  # points of two photos that are compared
@@ -44,7 +47,6 @@ _MAX_SCALE = 1.4  # ratio of their distances from it, up to which both should se
 _MARGIN = 0.04  # of the longer side: nearer to the border a point may be outside
 _FRONT = 0.93  # of the depth of a point: what is nearer hides it
 _MIN_CELLS = 25  # of a photo that the other one should see; with fewer nothing is said
-_CONFLICT = 0.4  # share below which two photos show different things
 _MIN_CONFLICTS = 3  # pairs, and
 _MIN_OF_COMPARED = 0.3  # of those compared. In models that are right 0 to 0.22, the most in woods
 # and of objects that were turned; in folded ones 0.4 to 0.75.
@@ -109,7 +111,7 @@ class ConflictSummary:
 def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[tuple[int, int]]:
     """The pairs that disagree, those that agree least first; none if so few may be by chance."""
     ordered = sorted(agreements, key=lambda agreement: agreement.share)
-    pairs = [a.images for a in ordered if a.share < _CONFLICT]
+    pairs = [a.images for a in ordered if a.share < DISAGREEMENT]
     few = len(pairs) < max(_MIN_CONFLICTS, _MIN_OF_COMPARED * len(agreements))
     return [] if few else pairs
 

@@ -1,0 +1,38 @@
+"""Count the pairs of photos that disagree in models, and which models are said to have folded.
+
+    python benchmarks/look_alikes.py RUN [RUN …]
+
+RUN is the output folder of `edm-hloc reconstruct`. Prints a row of a Markdown table for each: the
+photos of the model, the pairs that look at the same points from the same side, those of them that
+show different things there, and whether the model's summary warns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.mapping.look_alikes import DISAGREEMENT, many_conflicts, view_agreements
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("runs", type=Path, nargs="+")
+    runs = parser.parse_args().runs
+    print("| run | photos | compared | disagree | warned of |\n|---|---|---|---|---|")
+    for run in runs:
+        try:
+            model = read_model(run / "model")
+            found = view_agreements(model, run / "database.db")
+        except EdmHlocError as error:
+            sys.exit(f"{parser.prog}: {error}")
+        below = sum(agreement.share < DISAGREEMENT for agreement in found)
+        warned = "yes" if many_conflicts(found) else "no"
+        print(f"| {run.name} | {model.num_reg_images()} | {len(found)} | {below} | {warned} |")
+
+
+if __name__ == "__main__":
+    main()
