@@ -29,10 +29,9 @@ from scipy.sparse import coo_array
 
 from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[int, int]
 
 DISAGREEMENT = 0.4
 """Share (`ViewAgreement.share`) below which two photos show different things."""
@@ -48,8 +47,8 @@ _MARGIN = 0.04  # of the longer side: nearer to the border a point may be outsid
 _FRONT = 0.93  # of the depth of a point: what is nearer hides it
 _MIN_CELLS = 25  # of a photo that the other one should see; with fewer nothing is said
 _MIN_CONFLICTS = 3  # pairs, and
-_MIN_OF_COMPARED = 0.3  # of those compared. In models that are right 0 to 0.22, the most in woods
-# and of objects that were turned; in folded ones 0.4 to 0.75.
+_MIN_OF_COMPARED = 0.3  # of those compared. In models that are right 0 to 0.22, most in woods,
+# and 0.35 of an object that was turned; in folded ones 0.36 to 0.75.
 _TOGETHER = 0.3  # of the points of a photo in another one: they look at the same place
 _RARITY = 2.0  # exponent: things seen in n photos weigh n to minus this
 
@@ -185,9 +184,8 @@ class _View:
     ) -> _View:
         """Of the rows of `xyz` (N,) that it sees and their pixels (N, 2)."""
         points, first = np.unique(seen[0], return_index=True)
-        shape = _shape(camera)
-        cells = np.clip(_cells_of(seen[1][first], camera), 0, np.subtract(shape, 1))
-        nearest = np.full(shape, np.inf)
+        cells = _cells_within(seen[1][first], camera)
+        nearest = np.full(_shape(camera), np.inf)
         np.minimum.at(nearest, tuple(cells.T), (xyz[points] @ pose[2, :3] + pose[2, 3]))
         return cls(camera, pose, -pose[:, :3].T @ pose[:, 3], points, cells, nearest)
 
@@ -296,9 +294,8 @@ class _Matches:
 
         @cache
         def keypoint_cells(view: int) -> np.ndarray:
-            camera = scene.views[view].camera
-            cells = _cells_of(db.read_keypoints(ids[view])[:, :2], camera)
-            return np.clip(cells, 0, np.subtract(_shape(camera), 1)).astype(np.uint8)
+            pixels = db.read_keypoints(ids[view])[:, :2]
+            return _cells_within(pixels, scene.views[view].camera).astype(np.uint8)
 
         return cls(db, ids, keypoint_cells, frozenset(pairs))
 
@@ -370,3 +367,8 @@ def _cells_of(pixels: np.ndarray, camera: pycolmap.Camera) -> np.ndarray:
     """(N, 2) rows and columns of the cells of points (N, 2) in pixels."""
     side = max(camera.width, camera.height) / _CELLS
     return (pixels[:, ::-1] / side).astype(int)
+
+
+def _cells_within(pixels: np.ndarray, camera: pycolmap.Camera) -> np.ndarray:
+    """The same, of points that may lie on the border or outside: the nearest cells of the photo."""
+    return np.clip(_cells_of(pixels, camera), 0, np.subtract(_shape(camera), 1))
