@@ -15,6 +15,7 @@ import pycolmap
 from edm_hloc.base.colmap import open_database
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import complete_model
+from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.forecast import forecast
 from edm_hloc.mapping.look_alikes import ViewAgreement, many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
@@ -27,7 +28,9 @@ from edm_hloc.mapping.unfolding import REGISTERED, unfold
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_LENS = 30.0  # focal length by the longer side; photos of longer ones are dropped
 _MIN_THINNED = 15  # matches of a pair where tracks were chosen
+_TRIALS = 2  # of a photo that is dropped as its camera diverges; completion tries it once more
 _GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
 _SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment of the newest cameras
 _SETTLED_ALL = 1e-5  # the same for all cameras: COLMAP goes on for 50 iterations
@@ -39,6 +42,8 @@ def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipeline
     colmap.min_num_matches = options.min_inliers
     colmap.random_seed = options.seed
     colmap.num_threads = options.threads
+    # By COLMAP's default of 10 photos through telephoto lenses are dropped and taken up in turns.
+    colmap.max_focal_length_ratio = _LONGEST_LENS
     colmap.extract_colors = False  # only the model that is kept gets colours, in `write_model`
     colmap.mapper.init_max_error = options.max_error
     colmap.mapper.abs_pose_max_error = 3 * options.max_error
@@ -95,6 +100,7 @@ class IncrementalMapping:
         use_priors(colmap, self.database)
         if self.thinned:
             colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
+            colmap.mapper.max_reg_trials = _TRIALS
             colmap.ba_global_frames_ratio = colmap.ba_global_points_ratio = _GROWTH
             # all matches follow in `complete_model`: what is left to gain here is soon lost again
             colmap.ba_local_max_refinements, colmap.ba_global_max_refinements = 1, 2
@@ -132,10 +138,14 @@ class IncrementalMapping:
                 run = [refine_focal, refine_distortion, any_start, content_of(db)]
             start, registered = self.snapshots.begin(colmap, self.images, run)
         with StepProgress("Mapping", "photo", self.images, before=registered) as progress:
+            resumed = start is not None
 
             def registered_first() -> None:
-                # another model, of other photos, or once more, as the last was not good enough
-                progress.restart(2, "from another pair of photos" if progress.done else "")
+                nonlocal resumed
+                if not resumed:
+                    # another model, of other photos, or once more, as the last was not good enough
+                    progress.restart(2, "from another pair of photos" if progress.done else "")
+                resumed = False  # COLMAP calls this for the model that it goes on with as well
 
             def registered_next() -> None:
                 if progress.done < self.images:  # photos that were dropped are counted again
@@ -204,6 +214,7 @@ class ChosenTracks:
         kept = thin_database(mapping.database, thin, mapping.options.min_inliers)
         if kept is None:
             return cls(mapping, None, {}, 0.0)
+        calibrate_focal_lengths(thin)
         expected = forecast(mapping.database, kept, time.monotonic() - start)
         return cls(mapping, replace(mapping, database=thin, thinned=True), kept, expected)
 
@@ -236,14 +247,36 @@ class ChosenTracks:
         mapping = self.mapping
         if found[0].one_camera:
             mapping = mapping.with_one_camera or mapping
-        colmap = mapping.colmap_options(refine, refine and not found[0].undistorted)
+        undistorted = found[0].undistorted or not refine
+        whole = self._whole(found, mapping, refine, not undistorted)
+        if not undistorted and not self._plausible(whole) and self._plausible([found[0].model]):
+            logger.info("Completing once more, without distortion.")
+            whole, undistorted = self._whole(found, mapping, refine, False), True
+        return [
+            replace(found[0], model=model, undistorted=undistorted and refine) for model in whole
+        ]
+
+    def _whole(
+        self,
+        found: Sequence[FoundModel],
+        mapping: IncrementalMapping,
+        focal: bool,
+        distortion: bool,
+    ) -> list[pycolmap.Reconstruction]:
+        """Models of chosen tracks completed, with what is refined of the cameras."""
+        colmap = mapping.colmap_options(focal, distortion)
         covered: set[int] = set()
         whole = []
         for each in found:
             if not set(each.model.reg_image_ids()) <= covered:
                 whole.append(complete_model(each.model, self.kept, mapping.database, colmap))
                 covered |= set(whole[-1].reg_image_ids())
-        return [replace(found[0], model=model) for model in with_points(whole)]
+        return with_points(whole)
+
+    def _plausible(self, models: Sequence[pycolmap.Reconstruction]) -> bool:
+        """Whether nearly all images of the largest model have a plausible camera."""
+        plausible, registered = plausible_images(models, _cameras(self.mapping.database))
+        return plausible >= MIN_PLAUSIBLE * registered
 
     def _unfolded(
         self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
@@ -287,12 +320,13 @@ class ChosenTracks:
 
 def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:
     """Runs the mapper, several times where it finds no believable model."""
+    initial = _cameras(mapping.database)
     with open_database(mapping.database) as db:
-        initial = {camera.camera_id: camera for camera in db.read_all_cameras()}
-        refine = refine and not mapping.constant_cameras >= {
-            image.camera_id for image in db.read_all_images()
-        }
-    models = with_points(mapping.run(refine, refine))
+        used = [image.camera_id for image in db.read_all_images()]
+    refine = refine and not mapping.constant_cameras >= set(used)
+    # One photo of a camera does not determine distortion before there is a model around it.
+    later = mapping.thinned and len(set(used)) > len(used) / 2
+    models = with_points(mapping.run(refine, refine and not later))
     undistorted = one_camera = False
     few = _registered(models) < mapping.images / 2
     if refine and mapping.options.one_camera and (few or not focal_lengths_agree(models[0])):
@@ -301,19 +335,30 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
             logger.info("Mapping once more, with one camera for all photos.")
             again = with_points(shared.run(refine, refine))
             if plausible_images(again, initial) >= plausible_images(models, initial):
-                models, mapping, one_camera = again, shared, bool(again)
-    quality = plausible_images(models, initial)
-    registered = _registered(models)
-    # Only where far too few images are registered, or more than a few cameras are implausible.
-    if refine and (registered < mapping.images / 2 or quality[0] < MIN_PLAUSIBLE * registered):
-        logger.info("Mapping once more, without distortion.")
-        again = with_points(mapping.run(refine, False))
-        if plausible_images(again, initial) > quality:  # else the distortion was not the reason
-            models, undistorted = again, True
+                models, mapping, one_camera, later = again, shared, bool(again), False
+    if refine and not _believable(models, initial, mapping.images):
+        logger.info("Mapping once more, %s distortion.", "with" if later else "without")
+        again = with_points(mapping.run(refine, later))
+        if plausible_images(again, initial) > plausible_images(models, initial):
+            models, undistorted = again, not later  # else the distortion was not the reason
     if not models:
         logger.info("Mapping once more, from any pair of photos.")
         models, undistorted = with_points(mapping.run(refine, False, any_start=True)), refine
     return [FoundModel(model, undistorted, one_camera) for model in models]
+
+
+def _cameras(database: Path) -> dict[int, pycolmap.Camera]:
+    """The cameras of a database by id."""
+    with open_database(database) as db:
+        return {camera.camera_id: camera for camera in db.read_all_cameras()}
+
+
+def _believable(
+    models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera], images: int
+) -> bool:
+    """Whether the largest model has half of the images, and few with an implausible camera."""
+    plausible, registered = plausible_images(models, initial)
+    return registered >= images / 2 and plausible >= MIN_PLAUSIBLE * registered
 
 
 def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:

@@ -26,6 +26,7 @@ from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.images.roots import JoinedFolders
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
+from tests.mapping import scenes
 from tests.mapping.scenes import (
     CAMERA,
     NAMES,
@@ -306,3 +307,20 @@ def test_known_and_unknown_cameras_mix(scene: Scene, tmp_path: Path) -> None:
     options = MappingOptions(mapper="global", threads=1)
     with pytest.raises(EdmHlocError, match="all or none"):
         map_database(tmp_path / "d.db", scene.images, tmp_path / "g", options, known=known)
+
+
+def test_photos_through_a_telephoto_lens_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COLMAP drops cameras whose focal length is more than ten times the photo's longer side."""
+    lens = pycolmap.Camera(
+        camera_id=1, model="SIMPLE_RADIAL", width=640, height=480, params=[7680, 320, 240, 0]
+    )
+    monkeypatch.setattr(scenes, "CAMERA", lens)
+    angles = np.linspace(-0.5, 0.5, len(NAMES))
+    centres = 24 * np.stack([np.sin(angles), 0.1 * np.cos(5 * angles), -np.cos(angles)], axis=1)
+    scene = make_scene(tmp_path, NAMES, centres=centres, outliers=0.0, number=2000)
+    build(scene, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(NAMES, lens)))
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS, known=NAMES)
+    assert summary.unregistered == ()
+    assert_near_truth(scene, tmp_path / "m", rotation=0.1, position=0.5)

@@ -14,7 +14,7 @@ import pytest
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.journal import journal_path
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import snapshots
+from edm_hloc.mapping import incremental, snapshots
 from edm_hloc.mapping.mappers import map_database
 from tests.mapping.scenes import THREADS, Scene, assert_near_truth, build, make_scene
 
@@ -75,9 +75,14 @@ def test_mapping_goes_on_from_the_last_whole_snapshot(
     tmp_path: Path,
     callbacks: list[int],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     damage: bool,
 ) -> None:
     scene, database = large
+    restarts: list[float] = []
+    monkeypatch.setattr(
+        incremental.StepProgress, "restart", lambda _, done, note="": restarts.append(done)
+    )
     out = tmp_path / "model"
     kill_at(scene, database, out, 13)
     assert not out.exists()
@@ -88,6 +93,7 @@ def test_mapping_goes_on_from_the_last_whole_snapshot(
     summary = map_database(database, scene.images, out, THREADS)
     assert 0 < len(callbacks) < (11 if damage else 6)
     assert "Mapping goes on from" in caplog.text
+    assert not restarts  # the count goes on as well
     assert summary.statistics.registered == len(NAMES)
     assert_near_truth(scene, out, 0.1, 0.5)
     assert read_model(out).num_reg_images() == len(NAMES)

@@ -12,6 +12,7 @@ from edm_hloc.base import progress
 from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping import forecast, incremental
+from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.incremental import IncrementalMapping
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.thinning import thin_database
@@ -128,6 +129,63 @@ def test_known_intrinsics_stay(many: Scene, tmp_path: Path) -> None:
     for camera in read_model(tmp_path / "m").cameras.values():
         assert camera.params.tolist() == CAMERA.params.tolist()
     assert_near_truth(many, tmp_path / "m", rotation=0.1, position=0.1)
+
+
+def test_distortion_waits_where_each_photo_has_a_camera(
+    many: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(many, tmp_path / "d.db", CameraOptions(mode="per-image"))
+    run, calls = IncrementalMapping.run, []
+
+    def watched(mapping: IncrementalMapping, *refined: bool) -> list[pycolmap.Reconstruction]:
+        calls.append(refined)
+        return run(mapping, *refined)
+
+    monkeypatch.setattr(IncrementalMapping, "run", watched)
+    summary = map_database(tmp_path / "d.db", many.images, tmp_path / "m", THREADS)
+    assert calls == [(True, False)]
+    assert not summary.undistorted
+    for camera in read_model(tmp_path / "m").cameras.values():
+        assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.03)
+        assert camera.params[3] != 0.0
+        assert camera.params[3] == pytest.approx(CAMERA.params[3], abs=0.03)
+    assert_near_truth(many, tmp_path / "m", rotation=0.3, position=0.5)
+
+
+@pytest.mark.parametrize("begun", [1.0, 6.0])
+def test_cameras_that_completion_spoils_are_completed_without_distortion(
+    many: Scene,
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: float,
+) -> None:
+    """Only where the model was begun with better ones."""
+    run, completed = IncrementalMapping.run, []
+
+    def beginning(mapping: IncrementalMapping, *refined: bool) -> list[pycolmap.Reconstruction]:
+        models = run(mapping, *refined)
+        for camera in models[0].cameras.values():
+            camera.focal_length *= begun
+        return models
+
+    def spoiling(
+        model: pycolmap.Reconstruction,
+        kept: dict[int, np.ndarray],
+        database: Path,
+        colmap: pycolmap.IncrementalPipelineOptions,
+    ) -> pycolmap.Reconstruction:
+        completed.append(colmap.ba_refine_extra_params)
+        whole = complete_model(model, kept, database, colmap)
+        for camera in whole.cameras.values():
+            camera.focal_length *= 6.0 if colmap.ba_refine_extra_params else 1.0
+        return whole
+
+    monkeypatch.setattr(IncrementalMapping, "run", beginning)
+    monkeypatch.setattr(incremental, "complete_model", spoiling)
+    summary = map_database(database, many.images, tmp_path / "m", THREADS)
+    assert completed == ([True, False] if begun == 1.0 else [True])
+    assert summary.undistorted == (begun == 1.0)
 
 
 def test_parts_stay_parts(tmp_path: Path) -> None:
