@@ -249,7 +249,7 @@ class ChosenTracks:
             mapping = mapping.with_one_camera or mapping
         undistorted = found[0].undistorted or not refine
         whole = self._whole(found, mapping, refine, not undistorted)
-        if not undistorted and not self._plausible(whole) and self._plausible([found[0].model]):
+        if not undistorted and self._spoiled(found[0].model, whole):
             logger.info("Completing once more, without distortion.")
             whole, undistorted = self._whole(found, mapping, refine, False), True
         return [
@@ -273,10 +273,14 @@ class ChosenTracks:
                 covered |= set(whole[-1].reg_image_ids())
         return with_points(whole)
 
-    def _plausible(self, models: Sequence[pycolmap.Reconstruction]) -> bool:
-        """Whether nearly all images of the largest model have a plausible camera."""
-        plausible, registered = plausible_images(models, _cameras(self.mapping.database))
-        return plausible >= MIN_PLAUSIBLE * registered
+    def _spoiled(
+        self, begun: pycolmap.Reconstruction, whole: Sequence[pycolmap.Reconstruction]
+    ) -> bool:
+        """Whether completion has left the largest model with fewer plausible cameras, too few."""
+        initial = _cameras(self.mapping.database)
+        plausible, registered = plausible_images(whole, initial)
+        before = plausible_images([begun], initial)[0]
+        return plausible < min(before, MIN_PLAUSIBLE * registered)
 
     def _unfolded(
         self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
@@ -325,7 +329,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
         used = [image.camera_id for image in db.read_all_images()]
     refine = refine and not mapping.constant_cameras >= set(used)
     # One photo of a camera does not determine distortion before there is a model around it.
-    later = mapping.thinned and len(set(used)) > len(used) / 2
+    later = refine and mapping.thinned and len(set(used)) > len(used) / 2
     models = with_points(mapping.run(refine, refine and not later))
     undistorted = one_camera = False
     few = _registered(models) < mapping.images / 2
@@ -336,10 +340,14 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
             again = with_points(shared.run(refine, refine))
             if plausible_images(again, initial) >= plausible_images(models, initial):
                 models, mapping, one_camera, later = again, shared, bool(again), False
-    if refine and not _believable(models, initial, mapping.images):
+    plausible, registered = plausible_images(models, initial)
+    few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
+    if later and spoiled and not few:
+        undistorted = True  # cameras that are badly determined already
+    elif refine and (few or spoiled):
         logger.info("Mapping once more, %s distortion.", "with" if later else "without")
         again = with_points(mapping.run(refine, later))
-        if plausible_images(again, initial) > plausible_images(models, initial):
+        if plausible_images(again, initial) > (plausible, registered):
             models, undistorted = again, not later  # else the distortion was not the reason
     if not models:
         logger.info("Mapping once more, from any pair of photos.")
@@ -351,14 +359,6 @@ def _cameras(database: Path) -> dict[int, pycolmap.Camera]:
     """The cameras of a database by id."""
     with open_database(database) as db:
         return {camera.camera_id: camera for camera in db.read_all_cameras()}
-
-
-def _believable(
-    models: Sequence[pycolmap.Reconstruction], initial: Mapping[int, pycolmap.Camera], images: int
-) -> bool:
-    """Whether the largest model has half of the images, and few with an implausible camera."""
-    plausible, registered = plausible_images(models, initial)
-    return registered >= images / 2 and plausible >= MIN_PLAUSIBLE * registered
 
 
 def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:
