@@ -114,6 +114,8 @@ class IncrementalMapping:
         shared = self.folder / f"one-camera-{self.database.name}"
         if not share_cameras(self.database, shared):
             return None
+        if self.thinned:
+            calibrate_focal_lengths(shared)  # all pairs together, instead of one photo's
         return replace(self, database=shared)
 
     def run(

@@ -11,6 +11,7 @@ import pytest
 
 from edm_hloc.base.colmap import open_database
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
+from edm_hloc.mapping.parts import share_cameras
 
 RATIOS = (0.8, 1.2, 1.9, 2.7, 4.2, 1.0)  # focal lengths by the longer side
 
@@ -65,6 +66,15 @@ def test_focal_lengths_are_those_of_the_pairs(tmp_path: Path, model: str) -> Non
             pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
         )
     assert [path.name for path in tmp_path.iterdir()] == ["d.db"]
+
+
+def test_photos_of_one_camera_tell_its_focal_length_together(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "d.db", ratios=(2.1,) * 5)
+    assert share_cameras(tmp_path / "d.db", tmp_path / "shared.db")
+    calibrate_focal_lengths(tmp_path / "shared.db")
+    with open_database(tmp_path / "shared.db") as db:
+        (used,) = {image.camera_id for image in db.read_all_images()}
+        assert db.read_camera(used).mean_focal_length() / 640 == pytest.approx(2.1, abs=0.006)
 
 
 def test_known_focal_lengths_stay(tmp_path: Path) -> None:
