@@ -38,7 +38,8 @@ def register_left_out(
     """Registers photos into a model whose cameras and points stay as they are.
 
     A photo comes in as in the mapping: by the pose that most of its matches with points of the
-    model agree with. It sees those points then; no new ones are made.
+    model agree with. It sees those points then; no new ones are made. One whose focal length or
+    distortion no lens has stays out.
 
     Args:
         model: changed; its images and keypoints have the numbers of those of the database.
@@ -69,7 +70,13 @@ def register_left_out(
     with StepProgress("Trying photos that are in no model"):
         register_next_images(mapper, colmap, tried)
     mapper.end_reconstruction(False)
-    return sorted(_put_in(model, whole, i) for i in sorted(tried & set(whole.reg_image_ids())))
+    limits = colmap.min_focal_length_ratio, colmap.max_focal_length_ratio, colmap.max_extra_param
+    found = [
+        i
+        for i in sorted(tried & set(whole.reg_image_ids()))
+        if not whole.cameras[whole.images[i].camera_id].has_bogus_params(*limits)
+    ]
+    return sorted(_put_in(model, whole, i) for i in found)
 
 
 def add_image(

@@ -15,6 +15,7 @@ _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _FEW = 3  # of adjustments that others follow
 _SETTLED = 1e-4  # relative change of the cost
+_WEAK_PERSPECTIVE = 5.0  # focal length by the longer side
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class Freedom:
     constant: frozenset[int] = frozenset()
     focal: bool = True
     distortion: bool = True
+
+
+def with_telephotos_held(freedom: Freedom, model: pycolmap.Reconstruction) -> Freedom:
+    """The same, where the intrinsics of long telephoto lenses stay.
+
+    Through such a lens a photo hardly tells a longer focal length from a greater distance, and an
+    adjustment of both can go on without bound.
+    """
+    long = {
+        camera_id
+        for camera_id, camera in model.cameras.items()
+        if camera.mean_focal_length() > _WEAK_PERSPECTIVE * max(camera.width, camera.height)
+    }
+    return replace(freedom, constant=freedom.constant | long)
 
 
 def reprojection_errors(tracks: Tracks, views: Views) -> np.ndarray:

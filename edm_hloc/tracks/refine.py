@@ -32,7 +32,12 @@ from edm_hloc.mapping.output import (
     new_model_folder,
     write_model,
 )
-from edm_hloc.tracks.adjustment import Freedom, adjust, drop_observations
+from edm_hloc.tracks.adjustment import (
+    Freedom,
+    adjust,
+    drop_observations,
+    with_telephotos_held,
+)
 from edm_hloc.tracks.alignment import Alignment, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -197,6 +202,7 @@ def refine_tracks(
     while progress.rounds < rounds:
         if left_out:
             freedom = with_newcomers(freedom, progress, left_out)
+        freedom = with_telephotos_held(freedom, progress.model)
         blurred = _one_round(progress, shelf, freedom, config, options)
         tried = left_out if progress.rounds == 1 < rounds else None
         if tried and try_left_out(progress, mapped, tried, freedom, options):

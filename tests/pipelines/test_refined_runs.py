@@ -18,6 +18,8 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
 from edm_hloc.images.intrinsics import load_intrinsics
+from edm_hloc.mapping import left_out as left_out_photos
+from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
 from edm_hloc.mapping.mappers import map_database
@@ -168,6 +170,32 @@ def test_a_photo_of_nothing_in_the_model_stays_out(
     colmap = refining_options(THREADS, focal=True, distortion=True)
     assert register_left_out(model, left_out, colmap) == []
     assert model.num_reg_images() == 6
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e4])
+def test_a_photo_whose_focal_length_diverges_stays_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    scene = make_scene(tmp_path, NAMES)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="per-image"))
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "model", THREADS)
+    model = read_model(tmp_path / "model")
+    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
+    (tmp_path / "fewer").mkdir()
+    model.write_binary(tmp_path / "fewer")
+    model = pycolmap.Reconstruction(tmp_path / "fewer")
+
+    def diverging(mapper: Any, colmap: Any, tried: set[int]) -> None:
+        register_next_images(mapper, colmap, tried)
+        (image_id,) = tried
+        mapper.reconstruction.images[image_id].camera.focal_length *= factor
+
+    monkeypatch.setattr(left_out_photos, "register_next_images", diverging)
+    left_out = LeftOut(tmp_path / "d.db", frozenset({NAMES[0]}))
+    colmap = refining_options(THREADS, focal=True, distortion=True)
+    registered = register_left_out(model, left_out, colmap)
+    assert registered == ([NAMES[0]] if factor == 1.0 else [])
+    assert model.num_reg_images() == len(NAMES) - (factor != 1.0)
 
 
 def test_it_shares_the_camera_that_the_others_share(tmp_path: Path) -> None:

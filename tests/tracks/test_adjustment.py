@@ -10,7 +10,7 @@ import pytest
 
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import adjustment
-from edm_hloc.tracks.adjustment import Freedom, adjust
+from edm_hloc.tracks.adjustment import Freedom, adjust, with_telephotos_held
 from edm_hloc.tracks.geometry import Tracks, Views
 
 FOCAL, MIDDLE = 129.0, 240.0  # pixels
@@ -69,3 +69,13 @@ def test_points_that_end_behind_a_camera_are_dropped(
     adjust(model, tracks, 8.0, freedom, MappingOptions(), again=True)
     assert model.num_points3D() == 81 - behind
     assert model.compute_mean_reprojection_error() < 0.6
+
+
+def test_intrinsics_of_long_telephoto_lenses_stay() -> None:
+    model = pycolmap.Reconstruction()
+    for camera_id, focal in enumerate([700, 3100, 3300, 50000], start=1):
+        size = (480, 640) if camera_id % 2 else (640, 480)
+        camera = pycolmap.Camera.create_from_model_name(camera_id, "SIMPLE_RADIAL", focal, *size)
+        model.add_camera(camera)
+    freedom = with_telephotos_held(Freedom(constant=frozenset({1}), distortion=False), model)
+    assert freedom == Freedom(constant=frozenset({1, 3, 4}), distortion=False)
