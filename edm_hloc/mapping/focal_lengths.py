@@ -39,9 +39,9 @@ def calibrate_focal_lengths(database: Path) -> None:
             with open_database(graph) as calibrated:
                 found = {c.camera_id: c.mean_focal_length() for c in calibrated.read_all_cameras()}
         for camera in unknown:
-            side = max(camera.width, camera.height)
-            ratio = round(found[camera.camera_id] / side / _STEP) * _STEP
-            if _POSSIBLE[0] < ratio < _POSSIBLE[1]:
+            side, focal = max(camera.width, camera.height), found[camera.camera_id]
+            ratio = round(focal / side / _STEP) * _STEP
+            if focal != camera.mean_focal_length() and _POSSIBLE[0] < ratio < _POSSIBLE[1]:
                 camera.focal_length = ratio * side
                 db.update_camera(camera)
 
