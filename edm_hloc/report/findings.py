@@ -302,8 +302,8 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "note",
             f"No believable model {of}was found with lens distortion, which was left at zero. Most "
             "often the photos do not determine it, as when all are taken while moving straight "
-            "ahead. For an accurate model calibrate the camera and give its intrinsics (--known), "
-            "or add photos that look to the side.",
+            "ahead, or each by another camera. For an accurate model calibrate the camera and give "
+            "its intrinsics (--known), or add photos that look to the side.",
             flat,
         )
     few = tuple(name for name, points in facts.registered.items() if points < MIN_POINTS)
@@ -359,7 +359,8 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         extra = camera.params[camera.extra_params_idxs()]
         plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
         if not FIELD_OF_VIEW[0] <= angle <= FIELD_OF_VIEW[1]:
-            odd.append(f"a field of view of {angle:.0f}°")
+            lens = ", right for a long telephoto lens only" if angle < FIELD_OF_VIEW[0] else ""
+            odd.append(f"a field of view of {angle:.0f}°{lens}")
         elif plain and np.abs(extra).max(initial=0) > MAX_DISTORTION:
             odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
     if odd:

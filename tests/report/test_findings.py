@@ -123,7 +123,9 @@ def test_findings_on_quality() -> None:
     )
     assert "a distortion of -1.20" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
     camera.params = [9000, 500, 400, 0]
-    assert "a field of view of 6°" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
+    assert "a field of view of 6°, right for a long telephoto lens only" in texts(
+        facts_of(CHAIN, "abc", cameras={"a": camera})
+    )
     view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
     assert "keypoints of 1 photo cover less than 25%" in texts(
         facts_of(CHAIN, "abc", views=[view]), coverage=0.1
