@@ -12,6 +12,9 @@ from edm_hloc.base.colmap import posed_images
 MIN_PLAUSIBLE = 0.9
 """A model is mapped again without distortion if fewer of its images have a plausible camera."""
 
+LENSES = (0.3, 5.0)
+"""Focal lengths by the longer side, between which those that nothing tells are plausible."""
+
 _MOST_APART = 1.5  # factor between a focal length and the median of the others
 
 
@@ -45,4 +48,4 @@ def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
     """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
     if initial.has_prior_focal_length:
         return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
-    return 0.3 < camera.mean_focal_length() / max(camera.width, camera.height) < 5.0
+    return LENSES[0] < camera.mean_focal_length() / max(camera.width, camera.height) < LENSES[1]

@@ -172,6 +172,15 @@ def test_a_photo_of_nothing_in_the_model_stays_out(
     assert model.num_reg_images() == 6
 
 
+def without_the_first(folder: Path) -> pycolmap.Reconstruction:
+    """The model in the folder without its first photo, written to "fewer" and read again."""
+    model = read_model(folder / "model")
+    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
+    (folder / "fewer").mkdir()
+    model.write_binary(folder / "fewer")
+    return pycolmap.Reconstruction(folder / "fewer")
+
+
 @pytest.mark.parametrize("factor", [1.0, 1e4])
 def test_a_photo_whose_focal_length_diverges_stays_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
@@ -179,11 +188,7 @@ def test_a_photo_whose_focal_length_diverges_stays_out(
     scene = make_scene(tmp_path, NAMES)
     build(scene, tmp_path / "d.db", CameraOptions(mode="per-image"))
     map_database(tmp_path / "d.db", scene.images, tmp_path / "model", THREADS)
-    model = read_model(tmp_path / "model")
-    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
-    (tmp_path / "fewer").mkdir()
-    model.write_binary(tmp_path / "fewer")
-    model = pycolmap.Reconstruction(tmp_path / "fewer")
+    model = without_the_first(tmp_path)
 
     def diverging(mapper: Any, colmap: Any, tried: set[int]) -> None:
         register_next_images(mapper, colmap, tried)
@@ -204,11 +209,7 @@ def test_it_shares_the_camera_that_the_others_share(tmp_path: Path) -> None:
     build(scene, tmp_path / "d.db", CameraOptions(mode="per-image"))
     assert share_cameras(tmp_path / "d.db", tmp_path / "one.db")
     map_database(tmp_path / "one.db", scene.images, tmp_path / "model", THREADS)
-    model = read_model(tmp_path / "model")
-    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
-    (tmp_path / "fewer").mkdir()
-    model.write_binary(tmp_path / "fewer")
-    model = pycolmap.Reconstruction(tmp_path / "fewer")
+    model = without_the_first(tmp_path)
     left_out = LeftOut(tmp_path / "d.db", frozenset({NAMES[0]}))
     colmap = refining_options(THREADS, focal=True, distortion=True)
     assert register_left_out(model, left_out, colmap) == [NAMES[0]]
