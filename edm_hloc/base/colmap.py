@@ -8,8 +8,9 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pycolmap
 
 from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.geometry import far_from_all
 from edm_hloc.base.text_models import camera_fault, check_text_model, images_txt_in_order
 
 logger = logging.getLogger(__name__)
@@ -233,12 +235,15 @@ class ModelStatistics:
         mean_track_length: mean number of observations of a point; 0 without points.
         mean_reprojection_error: mean over the points, in pixels of the original photos; 0 without
             points.
+        far_from_all: names of the images whose cameras are far from all others, where some are
+            wrong and some stood there (`geometry.far_from_all`).
     """
 
     registered: int
     points: int
     mean_track_length: float
     mean_reprojection_error: float
+    far_from_all: Sequence[str] = ()
 
     @staticmethod
     def of(model: pycolmap.Reconstruction) -> ModelStatistics:
@@ -249,11 +254,14 @@ class ModelStatistics:
         points = model.num_points3D()
         if points:
             model.update_point_3d_errors()
+        posed = posed_images(model)
+        far = far_from_all(np.array([image.projection_center() for image in posed.values()]))
         return ModelStatistics(
-            registered=len(posed_images(model)),
+            registered=len(posed),
             points=points,
             mean_track_length=model.compute_mean_track_length() if points else 0.0,
             mean_reprojection_error=model.compute_mean_reprojection_error() if points else 0.0,
+            far_from_all=tuple(compress(posed, far)),
         )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
+
+_FAR = 30.0  # times the median distance of cameras from their middle
 
 
 def homogeneous(points: np.ndarray) -> np.ndarray:
@@ -13,6 +16,26 @@ def homogeneous(points: np.ndarray) -> np.ndarray:
 def largest_distance(points: np.ndarray) -> float:
     """Largest distance between two of (N, 3) points; row by row, to save memory."""
     return max(float(np.linalg.norm(points - point, axis=1).max()) for point in points)
+
+
+def far_from_all(centres: np.ndarray) -> np.ndarray:
+    """Which of the camera centres (N, 3) are far from all others, (N,) bool.
+
+    Farther from the nearest other one than 30 times the median distance from the middle.
+    """
+    if len(centres) < 3:
+        return np.zeros(len(centres), bool)
+    usual = float(np.median(np.linalg.norm(centres - np.median(centres, axis=0), axis=1)))
+    away = cKDTree(centres).query(centres, k=2)[0][:, 1]
+    return np.asarray((usual > 0) & (away > _FAR * usual))
+
+
+def extent(centres: np.ndarray) -> float:
+    """Largest distance between two of the camera centres (N, 3) that are not far from all others.
+
+    One camera that is wrong, or stood very far away, would make every share of it small.
+    """
+    return largest_distance(centres[~far_from_all(centres)])
 
 
 def cross_product_matrix(vector: np.ndarray) -> np.ndarray:

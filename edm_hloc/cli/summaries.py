@@ -75,6 +75,13 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         f"{statistics['points']:,} points, track length {statistics['mean_track_length']:.2f}, "
         f"reprojection error {statistics['mean_reprojection_error']:.2f} px"
     )
+    far = first_few(statistics.get("far_from_all", ()), "photos")
+    if far:
+        print(
+            f"Far away    {', '.join(far)}: more than thirty times as far from all others as these "
+            "from\n            their middle. Unless taken there, its camera is wrong: leave it out, "
+            "or give --known"
+        )
     extended = run.results.get("extended")
     if extended:
         removed = f", {extended['removed']:,} taken out" if extended["removed"] else ""

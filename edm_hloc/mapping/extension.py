@@ -18,6 +18,7 @@ from edm_hloc.base.colmap import (
     quiet_colmap,
     unposed_model,
 )
+from edm_hloc.base.geometry import extent
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.options import MappingOptions
@@ -333,11 +334,11 @@ def compared_cameras(
     now, then = posed_images(model), posed_images(earlier)
     common = sorted(now.keys() & then.keys())
     moved = rotated = 0.0
-    extent = float(np.ptp([i.projection_center() for i in then.values()], axis=0).max())
+    whole = extent(np.array([image.projection_center() for image in then.values()]))
     for name in common:
         a, b = now[name], then[name]
         away = float(np.linalg.norm(a.projection_center() - b.projection_center()))
-        moved = max(moved, away / max(extent, 1e-12))
+        moved = max(moved, away / max(whole, 1e-12))
         turn = a.cam_from_world().rotation.angle_to(b.cam_from_world().rotation)
         rotated = max(rotated, float(np.degrees(turn)))
     return ExtensionSummary(

@@ -26,7 +26,7 @@ from edm_hloc.base.colmap import (
     unposed_model,
 )
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.geometry import epipolar_errors, homogeneous, largest_distance
+from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.extension import Refinement, adjust, frame_change, register_more
 from edm_hloc.mapping.options import MappingOptions
@@ -315,8 +315,8 @@ def _changes(
         )
     refined = [change for change in changes if change.state == "refined"]
     usual = [float(np.median([getattr(c, key) for c in refined])) for key in ("moved", "rotated")]
-    extent = _extent(model)
-    limits = max(_FAR * usual[0], 0.02 * extent), max(_FAR * usual[1], 2.0)
+    whole = _extent(model)
+    limits = max(_FAR * usual[0], 0.02 * whole), max(_FAR * usual[1], 2.0)
     return [
         replace(c, state="far off")
         if c.state == "refined" and (c.moved > limits[0] or c.rotated > limits[1])
@@ -326,9 +326,9 @@ def _changes(
 
 
 def _extent(model: pycolmap.Reconstruction) -> float:
-    """Largest distance between two cameras."""
+    """Largest distance between two cameras, but for those far from all others."""
     centres = np.array([image.projection_center() for image in posed_images(model).values()])
-    return largest_distance(centres)
+    return extent(centres)
 
 
 def _summary(
@@ -337,11 +337,11 @@ def _summary(
     threshold: float,
     intrinsics: bool,
 ) -> PoseRefinementSummary:
-    extent = _extent(model)
+    whole = _extent(model)
     refined = [c for c in changes if c.state in ("refined", "far off")]
-    moved, rotated = [c.moved / max(extent, 1e-12) for c in refined], [c.rotated for c in refined]
+    moved, rotated = [c.moved / max(whole, 1e-12) for c in refined], [c.rotated for c in refined]
     return PoseRefinementSummary(
-        extent=extent,
+        extent=whole,
         moved_median=float(np.median(moved)),
         moved_max=max(moved),
         rotated_median=float(np.median(rotated)),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from edm_hloc.images.load import load_image
+from edm_hloc.images.sift import root_sift
 from edm_hloc.models.weights import load as load_weights
 
 _SIFT_SIZE, _SIFT_FEATURES = 640, 1500  # longest side of the photo in px; most keypoints
@@ -41,12 +40,7 @@ def sift_descriptors(path: Path) -> np.ndarray:
     """
     image = load_image(path, resize_max=_SIFT_SIZE, divisor=8)
     grey = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
-    sift: Any = cv2.SIFT.create(nfeatures=_SIFT_FEATURES)
-    _, found = sift.detectAndCompute(grey, None)
-    if found is None:
-        return np.zeros((0, 128), np.float32)
-    found = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)
-    return np.sqrt(found).astype(np.float32)
+    return root_sift(grey, _SIFT_FEATURES).descriptors
 
 
 SIFT = LocalFeatures("sift", sift_descriptors)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.intrinsics import parse_camera
 from edm_hloc.images.roots import ImageRoot, JoinedFolders
@@ -77,6 +77,8 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
             facts.skipped |= facts.results.get(step, {}).get("skipped", {})
     with facts.noting_errors("Model"):
         _read_model(facts)
+    with facts.noting_errors("Cameras"):
+        _read_prior_focal_lengths(facts)
     with facts.noting_errors("Queries"):
         _read_queries(facts)
     with facts.noting_errors("Pairs"):
@@ -156,6 +158,15 @@ def _read_model(facts: RunFacts) -> None:
     for name, image in posed_images(model).items():
         facts.registered[prefix + name] = image.num_points3D
         facts.cameras[prefix + name] = model.cameras[image.camera_id]
+
+
+def _read_prior_focal_lengths(facts: RunFacts) -> None:
+    database = facts.out / "database.db"
+    if facts.kind == "reconstruction" and database.is_file():
+        with open_database(database) as opened:
+            for camera in opened.read_all_cameras():
+                if camera.has_prior_focal_length:
+                    facts.prior_focal_lengths[camera.camera_id] = camera.mean_focal_length()
 
 
 def _read_scans(facts: RunFacts) -> None:

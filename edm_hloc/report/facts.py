@@ -69,6 +69,7 @@ class RunFacts:
         min_inliers: minimum number of inliers of a verified pair, or of a localized query.
         queries: results of a localization.
         cameras: intrinsics of registered images and localized queries, by name.
+        prior_focal_lengths: in pixels, of EXIF data or given, by the number of the camera.
         point_source: 3D points of the keypoints of database photos; localization only.
     """
 
@@ -93,6 +94,7 @@ class RunFacts:
     min_inliers: int = 15
     queries: list[QueryPose] = field(default_factory=list)
     cameras: dict[str, pycolmap.Camera] = field(default_factory=dict)
+    prior_focal_lengths: dict[int, float] = field(default_factory=dict)
     point_source: PointSource | None = None
 
     @property

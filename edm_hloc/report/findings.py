@@ -20,6 +20,7 @@ MAX_TWO_VIEW_SHARE = 0.85  # share of the points with a track length of 2
 MIN_INLIER_RATIO = 0.4  # median over the verified pairs
 FIELD_OF_VIEW = (12.0, 130.0)  # plausible range, degrees along the longer side
 MAX_DISTORTION = 0.5  # largest plausible coefficient, absolute
+_MOST_OFF = 1.5  # factor between a focal length and that of the EXIF data
 MIN_VERIFIED_SHARE = 0.25  # share of the pairs; only judged from MANY_PAIRS pairs on
 MANY_PAIRS = 400
 
@@ -314,6 +315,16 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "points: inspect such a pose before relying on it.",
             few,
         )
+    far = tuple(mapped.get("statistics", {}).get("far_from_all", ()))
+    if far:
+        yield Finding(
+            "warning",
+            f"{plural(len(far), 'camera is', 'cameras are')} more than thirty times as far from "
+            "all others as these are from their middle. Unless a photo was taken from so far "
+            "away, its pose and focal length are wrong: leave it out, or give known intrinsics "
+            "(--known).",
+            far,
+        )
     tracks = facts.results.get("tracks", {})
     late = tuple(tracks.get("registered", ()))
     if late:
@@ -352,24 +363,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             f"{two:.0%} of the points are observed by only two photos, which constrain the "
             "model weakly. More photos with more overlap, or more pairs, give longer tracks.",
         )
-    odd = []
-    for camera in {c.camera_id: c for c in facts.cameras.values()}.values():
-        focal = camera.mean_focal_length() if camera.params.size else 0.0
-        angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
-        extra = camera.params[camera.extra_params_idxs()]
-        plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
-        if not FIELD_OF_VIEW[0] <= angle <= FIELD_OF_VIEW[1]:
-            lens = ", right for a long telephoto lens only" if angle < FIELD_OF_VIEW[0] else ""
-            odd.append(f"a field of view of {angle:.0f}°{lens}")
-        elif plain and np.abs(extra).max(initial=0) > MAX_DISTORTION:
-            odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
-    if odd:
-        yield Finding(
-            "warning",
-            f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
-            "Give known intrinsics (--known), or let photos of one camera share their intrinsics "
-            "(--camera-mode single).",
-        )
+    yield from _calibration(facts)
     circular = tuple(facts.results.get("image_circles", ()))
     if circular:
         yield Finding(
@@ -401,6 +395,32 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "note",
             f"The focal length of {plural(unknown, 'photo')} was estimated, because neither "
             "--known nor the EXIF data give it. Known intrinsics make the model more accurate.",
+        )
+
+
+def _calibration(facts: RunFacts) -> Iterator[Finding]:
+    """Cameras that no lens has, unless the EXIF data say so."""
+    odd = []
+    cameras = {camera.camera_id: camera for camera in facts.cameras.values()}
+    for camera in cameras.values():
+        focal = camera.mean_focal_length() if camera.params.size else 0.0
+        angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
+        extra = camera.params[camera.extra_params_idxs()]
+        plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
+        told = focal / facts.prior_focal_lengths.get(camera.camera_id, np.inf)
+        as_told = 1 / _MOST_OFF < told < _MOST_OFF
+        if not FIELD_OF_VIEW[0] <= angle <= FIELD_OF_VIEW[1] and not as_told:
+            lens = ", right for a long telephoto lens only" if angle < FIELD_OF_VIEW[0] else ""
+            odd.append(f"a field of view of {angle:.0f}°{lens}")
+        elif plain and np.abs(extra).max(initial=0) > MAX_DISTORTION:
+            odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
+    if odd:
+        alike = len(cameras) > 1 and len({(c.width, c.height) for c in cameras.values()}) == 1
+        shared = ", or let photos of one camera share their intrinsics (--camera-mode single)"
+        yield Finding(
+            "warning",
+            f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
+            f"Give known intrinsics (--known){shared if alike else ''}.",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.geometry import largest_distance
+from edm_hloc.base.geometry import extent
 from edm_hloc.tracks.adjustment import reprojection_errors, robust_scale
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -152,11 +152,11 @@ def _modes(covariance: np.ndarray, views: Views) -> Iterator[tuple[np.ndarray, n
 def deviations(covariances: np.ndarray, views: Views) -> np.ndarray:
     """Standard deviations (T, 3) of points along the axes of their error ellipsoids, the longest
     first, in % of the largest distance between two cameras."""
-    extent = max(largest_distance(views.centres), 1e-12)
+    whole = max(extent(views.centres), 1e-12)
     known = np.isfinite(covariances).all(axis=(1, 2))
     found = np.full((len(covariances), 3), np.nan)
     found[known] = np.linalg.eigvalsh(covariances[known])[:, ::-1]
-    return np.asarray(100 / extent * np.sqrt(np.maximum(found, 0)))
+    return np.asarray(100 / whole * np.sqrt(np.maximum(found, 0)))
 
 
 def point_uncertainty_file(model: Path) -> Path:

@@ -17,7 +17,7 @@ import pycolmap
 from scipy.spatial import cKDTree
 
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.geometry import cross_product_matrix, largest_distance
+from edm_hloc.base.geometry import cross_product_matrix, extent
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.config import TrackConfig
@@ -99,12 +99,12 @@ def camera_uncertainties(
     uncertainties: dict[str, CameraUncertainty] = {}
     if covariances is None:
         return uncertainties
-    extent = max(largest_distance(views.centres), 1e-12)
+    whole = max(extent(views.centres), 1e-12)
     for v, name in enumerate(views.names):
         own = covariances[6 * v : 6 * v + 6, 6 * v : 6 * v + 6]
         turn = np.degrees(np.sqrt(np.maximum(np.diag(own)[:3], 0)))
         along = np.diag(views.R[v] @ own[3:, 3:] @ views.R[v].T)
-        place = 100 / extent * np.sqrt(np.maximum(along, 0))
+        place = 100 / whole * np.sqrt(np.maximum(along, 0))
         uncertainties[name] = CameraUncertainty(_three(place), _three(turn))
     return uncertainties
 

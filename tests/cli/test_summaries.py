@@ -23,6 +23,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
         "points": 100_000,
         "mean_track_length": 4.0,
         "mean_reprojection_error": 0.5,
+        "far_from_all": names[:9],
     }
     results = {
         "pairs": {"rounds": [2500, 700], "connected": 2900},
@@ -55,6 +56,8 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert len(said.splitlines()) <= 40
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
+    assert f"Far away    {names[0]}, " in said
+    assert "and 4 more photos: more than thirty times as far" in said
     assert f"Missing     {names[270]}, " in said  # those in no model
     assert "and 125 more" in said
     assert f"left at zero for 12 photos, e.g. {names[250]}" in said

@@ -126,6 +126,11 @@ def test_findings_on_quality() -> None:
     assert "a field of view of 6°, right for a long telephoto lens only" in texts(
         facts_of(CHAIN, "abc", cameras={"a": camera})
     )
+    told = facts_of(CHAIN, "abc", cameras={"a": camera}, prior_focal_lengths={1: 8000.0})
+    camera.camera_id = 1
+    assert "calibration" not in texts(told)
+    told.prior_focal_lengths[1] = 4000.0
+    assert "a field of view of 6°" in texts(told)
     view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
     assert "keypoints of 1 photo cover less than 25%" in texts(
         facts_of(CHAIN, "abc", views=[view]), coverage=0.1
@@ -170,6 +175,27 @@ def test_cameras_that_are_far_less_certain_are_said() -> None:
     )
     figures = {figure.label: figure for figure in headline(facts, 0)}
     assert figures["Middle camera, 1 σ"][1:] == ("0.0012", " % of the extent, 0.0018°")
+
+
+def test_sharing_intrinsics_is_advised_for_photos_of_one_size() -> None:
+    def said(*sizes: tuple[int, int]) -> str:
+        cameras = {
+            chr(ord("a") + i): pycolmap.Camera(
+                model="SIMPLE_RADIAL", width=w, height=h, params=[900, 500, 400, -1.2], camera_id=i
+            )
+            for i, (w, h) in enumerate(sizes)
+        }
+        return texts(facts_of(CHAIN, "abc", cameras=cameras))
+
+    assert "--camera-mode single" in said((1000, 800), (1000, 800))
+    assert "--camera-mode single" not in said((1000, 800), (800, 1000))
+    assert "--camera-mode single" not in said((1000, 800))
+
+
+def test_cameras_far_from_all_others_are_said() -> None:
+    facts = facts_of(CHAIN, "abc")
+    facts.record["results"] = {"mapped": {"statistics": {"far_from_all": ["b"]}}}
+    assert re.search(r"warning: 1 camera is more than thirty times .*\['b'\]", texts(facts))
 
 
 def test_findings_on_queries() -> None:

@@ -98,6 +98,19 @@ def test_a_model_that_has_collapsed_has_no_uncertainties() -> None:
     assert camera_uncertainties(None, Views.of(model)) == {}
 
 
+def test_one_camera_far_away_does_not_make_the_others_sure() -> None:
+    model = _model(np.random.default_rng(0), NOISE)
+    covariances = np.eye(6 * model.num_images())
+    before = camera_uncertainties(covariances, Views.of(model))
+    last = max(model.images)
+    image = model.images[last]
+    pose = image.cam_from_world()
+    image.frame.rig_from_world = pycolmap.Rigid3d(pose.rotation, 1e6 + pose.translation)
+    after = camera_uncertainties(covariances, Views.of(model))
+    for name in set(before) - {image.name}:
+        assert after[name].position[0] > 0.5 * before[name].position[0]
+
+
 def test_the_most_uncertain_cameras_are_named() -> None:
     sure = CameraUncertainty((0.001, 0.001, 0.001), (0.002, 0.002, 0.002))
     bad = CameraUncertainty((0.01, 0.0, 0.0), (0.002, 0.002, 0.002))
