@@ -79,7 +79,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     if far:
         print(
             f"Far away    {', '.join(far)}: more than thirty times as far from all others as these "
-            "from\n            their middle. Unless taken there, its camera is wrong: leave it out, "
+            "from\n            their middle. If not taken there, the camera is wrong: leave it out "
             "or give --known"
         )
     extended = run.results.get("extended")

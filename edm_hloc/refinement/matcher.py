@@ -43,8 +43,7 @@ from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
 from edm_hloc.refinement.views import (
     ImageViews,
-    Thumbnails,
-    WarpedView,
+    OnDemand,
     in_photos,
     whole_view,
 )
@@ -72,7 +71,7 @@ class RefinedFeatures(Features):
     @property
     def nbytes(self) -> int:
         data: RefinedPhoto = self.data
-        return self.held + data.views.thumbnails.nbytes
+        return self.held + data.views.on_demand.nbytes
 
 
 class RefinedMatcher(Matcher):
@@ -154,7 +153,7 @@ class RefinedMatcher(Matcher):
                     corners = strongest_corners(grey)
                 held += corners.nbytes
             whole = whole_view(features, image, reduced_image)
-            views = ImageViews(pixels, whole, Thumbnails())
+            views = ImageViews(pixels, whole, OnDemand())
             photos.append(RefinedFeatures(RefinedPhoto(views, corners), image.transform, held))
         return photos
 
@@ -169,29 +168,20 @@ class RefinedMatcher(Matcher):
         whole = self.network.to_host(data.views.whole.features)
         if whole is None:
             return None
-        thumbnails = {}
-        for name, view in data.views.thumbnails.encoded().items():
-            on_host = self.network.to_host(view.features)
-            if on_host is not None:
-                thumbnails[name] = view._replace(features=on_host)
         views = ImageViews(
             data.views.pixels.cpu(),
             data.views.whole._replace(features=whole),
-            Thumbnails(thumbnails),
+            data.views.on_demand.moved(self.network.to_host),
         )
         return replace(features, data=data.moved(views, torch.device("cpu")))
 
     def from_host(self, features: Features) -> Features:
         data: RefinedPhoto = features.data
-
-        def back(view: WarpedView) -> WarpedView:
-            return view._replace(features=self.network.from_host(view.features))
-
-        thumbnails = data.views.thumbnails.encoded()
+        whole = data.views.whole
         views = ImageViews(
             data.views.pixels.to(self._device),
-            back(data.views.whole),
-            Thumbnails({name: back(view) for name, view in thumbnails.items()}),
+            whole._replace(features=self.network.from_host(whole.features)),
+            data.views.on_demand.moved(self.network.from_host),
         )
         return replace(features, data=data.moved(views, self._device))
 

@@ -3,9 +3,9 @@
 A network trained on upright photos of similar scale finds little where the camera was rolled or
 came much closer. The few matches still define an affine map between the photos, found by RANSAC.
 The less detailed photo is warped by it into the frame of the other, where the two look alike, and
-the pair is matched again. If the first matches agree on no map, thumbnails may give one: as they
-are, rotated by quarter turns, or at twice the scale of each other. The cheap ones come first: where
-these agree, no others are asked.
+the pair is matched again. If the first matches agree on no map, SIFT keypoints may give one, and if
+few of these agree, thumbnails that the network matches: as they are, rotated by quarter turns, or
+at twice the scale of each other. The cheap ones come first: where these agree, no others are asked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edm_hloc.base.grid import cell_numbers
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_consensus import Correspondences, RobustMap, robust_maps
+from edm_hloc.refinement.sift_maps import common_points
 from edm_hloc.refinement.views import (
     ImageViews,
     ThumbnailName,
@@ -46,8 +47,8 @@ class SecondLookConfig:
             image's longer side. It is generous because depth moves points off any affine map.
         min_inliers: minimum number of confident inliers of an affine map that is used.
         min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
-            are checked against the maps that thumbnails give; of these, likewise, that of cheaper
-            thumbnails against those of dearer ones.
+            are checked against the maps that SIFT or thumbnails give; of these, likewise, that of
+            cheaper thumbnails against those of dearer ones.
         min_agreement: minimum number of inliers of a map of the first matches, as a share of the
             confident ones. Photos with little in common have some that agree by chance.
         trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
@@ -56,6 +57,10 @@ class SecondLookConfig:
         min_rotation: in degrees, and
         min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
             a second look to pay.
+        min_sift_inliers: minimum number of inliers of a map of SIFT keypoints, and
+        min_sift_share: as a share of those that the photos have in common.
+        trusted_sift_share: with this share or more, no thumbnails are asked; with less, the map
+            counts where thumbnails give none.
         thumbnail_size: longest side of the thumbnails, pixels.
     """
 
@@ -67,6 +72,9 @@ class SecondLookConfig:
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
+    min_sift_inliers: int = 12
+    min_sift_share: float = 0.25
+    trusted_sift_share: float = 0.5
     thumbnail_size: int = 256
 
 
@@ -82,7 +90,7 @@ _THUMBNAIL_STAGES: tuple[tuple[tuple[ThumbnailName, ThumbnailName], ...], ...] =
 
 class AffineHypothesis(NamedTuple):
     """An affine map (3, 3) from photo 0 to photo 1 in pixels, its number of inliers, and that as a
-    share of the smaller view's cells."""
+    share of the smaller view's cells, or of the points that it was found from."""
 
     warp: np.ndarray
     inliers: int
@@ -162,8 +170,8 @@ class SecondLook:
         fits = self._fit_affine(list(first.values()))
         best = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
         unsure = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
-        by_thumbnails = self._from_thumbnails([pairs[i] for i in unsure])
-        for i, hypothesis in zip(unsure, by_thumbnails, strict=True):
+        otherwise = self._without_first_matches([pairs[i] for i in unsure])
+        for i, hypothesis in zip(unsure, otherwise, strict=True):
             best[i] = self._better(best[i], hypothesis)
         return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
 
@@ -182,8 +190,8 @@ class SecondLook:
         return number if topk is None else min(number, topk)
 
     def _fit_affine(self, looks: Sequence[_MatchedViews]) -> list[AffineHypothesis]:
-        """Of each, the similarity or, with as many inliers, the affine map found by RANSAC."""
-        sets: dict[int, Correspondences] = {}
+        """Of each, the map that its confident matches agree on."""
+        sets = {}
         for i, look in enumerate(looks):
             chosen = look.matches.scores >= self.network.info.confident
             if chosen.sum() >= self.config.min_inliers:
@@ -192,23 +200,60 @@ class SecondLook:
                     look.views[1].unwarp(look.matches.keypoints1[chosen]),
                     self.config.inlier_tolerance * max(look.size1),
                 )
+        found = [_NO_HYPOTHESIS] * len(looks)
+        for i, hypothesis in self._agreed_maps(sets, self.config.min_inliers).items():
+            cells = min(view.cells for view in looks[i].views)
+            found[i] = hypothesis._replace(share=hypothesis.inliers / cells)
+        return found
+
+    def _agreed_maps(
+        self, sets: Mapping[int, Correspondences], least: int
+    ) -> dict[int, AffineHypothesis]:
+        """Of each set that agrees on one, the similarity or, with as many inliers, the affine map
+        found by RANSAC, if it is plausible and has at least so many inliers."""
         if self.batched:
             maps = [list(kinds) for kinds in robust_maps(list(sets.values()), self.device)]
         else:
             maps = [_robust_maps(one) for one in sets.values()]
-        best = [_NO_HYPOTHESIS] * len(looks)
+        best: dict[int, AffineHypothesis] = {}
         for i, kinds in zip(sets, maps, strict=True):
-            cells = min(view.cells for view in looks[i].views)
             for rows, inliers in kinds:
                 if not np.isfinite(rows).all():
                     continue
                 long, short = np.linalg.svd(rows[:, :2], compute_uv=False)
                 plausible = np.linalg.det(rows[:, :2]) > 0 and long < _MAX_ANISOTROPY * short
                 # With fewer inliers the freedom of an affine map is not worth its risk.
-                if plausible and inliers >= max(self.config.min_inliers, best[i].inliers):
+                if plausible and inliers >= max(least, best.get(i, _NO_HYPOTHESIS).inliers):
                     warp = np.vstack([rows, [0.0, 0.0, 1.0]])
-                    best[i] = AffineHypothesis(warp, inliers, inliers / cells)
+                    best[i] = AffineHypothesis(warp, inliers, inliers / len(sets[i].points0))
         return best
+
+    def _without_first_matches(
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]]
+    ) -> list[AffineHypothesis]:
+        """The best hypothesis of each pair by SIFT keypoints or else thumbnails."""
+        best = self._from_sift(pairs)
+        trusted = self.config.trusted_sift_share
+        left = [i for i, hypothesis in enumerate(best) if hypothesis.share < trusted]
+        by_thumbnails = self._from_thumbnails([pairs[i] for i in left])
+        for i, hypothesis in zip(left, by_thumbnails, strict=True):
+            if hypothesis.inliers:
+                best[i] = hypothesis
+        return best
+
+    def _from_sift(self, pairs: Sequence[tuple[ImageViews, ImageViews]]) -> list[AffineHypothesis]:
+        """The map that the SIFT keypoints of each pair agree on."""
+        sets = {}
+        for i, (first, second) in enumerate(pairs):
+            points = common_points(first.keypoints(), second.keypoints())
+            if len(points[0]) >= self.config.min_sift_inliers:
+                tolerance = self.config.inlier_tolerance * max(second.size)
+                sets[i] = Correspondences(*points, tolerance)
+        maps = self._agreed_maps(sets, self.config.min_sift_inliers)
+        return [
+            maps[i] if i in maps and maps[i].share >= self.config.min_sift_share else _NO_HYPOTHESIS
+            for i in range(len(pairs))
+        ]
 
     def _from_thumbnails(
         self, pairs: Sequence[tuple[ImageViews, ImageViews]]
@@ -246,7 +291,7 @@ class SecondLook:
 
     def _is_worthwhile(self, hypothesis: AffineHypothesis) -> bool:
         """Whether the photos are rotated or scaled enough to each other."""
-        if hypothesis.inliers < self.config.min_inliers:
+        if not hypothesis.inliers:
             return False
         A = hypothesis.warp[:2, :2]
         long, short = np.linalg.svd(A, compute_uv=False)

@@ -17,8 +17,10 @@ from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
+from edm_hloc.images.sift import RootSIFT
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_warping import warped_together
+from edm_hloc.refinement.sift_maps import sift_keypoints
 
 ThumbnailName = Literal["upright", "turned_90", "turned_180", "turned_270", "upright_double"]
 
@@ -65,35 +67,63 @@ class WarpedView(NamedTuple):
         return _transform(np.linalg.inv(self.warp), keypoints)
 
 
-class Thumbnails:
-    """The encoded thumbnails of a photo, each made when it is first asked for.
+class OnDemand:
+    """What is made of a photo when a pair first asks for it: encoded thumbnails, SIFT keypoints.
 
-    Several threads may ask at once: a thumbnail is made by the first, and the others wait for it.
+    Several threads may ask at once: it is made by the first, and the others wait for it.
 
     Args:
-        encoded: thumbnails that have been made already.
+        thumbnails: those that have been made already.
+        keypoints: likewise.
 
     Attributes:
-        nbytes: memory that the thumbnails made so far hold.
+        nbytes: memory that all made so far holds.
     """
 
-    def __init__(self, encoded: Mapping[ThumbnailName, WarpedView] | None = None) -> None:
-        self._encoded = dict(encoded or {})
+    def __init__(
+        self,
+        thumbnails: Mapping[ThumbnailName, WarpedView] | None = None,
+        keypoints: RootSIFT | None = None,
+    ) -> None:
+        self._thumbnails = dict(thumbnails or {})
+        self._keypoints = keypoints
         self._making = threading.Lock()
-        self.nbytes = sum(view.features.nbytes for view in self._encoded.values())
+        self.nbytes = sum(view.features.nbytes for view in self._thumbnails.values())
+        self.nbytes += 0 if keypoints is None else keypoints.nbytes
 
-    def get(self, name: ThumbnailName, encode: Callable[[], WarpedView]) -> WarpedView:
+    def thumbnail(self, name: ThumbnailName, encode: Callable[[], WarpedView]) -> WarpedView:
         """A thumbnail; `encode` makes it if that has not been done."""
         with self._making:
-            if name not in self._encoded:
-                view = self._encoded[name] = encode()
+            if name not in self._thumbnails:
+                view = self._thumbnails[name] = encode()
                 self.nbytes += view.features.nbytes
-            return self._encoded[name]
+            return self._thumbnails[name]
 
-    def encoded(self) -> dict[ThumbnailName, WarpedView]:
-        """Those made so far."""
+    def keypoints(self, find: Callable[[], RootSIFT]) -> RootSIFT:
+        """SIFT keypoints; `find` finds them if that has not been done."""
         with self._making:
-            return dict(self._encoded)
+            if self._keypoints is None:
+                self._keypoints = find()
+                self.nbytes += self._keypoints.nbytes
+            return self._keypoints
+
+    def has(self, name: ThumbnailName) -> bool:
+        """Whether a thumbnail has been made."""
+        with self._making:
+            return name in self._thumbnails
+
+    def moved(self, move: Callable[[Features], Features | None]) -> OnDemand:
+        """The same with the features of the thumbnails elsewhere, where these can be moved."""
+        with self._making:
+            views = dict(self._thumbnails)
+            keypoints = self._keypoints
+        there = {name: move(view.features) for name, view in views.items()}
+        thumbnails = {
+            name: views[name]._replace(features=features)
+            for name, features in there.items()
+            if features is not None
+        }
+        return OnDemand(thumbnails, keypoints)
 
 
 class ImageViews(NamedTuple):
@@ -102,17 +132,21 @@ class ImageViews(NamedTuple):
     Attributes:
         pixels: (C, H, W) float16, the photo as it was loaded.
         whole: all of it, at the size at which the network sees it.
-        thumbnails: what pairs have asked for so far; see `ViewEncoder.thumbnail`.
+        on_demand: what pairs have asked for so far.
     """
 
     pixels: Tensor
     whole: WarpedView
-    thumbnails: Thumbnails
+    on_demand: OnDemand
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the photo in pixels."""
         return _size(self.pixels)
+
+    def keypoints(self) -> RootSIFT:
+        """SIFT keypoints in pixels of the photo, found when first asked for."""
+        return self.on_demand.keypoints(partial(sift_keypoints, self.pixels))
 
 
 def whole_view(features: Features, image: NetworkImage, seen: NetworkImage) -> WarpedView:
@@ -192,12 +226,12 @@ class ViewEncoder:
     def thumbnails(self, photos: Sequence[ImageViews], name: ThumbnailName) -> list[WarpedView]:
         """Reduced and perhaps rotated copies of photos, encoded when first asked for."""
         if self.batched:
-            missing = {id(p): p for p in photos if name not in p.thumbnails.encoded()}.values()
+            missing = {id(p): p for p in photos if not p.on_demand.has(name)}.values()
             views = self.warped([self._thumbnail(photo.pixels, name) for photo in missing])
             for photo, view in zip(missing, views, strict=True):
-                photo.thumbnails.get(name, partial(_given, view))
+                photo.on_demand.thumbnail(name, partial(_given, view))
         return [
-            photo.thumbnails.get(name, partial(self._encoded_thumbnail, photo.pixels, name))
+            photo.on_demand.thumbnail(name, partial(self._encoded_thumbnail, photo.pixels, name))
             for photo in photos
         ]
 

@@ -216,6 +216,44 @@ def test_when_a_pair_is_looked_at_again(case: str, batched: bool) -> None:
     assert (inner.matched, inner.matched_thumbnails, len(inner.encoded) - 2) == asked
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("trusted", "thumbnails"), [(0.5, 0), (1.01, 6)])
+def test_sift_tells_how_photos_lie_to_each_other(
+    trusted: float, thumbnails: int, batched: bool
+) -> None:
+    """Without thumbnails where most of its points agree; else where thumbnails give no map."""
+    inner = Counting(NONE, [NONE])
+    matcher = second_look(inner, SecondLookConfig(trusted_sift_share=trusted), batched)
+    warp = turned(50, 0.8)
+    features = [matcher.encode(network_image(shot)) for shot in (photo(), warped(photo(), warp))]
+    true = given(warp, 40)
+    with mock.patch.object(matcher.second_look, "_match_aligned", return_value=[true]) as aligned:
+        (found,) = matcher.match_pixels([tuple(features)])
+    assert len(found) == 40
+    assert inner.matched_thumbnails == thumbnails
+    np.testing.assert_allclose(aligned.call_args.args[0][0][1][:2, :2], warp[:2, :2], atol=0.05)
+
+
+def test_thumbnails_go_before_a_map_that_few_points_of_sift_agree_on() -> None:
+    inner = Counting(NONE, [given(turned(-30), 200), NONE])
+    matcher = second_look(inner, SecondLookConfig(trusted_sift_share=1.01))
+    shots = photo(), warped(photo(), turned(50))
+    features = [matcher.encode(network_image(shot)) for shot in shots]
+    with mock.patch.object(matcher.second_look, "_match_aligned", return_value=[NONE]) as aligned:
+        matcher.match_pixels([tuple(features)])
+    warp = aligned.call_args.args[0][0][1]
+    assert math.degrees(math.atan2(warp[0, 1], warp[0, 0])) == pytest.approx(-30, abs=1)
+
+
+def test_keypoints_of_sift_go_to_the_host_and_back() -> None:
+    matcher = second_look(Counting(NONE))
+    features = matcher.encode(network_image(photo()))
+    keypoints = features.data.views.keypoints()
+    moved = matcher.from_host(matcher.to_host(features))
+    assert moved.data.views.keypoints() is keypoints
+    assert moved.nbytes == features.nbytes == 1000 + 2 * WIDTH * HEIGHT + keypoints.nbytes
+
+
 def test_a_pair_with_as_many_matches_as_there_can_be_is_not_looked_at_again() -> None:
     inner = Counting(given(turned(40), 60), topk=60)
     matcher = second_look(inner)
@@ -291,8 +329,7 @@ def test_only_thumbnails_that_were_asked_for_go_to_the_host() -> None:
     features = matcher.encode(network_image(photo()))
     thumbnail(matcher, features, "turned_90")
     on_host = matcher.to_host(features)
-    (moved,) = on_host.data.views.thumbnails.encoded().values()
-    assert moved.features.data == "host"
+    assert thumbnail(matcher, on_host, "turned_90").features.data == "host"
     assert on_host.nbytes == features.nbytes == 2 * 1000 + 2 * WIDTH * HEIGHT
     back = matcher.from_host(on_host)
     for name in NAMES:
@@ -317,7 +354,9 @@ def test_pairs_that_ask_at_once_for_a_thumbnail_share_it() -> None:
     assert len(found) == 6
     assert (inner.matched, inner.matched_thumbnails) == (6, 6 * 6)
     assert len(inner.encoded) == 3 * (1 + 5)
-    assert {features.nbytes for features in photos} == {6 * 1000 + 2 * WIDTH * HEIGHT}
+    for features in photos:
+        keypoints = features.data.views.keypoints()
+        assert features.nbytes == 6 * 1000 + 2 * WIDTH * HEIGHT + keypoints.nbytes
 
 
 def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
