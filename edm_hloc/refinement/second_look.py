@@ -6,6 +6,8 @@ The less detailed photo is warped by it into the frame of the other, where the t
 the pair is matched again. If the first matches agree on no map, SIFT keypoints may give one, and if
 few of these agree, thumbnails that the network matches: as they are, rotated by quarter turns, or
 at twice the scale of each other. The cheap ones come first: where these agree, no others are asked.
+Where neither the network nor SIFT finds anything in photos full of keypoints, these have nothing in
+common.
 """
 
 from __future__ import annotations
@@ -61,6 +63,8 @@ class SecondLookConfig:
         min_sift_share: as a share of those that the photos have in common.
         trusted_sift_share: with this share or more, no thumbnails are asked; with less, the map
             counts where thumbnails give none.
+        many_keypoints: number of keypoints of either photo from which no map of SIFT, and fewer
+            than `min_inliers` first matches, mean that the photos have nothing in common.
         thumbnail_size: longest side of the thumbnails, pixels.
     """
 
@@ -75,6 +79,7 @@ class SecondLookConfig:
     min_sift_inliers: int = 12
     min_sift_share: float = 0.25
     trusted_sift_share: float = 0.5
+    many_keypoints: int = 500
     thumbnail_size: int = 256
 
 
@@ -170,7 +175,9 @@ class SecondLook:
         fits = self._fit_affine(list(first.values()))
         best = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
         unsure = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
-        otherwise = self._without_first_matches([pairs[i] for i in unsure])
+        otherwise = self._without_first_matches(
+            [pairs[i] for i in unsure], [self._num_confident(first[i].matches) for i in unsure]
+        )
         for i, hypothesis in zip(unsure, otherwise, strict=True):
             best[i] = self._better(best[i], hypothesis)
         return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
@@ -229,17 +236,31 @@ class SecondLook:
         return best
 
     def _without_first_matches(
-        self, pairs: Sequence[tuple[ImageViews, ImageViews]]
+        self, pairs: Sequence[tuple[ImageViews, ImageViews]], numbers: Sequence[int]
     ) -> list[AffineHypothesis]:
-        """The best hypothesis of each pair by SIFT keypoints or else thumbnails."""
+        """The best hypothesis of each pair by SIFT keypoints or else thumbnails.
+
+        Args:
+            pairs: the photos of each pair.
+            numbers: of the confident first matches.
+        """
         best = self._from_sift(pairs)
-        trusted = self.config.trusted_sift_share
-        left = [i for i, hypothesis in enumerate(best) if hypothesis.share < trusted]
+        left = [
+            i
+            for i, hypothesis in enumerate(best)
+            if hypothesis.share < self.config.trusted_sift_share
+            and not (hypothesis is _NO_HYPOTHESIS and self._apart(pairs[i], numbers[i]))
+        ]
         by_thumbnails = self._from_thumbnails([pairs[i] for i in left])
         for i, hypothesis in zip(left, by_thumbnails, strict=True):
             if hypothesis.inliers:
                 best[i] = hypothesis
         return best
+
+    def _apart(self, photos: tuple[ImageViews, ImageViews], number: int) -> bool:
+        """Whether photos on whose keypoints no map was found seem to have nothing in common."""
+        fewest = min(len(photo.keypoints().points) for photo in photos)
+        return number < self.config.min_inliers and fewest >= self.config.many_keypoints
 
     def _from_sift(self, pairs: Sequence[tuple[ImageViews, ImageViews]]) -> list[AffineHypothesis]:
         """The map that the SIFT keypoints of each pair agree on."""

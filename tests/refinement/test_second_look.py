@@ -195,10 +195,10 @@ CASES = {
     "thumbnails may know better": (FEW, [NONE], (2, 6, 8)),
     "turned thumbnails know better": (FEW, [NONE, NONE, NONE, SOME, NONE], (2, 4, 6)),
     "so do enlarged ones": (FEW, [NONE, NONE, NONE, NONE, SOME, NONE], (2, 6, 8)),
-    "too few": (given(turned(40), 10), [NONE], (1, 6, 7)),
+    "too few": (given(turned(40), 10), [NONE], (1, 0, 0)),
     "too few agree": (given(turned(40), 100, wrong=95), [NONE], (1, 6, 7)),
     "a third agrees, perhaps by chance": (given(turned(40), 60, wrong=40), [NONE], (1, 6, 7)),
-    "none that counts": (given(turned(40), 100, score=0.1), [NONE], (1, 6, 7)),
+    "none that counts": (given(turned(40), 100, score=0.1), [NONE], (1, 0, 0)),
     "thumbnails as they are know better": (FEW, [given(np.eye(3), 300)], (1, 1, 2)),
 }
 
@@ -243,6 +243,17 @@ def test_thumbnails_go_before_a_map_that_few_points_of_sift_agree_on() -> None:
         matcher.match_pixels([tuple(features)])
     warp = aligned.call_args.args[0][0][1]
     assert math.degrees(math.atan2(warp[0, 1], warp[0, 0])) == pytest.approx(-30, abs=1)
+
+
+@pytest.mark.parametrize(("matches", "many", "thumbnails"), [(19, 1, 0), (20, 1, 6), (19, 9999, 6)])
+def test_photos_full_of_keypoints_without_a_match_have_nothing_in_common(
+    matches: int, many: int, thumbnails: int
+) -> None:
+    inner = Counting(given(turned(0), matches, wrong=matches), [NONE])
+    matcher = second_look(inner, SecondLookConfig(many_keypoints=many))
+    features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
+    matcher.match_pixels([tuple(features)])
+    assert (inner.matched, inner.matched_thumbnails) == (1, thumbnails)
 
 
 def test_keypoints_of_sift_go_to_the_host_and_back() -> None:
@@ -345,7 +356,7 @@ def test_pairs_that_ask_at_once_for_a_thumbnail_share_it() -> None:
             time.sleep(0.01)
             return super().encode(image)
 
-    inner = Slow(given(turned(40), 10), [NONE])  # so few that thumbnails are asked
+    inner = Slow(given(turned(40), 100, wrong=95), [NONE])  # so few agree that thumbnails are asked
     matcher = second_look(inner)
     photos = [matcher.encode(network_image(photo(seed))) for seed in range(3)]
     pairs = [(a, b) for a in photos for b in photos if a is not b]
