@@ -12,8 +12,8 @@ from torch import Tensor
 
 from edm_hloc.images.sift import RootSIFT, root_sift
 
-_SIZE = 640  # longest side in pixels to which photos are reduced
-_MOST = 1500  # keypoints of a photo
+_SIZE = 480  # longest side in pixels to which photos are reduced
+_MOST = 1000  # keypoints of a photo
 _CONTRAST = 0.01  # lower than usual, for dark photos and those of little texture
 _RATIO = 0.85  # largest ratio of the distances to the nearest and to the second nearest descriptor
 
