@@ -61,8 +61,8 @@ class SecondLookConfig:
             a second look to pay.
         min_sift_inliers: minimum number of inliers of a map of SIFT keypoints, and
         min_sift_share: as a share of those that the photos have in common.
-        trusted_sift_share: with this share or more, no thumbnails are asked; with less, the map
-            counts where thumbnails give none.
+        trusted_sift_share: with this share or more, the map is taken and no thumbnails are asked;
+            with less, it counts where neither the first matches nor thumbnails give one.
         many_keypoints: number of keypoints of either photo from which no map of SIFT, and fewer
             than `min_inliers` first matches, mean that the photos have nothing in common.
         thumbnail_size: longest side of the thumbnails, pixels.
@@ -78,7 +78,7 @@ class SecondLookConfig:
     min_stretch: float = 1.25
     min_sift_inliers: int = 12
     min_sift_share: float = 0.25
-    trusted_sift_share: float = 0.5
+    trusted_sift_share: float = 0.6
     many_keypoints: int = 500
     thumbnail_size: int = 256
 
@@ -175,11 +175,18 @@ class SecondLook:
         fits = self._fit_affine(list(first.values()))
         best = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
         unsure = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
-        otherwise = self._without_first_matches(
-            [pairs[i] for i in unsure], [self._num_confident(first[i].matches) for i in unsure]
-        )
-        for i, hypothesis in zip(unsure, otherwise, strict=True):
+        by_sift = dict(zip(unsure, self._from_sift([pairs[i] for i in unsure]), strict=True))
+        left = []
+        for i in unsure:
+            if by_sift[i].share >= self.config.trusted_sift_share:
+                best[i] = by_sift[i]
+            elif by_sift[i].inliers or not self._apart(pairs[i], first[i].matches):
+                left.append(i)
+        by_thumbnails = self._from_thumbnails([pairs[i] for i in left])
+        for i, hypothesis in zip(left, by_thumbnails, strict=True):
             best[i] = self._better(best[i], hypothesis)
+            if not best[i].inliers:
+                best[i] = by_sift[i]
         return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
 
     def _agreed(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> AffineHypothesis:
@@ -235,32 +242,11 @@ class SecondLook:
                     best[i] = AffineHypothesis(warp, inliers, inliers / len(sets[i].points0))
         return best
 
-    def _without_first_matches(
-        self, pairs: Sequence[tuple[ImageViews, ImageViews]], numbers: Sequence[int]
-    ) -> list[AffineHypothesis]:
-        """The best hypothesis of each pair by SIFT keypoints or else thumbnails.
-
-        Args:
-            pairs: the photos of each pair.
-            numbers: of the confident first matches.
-        """
-        best = self._from_sift(pairs)
-        left = [
-            i
-            for i, hypothesis in enumerate(best)
-            if hypothesis.share < self.config.trusted_sift_share
-            and not (hypothesis is _NO_HYPOTHESIS and self._apart(pairs[i], numbers[i]))
-        ]
-        by_thumbnails = self._from_thumbnails([pairs[i] for i in left])
-        for i, hypothesis in zip(left, by_thumbnails, strict=True):
-            if hypothesis.inliers:
-                best[i] = hypothesis
-        return best
-
-    def _apart(self, photos: tuple[ImageViews, ImageViews], number: int) -> bool:
+    def _apart(self, photos: tuple[ImageViews, ImageViews], found: Matches) -> bool:
         """Whether photos on whose keypoints no map was found seem to have nothing in common."""
         fewest = min(len(photo.keypoints().points) for photo in photos)
-        return number < self.config.min_inliers and fewest >= self.config.many_keypoints
+        few = self._num_confident(found) < self.config.min_inliers
+        return few and fewest >= self.config.many_keypoints
 
     def _from_sift(self, pairs: Sequence[tuple[ImageViews, ImageViews]]) -> list[AffineHypothesis]:
         """The map that the SIFT keypoints of each pair agree on."""
