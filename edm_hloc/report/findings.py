@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edm_hloc.report.facts import PhotoFacts, RunFacts
+from edm_hloc.report.odd_cameras import may_share, odd_cameras
 
 Level = Literal["good", "note", "warning", "bad"]
 
@@ -18,9 +19,6 @@ MIN_COVERAGE = 0.25  # share of the coverage grid's cells
 MAX_ERROR = 1.2  # mean reprojection error, px of the matcher's input
 MAX_TWO_VIEW_SHARE = 0.85  # share of the points with a track length of 2
 MIN_INLIER_RATIO = 0.4  # median over the verified pairs
-FIELD_OF_VIEW = (12.0, 130.0)  # plausible range, degrees along the longer side
-MAX_DISTORTION = 0.5  # largest plausible coefficient, absolute
-_MOST_OFF = 1.5  # factor between a focal length and that of the EXIF data
 MIN_VERIFIED_SHARE = 0.25  # share of the pairs; only judged from MANY_PAIRS pairs on
 MANY_PAIRS = 400
 
@@ -399,28 +397,12 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
 
 
 def _calibration(facts: RunFacts) -> Iterator[Finding]:
-    """Cameras that no lens has, unless the EXIF data say so."""
-    odd = []
-    cameras = {camera.camera_id: camera for camera in facts.cameras.values()}
-    for camera in cameras.values():
-        focal = camera.mean_focal_length() if camera.params.size else 0.0
-        angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
-        extra = camera.params[camera.extra_params_idxs()]
-        plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
-        told = focal / facts.prior_focal_lengths.get(camera.camera_id, np.inf)
-        as_told = 1 / _MOST_OFF < told < _MOST_OFF
-        if not FIELD_OF_VIEW[0] <= angle <= FIELD_OF_VIEW[1] and not as_told:
-            lens = ", right for a long telephoto lens only" if angle < FIELD_OF_VIEW[0] else ""
-            odd.append(f"a field of view of {angle:.0f}°{lens}")
-        elif plain and np.abs(extra).max(initial=0) > MAX_DISTORTION:
-            odd.append(f"a distortion of {extra[np.abs(extra).argmax()]:+.2f}")
-    if odd:
-        alike = len(cameras) > 1 and len({(c.width, c.height) for c in cameras.values()}) == 1
+    if odd := odd_cameras(facts):
         shared = ", or let photos of one camera share their intrinsics (--camera-mode single)"
         yield Finding(
             "warning",
             f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
-            f"Give known intrinsics (--known){shared if alike else ''}.",
+            f"Give known intrinsics (--known){shared if may_share(facts) else ''}.",
         )
 
 

@@ -371,7 +371,10 @@ def test_nothing_is_left_on_the_host() -> None:
     network = Given(torch.device("cpu"), {})
     found = {"whole": matches[np.arange(150)]}
     network.match_pixels = lambda pairs: [found["whole"] for _ in pairs]  # type: ignore[method-assign]
-    looks = SecondLookConfig(min_confident_share=0.9, min_inlier_share=0.9, min_rotation=0)
+    # SIFT keypoints are compared, and thumbnails asked as well.
+    looks = SecondLookConfig(
+        min_confident_share=0.9, min_inlier_share=0.9, min_rotation=0, trusted_sift_share=1.01
+    )
     matcher = RefinedMatcher(network, CONFIG, looks, batched=True)
     with TwoDevices() as devices:
         encoded = matcher.encode_batch(
