@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.colmap import posed_images, read_model
-from edm_hloc.base.geometry import largest_distance
+from edm_hloc.base.geometry import extent
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.tracks.geometry import Tracks, Views, mean_directions, viewing_directions
 from edm_hloc.tracks.point_uncertainty import point_uncertainty_file
@@ -79,7 +79,7 @@ class PointErrors:
             there, edge, bend = _surface(inverse, at[its] - 0.5)
             found[:, its] = depth[its] - there, edge, bend
         known = np.isfinite(found).all(axis=0)
-        sigma = told["deviations"][:, 0] / 100 * largest_distance(true.centres)
+        sigma = told["deviations"][:, 0] / 100 * extent(true.centres)
         known &= np.isfinite(sigma)
         aligned = np.ones(len(view), bool) if mapped is None else _moved(tracks, views, mapped)
         length = np.diff(tracks.start)

@@ -58,15 +58,14 @@ def _pairs(folder: Path, number: int) -> Iterator[tuple[Path, Path]]:
 
 def _right(matcher: Matcher, first: Path, second: Path, resize: int) -> list[int]:
     """Number of right matches at each angle."""
-    whole = [load_image(path, resize_max=resize) for path in (first, second)]
-    tensors = [image.tensor for image in whole]
-    encoded = matcher.encode(_image(tensors[0]))
-    upright = matcher.match(encoded, matcher.encode(_image(tensors[1])))
+    photo, other = (load_image(path, resize_max=resize).tensor for path in (first, second))
+    encoded = matcher.encode(_image(photo))
+    upright = matcher.match(encoded, matcher.encode(_image(other)))
     if len(upright) < _FEWEST:
         return [0] * len(ANGLES)
     numbers = []
     for angle in ANGLES:
-        square, onto = _rotated(tensors[1].numpy()[0], angle)
+        square, onto = _rotated(other.numpy()[0], angle)
         matches = matcher.match(encoded, matcher.encode(_image(torch.from_numpy(square)[None])))
         numbers.append(_number_right(matches, upright, onto))
     return numbers

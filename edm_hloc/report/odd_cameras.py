@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pycolmap
 
 from edm_hloc.report.facts import RunFacts
 
@@ -14,7 +15,7 @@ _MOST_OFF = 1.5  # factor between a focal length and that of the EXIF data
 def odd_cameras(facts: RunFacts) -> list[str]:
     """What is odd about each camera of which something is, unless the EXIF data say so."""
     odd = []
-    for camera in {c.camera_id: c for c in facts.cameras.values()}.values():
+    for camera in _cameras(facts):
         focal = camera.mean_focal_length() if camera.params.size else 0.0
         angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
         extra = camera.params[camera.extra_params_idxs()]
@@ -31,5 +32,10 @@ def odd_cameras(facts: RunFacts) -> list[str]:
 
 def may_share(facts: RunFacts) -> bool:
     """Whether there are several cameras, all for photos of one size."""
-    cameras = {camera.camera_id: camera for camera in facts.cameras.values()}.values()
+    cameras = _cameras(facts)
     return len(cameras) > 1 and len({(c.width, c.height) for c in cameras}) == 1
+
+
+def _cameras(facts: RunFacts) -> list[pycolmap.Camera]:
+    """Each camera once."""
+    return list({camera.camera_id: camera for camera in facts.cameras.values()}.values())

@@ -151,7 +151,7 @@ def _modes(covariance: np.ndarray, views: Views) -> Iterator[tuple[np.ndarray, n
 
 def deviations(covariances: np.ndarray, views: Views) -> np.ndarray:
     """Standard deviations (T, 3) of points along the axes of their error ellipsoids, the longest
-    first, in % of the largest distance between two cameras."""
+    first, in % of the cameras' extent."""
     whole = max(extent(views.centres), 1e-12)
     known = np.isfinite(covariances).all(axis=(1, 2))
     found = np.full((len(covariances), 3), np.nan)

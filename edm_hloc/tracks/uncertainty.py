@@ -39,7 +39,7 @@ class CameraUncertainty:
     """Standard deviations of a camera.
 
     Attributes:
-        position: (3,) along the camera's axes, in % of the largest distance between two cameras.
+        position: (3,) along the camera's axes, in % of the cameras' extent.
         rotation: (3,) about the camera's axes, degrees.
     """
 
