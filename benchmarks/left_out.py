@@ -26,7 +26,7 @@ import numpy as np
 import pycolmap
 from sift_files import write_sift
 
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
@@ -112,8 +112,7 @@ def localize(
     """Localizes the photos left out; gives a row of the table for each, and for each refined."""
     posed = posed_images(truth)
     kept = [name for name in posed if name not in left_out]
-    centres = np.array([image.projection_center() for image in posed.values()])
-    extent = largest_distance(centres)
+    extent = largest_distance(centres_of(posed.values()))
     pairs = exhaustive(kept)
     queries = [(query, name) for query in left_out for name in kept]
     known_poses(truth, kept, out / "known")

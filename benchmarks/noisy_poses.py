@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc import cli
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.models import compare
 from edm_hloc.interop.exports import nerfstudio_camera
@@ -41,8 +41,7 @@ def write_noisy(truth: Path, path: Path, args: argparse.Namespace) -> None:
     model = read_model(truth)
     images = posed_images(model)
     rng = np.random.default_rng(args.seed)
-    centres = np.array([image.projection_center() for image in images.values()])
-    extent = largest_distance(centres)
+    extent = largest_distance(centres_of(images.values()))
     wrong = set(rng.permutation(list(images))[: args.wrong])
     frames = []
     for name, image in images.items():

@@ -30,7 +30,7 @@ from point_errors import PointErrors
 from scipy.spatial.transform import Rotation
 
 from edm_hloc import cli
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.extension import frame_change
@@ -116,7 +116,7 @@ def over_sigma(model: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
     refined, true = read_model(model), posed_images(read_model(truth))
     told = json.loads(uncertainty_file(model).read_text("utf-8"))["cameras"]
     refined.transform(frame_change(refined, read_model(truth), true))
-    extent = largest_distance(np.array([image.projection_center() for image in true.values()]))
+    extent = largest_distance(centres_of(true.values()))
     ratios = []
     for name, image in posed_images(refined).items():
         R, true_R = (i.cam_from_world().rotation.matrix() for i in (image, true[name]))

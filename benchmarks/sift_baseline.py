@@ -35,7 +35,13 @@ from typing import Any
 import numpy as np  # before pycolmap, see edm_hloc.base.colmap
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
+from edm_hloc.base.colmap import (
+    ModelStatistics,
+    centres_of,
+    posed_images,
+    quiet_colmap,
+    read_model,
+)
 from edm_hloc.base.process import peak_memory_mib
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.intrinsics import load_intrinsics
@@ -192,7 +198,7 @@ def distance_from(places: Mapping[str, np.ndarray], model: Path) -> float | None
     names = sorted(posed.keys() & places.keys())
     if len(names) < 4:
         return None
-    centres = np.array([posed[name].projection_center() for name in names])
+    centres = centres_of(posed[name] for name in names)
     target = np.array([places[name] for name in names])
     similarity = pycolmap.estimate_sim3d(centres, target)
     if similarity is None:

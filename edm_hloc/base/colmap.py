@@ -8,7 +8,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -225,6 +225,11 @@ def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     return dict(sorted(images.items()))
 
 
+def centres_of(images: Iterable[pycolmap.Image]) -> np.ndarray:
+    """The projection centres (N, 3) of registered images, in the model's frame."""
+    return np.array([image.projection_center() for image in images]).reshape(-1, 3)
+
+
 @dataclass(frozen=True)
 class ModelStatistics:
     """Size and accuracy of a model.
@@ -255,7 +260,7 @@ class ModelStatistics:
         if points:
             model.update_point_3d_errors()
         posed = posed_images(model)
-        far = far_from_all(np.array([image.projection_center() for image in posed.values()]))
+        far = far_from_all(centres_of(posed.values()))
         return ModelStatistics(
             registered=len(posed),
             points=points,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
+from edm_hloc.base.colmap import ModelStatistics, centres_of, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.pose_pairs import rotation_angle
@@ -103,7 +103,7 @@ def compare(model: Path, truth: Path) -> ModelComparison:
             f"{model} and {truth} have {len(common)} image(s) in common; two are needed."
             f"{example}{next(iter(true), 'none')!r}."
         )
-    every_true_centre = np.array([image.projection_center() for image in true.values()])
+    every_true_centre = centres_of(true.values())
     extent = largest_distance(every_true_centre)
     rotations, centres = _poses([found[a] for a, _ in common])
     true_rotations, true_centres = _poses([true[b] for _, b in common])
@@ -205,7 +205,7 @@ def _errors(
 
 def _poses(images: list[pycolmap.Image]) -> tuple[np.ndarray, np.ndarray]:
     rotations = np.array([image.cam_from_world().rotation.matrix() for image in images])
-    return rotations, np.array([image.projection_center() for image in images])
+    return rotations, centres_of(images)
 
 
 def _same_images(

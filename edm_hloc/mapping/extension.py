@@ -13,6 +13,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import (
     ModelStatistics,
+    centres_of,
     open_database,
     posed_images,
     quiet_colmap,
@@ -334,7 +335,7 @@ def compared_cameras(
     now, then = posed_images(model), posed_images(earlier)
     common = sorted(now.keys() & then.keys())
     moved = rotated = 0.0
-    whole = extent(np.array([image.projection_center() for image in then.values()]))
+    whole = extent(centres_of(then.values()))
     for name in common:
         a, b = now[name], then[name]
         away = float(np.linalg.norm(a.projection_center() - b.projection_center()))

@@ -18,7 +18,7 @@ import numpy as np
 import pycolmap
 from scipy.special import fdtri
 
-from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.colmap import centres_of, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
@@ -368,7 +368,7 @@ def camera_features(
     assert placed.origin is not None
     features = []
     posed = posed_images(model)
-    centres = np.array([image.projection_center() for image in posed.values()])
+    centres = centres_of(posed.values())
     for (name, image), (lat, lon, alt) in zip(
         posed.items(), to_earth(centres, placed.origin).tolist(), strict=True
     ):

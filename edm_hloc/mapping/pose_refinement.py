@@ -20,6 +20,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import (
     ModelStatistics,
+    centres_of,
     open_database,
     posed_images,
     quiet_colmap,
@@ -327,8 +328,7 @@ def _changes(
 
 def _extent(model: pycolmap.Reconstruction) -> float:
     """Largest distance between two cameras, but for those far from all others."""
-    centres = np.array([image.projection_center() for image in posed_images(model).values()])
-    return extent(centres)
+    return extent(centres_of(posed_images(model).values()))
 
 
 def _summary(

@@ -9,7 +9,7 @@ import numpy as np
 import pycolmap
 from scipy.sparse import csr_array
 
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
 from edm_hloc.pairs.rules import (
@@ -100,7 +100,7 @@ def from_cameras(
     """
     images = posed_images(reconstruction)
     names = list(images)
-    centres = np.array([image.projection_center() for image in images.values()]).reshape(-1, 3)
+    centres = centres_of(images.values())
     centres -= centres.mean(axis=0) if len(names) else 0.0
     rotations = np.array(
         [image.cam_from_world().rotation.matrix().ravel() for image in images.values()]
