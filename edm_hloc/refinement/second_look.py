@@ -3,11 +3,12 @@
 A network trained on upright photos of similar scale finds little where the camera was rolled or
 came much closer. The few matches still define an affine map between the photos, found by RANSAC.
 The less detailed photo is warped by it into the frame of the other, where the two look alike, and
-the pair is matched again. If the first matches agree on no map, SIFT keypoints may give one, and if
-few of these agree, thumbnails that the network matches: as they are, rotated by quarter turns, or
-at twice the scale of each other. The cheap ones come first: where these agree, no others are asked.
-Where neither the network nor SIFT finds anything in photos full of keypoints, these have nothing in
-common.
+the pair is matched again. Where few of the first matches agree, SIFT keypoints may give another
+map, and then thumbnails that the network matches: as they are, rotated by quarter turns, or at
+twice the scale of each other. The cheap ones come first: where two of them agree, or one is sure,
+no others are asked. On repeated structure some agree on a wrong map: maps that differ are all
+tried, and the one with the most expected matches is taken. Where neither the network nor SIFT finds
+anything in photos full of keypoints, these have nothing in common.
 """
 
 from __future__ import annotations
@@ -48,21 +49,20 @@ class SecondLookConfig:
         inlier_tolerance: maximum residual of an inlier of the affine map, as a share of the
             image's longer side. It is generous because depth moves points off any affine map.
         min_inliers: minimum number of confident inliers of an affine map that is used.
-        min_inlier_share: affine maps with fewer inliers, as a share of the smaller image's cells,
-            are checked against the maps that SIFT or thumbnails give; of these, likewise, that of
-            cheaper thumbnails against those of dearer ones.
+        min_inlier_share: where the map of the first matches has fewer inliers, as a share of the
+            smaller image's cells, and SIFT's does not confirm it, thumbnails are asked as well; and
+            dearer ones where that of cheaper ones has fewer.
         min_agreement: minimum number of inliers of a map of the first matches, as a share of the
             confident ones. Photos with little in common have some that agree by chance.
-        trusted_inlier_share: a map with this inlier share or more is preferred to one with less,
-            whatever the numbers of inliers. Repeated and symmetric structures agree on wrong maps
-            as well, but over less of the image.
+        trusted_inlier_share: maps with this inlier share or more are the only ones tried. Repeated
+            and symmetric structures agree on wrong maps as well, but over less of the image.
         min_rotation: in degrees, and
         min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
-            a second look to pay.
+            a second look to pay. Maps that differ by less are the same.
         min_sift_inliers: minimum number of inliers of a map of SIFT keypoints, and
         min_sift_share: as a share of those that the photos have in common.
-        trusted_sift_share: with this share or more, the map is taken and no thumbnails are asked;
-            with less, it counts where neither the first matches nor thumbnails give one.
+        trusted_sift_share: with this share or more, the map goes before that of the first matches,
+            and no thumbnails are asked.
         many_keypoints: number of keypoints of either photo from which no map of SIFT, and fewer
             than `min_inliers` first matches, mean that the photos have nothing in common.
         thumbnail_size: longest side of the thumbnails, pixels.
@@ -77,7 +77,7 @@ class SecondLookConfig:
     min_rotation: float = 12.0
     min_stretch: float = 1.25
     min_sift_inliers: int = 12
-    min_sift_share: float = 0.25
+    min_sift_share: float = 0.2
     trusted_sift_share: float = 0.6
     many_keypoints: int = 500
     thumbnail_size: int = 256
@@ -154,18 +154,21 @@ class SecondLook:
             if self._num_confident(matches) < self._min_confident(*wholes[i])
         }
         found = [in_photos(views, m) for views, m in zip(wholes, found, strict=True)]
-        again = self._worthwhile_warps(pairs, few)
-        second = self._match_aligned([(pairs[i], warp) for i, warp in again.items()])
-        for i, matches in zip(again, second, strict=True):
-            if self._num_confident(matches) > self._num_confident(found[i]):
-                found[i] = self._merged(matches, found[i], wholes[i][0])
+        tries = [(i, warp) for i, warps in self._maps(pairs, few).items() for warp in warps]
+        second = self._match_aligned([(pairs[i], warp) for i, warp in tries])
+        best: dict[int, Matches] = {}
+        for (i, _), matches in zip(tries, second, strict=True):
+            if self._expected(matches) > self._expected(best.get(i, found[i])):
+                best[i] = matches
+        for i, matches in best.items():
+            found[i] = self._merged(matches, found[i], wholes[i][0])
         return found
 
-    def _worthwhile_warps(
+    def _maps(
         self,
         pairs: Sequence[tuple[ImageViews, ImageViews]],
         first: Mapping[int, _MatchedViews],
-    ) -> dict[int, np.ndarray]:
+    ) -> dict[int, list[np.ndarray]]:
         """The affine maps (3, 3) with which pairs are worth to be matched again.
 
         Args:
@@ -173,21 +176,41 @@ class SecondLook:
             first: the first matches of those with few.
         """
         fits = self._fit_affine(list(first.values()))
-        best = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
-        unsure = [i for i, h in best.items() if h.share < self.config.min_inlier_share]
+        by_first = {i: self._agreed(first[i], fit) for i, fit in zip(first, fits, strict=True)}
+        unsure = [i for i, h in by_first.items() if h.share < self.config.trusted_inlier_share]
         by_sift = dict(zip(unsure, self._from_sift([pairs[i] for i in unsure]), strict=True))
         left = []
-        for i in unsure:
-            if by_sift[i].share >= self.config.trusted_sift_share:
-                best[i] = by_sift[i]
-            elif by_sift[i].inliers or not self._apart(pairs[i], first[i].matches):
+        for i, sift in by_sift.items():
+            if sift.inliers and by_first[i].inliers and self._alike(sift, by_first[i]):
+                continue
+            if sift.share >= self.config.trusted_sift_share:
+                by_first[i] = _NO_HYPOTHESIS
+            elif by_first[i].share < self.config.min_inlier_share and (
+                sift.inliers or not self._apart(pairs[i], first[i].matches)
+            ):
                 left.append(i)
-        by_thumbnails = self._from_thumbnails([pairs[i] for i in left])
-        for i, hypothesis in zip(left, by_thumbnails, strict=True):
-            best[i] = self._better(best[i], hypothesis)
-            if not best[i].inliers:
-                best[i] = by_sift[i]
-        return {i: h.warp for i, h in best.items() if self._is_worthwhile(h)}
+        by_thumbnails = dict(
+            zip(left, self._from_thumbnails([pairs[i] for i in left]), strict=True)
+        )
+        maps = {}
+        for i in first:
+            of_network = [by_first[i], by_thumbnails.get(i, _NO_HYPOTHESIS)]
+            sure = [h for h in of_network if h.share >= self.config.trusted_inlier_share]
+            maps[i] = self._to_try(sure or [*of_network, by_sift.get(i, _NO_HYPOTHESIS)])
+        return maps
+
+    def _to_try(self, hypotheses: Sequence[AffineHypothesis]) -> list[np.ndarray]:
+        """The maps (3, 3) that rotate or scale enough, and differ from those before."""
+        tried: list[AffineHypothesis] = []
+        for one in hypotheses:
+            new = not any(self._alike(one, other) for other in tried)
+            if one.inliers and new and self._is_worthwhile(one.warp):
+                tried.append(one)
+        return [one.warp for one in tried]
+
+    def _alike(self, first: AffineHypothesis, second: AffineHypothesis) -> bool:
+        """Whether photos warped by either map look alike: only rotation and scale matter."""
+        return not self._is_worthwhile(first.warp @ np.linalg.inv(second.warp))
 
     def _agreed(self, first: _MatchedViews, hypothesis: AffineHypothesis) -> AffineHypothesis:
         """A hypothesis, or none if too few of the first matches agree on it."""
@@ -196,6 +219,10 @@ class SecondLook:
 
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
+
+    def _expected(self, matches: Matches) -> float:
+        """How many of the confident matches are right, by their scores."""
+        return float(matches.scores[matches.scores >= self.network.info.confident].sum())
 
     def _min_confident(self, view0: WarpedView, view1: WarpedView) -> float:
         """Number of confident matches with which a pair needs no second look."""
@@ -296,11 +323,9 @@ class SecondLook:
         trusted = self.config.trusted_inlier_share
         return max(first, second, key=lambda h: (h.share >= trusted, h.inliers))
 
-    def _is_worthwhile(self, hypothesis: AffineHypothesis) -> bool:
-        """Whether the photos are rotated or scaled enough to each other."""
-        if not hypothesis.inliers:
-            return False
-        A = hypothesis.warp[:2, :2]
+    def _is_worthwhile(self, warp: np.ndarray) -> bool:
+        """Whether an affine map (3, 3) rotates or scales enough."""
+        A = warp[:2, :2]
         long, short = np.linalg.svd(A, compute_uv=False)
         rotation = abs(math.degrees(math.atan2(A[1, 0] - A[0, 1], A[0, 0] + A[1, 1])))
         return rotation > self.config.min_rotation or max(long, 1 / short) > self.config.min_stretch

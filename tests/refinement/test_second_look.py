@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -216,33 +216,74 @@ def test_when_a_pair_is_looked_at_again(case: str, batched: bool) -> None:
     assert (inner.matched, inner.matched_thumbnails, len(inner.encoded) - 2) == asked
 
 
+def tried(
+    matcher: RefinedMatcher, features: Sequence[Features], aligned: Callable[[float], Matches]
+) -> tuple[Matches, list[float]]:
+    """What a pair gives if the second look finds matches by a map's angle, and the angles of the
+    maps that it tries, degrees."""
+    angles: list[float] = []
+
+    def found(pairs: Sequence[tuple[object, np.ndarray]]) -> list[Matches]:
+        new = [math.degrees(math.atan2(-warp[1, 0], warp[0, 0])) for _, warp in pairs]
+        angles.extend(new)
+        return [aligned(angle) for angle in new]
+
+    with mock.patch.object(matcher.second_look, "_match_aligned", side_effect=found):
+        (matches,) = matcher.match_pixels([(features[0], features[1])])
+    return matches, angles
+
+
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize(("trusted", "thumbnails"), [(0.5, 0), (1.01, 6)])
 def test_sift_tells_how_photos_lie_to_each_other(
     trusted: float, thumbnails: int, batched: bool
 ) -> None:
-    """Without thumbnails where most of its points agree; else where thumbnails give no map."""
+    """Without thumbnails where most of its points agree."""
     inner = Counting(NONE, [NONE])
     matcher = second_look(inner, SecondLookConfig(trusted_sift_share=trusted), batched)
     warp = turned(50, 0.8)
     features = [matcher.encode(network_image(shot)) for shot in (photo(), warped(photo(), warp))]
-    true = given(warp, 40)
-    with mock.patch.object(matcher.second_look, "_match_aligned", return_value=[true]) as aligned:
-        (found,) = matcher.match_pixels([tuple(features)])
+    found, angles = tried(matcher, features, lambda angle: given(warp, 40))
     assert len(found) == 40
     assert inner.matched_thumbnails == thumbnails
-    np.testing.assert_allclose(aligned.call_args.args[0][0][1][:2, :2], warp[:2, :2], atol=0.05)
+    assert angles == pytest.approx([50], abs=2)
 
 
-def test_thumbnails_go_before_a_map_that_few_points_of_sift_agree_on() -> None:
-    inner = Counting(NONE, [given(turned(-30), 200), NONE])
+@pytest.mark.parametrize(
+    ("first", "trusted", "thumbnails", "angles"),
+    [
+        (45, 1.01, 0, [45]),  # SIFT confirms what it would be asked about
+        (-30, 0.5, 0, [50]),  # most of its points contradict
+        (-30, 1.01, 6, [-30, 50]),  # no one knows
+    ],
+)
+def test_sift_confirms_and_contradicts_the_first_matches(
+    first: float, trusted: float, thumbnails: int, angles: list[float]
+) -> None:
+    inner = Counting(given(turned(first), 40), [NONE])  # few of 40 × 32 cells
+    matcher = second_look(inner, SecondLookConfig(trusted_sift_share=trusted))
+    shots = photo(), warped(photo(), turned(50))
+    features = [matcher.encode(network_image(shot)) for shot in shots]
+    asked = tried(matcher, features, lambda angle: NONE)[1]
+    assert asked == pytest.approx(angles, abs=2)
+    assert inner.matched_thumbnails == thumbnails
+
+
+@pytest.mark.parametrize("right_angle", [-30, 50])
+def test_of_maps_that_differ_the_one_with_the_most_expected_matches_is_taken(
+    right_angle: float,
+) -> None:
+    """On repeated structure as many are found by wrong maps, but of lower scores."""
+    inner = Counting(NONE, [given(turned(-30), 100), NONE])
     matcher = second_look(inner, SecondLookConfig(trusted_sift_share=1.01))
     shots = photo(), warped(photo(), turned(50))
     features = [matcher.encode(network_image(shot)) for shot in shots]
-    with mock.patch.object(matcher.second_look, "_match_aligned", return_value=[NONE]) as aligned:
-        matcher.match_pixels([tuple(features)])
-    warp = aligned.call_args.args[0][0][1]
-    assert math.degrees(math.atan2(warp[0, 1], warp[0, 0])) == pytest.approx(-30, abs=1)
+    right, wrong = given(turned(right_angle), 200), given(np.eye(3), 210, score=0.3)
+    found, angles = tried(
+        matcher, features, lambda angle: right if abs(angle - right_angle) < 2 else wrong
+    )
+    assert angles == pytest.approx([-30, 50], abs=2)
+    assert np.array_equal(found.keypoints1, right.keypoints1)
 
 
 @pytest.mark.parametrize(("matches", "many", "thumbnails"), [(19, 1, 0), (20, 1, 6), (19, 9999, 6)])
@@ -399,18 +440,13 @@ def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_un
     wrong, true = given(turned(40), 60), given(np.eye(3), 55)
     # 6 × 8 cells, of which the third pair of other thumbnails agrees in all
     on_thumbnails = [NONE, NONE, NONE, true, NONE]
-    for clear, angle in ((0.2, 90.0), (9.0, 40.0)):
+    for clear, angles in ((0.2, [-90]), (9.0, [40, -90])):
         inner = Counting(wrong, on_thumbnails)
         matcher = second_look(
             inner, SecondLookConfig(thumbnail_size=64, trusted_inlier_share=clear)
         )
         features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
-        with mock.patch.object(
-            matcher.second_look, "_match_aligned", return_value=[true]
-        ) as aligned:
-            matcher.match(*features)
-        warp = aligned.call_args.args[0][0][1]
-        assert abs(math.degrees(math.atan2(warp[1, 0], warp[0, 0]))) == pytest.approx(angle, abs=1)
+        assert tried(matcher, features, lambda angle: true)[1] == pytest.approx(angles, abs=1)
 
 
 def test_settings_are_part_of_the_provenance() -> None:
