@@ -61,8 +61,8 @@ class SecondLookConfig:
             a second look to pay. Maps that differ by less are the same.
         min_sift_inliers: minimum number of inliers of a map of SIFT keypoints, and
         min_sift_share: as a share of those that the photos have in common.
-        trusted_sift_share: with this share or more, the map goes before that of the first matches,
-            and no thumbnails are asked.
+        trusted_sift_share: with this share or more, the map goes before one of the first matches
+            that has few inliers or contradicts it, and no thumbnails are asked.
         many_keypoints: number of keypoints of either photo from which no map of SIFT, and fewer
             than `min_inliers` first matches, mean that the photos have nothing in common.
         thumbnail_size: longest side of the thumbnails, pixels.
@@ -76,7 +76,7 @@ class SecondLookConfig:
     trusted_inlier_share: float = 0.2
     min_rotation: float = 12.0
     min_stretch: float = 1.25
-    min_sift_inliers: int = 12
+    min_sift_inliers: int = 8
     min_sift_share: float = 0.2
     trusted_sift_share: float = 0.6
     many_keypoints: int = 500
@@ -181,13 +181,13 @@ class SecondLook:
         by_sift = dict(zip(unsure, self._from_sift([pairs[i] for i in unsure]), strict=True))
         left = []
         for i, sift in by_sift.items():
-            if sift.inliers and by_first[i].inliers and self._alike(sift, by_first[i]):
-                continue
+            confirmed = sift.inliers and by_first[i].inliers and self._alike(sift, by_first[i])
+            apart = not sift.inliers and self._apart(pairs[i], first[i].matches)
+            few_agree = by_first[i].share < self.config.min_inlier_share
             if sift.share >= self.config.trusted_sift_share:
-                by_first[i] = _NO_HYPOTHESIS
-            elif by_first[i].share < self.config.min_inlier_share and (
-                sift.inliers or not self._apart(pairs[i], first[i].matches)
-            ):
+                if few_agree or not confirmed:
+                    by_first[i] = _NO_HYPOTHESIS
+            elif few_agree and not (confirmed or apart):
                 left.append(i)
         by_thumbnails = dict(
             zip(left, self._from_thumbnails([pairs[i] for i in left]), strict=True)

@@ -250,17 +250,20 @@ def test_sift_tells_how_photos_lie_to_each_other(
 
 
 @pytest.mark.parametrize(
-    ("first", "trusted", "thumbnails", "angles"),
-    [
-        (45, 1.01, 0, [45]),  # SIFT confirms what it would be asked about
-        (-30, 0.5, 0, [50]),  # most of its points contradict
-        (-30, 1.01, 6, [-30, 50]),  # no one knows
+    ("first", "inliers", "trusted", "thumbnails", "angles"),
+    [  # 64 inliers are a twentieth of 40 × 32 cells
+        (45, 40, 1.01, 0, [45]),  # SIFT confirms the map
+        (45, 40, 0.5, 0, [50]),  # and knows it better
+        (45, 70, 0.5, 0, [45]),
+        (-30, 70, 0.5, 0, [50]),  # most of its points contradict
+        (-30, 40, 1.01, 6, [-30, 50]),  # no one knows
+        (-30, 70, 1.01, 0, [-30, 50]),
     ],
 )
 def test_sift_confirms_and_contradicts_the_first_matches(
-    first: float, trusted: float, thumbnails: int, angles: list[float]
+    first: float, inliers: int, trusted: float, thumbnails: int, angles: list[float]
 ) -> None:
-    inner = Counting(given(turned(first), 40), [NONE])  # few of 40 × 32 cells
+    inner = Counting(given(turned(first), inliers), [NONE])
     matcher = second_look(inner, SecondLookConfig(trusted_sift_share=trusted))
     shots = photo(), warped(photo(), turned(50))
     features = [matcher.encode(network_image(shot)) for shot in shots]
