@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edm_hloc.pipelines.run import Run
 
 _RETRIEVAL_HELP = (
-    "database photos of each query: sift or edm (computed here), megaloc (torch.hub), hloc's list "
-    "of pairs, or an H5 file of global descriptors"
+    "database photos of each query: sift, edm or edm+sift (computed here), megaloc (torch.hub), "
+    "hloc's list of pairs, or an H5 file of global descriptors"
 )
 
 

@@ -45,8 +45,8 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retrieval",
         metavar="HOW",
-        help="global descriptors for --pairs auto and retrieval: edm (the default) or sift "
-        "(computed here), megaloc (from torch.hub), or an H5 file of descriptors",
+        help="global descriptors for --pairs auto and retrieval: edm, sift or edm+sift (the "
+        "default; computed here), megaloc (from torch.hub), or an H5 file of descriptors",
     )
     group.add_argument(
         "--overlap",

@@ -8,7 +8,8 @@ these together and keeps the files in a run's folder.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.vlad import VladConfig
 
 _BLOCK = 2048  # images whose descriptors are in memory at a time, of queries and of the database
+BOTH = "edm+sift"
+"""Both kinds of VLAD: SIFT's is the same for rotated photos, EDM's needs no keypoints."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,11 @@ class RetrievalOptions:
     """Where the database images of each query come from.
 
     Attributes:
-        how: "sift" or "edm" (VLAD over these local descriptors) or "megaloc", which are computed;
-            or the path of a file: a list of pairs as hloc writes it, the query first in each line,
-            or an H5 file with the global descriptors of all images.
+        how: "sift" or "edm" (VLAD over these local descriptors), `BOTH`, or "megaloc", which are
+            computed; or the path of a file: a list of pairs as hloc writes it, the query first in
+            each line, or an H5 file with the global descriptors of all images.
         number: of database images retrieved for each query.
-        vlad: configuration of the VLAD descriptors ("sift" and "edm").
+        vlad: configuration of the VLAD descriptors ("sift" and "edm", alone or both).
     """
 
     how: str = "sift"
@@ -52,7 +55,12 @@ class RetrievalOptions:
     @property
     def is_file(self) -> bool:
         """Whether `how` is the path of a file."""
-        return self.how not in ("edm", "sift", "megaloc")
+        return self.how not in ("edm", "sift", BOTH, "megaloc")
+
+    @property
+    def computed(self) -> Mapping[str, float]:
+        """The descriptors to compute, and the share of each in the similarity."""
+        return {"edm": 1 / 3, "sift": 2 / 3} if self.how == BOTH else {self.how: 1.0}
 
     @property
     def is_list(self) -> bool:
@@ -97,7 +105,7 @@ class SimilarPhotos:
     """
 
     names: tuple[str, ...]
-    options: RetrievalOptions = RetrievalOptions("edm", 20)
+    options: RetrievalOptions = RetrievalOptions(BOTH, 20)
 
     def check(self) -> None:
         """Raises EdmHlocError if there are fewer than two photos or the file cannot be used."""
@@ -169,7 +177,10 @@ def images_with_descriptor(
 
 
 def most_similar(
-    descriptors: Path, queries: Sequence[str], database: Sequence[str], k: int
+    descriptors: Path | Mapping[Path, float],
+    queries: Sequence[str],
+    database: Sequence[str],
+    k: int,
 ) -> list[tuple[str, str, float]]:
     """The `k` nearest database images of each query by the dot product of global descriptors.
 
@@ -177,7 +188,8 @@ def most_similar(
     paired with itself.
 
     Args:
-        descriptors: H5 file with the descriptors of all of them, maybe under other names.
+        descriptors: H5 file with the descriptors of all of them, maybe under other names; or
+            several, and the share of each in the sum of the products.
         queries, database: names.
         k: number of images for each query.
 
@@ -190,19 +202,30 @@ def most_similar(
     if k < 1:
         raise EdmHlocError("The number of images to retrieve must be at least 1.")
     found: list[tuple[str, str, float]] = []
-    with DescriptorReader(descriptors) as reader:
-        written = reader.find(queries, database)
+    shares = {descriptors: 1.0} if isinstance(descriptors, Path) else descriptors
+    with ExitStack() as opened:
+        readers = [(opened.enter_context(DescriptorReader(p)), s) for p, s in shares.items()]
+        found_names = [reader.find(queries, database) for reader, _ in readers]
+
+        def read(names: Sequence[str]) -> np.ndarray:
+            parts = [
+                reader.read([written.get(name, name) for name in names]) * np.float32(share**0.5)
+                for (reader, share), written in zip(readers, found_names, strict=True)
+            ]
+            return np.hstack(parts)
+
         for query_block in blocks(len(queries), _BLOCK):
             some = queries[query_block]
-            rows = reader.read([written.get(name, name) for name in some])
+            rows = read(some)
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
             for block in blocks(len(database), _BLOCK):
                 names = database[block]
-                columns = reader.read([written.get(name, name) for name in names])
+                columns = read(names)
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
-                        f"The queries have descriptors of length {rows.shape[1]} in {descriptors}, "
+                        f"The queries have descriptors of length {rows.shape[1]} in "
+                        f"{', '.join(map(str, shares))}, "
                         f"the database of {columns.shape[1]}: they are of two methods."
                     )
                 scores = rows @ columns.T

@@ -10,7 +10,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs.automatic import FEW_PHOTOS, PARTNERS, RANKED, AutomaticPairs
 from edm_hloc.pairs.covisibility import from_model
 from edm_hloc.pairs.files import among, from_file, read_names
-from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.pairs.retrieval import BOTH, RetrievalOptions, SimilarPhotos
 from edm_hloc.pairs.rules import Pair, exhaustive, in_natural_order, sequential
 
 
@@ -38,7 +38,7 @@ class PairSelection:
     how: str = "auto"
     model: Path | None = None
     partners: int | None = None
-    retrieval: str = "edm"
+    retrieval: str = BOTH
     overlap: int = 10
     loop_step: int | None = None
     image_list: Path | None = None

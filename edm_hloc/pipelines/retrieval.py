@@ -150,17 +150,22 @@ def _by_descriptors(
     scores_path: Path,
 ) -> dict[str, list[str]]:
     """Nearest neighbours by global descriptors, which are computed first if they are not given."""
-    descriptors = Path(options.how)
-    if not options.is_file:
-        descriptors = run.out / f"global-feats-{options.how}.h5"
-        _compute_descriptors(run, options, images, matcher, descriptors)
-    known = images_with_descriptor(descriptors, images.queries, images.database)
+    if options.is_file:
+        descriptors = {Path(options.how): 1.0}
+    else:
+        descriptors = {
+            _compute_descriptors(run, options, how, images, matcher): share
+            for how, share in options.computed.items()
+        }
+    known = set(images.names).intersection(
+        *(images_with_descriptor(path, images.queries, images.database) for path in descriptors)
+    )
     queries = [query for query in images.queries if query in known]
     database = [image for image in images.database if image in known]
     if options.is_file and len(database) < len(images.database) and queries != database:
         missing = next(image for image in images.database if image not in known)
         warn_once(
-            f"{descriptors} has descriptors of {len(database)} of the {len(images.database)} "
+            f"{options.how} has descriptors of {len(database)} of the {len(images.database)} "
             f"photos to search; {missing}, for one, is never retrieved."
         )
     found = most_similar(descriptors, queries, database, options.number)
@@ -172,21 +177,23 @@ def _by_descriptors(
 def _compute_descriptors(
     run: Run,
     options: RetrievalOptions,
+    how: str,
     images: RetrievalImages,
     matcher: Matcher | None,
-    descriptors: Path,
-) -> None:
-    """The step "descriptors": done again if photos, method or the network's weights changed."""
+) -> Path:
+    """The file of descriptors of one kind, made in a step of its own: again if photos, method or
+    the network's weights changed."""
+    descriptors = run.out / f"global-feats-{how}.h5"
     device = torch.device("cpu") if matcher is None else matcher.info.device
     used = None if matcher is None else matcher.info.weights
     weights = used.path if isinstance(used, WeightsInfo) else None
 
     def compute() -> dict[str, Any]:
-        if options.how == "megaloc":
+        if how == "megaloc":
             megaloc_descriptors(images, descriptors, device, made_from=made_from)
         else:
-            local = edm_features(weights, device) if options.how == "edm" else SIFT
-            method = {"how": options.how, "sha256": local.name}
+            local = edm_features(weights, device) if how == "edm" else SIFT
+            method = {"how": how, "sha256": local.name}
             if matcher is not None and matcher.recipe is not None:
                 method["weights"] = matcher.recipe.anywhere().weights
             spread = partial(spread_descriptors, run, images.root, method, made_from)
@@ -195,10 +202,12 @@ def _compute_descriptors(
         return {}
 
     stamps = image_stamps(images.root, images.names)
-    depends_on: list[Any] = [stamps, images.database, options.how, asdict(options.vlad), "upright"]
-    if options.how == "edm":
+    depends_on: list[Any] = [stamps, images.database, how, asdict(options.vlad), "upright"]
+    if how == "edm":
         depends_on.append(weights_sha256(weights))
-    elif options.how == "megaloc":
+    elif how == "megaloc":
         depends_on.append(MEGALOC_SHA256)
     made_from = fingerprint_of([depends_on, images.names])
-    run.step("descriptors", depends_on, [descriptors], compute)
+    name = "descriptors" if how == options.how else f"descriptors of {how}"
+    run.step(name, depends_on, [descriptors], compute)
+    return descriptors

@@ -59,6 +59,23 @@ def test_search_is_exact_in_blocks_of_any_size(descriptors, block: int, monkeypa
     assert len(most_similar(path, NAMES[-1:], database, 99)) == 23
 
 
+@pytest.mark.parametrize("block", [1, 100])
+def test_similarities_of_two_kinds_of_descriptors_are_added(
+    descriptors, block: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK", block)
+    path, rows = descriptors
+    others = np.random.default_rng(1).normal(size=(len(NAMES), 9)).astype(np.float32)
+    with DescriptorWriter(tmp_path / "others.h5", {}) as writer:
+        for name, row in zip(NAMES, others, strict=True):
+            writer.add(name, row)
+    shares = {path: 1 / 3, tmp_path / "others.h5": 2 / 3}
+    found = most_similar(shares, NAMES[-1:], NAMES[:23], 23)
+    expected = (rows[:23] @ rows[-1] + 2 * others[:23] @ others[-1]) / 3
+    assert [image for _, image, _ in found] == [NAMES[j] for j in np.argsort(-expected)]
+    np.testing.assert_allclose([s for *_, s in found], np.sort(expected)[::-1], atol=1e-5)
+
+
 def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
     path, _ = descriptors
     with pytest.raises(EdmHlocError, match="no descriptor of 'db/99"):

@@ -17,7 +17,13 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import load, weights_sha256
 from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.pairs.descriptors import DescriptorReader, RetrievalImages
-from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos, images_by_query, most_similar
+from edm_hloc.pairs.retrieval import (
+    BOTH,
+    RetrievalOptions,
+    SimilarPhotos,
+    images_by_query,
+    most_similar,
+)
 from edm_hloc.pairs.vlad import VladConfig
 from edm_hloc.pipelines import retrieval
 from edm_hloc.pipelines.retrieval import retrieve, similar_pairs
@@ -119,6 +125,31 @@ def test_networks_run_on_the_device_of_the_matcher(
     images = RetrievalImages(tmp_path, NAMES[-2:], NAMES[:5])
     with pytest.raises(EdmHlocError, match=r"on device.*meta"):
         retrieve(Run(tmp_path / "out", {}), RetrievalOptions(how, 2), images, matcher)
+
+
+def test_similar_photos_are_found_by_both_kinds_of_descriptors(tmp_path: Path) -> None:
+    """By default; both files stay, and the similarity is made of both."""
+    rng = np.random.default_rng(0)
+    names = tuple(f"{k}.png" for k in range(5))
+    for name in names:
+        coarse = rng.integers(0, 255, (16, 16), np.uint8)
+        cv2.imwrite(str(tmp_path / name), cv2.resize(coarse, (128, 128)))
+    options = RetrievalOptions(BOTH, 1, VladConfig(words=4))
+    run = Run(tmp_path / "out", {})
+    similar_pairs(run, SimilarPhotos(names, options), tmp_path)
+    products = {}
+    for kind in ("edm", "sift"):
+        with DescriptorReader(run.out / f"global-feats-{kind}.h5") as reader:
+            rows = reader.read(names)
+        assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-4)
+        products[kind] = rows @ rows.T
+    both = (products["edm"] + 2 * products["sift"]) / 3 - 9 * np.eye(5)
+    scored = (run.out / "scores-edm+sift1.txt").read_text().splitlines()
+    for i, line in enumerate(scored):
+        name, other, score = line.split()
+        assert (name, other) == (names[i], names[both[i].argmax()])
+        assert float(score) == pytest.approx(both[i].max(), abs=1e-4)
+    assert set(run.done) == {"descriptors of edm", "descriptors of sift"}
 
 
 def other_weights(path: Path) -> Path:

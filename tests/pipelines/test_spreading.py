@@ -157,8 +157,8 @@ def test_reconstruct_by_workers_equals_one_process(
         for shard in (2, 1):
             assert main(["match-shard", str(out), str(shard), "--device=cpu"]) == 0
         assert len(kinds) < 9
-    assert kinds == ["descriptors", "matching", "verification"]
-    for name in ("global-feats-edm.h5", "features.h5", "matches.h5"):
+    assert kinds == ["descriptors", "descriptors", "matching", "verification"]
+    for name in ("global-feats-edm.h5", "global-feats-sift.h5", "features.h5", "matches.h5"):
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert rows(out / "database.db") == rows(tmp_path / "alone" / "database.db")
 
