@@ -38,6 +38,8 @@ from edm_hloc.refinement.views import (
 
 _MAX_ANISOTROPY = 5.0  # ratio of the singular values from which an affine map is implausible
 
+_NEAR_MAP = 2.0  # times the tolerance of inliers: a match farther from the map contradicts it
+
 
 @dataclass(frozen=True)
 class SecondLookConfig:
@@ -156,12 +158,13 @@ class SecondLook:
         found = [in_photos(views, m) for views, m in zip(wholes, found, strict=True)]
         tries = [(i, warp) for i, warps in self._maps(pairs, few).items() for warp in warps]
         second = self._match_aligned([(pairs[i], warp) for i, warp in tries])
-        best: dict[int, Matches] = {}
-        for (i, _), matches in zip(tries, second, strict=True):
-            if self._expected(matches) > self._expected(best.get(i, found[i])):
-                best[i] = matches
-        for i, matches in best.items():
-            found[i] = self._merged(matches, found[i], wholes[i][0])
+        best: dict[int, tuple[Matches, np.ndarray]] = {}
+        for (i, warp), matches in zip(tries, second, strict=True):
+            if self._expected(matches) > self._expected(best[i][0] if i in best else found[i]):
+                best[i] = matches, warp
+        for i, (matches, warp) in best.items():
+            near = self._near_map(found[i], warp, pairs[i][1].size)
+            found[i] = self._merged(matches, found[i][near], wholes[i][0])
         return found
 
     def _maps(
@@ -378,6 +381,15 @@ class SecondLook:
             pairs = _features([views0[i] for i in some], [views1[i] for i in some])
             found |= zip(some, self.network.match_pixels(pairs), strict=True)
         return [found[i] for i in range(len(views0))]
+
+    def _near_map(self, matches: Matches, warp: np.ndarray, size1: tuple[int, int]) -> np.ndarray:
+        """Which matches an affine map (3, 3) about leads to, (M,) bool.
+
+        First matches far from the map that gave more are wrong, nearly all of them.
+        """
+        mapped = matches.keypoints0 @ warp[:2, :2].T + warp[:2, 2]
+        off = np.linalg.norm(mapped - matches.keypoints1, axis=1)
+        return np.asarray(off < _NEAR_MAP * self.config.inlier_tolerance * max(size1))
 
     def _merged(self, second: Matches, first: Matches, view0: WarpedView) -> Matches:
         """The matches of the second look, and those of the first in cells of view 0 without any."""

@@ -415,15 +415,21 @@ def test_pairs_that_ask_at_once_for_a_thumbnail_share_it() -> None:
 
 
 def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
+    """But for those that contradict the map by which the second found more."""
     warp = turned(40)
-    first, second = given(warp, 140), given(np.eye(3), 300)
+    mixed, second = given(warp, 180, wrong=40), given(np.eye(3), 300)
+    mapped = mixed.keypoints0 @ warp[:2, :2].T + warp[:2, 2]
+    off = np.linalg.norm(mapped - mixed.keypoints1, axis=1)
+    near = off < 2 * SecondLookConfig().inlier_tolerance * WIDTH
+    first = mixed[near]
+    assert 140 <= len(first) < 150
 
     class Twice(Counting):
         def found(self) -> Matches:
             self.matched += 1
-            return first if self.matched == 1 else second
+            return mixed if self.matched == 1 else second
 
-    matcher = second_look(Twice(first))
+    matcher = second_look(Twice(mixed))
     features = [matcher.encode(network_image(photo(seed))) for seed in (0, 1)]
     (found,) = matcher.match_pixels([tuple(features)])
     assert len(found.scores) > 140
@@ -436,7 +442,8 @@ def test_matches_of_the_first_look_stay_where_the_second_has_none() -> None:
 
     assert cells(found.keypoints0[kept]).isdisjoint(cells(new))
     assert cells(found.keypoints0) == cells(first.keypoints0) | cells(new)
-    assert right(found, warp) == len(found.scores)
+    assert right(found, warp, within=26) == len(found)
+    assert right(found, warp) > 0.95 * len(found)
 
 
 def test_thumbnails_that_agree_all_over_know_better_than_a_first_look_that_is_unsure() -> None:
