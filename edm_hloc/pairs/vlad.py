@@ -6,6 +6,7 @@ The vocabulary is made of the database at hand, so that nothing has to be downlo
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -74,9 +75,10 @@ def vlad_descriptors(
     Returns:
         The images that were skipped because they cannot be read, with the reason.
 
+    Where no image of the database has local descriptors, all are zero, with a warning.
+
     Raises:
-        EdmHlocError: no image of the database has local descriptors, or the file cannot be
-            written.
+        EdmHlocError: no image of the database can be read, or the file cannot be written.
     """
     config = config or VladConfig()
     skipped: dict[str, str] = {}
@@ -104,9 +106,11 @@ def vlad_descriptors(
     ):
         todo = [name for name in sampled_images if _sampled(name) not in kept]
         missing = set(todo)
+        empty: np.ndarray | None = None  # (0, D), of a photo without local descriptors
         extracted = _in_order(pool, extract, todo, "Vocabulary")
         for name in sampled_images:
             found = next(extracted)[1] if name in missing else None
+            empty = found if found is not None and not len(found) else empty
             if found is not None and len(found):
                 at_hand[name] = found
                 # all draws are made again in a run that goes on
@@ -121,12 +125,20 @@ def vlad_descriptors(
                 rows = rng.permutation(length)[: config.per_image]
                 sample.append(np.frombuffer(data, np.float32, offset=8).reshape(len(rows), -1))
         next(extracted, None)  # ends its progress
-        if not sample:
+        if sample:
+            words = vocabulary(np.concatenate(sample), config)
+        elif empty is not None:
+            logger.warning(
+                "No photo in %s has a keypoint (%s): by these, all look equally alike.",
+                images.root,
+                local.name,
+            )
+            words = np.zeros((1, empty.shape[1]), np.float32)
+        else:
             raise EdmHlocError(
                 f"No image of the database in {images.root} gives a descriptor. "
                 f"{next(iter(skipped.values()), '')}"
             )
-        words = vocabulary(np.concatenate(sample), config)
         todo = [name for name in images.names if name not in kept]
         if elsewhere is not None:
             for name, data in elsewhere(todo, words):
@@ -202,7 +214,9 @@ def vocabulary(descriptors: np.ndarray, config: VladConfig) -> np.ndarray:
     count = max(1, min(config.words, len(descriptors) // 4))
     rng = np.random.default_rng(config.seed)
     first = descriptors[rng.permutation(len(descriptors))[:count]]
-    centres, _ = kmeans2(descriptors.astype(np.float32), first, iter=15, minit="matrix")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a cluster that is empty
+        centres, _ = kmeans2(descriptors.astype(np.float32), first, iter=15, minit="matrix")
     return np.asarray(centres, np.float32)
 
 

@@ -289,6 +289,29 @@ def test_each_step_says_no_more_once_it_has_ended(
     assert titles == sorted(titles, reverse=True)  # all lines of the first before the second's
 
 
+def test_photos_without_a_keypoint_are_as_similar_as_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = ["0.png", "1.png", "2.png"]
+    images = RetrievalImages(tmp_path, names, names)
+    found = {"0.png": np.zeros((0, 8), np.float32), "2.png": np.ones((40, 8), np.float32)}
+
+    def extract(path: Path) -> np.ndarray:
+        return found.get(path.name, found["0.png"])
+
+    def described() -> list[float]:
+        vlad_descriptors(images, tmp_path / "d.h5", LocalFeatures("own", extract))
+        return [score for *_, score in most_similar(tmp_path / "d.h5", names, names, 2)]
+
+    assert described() == [0.0] * 6  # of forty equal descriptors most words are empty
+    assert not caplog.text
+    found["2.png"] = found["0.png"]
+    assert described() == [0.0] * 6
+    assert "No photo in" in caplog.text
+    assert "has a keypoint (own)" in caplog.text
+    assert not recwarn
+
+
 def test_descriptors_of_photos_that_are_done_are_kept(tmp_path: Path) -> None:
     names = [f"{k}.png" for k in range(12)]
     left, calls = 10**9, 0
