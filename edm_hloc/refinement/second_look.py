@@ -51,20 +51,21 @@ class SecondLookConfig:
         inlier_tolerance: maximum residual of an inlier of the affine map, as a share of the
             image's longer side. It is generous because depth moves points off any affine map.
         min_inliers: minimum number of confident inliers of an affine map that is used.
-        min_inlier_share: where the map of the first matches has fewer inliers, as a share of the
-            smaller image's cells, and SIFT's does not confirm it, thumbnails are asked as well; and
-            dearer ones where that of cheaper ones has fewer.
+        min_inlier_share: where the map of thumbnails has fewer inliers, as a share of the smaller
+            image's cells, dearer thumbnails are asked.
         min_agreement: minimum number of inliers of a map of the first matches, as a share of the
             confident ones. Photos with little in common have some that agree by chance.
-        trusted_inlier_share: maps with this inlier share or more are the only ones tried. Repeated
-            and symmetric structures agree on wrong maps as well, but over less of the image.
+        trusted_inlier_share: maps with this inlier share or more are the only ones tried, and
+            where the first matches give one, no others are asked for. Repeated and symmetric
+            structures agree on wrong maps as well, but over less of the image.
         min_rotation: in degrees, and
         min_stretch: as a ratio of lengths: from either of these on, the photos differ enough for
             a second look to pay. Maps that differ by less are the same.
         min_sift_inliers: minimum number of inliers of a map of SIFT keypoints, and
         min_sift_share: as a share of those that the photos have in common.
         trusted_sift_share: with this share or more, the map goes before one of the first matches
-            that has few inliers or contradicts it, and no thumbnails are asked.
+            that contradicts it or has inliers in less than `min_inlier_share` of the cells, and no
+            thumbnails are asked.
         many_keypoints: number of keypoints of either photo from which no map of SIFT, and fewer
             than `min_inliers` first matches, mean that the photos have nothing in common.
         thumbnail_size: longest side of the thumbnails, pixels.
@@ -190,7 +191,7 @@ class SecondLook:
             if sift.share >= self.config.trusted_sift_share:
                 if few_agree or not confirmed:
                     by_first[i] = _NO_HYPOTHESIS
-            elif few_agree and not (confirmed or apart):
+            elif not (confirmed or apart):
                 left.append(i)
         by_thumbnails = dict(
             zip(left, self._from_thumbnails([pairs[i] for i in left]), strict=True)
