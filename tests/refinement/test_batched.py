@@ -386,7 +386,8 @@ def test_nothing_is_left_on_the_host() -> None:
             ]
         )
         matcher.match_pixels([tuple(encoded)] * 2)
-    assert network.count == 2 + 2 + 5 + 2  # thumbnails, and for each pair a warped photo
+    # thumbnails, and for each pair a photo warped by the maps of first matches, thumbnails and SIFT
+    assert network.count == 2 + 2 + 5 + 2 * 3
     assert {"topk", "sort", "gather", "scatter_reduce_", "lerp_", "cummax"} <= devices.used
     assert devices.mixed == set()
 
