@@ -208,6 +208,5 @@ def _compute_descriptors(
     elif how == "megaloc":
         depends_on.append(MEGALOC_SHA256)
     made_from = fingerprint_of([depends_on, images.names])
-    name = "descriptors" if how == options.how else f"descriptors of {how}"
-    run.step(name, depends_on, [descriptors], compute)
+    run.step(f"descriptors of {how}", depends_on, [descriptors], compute)
     return descriptors

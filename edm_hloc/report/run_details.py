@@ -10,9 +10,9 @@ from edm_hloc.report.facts import RunFacts
 
 _MAX_VALUE = 400  # characters of a setting
 _STAGES = {
-    "descriptors": "Descriptors for retrieval",
     "descriptors of edm": "Descriptors of EDM for retrieval",
     "descriptors of sift": "Descriptors of SIFT for retrieval",
+    "descriptors of megaloc": "Descriptors of MegaLoc for retrieval",
     "model keypoints": "Keypoints of the model",
     "matching": "Matching",
     "keypoints": "Keypoints",

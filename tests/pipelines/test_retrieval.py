@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,9 @@ def test_descriptors_of_edm_are_of_the_weights_of_the_matcher(tmp_path: Path) ->
     assert other_sha256 == weights.sha256 == weights_sha256(weights.path) != default_sha256
     assert np.abs(by_others - by_default).max() > 0.01
     assert descriptors_by(matcher)[2] == made  # the same weights: nothing is computed again
+    both = replace(photos, options=replace(photos.options, how=BOTH))
+    similar_pairs(run, both, tmp_path, None)  # writes the same file, of the default weights
+    assert np.array_equal(descriptors_by(matcher)[1], by_others)
     of_none = SimpleNamespace(
         info=SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's"), recipe=None
     )
