@@ -142,6 +142,8 @@ class PairRounds:
         masked = {name: (str(m), m.stat().st_mtime_ns) for name, m in self.masks.items()}
         depends_on = [stamps, asdict(photos), run_provenance(self.matcher), masked]
         self.run.step("pairs", depends_on, [path], choose)
+        if summaries:  # the time of the matching is recorded as such
+            self.run.seconds["pairs"] -= sum(summary.seconds for summary in summaries)
         total = summaries[0] if summaries else None
         for summary in summaries[1:]:
             assert total is not None

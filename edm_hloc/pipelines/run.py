@@ -78,6 +78,7 @@ class Run:
     shards: int = 0
     _unknown: bool = field(init=False, default=False)  # run.json is there, but is no record
     _confirmed: set[str] = field(init=False, default_factory=set)  # steps done or found done now
+    _inner: float = field(init=False, default=0.0)  # seconds of the steps inside the one at work
 
     @property
     def path(self) -> Path:
@@ -281,10 +282,11 @@ class Run:
         if self.done.pop(name, None) is not None:
             self.write()  # if the process is killed from here on, the step is not done
         self._set_aside(name, names)
-        start = time.monotonic()
+        start, outer, self._inner = time.monotonic(), self._inner, 0.0
         results = {key: asdict(summary) for key, summary in work().items()}
         self.results |= results
-        self.measure(name, start)
+        self.measure(name, start + self._inner)
+        self._inner = outer + time.monotonic() - start
         self.done[name] = fingerprint
         self._confirmed.add(name)
         written = [file for file in (*files, *maybe) if file.exists()]

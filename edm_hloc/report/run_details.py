@@ -13,6 +13,7 @@ _STAGES = {
     "descriptors of edm": "Descriptors of EDM for retrieval",
     "descriptors of sift": "Descriptors of SIFT for retrieval",
     "descriptors of megaloc": "Descriptors of MegaLoc for retrieval",
+    "pairs": "Choice of the pairs",
     "model keypoints": "Keypoints of the model",
     "matching": "Matching",
     "keypoints": "Keypoints",

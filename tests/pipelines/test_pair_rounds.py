@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,11 @@ def test_a_few_pairs_make_the_model_and_a_second_run_chooses_none(
     shutil.copytree(scene / "images", images)
     (images / "bad.png").write_bytes(b"")
     photos = select_pairs(images, find_images(images), CHOICE)
+    start = time.monotonic()
     run = reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+    assert set(run.seconds) >= {"descriptors of sift", "pairs", "matching", "model"}
+    assert min(run.seconds.values()) >= 0
+    assert sum(run.seconds.values()) < time.monotonic() - start  # none of it counts twice
     said = capsys.readouterr().err
     assert "first of the 28 that 8 photos have: each photo with those that look like it and" in said
     chosen = run.results["pairs"]
