@@ -80,11 +80,12 @@ def places(folder: Path, k: int) -> None:
 
 
 def model(images: Path, path: Path, k: int) -> None:
-    posed = posed_images(read_model(path))
+    truth = read_model(path)
+    posed = posed_images(truth)
     files = NameFinder(find_images(images))
     names = {files.find(name): name for name in posed}
     names.pop(None, None)
-    overlaps = overlap_in_model(read_model(path), [posed[name] for name in names.values()])
+    overlaps = overlap_in_model(truth, [posed[name] for name in names.values()])
     index = {name: i for i, name in enumerate(names)}
     best = np.sort(overlaps, axis=1)[:, : -k - 1 : -1].sum()
     for method, found in search(images, list(names), list(names), k).items():

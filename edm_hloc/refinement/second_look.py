@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.frames import inside
-from edm_hloc.base.grid import cell_numbers
+from edm_hloc.base.grid import blocks, cell_numbers
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.refinement.batched_consensus import Correspondences, RobustMap, robust_maps
@@ -158,7 +158,9 @@ class SecondLook:
         }
         found = [in_photos(views, m) for views, m in zip(wholes, found, strict=True)]
         tries = [(i, warp) for i, warps in self._maps(pairs, few).items() for warp in warps]
-        second = self._match_aligned([(pairs[i], warp) for i, warp in tries])
+        second: list[Matches] = []
+        for some in blocks(len(tries), max(1, len(pairs))):  # no more at a time than were given
+            second += self._match_aligned([(pairs[i], warp) for i, warp in tries[some]])
         best: dict[int, tuple[Matches, np.ndarray]] = {}
         for (i, warp), matches in zip(tries, second, strict=True):
             if self._expected(matches) > self._expected(best[i][0] if i in best else found[i]):
