@@ -78,7 +78,9 @@ class MixedSource:
         self.sources, self.shares = sources, shares
 
     def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
-        chosen = np.random.default_rng(seed).choice(len(self.sources), p=self.shares)
+        # A stream of its own: the chosen source draws the difficulty as the first number of `seed`.
+        stream = np.random.SeedSequence(seed, spawn_key=(1,))
+        chosen = np.random.default_rng(stream).choice(len(self.sources), p=self.shares)
         return self.sources[chosen].batch(pairs, height, width, seed)
 
 
