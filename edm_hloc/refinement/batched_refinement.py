@@ -62,11 +62,16 @@ class BatchedRefinement:
         )
         aligned = self._best(aligned.where(agree), scores)
         aligned = aligned.where(~repeated(aligned, DUPLICATE)).compacted()
-        isolated = aligned.where(aligned.correlation >= config.min_isolated_correlation)
-        supported = self._supported(aligned).compacted()
+        support = self._support(aligned)
+        isolated = aligned.where(
+            (aligned.correlation >= config.min_isolated_correlation)
+            & (_on_texture(photos, aligned) | (support >= config.min_support))
+        )
+        supported = aligned.where(support >= config.min_aligned_support).compacted()
         growing = supported.valid.sum(dim=1) >= config.min_matches_to_grow
         grown = grow(photos, supported, growing, config, self.limit)
-        again = self._supported(grown.where(~repeated(grown, DUPLICATE)))
+        grown_once = grown.where(~repeated(grown, DUPLICATE))
+        again = grown_once.where(self._support(grown_once) >= config.min_aligned_support)
         # Pairs with few matches are not asked twice.
         grown = grown._replace(valid=torch.where(growing[:, None], again.valid, grown.valid))
         grown = grown.joined(isolated).compacted()
@@ -154,11 +159,10 @@ class BatchedRefinement:
         few = rank < confident.clamp(min=2 * self.config.target_matches)[:, None]
         return aligned.taken(order, take(aligned.valid, order) & few)
 
-    def _supported(self, sets: MatchSets) -> MatchSets:
-        """The aligned matches that most of their neighbours are consistent with."""
+    def _support(self, sets: MatchSets) -> Tensor:
+        """Share (B, N) of the neighbours of each aligned match that are consistent with it."""
         neighbours = aligned_neighbours(self.config, self.reduction)
-        support = neighbour_support(sets.points0, sets.points1, sets.valid, neighbours, True)
-        return sets.where(support >= self.config.min_aligned_support)
+        return neighbour_support(sets.points0, sets.points1, sets.valid, neighbours, True)
 
     def _downloaded(self, sets: MatchSets, scores: Tensor) -> list[Matches]:
         """The best `limit` matches of each pair, in one copy from the device."""
@@ -186,6 +190,16 @@ def _uploaded(found: Sequence[Matches], device: torch.device) -> tuple[MatchSets
     number = torch.arange(longest, device=device).expand(scores.shape)
     points = together[..., 0:2].contiguous(), together[..., 2:4].contiguous()
     return MatchSets(*points, torch.zeros_like(scores), number, together[..., 5] > 0), scores
+
+
+def _on_texture(photos: tuple[Photos, Photos], sets: MatchSets) -> Tensor:
+    """Whether both points (B, N) are in cells with texture: any two without it correlate."""
+    return torch.stack(
+        [
+            take(photo.textured.flatten(1), cells_of(points, *photo.grid))
+            for photo, points in zip(photos, (sets.points0, sets.points1), strict=True)
+        ]
+    ).all(dim=0)
 
 
 def _by_score(scores: Tensor, valid: Tensor) -> Tensor:

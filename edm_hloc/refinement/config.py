@@ -29,8 +29,10 @@ class RefinementConfig:
         min_support: minimum share of a match's neighbours that are consistent with it, before the
             alignment.
         min_aligned_support: the same after the alignment, when the tolerance is half as large.
-        min_isolated_correlation: correlation from which a match is kept whatever its neighbours
-            say: an object in front of a wall has few neighbours of its own.
+        min_isolated_correlation: correlation from which a match between cells with texture is kept
+            whatever its neighbours say: an object in front of a wall has few neighbours of its own.
+            Patches without texture correlate whatever they show: there the share of consistent
+            neighbours must be `min_support`.
         min_matches_to_grow: pairs with fewer matches are not grown, since all of them may be
             outliers.
         min_grown_correlation: minimum correlation of a match that is grown beside others.

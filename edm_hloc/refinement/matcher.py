@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from edm_hloc.base.frames import inside
-from edm_hloc.base.grid import cell_numbers
+from edm_hloc.base.grid import cell_numbers, cells_of
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage, reduced
 from edm_hloc.matchers.base import Features, Matcher
@@ -261,11 +261,15 @@ class RefinedMatcher(Matcher):
         best = agree[np.argsort(-scores, kind="stable")[:count]]
         limit = self._limit(photos[0].corners.textured.size)
         aligned = aligned.chosen(best).distinct()
-        isolated = aligned.correlation >= config.min_isolated_correlation
-        found = _supported(aligned, neighbours, config)
+        support = neighbour_support(aligned.points0, aligned.points1, neighbours, aligned=True)
+        isolated = (aligned.correlation >= config.min_isolated_correlation) & (
+            _on_texture(photos, aligned) | (support >= config.min_support)
+        )
+        found = aligned.chosen((support >= config.min_aligned_support).nonzero()[0])
         if len(found.match) >= config.min_matches_to_grow:
             grown = grow(photos, found, config, limit).distinct()
-            found = _supported(grown, neighbours, config)
+            support = neighbour_support(grown.points0, grown.points1, neighbours, aligned=True)
+            found = grown.chosen((support >= config.min_aligned_support).nonzero()[0])
         found = found.joined(aligned.chosen(isolated.nonzero()[0])).distinct()
         # The two that come from one match differ in correlation: equal scores would be ties where
         # keypoints are merged.
@@ -306,6 +310,15 @@ def _photo(data: RefinedPhoto) -> Photo:
     return Photo(grey, data.corners)
 
 
+def _on_texture(photos: tuple[Photo, Photo], found: AlignedMatches) -> np.ndarray:
+    """Whether both points (M,) are in cells with texture: any two without it correlate."""
+    textured = np.ones(len(found.match), bool)
+    for photo, points in zip(photos, (found.points0, found.points1), strict=True):
+        cells = photo.corners.textured
+        textured &= cells[cells_of(points, cells.shape)]
+    return textured
+
+
 def _photos(several: Sequence[RefinedPhoto]) -> Photos:
     """Photos of one size as the refinement of batches sees them."""
     grey = torch.stack([photo.views.pixels for photo in several]).float().mean(dim=1)
@@ -315,9 +328,3 @@ def _photos(several: Sequence[RefinedPhoto]) -> Photos:
         torch.stack([c.points for c in corners]),
         torch.stack([c.textured for c in corners]),
     )
-
-
-def _supported(found: AlignedMatches, neighbours: int, config: RefinementConfig) -> AlignedMatches:
-    """The aligned matches that most of their neighbours are consistent with."""
-    support = neighbour_support(found.points0, found.points1, neighbours, aligned=True)
-    return found.chosen((support >= config.min_aligned_support).nonzero()[0])

@@ -280,6 +280,35 @@ def test_a_pair_has_the_same_matches_alone_and_in_a_batch(device: torch.device) 
 
 
 @pytest.mark.parametrize("batched", [False, True])
+def test_wrong_matches_of_a_blank_wall_are_not_kept_for_their_correlation(batched: bool) -> None:
+    size = (320, 256)
+    images, matches = rendered(size, size)
+    flat = [image.copy() for image in images]
+    rng = np.random.default_rng(7)
+    for image in flat:  # a wall, with noise of half a grey level
+        image[:, :160] = 0.5 + rng.normal(0, 0.002, (size[1], 160))
+    y, x = np.mgrid[16:240:8, 16:144:8]
+    wall = np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+    moved = wall + rng.uniform(-6, 6, wall.shape).astype(np.float32)
+    right = (matches.keypoints0[:, 0] > 190) & (matches.keypoints1[:, 0] > 190)
+    thing = matches[right.nonzero()[0]]
+    given = Matches(
+        np.vstack([thing.keypoints0, wall]),
+        np.vstack([thing.keypoints1, moved]),
+        np.concatenate([thing.scores, np.ones(len(wall), np.float32)]),
+    )
+    network = Given(torch.device("cpu"), {(0, 1): given})
+    matcher = RefinedMatcher(network, CONFIG, batched=batched)
+    transform = PixelTransform((1.0, 1.0))
+    encoded = matcher.encode_batch(
+        [NetworkImage(torch.from_numpy(i)[None].float(), transform, size) for i in flat]
+    )
+    (found,) = matcher.match_pixels([(encoded[0], encoded[1])])
+    assert (found.keypoints0[:, 0] > 170).sum() > 100
+    assert (found.keypoints0[:, 0] < 150).sum() < 0.5 * len(wall)  # of two for each match
+
+
+@pytest.mark.parametrize("batched", [False, True])
 def test_which_of_the_photos_is_nearer_makes_no_difference(batched: bool) -> None:
     """The far photo shows the near one in its middle, at a third of the size."""
     rng = np.random.default_rng(6)
