@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             parents=[common],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=options.HelpFormatter,
         )
         sub.set_defaults(command=function)
         return sub

@@ -36,7 +36,10 @@ def register(command: options.AddCommand) -> None:
     _add_dataset(sub)
     sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
     _add_keypoints(sub, max_error=2.0, cell_size=8.0, max_keypoints=8192)
-    options.add_tracks(sub)
+    options.add_tracks(
+        sub,
+        what=f"refine the triangulated points in all their photos, then {options.ALIGNED_QUERIES}",
+    )
     add_localization(sub, retrieved=50, max_error=12.0)
 
     sub = command("inloc", _inloc, "localize the queries of InLoc")
@@ -46,7 +49,9 @@ def register(command: options.AddCommand) -> None:
     add_localization(sub, retrieved=40, max_error=48.0)
 
     sub = command("check-submission", _check, "say what is wrong with a file of poses")
-    sub.add_argument("file", type=Path, metavar="FILE")
+    sub.add_argument(
+        "file", type=Path, metavar="FILE", help="poses, a query a line: name qw qx qy qz tx ty tz"
+    )
     sub.add_argument(
         "--queries",
         type=Path,
@@ -56,18 +61,46 @@ def register(command: options.AddCommand) -> None:
     )
 
     sub = command("evaluate-poses", _evaluate, "compare a file of poses with the true ones")
-    sub.add_argument("file", type=Path, metavar="FILE")
-    sub.add_argument("truth", type=Path, metavar="TRUTH", help="folder with a GROUP.txt each group")
-    sub.add_argument("--benchmark", choices=("aachen", "inloc"), default="aachen")
+    sub.add_argument(
+        "file", type=Path, metavar="FILE", help="poses, a query a line: name qw qx qy qz tx ty tz"
+    )
+    sub.add_argument(
+        "truth",
+        type=Path,
+        metavar="TRUTH",
+        help="folder with the true poses, a file GROUP.txt for each group of queries",
+    )
+    sub.add_argument(
+        "--benchmark",
+        choices=("aachen", "inloc"),
+        default="aachen",
+        help="whose thresholds of position and rotation to count by",
+    )
 
     sub = command("synth", _synth, "render a miniature of a benchmark, with the true poses")
-    sub.add_argument("benchmark", choices=("aachen", "inloc"))
-    sub.add_argument("out", type=Path, metavar="DIR")
-    sub.add_argument("--views", type=options.between(int, 4, 1001), help="photos of the database")
-    sub.add_argument("--queries", type=options.between(int, 2, 1001), default=8)
+    sub.add_argument("benchmark", choices=("aachen", "inloc"), help="whose layout to render")
+    sub.add_argument("out", type=Path, metavar="DIR", help="folder for the miniature")
+    sub.add_argument(
+        "--views",
+        type=options.between(int, 4, 1001),
+        help="photos of the database; by default 16 of Aachen, 32 of InLoc",
+    )
+    sub.add_argument(
+        "--queries",
+        type=options.between(int, 2, 1001),
+        default=8,
+        help="photos to localize; of Aachen half of them are at night",
+    )
     side = options.between(int, 64, 4097)
-    sub.add_argument("--size", type=side, nargs=2, default=(640, 480), metavar=("W", "H"))
-    sub.add_argument("--seed", type=options.SEED, default=0)
+    sub.add_argument(
+        "--size",
+        type=side,
+        nargs=2,
+        default=(640, 480),
+        metavar=("W", "H"),
+        help="width and height of the photos, px",
+    )
+    sub.add_argument("--seed", type=options.SEED, default=0, help="another one, another place")
 
 
 def _add_dataset(sub: argparse.ArgumentParser) -> None:

@@ -16,17 +16,24 @@ def register(command: options.AddCommand) -> None:
     sub = command(
         "demo", _demo, "reconstruct a synthetic scene and compare it with its ground truth"
     )
-    sub.add_argument("out", type=Path, metavar="OUT", nargs="?", default=Path("outputs/demo"))
+    sub.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT",
+        nargs="?",
+        default=Path("outputs/demo"),
+        help="folder for the photos, the model and the report",
+    )
     sub.add_argument(
         "--views", type=options.between(int, 2, 1001), default=12, help="number of photos to render"
     )
-    sub.add_argument("--seed", type=options.SEED, default=0)
+    sub.add_argument("--seed", type=options.SEED, default=0, help="another one, another scene")
     sub.add_argument("--matcher", choices=options.MATCHERS, default="edm", help="the network")
     sub.add_argument("--weights", help=options.WEIGHTS_HELP)
 
     sub = command("compare", _compare, "compare a model with a ground-truth model")
-    sub.add_argument("model", type=Path, metavar="MODEL")
-    sub.add_argument("truth", type=Path, metavar="TRUTH")
+    sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model to judge")
+    sub.add_argument("truth", type=Path, metavar="TRUTH", help="COLMAP model with the true cameras")
     sub.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
 
 

@@ -26,7 +26,7 @@ def register(command: options.AddCommand) -> None:
         "evaluate", _evaluate, "evaluate matches on pairs with known poses or homographies"
     )
     kinds = sub.add_subparsers(title="what to evaluate", metavar="WHAT", required=True)
-    formatter = argparse.ArgumentDefaultsHelpFormatter
+    formatter = options.HelpFormatter
 
     text = "relative poses, on pairs with known ones"
     pose = kinds.add_parser("pose", help=text, description=text, formatter_class=formatter)

@@ -39,7 +39,7 @@ def register(command: options.AddCommand) -> None:
     workers.add_workers(sub)
     workers.add_shards(sub)
     add_localization(sub, retrieved=20, max_error=12.0)
-    options.add_tracks(sub)
+    options.add_tracks(sub, what=options.ALIGNED_QUERIES)
 
 
 def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
@@ -61,7 +61,7 @@ def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error:
         action="store_true",
         help="estimate a pose from each group of covisible photos, and keep the best",
     )
-    group.add_argument("--seed", type=options.SEED, default=0, help="of RANSAC")
+    group.add_argument("--seed", type=options.SEED, default=0, help="seed of RANSAC")
     options.add_matcher(sub)
     options.add_overwrite(sub)
 

@@ -25,7 +25,7 @@ def register(command: options.AddCommand) -> None:
     sub = command("pairs", _pairs, "write a list of pairs of photos")
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of photos")
     sub.add_argument("out", type=Path, metavar="OUT", help="the list, two names per line")
-    pair_options.add_pairs(sub)
+    pair_options.add_pairs(sub, "exhaustive", listed=True)
 
 
 def _match(args: argparse.Namespace) -> None:

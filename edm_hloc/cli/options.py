@@ -33,6 +33,15 @@ class AddCommand(Protocol):
     def __call__(self, name: str, function: Command, text: str) -> argparse.ArgumentParser: ...
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to an option's help where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default in ([], ()):
+            return action.help
+        return super()._get_help_string(action)
+
+
 Number = TypeVar("Number", int, float)
 
 
@@ -163,26 +172,42 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         default="SIMPLE_RADIAL",
         help="name of the camera model in COLMAP; OPENCV_FISHEYE for fisheye lenses",
     )
-    group.add_argument("--mapper", choices=("incremental", "global"), default="incremental")
+    group.add_argument(
+        "--mapper",
+        choices=("incremental", "global"),
+        default="incremental",
+        help="COLMAP's mapper: incremental registers one photo after the other, global all at once",
+    )
     group.add_argument("--seed", type=SEED, default=0, help="seed of RANSAC and of mapping")
     add_tracks(group, "default, but not with --position-priors")
 
 
-def add_tracks(sub: argparse._ActionsContainer, default: str = "") -> None:
+_ALIGNED_POINTS = (
+    "align all photos of each 3D point to each other in the end, and adjust what is not given once "
+    "more: more exact cameras and points, and a fraction of the reprojection error"
+)
+ALIGNED_QUERIES = (
+    "align each localized query to the photos of the model with most inliers, at up to 4,000 "
+    "points that they see, and take its pose from that, which is more exact"
+)
+
+
+def add_tracks(
+    sub: argparse._ActionsContainer, default: str = "", what: str = _ALIGNED_POINTS
+) -> None:
     """Add --tracks.
 
     Args:
         sub: what gets the option.
         default: when the commands that make a model of their own refine; others do when asked to.
+        what: what the command does then.
     """
     when = f" ({default})" if default else ""
     sub.add_argument(
         "--tracks",
         choices=("refine", "none"),
         default=None if default else "none",
-        help=f"refine{when}: align all photos of each 3D point to each other in the end, and "
-        "adjust what is not given once more: more exact cameras and points, and a fraction of the "
-        "reprojection error",
+        help=f"refine{when}: {what}",
     )
 
 

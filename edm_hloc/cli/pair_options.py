@@ -17,18 +17,29 @@ MANY_PAIRS = 5000
 """Number of exhaustive pairs above which faster ways of choosing pairs are recommended."""
 
 
-def add_pairs(sub: argparse.ArgumentParser) -> None:
-    """Add the options that `choose_pairs` and `list_pairs` read."""
+_WHILE_MATCHING = (
+    "auto (all pairs of few photos; of many a few for each photo, with those that look like it and "
+    "were taken next to it, then more where these do not connect the photos), retrieval (photos "
+    "that look alike), "
+)
+
+
+def add_pairs(sub: argparse.ArgumentParser, default: str = "auto", *, listed: bool = False) -> None:
+    """Add the options that `choose_pairs` and `list_pairs` read.
+
+    Args:
+        sub: what gets the options.
+        default: what the command does without them.
+        listed: whether the command only lists the pairs: it has no global descriptors then.
+    """
     group = sub.add_argument_group("which photos to match with which")
     either = group.add_mutually_exclusive_group()
     either.add_argument(
         "--pairs",
         metavar="HOW",
-        help="auto (the default: all pairs of few photos; of many a few for each photo, with those "
-        "that look like it and were taken next to it, then more where these do not connect the "
-        "photos), exhaustive (all pairs), sequential (photos in the order of their names, frame_2 "
-        "before frame_10, or of --image-list), retrieval (photos that look alike), or a file with "
-        "two names per line",
+        help=f"{'' if listed else _WHILE_MATCHING}exhaustive (all pairs), sequential (photos in "
+        "the order of their names, frame_2 before frame_10, or of --image-list), or a file with "
+        f"two names per line; by default {default}",
     )
     either.add_argument(
         "--from-model",
@@ -40,14 +51,18 @@ def add_pairs(sub: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--partners",
         type=between(int, 1),
-        help="partners of each photo: 10 by default, 20 for --from-model and --pairs retrieval",
+        help="partners of each photo; by default "
+        + ("20, for --from-model" if listed else "10 for --pairs auto, else 20"),
     )
-    group.add_argument(
-        "--retrieval",
-        metavar="HOW",
-        help="global descriptors for --pairs auto and retrieval: edm, sift or edm+sift (the "
-        "default; computed here), megaloc (from torch.hub), or an H5 file of descriptors",
-    )
+    if listed:
+        sub.set_defaults(retrieval=None)
+    else:
+        group.add_argument(
+            "--retrieval",
+            metavar="HOW",
+            help="global descriptors for --pairs auto and retrieval: edm, sift or edm+sift (the "
+            "default; computed here), megaloc (from torch.hub), or an H5 file of descriptors",
+        )
     group.add_argument(
         "--overlap",
         type=between(int, 1),

@@ -48,7 +48,7 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument(
         "out", type=Path, metavar="OUT", help="folder for the model and all intermediate files"
     )
-    pair_options.add_pairs(sub)
+    pair_options.add_pairs(sub, "--from-model MODEL, with the model that is given")
     options.add_matcher(sub)
     workers.add_workers(sub)
     workers.add_shards(sub)

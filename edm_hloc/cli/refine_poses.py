@@ -45,7 +45,9 @@ def register(command: options.AddCommand) -> None:
         metavar="INTRINSICS",
         help="intrinsics in place of those of POSES, in any form that reconstruct takes",
     )
-    pair_options.add_pairs(sub)
+    pair_options.add_pairs(
+        sub, f"near cameras and neighbours by name; all pairs of up to {_PARTNERS + 1} photos"
+    )
     options.add_matcher(sub)
     workers.add_workers(sub)
     options.add_quantization(sub)

@@ -10,7 +10,11 @@ from edm_hloc.cli import options
 
 def register(command: options.AddCommand) -> None:
     sub = command("weights", _weights, "list, download or check trained weights")
-    sub.add_argument("action", choices=("list", "pull", "verify"))
+    sub.add_argument(
+        "action",
+        choices=("list", "pull", "verify"),
+        help="list the known weights, download some (pull), or check their SHA-256 (verify)",
+    )
     sub.add_argument("name", nargs="?", help="name of the weights, for pull and verify")
 
 

@@ -31,7 +31,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--initial", help="checkpoint or safetensors to start from")
     parser.add_argument("--colmap", metavar="MODEL", help="a COLMAP model to train on")
     parser.add_argument("--images", metavar="DIR", help="its photos")
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="of the weights, the data and the sampling")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda, … of Lightning Fabric")
     parser.add_argument("--devices", default="auto", help="number of devices")
     parser.add_argument("--threads", type=int, help="threads of the CPU in each process")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -73,6 +76,44 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         run(*arguments, "--help")
     assert exit_.value.code == 0
     assert "usage: edm-hloc" in capsys.readouterr().out
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its commands, at any depth."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+def test_help_explains_every_option_and_names_defaults_that_are_there() -> None:
+    for parser in parsers(cli.build_parser()):
+        unexplained = [a.option_strings or a.dest for a in parser._actions if not a.help]
+        assert not unexplained or parser._subparsers, f"{parser.prog}: {unexplained}"
+        text = parser.format_help()
+        assert not re.search(r"\(default:\s+(None|False|\[\]|\(\))", text), parser.prog
+    assert "(default: 0)" in help_of("demo")
+
+
+def help_of(command: str) -> str:
+    (parser,) = (p for p in parsers(cli.build_parser()) if p.prog == f"edm-hloc {command}")
+    return " ".join(parser.format_help().split())
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("reconstruct", "by default auto --from-model"),
+        ("triangulate", "by default --from-model MODEL, with the model that is given"),
+        ("refine-poses", "by default near cameras and neighbours by name"),
+        ("pairs", "by default exhaustive"),
+    ],
+)
+def test_help_names_the_pairs_that_a_command_matches_by_default(command: str, default: str) -> None:
+    text = help_of(command)
+    assert default in text
+    assert ("auto (all pairs" in text) == ("--retrieval HOW" in text) == (command != "pairs")
 
 
 def test_help_is_quick_and_the_module_runs() -> None:
