@@ -96,7 +96,7 @@ def _breakages_of_hloc() -> list[Breakage]:
         found.append(Breakage(str(error), remedy))
     except Exception as error:  # of another library, whatever it is
         problem = f"The plug-in cannot be imported: {type(error).__name__}: {error}"
-        remedy = "Install the libraries that edm_hloc needs: pip install edm_hloc."
+        remedy = "Install the libraries that edm_hloc needs: pip install . in its folder."
         found.append(Breakage(problem, remedy))
     if leaves_pairs_undefined() and undefined_pairs_are_ignored():
         found.append(no_points())

@@ -126,12 +126,13 @@ class AachenDataset:
         found = []
         if not self.images.is_dir():
             found.append(
-                f"{self.images}/ is missing: unpack images/database_and_query_images.zip there."
+                f"{self.images}/ is missing: unpack images/database_and_query_images.zip in "
+                f"{self.root}."
             )
         if not is_model(self.model):
             found.append(
                 f"{self.model}/ holds no COLMAP model (cameras, images, points3D): unpack "
-                "aachen_v1_1.zip there."
+                f"aachen_v1_1.zip in {self.root}."
             )
         for path in self.query_lists:
             if not path.is_file():

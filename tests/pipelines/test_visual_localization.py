@@ -335,8 +335,8 @@ def test_what_the_command_line_says(
     assert "No such folder" in capsys.readouterr().err
     assert main(["aachen", str(inloc), out, "--dry-run"]) == 1
     message = capsys.readouterr().err
-    assert "images_upright" in message
-    assert "aachen_v1_1.zip" in message
+    assert f"unpack images/database_and_query_images.zip in {inloc}." in message
+    assert f"unpack aachen_v1_1.zip in {inloc}." in message
     assert "https://data.ciirc.cvut.cz" in message
     assert main(["aachen", str(aachen), out, "--dry-run"]) == 0
     assert main(["inloc", str(inloc), out, "--dry-run"]) == 0
