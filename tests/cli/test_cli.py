@@ -359,12 +359,14 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
         (["--overlap", 3], "--overlap is for --pairs sequential only"),
         (["--loop-step", 3, "--from-model", model], "--loop-step is for --pairs sequential only"),
         (["--partners", 3, "--pairs", "sequential"], "--partners is for --from-model and --pairs"),
-        (["--retrieval", "edm"], "--retrieval is for --pairs auto and retrieval only"),
         (["--pairs", "retrieval"], "--pairs retrieval is for reconstruct, triangulate and"),
         (["--pairs", "auto"], "--pairs auto is for reconstruct, triangulate and"),
     ):
         assert run("pairs", images, out, *wrong) == 1
         assert message in capsys.readouterr().err
+    no_run = [tmp_path / "no_run", "--pairs", "sequential", "--retrieval", "edm"]
+    assert run("reconstruct", images, *no_run) == 1
+    assert "--retrieval is for --pairs auto and retrieval only" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("pairs", images, out, "--from-model", model, "--pairs", "sequential")
     assert "not allowed with" in capsys.readouterr().err
