@@ -62,6 +62,8 @@ ONLY_PARSED = {
     "edm-hloc inloc": "run",
     "edm-hloc synth": "run",
     "edm-hloc evaluate-poses": "run",
+    "edm-hloc check-submission 'outputs/aachen_v1.1/Aachen-v1.1_*.txt'": "run",
+    "edm-hloc check-submission 'outputs/inloc/InLoc_*.txt'": "run",
     "edm-hloc demo": "run",
     "edm-hloc ablate": "trains",
     "edm-hloc evaluate pose TRUTH IMAGES OUT --max-rotation 60 --beside network,sift": "run",
