@@ -49,7 +49,7 @@ PAPER_GPU = 0.0167  # seconds a pair on an RTX 3090, of the network alone (the E
 
 BYTES_A_MATCH = 20  # two points and a score, in float32
 PLANNED = 100_000  # pairs of which the planning is measured
-# MiB a photo by which the memory grows, of `benchmarks/scale.py` in docs/localize.md
+# MiB a photo by which the memory grows, of `benchmarks/scale.py` in docs/scale.md
 KEYPOINTS_MIB, MAPPING_MIB = 0.36, 1.4
 
 # --------------------------------------------------------------------------- measured costs
