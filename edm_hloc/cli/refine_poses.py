@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import first_few
 from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
@@ -97,7 +98,18 @@ def _refine_poses(args: argparse.Namespace) -> None:
 
 
 def _pairs_of(args: argparse.Namespace, given: GivenPoses) -> list[Pair]:
-    """All pairs of few posed photos; of many those of near cameras, and neighbours by name."""
+    """All pairs of few posed photos; of many those of near cameras, and neighbours by name.
+
+    Raises:
+        EdmHlocError: an option that only other ways of choosing pairs read.
+    """
+    for option in ("retrieval", "overlap", "loop_step", "image_list"):
+        if getattr(args, option) is not None:
+            name = f"--{option.replace('_', '-')}"
+            raise EdmHlocError(
+                f"{name} goes with --pairs or --from-model: add one of them, or leave {name} out. "
+                "By themselves pairs follow from the given poses."
+            )
     from edm_hloc.pairs.covisibility import for_rough_poses
 
     pairs = for_rough_poses(given.model, args.poses, args.partners or _PARTNERS)

@@ -367,6 +367,9 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
     no_run = [tmp_path / "no_run", "--pairs", "sequential", "--retrieval", "edm"]
     assert run("reconstruct", images, *no_run) == 1
     assert "--retrieval is for --pairs auto and retrieval only" in capsys.readouterr().err
+    for option in (["--retrieval", "edm"], ["--image-list", out]):  # pairs follow from the poses
+        assert run("refine-poses", model, images, tmp_path / "no_run", *option) == 1
+        assert f"{option[0]} goes with --pairs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("pairs", images, out, "--from-model", model, "--pairs", "sequential")
     assert "not allowed with" in capsys.readouterr().err
