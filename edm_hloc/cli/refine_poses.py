@@ -78,11 +78,11 @@ def _refine_poses(args: argparse.Namespace) -> None:
     )
     for text in first_few(given.unposed, "photos"):
         print(f"No pose     {text}")
+    write = given.write_again if given.can_be_written() else None
     pairs = _pairs_of(args, given) if args.pairs is None and args.from_model is None else None
     with reporting(args.out):
         config = options.reconstruction_config(args)
         refined = replace(config.mapping, refine_intrinsics=args.refine_intrinsics, seed=args.seed)
-        write = given.write_again if given.format.write is not None else None
         run = refine_given_poses(
             PosedPhotos(given.model, args.poses, args.images, write),
             args.out,
@@ -93,7 +93,7 @@ def _refine_poses(args: argparse.Namespace) -> None:
         _print_poses(run)
         summaries.print_reconstruction(run, time.monotonic() - start)
         again = args.out / "transforms.json"
-        copied = "" if write is None else f", and as {again}"
+        copied = f", and as {again}" if write is not None and again.is_file() else ""
         print(f"Poses       in {args.out / 'model'}{copied}; each one in {args.out / 'poses.csv'}")
 
 

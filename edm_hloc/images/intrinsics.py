@@ -15,6 +15,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 
@@ -170,7 +171,8 @@ def transforms_camera(own: Mapping[str, Any], where: str) -> pycolmap.Camera:
     """The camera of a frame of nerfstudio's ``transforms.json``, in COLMAP's pixel frame.
 
     Args:
-        own: what the file says of the frame, or of all: w, h, fl_x, fl_y, cx, cy and distortion.
+        own: what the file says of the frame, or of all: w, h, fl_x, fl_y, cx, cy and distortion,
+            as k1 to k4, p1 and p2 or as distortion_params in this order.
         where: file and frame, for the message.
 
     Raises:
@@ -178,11 +180,42 @@ def transforms_camera(own: Mapping[str, Any], where: str) -> pycolmap.Camera:
         KeyError: one of the six is missing.
     """
     fisheye = str(own.get("camera_model", "OPENCV")) == "OPENCV_FISHEYE"
-    distortion = ("k1", "k2", "k3", "k4") if fisheye else ("k1", "k2", "p1", "p2")
     numbers = [own[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
-    numbers += [own.get(key, 0.0) for key in distortion]
-    words = ["OPENCV_FISHEYE" if fisheye else "OPENCV", *map(str, numbers)]
-    return parse_camera(words, where)
+    names = ("k1", "k2", "k3", "k4", "p1", "p2")
+    given = own.get("distortion_params", [own.get(name, 0.0) for name in names])
+    try:
+        k1, k2, k3, k4, p1, p2 = map(float, given)
+    except (TypeError, ValueError):
+        raise EdmHlocError(
+            f"{where}: the distortion {given!r} is not six numbers ({', '.join(names)})."
+        ) from None
+    if fisheye:
+        model, distortion = "OPENCV_FISHEYE", [k1, k2, k3, k4]
+    else:
+        model, distortion = brown_model(k1, k2, p1, p2, k3)
+        if model == "PINHOLE":  # what the file leaves out can be refined
+            model, distortion = "OPENCV", [0.0] * 4
+        if k4:
+            warn_once(
+                "transforms.json: k4 of cameras that are no fisheyes is not in COLMAP's models and "
+                "is left out."
+            )
+    return parse_camera([model, *map(str, (*numbers, *distortion))], where)
+
+
+def brown_model(k1: float, k2: float, p1: float, p2: float, k3: float) -> tuple[str, list[float]]:
+    """COLMAP's smallest camera model with Brown's distortion, and the parameters of that.
+
+    Args:
+        k1, k2, p1, p2, k3: OpenCV's first five coefficients.
+
+    Returns:
+        PINHOLE, OPENCV or FULL_OPENCV, and what follows the focal lengths and the principal point.
+    """
+    if k3:
+        return "FULL_OPENCV", [k1, k2, p1, p2, k3, 0.0, 0.0, 0.0]
+    distortion = [k1, k2, p1, p2]
+    return ("OPENCV", distortion) if any(distortion) else ("PINHOLE", [])
 
 
 def _is_model_name(word: str) -> bool:

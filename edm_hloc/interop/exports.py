@@ -25,6 +25,7 @@ _NERFSTUDIO = {
     "SIMPLE_RADIAL": ("OPENCV", ("f", "cx", "cy", "k1")),
     "RADIAL": ("OPENCV", ("f", "cx", "cy", "k1", "k2")),
     "OPENCV": ("OPENCV", ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")),
+    "FULL_OPENCV": ("OPENCV", ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2", "k3")),
     "OPENCV_FISHEYE": ("OPENCV_FISHEYE", ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "k3", "k4")),
     "SIMPLE_RADIAL_FISHEYE": ("OPENCV_FISHEYE", ("f", "cx", "cy", "k1")),
     "RADIAL_FISHEYE": ("OPENCV_FISHEYE", ("f", "cx", "cy", "k1", "k2")),
@@ -140,33 +141,45 @@ def write_transforms(
         EdmHlocError: a camera model is unknown to nerfstudio; fisheye and other cameras are mixed;
             or the file cannot be written.
     """
-    frames, kinds = [], set()
-    for name, image in posed_images(model).items():
-        intrinsics = nerfstudio_camera(model.cameras[image.camera_id])
-        kinds.add(str(intrinsics.pop("camera_model")))
-        world_from_cam = np.eye(4)
-        world_from_cam[:3] = image.cam_from_world().inverse().matrix()
-        frames.append(
-            {
-                **files[name],
-                **intrinsics,
-                "transform_matrix": (world_from_cam @ _OPENGL).tolist(),
-                "colmap_im_id": image.image_id,
-            }
-        )
-    if len(kinds) > 1:
-        raise EdmHlocError(
-            "nerfstudio takes one kind of camera model, but the model has both fisheye and other "
-            "cameras: export them separately."
-        )
+    kind, frames = nerfstudio_frames(model)
+    images = posed_images(model)
     record: dict[str, object] = {
-        "camera_model": kinds.pop(),
-        "frames": frames,
+        "camera_model": kind,
+        "frames": [
+            {**files[name], **frame, "colmap_im_id": images[name].image_id}
+            for name, frame in frames.items()
+        ],
         "applied_transform": np.eye(4)[:3].tolist(),
     }
     if points is not None:
         record["ply_file_path"] = points
     write_whole(out, json.dumps(record, indent=2))
+
+
+def nerfstudio_frames(
+    model: pycolmap.Reconstruction,
+) -> tuple[str, dict[str, dict[str, object]]]:
+    """What nerfstudio's `transforms.json` says of the posed images of a model.
+
+    Returns:
+        The camera model of all, and by the image's name intrinsics, distortion and the pose.
+
+    Raises:
+        EdmHlocError: a camera model is unknown to nerfstudio; fisheye and other cameras are mixed.
+    """
+    frames, kinds = {}, set()
+    for name, image in posed_images(model).items():
+        intrinsics = nerfstudio_camera(model.cameras[image.camera_id])
+        kinds.add(str(intrinsics.pop("camera_model")))
+        world_from_cam = np.eye(4)
+        world_from_cam[:3] = image.cam_from_world().inverse().matrix()
+        frames[name] = {**intrinsics, "transform_matrix": (world_from_cam @ _OPENGL).tolist()}
+    if len(kinds) > 1:
+        raise EdmHlocError(
+            "nerfstudio takes one kind of camera model, but the model has both fisheye and other "
+            "cameras: export them separately."
+        )
+    return kinds.pop(), frames
 
 
 def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
@@ -175,13 +188,15 @@ def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
     Raises:
         EdmHlocError: the camera model is unknown to nerfstudio.
     """
-    if camera.model_name not in _NERFSTUDIO:
+    kind, names = _NERFSTUDIO.get(camera.model_name, ("", ()))
+    further = camera.params[len(names) :]  # of FULL_OPENCV, k4 to k6 of a denominator
+    if not kind or further.any():
+        values = f" with k4, k5, k6 = {', '.join(map('{:.3g}'.format, further))}" if kind else ""
         raise EdmHlocError(
-            f"nerfstudio does not know the camera model {camera.model_name}: it takes "
+            f"nerfstudio does not know the camera model {camera.model_name}{values}: it takes "
             f"{', '.join(_NERFSTUDIO)}. Without distortion: edm-hloc export-model --for nerfstudio."
         )
-    kind, names = _NERFSTUDIO[camera.model_name]
-    values = dict(zip(names, map(float, camera.params), strict=True))
+    values = dict(zip(names, map(float, camera.params), strict=False))
     focal = values.pop("f", None)
     if focal is not None:
         values |= {"fl_x": focal, "fl_y": focal}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from typing import Any
 import pycolmap
 
 from edm_hloc.base.colmap import camera_text, posed_images, quiet_colmap, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.masks import find_masks
@@ -33,6 +35,8 @@ from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.matching import MATCHING_FILES, names_of
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, match_photos
 from edm_hloc.pipelines.run import Run
+
+logger = logging.getLogger(__name__)
 
 _FILES = (
     *MATCHING_FILES,
@@ -48,7 +52,8 @@ class PosedPhotos:
         model: posed cameras without points, with intrinsics for the photos as they are stored.
         source: the file that the poses are from.
         image_root: folder of the photos.
-        write: writes refined poses into a file, in the form that they came in; None: not made.
+        write: writes refined poses into a file, in the form that they came in; None: not made. An
+            EdmHlocError of it becomes a warning.
     """
 
     model: pycolmap.Reconstruction
@@ -110,8 +115,12 @@ def refine_given_poses(
         def refine() -> dict[str, Any]:
             mapped, poses = refine_poses(database, image_root, model, posed.model, mapping)
             write_whole(out / "poses.csv", _table(poses))
+            again.unlink(missing_ok=True)
             if posed.write is not None:
-                posed.write(read_model(model), again)
+                try:
+                    posed.write(read_model(model), again)
+                except EdmHlocError as error:  # refined cameras may be of no form that it has
+                    logger.warning("%s was not written: %s", again, error)
             return {"mapped": mapped, "poses": poses}
 
         depends_on = [fingerprint, given, mapping.of_verification()]

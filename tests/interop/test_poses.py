@@ -271,8 +271,8 @@ def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> N
     table = tmp_path / "cameras.csv"
     table.write_text("#name,x,y,alt\na.jpg,1,2,3\n")
     refused(table, "lacks heading, pitch, roll")
-    table.write_text("#name,x,y,alt,heading,pitch,roll\n0000.10.jpg,1,2,3,4,5,north\n")
-    refused(table, "line 2: expected numbers")
+    table.write_text("\n#name,x,y,alt,heading,pitch,roll\n\n0000.10.jpg,1,2,3,4,5,north\n")
+    refused(table, "line 4: expected numbers")
     text = tmp_path / "trajectory.txt"
     text.write_text("1.0 2 3\n")
     refused(text, "line 1: expected 'timestamp tx ty tz qx qy qz qw'")
@@ -295,3 +295,86 @@ def test_refined_poses_go_back_into_a_transforms_json(photos: PhotosAtHand, tmp_
     assert after["ply_file_path"] == "points.ply"
     assert [f["own"] for f in after["frames"]] == [f["own"] for f in before["frames"]]
     assert after["frames"][0]["fl_x"] == pytest.approx(100)
+
+
+def test_nerfstudio_reads_refined_poses_and_intrinsics(
+    photos: PhotosAtHand, tmp_path: Path
+) -> None:
+    """Values of the file count before those of its frames there, and paths from its folder."""
+    path = nerfstudio(tmp_path)
+    record = json.loads(path.read_text())
+    record |= {"camera_angle_x": 1.0, "distortion_params": [0.01, -0.02, 0, 0, 0.001, 0.002]}
+    record |= {"train_filenames": [f"images/{NAMES[0]}", "gone.jpg"], "aabb_scale": 4}
+    for frame in record["frames"]:
+        frame |= {"mask_path": f"masks/{frame['own']}.png", "depth_file_path": "/depth.exr"}
+    path.write_text(json.dumps(record))
+    given = read_given_poses(path, photos)
+    (own,) = given.model.cameras.values()
+    own.params = [90.0, 91, 62, 38, 0.1, 0.2, 0.01, 0.02]
+    out = tmp_path / "out" / "deeper"
+    out.mkdir(parents=True)
+    given.write_again(given.model, out / "transforms.json")
+    after = json.loads((out / "transforms.json").read_text())
+    frames = after.pop("frames")
+    assert after.pop("camera_model") == "OPENCV"
+    assert (out / after.pop("ply_file_path")).resolve() == tmp_path / "points.ply"
+    assert after.pop("train_filenames") == [frames[0]["file_path"]]
+    assert after == {"aabb_scale": 4}
+    for name, frame in zip(NAMES, frames, strict=True):
+        assert (out / frame["file_path"]).samefile(tmp_path / "photos" / name)
+        assert (out / frame["mask_path"]).resolve() == tmp_path / "masks" / f"{name}.png"
+        assert frame["depth_file_path"] == "/depth.exr"
+        lens = [frame[k] for k in ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")]
+        assert lens == own.params.tolist()
+        assert "distortion_params" not in frame
+
+
+def test_a_third_coefficient_is_kept(photos: PhotosAtHand, tmp_path: Path) -> None:
+    path = nerfstudio(tmp_path)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "k3": 0.3}))
+    given = read_given_poses(path, photos)
+    (own,) = given.model.cameras.values()
+    assert own.model_name == "FULL_OPENCV"
+    assert own.params[4:].tolist() == [0.01, -0.02, 0.001, 0.002, 0.3, 0, 0, 0]
+    assert given.can_be_written()
+    given.write_again(given.model, tmp_path / "out.json")
+    (again,) = read_given_poses(tmp_path / "out.json", photos).model.cameras.values()
+    assert again.params.tolist() == own.params.tolist()
+
+
+def test_cameras_that_nerfstudio_does_not_know_are_told_before_matching(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = [100.0, 101, 61, 39, 0.01, -0.02, 0.001, 0.002, 0.3, 0.1, 0, 0]
+    full = pycolmap.Camera(model="FULL_OPENCV", width=SIZE[0], height=SIZE[1], params=params)
+    given = read_given_poses(nerfstudio(tmp_path), photos, dict.fromkeys(NAMES, full))
+    assert not given.can_be_written()
+    assert "FULL_OPENCV with k4, k5, k6 = 0.1, 0, 0" in caplog.text
+    assert read_given_poses(nerfstudio(tmp_path), photos).can_be_written()
+
+
+@pytest.mark.parametrize("write", [nerfstudio, realitycapture])
+def test_an_unreadable_photo_is_left_out(
+    write, photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path)
+    if write is nerfstudio:
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("w", "h")}))
+    (photos.root / NAMES[1]).write_bytes(b"")
+    given = read_given_poses(path, photos)
+    assert given.unposed == (NAMES[1],)
+    assert "Skipping a photo" in caplog.text
+
+
+def test_a_coefficient_that_colmap_lacks_is_said_once(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for write in (nerfstudio, realitycapture):
+        path = write(tmp_path)
+        text = path.read_text().replace('"OPENCV",', '"OPENCV", "k4": 0.1,')
+        path.write_text(text.replace(",0.0,0.0,", ",0.0,0.1,"))  # RealityCapture's k3 and k4
+        read_given_poses(path, photos)
+        assert caplog.text.count("k4") == 1
+        caplog.clear()

@@ -92,10 +92,18 @@ def test_two_degrees_and_two_percent_are_mended(scene: Path, tmp_path: Path) -> 
         np.testing.assert_allclose(matrix, image.cam_from_world().matrix(), atol=1e-6)
 
 
-def test_a_wrong_camera_is_found_and_registered_anew(scene: Path, tmp_path: Path) -> None:
+def test_a_wrong_camera_is_found_and_registered_anew(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: object) -> None:
+        raise EdmHlocError("it has no such camera")
+
+    monkeypatch.setattr(GivenPoses, "write_again", unknown)
     path, out = tmp_path / "transforms.json", tmp_path / "out"
     write_noisy(scene, path, 1.0, 0.01, wrong="view_03.jpg")
     run, _ = refine(scene, path, out)
+    # refined cameras of another form cost the copy of the file, not the model
+    assert f"{out / 'transforms.json'} was not written: it has no such camera" in caplog.text
     states = {c["name"]: c["state"] for c in run.results["poses"]["changes"]}
     assert states.pop("view_03.jpg") == "registered anew"
     assert set(states.values()) == {"refined"}

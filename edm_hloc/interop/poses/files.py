@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,9 +73,25 @@ class GivenPoses:
     unposed: tuple[str, ...]
 
     def write_again(self, model: pycolmap.Reconstruction, out: Path) -> None:
-        """Writes the file again with the poses of a model, where the format can be written."""
+        """Writes the file again with the poses of a model, where the format can be written.
+
+        Raises:
+            EdmHlocError: the format has no such cameras, or the file cannot be written.
+        """
         if self.format.write is not None:
             self.format.write(self.source, out, model, self.photos)
+
+    def can_be_written(self) -> bool:
+        """Whether `write_again` takes cameras as the given ones; warns if only they prevent it."""
+        if self.format.write is None:
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self.write_again(self.model, Path(folder) / "poses")
+            except EdmHlocError as error:
+                warn_once(f"The refined poses will not be written as {self.format.name}: {error}")
+                return False
+        return True
 
 
 def format_of(path: Path) -> tuple[PoseFormat, Path]:
@@ -128,7 +146,8 @@ def read_given_poses(
             f"{photos.root}, and {_LEAST} are needed: are the names the same? The first photo is "
             f"{example!r}."
         )
-    twice = {pose.name for pose in given if [p.name for p in given].count(pose.name) > 1}
+    counts = Counter(pose.name for pose in given)
+    twice = {name for name, count in counts.items() if count > 1}
     if twice:
         raise EdmHlocError(f"{file} has two poses for {min(twice)}: remove one of them.")
     given = sorted(given, key=lambda pose: pose.name)

@@ -12,6 +12,7 @@ import pycolmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_text
+from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand, pose_from_world
 
 _SKEW = 0.5  # px over half a photo that Metashape's b2 and k4 may make before they are missed
@@ -90,11 +91,7 @@ def _camera(path: Path, sensor: Element) -> pycolmap.Camera | None:
     elif kind == "frame":
         # Metashape's p1 and p2 are OpenCV's p2 and p1
         lost = abs(b2) + abs(k4) * value["f"] * (reach / value["f"]) ** 9
-        model, distortion = "FULL_OPENCV", [k1, k2, p2, p1, k3, 0.0, 0.0, 0.0]
-        if not k3:
-            model, distortion = "OPENCV", [k1, k2, p2, p1]
-        if not any(distortion):
-            model, distortion = "PINHOLE", []
+        model, distortion = brown_model(k1, k2, p2, p1, k3)
     else:
         raise EdmHlocError(
             f"{where}: cameras of the type {kind} are not in COLMAP: undistort the photos first."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,19 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
+from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.intrinsics import transforms_camera
-from edm_hloc.interop.exports import nerfstudio_camera
+from edm_hloc.interop.exports import nerfstudio_frames
 from edm_hloc.interop.poses.given import OPENGL, GivenPose, PhotosAtHand, pose_from_world
+
+_INTRINSICS = {
+    *("camera_model", "w", "h", "fl_x", "fl_y", "cx", "cy", "distortion_params", "p1", "p2"),
+    *("k1", "k2", "k3", "k4", "k5", "k6", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
+}
+_PARTS = {"train_filenames", "val_filenames", "test_filenames"}  # file_path of some frames each
 
 
 def read_nerfstudio(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
@@ -47,7 +54,11 @@ def read_nerfstudio(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             continue
         matrix = matrix[:3].copy()
         matrix[:, :3] = matrix[:, :3] @ OPENGL
-        camera = _camera({**record, **frame}, photos, name, where)
+        try:
+            camera = _camera({**record, **frame}, photos, name, where)
+        except ImageError as error:
+            warn_once(f"Skipping a photo: {error}")
+            continue
         if camera is not None:  # one object for all frames of equal intrinsics
             camera = same.setdefault(str(camera.todict()), camera)
         given.append(GivenPose(name, pose_from_world(matrix, where), camera))
@@ -58,14 +69,15 @@ def _camera(
     own: Mapping[str, Any], photos: PhotosAtHand, name: str, where: str
 ) -> pycolmap.Camera | None:
     if "fl_x" in own:
-        sizes = dict(zip(("w", "h"), photos.size(name), strict=True))
         for key in ("fl_x", "fl_y", "w", "h"):
             value = own.get(key, 1)
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise EdmHlocError(f"{where}: {key} is {value!r}; it must be a positive number.")
-        width, height = own.get("w", sizes["w"]), own.get("h", sizes["h"])
-        middle = {"w": width, "h": height, "cx": width / 2, "cy": height / 2}
-        return transforms_camera({**middle, "fl_y": own["fl_x"], **own}, where)
+        has_size = "w" in own and "h" in own
+        width, height = (own["w"], own["h"]) if has_size else photos.size(name)
+        middle = {"cx": width / 2, "cy": height / 2}
+        size = {"w": width, "h": height}
+        return transforms_camera({**middle, "fl_y": own["fl_x"], **own, **size}, where)
     if "camera_angle_x" in own:
         try:
             angle = float(own["camera_angle_x"])
@@ -89,7 +101,8 @@ def write_nerfstudio(
 ) -> None:
     """Writes a `transforms.json` with the poses and intrinsics of a model in place of its own.
 
-    Everything else in the file stays. Frames whose photo is not in the model are left out.
+    Each frame has its own intrinsics and the path of its photo at hand. Frames whose photo is not
+    in the model are left out. Everything else stays, with paths that hold from where `out` is.
 
     Args:
         source: the file that was read.
@@ -98,20 +111,41 @@ def write_nerfstudio(
         photos: the photos at hand.
 
     Raises:
-        EdmHlocError: the source cannot be read any more, or a file cannot be written.
+        EdmHlocError: a camera model is unknown to nerfstudio; fisheye and other cameras are mixed;
+            the source cannot be read any more, or a file cannot be written.
     """
     record = read_json_object(source, "transforms.json")
-    images = posed_images(model)
+    kind, refined = nerfstudio_frames(model)
+    folder = out.parent
+
+    def kept(given: Mapping[str, Any]) -> dict[str, Any]:
+        """What stays of a frame or of the file: nerfstudio prefers intrinsics of the file."""
+        others = {key: value for key, value in given.items() if key not in _INTRINSICS}
+        for key, value in others.items():
+            is_path = key.endswith("_path") and isinstance(value, str)
+            if is_path and not Path(value).is_absolute():
+                others[key] = _path_from(folder, source.parent / value)
+        return others
+
+    paths = {name: _path_from(folder, photos.root / name) for name in refined}
     frames = []
     for frame in record["frames"]:
-        image = images.get(photos.find(str(frame["file_path"])) or "")
-        if image is None:
+        name = photos.find(str(frame["file_path"]))
+        if name in refined:
+            frames.append({**kept(frame), "file_path": paths[name], **refined[name]})
+    written = {**kept(record), "camera_model": kind, "frames": frames}
+    for part in _PARTS & record.keys():
+        if not isinstance(record[part], list):
             continue
-        world_from_cam = np.eye(4)
-        world_from_cam[:3] = image.cam_from_world().inverse().matrix()
-        world_from_cam[:3, :3] = world_from_cam[:3, :3] @ OPENGL
-        intrinsics = nerfstudio_camera(model.cameras[image.camera_id])
-        kind = intrinsics.pop("camera_model")
-        frames.append({**frame, **intrinsics, "transform_matrix": world_from_cam.tolist()})
-        record["camera_model"] = kind
-    write_whole(out, json.dumps({**record, "frames": frames}, indent=2))
+        names = [photos.find(str(text)) for text in record[part]]
+        written[part] = [paths[name] for name in names if name in refined]
+    write_whole(out, json.dumps(written, indent=2))
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    """A path relative to a folder; absolute on another drive."""
+    path = path.parent.resolve() / path.name
+    try:
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    except ValueError:
+        return path.as_posix()

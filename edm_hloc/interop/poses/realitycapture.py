@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_text
+from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import OPENGL, GivenPose, PhotosAtHand, pose_from_world
 
 _FILM = 36.0  # mm along the longer side of the photo, to which f, px and py refer
@@ -28,7 +29,7 @@ def read_realitycapture(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     Raises:
         EdmHlocError: the file is damaged or another.
     """
-    lines = [line for line in read_text(path, "cameras of RealityCapture").split("\n") if line]
+    lines = read_text(path, "cameras of RealityCapture").split("\n")
     start = next((i for i, line in enumerate(lines) if "name" in line.lower()), None)
     if start is None:
         raise EdmHlocError(_expected(path, "it has no line with the names of the columns"))
@@ -44,10 +45,11 @@ def read_realitycapture(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         raise EdmHlocError(_expected(path, f"it lacks {', '.join(missing)}"))
     given = []
     same: dict[str, pycolmap.Camera] = {}
-    for number, words in enumerate(csv.reader(lines[start + 1 :], delimiter=mark), start + 2):
+    rows = csv.reader(lines[start + 1 :], delimiter=mark)
+    for words in rows:
         if not words or words[0].startswith("#"):
             continue
-        where = f"{path}, line {number}"
+        where = f"{path}, line {start + 1 + rows.line_num}"
         try:
             row = {c: float(words[i]) for c, i in place.items() if c != "name" and words[i].strip()}
             name = photos.find(words[place["name"]])
@@ -59,9 +61,16 @@ def read_realitycapture(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             ) from None
         if name is None:
             continue
+        if row.get("k4"):
+            warn_once(f"{path}: the distortion's k4 is not in COLMAP's models and is left out.")
         matrix = np.column_stack([_axes(*angles) @ OPENGL, place_of_camera])
-        camera = _camera(row, photos.size(name), where)
-        if camera is not None:
+        camera = None
+        if "f" in row:
+            try:
+                camera = _camera(row, photos.size(name), where)
+            except ImageError as error:
+                warn_once(f"Skipping a photo: {error}")
+                continue
             camera = same.setdefault(str(camera.todict()), camera)
         given.append(GivenPose(name, pose_from_world(matrix, where), camera))
     return given
@@ -87,9 +96,7 @@ def _axes(heading: float, pitch: float, roll: float) -> np.ndarray:
     return np.asarray(turn(-heading, 0, 1) @ turn(pitch, 1, 2) @ turn(roll, 2, 0))
 
 
-def _camera(row: Mapping[str, float], size: tuple[int, int], where: str) -> pycolmap.Camera | None:
-    if "f" not in row:
-        return None
+def _camera(row: Mapping[str, float], size: tuple[int, int], where: str) -> pycolmap.Camera:
     if row["f"] <= 0:
         raise EdmHlocError(f"{where}: the focal length f is {row['f']:g}; it must be positive.")
     unit = max(size) / _FILM
@@ -97,13 +104,7 @@ def _camera(row: Mapping[str, float], size: tuple[int, int], where: str) -> pyco
     lens += [
         side / 2 + row.get(key, 0.0) * unit for side, key in zip(size, ("px", "py"), strict=True)
     ]
-    k1, k2, k3, k4, t1, t2 = (row.get(key, 0.0) for key in ("k1", "k2", "k3", "k4", "t1", "t2"))
-    if k4:
-        warn_once(f"{where}: the distortion's k4 is not in COLMAP's models and is left out.")
-    model, distortion = "FULL_OPENCV", [k1, k2, t1, t2, k3, 0.0, 0.0, 0.0]
-    if not k3:
-        model, distortion = "OPENCV", [k1, k2, t1, t2]
-    if not any(distortion):
-        model, distortion = "PINHOLE", []
+    k1, k2, k3, t1, t2 = (row.get(key, 0.0) for key in ("k1", "k2", "k3", "t1", "t2"))
+    model, distortion = brown_model(k1, k2, t1, t2, k3)
     width, height = size
     return pycolmap.Camera(model=model, width=width, height=height, params=[*lens, *distortion])
