@@ -16,6 +16,7 @@ from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.interop.poses.files import GivenPoses, format_of, read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
+from edm_hloc.interop.poses.trajectory import read_trajectory
 
 NAMES = ["left/0000.10.jpg", "left/0000.20.jpg", "right/0000.30.jpg", "right/0000.40.jpg"]
 SIZE = 120, 80
@@ -194,6 +195,27 @@ def test_trajectories_without_times_are_in_the_order_of_the_photos(tmp_path: Pat
     assert places == {"frame_2.jpg": 0, "frame_9.jpg": 1, "frame_10.jpg": 2}
 
 
+def test_numbers_of_frames_are_no_times(tmp_path: Path) -> None:
+    """Some are within 0.02 s of a pose, as frame 1 of the pose after 30 frames of a second."""
+    (tmp_path / "poses.txt").write_text(
+        "".join(f"{i / 30:.6f} {i} 0 0 0 0 0 1\n" for i in range(120))
+    )
+    names = [f"frame_{i:05d}.jpg" for i in range(1, 121)]
+    given = read_trajectory(tmp_path / "poses.txt", PhotosAtHand(tmp_path, names))
+    places = {pose.name: pose.cam_from_world.inverse().translation[0] for pose in given}
+    assert places == {name: i for i, name in enumerate(names)}
+    with pytest.raises(EdmHlocError, match=r"3 of 119 photos in .* there are 120 poses"):
+        read_trajectory(tmp_path / "poses.txt", PhotosAtHand(tmp_path, names[:-1]))
+    # but few poses of many photos, or few photos of many poses, are found by their times
+    few = PhotosAtHand(tmp_path, ["0.10.jpg", "1.jpg", "2.00.jpg"])
+    given = read_trajectory(tmp_path / "poses.txt", few)
+    assert {pose.name: pose.cam_from_world.inverse().translation[0] for pose in given} == {
+        "0.10.jpg": 3,
+        "1.jpg": 30,
+        "2.00.jpg": 60,
+    }
+
+
 @pytest.mark.parametrize(
     ("size", "photo"), [((60, 40), SIZE), ((518, 350), (1536, 1024)), ((512, 336), (1536, 1024))]
 )
@@ -277,7 +299,7 @@ def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> N
     text.write_text("1.0 2 3\n")
     refused(text, "line 1: expected 'timestamp tx ty tz qx qy qz qw'")
     text.write_text("1000.0 0 0 0 0 0 0 1\n")
-    refused(text, "no photo in .* is named by a timestamp within 0.02 s")
+    refused(text, "0 of 4 photos in .* named by a timestamp within 0.02 s")
     model = colmap(tmp_path)
     (model / "cameras.txt").unlink()
     refused(model, "has images.txt but no cameras.txt")

@@ -23,7 +23,8 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     """Poses of lines "timestamp tx ty tz qx qy qz qw" (world from camera), or of `write_poses`.
 
     Photos are found by the timestamps in their names, those nearest in time within 0.02 s. Where
-    no photo has such a name and there are as many photos as poses, both are taken in their order.
+    that finds neither most of the photos nor of the poses, the names hold other numbers: if there
+    are as many photos as poses, both are taken in their order.
 
     Raises:
         EdmHlocError: a line is no pose, or poses and photos do not fit.
@@ -53,14 +54,18 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         stamps.append(values[0])
         given.append(pose_from_world(matrix, f"{path}, line {number}"))
     found = _by_time(np.array(stamps), photos)
-    if not found:
+    if 2 * len(found) <= min(len(stamps), len(photos.names)):  # a few are so by chance
+        known = f"{len(found)} of {len(photos.names)} photos"
         if len(stamps) != len(photos.names):
             raise EdmHlocError(
-                f"{path}: no photo in {photos.root} is named by a timestamp within {_APART} s of a "
-                f"pose ({stamps[0]:.6f} is the first), and there are {len(stamps)} poses for "
-                f"{len(photos.names)} photos: name the photos by their timestamps, or give as many."
+                f"{path}: {known} in {photos.root} are named by a timestamp within {_APART} s of a "
+                f"pose ({stamps[0]:.6f} is the first), and there are {len(stamps)} poses: name the "
+                "photos by their timestamps, or give as many."
             )
-        say(f"Poses: taken in the order of the photos' names, as no name is a timestamp of {path}.")
+        say(
+            f"Poses: taken in the order of the photos' names, as {known} are named by a timestamp "
+            f"of {path}."
+        )
         found = dict(enumerate(in_natural_order(photos.names)))
     return [GivenPose(name, given[i]) for i, name in found.items()]
 
