@@ -92,7 +92,8 @@ class GivenMatches:
 
     Attributes:
         path, frame: as given.
-        content: a digest of all files, once `check` has read them.
+        content: a digest of all matches, with the photos and sizes that they are of, once `check`
+            has read them.
 
     Raises:
         EdmHlocError: there are no such files, or none names two of the photos.
@@ -167,6 +168,7 @@ class GivenMatches:
                 given = source.read()
                 sizes = given.sizes or (None, None)
                 names = pair[::-1] if swapped else pair
+                digest.update(repr((names, given.sizes)).encode())
                 for name, points, size in zip(
                     names, (given.points0, given.points1), sizes, strict=True
                 ):

@@ -144,6 +144,20 @@ def test_points_of_squeezed_copies_and_of_corners_are_brought_to_the_photo(
     np.testing.assert_allclose(matches.keypoints1, [[0.5, 0.25]])
 
 
+def test_a_corrected_import_is_another(photos: Path, tmp_path: Path) -> None:
+    """Raw matches of the first must not stand for the second, though the points are the same."""
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    points = {"keypoints0": POINTS0, "keypoints1": POINTS1}
+    np.savez(folder / "a__c.npz", **points)
+    first = given(folder, photos).content
+    assert given(folder, photos).content == first
+    np.savez(folder / "a__c.npz", **points, size0=[128, 96], size1=[128, 96])
+    sized = given(folder, photos).content
+    (folder / "a__c.npz").rename(folder / "a__b_1.npz")
+    assert len({first, sized, given(folder, photos).content}) == 3
+
+
 def test_points_of_upright_photos_are_turned_back(photos: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
