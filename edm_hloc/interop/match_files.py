@@ -6,8 +6,9 @@ A file holds the matches of one pair, in any of these forms:
   (image-matching-webui): two arrays (N, 2) of points (x, y) under one of the names `_POINTS`, and
   where there are scores (N,) of [0, 1] under one of `_SCORES`. Or the keypoints of both photos and
   for each of the first photo the index of its match, −1 for none, under ``matches`` or ``matches0``
-  (SuperGlue, LightGlue). Where the points are of resized copies, ``size0`` and ``size1`` say their
-  (width, height). ``image0`` and ``image1`` may name the photos;
+  (SuperGlue, LightGlue), or the indices of both as ``matches`` (M, 2) (LightGlue). Where the points
+  are of resized copies, ``size0`` and ``size1`` say their (width, height). ``image0`` and
+  ``image1`` may name the photos;
 * ``.npy``, ``.txt`` or ``.csv``: rows ``x0 y0 x1 y1`` or ``x0 y0 x1 y1 score``;
 * ``.h5``: one pair a group with the arrays of an ``.npz``, or one a dataset of such rows.
 
@@ -336,16 +337,25 @@ def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
                 f"{source}: {name} is an array of shape {array.shape}; expected (N, 2), x and y."
             )
     scores = next((_array(named[n]) for n in _SCORES if n in named), None)
-    for indices, confidence in _INDICES:
-        if indices in named and _array(named[indices]).ndim == 1:
-            partner = _array(named[indices]).astype(np.int64)
-            if len(partner) != len(points0) or partner.max(initial=-1) >= len(points1):
-                raise EdmHlocError(f"{source}: {indices} are of other keypoints than these.")
+    for name, confidence in _INDICES:
+        indices = _array(named[name]) if name in named else np.zeros(())
+        whole = np.issubdtype(indices.dtype, np.integer) or not indices.size
+        if name == "matches" and whole and indices.ndim == 2 and indices.shape[1] == 2:
+            pairs = indices.astype(np.int64)  # LightGlue's, with a score for each
+            fits = pairs.min(initial=0) >= 0
+        elif indices.ndim == 1 or (whole and indices.ndim == 2 and len(indices) == 1):
+            partner = indices.reshape(-1).astype(np.int64)
+            fits = len(partner) == len(points0)
             matched = np.flatnonzero(partner >= 0)
-            if confidence in named:
-                scores = _array(named[confidence])[matched]
-            points0, points1 = points0[matched], points1[partner[matched]]
-            break
+            pairs = np.column_stack([matched, partner[matched]])
+            if confidence in named and fits:
+                scores = _array(named[confidence]).reshape(-1)[matched]
+        else:
+            continue
+        if not fits or (pairs >= [len(points0), len(points1)]).any():
+            raise EdmHlocError(f"{source}: {name} are of other keypoints than these.")
+        points0, points1 = points0[pairs[:, 0]], points1[pairs[:, 1]]
+        break
     scores = np.ones(len(points0)) if scores is None else scores.reshape(-1)
     return GivenPoints(points0.reshape(-1, 2), points1.reshape(-1, 2), scores)
 

@@ -80,6 +80,24 @@ def write_superglue(path: Path) -> None:
     np.savez(path, **arrays, match_confidence=confidence)
 
 
+def write_lightglue(path: Path) -> None:
+    """Its dictionaries with the axis of the batch: lists of pairs, no scores by keypoints."""
+    first = np.insert(POINTS0, 1, [7.0, 7.0], axis=0)
+    second = POINTS1[[1, 2, 0]]
+    pairs = np.array([[0, 2], [2, 0], [3, 1]])
+    keypoints = {"keypoints0": torch.tensor(first)[None], "keypoints1": torch.tensor(second)[None]}
+    found = {"matches": [torch.tensor(pairs)], "scores": [torch.tensor(SCORES)], "stop": 9}
+    torch.save({**keypoints, **found}, path)
+
+
+def write_lightglue_partners(path: Path) -> None:
+    partner = np.array([[2, -1, 0, 1]])
+    first = np.insert(POINTS0, 1, [7.0, 7.0], axis=0)
+    arrays = {"keypoints0": first[None], "keypoints1": POINTS1[None, [1, 2, 0]]}
+    confidence = np.insert(SCORES, 1, 0)[None]
+    np.savez(path, **arrays, matches0=partner, matching_scores0=confidence)
+
+
 def write_rows(path: Path) -> None:
     rows = np.column_stack([POINTS0, POINTS1, SCORES])
     np.save(path, rows) if path.suffix == ".npy" else np.savetxt(path, rows, header="x0 y0 x1 y1 s")
@@ -94,6 +112,8 @@ FILES = {
     "output_0_result.torch": write_torch,
     "left_a__b_1.pkl": write_pickle,
     "a_b_1_.npz": write_superglue,
+    "a__b_1.pt": write_lightglue,
+    "a__b_1.npz": write_lightglue_partners,
 }
 
 
@@ -219,6 +239,9 @@ def test_a_wrong_file_gets_one_sentence(
     refused("m.h5 is damaged or no H5 file: write it again")
     np.savez(file, keypoints0=POINTS0, keypoints1=POINTS1, size0=[0, 0], size1=[64, 48])
     refused(r"no image is of size \(0, 0\)")
+    for wrong in (np.array([[0, 1], [2, 3]]), np.array([[0, 1, -1, -1]]), np.array([[0, -1]])):
+        np.savez(file, keypoints0=POINTS0, keypoints1=POINTS1, matches=wrong)
+        refused("matches are of other keypoints than these")
     np.savez(file, descriptors=POINTS0)
     refused("has no two arrays of points .* but descriptors")
     np.savez(file, keypoints0=POINTS0 * 10, keypoints1=POINTS1)
