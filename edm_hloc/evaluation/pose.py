@@ -239,9 +239,12 @@ def evaluate_pose(
     results, summaries = {}, []
     for name, matcher in matchers.items():
         names = [(p.name0, p.name1) for p in pairs]
-        timed = match_timed(images, names, matcher, out / f"matches-{name}", dense)
+        raw = out / f"matches-{name}"
+        timed = match_timed(images, names, matcher, raw, dense)
         record = out / f"poses-{name}.json"
-        made_from = fingerprint_of([str(protocol), truth, dict(matcher.provenance)])
+        # pairs of a photo that could not be read are matched once it can be
+        shards = sorted((p.name, p.stat().st_mtime_ns) for p in raw.glob("*.h5"))
+        made_from = fingerprint_of([str(protocol), truth, dict(matcher.provenance), shards])
         found = _stored_results(record, made_from)
         if not found:
             with quiet_colmap():

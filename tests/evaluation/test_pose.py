@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -31,6 +32,7 @@ from edm_hloc.images.load import load_image
 from edm_hloc.pairs.with_truth import PairWithPose, read_pairs_with_gt, write_pairs_with_gt
 from edm_hloc.synthetic.conditions import CONDITIONS, write_condition
 from edm_hloc.synthetic.textures import TextureBank
+from tests.fakes import FakeMatcher
 from tests.planar import COLMAP_OFFSET, PlanarPair
 from tests.scenes import TruthMatcher
 
@@ -397,6 +399,17 @@ def test_interrupted_evaluation_goes_on(
     moved = dataclasses.replace(pairs[0], T_0to1=np.eye(4))
     with pytest.raises(KeyboardInterrupt):
         evaluate_pose([moved, pairs[1]], scene / "images", {"truth": truth}, tmp_path)
+
+
+def test_a_repaired_photo_is_measured(scene: Path, tmp_path: Path) -> None:
+    pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:2]
+    images, matchers = tmp_path / "images", {"fake": FakeMatcher()}
+    shutil.copytree(scene / "images", images)
+    (repaired,) = {pairs[1].name0, pairs[1].name1} - {pairs[0].name0, pairs[0].name1}
+    (images / repaired).write_bytes(b"")
+    assert evaluate_pose(pairs, images, matchers, tmp_path / "out")[0].matches == 1.5
+    shutil.copy(scene / "images" / repaired, images)
+    assert evaluate_pose(pairs, images, matchers, tmp_path / "out")[0].matches == 3
 
 
 def test_sift_finds_a_shift_to_a_tenth_of_a_pixel(tmp_path: Path) -> None:
