@@ -16,10 +16,14 @@ _WIDTH, _MOST_HEIGHT, _MARGIN = 720, 720, 40  # of the SVG's view box
 def draw_map(places: Mapping[str, np.ndarray], placed: Mapping[str, Any]) -> str:
     """An SVG with north up: a dot for each camera or point, a line from it to its position.
 
+    It is empty where there are none.
+
     Args:
         places: (3,) metres to the east, the north and up, by name.
         placed: the fields of a `Georeference`.
     """
+    if not places:
+        return ""
     residuals = {n: np.array(r) for n, r in placed["residuals"].items() if n in places}
     wrong = set(placed["wrong"])
     # a wrong position may be far away: the line to it then leaves the map

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import jinja2
@@ -108,9 +108,9 @@ def environment() -> jinja2.Environment:
 def render(facts: RunFacts, payload: Payload) -> str:
     """The page's HTML."""
     stages = read_stages(facts)
+    place, earth_map = _on_earth(facts)
     listed = _findings(facts, payload)
     drawn = histograms.run_histograms(facts)
-    place = facts.results.get("georeferenced")
     sections = [
         _Section("advice", "Findings", "findings.html.j2", bool(listed)),
         _Section("queries", "Queries", "queries.html.j2", bool(facts.queries)),
@@ -143,8 +143,8 @@ def render(facts: RunFacts, payload: Payload) -> str:
             poster=_poster(payload.scene),
             colourless=_is_colourless(payload.scene),
             histograms=drawn,
-            place=place_figures(place) if place else [],
-            map=_map(facts, place) if place else "",
+            place=place,
+            map=earth_map,
             axis=histograms,
             stages=stages,
             results={k: v for k, v in facts.results.items() if k != "missing_scans"},
@@ -157,12 +157,18 @@ def _static(name: str) -> str:
     return files("edm_hloc.report").joinpath("static", name).read_text("utf-8")
 
 
-def _map(facts: RunFacts, place: Mapping[str, Any]) -> str:
-    if not place["used"]:
-        return ""
-    return draw_map(
-        {view.name: view.cam_from_world.inverse().translation for view in facts.views}, place
-    )
+def _on_earth(facts: RunFacts) -> tuple[list[tuple[str, str]], str]:
+    """What is said of a model's place, and its map; empty where it was not looked for."""
+    place = facts.results.get("georeferenced")
+    figures: list[tuple[str, str]] = []
+    drawn = ""
+    with facts.noting_errors("On Earth"):
+        if place:
+            figures = place_figures(place)
+        if place and place["used"]:
+            centres = {v.name: v.cam_from_world.inverse().translation for v in facts.views}
+            drawn = draw_map(centres, place)
+    return figures, drawn
 
 
 def _content_security_policy(scripts: Sequence[str]) -> str:
