@@ -58,6 +58,7 @@ class RunFacts:
         problems: what could not be read for this report, one sentence each.
         image_root: folder or folders of the photos; None if none was found.
         names: the photos of the run, sorted; in a localization the queries come first.
+        query_count: number of queries among `names`, answered or not.
         skipped: photos that were left out, with the reason.
         pairs: (P, 2) int64 indices into `names`, of the matched pairs.
         matches: (P,) int64, number of matches of each pair.
@@ -83,6 +84,7 @@ class RunFacts:
     problems: list[str] = field(default_factory=list)
     image_root: ImageRoot | None = None
     names: list[str] = field(default_factory=list)
+    query_count: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     matches: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))

@@ -118,7 +118,7 @@ def pairs_to_draw(
     for i, j in best.items():
         if len(chosen) >= limit:
             break
-        if facts.kind != "localization" or i < len(facts.queries):
+        if facts.kind != "localization" or i < facts.query_count:
             chosen.add((i, j) if (i, j) in every else (j, i))
     return sorted(chosen)
 

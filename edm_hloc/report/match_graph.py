@@ -25,7 +25,7 @@ def match_graph(facts: RunFacts, notes: list[str]) -> dict[str, Any] | None:
     number = rows = columns = len(facts.names)
     offset = 0
     if queries:
-        rows = offset = max(len(set(facts.pairs[:, 0].tolist()) | {0}), len(facts.queries))
+        rows = offset = facts.query_count
         columns = number - rows
         if columns <= 0:
             return None

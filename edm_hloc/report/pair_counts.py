@@ -18,7 +18,7 @@ _Counts = list[tuple[str, str, int, int]]  # two names, matches, inliers (−1: 
 
 
 def read_pair_counts(facts: RunFacts) -> None:
-    """Fills `names`, `pairs`, `matches`, `inliers` and `listed` of `facts`.
+    """Fills `names`, `query_count`, `pairs`, `matches`, `inliers` and `listed` of `facts`.
 
     The counts come from the latest step of the run that has any: the COLMAP database, the log of a
     localization, the matches of the keypoints, or the raw matches.
@@ -30,6 +30,7 @@ def read_pair_counts(facts: RunFacts) -> None:
     if facts.kind == "localization":
         queries = {answer.query for answer in facts.queries} | {pair[0] for pair in listed}
         facts.names = [*sorted(queries), *sorted(in_pairs - queries)]
+        facts.query_count = len(queries)
     else:
         facts.names = sorted(in_pairs | set(facts.registered))
 
