@@ -79,8 +79,8 @@ def _write_report(out: Path) -> None:
     except Exception as error:  # the results matter more than the report
         logger.debug("While making the report", exc_info=True)
         logger.warning(
-            "The report could not be made (%s: %s). The results are complete; try again: "
-            "edm-hloc report %s",
+            "The report could not be made (%s: %s). The results are as they are without it; try "
+            "again: edm-hloc report %s",
             type(error).__name__,
             error,
             out,

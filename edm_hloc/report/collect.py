@@ -218,6 +218,8 @@ def _set_status(facts: RunFacts) -> None:
         with facts.noting_errors("Raw matches"):
             skipped = int(facts.results.get("matching", {}).get("skipped_pairs", 0))
             matched, expected = count_matched_pairs(facts), facts.listed - skipped
+            if matched is None:  # once keypoints are made of all, they may be deleted
+                matched = expected if "keypoints" in done else len(facts.pairs)
             if matched < expected:
                 facts.unfinished.append(f"{matched:,} of {expected:,} pairs are matched.")
     if facts.kind == "localization":

@@ -48,14 +48,14 @@ def read_pair_counts(facts: RunFacts) -> None:
     facts.pairs, facts.matches, facts.inliers = table[:, :2], table[:, 2], table[:, 3]
 
 
-def count_matched_pairs(facts: RunFacts) -> int:
-    """Number of the listed pairs that have raw matches."""
+def count_matched_pairs(facts: RunFacts) -> int | None:
+    """Number of the listed pairs that have raw matches; None without any raw matches."""
     folder = facts.out / "raw_matches"
     if folder.is_dir() and any(folder.glob("*.h5")):
         listed = {frozenset(pair) for pair in read_pairs(facts.out / "pairs.txt")}
         with RawMatchReader(folder) as reader:
             return len(listed & {frozenset(pair) for pair in reader.pairs()})
-    return len(facts.pairs)  # the raw matches may have been deleted to save space
+    return None
 
 
 def _from_database(facts: RunFacts, listed: Sequence[Pair]) -> _Counts:

@@ -364,6 +364,10 @@ def test_unfinished_localization(localized: Path, tmp_path: Path) -> None:
     page = read(make_report(out).parent)
     assert "The run is not finished. 2 queries have been processed." in page.text
     assert len(page.data["queries"]) == 2
+    graph, names = page.data["graph"], [photo["name"] for photo in page.data["photos"]]
+    queries = sum(name.startswith("query/") for name in names)
+    assert (graph["rows"], graph["offset"]) == (queries, queries)  # those not answered, too
+    assert graph["columns"] == len(names) - queries
     log.unlink()
     page = read(make_report(out).parent)
     assert "No query has been processed yet." in page.text
@@ -376,6 +380,44 @@ def test_half_matched_run(copy: Path) -> None:
     pairs = copy / "pairs.txt"
     pairs.write_text(pairs.read_text() + "one.jpg\ttwo.jpg\n")
     assert "21 of 22 pairs are matched." in read(make_report(copy).parent).text
+
+
+def test_a_complete_run_may_lose_its_raw_matches(copy: Path) -> None:
+    """Pairs without a match are not in the database; nothing else tells that they were matched."""
+    with pycolmap.Database.open(copy / "database.db") as database:
+        first, second = (database.read_all_images()[i].image_id for i in (0, 1))
+        database.delete_matches(first, second)
+        database.delete_two_view_geometry(first, second)
+    shutil.rmtree(copy / "raw_matches")
+    assert collect(copy).unfinished == []
+
+
+def test_a_model_on_earth_that_is_gone(copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text())
+    residuals = {name: [0.1, 0.2, 0.3] for name in HOSTILE}
+    record["results"]["georeferenced"] = PLACE | {"residuals": residuals}
+    (copy / "run.json").write_text(json.dumps(record))
+    assert "north is up" in read(make_report(copy).parent).text
+    shutil.rmtree(copy / "model")
+    page = read(make_report(copy).parent).text
+    assert "47.000000°" in page
+    assert "north is up" not in page
+    record["results"]["georeferenced"] = PLACE | {"residuals": {}}  # a damaged record
+    (copy / "run.json").write_text(json.dumps(record))
+    assert "could not be read: On Earth" in read(make_report(copy).parent).text
+
+
+PLACE = {
+    "used": True,
+    "origin": [47.0, 8.0, 400.0],
+    "wrong": [],
+    "median": 0.3,
+    "largest": 0.4,
+    "source": "their GPS",
+    "scale_uncertainty": 0.01,
+    "tilt_uncertainty": 0.1,
+    "heights": True,
+}
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(copy: Path) -> None:
