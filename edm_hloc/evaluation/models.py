@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,8 +219,9 @@ def _same_images(
     by_file: dict[str, list[str]] = {}
     for name in free:
         by_file.setdefault(name.rpartition("/")[2], []).append(name)
-    files = [name.rpartition("/")[2] for name in left]
-    for name, file in zip(left, files, strict=True):
-        if files.count(file) == 1 and len(by_file.get(file, ())) == 1:
+    counts = Counter(name.rpartition("/")[2] for name in left)
+    for name in left:
+        file = name.rpartition("/")[2]
+        if counts[file] == 1 and len(by_file.get(file, ())) == 1:
             common.append((name, by_file[file][0]))
     return common

@@ -253,6 +253,11 @@ _WRONG_FOCAL = (
 )
 
 
+def test_cameras_of_metashape_beside_a_list_of_images_are_metashapes(tmp_path: Path) -> None:
+    (tmp_path / "images.txt").write_text("left/0000.10.jpg\n")
+    assert format_of(metashape(tmp_path))[0].name == "Metashape's XML"
+
+
 def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> None:
     def refused(path: Path, message: str) -> None:
         with pytest.raises(EdmHlocError, match=message) as error:

@@ -10,13 +10,14 @@ from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
 
+_PARTS = ("cameras", "images")
 _NO_POINTS = {".txt": b"", ".bin": bytes(8)}  # points3D of none
 
 
 def colmap_folder(path: Path) -> Path | None:
     """The folder of a COLMAP model that may lack its points; None if it is none."""
     folder = path if path.is_dir() else path.parent
-    if path.is_file() and path.stem not in ("images", "cameras"):
+    if path.is_file() and (path.stem not in _PARTS or path.suffix not in _NO_POINTS):
         return None
     has_images = any((folder / f"images{end}").is_file() for end in _NO_POINTS)
     return folder if has_images else None
@@ -39,7 +40,7 @@ def read_colmap(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             "model beside it."
         )
     with tempfile.TemporaryDirectory() as name:
-        for part in ("cameras", "images"):
+        for part in _PARTS:
             shutil.copyfile(folder / f"{part}{suffix}", Path(name) / f"{part}{suffix}")
         (Path(name) / f"points3D{suffix}").write_bytes(_NO_POINTS[suffix])
         try:
