@@ -191,10 +191,11 @@ def nerfstudio_camera(camera: pycolmap.Camera) -> dict[str, object]:
     kind, names = _NERFSTUDIO.get(camera.model_name, ("", ()))
     further = camera.params[len(names) :]  # of FULL_OPENCV, k4 to k6 of a denominator
     if not kind or further.any():
-        values = f" with k4, k5, k6 = {', '.join(map('{:.3g}'.format, further))}" if kind else ""
+        with_what = f" with k4, k5, k6 = {', '.join(f'{k:.3g}' for k in further)}" if kind else ""
         raise EdmHlocError(
-            f"nerfstudio does not know the camera model {camera.model_name}{values}: it takes "
-            f"{', '.join(_NERFSTUDIO)}. Without distortion: edm-hloc export-model --for nerfstudio."
+            f"nerfstudio does not know the camera model {camera.model_name}{with_what}: it "
+            f"takes {', '.join(_NERFSTUDIO)}. Without distortion: edm-hloc export-model --for "
+            "nerfstudio."
         )
     values = dict(zip(names, map(float, camera.params), strict=False))
     focal = values.pop("f", None)
