@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +24,15 @@ class CurveFile:
     def __init__(self, path: Path, last_step: int) -> None:
         self.path = path
         rows = [r for r in read_curve(path) if r["step"] <= last_step]
-        path.unlink(missing_ok=True)
+        if not rows:
+            path.unlink(missing_ok=True)
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
         for row in rows:
-            self.add(row)
+            writer.writerow(_rounded(row))
+        write_whole(path, text.getvalue())
 
     def add(self, row: dict[str, float]) -> None:
         """Appends one row; floating-point numbers get six significant digits."""
@@ -34,10 +42,13 @@ class CurveFile:
                 writer = csv.DictWriter(file, list(row))
                 if fresh:
                     writer.writeheader()
-                values = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-                writer.writerow(values)
+                writer.writerow(_rounded(row))
         except OSError as error:
             raise EdmHlocError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+
+
+def _rounded(row: dict[str, float]) -> dict[str, float | str]:
+    return {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
 
 
 def read_curve(path: Path) -> list[dict[str, float]]:

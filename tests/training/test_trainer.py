@@ -84,6 +84,23 @@ def test_curves_drop_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert rows[-1]["loss"] == 9.0
 
 
+def test_curves_outlive_a_resumption_that_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
+    before = path.read_bytes()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csv.DictWriter.writerow", stop)
+        with pytest.raises(KeyboardInterrupt):
+            CurveFile(path, 2)
+    assert path.read_bytes() == before
+
+
 def test_picture_of_the_curves(tmp_path: Path) -> None:
     columns = ("loss", "coarse_precision", "coarse_recall", "fine_error")
     other = ("learning_rate", "pairs_per_s")
