@@ -19,6 +19,8 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
 
+_MAX_FEATURES = 8192  # of SIFT, COLMAP's default
+
 
 class _Kind(NamedTuple):
     """Names of COLMAP's feature extractor and matcher, and the number of channels they need."""
@@ -62,25 +64,21 @@ class COLMAPMatcher(Matcher):
     Args:
         name: one of `COLMAP_KINDS`.
         resize_max: longest side of the image in pixels; None for full size.
-        max_features: largest number of SIFT features of an image.
 
     Raises:
         EdmHlocError: pycolmap was built without what `name` needs, or cannot get its networks.
     """
 
-    def __init__(
-        self, name: str = "sift", resize_max: int | None = 1024, max_features: int = 8192
-    ) -> None:
+    def __init__(self, name: str = "sift", resize_max: int | None = 1024) -> None:
         kind = COLMAP_KINDS[name]
         preprocessing = Preprocessing(resize_max, divisor=1, grayscale=kind.grayscale)
         self.info = MatcherInfo(name, preprocessing)
-        self.max_features = max_features
         extraction = pycolmap.FeatureExtractionOptions()
         matching = pycolmap.FeatureMatchingOptions()
         try:
             extraction.type = pycolmap.FeatureExtractorType.__members__[kind.extractor]
             matching.type = pycolmap.FeatureMatcherType.__members__[kind.matcher]
-            extraction.sift.max_num_features = max_features
+            extraction.sift.max_num_features = _MAX_FEATURES
             extraction.num_threads = matching.num_threads = 1
             with quiet_colmap():
                 self._extractor = pycolmap.FeatureExtractor.create(extraction, pycolmap.Device.cpu)
@@ -99,7 +97,7 @@ class COLMAPMatcher(Matcher):
         return {
             "matcher": self.info.name,
             "pycolmap": pycolmap.__version__,
-            "max_features": self.max_features,
+            "max_features": _MAX_FEATURES,
             "resize_max": self.info.preprocessing.resize_max,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,10 +64,6 @@ class RenderedPairs:
             T[:, 1] @ torch.linalg.inv(T[:, 0]),
             overlap,
         )
-
-    def to(self, device: torch.device | str) -> RenderedPairs:
-        """The same pairs on another device."""
-        return RenderedPairs(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)

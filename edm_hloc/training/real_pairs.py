@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray
 MAX_UNREADABLE = 50  # pairs in a row
+_WORKERS = 8  # threads that read pairs, at most
 
 
 class RealSource:
@@ -35,17 +36,14 @@ class RealSource:
         data: the data set.
         tolerance: see `supervise`.
         origin: where (0, 0) of the network's pixel frame lies.
-        workers: threads that read pairs.
 
     Raises:
         EdmHlocError: the data is missing or malformed, or has no pair.
     """
 
-    def __init__(
-        self, data: RealData, tolerance: float, origin: Origin = "centre", workers: int = 8
-    ) -> None:
+    def __init__(self, data: RealData, tolerance: float, origin: Origin = "centre") -> None:
         self.scenes = read_scenes(data)
-        self.tolerance, self.origin, self.workers = tolerance, origin, workers
+        self.tolerance, self.origin = tolerance, origin
 
     def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
         """See `sources.BatchSource`.
@@ -53,7 +51,7 @@ class RealSource:
         Raises:
             EdmHlocError: `MAX_UNREADABLE` pairs in a row cannot be read.
         """
-        with single_core_pool(min(self.workers, pairs), "read-pair") as pool:
+        with single_core_pool(min(_WORKERS, pairs), "read-pair") as pool:
             drawn = list(
                 pool.map(
                     lambda i: self._pair(height, width, np.random.default_rng((seed, i))),

@@ -139,6 +139,7 @@ def mix_seeds(*numbers: int) -> int:
 
 
 T = TypeVar("T")
+_AHEAD = 2  # items that wait to be used, at most
 
 
 class Prefetcher(Generic[T]):
@@ -149,11 +150,10 @@ class Prefetcher(Generic[T]):
     Args:
         make: number of an item → the item.
         first: number of the first item.
-        ahead: largest number of items that wait to be used.
     """
 
-    def __init__(self, make: Callable[[int], T], first: int, ahead: int = 2) -> None:
-        self._queue: queue.Queue[T | BaseException] = queue.Queue(ahead)
+    def __init__(self, make: Callable[[int], T], first: int) -> None:
+        self._queue: queue.Queue[T | BaseException] = queue.Queue(_AHEAD)
         self._stopped = threading.Event()
         self._make, self._first = make, first
 
