@@ -1,10 +1,13 @@
-"""The grid of 8 px cells that semi-dense matchers work on, and work cut into blocks."""
+"""The grid of 8 px cells that semi-dense matchers work on; lists cut into blocks or sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
+
+_Item = TypeVar("_Item")
 
 CELL = 8  # pixels of the network's input per coarse cell, along each axis
 
@@ -35,3 +38,10 @@ def blocks(length: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most `size` that cover `range(length)`."""
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
+
+
+def evenly(items: Sequence[_Item], number: int) -> list[_Item]:
+    """At most `number` items, evenly over the sequence from the first to the last, in its order."""
+    if not items:
+        return []
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, number).astype(int))]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.grid import evenly
 from edm_hloc.images.load import load_image
 
 _SIDE = 256  # pixels of the longer side of what is looked at
@@ -85,8 +86,7 @@ def is_panorama(path: Path) -> bool:
 def most_of(root: Path, names: Sequence[str], shows: Callable[[Path], object]) -> list[str]:
     """Which of up to eight photos, drawn evenly from a list, show something; none if not most."""
     found, read = [], 0
-    chosen = np.unique(np.linspace(0, len(names) - 1, _LOOKED_AT).astype(int)) if names else ()
-    for name in (names[i] for i in chosen):
+    for name in evenly(names, _LOOKED_AT):
         try:
             found += [name] if shows(root / name) else []
         except ImageError:

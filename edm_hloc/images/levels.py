@@ -9,6 +9,7 @@ photo.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import ImageError
+from edm_hloc.base.grid import evenly
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.decode import decode
 
@@ -152,6 +154,7 @@ def _samples(folder: Path, kind: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _spread(paths: list[Path]) -> Iterator[Path]:
-    """Some paths evenly over the list; more than are wanted, as some may be of another type."""
-    step = max(1, len(paths) // (2 * _SAMPLED_PHOTOS))
-    yield from paths[::step]
+    """As many paths as are wanted, evenly over the list; then others, always closer together, as
+    some may be of another type."""
+    closer = (evenly(paths, times * _SAMPLED_PHOTOS) for times in (1, 2, 4))
+    yield from dict.fromkeys(itertools.chain.from_iterable(closer))

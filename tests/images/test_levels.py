@@ -85,3 +85,16 @@ def test_a_full_range_and_other_folders_are_left_alone(
         for path, brightness in zip(full, (1.0, 0.7, 0.5), strict=True):
             assert np.abs(stored(path) - scene[..., 0] * brightness * 255).max() < 0.01
     assert not caplog.records
+
+
+@pytest.mark.parametrize("other", [None, np.uint8])
+def test_the_whole_folder_tells_the_levels(tmp_path: Path, other: type | None) -> None:
+    """Also where most of its photos are of another type."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        values = rng.integers(1000, 2000, (8, 8)) + (5000 if i >= 30 else 0)
+        kind = other if other and i not in (1, 39) else np.uint16
+        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), values.astype(kind))
+    dark, bright = (stored(tmp_path / name) for name in ("01.png", "39.png"))
+    assert 0 < dark.mean() < 60
+    assert 200 < bright.mean() < 254
