@@ -19,6 +19,7 @@ import torch
 from scipy.cluster.vq import kmeans2, vq
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.grid import evenly
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.base.threads import single_core_pool
@@ -96,8 +97,7 @@ def vlad_descriptors(
             return name, None
 
     rng = np.random.default_rng(config.seed)
-    step = max(1, len(images.database) // config.images)
-    sampled_images = images.database[::step][: config.images]
+    sampled_images = evenly(images.database, config.images)
     sample = []
     provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
     with (

@@ -289,6 +289,19 @@ def test_each_step_says_no_more_once_it_has_ended(
     assert titles == sorted(titles, reverse=True)  # all lines of the first before the second's
 
 
+def test_the_vocabulary_is_made_of_photos_of_the_whole_list(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def extract(path: Path) -> np.ndarray:
+        read.append(int(path.stem))
+        return np.eye(8, dtype=np.float32)
+
+    names = [f"{k}.png" for k in range(39)]  # nearly twice as many as are wanted
+    images, config = RetrievalImages(tmp_path, names, names), VladConfig(words=2, images=20)
+    vlad_descriptors(images, tmp_path / "d.h5", LocalFeatures("own", extract), config)
+    assert sorted(read[:20]) == list(range(0, 39, 2))
+
+
 def test_photos_without_a_keypoint_are_as_similar_as_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
