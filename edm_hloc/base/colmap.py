@@ -20,6 +20,7 @@ import pycolmap
 from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import far_from_all
+from edm_hloc.base.text import has_byte_order_mark, read_text
 from edm_hloc.base.text_models import camera_fault, check_text_model, images_txt_in_order
 
 logger = logging.getLogger(__name__)
@@ -97,25 +98,33 @@ def _load(folder: Path, path: Path) -> pycolmap.Reconstruction:
 
 
 def _read_text_model(path: Path) -> pycolmap.Reconstruction:
-    """Reads a text model, with `images.txt` put in order where it was written by hand."""
+    """Reads a text model, with its files put in order where they were written by hand.
+
+    COLMAP reads no byte-order mark nor UTF-16, as editors on Windows may write them, and cuts names
+    at the first space.
+    """
     check_text_model(path)
-    images = images_txt_in_order(path / "images.txt")
-    if images is None:
-        model = _load(path, path)
-        _restore_names(model, path / "images.txt")
-        return model
+    images, names = images_txt_in_order(path / "images.txt")
+    files = [path / f"{part}.txt" for part in (*_PARTS, "rigs", "frames")]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = path
         try:
-            for file in path.glob("*.txt"):
-                if file.stem in (*_PARTS, "rigs", "frames"):
+            marked = [file for file in files if file.is_file() and has_byte_order_mark(file)]
+            if images is not None or marked:
+                folder = Path(name)
+                for file in filter(Path.is_file, files):
                     shutil.copyfile(file, folder / file.name)
-            (folder / "images.txt").write_text(images, "utf-8")
+                for file in marked:
+                    text = read_text(file, "part of the model")
+                    (folder / file.name).write_text(text, "utf-8")
+                if images is not None:
+                    (folder / "images.txt").write_text(images, "utf-8")
         except OSError as error:
             raise EdmHlocError(f"Cannot copy {path}: {error.strerror or error}.") from error
         model = _load(folder, path)
-        _restore_names(model, folder / "images.txt")
-        return model
+    for image_id, image_name in names.items():
+        model.images[image_id].name = image_name
+    return model
 
 
 def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
@@ -145,15 +154,6 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
             frame.rig_from_world = pycolmap.Rigid3d(
                 pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation
             )
-
-
-def _restore_names(model: pycolmap.Reconstruction, images_txt: Path) -> None:
-    """Restores names with spaces, which COLMAP cuts at the first space when it reads text."""
-    lines = images_txt.read_text("utf-8").split("\n")
-    for line in [line for line in lines if not line.startswith("#")][::2]:
-        fields = line.split(maxsplit=9)
-        if len(fields) == 10:
-            model.images[int(fields[0])].name = fields[9].rstrip("\r")
 
 
 @contextlib.contextmanager

@@ -35,6 +35,13 @@ def read_text(path: Path, what: str) -> str:
         raise EdmHlocError(f"Cannot read the {what} {path}: it is no text in UTF-8.") from error
 
 
+def has_byte_order_mark(path: Path) -> bool:
+    """Whether a text file begins with one, as some editors write it. Raises OSError."""
+    with path.open("rb") as file:
+        marks = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return file.read(3).startswith(marks)
+
+
 def read_json_object(path: Path, what: str) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -150,10 +150,13 @@ def camera_fault(camera: pycolmap.Camera) -> str:
     return ""
 
 
-def images_txt_in_order(path: Path) -> str | None:
-    """The content of `images.txt` as COLMAP wants it; None if it is so already.
+def images_txt_in_order(path: Path) -> tuple[str | None, dict[int, str]]:
+    """`images.txt` as COLMAP wants it, and the names in it.
 
     Empty lines that are missing are put in, and quaternions are made to have length 1.
+
+    Returns:
+        The content in order, None if it is so already; and the images' names, by id.
 
     Raises:
         EdmHlocError: a line is neither an image nor its points, or holds impossible numbers; or
@@ -166,6 +169,7 @@ def images_txt_in_order(path: Path) -> str | None:
     result = []
     surprising = []  # line and length
     lines_of: dict[int, int] = {}  # by id
+    names = {}
     i = 0
     while i < len(lines):
         line, number = lines[i].strip(), i + 1
@@ -179,6 +183,7 @@ def images_txt_in_order(path: Path) -> str | None:
         if abs(length - 1) > _SURPRISING:
             surprising.append((number, length))
         result.append(" ".join(fields))
+        names[image_id] = fields[9]
         points = lines[i].strip() if i < len(lines) else None
         if points is None or _is_image(points):
             changed = True
@@ -197,7 +202,7 @@ def images_txt_in_order(path: Path) -> str | None:
             len(surprising),
             *surprising[0],
         )
-    return "\n".join(result) + "\n" if changed else None
+    return "\n".join(result) + "\n" if changed else None, names
 
 
 def _pose_fields(path: Path, number: int, line: str) -> tuple[list[str], float]:

@@ -33,6 +33,8 @@ def write(folder: Path, images: str, cameras: str = CAMERA) -> Path:
         "\n\n".join(POSES),
         "\n".join(POSES) + "\n",  # without any
         "# one line an image\r\n" + "\r\n".join(POSES),
+        "\n" + "\n\n".join(POSES) + "\n\n",  # and more than COLMAP writes
+        f"{POSES[0]}\n\n # of the second\n{POSES[1]}\n\n{POSES[2]}\n\n",
         f"{POSES[0]}\n10 20 -1 30.5 4 -1\n{POSES[1]}\n{POSES[2]}\n10 20 -1 30 40 -1 5 5 -1 6 6 -1",
     ],
 )
@@ -46,6 +48,21 @@ def test_empty_lines_may_be_missing(images: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(pose.rotation.quat, [0, 0.8, 0, 0.6], atol=1e-12)
     numbers = [found[f"photo {i}.jpg"].num_points2D() for i in (1, 2, 3)]
     assert numbers == ([2, 0, 4] if "30.5" in images else [0, 0, 0])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["cameras.txt", "images.txt", "points3D.txt"])
+def test_a_byte_order_mark_is_no_part_of_a_model(name: str, encoding: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, "\n\n".join(POSES) + "\n\n")
+    (folder / "points3D.txt").write_text("1 0.5 0 2 255 0 0 0.1\n")
+    text = (folder / name).read_text()
+    (folder / name).write_text(text, encoding)
+    model = read_model(folder)
+    assert sorted(image.name for image in model.images.values()) == [
+        f"photo {i}.jpg" for i in (1, 2, 3)
+    ]
+    assert model.num_points3D() == 1
+    assert (folder / name).read_text(encoding) == text
 
 
 def test_quaternions_get_length_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
