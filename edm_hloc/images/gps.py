@@ -18,6 +18,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import track
 from edm_hloc.base.text import read_lines
 from edm_hloc.images.decode import open_header
+from edm_hloc.images.listed import listed_names
 
 _ONE_TAKE_OFF = 10.0  # m between GPS and barometric heights, above which there were several
 
@@ -310,17 +311,12 @@ def read_control_points(
 
 
 def matching_names(fixes: Mapping[str, Fix], names: Sequence[str], path: Path) -> dict[str, Fix]:
-    """Positions under the photos' own names: a list may name them without folders or endings.
+    """Positions under the photos' own names, which a list may shorten (see `listed_names`).
 
     Raises:
         EdmHlocError: the list, read from `path`, has none of the photos.
     """
-    by_name = {}
-    for name in names:
-        for key in (name, Path(name).name, Path(name).stem):
-            if key in fixes:
-                by_name[name] = fixes[key]
-                break
+    by_name = {name: fixes[listed] for name, listed in listed_names(fixes, names).items()}
     if not by_name:
         raise EdmHlocError(
             f"{path} has positions for none of the {len(names)} photos: it names "

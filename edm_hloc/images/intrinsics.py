@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
+from edm_hloc.images.listed import listed_names
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             "SIMPLE_RADIAL 1600 1200 1500 800 600 0"; or nerfstudio's ``transforms.json``; or the
             file of a calibration tool (see `calibration.read_calibration`), whose cameras are for
             the images in the folders of their names, or for all if there is one only.
-        names: images to find cameras for. A name that is not there is looked up by its file name
-            without folders, if only one image has that file name.
+        names: images to find cameras for; the file may name them with other folders in front, see
+            `listed_names`.
 
     Returns:
         Cameras by image name; images without a known camera are left out, with a warning.
@@ -59,16 +59,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
         return _of_folders(path, read_calibration(path), names)
     else:
         cameras = read_intrinsics_list(path)
-    by_file = defaultdict(list)
-    for name in cameras:
-        by_file[name.rpartition("/")[2]].append(name)
-    found = {}
-    for name in names:
-        same_file = by_file[name.rpartition("/")[2]]
-        if name in cameras:
-            found[name] = cameras[name]
-        elif len(same_file) == 1:
-            found[name] = cameras[same_file[0]]
+    found = {name: cameras[listed] for name, listed in listed_names(cameras, names).items()}
     if not cameras:
         raise EdmHlocError(f"{path} holds no intrinsics: it names no image.")
     if not found:
@@ -77,7 +68,9 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             f"{next(iter(cameras))!r}."
         )
     if len(found) < len(set(names)):
-        logger.warning("%s has intrinsics for %d of %d images.", path, len(found), len(names))
+        missing = next(name for name in names if name not in found)
+        message = "%s has intrinsics for %d of %d images, and for one, %s, none."
+        logger.warning(message, path, len(found), len(set(names)), missing)
     return found
 
 
