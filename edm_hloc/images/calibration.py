@@ -134,7 +134,8 @@ def _numbers(block: str) -> list[float]:
     """The numbers in an entry; of a matrix with rows, cols and data those of its data."""
     data = re.search(r"\bdata\"?\s*:?\s*\[([^\]]*)\]", block)
     block = data[1] if data else block.rpartition("data")[2]
-    return [float(number.lstrip(".")) for number in _NUMBER.findall(block.casefold())]
+    # YAML's .nan and -.inf have a point too many for Python
+    return [float(re.sub(r"\.(?=[ni])", "", n)) for n in _NUMBER.findall(block.casefold())]
 
 
 def _by_matrices(path: Path, entries: Mapping[str, str]) -> dict[str, _Found]:

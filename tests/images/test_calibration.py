@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,7 @@ projection_matrix:
   cols: 4
   data: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
 """
+BARE = re.sub(r"\b0\.(?=\d)", ".", ROS)  # .1 for 0.1
 KALIBR = """cam0:
   T_cam_imu:
   - [0.01, -0.99, 0.004, -0.02]
@@ -126,7 +128,7 @@ def test_files_of_opencv(
     np.testing.assert_allclose(camera.img_from_cam(ray), seen.ravel() + 0.5, atol=1e-9)
 
 
-@pytest.mark.parametrize("text", [ROS, f"%YAML:1.0\n---\n{ROS}", KALIBR, ORB, BY_HAND])
+@pytest.mark.parametrize("text", [ROS, BARE, f"%YAML:1.0\n---\n{ROS}", KALIBR, ORB, BY_HAND])
 def test_files_of_other_tools(text: str, tmp_path: Path) -> None:
     path = tmp_path / ("camera.json" if text.startswith("{") else "camera.yaml")
     path.write_text(text)
@@ -185,6 +187,8 @@ def test_cameras_of_a_rig_are_told_apart_by_folders(tmp_path: Path) -> None:
         (ROS.replace("500, 0.0,", "500, 3.0,"), "without skew"),
         (ROS.replace("0.002, 0.0]", "0.002, 0, 0, 0, 0, 0.5]"), "COLMAP's camera model"),
         (ROS.replace("501", "nan"), "no possible camera"),
+        (ROS.replace("501", ".NaN"), "no possible camera"),
+        (ROS.replace("501", "-.inf"), "no possible camera"),
         (ROS.replace("500,", "-500,"), "no possible camera"),
         (ROS.replace("image_height: 480", ""), "no possible camera"),
         (ORB + "Camera2.fx: 400\n", "several cameras"),
