@@ -9,6 +9,7 @@ variance of the Laplacian. So a camera that stands still gives one frame, and a 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, require_file, write_whole
 from edm_hloc.base.progress import StepProgress
 
+logger = logging.getLogger(__name__)
+
 RECORD = "frames.json"
 _SIDE = 480  # px of the longer side of the copies in which movement is measured
 _CORNERS = 200
@@ -29,6 +32,8 @@ _UNFOLLOWED = 8  # frames in a row that show another picture, after which there 
 _FOLLOWED = 1.0  # px by which a corner may miss its place when it is followed back
 _WINDOW = 0.4  # of a step to each side of it, from which the sharpest frame is taken
 _QUALITY = 95  # of JPEG
+_MISSED = 250  # frames in a row that cannot be read, after which the film is at its end
+_WHOLE = 0.95  # of the frames that a film should have, and of its time
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class FilmFrames:
 
     Attributes:
         written: their numbers in the film, from 0.
-        frames: number of frames in the film.
+        frames: number of frames in the film that can be read.
         seconds: the film's length by its frame rate; 0 if it tells none.
         cuts: number of places where the picture changed altogether.
     """
@@ -50,6 +55,8 @@ class FilmFrames:
 
 def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
     """Writes frames of a film as `out/frame_000123.jpg`, by their number in the film.
+
+    Warns where much of the film cannot be read.
 
     Args:
         film: in any format that OpenCV reads; turned upright as the film tells.
@@ -107,10 +114,12 @@ def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> F
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     rate = float(capture.get(cv2.CAP_PROP_FPS))
     chooser = _Chooser(step)
-    written, frames = [], 0
+    written, frames, last = [], 0, -1
+    seconds = 0.0  # of the last frame that can be read, where the film tells
     with StepProgress("Choosing frames", "frame", total if total > 0 else None) as progress:
         for number, picture in _pictures(capture):
-            frames = number + 1
+            frames, last = frames + 1, number
+            seconds = float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
             for chosen in chooser.add(number, picture):
                 written.append(_write(out, *chosen))
                 progress.note = f"{len(written)} written"
@@ -123,19 +132,30 @@ def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> F
         raise EdmHlocError(
             f"{film} has {frames} frames that can be read: it is a picture, or damaged."
         )
+    # some films tell their length only, so that their number of frames is a guess
+    ends_early = rate <= 0 or seconds < _WHOLE * total / rate
+    if frames < _WHOLE * total and (ends_early or last >= frames):
+        logger.warning(
+            "%s should have %d frames, and %d of them can be read: it is damaged or was cut off. "
+            "Copy it again; or save what there is of it with ffmpeg -i FILM -c:v libx264 film.mp4, "
+            "and take that.",
+            film,
+            total,
+            frames,
+        )
     record = {"film": str(film.resolve()), "step": step, "frames": written, "cuts": chooser.cuts}
     write_whole(out / RECORD, json.dumps(record))
     return FilmFrames(tuple(written), frames, frames / rate if rate > 0 else 0.0, chooser.cuts)
 
 
 def _pictures(capture: cv2.VideoCapture) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and picture (H, W, 3) BGR of each frame."""
-    number = 0
-    while True:
+    """Number and picture (H, W, 3) BGR of each frame; those that are damaged are passed over."""
+    number = missed = 0
+    while missed < _MISSED:
         there, picture = capture.read()
-        if not there:
-            return
-        yield number, picture
+        missed = 0 if there else missed + 1
+        if there:
+            yield number, picture
         number += 1
 
 

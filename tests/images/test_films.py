@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edm_hloc import cli
+from edm_hloc.images.films import extract_frames
 
 SIZE = (320, 240)
 
@@ -27,7 +28,8 @@ def write_film(
     path: Path, wall: np.ndarray, places: Sequence[float], blurred: Sequence[int] = ()
 ) -> Path:
     """A film that looks at x = `places` of the wall, frame after frame; some frames are blurred."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, SIZE)
+    code = "mp4v" if path.suffix == ".mp4" else "MJPG"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 25, SIZE)
     assert writer.isOpened()
     for number, x in enumerate(places):
         centre = (x + SIZE[0] / 2, SIZE[1] / 2)
@@ -79,6 +81,26 @@ def test_cuts_and_cameras_that_stand_still(
     said = capsys.readouterr().out
     assert "Cuts        1" in said
     assert "hardly moves" in said
+
+
+@pytest.mark.parametrize("ending", [".avi", ".mp4", ".mkv"])
+def test_a_film_that_cannot_be_read_as_a_whole_is_told(
+    ending: str, wall: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    film = write_film(tmp_path / f"film{ending}", wall, np.arange(0, 600, 6).tolist())
+    assert extract_frames(film, tmp_path / "whole").frames == 100
+    assert not caplog.text
+    content = film.read_bytes()
+    half, hole = len(content) // 2, len(content) // 5
+    if ending == ".mp4":  # its table of frames is at the end
+        film.write_bytes(content[:half] + bytes(hole) + content[half + hole :])
+    else:
+        film.write_bytes(content[:half])
+    found = extract_frames(film, tmp_path / "damaged")
+    assert f"{film} should have 100 frames, and {found.frames} of them can be read" in caplog.text
+    # what comes after a damaged place is there, under its own number
+    assert (found.written[-1] > 90) == (ending == ".mp4")
+    assert (found.frames > 60) == (ending == ".mp4")
 
 
 def test_what_is_no_film_or_not_ours_is_told(
