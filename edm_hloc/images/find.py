@@ -66,30 +66,17 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
     Raises:
         EdmHlocError: there is no such folder, it cannot be read, or it holds no images.
     """
-    if isinstance(root, CloudFolder):
-        return _find_in_cloud(root)
-    root = Path(root)
-    if not root.is_dir():
-        raise EdmHlocError(_no_folder(root))
-    names, others = [], _Others(root)
     readable = IMAGE_SUFFIXES if decode.heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
-    one_file = any(Path(path).is_file() for path in leave_out)
-    closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
-    for name in _walk(root, "", closed):
-        if PurePosixPath(name).suffix.lower() not in readable:
+    if isinstance(root, CloudFolder):
+        found = _walk_cloud(root)
+    else:
+        root = Path(root)
+        found = _files_in(root, leave_out, readable)
+    names, others = [], _Others(root)
+    for name in found:
+        if not _ends_in(name, readable):
             others.add(name)
-            continue
-        if one_file and _identity(root / name) in closed:
-            continue
-        if not (root / name).is_file():
-            logger.warning("%s is left out: %s.", root / name, _no_file(root / name))
-            continue
-        try:
-            name.encode("utf-8")
-            holdable = name.splitlines() == [name] and "\t" not in name
-        except UnicodeEncodeError:
-            holdable = False
-        if holdable:
+        elif _can_be_listed(name):
             names.append(name)
         else:
             logger.warning("Image %r in %s is left out: rename it first.", name, root)
@@ -104,19 +91,49 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
     return sorted(names)
 
 
-def _find_in_cloud(root: CloudFolder) -> list[str]:
-    """Names of the photos below a folder in object storage, as `find_images`."""
-    readable = IMAGE_SUFFIXES if decode.heic_reader() is None else IMAGE_SUFFIXES + HEIC_SUFFIXES
-    names = [n for n in root.names() if PurePosixPath(n).suffix.lower() in readable]
-    if not names:
-        raise EdmHlocError(f"No images in {root}: names must end in {', '.join(IMAGE_SUFFIXES)}.")
-    return names
+def _ends_in(name: str, suffixes: tuple[str, ...]) -> bool:
+    return PurePosixPath(name).suffix.lower() in suffixes
+
+
+def _can_be_listed(name: str) -> bool:
+    """Whether a list of pairs and an H5 file can hold a name."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return name.splitlines() == [name] and "\t" not in name
+
+
+def _files_in(root: Path, leave_out: Sequence[Path], readable: tuple[str, ...]) -> Iterator[str]:
+    """Names of the files of any kind below a folder, but for photos that are to be left out."""
+    if not root.is_dir():
+        raise EdmHlocError(_no_folder(root))
+    one_file = any(Path(path).is_file() for path in leave_out)
+    closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
+    for name in _walk(root, "", closed):
+        if _ends_in(name, readable):
+            if one_file and _identity(root / name) in closed:
+                continue
+            if not (root / name).is_file():
+                logger.warning("%s is left out: %s.", root / name, _no_file(root / name))
+                continue
+        yield name
+
+
+def _walk_cloud(root: CloudFolder) -> Iterator[str]:
+    """Names of the objects below a folder in object storage that `_walk` would give of a disk."""
+    names = root.names()
+    records = [name for name in names if name.endswith("/run.json")]
+    outputs = tuple(name.removesuffix("run.json") for name in records if _is_record(root / name))
+    for name in names:
+        if not name.startswith(outputs) and not any(p.startswith(".") for p in name.split("/")):
+            yield name
 
 
 class _Others:
     """Files that look like photos or films, but are not read as photos."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | CloudFolder) -> None:
         self._root = root
         self._kinds = Counter[str]()
         self._films: list[str] = []
@@ -130,9 +147,10 @@ class _Others:
             self._films.append(name)
         elif suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
             self._kinds[suffix] += 1
-        elif self._peeked < _PEEKED and _begins_like_a_photo(self._root / name):
-            self._misnamed.append(name)
-        self._peeked += 1
+        elif isinstance(self._root, Path) and self._peeked < _PEEKED:
+            self._peeked += 1
+            if _begins_like_a_photo(self._root / name):
+                self._misnamed.append(name)
 
     def description(self) -> str:
         """Sentences on what is there and what to do with it; empty if there is nothing."""
@@ -154,7 +172,7 @@ class _Others:
             film = min(self._films)
             sentences.append(
                 f"{len(self._films)} films such as {film} are not read. "
-                + _how_to_make_frames(self._root / film)
+                + _how_to_make_frames(f"{self._root}/{film}")
             )
         return " ".join(sentences)
 
@@ -169,7 +187,7 @@ def _begins_like_a_photo(path: Path) -> bool:
         return False
 
 
-def _how_to_make_frames(film: Path) -> str:
+def _how_to_make_frames(film: Path | str) -> str:
     """How to turn a film into a folder of photos."""
     return (
         f"Make photos of the film first: edm-hloc frames '{film}' frames. Then give the folder "
@@ -211,11 +229,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_output(folder: Path) -> bool:
-    """Whether a run of this program writes into a folder: its record begins with the settings."""
+def _is_record(path: Path) -> bool:
+    """Whether a ``run.json`` is of a run of this program, which writes into the folder: it begins
+    with the settings."""
     try:
-        require_file(folder / "run.json")
-        with (folder / "run.json").open("rb") as record:
+        require_file(path)
+        with path.open("rb") as record:
             return record.read(64).split()[:2] == [b"{", b'"settings":']
     except OSError:
         return False
@@ -243,7 +262,7 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
             raise EdmHlocError(f"Cannot read the folder {folder}: {error.strerror}.") from error
         logger.warning("The folder %s is left out: %s.", folder, error.strerror)
         return
-    if prefix and any(e.name == "run.json" for e in visible) and _is_output(folder):
+    if prefix and any(e.name == "run.json" for e in visible) and _is_record(folder / "run.json"):
         logger.info("The folder %s is not searched: it is the output of a run.", folder)
         return
     for entry in visible:

@@ -19,6 +19,7 @@ from edm_hloc.base.text import read_text
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.load import load_image
+from edm_hloc.images.roots import photo_root
 from tests.images.pixels import HEIGHT, WIDTH, stored
 
 
@@ -217,6 +218,26 @@ def test_output_inside_the_photos_is_not_searched(tmp_path: Path) -> None:
     # a folder that is given is searched, whatever it is
     assert find_images(tmp_path / "old") == ["images/b.jpg"]
     assert "a.jpg" in find_images(tmp_path, [tmp_path])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not every file system holds such names")
+def test_photos_in_object_storage_are_found_by_the_same_rules(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("fsspec", reason="object storage needs fsspec")
+    touch(tmp_path, "a.jpg", "._a.jpg", ".thumbs/b.jpg", "tab\there.jpg", "sub/c.PNG", "sub/d.mp4")
+    touch(tmp_path, "old/images/e.jpg", "other/f.jpg", "run.json", "notes.txt")
+    write_whole(tmp_path / "old" / "run.json", json.dumps({"settings": {}}, indent=2))
+    write_whole(tmp_path / "other" / "run.json", '{"made": "by another program"}')
+    address = f"file://{tmp_path}"
+    for root in (tmp_path, photo_root(address)):
+        caplog.clear()
+        assert find_images(root) == ["a.jpg", "other/f.jpg", "sub/c.PNG"]
+        assert "tab\\there.jpg" in caplog.text
+        assert f"In {root} 1 films such as sub/d.mp4 are not read" in caplog.text
+    (tmp_path / "sub" / "c.PNG").unlink()
+    with pytest.raises(EdmHlocError, match=r"No images in file:.*1 films such as d\.mp4"):
+        find_images(photo_root(f"{address}/sub"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
