@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options
 
 
@@ -26,15 +25,10 @@ def _retrieve(args: argparse.Namespace) -> None:
 
     with DescriptorReader(args.descriptors) as reader:
         names = reader.names()
-    lists = [_first_words(path) if path else None for path in (args.query_list, args.database_list)]
-    queries = select_names(names, args.query_prefix, lists[0])
-    database = select_names(names, args.database_prefix, lists[1])
+    queries = select_names(names, args.query_prefix, args.query_list)
+    database = select_names(names, args.database_prefix, args.database_list)
     found = most_similar(args.descriptors, queries, database, args.number)
     write_pairs(args.out, [(query, image) for query, image, _ in found])
     scores = args.out.with_name(f"scores-{args.out.name}")
     write_scores(scores, found)
     print(f"Written     {args.out}, {len(found):,} pairs of {len(queries)} queries; {scores}")
-
-
-def _first_words(path: Path) -> list[str]:
-    return [line.split()[0] for _, line in read_lines(path, "list of names")]

@@ -7,8 +7,9 @@ these together and keeps the files in a run's folder.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,14 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
+from edm_hloc.base.text import read_text
 from edm_hloc.pairs.descriptors import DescriptorReader
 from edm_hloc.pairs.files import find_pairs
 from edm_hloc.pairs.names import NameFinder
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.vlad import VladConfig
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 2048  # images whose descriptors are in memory at a time, of queries and of the database
 BOTH = "edm+sift"
@@ -247,22 +251,49 @@ def most_similar(
 
 
 def select_names(
-    names: Sequence[str], prefixes: Sequence[str] = (), listed: Collection[str] | None = None
+    names: Sequence[str], prefixes: Sequence[str] = (), listed: Path | None = None
 ) -> list[str]:
-    """The names that are in `listed`, else those that begin with one of `prefixes`, else all.
+    """The names that are in a list, else those that begin with one of `prefixes`, else all.
+
+    Args:
+        names: of the images at hand.
+        prefixes: of some of them.
+        listed: file with a name a line, behind which there may be more, as intrinsics; comments
+            begin with "#".
 
     Raises:
-        EdmHlocError: none is left.
+        EdmHlocError: none is left, or the list cannot be read.
     """
     if listed is not None:
-        finder = NameFinder(names)
-        wanted = {finder.find(name) for name in listed}
-        chosen = [name for name in names if name in wanted]
-    else:
-        chosen = [name for name in names if name.startswith(tuple(prefixes) or "")]
+        return _in_list(names, listed)
+    chosen = [name for name in names if name.startswith(tuple(prefixes) or "")]
     if not chosen:
         raise EdmHlocError(
             f"No image begins with {' or '.join(prefixes) or 'that'}; names are like "
             f"{next(iter(names), 'nothing')!r}."
         )
     return chosen
+
+
+def _in_list(names: Sequence[str], path: Path) -> list[str]:
+    finder, wanted, unknown = NameFinder(names), set(), []
+    for line in map(str.strip, read_text(path, "list of names").split("\n")):
+        if not line:
+            continue
+        name = finder.find(line) or finder.find(line.split()[0])
+        if name is not None:
+            wanted.add(name)
+        elif not line.startswith("#"):
+            unknown.append(line[:100])
+    finder.report(path)
+    if not wanted:
+        raise EdmHlocError(
+            f"{path} names none of the {len(names)} images: it names "
+            f"{unknown[0] if unknown else 'nothing'!r}, and theirs are like "
+            f"{next(iter(names), 'nothing')!r}."
+        )
+    if unknown:
+        logger.warning(
+            "%s names %d images that are not there, such as %r.", path, len(unknown), unknown[0]
+        )
+    return [name for name in names if name in wanted]
