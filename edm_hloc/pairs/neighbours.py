@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ def near_in_time(names: Sequence[str], captures: Mapping[str, Capture]) -> list[
         capture = captures.get(name, Capture())
         if capture.seconds is not None:
             rows["time", capture.camera].append((capture.seconds, name))
-        elif number := re.search(r"(\d{1,9})\D*$", name):
+        elif number := re.search(r"(\d{1,9})\D*$", posixpath.splitext(name)[0]):  # not of .jp2
             rows["number", name[: number.start()]].append((float(number[1]), name))
     pairs = []
     for (of, _), row in rows.items():

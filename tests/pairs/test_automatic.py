@@ -53,6 +53,8 @@ def test_neighbours_in_time() -> None:
     assert near_in_time(sorted(times), captures) == [("b", "a"), ("b", "c"), ("a", "c")]
     names = ["IMG_10.jpg", "IMG_9.jpg", "IMG_40.jpg", "x.jpg", "y.jpg", "sub/IMG_11.jpg"]
     assert near_in_time(names, {}) == [("IMG_9.jpg", "IMG_10.jpg")]
+    numbered = ["IMG_1.jp2", "IMG_2.jp2", "IMG_30.jp2", "x.jp2", "y.jp2"]
+    assert near_in_time(numbered, {}) == [("IMG_1.jp2", "IMG_2.jp2")]
     together = {name: Capture("one", 3.0) for name in ("f2", "f10", "f1")}
     assert near_in_time(list(together), together) == [("f1", "f2"), ("f1", "f10"), ("f2", "f10")]
 
