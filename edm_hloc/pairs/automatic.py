@@ -101,7 +101,7 @@ class AutomaticPairs(SimilarPhotos):
                     wanted.subtract(key)
         graph = _graph(names, partners)
         parts = [*_parts(graph)[1:], *_hanging(graph)]
-        across = _across(parts, ranked, known | new.keys())
+        across = _across(parts, ranked, known | new.keys(), frozenset(names))
         return unique_pairs([*new.values(), *across])
 
 
@@ -143,15 +143,16 @@ def _across(
     parts: Sequence[Sequence[str]],
     ranked: Mapping[str, Sequence[str]],
     known: Collection[frozenset[str]],
+    readable: Collection[str],
 ) -> Iterator[Pair]:
-    """Pairs that may connect each part to the others, most alike first."""
+    """Pairs of readable photos that may connect each part to the others, most alike first."""
     for part in parts:
         inside = set(part)
         found = [
             (place, name, other)
             for name in part
             for place, other in enumerate(ranked.get(name, ()))
-            if other not in inside and frozenset((name, other)) not in known
+            if other not in inside and other in readable and frozenset((name, other)) not in known
         ]
         for _, name, other in sorted(found)[:_ACROSS]:
             yield name, other

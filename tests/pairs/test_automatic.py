@@ -195,6 +195,16 @@ def test_parts_are_joined() -> None:
     assert not any("bad" in pair for pair in alone)
 
 
+def test_photos_that_cannot_be_read_take_no_place_of_those_that_may_connect_parts() -> None:
+    group, damaged = [f"{i}" for i in range(6)], [f"x{i}" for i in range(10)]
+    tried = {(a, b): True for a in group for b in group if a < b}
+    ranked = {name: [] for name in [*group, *damaged]} | {"far": [*damaged, "0"]}
+    photos = AutomaticPairs((*group, *damaged, "far"))
+    # without partners it asks for itself at first; then, in vain, only parts are joined
+    in_vain = {("far", "1"): False}
+    assert photos.further(ranked, [tried, in_vain, in_vain], damaged) == [("far", "0")]
+
+
 @pytest.mark.parametrize("far", [2, 5])
 def test_parts_that_a_single_photo_connects_are_joined(far: int) -> None:
     """Two groups of photos with all their partners, and one photo that both have in common."""
