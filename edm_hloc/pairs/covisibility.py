@@ -26,7 +26,7 @@ _MAX_ROTATION = 30.0  # degrees between two cameras that may see the same things
 
 
 def from_model(model: Path, num_matched: int) -> list[Pair]:
-    """`from_covisibility` for a model with points, `from_poses` for one without.
+    """`from_covisibility` for a model with points, `from_cameras` for one without.
 
     Raises:
         EdmHlocError: as those two.
@@ -68,32 +68,19 @@ def _by_covisibility(
     return unique_pairs(pairs)
 
 
-def from_poses(model: Path, num_matched: int, max_rotation: float = _MAX_ROTATION) -> list[Pair]:
-    """Each image of a COLMAP model with the nearest ones that look in a similar direction.
-
-    Args:
-        model: folder of the model, which need not have points.
-        num_matched: number of partners of each image.
-        max_rotation: largest angle between the orientations of two cameras, degrees.
-
-    Raises:
-        EdmHlocError: the model cannot be read, or no two cameras have similar orientations.
-    """
-    return from_cameras(read_model(model), model, num_matched, max_rotation)
-
-
 def from_cameras(
     reconstruction: pycolmap.Reconstruction,
     model: Path,
     num_matched: int,
     max_rotation: float = _MAX_ROTATION,
 ) -> list[Pair]:
-    """`from_poses` of a model that has been read.
+    """Each image of a COLMAP model with the nearest ones that look in a similar direction.
 
     Args:
-        reconstruction: the model.
+        reconstruction: the model, which need not have points.
         model: where it is from, for the message.
-        num_matched, max_rotation: see `from_poses`.
+        num_matched: number of partners of each image.
+        max_rotation: largest angle between the orientations of two cameras, degrees.
 
     Raises:
         EdmHlocError: no two cameras have similar orientations.

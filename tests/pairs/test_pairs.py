@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pairs import covisibility
-from edm_hloc.pairs.covisibility import from_covisibility, from_model, from_poses
+from edm_hloc.pairs.covisibility import from_cameras, from_covisibility, from_model
 from edm_hloc.pairs.files import from_file, read_names, read_pairs, write_pairs
-from edm_hloc.pairs.rules import exhaustive, in_natural_order, sequential, unique_pairs
+from edm_hloc.pairs.rules import Pair, exhaustive, in_natural_order, sequential, unique_pairs
 from edm_hloc.pairs.selection import PairSelection, select_pairs
 
 NAMES = [f"{i}.jpg" for i in range(7)]
@@ -298,20 +298,24 @@ def test_covisibility_equals_plain_counting(
     assert len(found) <= 23 * 4
 
 
+def by_poses(model: Path, number: int, max_rotation: float = 30.0) -> list[Pair]:
+    return from_cameras(read_model(model), model, number, max_rotation)
+
+
 def test_poses_golden(tmp_path: Path) -> None:
     # on a line 0, 1, 2, 4, 8; camera 1 looks away
     centres = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0], [8, 0, 0]], float)
     model = write_model(tmp_path / "m", centres + 1e6, np.array([0, 90, 10, 20, 45.0]))
-    assert from_poses(model, 1, max_rotation=30) == [
+    assert by_poses(model, 1, max_rotation=30) == [
         ("0.jpg", "2.jpg"), ("3.jpg", "2.jpg"), ("4.jpg", "3.jpg"),
     ]  # fmt: skip
-    assert undirected(from_poses(model, 9, max_rotation=25)) == undirected(
+    assert undirected(by_poses(model, 9, max_rotation=25)) == undirected(
         [("0.jpg", "2.jpg"), ("0.jpg", "3.jpg"), ("2.jpg", "3.jpg"), ("3.jpg", "4.jpg")]
     )
-    assert len(from_poses(model, 9, max_rotation=180)) == 10
-    assert from_model(model, 1) == from_poses(model, 1)
+    assert len(by_poses(model, 9, max_rotation=180)) == 10
+    assert from_model(model, 1) == by_poses(model, 1)
     with pytest.raises(EdmHlocError, match="larger rotation"):
-        from_poses(model, 3, max_rotation=1)
+        by_poses(model, 3, max_rotation=1)
 
 
 def test_poses_equal_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +329,7 @@ def test_poses_equal_plain_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         near = [j for j in range(13) if j != i and abs(turns[i] - turns[j]) <= 30]
         near.sort(key=lambda j: np.linalg.norm(centres[i] - centres[j]))
         expected += [(names[i], names[j]) for j in near[:3]]
-    assert from_poses(model, 3) == unique_pairs(expected)
+    assert by_poses(model, 3) == unique_pairs(expected)
 
 
 def test_models_that_are_none(tmp_path: Path) -> None:
@@ -333,14 +337,14 @@ def test_models_that_are_none(tmp_path: Path) -> None:
         from_covisibility(tmp_path, 3)
     model = write_model(tmp_path / "0", np.eye(3), np.zeros(3))
     with pytest.raises(EdmHlocError, match=r"Did you mean .*0\?"):
-        from_poses(tmp_path, 3)
+        from_model(tmp_path, 3)
     with pytest.raises(EdmHlocError, match="poses instead"):
         from_covisibility(model, 3)
     (model / "images.txt").write_text("1 2 3\n")
     with pytest.raises(
         EdmHlocError, match=r"images\.txt, line 1: expected IMAGE_ID .*found '1 2 3'"
     ):
-        from_poses(model, 3)
+        from_model(model, 3)
 
 
 def test_exhaustive_pairs_of_too_many_photos_are_refused_at_once() -> None:
