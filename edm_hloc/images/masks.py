@@ -49,9 +49,10 @@ def find_masks(masks: Path | None, names: Sequence[str], images: Path) -> dict[s
         found = _masks_in(masks, names, images)
     else:
         raise EdmHlocError(f"No such folder of masks: {masks}. Check the path.")
-    for name, mask in found.items():
+    sizes: dict[Path, tuple[int, int]] = {}
+    for mask in dict.fromkeys(found.values()):
         try:
-            size = photo_size(mask)
+            size = sizes[mask] = photo_size(mask)
         except ImageError as error:
             raise EdmHlocError(f"{error} {_REMEDY}") from error
         if size[0] * size[1] > _MAX_PIXELS:
@@ -59,8 +60,9 @@ def find_masks(masks: Path | None, names: Sequence[str], images: Path) -> dict[s
                 f"The mask {mask} has {size[0]} × {size[1]} pixels: shrink it. A mask need "
                 "not have the size of its photo."
             )
+    for name, mask in found.items():
         with contextlib.suppress(ImageError):  # of the photo, which matching reports and skips
-            _photo_size_of(mask, size, images / name)
+            _photo_size_of(mask, sizes[mask], images / name)
     return found
 
 

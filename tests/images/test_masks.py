@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.decode import photo_size
 from edm_hloc.images.masks import find_masks, read_mask
 
 NAMES = ["a.jpg", "sub/b.jpg", "c.png"]
@@ -80,7 +81,11 @@ def test_a_mask_in_the_alpha_channel(tmp_path: Path) -> None:
     assert left_is_masked(mask, photo)
 
 
-def test_one_mask_for_all_photos(tmp_path: Path) -> None:
+def test_one_mask_for_all_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(
+        "edm_hloc.images.masks.photo_size", lambda path: opened.append(path) or photo_size(path)
+    )
     images, mask = tmp_path / "images", tmp_path / "masks" / "rig.png"
     images.mkdir()
     mask.parent.mkdir()
@@ -89,6 +94,7 @@ def test_one_mask_for_all_photos(tmp_path: Path) -> None:
         Image.new("L", (120, 80)).save(images / name)
     Image.fromarray(LEFT).save(mask)
     assert find_masks(mask, names, images) == dict.fromkeys(names, mask)
+    assert opened == [mask, images / "a.jpg", images / "b.jpg"]
     with pytest.raises(EdmHlocError, match=r"none of the 2 photos.*given as a file"):
         find_masks(mask.parent, names, images)
     Image.new("L", (80, 120)).save(images / "b.jpg")
