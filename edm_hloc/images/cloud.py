@@ -39,6 +39,7 @@ class CloudFolder:
         self._store = Store(url)
         self._cache_bytes = cache_bytes
         self._folder = tempfile.TemporaryDirectory(prefix="edm_hloc-photos-")
+        self._listed: dict[str, Stored] = {}  # what `names` found
         self._sizes: OrderedDict[str, int] = OrderedDict()  # of the photos that are here
         self._being_fetched: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -48,17 +49,23 @@ class CloudFolder:
 
     def names(self) -> list[str]:
         """Names of all objects below the folder, sorted. Raises EdmHlocError if it has none."""
-        names = list(self._store.objects())
-        if not names:
+        self._listed = self._store.objects()
+        if not self._listed:
             raise EdmHlocError(f"There is nothing in {self}: check the address.")
-        return names
+        return list(self._listed)
 
     def stamps(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """(size in bytes, time of the put in ns) by name; those that are missing are left out."""
+        """(size in bytes, time of the put in ns) by name; those that are missing are left out.
+
+        Of objects that `names` has listed they are those of the list: nothing is asked again.
+        """
         names = list(names)
+        listed = self._listed
+        others = [name for name in names if name not in listed]
         with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:
-            found = zip(names, pool.map(self._store.stat, names), strict=True)
-            return {name: (stored.size, stored.modified) for name, stored in found if stored}
+            asked = dict(zip(others, pool.map(self._store.stat, others), strict=True))
+        found = ((name, listed.get(name) or asked[name]) for name in names)
+        return {name: (stored.size, stored.modified) for name, stored in found if stored}
 
     def __truediv__(self, name: str, /) -> Path:
         """The file of a photo.

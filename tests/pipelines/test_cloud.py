@@ -131,7 +131,12 @@ def test_photos_in_a_bucket(bucket: str, photos: Path, monkeypatch: pytest.Monke
     root = photo_root(f"{bucket}/photos/")
     assert isinstance(root, CloudFolder)
     assert find_images(root) == NAMES
+    stat = Store.stat
+    asked: list[str] = []
+    monkeypatch.setattr(Store, "stat", lambda store, name: asked.append(name) or stat(store, name))
     stamps = image_stamps(root, [*NAMES, "none.png"])
+    assert asked == ["none.png"]  # the others were listed with their sizes and times
+    assert stamps == image_stamps(CloudFolder(f"{bucket}/photos"), NAMES)
     assert {name: size for name, (size, _) in stamps.items()} == {
         name: (photos / name).stat().st_size for name in NAMES
     }
