@@ -33,6 +33,9 @@ PRETRAINED = tuple(ORIGINS)
 class LoFTRMatcher(NetworkMatcher):
     """LoFTR. Points of image 0 are sub-pixel, those of image 1 lie on the 8 px grid, as in hloc.
 
+    Its network keeps results in itself, so that pairs go through it one at a time. On a CPU each is
+    spread over torch's threads, whose number changes the matches by rounding only.
+
     `MatcherConfig.weights` is "outdoor" (the default), "indoor_new" or "indoor", which kornia
     downloads and keeps in torch's cache, or the path of a checkpoint.
 
@@ -63,8 +66,6 @@ class LoFTRMatcher(NetworkMatcher):
             "origin": self.origin,
             "threshold": self.threshold,
             "topk": self.config.topk,
-            # its network keeps results in itself: one pair at a time, on all cores, which counts
-            **({"threads": torch.get_num_threads()} if self.info.device.type == "cpu" else {}),
             **asdict(self.config.preprocessing),
         }
 

@@ -43,6 +43,7 @@ from edm_hloc.base.h5 import (
 from edm_hloc.base.matches import Matches
 
 _ARRAYS = (b"keypoints0", b"keypoints1", b"scores")
+_OUTDATED = ("threads",)  # in LoFTR's provenance of older versions: changes matches by rounding
 
 FileStamp = tuple[int, int]
 """Size in bytes and modification time in ns of an image file, to notice that it has changed."""
@@ -180,6 +181,11 @@ def json_provenance(provenance: Provenance) -> dict[str, str | int | float | boo
     return dict(json.loads(json.dumps(dict(provenance))))
 
 
+def without_outdated(stored: Provenance) -> dict[str, str | int | float | bool | None]:
+    """A stored provenance without what older versions noted though matches do not depend on it."""
+    return {key: value for key, value in stored.items() if key not in _OUTDATED}
+
+
 def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
     """Checks that a folder, if it exists, holds no raw matches of another provenance.
 
@@ -201,6 +207,7 @@ def check_same_provenance(path: Path, stored: Provenance, now: Provenance) -> No
     Raises:
         EdmHlocError: it is another one; the message names the settings that differ.
     """
+    stored = without_outdated(stored)
     differences = [
         f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(stored.keys() | now.keys())

@@ -18,7 +18,7 @@ from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import json_provenance
+from edm_hloc.matching.shards import json_provenance, without_outdated
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 from edm_hloc.refinement.load import MatcherRecipe
@@ -180,7 +180,7 @@ def load_plan(out: Path) -> ShardPlan:
             path.parent,
             root_from_json(values["image_root"]),
             MatcherRecipe(**values["matcher"]),
-            dict(values["provenance"]),
+            without_outdated(dict(values["provenance"])),
             tuple(int(number) for number in values["pairs"]),
             int(values["extra_encodes"]),
             int(values["photos"]),

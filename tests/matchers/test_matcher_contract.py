@@ -234,6 +234,24 @@ def test_determinism(name: str, weights: dict[str, str], tmp_path: Path) -> None
     assert runs[0][2] == runs[1][2]
 
 
+def test_cores_change_matches_by_rounding_and_the_provenance_not(
+    matcher: Matcher, tmp_path: Path
+) -> None:
+    """Or else workers, with fewer cores each, could not do the work of one process."""
+    images = texture(128, 96), texture(96, 64, seed=1)
+    before, found, provenances = torch.get_num_threads(), [], []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(matcher.match(*(encode(matcher, tmp_path, image) for image in images)))
+            provenances.append(dict(matcher.provenance))
+    finally:
+        torch.set_num_threads(before)
+    assert provenances[0] == provenances[1]
+    for one, three in zip(*(matches.arrays().values() for matches in found), strict=True):
+        np.testing.assert_allclose(one, three, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_provenance_and_options(name: str, weights: dict[str, str], tmp_path: Path) -> None:
     usual = make(name, weights)

@@ -15,11 +15,13 @@ import h5py
 import numpy as np
 import pytest
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.matching import reader as reader_module
 from edm_hloc.matching import writer as writer_module
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.recent import RecentPairs, recent_path
+from edm_hloc.matching.shards import check_folder_provenance
 from edm_hloc.matching.writer import RawMatchWriter
 from tests.h5_files import (
     PROVENANCE,
@@ -51,6 +53,16 @@ def test_small_shards_are_merged(tmp_path: Path) -> None:
             seed = 1000 + i if i < 40 else i
             assert_same(reader.read(f"{i // 7}.jpg", f"to/{i}.jpg"), raw(seed))
         assert reader.provenance == PROVENANCE
+
+
+def test_what_older_versions_noted_in_vain_is_not_asked_for(tmp_path: Path) -> None:
+    with RawMatchWriter(tmp_path, {**PROVENANCE, "threads": 4}) as writer:
+        writer.add("a", "b", raw(0))
+    check_folder_provenance(tmp_path, PROVENANCE)
+    with RawMatchWriter(tmp_path, PROVENANCE) as writer:
+        assert ("a", "b") in writer
+    with pytest.raises(EdmHlocError, match=r"threshold: 0\.05 there, 1 now\nChoose"):
+        check_folder_provenance(tmp_path, {**PROVENANCE, "threshold": 1})
 
 
 @pytest.mark.usefixtures("small_shards")
