@@ -194,7 +194,7 @@ def _compute_descriptors(
         else:
             local = edm_features(weights, device) if how == "edm" else SIFT
             method = {"how": how, "sha256": local.name}
-            if matcher is not None and matcher.recipe is not None:
+            if isinstance(used, WeightsInfo) and matcher is not None and matcher.recipe is not None:
                 method["weights"] = matcher.recipe.anywhere().weights
             spread = partial(spread_descriptors, run, images.root, method, made_from)
             elsewhere = spread if run.shards else None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, WorkLeftError
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import load, weights_sha256
 from edm_hloc.models.weights_file import metadata_of
@@ -29,6 +29,9 @@ from edm_hloc.pairs.vlad import VladConfig
 from edm_hloc.pipelines import retrieval
 from edm_hloc.pipelines.retrieval import retrieve, similar_pairs
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.work_kinds import work_shard
+from edm_hloc.pipelines.work_plan import load_work
+from edm_hloc.refinement.load import MatcherRecipe
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
 
@@ -193,3 +196,34 @@ def test_descriptors_of_edm_are_of_the_weights_of_the_matcher(tmp_path: Path) ->
         info=SimpleNamespace(device=torch.device("cpu"), weights="LoFTR's"), recipe=None
     )
     assert descriptors_by(of_none)[0] == default_sha256
+
+
+@pytest.mark.parametrize(("matcher", "how"), [("edm", "edm"), ("loftr", "edm"), ("loftr", "sift")])
+def test_workers_describe_by_the_weights_of_edm_only(
+    matcher: str, how: str, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{k}.png" for k in range(4)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (64, 64), np.uint8))
+    if matcher == "edm":
+        path = other_weights(tmp_path / "other.safetensors")
+        used = load(path)[1]
+    else:
+        path, used = tmp_path / "outdoor.ckpt", str(tmp_path / "outdoor.ckpt")
+        torch.save({"state_dict": {}}, path)
+    made = SimpleNamespace(
+        info=SimpleNamespace(device=torch.device("cpu"), weights=used),
+        recipe=MatcherRecipe(matcher, weights=str(path)),
+    )
+    photos = SimilarPhotos(tuple(names), RetrievalOptions(how, 1, VladConfig(words=4)))
+    run = Run(tmp_path / "out", {})
+    run.shards = 2
+    with pytest.raises(WorkLeftError):
+        similar_pairs(run, photos, tmp_path, made)
+    for shard in (1, 2):
+        work_shard(load_work(run.out), shard, torch.device("cpu"))
+    similar_pairs(run, photos, tmp_path, made)
+    with DescriptorReader(run.out / f"global-feats-{how}.h5") as reader:
+        edm = used.sha256 if matcher == "edm" else weights_sha256()
+        assert reader.provenance["of"] == (edm if how == "edm" else "sift")
