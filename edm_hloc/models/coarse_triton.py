@@ -108,11 +108,12 @@ def fused_columns(
     row_lse = a.new_empty(batch, grid[1], rows)
     column_lse = a.new_empty(batch, grid[0], columns)
     sizes = (rows, columns, channels, _TILE, _DEPTH)
-    _sums[grid](a, b, row_lse, column_lse, *sizes)
-    total = column_lse.logsumexp(dim=1).contiguous()
-    value = torch.empty_like(row_lse)
-    index = torch.empty_like(row_lse, dtype=torch.int32)
-    _best[grid](a, b, total, value, index, *sizes)
+    with torch.cuda.device_of(a):  # Triton launches kernels on the current device
+        _sums[grid](a, b, row_lse, column_lse, *sizes)
+        total = column_lse.logsumexp(dim=1).contiguous()
+        value = torch.empty_like(row_lse)
+        index = torch.empty_like(row_lse, dtype=torch.int32)
+        _best[grid](a, b, total, value, index, *sizes)
     best, tile = value.max(dim=1)
     column = index.gather(1, tile[:, None])[:, 0].long()
     return (best - row_lse.logsumexp(dim=1)).exp(), column
