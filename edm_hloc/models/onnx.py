@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,17 @@ from edm_hloc.models.types import (
 )
 from edm_hloc.models.weights_file import config_from_json
 
+logger = logging.getLogger(__name__)
+
 ENCODE, MATCH = "encode.onnx", "match.onnx"
 CHECKSUMS = "sha256.json"  # of the two graphs by name; exports of older versions have none
 TENSORRT = "TensorrtExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 _CPU_ONLY = ["CPUExecutionProvider"]
+_NO_GPU = (
+    "This ONNX Runtime cannot use the GPU: pip install onnxruntime-gpu, with the versions of CUDA "
+    "and cuDNN that it asks for, or use --device cpu."
+)
 _ELEMENT_TYPES = {torch.float32: "float32", torch.float16: "float16"}
 
 
@@ -43,15 +51,16 @@ class OnnxEDM:
     """Exported graphs with the interface of `EDM`: `encode` and `match`.
 
     On a CUDA device the graphs are run by TensorRT if ONNX Runtime has it, otherwise by CUDA. The
-    engines that TensorRT builds for each range of image sizes are cached in the graphs' folder.
+    engines that TensorRT builds for each range of image sizes are cached in folders beside the
+    graph they are of, which its checksum names: TensorRT takes any graph of the same operations
+    for the same, whatever its weights.
 
     Args:
         folder: with encode.onnx and match.onnx.
         device: of the inputs and outputs, CPU or CUDA.
-        providers: execution providers of ONNX Runtime in order of preference; None for those that
-            suit the device.
 
     Attributes:
+        providers: execution providers of ONNX Runtime that run the graphs, in order of preference.
         config: architecture of the exported network.
         dtype: of the features.
         topk, refined: K and the refined image, fixed by the export.
@@ -62,13 +71,11 @@ class OnnxEDM:
         EdmHlocError: ONNX Runtime is missing or cannot use the device, or a graph cannot be read.
     """
 
-    def __init__(
-        self, folder: Path, device: torch.device, providers: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self._runtime = import_onnxruntime()
         self.device = device
         self.folder = folder
-        self.providers = list(providers or _providers(self._runtime, device))
+        wanted = _providers(self._runtime, device)
         # The precision has to be known before a graph is loaded by TensorRT.
         graph = self._load(ENCODE, _CPU_ONLY)
         half = graph.get_outputs()[0].type == "tensor(float16)"
@@ -84,8 +91,10 @@ class OnnxEDM:
             raise EdmHlocError(
                 f"{folder / ENCODE} was not made by this version of: edm-hloc export {folder}"
             ) from error
-        on_cpu = self.providers == _CPU_ONLY
-        self._sessions = {ENCODE: graph if on_cpu else self._load(ENCODE, self.providers)}
+        self._sessions = {ENCODE: graph if wanted == _CPU_ONLY else self._load(ENCODE, wanted)}
+        self.providers: list[str] = self._sessions[ENCODE].get_providers()
+        if device.type == "cuda" and _CUDA not in self.providers:
+            raise EdmHlocError(_NO_GPU)
 
     def _session(self, name: str) -> Any:
         """The session of a graph, which is loaded at its first use."""
@@ -105,32 +114,42 @@ class OnnxEDM:
         remedy = f"edm-hloc export {self.folder}"
         if not path.is_file():
             raise EdmHlocError(f"No such file: {path}. Make it with: {remedy}")
-        _check_whole(path, remedy)
+        sha256 = _check_whole(path, remedy)
         options = self._runtime.SessionOptions()
         options.log_severity_level = 3
         # Photos are encoded side by side, each on one core: with another number of threads the
         # results are rounded differently.
         options.intra_op_num_threads = 1
-        settings = [
-            {
-                "trt_engine_cache_enable": True,
-                "trt_engine_cache_path": str(self.folder),
-                # allows fp16 everywhere in the graph, not only where it is stored so
-                "trt_fp16_enable": self.dtype == torch.float16,
-            }
-            if provider == TENSORRT
-            else {}
-            for provider in providers
-        ]
         try:
             return self._runtime.InferenceSession(
-                str(path), options, providers=providers, provider_options=settings
+                str(path),
+                options,
+                providers=providers,
+                provider_options=[self._settings(provider, sha256) for provider in providers],
+                enable_fallback=False,  # which forgets the settings, and with them the device
             )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             reason = " ".join(str(error).split())
+            if TENSORRT in providers:  # its libraries are missing
+                logger.info("%s is not run by TensorRT: %s", path, reason)
+                return self._load(name, [p for p in providers if p != TENSORRT])
             raise EdmHlocError(
                 f"{path} cannot be used ({reason}). Make it again: {remedy}"
             ) from error
+
+    def _settings(self, provider: str, sha256: str) -> dict[str, Any]:
+        """What an execution provider is told, for the graph with this checksum."""
+        if provider not in (TENSORRT, _CUDA):
+            return {}
+        settings: dict[str, Any] = {"device_id": self.device.index or 0}
+        if provider == TENSORRT:
+            settings |= {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": str(self.folder / f"engines-{sha256[:16]}"),
+                # allows fp16 everywhere in the graph, not only where it is stored so
+                "trt_fp16_enable": self.dtype == torch.float16,
+            }
+        return settings
 
     def encode(self, images: Tensor) -> EDMFeatures:
         """See `EDM.encode`; images (B, 1, H, W) on any device.
@@ -210,14 +229,17 @@ class OnnxEDM:
         session.run_with_iobinding(binding)
 
 
-def _check_whole(path: Path, remedy: str) -> None:
-    """Raises EdmHlocError if a graph is not the file that was exported, or cannot be read."""
+def _check_whole(path: Path, remedy: str) -> str:
+    """SHA-256 of a graph.
+
+    Raises:
+        EdmHlocError: it is not the file that was exported, or cannot be read.
+    """
     try:
-        expected = json.loads((path.parent / CHECKSUMS).read_text("utf-8"))[path.name]
-        if hashlib.sha256(path.read_bytes()).hexdigest() == expected:
-            return
-    except FileNotFoundError:
-        return
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        checksums = path.parent / CHECKSUMS
+        if not checksums.exists() or json.loads(checksums.read_text("utf-8"))[path.name] == sha256:
+            return sha256
     except OSError as error:
         raise EdmHlocError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError):
@@ -229,16 +251,13 @@ def _check_whole(path: Path, remedy: str) -> None:
 
 
 def _providers(runtime: Any, device: torch.device) -> list[str]:
-    """The available execution providers for a device, the fastest first."""
+    """The execution providers for a device that ONNX Runtime was built with, the fastest first."""
     available = runtime.get_available_providers()
     wanted = _CPU_ONLY
     if device.type == "cuda":
-        wanted = [TENSORRT, "CUDAExecutionProvider", *wanted]
-        if "CUDAExecutionProvider" not in available:
-            raise EdmHlocError(
-                "This ONNX Runtime cannot use a GPU: pip install onnxruntime-gpu, or use "
-                "--device cpu."
-            )
+        wanted = [TENSORRT, _CUDA, *wanted]
+        if _CUDA not in available:
+            raise EdmHlocError(_NO_GPU)
     elif device.type != "cpu":
         raise EdmHlocError(f"ONNX graphs run on cpu or cuda, not on {device.type}.")
     return [provider for provider in wanted if provider in available]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,40 +202,96 @@ def test_matcher_encodes_with_the_graph(
     assert min(shares_in_common(tmp_path / "plain", tmp_path / "graphs")) > 0.95
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider")
+CUDA = "CUDAExecutionProvider"
+
+
+class Runtime:
+    """Sessions on the CPU that say they were made with what is `loadable`; `told` by graph."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loadable: Sequence[str]) -> None:
+        self.told: dict[str, dict[str, dict[str, Any]]] = {}
+        self.loadable = loadable
+        session = onnxruntime.InferenceSession
+
+        def make(path: str, options: object, *, providers: list[str], **settings: Any) -> Any:
+            self.told[Path(path).name] = dict(
+                zip(providers, settings["provider_options"], strict=True)
+            )
+            assert settings["enable_fallback"] is False
+            if TENSORRT in providers and TENSORRT not in self.loadable:
+                raise RuntimeError("Please install TensorRT libraries")
+            made = session(path, options, providers=["CPUExecutionProvider"])
+            made.get_providers = lambda: [p for p in providers if p in self.loadable]
+            return made
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+        built_with = [TENSORRT, CUDA, "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built_with)
+
+
+def with_tensorrt_for_cpu(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.setattr(onnx_graphs, "_providers", lambda *_: TENSORRT_AND_CPU)
+    return Runtime(monkeypatch, TENSORRT_AND_CPU)
+
+
+TENSORRT_AND_CPU = [TENSORRT, "CPUExecutionProvider"]
+
+
 def test_matching_with_tensorrt_is_noted(
     trained: Path, exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """K of the graphs may cut matches off. ONNX Runtime leaves out TensorRT where it is not."""
-    monkeypatch.setattr(onnx_graphs, "_providers", lambda *_: TENSORRT_AND_CPU)
+    """K of the graphs may cut matches off."""
+    with_tensorrt_for_cpu(monkeypatch)
     config = EDMMatcherConfig(trained, device="cpu")
     # the graphs refine as they were exported, in both directions
     graphs = EDMMatcher(dataclasses.replace(config, onnx=exported[0], plenty=10))
     assert graphs.provenance == {**EDMMatcher(config).provenance, "graphs_topk": 400}
 
 
-TENSORRT_AND_CPU = [TENSORRT, "CPUExecutionProvider"]
+def test_what_onnx_runtime_was_built_with_is_not_what_runs(
+    exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT is a part of every onnxruntime-gpu, but its libraries are not."""
+    runtime = Runtime(monkeypatch, [CUDA, "CPUExecutionProvider"])
+    graphs = OnnxEDM(exported[0], torch.device("cuda:2"))
+    assert graphs.providers == [CUDA, "CPUExecutionProvider"]
+    assert runtime.told[ENCODE][CUDA] == {"device_id": 2}
+    runtime.loadable = ["CPUExecutionProvider"]  # nor are those of CUDA here
+    with pytest.raises(EdmHlocError, match=r"cannot use the GPU: pip install .*--device cpu"):
+        OnnxEDM(exported[0], torch.device("cuda"))
 
 
-def half_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[bool]:
-    """What TensorRT is told when both graphs are loaded."""
-    said: set[bool] = set()
-    session = onnxruntime.InferenceSession
+def test_engines_of_tensorrt_are_of_the_device_and_the_graph(
+    exported: tuple[Path, OnnxSummary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(monkeypatch, [TENSORRT, CUDA, "CPUExecutionProvider"])
+    folders = []
+    for weights_of_graph in (b"as exported", b"of another export"):
+        for path in exported[1].paths:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        with (tmp_path / ENCODE).open("ab") as file:  # an unknown field, which is skipped
+            file.write(b"\xfa\x7f" + bytes([len(weights_of_graph)]) + weights_of_graph)
+        graphs = OnnxEDM(tmp_path, torch.device("cuda:1"))
+        assert graphs.providers[0] == TENSORRT
+        settings = runtime.told[ENCODE]
+        assert settings[CUDA]["device_id"] == settings[TENSORRT]["device_id"] == 1
+        folders.append(Path(settings[TENSORRT]["trt_engine_cache_path"]))
+    assert [folder.parent for folder in folders] == [tmp_path] * 2
+    assert folders[0] != folders[1]
 
-    def noting(path: str, options: object, *, providers: list[str], provider_options: list) -> Any:
-        said.update(o["trt_fp16_enable"] for o in provider_options if "trt_fp16_enable" in o)
-        return session(path, options, providers=["CPUExecutionProvider"])
 
-    monkeypatch.setattr(onnxruntime, "InferenceSession", noting)
-    graphs = OnnxEDM(folder, CPU, TENSORRT_AND_CPU)
+def half_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What TensorRT is told when the graphs are loaded."""
+    runtime = with_tensorrt_for_cpu(monkeypatch)
+    graphs = OnnxEDM(folder, CPU)
     graphs.match(*(graphs.encode(image) for image in views(64, 96)))
-    return said
+    return [runtime.told[name][TENSORRT]["trt_fp16_enable"] for name in (ENCODE, MATCH)]
 
 
 def test_full_precision_stays_so_with_tensorrt(
     exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert half_is_allowed(exported[0], monkeypatch) == {False}
+    assert half_is_allowed(exported[0], monkeypatch) == [False, False]
 
 
 @pytest.mark.slow
@@ -258,4 +315,4 @@ def test_half_precision_on_the_command_line(
     assert min(shares_in_common(tmp_path / "plain", tmp_path / "half")) > 0.8
     with pytest.raises(EdmHlocError, match="half_graphs"):
         match_pairs(photos, PAIRS, half, tmp_path / "plain")
-    assert half_is_allowed(folder, monkeypatch) == {True}
+    assert half_is_allowed(folder, monkeypatch) == [True, True]
