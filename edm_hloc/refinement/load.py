@@ -102,9 +102,11 @@ class MatcherRecipe:
 
     def anywhere(self) -> MatcherRecipe:
         """The same with absolute paths, for processes that start in another folder."""
-        return replace(self, weights=_absolute(self.weights), onnx=_absolute(self.onnx))
-
-
-def _absolute(path: str | None) -> str | None:
-    """The absolute path of a file or folder that is there; else, as of a name, what was given."""
-    return path if path is None or not Path(path).exists() else str(Path(path).resolve())
+        weights, onnx = self.weights, self.onnx
+        # A folder is a path for EfficientLoFTR only; beside the other weights' names it is chance.
+        is_path = Path.exists if self.matcher == "eloftr" else Path.is_file
+        if weights is not None and is_path(Path(weights)):
+            weights = str(Path(weights).resolve())
+        if onnx is not None:
+            onnx = str(Path(onnx).resolve())
+        return replace(self, weights=weights, onnx=onnx)
