@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.matchers.base import Matcher, Preprocessing
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.selection import PairSelection, select_pairs
@@ -53,15 +54,28 @@ def load_matcher(
             network's own matches.
         settings: `weights` (name or path), `resize` (longest side in pixels of the photos for
             matching, 1,024 by default), `network_size` (with refinement, that of what the network
-            sees), `threshold`, `topk`, `device` and the other fields of
-            `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`.
+            sees), `threshold`, `topk`, `onnx`, `device`, and the other fields of
+            `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`. With those named
+            here only, worker processes (`MatchingConfig.workers`) can make the same matcher.
 
     Raises:
         EdmHlocError: no such matcher, setting, device or weights; a library is not installed.
     """
+    device = settings.pop("device", None)
+    if settings.keys() <= _OF_RECIPES and settings.get("resize", 1024) is not None:
+        texts = {
+            key: str(settings.pop(key))
+            for key in ("weights", "onnx")
+            if settings.get(key) is not None
+        }
+        return load.MatcherRecipe(name, refine=refine, **settings, **texts).load(device)
     if "resize" in settings:
         settings["preprocessing"] = Preprocessing(resize_max=settings.pop("resize"))
-    return load.load_matcher(name, refine, **settings)
+    return load.load_matcher(name, refine, **settings, device=device)
+
+
+# settings that worker processes can be told
+_OF_RECIPES = {field.name for field in fields(load.MatcherRecipe)} - {"matcher", "refine"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -187,15 +201,17 @@ def reconstruct(
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
     """
     photos, out = Path(photos), Path(out)
+    config = config or ReconstructionConfig()
     selected: Sequence[Pair] | SimilarPhotos
     if isinstance(pairs, str | PairSelection):
         selection = PairSelection(pairs) if isinstance(pairs, str) else pairs
-        masks = [] if config is None or config.masks is None else [config.masks]
+        masks = [] if config.masks is None else [config.masks]
         names = selection.photos(find_images(photos, [out, *masks]))
         selected = select_pairs(photos, names, selection)
     else:
         selected = pairs
-    run = reconstruction.reconstruct(photos, out, selected, _matcher(matcher), config)
+    matcher = _with_workers(_matcher(matcher), config.matching)
+    run = reconstruction.reconstruct(photos, out, selected, matcher, config)
     return Reconstruction(out, run, _report(out))
 
 
@@ -257,12 +273,26 @@ def localize(
         EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
     """
     folders = Path(model), Path(photos), Path(new_photos), Path(out)
-    _, answers = localization.localize_photos(*folders, _matcher(matcher), config)
+    config = config or LocalizationConfig()
+    matcher = _with_workers(_matcher(matcher), config.matching)
+    _, answers = localization.localize_photos(*folders, matcher, config)
     return Localization(folders[3], tuple(answers), _report(folders[3]))
 
 
 def _matcher(matcher: Matcher | None, settings: Mapping[str, Any] | None = None) -> Matcher:
     return load_matcher(**(settings or {})) if matcher is None else matcher
+
+
+def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:
+    """The matcher, with a warning where workers are asked for that cannot make the same one."""
+    if matcher.recipe is None and (config.workers > 1 or config.ray is not None):
+        logger.warning(
+            "This process does all the matching: workers cannot make the same as %s. They can with "
+            "a matcher of edm_hloc.load_matcher with no other settings than %s and device.",
+            matcher,
+            ", ".join(sorted(_OF_RECIPES)),
+        )
+    return matcher
 
 
 def _report(out: Path) -> Path | None:

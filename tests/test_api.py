@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -17,6 +20,9 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.localization.poses import read_poses
+from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.refinement.load import MatcherRecipe
 from tests.scenes import TruthMatcher
 
 
@@ -56,10 +62,61 @@ def test_match_and_draw(scene: Path) -> None:
     found[:0].draw()
 
 
-@pytest.mark.parametrize("settings", [{"weihgts": "edm_s"}, {"refine": "photometrc"}])
-def test_wrong_settings_are_refused(settings: dict[str, str]) -> None:
-    with pytest.raises((EdmHlocError, TypeError), match=r"weihgts|photometrc"):
-        edm_hloc.load_matcher("edm", **settings)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("edm", {"weihgts": "edm_s"}),
+        ("edm", {"reszie": 640}),
+        ("edm", {"refine": "photometrc"}),
+        ("loftr", {"refined": "image0"}),  # which is EDM's
+        ("eloftr", {"refined": "image0", "refine": "none"}),
+        ("edm", {"resize": 16}),
+    ],
+)
+def test_wrong_settings_are_refused(name: str, settings: dict[str, Any]) -> None:
+    wrong = "weihgts|reszie|photometrc|no setting 'refined'|at least 32"
+    with pytest.raises(EdmHlocError, match=wrong):
+        edm_hloc.load_matcher(name, device="cpu", **settings)
+
+
+def test_worker_processes_can_make_what_load_matcher_makes() -> None:
+    weights = edm_hloc.load_matcher("edm", weights="edm_s", device="cpu").info.weights.path
+    told = {"weights": weights, "resize": 320, "topk": 50, "network_size": 256, "device": "cpu"}
+    for matcher in (
+        edm_hloc.load_matcher(**told),
+        edm_hloc.load_matcher(**told, threshold=0.3, refine="none"),
+    ):
+        again = MatcherRecipe(**json.loads(json.dumps(asdict(matcher.recipe)))).load("cpu")
+        assert again.provenance == matcher.provenance
+        assert matcher.info.preprocessing.resize_max == 320
+    for other in ({"resize": None}, {"refined": "image1"}):
+        assert edm_hloc.load_matcher(**{**told, **other}).recipe is None
+
+
+def test_a_run_says_when_it_has_no_workers(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    matching = MatchingConfig(workers=2)
+    nowhere = tmp_path / "nowhere"
+    for recipe, said in ((None, 1), (MatcherRecipe(), 0)):
+        matcher = TruthMatcher(scene)
+        matcher.recipe = recipe
+        for start in (
+            lambda matcher: edm_hloc.reconstruct(
+                scene / "images",
+                nowhere / "out",
+                [("a", "b")],
+                matcher,
+                edm_hloc.ReconstructionConfig(matching=matching, masks=nowhere),
+            ),
+            lambda matcher: edm_hloc.localize(
+                nowhere, nowhere, nowhere, nowhere, matcher, LocalizationConfig(matching=matching)
+            ),
+        ):
+            caplog.clear()
+            with pytest.raises(EdmHlocError):
+                start(matcher)
+            assert caplog.text.count("This process does all the matching") == said
 
 
 def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from edm_hloc.base.errors import EdmHlocError
 
 if TYPE_CHECKING:
-    from edm_hloc.matchers.base import NetworkMatcher
+    from edm_hloc.matchers.base import MatcherConfig, NetworkMatcher
 
+Config = TypeVar("Config", bound="MatcherConfig")
 MatcherName = Literal["edm", "eloftr", "loftr"]
 NAMES: tuple[MatcherName, ...] = get_args(MatcherName)
 
@@ -22,7 +24,7 @@ def make_matcher(name: str, **settings: Any) -> NetworkMatcher:
             `matchers.edm.EDMMatcherConfig`.
 
     Raises:
-        EdmHlocError: no such matcher or device, its library is not installed, no weights.
+        EdmHlocError: no such matcher, setting or device, its library is not installed, no weights.
     """
     if name not in NAMES:
         raise EdmHlocError(f"There is no matcher {name!r}; there are {', '.join(NAMES)}.")
@@ -34,11 +36,11 @@ def make_matcher(name: str, **settings: Any) -> NetworkMatcher:
     if name == "edm":
         from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 
-        return EDMMatcher(EDMMatcherConfig(**settings))
+        return EDMMatcher(_config(EDMMatcherConfig, name, settings))
     if settings.pop("onnx", None) is not None:
         raise EdmHlocError(f"ONNX graphs are of the matcher edm, not of {name}.")
     settings.pop("candidates", None)  # which only EDM can give
-    config = MatcherConfig(**settings)
+    config = _config(MatcherConfig, name, settings)
     if name == "eloftr":
         from edm_hloc.matchers.eloftr import ELoFTRMatcher
 
@@ -46,3 +48,18 @@ def make_matcher(name: str, **settings: Any) -> NetworkMatcher:
     from edm_hloc.matchers.loftr import LoFTRMatcher
 
     return LoFTRMatcher(config)
+
+
+def _config(kind: type[Config], name: str, settings: dict[str, Any]) -> Config:
+    """A matcher's configuration.
+
+    Raises:
+        EdmHlocError: it has no field of the name of a setting.
+    """
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(settings.keys() - known):
+        raise EdmHlocError(
+            f"The matcher {name} has no setting {', '.join(map(repr, unknown))}: see "
+            f"help(edm_hloc.load_matcher). Its own are {', '.join(sorted(known))}."
+        )
+    return kind(**settings)

@@ -42,8 +42,8 @@ class MatchingConfig:
         load_threads: threads that decode and resize photos.
         load_ahead: maximum number of photos that are loaded before the network needs them.
         workers: number of processes that match side by side, each with these limits; only the
-            pipelines start them (see `pipelines/workers.py`). With `ray`, 0 is as many as there is
-            room for.
+            pipelines start them (see `pipelines/workers.py`), in a script of one's own below
+            ``if __name__ == "__main__":``. With `ray`, 0 is as many as there is room for.
         ray: address of the Ray cluster whose actors match, or "local" for one that is started on
             this computer; None for processes of this computer.
         device: where the networks of Ray's actors run; None for their GPUs if there are any.
