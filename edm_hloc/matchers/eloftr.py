@@ -54,7 +54,7 @@ class ELoFTRMatcher(NetworkMatcher):
         self.config = config = config or MatcherConfig()
         device = torch.device(config.device or default_device())
         weights = str(config.weights or HUB_ID)
-        model = _load(weights)
+        model = _load(weights).float()  # of whatever precision it was saved in
         check_finite(model.state_dict(), weights)
         self.sha256 = state_sha256(model)
         self.model = model.eval().requires_grad_(False).to(device)

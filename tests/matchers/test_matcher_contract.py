@@ -347,6 +347,25 @@ def test_eloftr_refines_image_0_by_its_own_channels(matchers: dict[str, Matcher]
     assert y == pytest.approx(2, abs=1e-5)
 
 
+@pytest.mark.parametrize("kept_in", [torch.float16, torch.bfloat16])
+def test_eloftr_saved_in_half_precision(
+    kept_in: torch.dtype, weights: dict[str, str], matchers: dict[str, Matcher], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.EfficientLoFTRForKeypointMatching.from_pretrained(weights["eloftr"])
+    model.to(kept_in).save_pretrained(tmp_path)
+    matcher = registry.make_matcher("eloftr", weights=str(tmp_path), device="cpu")
+    whole = matchers["eloftr"].model.state_dict()
+    for key, value in matcher.model.state_dict().items():
+        torch.testing.assert_close(value, whole[key].to(kept_in).to(whole[key].dtype))
+    frequencies = [
+        m.model.efficientloftr.rotary_emb.inv_freq for m in (matcher, matchers["eloftr"])
+    ]
+    torch.testing.assert_close(*frequencies)
+    features = encode(matcher, tmp_path, texture(192, 128))
+    assert len(matcher.match(features, features)) > 20
+
+
 @pytest.mark.parametrize("name", ["eloftr", "loftr"])
 def test_image_0_leaves_the_grid(name: str, matchers: dict[str, Matcher], tmp_path: Path) -> None:
     matcher = matchers[name]
