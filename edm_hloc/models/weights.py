@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +18,13 @@ from edm_hloc.base.frames import Origin
 from edm_hloc.base.log import warn_once
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CONFIGS, EDMConfig
-from edm_hloc.models.weights_file import WeightsError, read_state, stored_config, stored_origin
+from edm_hloc.models.weights_file import (
+    WeightsError,
+    read_state,
+    stored_config,
+    stored_origin,
+    stored_threshold,
+)
 
 ENVIRONMENT_VARIABLE = "EDM_HLOC_WEIGHTS"
 
@@ -202,8 +208,9 @@ def download(urls: Sequence[str], path: Path, sha256: str | None, *, progress: b
             return ""
         except RuntimeError:
             problems.append(f"{url} answered with another file than expected")
-        except (urllib.error.URLError, OSError) as error:
-            problems.append(f"{url}: {getattr(error, 'reason', error)}")
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            problems.append(f"{url}: {reason}")
     return "; ".join(problems)
 
 
@@ -257,7 +264,9 @@ def load(
     architecture, config = _network_of(entry, state, metadata, path)
     model = EDM(config)
     _load_strictly(model, state, path, architecture)
-    threshold = entry.threshold if entry else _THRESHOLDS.get(architecture, 0.2)
+    threshold = stored_threshold(metadata, path)
+    if threshold is None:
+        threshold = entry.threshold if entry else _THRESHOLDS.get(architecture, 0.2)
     sha256 = file_sha256(path)
     info = WeightsInfo(
         name=entry.name if entry else path.stem,
@@ -265,7 +274,7 @@ def load(
         sha256=sha256,
         architecture=architecture,
         licence=entry.licence if entry else metadata.get("licence", "unknown"),
-        threshold=float(metadata.get("threshold", threshold)),
+        threshold=threshold,
         origin=entry.origin if entry else _origin_of_file(path, sha256, metadata),
         reason=reason,
     )

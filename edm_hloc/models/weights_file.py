@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import zipfile
@@ -60,6 +61,24 @@ def stored_origin(metadata: Mapping[str, str], path: Path) -> Origin | None:
     )
 
 
+def stored_threshold(metadata: Mapping[str, str], path: Path) -> float | None:
+    """The recommended threshold that a file's metadata state; None if they state none.
+
+    Raises:
+        WeightsError: it is no probability in [0, 1).
+    """
+    text = metadata.get("threshold")
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= (threshold := float(text)) < 1:
+            return threshold
+    raise WeightsError(
+        f"{path} has the threshold '{text}' in its metadata; it must be a number from 0 to below "
+        "1: save the weights again with another one, or without."
+    )
+
+
 def stored_config(metadata: Mapping[str, str], path: Path) -> EDMConfig | None:
     """The architecture that a file's metadata describe; None if they describe none.
 
@@ -91,7 +110,16 @@ def config_from_json(text: str) -> EDMConfig:
     values: dict[str, Any] = json.loads(text)
     for name in ("widths", "layers"):
         values[name] = tuple(values[name])
-    return EDMConfig(**values)
+    config = EDMConfig(**values)
+    if (
+        len(config.widths) != 5
+        or config.heads < 1
+        or config.dim % config.heads
+        or config.temperature <= 0
+        or (config.train_size is not None and config.train_size < 1)
+    ):
+        raise ValueError(f"there is no such network: {text}")
+    return config
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import http.client
 import json
 import os
 import zipfile
@@ -20,6 +21,7 @@ from edm_hloc.models.types import CONFIGS
 from edm_hloc.models.weights import load
 from edm_hloc.models.weights_file import (
     WeightsError,
+    config_to_json,
     metadata_of,
     read_state,
     stored_config,
@@ -165,10 +167,28 @@ def test_an_origin_that_does_not_exist(tmp_path: Path, small_state: dict) -> Non
 
 
 def test_a_network_that_is_not_known(tmp_path: Path, small_state: dict) -> None:
-    for config in ("no JSON", "{}", '{"widths": [1], "layers": [], "of_tomorrow": 1}'):
+    known = json.loads(config_to_json(CONFIGS["edm_s"]))
+    never = ({"heads": 3}, {"heads": 0}, {"temperature": 0}, {"train_size": "x"}, {"widths": [16]})
+    for config in (
+        "no JSON",
+        "{}",
+        '{"widths": [1], "layers": [], "of_tomorrow": 1}',
+        *(json.dumps({**known, **wrong}) for wrong in never),
+    ):
         save_file(small_state, tmp_path / "w.safetensors", {"config": config})
         with pytest.raises(WeightsError, match=r"w\.safetensors belongs to another network"):
             load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("threshold", ["high", "nan", "-1", "1", "inf", ""])
+def test_a_threshold_that_cannot_be(
+    threshold: str, tmp_path: Path, small_state: dict[str, torch.Tensor]
+) -> None:
+    save_file(small_state, tmp_path / "w.safetensors", {"threshold": threshold})
+    with pytest.raises(
+        WeightsError, match=rf"w\.safetensors has the threshold '{threshold}' .* save the weights"
+    ):
+        load(tmp_path / "w.safetensors")
 
 
 def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -264,6 +284,28 @@ def test_no_network(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.Monke
     with pytest.raises(WeightsError, match=r"On a computer with network.*edm_outdoor\.ckpt"):
         load("edm-outdoor")
     assert list(empty_cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (http.client.IncompleteRead(b"x", 10), "1 bytes read, 10 more expected"),
+        (http.client.HTTPException(), "HTTPException"),
+        (ConnectionResetError("reset by peer"), "reset by peer"),
+    ],
+)
+def test_a_download_that_breaks_off(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", break_off)
+    path = tmp_path / "mine.ckpt"
+    problems = weights.download(["http://one/x", "http://two/x"], path, None, progress=False)
+    assert problems.count(said) == 2
+    with pytest.raises(WeightsError, match=rf"edm-outdoor.*{said}.*On a computer with network"):
+        load("edm-outdoor")
 
 
 def test_default_is_the_best_present(
