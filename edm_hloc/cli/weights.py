@@ -27,7 +27,7 @@ def _weights(args: argparse.Namespace) -> None:
         for entry in weights.REGISTRY.values():
             state = f"at {entry.path}" if entry.path.is_file() else "not on this computer"
             print(f"{entry.name:<12}{entry.architecture:<7}{entry.licence:<12}{state}")
-            print(f"{'':<12}{entry.description}; takes images {entry.preprocessing}")
+            print(f"{'':<12}{entry.description}")
     elif args.action == "pull":
         print(f"Weights     {args.name} are at {weights.pull(args.name)}")
     else:

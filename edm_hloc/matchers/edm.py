@@ -119,7 +119,7 @@ class EDMMatcher(NetworkMatcher):
         if graphs.weights_sha256 != weights.sha256:
             raise EdmHlocError(
                 f"The graphs in {folder} were made of other weights than {weights.name}: make "
-                f"them with edm-hloc export {folder} --weights {weights.name}"
+                f"them with edm-hloc export {folder} --weights {weights.argument}"
             )
         self._encoder = graphs
         if graphs.dtype == torch.float16:

@@ -89,7 +89,7 @@ class CorrelationInjection(nn.Module):
 
     Attributes:
         inject_gated: with the signature of the function of this name; on a CPU
-            `compiled_layers.inject_gated` is faster.
+            `injection_compiled.inject_gated` is faster.
     """
 
     def __init__(self, config: EDMConfig) -> None:

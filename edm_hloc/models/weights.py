@@ -42,9 +42,8 @@ class RegisteredWeights:
         threshold: recommended minimum of the dual-softmax probability of a match.
         origin: where (0, 0) of the network's frame lies in the top-left pixel of its input, which
             follows from the intrinsics and depths it was trained on.
-        sha256: of the file; None if the file may change with the version of the package.
+        sha256: of the file; of one in the package that of this version, which a test compares.
         urls: for the download, tried in this order; empty for weights in the package.
-        preprocessing: of the image that the network takes.
     """
 
     name: str
@@ -54,9 +53,8 @@ class RegisteredWeights:
     description: str
     threshold: float
     origin: Origin
-    sha256: str | None = None
+    sha256: str
     urls: tuple[str, ...] = ()
-    preprocessing: str = "grey in [0, 1], sides multiples of 32"
 
     @property
     def path(self) -> Path:
@@ -91,6 +89,7 @@ REGISTRY: dict[str, RegisteredWeights] = {
             description="half the widths, trained from scratch by this project; in the package",
             threshold=0.2,
             origin="centre",  # as in this project's renderer
+            sha256="146bc55bbef8d877b457093a892c15604ff824a57edf888d4afd5419d60e7e68",
         ),
     )
 }
@@ -107,7 +106,6 @@ class WeightsInfo:
         path: of the file.
         sha256: of the file.
         architecture: key of `edm_hloc.models.types.CONFIGS`, or "custom".
-        licence: of the weights, or "unknown".
         threshold: recommended minimum of the dual-softmax probability of a match.
         origin: where (0, 0) of the network's frame lies in the top-left pixel of its input: at
             its "centre", as everywhere in this package, or at its outer "corner"; then half a
@@ -119,10 +117,15 @@ class WeightsInfo:
     path: Path
     sha256: str
     architecture: str
-    licence: str
     threshold: float
     origin: Origin
     reason: str
+
+    @property
+    def argument(self) -> str:
+        """What `--weights` takes for them."""
+        known = self.name in REGISTRY and REGISTRY[self.name].path == self.path
+        return self.name if known else str(self.path)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.architecture}, {self.reason}, SHA-256 {self.sha256[:12]})"
@@ -149,9 +152,11 @@ def _is_there(path: Path) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file as hexadecimal digits."""
+    """SHA-256 of a file as hexadecimal digits. Raises WeightsError if it cannot be read."""
     digest = hashlib.sha256()
     try:
+        if not path.is_file():
+            raise WeightsError(f"There is no weights file {path}; check the path.")
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -166,9 +171,19 @@ def pull(name: str, *, progress: bool = True) -> Path:
     Raises:
         WeightsError: the name is unknown, the download fails, or the file has another checksum.
     """
-    entry = _entry(name)
+    path = _fetched(_entry(name), progress=progress)
+    verify(name)
+    return path
+
+
+def _fetched(entry: RegisteredWeights, *, progress: bool = True) -> Path:
+    """Path of registered weights, downloaded if they are not there; what is there is not checked.
+
+    Raises:
+        WeightsError: the download fails, or gives another file.
+    """
+    name = entry.name
     if _is_there(entry.path):
-        verify(name)
         return entry.path
     if not entry.urls:
         raise WeightsError(
@@ -224,11 +239,23 @@ def verify(name: str) -> str:
     if not entry.path.is_file():
         remedy = f"run: edm-hloc weights pull {name}" if entry.urls else "reinstall edm_hloc"
         raise WeightsError(f"The weights '{name}' are not at {entry.path}; {remedy}.")
-    digest = file_sha256(entry.path)
-    if entry.sha256 not in (None, digest):
+    return _checked_sha256(entry, entry.path)
+
+
+def _checked_sha256(entry: RegisteredWeights | None, path: Path) -> str:
+    """SHA-256 of a weights file.
+
+    Raises:
+        WeightsError: it cannot be read, or is not the file of its entry in the registry.
+    """
+    digest = file_sha256(path)
+    if entry is not None and entry.sha256 != digest:
+        remedy = f"Delete it and run: edm-hloc weights pull {entry.name}"
+        if not entry.urls:
+            remedy = "Reinstall edm_hloc, or give --weights the path of a file."
         raise WeightsError(
-            f"{entry.path} is not the file of the weights '{name}': its SHA-256 is {digest}, "
-            f"expected {entry.sha256}. Delete it and run: edm-hloc weights pull {name}"
+            f"{path} is not the file of the weights '{entry.name}': its SHA-256 is {digest}, "
+            f"expected {entry.sha256}. {remedy}"
         )
     return digest
 
@@ -237,12 +264,10 @@ def weights_sha256(weights: str | Path | None = None) -> str:
     """SHA-256 of the file that `load` would read.
 
     Raises:
-        WeightsError: there is no such file.
+        WeightsError: there is no such file, or it is not that of the registry.
     """
-    _, path, _ = _find(weights)
-    if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}; check the path.")
-    return file_sha256(path)
+    entry, path, _ = _find(weights)
+    return _checked_sha256(entry, path)
 
 
 def load(
@@ -260,6 +285,7 @@ def load(
             network.
     """
     entry, path, reason = _find(weights)
+    sha256 = _checked_sha256(entry, path)
     state, metadata = read_state(path)
     architecture, config = _network_of(entry, state, metadata, path)
     model = EDM(config)
@@ -267,13 +293,11 @@ def load(
     threshold = stored_threshold(metadata, path)
     if threshold is None:
         threshold = entry.threshold if entry else _THRESHOLDS.get(architecture, 0.2)
-    sha256 = file_sha256(path)
     info = WeightsInfo(
         name=entry.name if entry else path.stem,
         path=path,
         sha256=sha256,
         architecture=architecture,
-        licence=entry.licence if entry else metadata.get("licence", "unknown"),
         threshold=threshold,
         origin=entry.origin if entry else _origin_of_file(path, sha256, metadata),
         reason=reason,
@@ -329,17 +353,20 @@ def _entry(name: str) -> RegisteredWeights:
 
 
 def _find(weights: str | Path | None) -> tuple[RegisteredWeights | None, Path, str]:
-    """The registry's entry if the weights were found there, the path, and why these weights."""
+    """The registry's entry if the weights were found there, the path, and why these weights.
+
+    Whether the file is that of the registry is left to `_checked_sha256`.
+    """
     if weights is not None:
         if _is_there(Path(weights)) or (str(weights) not in REGISTRY and _looks_like_path(weights)):
             return None, Path(weights), "given by its path"
-        return _entry(str(weights)), pull(str(weights)), "asked for by name"
+        entry = _entry(str(weights))
+        return entry, _fetched(entry), "asked for by name"
     if os.environ.get(ENVIRONMENT_VARIABLE):
-        entry, path, _ = _find(os.environ[ENVIRONMENT_VARIABLE])
-        return entry, path, f"from ${ENVIRONMENT_VARIABLE}"
+        found, path, _ = _find(os.environ[ENVIRONMENT_VARIABLE])
+        return found, path, f"from ${ENVIRONMENT_VARIABLE}"
     for name in PREFERENCE:
         if _is_there(REGISTRY[name].path):
-            verify(name)
             return REGISTRY[name], REGISTRY[name].path, "the best weights on this computer"
     raise WeightsError(
         "There are no weights on this computer. Give --weights the path of a file, set "

@@ -128,8 +128,11 @@ def test_other_weights_and_damaged_graphs(
     with pytest.raises(EdmHlocError, match=f"{MATCH} cannot be used") as caught:
         graphs.match(*features)
     assert "\n" not in str(caught.value)
-    with pytest.raises(EdmHlocError, match="other weights"):
-        EDMMatcher(EDMMatcherConfig("edm_s", device="cpu", onnx=exported[0]))
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(weights.REGISTRY["edm_s"].path.read_bytes())
+    for given in ("edm_s", copy):
+        with pytest.raises(EdmHlocError, match=rf"other weights.* --weights {given}$"):
+            EDMMatcher(EDMMatcherConfig(given, device="cpu", onnx=exported[0]))
 
 
 @pytest.mark.parametrize("name", [ENCODE, MATCH])

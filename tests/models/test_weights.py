@@ -83,15 +83,42 @@ def test_safetensors_in_half_precision(tmp_path: Path, small_state: dict) -> Non
     save_file(
         half,
         tmp_path / "own.safetensors",
-        metadata_of(config, threshold=0.1, origin="centre") | {"licence": "MIT"},
+        metadata_of(config, threshold=0.1, origin="centre"),
     )
     model, info = load(tmp_path / "own.safetensors")
     assert model.config == config
-    assert (info.threshold, info.licence) == (0.1, "MIT")
+    assert (info.threshold, info.argument) == (0.1, str(tmp_path / "own.safetensors"))
     assert next(model.parameters()).dtype == torch.float32
     torch.testing.assert_close(
         model.backbone.conv1.weight, small_state["backbone.conv1.weight"], atol=1e-3, rtol=1e-3
     )
+
+
+def test_the_shipped_file_is_the_registered_one() -> None:
+    """Whoever ships other weights registers their checksum: `weights verify` compares it."""
+    assert weights.verify("edm_s") == weights.REGISTRY["edm_s"].sha256
+    assert load("edm_s")[1].argument == "edm_s"
+
+
+def test_each_file_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    sha256 = weights.file_sha256
+    monkeypatch.setattr(weights, "file_sha256", lambda path: (hashed.append(path), sha256(path))[1])
+    shipped = weights.REGISTRY["edm_s"].path
+    for given in ("edm_s", None, shipped):
+        assert load(given)[1].sha256 == weights.weights_sha256(given)
+        assert hashed == [shipped] * 2
+        hashed.clear()
+
+
+def test_a_shipped_file_that_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = tmp_path / "changed.safetensors"
+    changed.write_bytes(weights.REGISTRY["edm_s"].path.read_bytes() + b" ")
+    entry = dataclasses.replace(weights.REGISTRY["edm_s"], filename=str(changed))
+    monkeypatch.setitem(weights.REGISTRY, "edm_s", entry)
+    for use in (weights.verify, weights.pull, load, weights.weights_sha256):
+        with pytest.raises(WeightsError, match=r"changed\.safetensors is not .*Reinstall edm_hloc"):
+            use("edm_s")
 
 
 def test_the_shipped_file_says_which_network_it_is() -> None:
@@ -318,6 +345,8 @@ def test_default_is_the_best_present(
     with pytest.raises(WeightsError, match="edm-hloc weights pull edm-outdoor"):
         load()
     save_file(small_state, tmp_path / "packaged.safetensors")
+    sha256 = weights.file_sha256(tmp_path / "packaged.safetensors")
+    monkeypatch.setitem(weights.REGISTRY, "edm_s", dataclasses.replace(packaged, sha256=sha256))
     assert load()[1].name == "edm_s"
     empty_cache.mkdir()
     pretend_official(monkeypatch, official_checkpoint(empty_cache / "edm_outdoor.ckpt"), "http://x")
