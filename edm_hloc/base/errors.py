@@ -52,6 +52,17 @@ class EdmHlocError(Exception):
         super().__init__(shortened(message))
 
 
+def missing_library(what: str, error: ModuleNotFoundError, extra: str) -> EdmHlocError:
+    """The error for a library that is not installed.
+
+    Args:
+        what: that needs it, a singular.
+        error: of the import.
+        extra: of this package that installs the library.
+    """
+    return EdmHlocError(f"{what} needs {error.name}: pip install 'edm_hloc[{extra}]'.")
+
+
 def raise_any(problems: Sequence[str]) -> None:
     """Raises one EdmHlocError of all problems, a line each, if there are any."""
     if problems:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edm_hloc.base.errors import EdmHlocError, WorkLeftError, shortened
+from edm_hloc.base.errors import EdmHlocError, WorkLeftError, missing_library, shortened
 from edm_hloc.base.version import __version__
 from edm_hloc.cli import (
     ablate,
@@ -153,7 +153,7 @@ def _train(args: argparse.Namespace) -> None:
     try:
         from edm_hloc.training.command import main as train
     except ModuleNotFoundError as error:
-        raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
+        raise missing_library("Training", error, "train") from None
     train(args.arguments)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import missing_library
 from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options
 from edm_hloc.cli.report import end_quietly
@@ -53,7 +53,7 @@ def _ablate(args: argparse.Namespace) -> None:
     try:
         from edm_hloc.training import ablation
     except ModuleNotFoundError as error:
-        raise EdmHlocError(f"Training needs {error.name}: pip install 'edm_hloc[train]'.") from None
+        raise missing_library("Training", error, "train") from None
     import torch
 
     make_folder(args.out)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, missing_library
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, Matcher, MatcherInfo, Preprocessing
-from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
+from edm_hloc.matchers.loading import default_device, state_sha256
 from edm_hloc.models.weights_file import WeightsError
 
 MAX_FEATURES = 2048
@@ -81,7 +81,7 @@ class KeypointMatcher(Matcher):
                 _lightglue(detector, weights).eval().to(place) if association else None
             )
         except ModuleNotFoundError as error:
-            raise missing_library(name, error, "kornia") from None
+            raise missing_library(f"The matcher {name}", error, "kornia") from None
         except ImportError:
             raise EdmHlocError(
                 f"{name} needs a newer kornia: pip install -U 'edm_hloc[kornia]'."

@@ -31,7 +31,6 @@ class EDMMatcherConfig(MatcherConfig):
     """Settings of the EDM matcher beside those of every matcher.
 
     Attributes:
-        border_cells: matches closer than this to an edge of the input are dropped, in 8 px cells.
         refined, plenty: the image in which points leave the 8 px grid, see `MatchOptions`.
         batch_size: number of pairs that go through the network together; None for 8 on a GPU and
             1 on a CPU, which gains nothing from more. The matches are the same to rounding.
@@ -39,17 +38,13 @@ class EDMMatcherConfig(MatcherConfig):
             faster: `encode` always, `match` with TensorRT. They give the same matches to rounding
             (graphs exported in half precision: nearly the same), and at most as many per pair as
             they were exported for.
-        half_cache: keep encoded photos in half precision, which takes half the memory and changes
-            the matches slightly.
         candidates: also return matches below `threshold`, down to `CANDIDATE`.
     """
 
-    border_cells: int = 0
     refined: RefinedImage = "best"
     plenty: int | None = None
     batch_size: int | None = None
     onnx: Path | None = None
-    half_cache: bool = False
     candidates: bool = False
 
 
@@ -140,10 +135,9 @@ class EDMMatcher(NetworkMatcher):
             "threshold": self.info.confident,
             **({"candidates": self.threshold} if self.config.candidates else {}),
             "topk": self.config.topk,
-            "border_cells": self.config.border_cells,
+            "border_cells": 0,  # a setting once, and in the raw matches of before
             "refined": self.config.refined,
             **({} if self.config.plenty is None else {"plenty": self.config.plenty}),
-            **({"half_cache": True} if self.config.half_cache else {}),
             **self._of_graphs,
             **asdict(self.config.preprocessing),
         }
@@ -175,8 +169,6 @@ class EDMMatcher(NetworkMatcher):
         else:
             encoded = self.model.encode(batch, shown=shown)
         encoded = encoded.to(memory_format=self._layout)
-        if self.config.half_cache:
-            encoded = encoded.to(torch.float16)
         if len(images) == 1:
             return [Features(encoded, images[0].transform, encoded.nbytes)]
         features = []
@@ -199,7 +191,6 @@ class EDMMatcher(NetworkMatcher):
         return MatchOptions(
             topk=self.config.topk,
             threshold=self.threshold,
-            border_cells=self.config.border_cells,
             refined=self.config.refined,
             plenty=self.config.plenty,
         )

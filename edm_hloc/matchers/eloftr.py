@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, missing_library
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
-from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
+from edm_hloc.matchers.loading import default_device, state_sha256
 from edm_hloc.models.coarse import best_columns
 from edm_hloc.models.weights_file import WeightsError, check_finite
 
@@ -195,7 +195,7 @@ def _load(weights: str) -> Any:
     try:
         from transformers import EfficientLoFTRForKeypointMatching
     except ModuleNotFoundError as error:
-        raise missing_library("eloftr", error, "eloftr") from None
+        raise missing_library("The matcher eloftr", error, "eloftr") from None
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EdmHlocError(

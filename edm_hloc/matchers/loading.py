@@ -29,19 +29,6 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def missing_library(matcher: str, error: ModuleNotFoundError, extra: str) -> EdmHlocError:
-    """The error for a matcher whose library is not installed.
-
-    Args:
-        matcher: its name.
-        error: of the import.
-        extra: of this package that installs the library.
-    """
-    return EdmHlocError(
-        f"The matcher {matcher} needs {error.name}: pip install 'edm_hloc[{extra}]'."
-    )
-
-
 def state_sha256(model: nn.Module) -> str:
     """SHA-256 over a network's parameters and buffers, for the provenance of loaded weights."""
     digest = hashlib.sha256()

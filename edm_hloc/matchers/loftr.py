@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.errors import missing_library
 from edm_hloc.base.frames import Origin
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
-from edm_hloc.matchers.loading import default_device, missing_library, state_sha256
+from edm_hloc.matchers.loading import default_device, state_sha256
 from edm_hloc.models.weights_file import WeightsError, check_finite, read_state
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _load(weights: str, threshold: float | None) -> tuple[torch.nn.Module, float
     try:
         from kornia.feature.loftr.loftr import LoFTR, default_cfg
     except ModuleNotFoundError as error:
-        raise missing_library("loftr", error, "kornia") from None
+        raise missing_library("The matcher loftr", error, "kornia") from None
     settings: dict[str, Any] = copy.deepcopy(default_cfg)
     if threshold is not None:
         settings["match_coarse"]["thr"] = threshold

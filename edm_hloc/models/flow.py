@@ -19,8 +19,9 @@ class RealNVP(nn.Module):
     cov: Tensor
     mask: Tensor
 
-    def __init__(self, couplings: int = 6, hidden: int = 64) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        couplings, hidden = 6, 64
         self.register_buffer("loc", torch.zeros(2))
         self.register_buffer("cov", torch.eye(2))
         self.register_buffer("mask", torch.tensor([[0.0, 1.0], [1.0, 0.0]] * (couplings // 2)))

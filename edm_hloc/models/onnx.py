@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, missing_library
 from edm_hloc.models.types import (
     STRIDE,
     EDMFeatures,
@@ -272,10 +272,5 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise missing_library(error) from None
+        raise missing_library("The use of ONNX graphs", error, "onnx") from None
     return onnxruntime
-
-
-def missing_library(error: ModuleNotFoundError) -> EdmHlocError:
-    """The error to raise for a library of the extra `onnx` that is not installed."""
-    return EdmHlocError(f"ONNX graphs need {error.name}: pip install 'edm_hloc[onnx]'.")

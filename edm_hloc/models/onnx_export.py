@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, missing_library
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.coarse import similarity
@@ -29,7 +29,6 @@ from edm_hloc.models.onnx import (
     MATCH,
     OnnxEDM,
     import_onnxruntime,
-    missing_library,
 )
 from edm_hloc.models.types import (
     STRIDE,
@@ -221,7 +220,7 @@ def _convert(
                 verbose=False,
             )
         except ModuleNotFoundError as error:
-            raise missing_library(error) from None
+            raise missing_library("The export of ONNX graphs", error, "onnx") from None
     assert program is not None
     proto = program.model_proto
     for key, value in metadata.items():
