@@ -63,12 +63,9 @@ def load_matcher(
     """
     device = settings.pop("device", None)
     if settings.keys() <= _OF_RECIPES and settings.get("resize", 1024) is not None:
-        texts = {
-            key: str(settings.pop(key))
-            for key in ("weights", "onnx")
-            if settings.get(key) is not None
-        }
-        return load.MatcherRecipe(name, refine=refine, **settings, **texts).load(device)
+        paths = {"weights", "onnx"} & settings.keys()
+        settings |= {key: str(settings[key]) for key in paths if settings[key] is not None}
+        return load.MatcherRecipe(name, refine=refine, **settings).load(device)
     if "resize" in settings:
         settings["preprocessing"] = Preprocessing(resize_max=settings.pop("resize"))
     return load.load_matcher(name, refine, **settings, device=device)
