@@ -45,6 +45,10 @@ from edm_hloc.base.matches import Matches
 _ARRAYS = (b"keypoints0", b"keypoints1", b"scores")
 _OUTDATED = ("threads",)  # in LoFTR's provenance of older versions: changes matches by rounding
 
+_OTHER_OUT_OR_OVERWRITE = (
+    "Choose another output folder, or run with --overwrite to match them again."
+)
+
 FileStamp = tuple[int, int]
 """Size in bytes and modification time in ns of an image file, to notice that it has changed."""
 
@@ -201,8 +205,16 @@ def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
             return
 
 
-def check_same_provenance(path: Path, stored: Provenance, now: Provenance) -> None:
+def check_same_provenance(
+    path: Path, stored: Provenance, now: Provenance, remedy: str = _OTHER_OUT_OR_OVERWRITE
+) -> None:
     """Checks that the provenance stored in the shard `path` is that of this run.
+
+    Args:
+        path: of the shard, or of the plan of some.
+        stored: its provenance.
+        now: that of the run.
+        remedy: a sentence, what to do otherwise.
 
     Raises:
         EdmHlocError: it is another one; the message names the settings that differ.
@@ -217,5 +229,5 @@ def check_same_provenance(path: Path, stored: Provenance, now: Provenance) -> No
         raise EdmHlocError(
             f"{path.parent} holds matches made with other settings (see {path.name}):\n"
             + "\n".join(differences)
-            + "\nChoose another output folder, or run with --overwrite to match them again."
+            + f"\n{remedy}"
         )

@@ -18,7 +18,7 @@ from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import json_provenance, without_outdated
+from edm_hloc.matching.shards import check_same_provenance, json_provenance, without_outdated
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 from edm_hloc.refinement.load import MatcherRecipe
@@ -91,6 +91,21 @@ def check_number(folder: Path, shards: int, shard: int) -> None:
     """Raises EdmHlocError if the plan in a folder, of so many shards, has none of this number."""
     if not 1 <= shard <= shards:
         raise EdmHlocError(f"{folder} has the shards 1 to {shards}, but not {shard}.")
+
+
+def check_matcher(plan: ShardPlan, matcher: Matcher) -> None:
+    """Refuses a matcher that is not the one of a plan.
+
+    Raises:
+        EdmHlocError: its settings, weights or version are others; the message names what differs.
+    """
+    check_same_provenance(
+        plan.folder / "plan.json",
+        plan.provenance,
+        json_provenance(run_provenance(matcher)),
+        f"Give the settings that {plan.folder} was planned with, or finish it with edm-hloc "
+        "match-shard and edm-hloc merge; or remove it, and with it what was matched by it.",
+    )
 
 
 def make_plan(

@@ -41,7 +41,6 @@ from edm_hloc.matching.engine import (
     MatchingConfig,
     NothingReadableError,
     match_pairs,
-    run_provenance,
 )
 from edm_hloc.matching.left_out import add_left_out
 from edm_hloc.matching.levels import NAME as LEVELS
@@ -51,7 +50,6 @@ from edm_hloc.matching.shards import (
     FileStamp,
     StoredPair,
     check_same_provenance,
-    json_provenance,
     read_matches,
     shard_number,
     shard_path,
@@ -62,7 +60,7 @@ from edm_hloc.matching.shards import (
 )
 from edm_hloc.matching.stored_index import StoredIndex
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.shard_plan import ShardPlan, remove_plan
+from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, remove_plan
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def match_shard(
     pairs = plan.pairs_of(shard)
     path, work = plan.file_of(shard), plan.work_of(shard)
     if path.exists():
-        _check_matcher(plan, matcher)
+        check_matcher(plan, matcher)
         with contextlib.suppress(DamagedH5Error):  # it is made again
             content = _whole_shard(plan, shard)
             if _photos_are_the_same(plan, content):
@@ -190,13 +188,6 @@ def _photos_are_the_same(plan: ShardPlan, content: _Content) -> bool:
     )
 
 
-def _check_matcher(plan: ShardPlan, matcher: Matcher) -> None:
-    """Refuses a matcher that is not the planned one."""
-    check_same_provenance(
-        plan.folder / "plan.json", plan.provenance, json_provenance(run_provenance(matcher))
-    )
-
-
 def _match_into_work(
     plan: ShardPlan,
     shard: int,
@@ -205,7 +196,7 @@ def _match_into_work(
     config: MatchingConfig | None,
 ) -> ShardSummary:
     """Matches pairs of a shard into its folder of work."""
-    _check_matcher(plan, matcher)
+    check_matcher(plan, matcher)
     try:
         done = match_pairs(plan.image_root, pairs, matcher, plan.work_of(shard), config)
     except NothingReadableError as error:

@@ -7,7 +7,6 @@ their results where it would have put its own, so that everything that follows i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from edm_hloc.localization.shards import QueryFiles, query_items
 from edm_hloc.mapping.verification import UnverifiedPairs
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import cut_into_blocks
-from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import json_provenance
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
+    check_matcher,
     describe_left,
     load_plan,
     make_plan,
@@ -39,8 +37,6 @@ from edm_hloc.pipelines.shard_plan import (
 )
 from edm_hloc.pipelines.shards import end_plan, merge_shards
 from edm_hloc.pipelines.work_plan import Work, in_shards, results_of_workers
-
-logger = logging.getLogger(__name__)
 
 _UNREADABLE = "unreadable_for_workers"  # in the results of a run
 
@@ -58,23 +54,20 @@ def spread_matching(
 
     Raises:
         WorkLeftError: shards are to be matched.
-        EdmHlocError: see `make_plan` and `merge_shards`.
+        EdmHlocError: a plan of other settings is there; see `make_plan` and `merge_shards`.
     """
     if not run.shards:
         return
     kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
     if kind == "matching":
         plan = load_plan(run.out)
-        if plan.provenance != json_provenance(run_provenance(matcher)):
-            logger.warning("%s is removed: it was made with other settings.", folder)
-            end_plan(plan, merge=False)
-        else:
-            if left := plan.left():
-                raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
-            skipped = merge_shards(plan).skipped
-            end_plan(plan, merge=False)
-            run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
-            run.write()
+        check_matcher(plan, matcher)
+        if left := plan.left():
+            raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
+        skipped = merge_shards(plan).skipped
+        end_plan(plan, merge=False)
+        run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
+        run.write()
     # they cannot be read here either, and are not planned again and again
     unreadable = run.results.get(_UNREADABLE, {}).keys()
     todo = [

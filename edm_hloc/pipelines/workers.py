@@ -24,7 +24,7 @@ from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.processes import ProcessCrew, num_cores
 from edm_hloc.pipelines.ray_actors import RayCrew
-from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
+from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, load_plan, make_plan
 from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import end_plan, merge_shards
@@ -103,12 +103,16 @@ def match_with_workers(
         What was done; None where the pairs are too few to pay.
 
     Raises:
-        EdmHlocError: of a worker; or more failed than single pairs explain.
+        EdmHlocError: what an interrupted call has left was made with other settings; of a worker;
+            or more failed than single pairs explain.
     """
     if matcher.recipe is None:
         return None
     if (out / "plan" / "plan.json").exists():
-        end_plan(load_plan(out), merge=not overwrite)
+        plan = load_plan(out)
+        if not overwrite:
+            check_matcher(plan, matcher)
+        end_plan(plan, merge=not overwrite)
     if overwrite:
         RawMatchWriter(out / "raw_matches", run_provenance(matcher), overwrite=True).close()
     pairs = pairs_to_match(out / "raw_matches", pairs)

@@ -14,6 +14,7 @@ from PIL import Image
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features, Matcher
 from edm_hloc.pipelines.shard_plan import ShardPlan
+from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from tests.fakes import FakeMatcher
 
@@ -50,6 +51,31 @@ class FakeWorker(ShardWorker):
 
 class SlowWorker(FakeWorker):
     seconds = 0.02
+
+
+class CrewOfOne:
+    """A crew that is this process, in the place of `ProcessCrew`."""
+
+    def __init__(self, settings: WorkerSettings, number: int, _: type[ShardWorker]) -> None:
+        self.workers = number
+        self._worker = FakeWorker(settings)
+        self._given: list[Piece] = []
+
+    def room(self) -> int:
+        return 1 - len(self._given)
+
+    def give(self, piece: Piece) -> None:
+        self._given.append(piece)
+
+    def wait(self) -> list[tuple[Piece, Done | Failure]]:
+        piece = self._given.pop()
+        return [(piece, self._worker.work(piece))]
+
+    def __enter__(self) -> CrewOfOne:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 class DyingMatcher(NotedMatcher):
