@@ -7,6 +7,7 @@ they may change, and pairs that are matched then would not belong to those that 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,25 @@ class StoredLevels:
                 f"it would be with {_describe(now)}. Put the folder back as it was, or run with "
                 "--overwrite to match all pairs again."
             )
+
+    def add(self, levels: Mapping[str, list[float] | None]) -> None:
+        """Stores the levels that pairs were matched with elsewhere, which are put into the folder.
+
+        Raises:
+            EdmHlocError: photos of the same folder were matched with others, or they cannot be
+                written.
+        """
+        for key, there in levels.items():
+            if self.levels.get(key, there) != there:
+                raise EdmHlocError(
+                    f"{self._path.parent} holds matches of the photos in {key.rpartition(' ')[0]} "
+                    f"with {_describe(self.levels[key])}; those that are to be added were made "
+                    f"with {_describe(there)}. Remove {self._path.parent}, or choose another "
+                    "output folder."
+                )
+        if not levels.items() <= self.levels.items():
+            self.levels |= levels
+            write_whole(self._path, json.dumps(self.levels, indent=2))
 
 
 def _are_levels(value: Any) -> bool:

@@ -190,8 +190,15 @@ def without_outdated(stored: Provenance) -> dict[str, str | int | float | bool |
     return {key: value for key, value in stored.items() if key not in _OUTDATED}
 
 
-def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
+def check_folder_provenance(
+    directory: Path, provenance: Provenance, remedy: str = _OTHER_OUT_OR_OVERWRITE
+) -> None:
     """Checks that a folder, if it exists, holds no raw matches of another provenance.
+
+    Args:
+        directory: the folder.
+        provenance: of the run.
+        remedy: a sentence, what to do otherwise.
 
     Raises:
         EdmHlocError: it does; the message names the settings that differ.
@@ -201,7 +208,7 @@ def check_folder_provenance(directory: Path, provenance: Provenance) -> None:
             with open_h5(path) as h5, reading(path):
                 stored_pairs(h5)
                 stored = stored_provenance(h5)
-            check_same_provenance(path, stored, json_provenance(provenance))
+            check_same_provenance(path, stored, json_provenance(provenance), remedy)
             return
 
 

@@ -12,13 +12,18 @@ from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
-from edm_hloc.base.h5 import check_keys
+from edm_hloc.base.h5 import Provenance, check_keys
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
-from edm_hloc.matching.shards import check_same_provenance, json_provenance, without_outdated
+from edm_hloc.matching.shards import (
+    check_folder_provenance,
+    check_same_provenance,
+    json_provenance,
+    without_outdated,
+)
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 from edm_hloc.refinement.load import MatcherRecipe
@@ -108,6 +113,17 @@ def check_matcher(plan: ShardPlan, matcher: Matcher) -> None:
     )
 
 
+def check_raw_matches(folder: Path, provenance: Provenance) -> None:
+    """Refuses a plan in a folder beside raw matches that its own could not be merged into.
+
+    Raises:
+        EdmHlocError: they were made with other settings; the message names what differs.
+    """
+    raw_matches = folder.parent / "raw_matches"
+    remedy = f"Choose another output folder, or remove {raw_matches}."
+    check_folder_provenance(raw_matches, provenance, remedy)
+
+
 def make_plan(
     out: Path,
     image_root: ImageRoot,
@@ -130,13 +146,14 @@ def make_plan(
 
     Raises:
         EdmHlocError: the matcher has no recipe; H5 files cannot tell two pairs apart; another plan
-            is there; OUT cannot be written.
+            is there, or raw matches of other settings; OUT cannot be written.
     """
     if matcher.recipe is None:
         raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
     pairs = unique_pairs(pairs)
     check_keys(pairs)
     folder = Path(out) / PLAN_FOLDER
+    check_raw_matches(folder, run_provenance(matcher))
     make_folder(folder)
     blocks = cut_into_blocks(pairs, shards)
     plan = ShardPlan(

@@ -25,7 +25,7 @@ from typing import Any
 import h5py
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.files import FolderLock, make_folder
 from edm_hloc.base.h5 import (
     AtomicH5,
     DamagedH5Error,
@@ -43,7 +43,6 @@ from edm_hloc.matching.engine import (
     match_pairs,
 )
 from edm_hloc.matching.left_out import add_left_out
-from edm_hloc.matching.levels import NAME as LEVELS
 from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import (
@@ -60,7 +59,10 @@ from edm_hloc.matching.shards import (
 )
 from edm_hloc.matching.stored_index import StoredIndex
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, remove_plan
+from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, check_raw_matches, remove_plan
+
+Levels = dict[str, tuple[Any, int]]
+"""Black and white of 16-bit photos, see `StoredLevels`, each with the first shard that has them."""
 
 
 @dataclass(frozen=True)
@@ -213,11 +215,12 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
 
     Raises:
         EdmHlocError: shards are missing, damaged, of other settings or of photos that have changed
-            meanwhile; each is named. Nothing is merged then.
+            meanwhile; each is named. Or OUT/raw_matches holds matches of other settings, or of
+            other levels of 16-bit photos. Nothing is merged then.
     """
     wrong: dict[int, str] = {}
     stamps: dict[str, tuple[FileStamp | None, int]] = {}
-    levels: dict[str, Any] = {}
+    levels: Levels = {}
     skipped: dict[str, str] = {}
     skipped_in: dict[str, int] = {}
     left_out: dict[Pair, str] = {}
@@ -226,7 +229,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
         try:
             content = _whole_shard(plan, shard)
             _check_stamps(content.stored, stamps, shard)
-            _check_levels(content.levels, levels)
+            _check_levels(content.levels, levels, shard)
         except EdmHlocError as error:
             reason = error.reason if isinstance(error, DamagedH5Error) else str(error)
             wrong[shard] = reason if plan.file_of(shard).exists() else "not matched yet"
@@ -247,7 +250,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             f"{len(wrong)} of {len(plan.pairs)} shards cannot be merged; match them (again) with "
             f"edm-hloc match-shard:\n{listed}{more}"
         )
-    _put_together(plan, range(1, len(plan.pairs) + 1))
+    _put_together(plan, range(1, len(plan.pairs) + 1), levels)
     return MergeSummary(len(plan.pairs), number, skipped, left_out)
 
 
@@ -259,23 +262,30 @@ def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
         merge: False to discard what was matched.
 
     Raises:
-        EdmHlocError: a file cannot be written.
+        EdmHlocError: OUT/raw_matches holds matches of other settings, or the levels of 16-bit
+            photos differ; or a file cannot be written.
     """
     whole = []
+    levels: Levels = {}
     for shard in range(1, len(plan.pairs) + 1) if merge else ():
-        with contextlib.suppress(EdmHlocError):
-            _whole_shard(plan, shard)
-            whole.append(shard)
+        try:
+            content = _whole_shard(plan, shard)
+        except EdmHlocError:
+            continue
+        _check_levels(content.levels, levels, shard)
+        whole.append(shard)
     if whole:
-        _put_together(plan, whole)
+        _put_together(plan, whole, levels)
     with FolderLock(plan.folder):
         remove_plan(plan.folder)
 
 
-def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
+def _put_together(plan: ShardPlan, shards: Iterable[int], levels: Levels) -> None:
     """Puts the files of shards into OUT/raw_matches, but for those whose pairs are all there."""
     make_folder(plan.raw_matches)
     with FolderLock(plan.raw_matches):
+        check_raw_matches(plan.folder, plan.provenance)
+        StoredLevels(plan.raw_matches).add({name: values for name, (values, _) in levels.items()})
         present = StoredIndex(plan.raw_matches)
         paths = shard_paths(plan.raw_matches)
         following = shard_number(paths[-1]) + 1 if paths else 0
@@ -285,9 +295,6 @@ def _put_together(plan: ShardPlan, shards: Iterable[int]) -> None:
             add_left_out(plan.raw_matches, content.left_out)
             if present.holds_same(content.stored):
                 continue
-            if content.levels:
-                levels = StoredLevels(plan.raw_matches).levels | content.levels
-                write_whole(plan.raw_matches / LEVELS, json.dumps(levels, indent=2))
             _put(plan.file_of(shard), shard_path(plan.raw_matches, following))
             following += 1
 
@@ -350,14 +357,17 @@ def _check_stamps(
                 )
 
 
-def _check_levels(found: dict[str, Any], levels: dict[str, Any]) -> None:
+def _check_levels(found: dict[str, Any], levels: Levels, shard: int) -> None:
     """Refuses 16-bit photos whose black and white were not the same in all shards; fills `levels`.
 
     They depend on all photos of a folder, which may have been added to between two shards.
     """
-    for folder, now in found.items():
-        if levels.setdefault(folder, now) != now:
-            raise EdmHlocError(f"black and white of the photos in {folder} were other values")
+    for folder, values in found.items():
+        before, earlier = levels.setdefault(folder, (values, shard))
+        if before != values:
+            raise EdmHlocError(
+                f"black and white of the photos in {folder} were other values for shard {earlier}"
+            )
 
 
 def _put(source: Path, target: Path) -> None:

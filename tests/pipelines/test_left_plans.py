@@ -1,18 +1,21 @@
-"""Plans that an earlier run has left in the output folder: continued, or refused, but never mixed."""
+"""Plans that an earlier run has left in the output folder are continued or refused, never mixed."""
 
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import make_plan
-from edm_hloc.pipelines.shards import match_shard
+from edm_hloc.pipelines.shards import match_shard, merge_shards
 from edm_hloc.pipelines.spreading import spread_matching
 from edm_hloc.pipelines.workers import match_in_processes
 from tests.fakes import FakeMatcher
@@ -21,9 +24,7 @@ from tests.pipelines.fake_workers import CrewOfOne, make_grey_photos, noted
 NAMES = [f"{i:03d}.png" for i in range(9)]
 PAIRS = list(itertools.combinations(NAMES, 2))
 TWO = MatchingConfig(workers=2, shown=False)
-OTHER_SETTINGS = (
-    r"(?s)plan holds .*other settings.*\n  setting: 2.0 there, 1.0 now.*merge; or remove"
-)
+OTHER_SETTINGS = r"(?s)plan holds .*other settings.*  setting: 2.0 there, 1.0 now.*merge; or"
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +59,50 @@ def test_a_run_does_not_remove_shards_of_other_settings(photos: Path, tmp_path: 
     plan = make_plan(out, photos, PAIRS, other, shards=2)
     match_shard(plan, 1, other)
     before = sorted(path.name for path in plan.folder.iterdir())
-    with (
-        Run.begin(out, {}, FakeMatcher(), [], overwrite=False) as run,
-        pytest.raises(EdmHlocError, match=OTHER_SETTINGS),
-    ):
-        run.shards = 2
+    run = Run(out, {}, shards=2)
+    with pytest.raises(EdmHlocError, match=OTHER_SETTINGS):
         spread_matching(run, photos, PAIRS, FakeMatcher())
     assert sorted(path.name for path in plan.folder.iterdir()) == before
+
+
+def make_deep_photos(root: Path, names: list[str], high: int) -> None:
+    """Photos of 16 bits with values from 0 to about `high`."""
+    root.mkdir(exist_ok=True)
+    for i, name in enumerate(names):
+        values = np.random.default_rng(i).integers(0, high, (50, 40 + i))
+        cv2.imwrite(str(root / name), values.astype(np.uint16))
+
+
+def test_shards_are_not_merged_into_matches_of_other_settings(photos: Path, tmp_path: Path) -> None:
+    other, out = FakeMatcher(setting=2.0), tmp_path / "out"
+    raw = out / "raw_matches"
+    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=1)
+    match_shard(plan, 1, FakeMatcher())
+    match_pairs(photos, PAIRS[:3], other, raw)
+    before = {path.name: path.read_bytes() for path in raw.iterdir()}
+    refused = (
+        r"(?s)raw_matches holds .*other settings.*2.0 there, 1.0 now.*or remove \S+raw_matches"
+    )
+    with pytest.raises(EdmHlocError, match=refused):
+        merge_shards(plan)
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+    shutil.rmtree(plan.folder)
+    with pytest.raises(EdmHlocError, match=refused):  # before anything is matched in vain
+        make_plan(out, photos, PAIRS, FakeMatcher(), shards=1, overwrite=True)
+
+
+def test_shards_are_not_merged_into_matches_of_other_levels(tmp_path: Path) -> None:
+    photos, raw = tmp_path / "deep", tmp_path / "out" / "raw_matches"
+    make_deep_photos(photos, NAMES[:5], 4096)
+    pairs = list(itertools.combinations(NAMES[:5], 2))
+    match_pairs(photos, pairs[:4], FakeMatcher(), raw)
+    make_deep_photos(photos, ["new.png"], 16000)
+    plan = make_plan(tmp_path / "out", photos, pairs[4:], FakeMatcher(), shards=1)
+    match_shard(plan, 1, FakeMatcher())
+    before = {path.name: path.read_bytes() for path in raw.iterdir()}
+    with pytest.raises(EdmHlocError, match=rf"{photos} with the values 0 and 4096 .* 0 and 1\d"):
+        merge_shards(plan)
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+    config = MatchingConfig(workers=2, shown=False)  # which forgets the levels, too
+    again = match_in_processes(photos, pairs, FakeMatcher(), raw, config, overwrite=True)
+    assert again.matched == len(pairs)
