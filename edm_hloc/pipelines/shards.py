@@ -58,6 +58,7 @@ from edm_hloc.matching.shards import (
     stored_pairs,
 )
 from edm_hloc.matching.stored_index import StoredIndex
+from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, check_raw_matches, remove_plan
 
@@ -250,12 +251,14 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             f"{len(wrong)} of {len(plan.pairs)} shards cannot be merged; match them (again) with "
             f"edm-hloc match-shard:\n{listed}{more}"
         )
-    _put_together(plan, range(1, len(plan.pairs) + 1), levels)
+    _put_together(plan, map(plan.file_of, range(1, len(plan.pairs) + 1)), levels, left_out)
     return MergeSummary(len(plan.pairs), number, skipped, left_out)
 
 
 def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
-    """Puts those shards that are matched into OUT/raw_matches, and removes the plan.
+    """Puts all pairs that are matched into OUT/raw_matches, and removes the plan.
+
+    Pairs of shards that were interrupted are among them.
 
     Args:
         plan: see `make_plan`.
@@ -263,25 +266,42 @@ def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
 
     Raises:
         EdmHlocError: OUT/raw_matches holds matches of other settings, or the levels of 16-bit
-            photos differ; or a file cannot be written.
+            photos differ; another process is at work on a shard; or a file cannot be written.
     """
-    whole = []
+    files: list[Path] = []
     levels: Levels = {}
+    left_out: dict[Pair, str] = {}
     for shard in range(1, len(plan.pairs) + 1) if merge else ():
-        try:
+        found: list[dict[str, Any]] = []
+        with contextlib.suppress(EdmHlocError):
             content = _whole_shard(plan, shard)
-        except EdmHlocError:
-            continue
-        _check_levels(content.levels, levels, shard)
-        whole.append(shard)
-    if whole:
-        _put_together(plan, whole, levels)
+            files.append(plan.file_of(shard))
+            left_out |= content.left_out
+            found.append(content.levels)
+        work = plan.work_of(shard)
+        if work.exists():
+            # which puts what a killed worker has left in its journal into a file
+            RawMatchWriter(work, plan.provenance).close()
+            files += shard_paths(work)
+            found.append(StoredLevels(work).levels)
+        try:
+            for some in found:
+                _check_levels(some, levels, shard)
+        except EdmHlocError as error:
+            raise EdmHlocError(
+                f"Shard {shard} in {plan.folder} does not belong to the others, as {error}: match "
+                f"both again with edm-hloc match-shard, or remove {plan.folder}."
+            ) from error
+    if files:
+        _put_together(plan, files, levels, left_out)
     with FolderLock(plan.folder):
         remove_plan(plan.folder)
 
 
-def _put_together(plan: ShardPlan, shards: Iterable[int], levels: Levels) -> None:
-    """Puts the files of shards into OUT/raw_matches, but for those whose pairs are all there."""
+def _put_together(
+    plan: ShardPlan, files: Iterable[Path], levels: Levels, left_out: Mapping[Pair, str]
+) -> None:
+    """Puts files of matches into OUT/raw_matches, but for those whose pairs are all there."""
     make_folder(plan.raw_matches)
     with FolderLock(plan.raw_matches):
         check_raw_matches(plan.folder, plan.provenance)
@@ -289,13 +309,13 @@ def _put_together(plan: ShardPlan, shards: Iterable[int], levels: Levels) -> Non
         present = StoredIndex(plan.raw_matches)
         paths = shard_paths(plan.raw_matches)
         following = shard_number(paths[-1]) + 1 if paths else 0
-        for shard in shards:
-            with open_h5(plan.file_of(shard)) as h5, reading(plan.file_of(shard)):
-                content = _Content.of(h5)
-            add_left_out(plan.raw_matches, content.left_out)
-            if present.holds_same(content.stored):
+        add_left_out(plan.raw_matches, left_out)
+        for file in files:
+            with open_h5(file) as h5, reading(file):
+                stored = stored_pairs(h5)
+            if present.holds_same(stored):
                 continue
-            _put(plan.file_of(shard), shard_path(plan.raw_matches, following))
+            _put(file, shard_path(plan.raw_matches, following))
             following += 1
 
 

@@ -10,12 +10,18 @@ import cv2
 import numpy as np
 import pytest
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError
+from edm_hloc.base.files import FolderLock
+from edm_hloc.base.matches import Matches
+from edm_hloc.images.find import image_stamps
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.recent import RecentPairs
+from edm_hloc.matching.shards import StoredPair
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import make_plan
-from edm_hloc.pipelines.shards import match_shard, merge_shards
+from edm_hloc.pipelines.shards import match_part, match_shard, merge_shards
 from edm_hloc.pipelines.spreading import spread_matching
 from edm_hloc.pipelines.workers import match_in_processes
 from tests.fakes import FakeMatcher
@@ -52,6 +58,32 @@ def test_workers_do_not_take_over_a_plan_of_other_settings(photos: Path, tmp_pat
     summary = match_in_processes(photos, PAIRS, matcher, raw, TWO, overwrite=True)
     assert (summary.matched, summary.resumed) == (len(PAIRS), 0)
     assert len(noted(out)) == len(PAIRS)
+
+
+def test_what_interrupted_workers_have_stored_is_not_matched_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    out, matcher = tmp_path / "out", FakeMatcher()
+    plan = make_plan(out, photos, PAIRS, matcher, shards=3)
+    match_shard(plan, 1, matcher)
+    match_part(plan, 2, (0, 5), matcher)  # and the same shard, killed later: one pair more
+    last, one = plan.pairs_of(2)[5], np.ones(1, np.float32)
+    stamps = image_stamps(photos, last)
+    pair = StoredPair(last, (stamps[last[0]], stamps[last[1]]))
+    recent = RecentPairs(plan.work_of(2), plan.provenance)
+    recent.put(pair, Matches(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), one))
+    recent.close()
+    kept = plan.pairs[0] + 6
+    with FolderLock(plan.work_of(2)), pytest.raises(BusyError):
+        match_in_processes(photos, PAIRS, FakeMatcher(), plan.raw_matches, TWO)
+    again = FakeMatcher()
+    summary = match_in_processes(photos, PAIRS, again, plan.raw_matches, TWO)
+    assert (summary.matched, summary.resumed) == (len(PAIRS) - kept, kept)
+    assert not again.matched  # by the workers, each once
+    assert noted(out).total() == len(noted(out)) == len(PAIRS) - kept
+    with RawMatchReader(plan.raw_matches) as raw:
+        assert len(raw.read(*last).scores) == 1
+        assert len(raw.pairs()) == len(PAIRS)
 
 
 def test_a_run_does_not_remove_shards_of_other_settings(photos: Path, tmp_path: Path) -> None:
