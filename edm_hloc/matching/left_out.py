@@ -37,16 +37,17 @@ def read_left_out(directory: Path) -> dict[Pair, str]:
         raise EdmHlocError(f"{path} is damaged: delete it to match its pairs again.") from error
 
 
-def add_left_out(directory: Path, pairs: Mapping[Pair, str]) -> None:
-    """Adds pairs that were left out, with the reason.
+def store_left_out(directory: Path, pairs: Mapping[Pair, str]) -> None:
+    """Stores the pairs that were left out, with the reason, in place of those before.
 
     Raises:
-        EdmHlocError: the file is damaged or cannot be written.
+        EdmHlocError: the file cannot be written.
     """
     if pairs:
-        every = read_left_out(directory) | dict(pairs)
-        listed = [[*pair, reason] for pair, reason in every.items()]
+        listed = [[*pair, reason] for pair, reason in pairs.items()]
         write_whole(left_out_path(directory), json.dumps({"pairs": listed}, indent=1))
+    else:
+        left_out_path(directory).unlink(missing_ok=True)
 
 
 def without_left_out(directory: Path, pairs: Iterable[Pair]) -> list[Pair]:

@@ -42,7 +42,7 @@ from edm_hloc.matching.engine import (
     NothingReadableError,
     match_pairs,
 )
-from edm_hloc.matching.left_out import add_left_out
+from edm_hloc.matching.left_out import read_left_out, store_left_out
 from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import (
@@ -309,14 +309,18 @@ def _put_together(
         present = StoredIndex(plan.raw_matches)
         paths = shard_paths(plan.raw_matches)
         following = shard_number(paths[-1]) + 1 if paths else 0
-        add_left_out(plan.raw_matches, left_out)
+        left_out = read_left_out(plan.raw_matches) | dict(left_out)
+        store_left_out(plan.raw_matches, left_out)
         for file in files:
             with open_h5(file) as h5, reading(file):
                 stored = stored_pairs(h5)
+            matched = {frozenset(pair.names) for pair in stored} if left_out else ()
+            left_out = {pair: why for pair, why in left_out.items() if {*pair} not in matched}
             if present.holds_same(stored):
                 continue
             _put(file, shard_path(plan.raw_matches, following))
             following += 1
+        store_left_out(plan.raw_matches, left_out)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from edm_hloc.base.files import FolderLock
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.find import image_stamps
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.left_out import read_left_out
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.recent import RecentPairs
 from edm_hloc.matching.shards import StoredPair
@@ -138,3 +139,19 @@ def test_shards_are_not_merged_into_matches_of_other_levels(tmp_path: Path) -> N
     config = MatchingConfig(workers=2, shown=False)  # which forgets the levels, too
     again = match_in_processes(photos, pairs, FakeMatcher(), raw, config, overwrite=True)
     assert again.matched == len(pairs)
+
+
+def test_a_pair_that_is_matched_later_is_not_left_out_any_more(
+    photos: Path, tmp_path: Path
+) -> None:
+    out, (first, second) = tmp_path / "out", PAIRS[2:4]
+    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=1)
+    match_shard(plan, 1, FakeMatcher(), left_out={first: "died", second: "died"})
+    assert merge_shards(plan).left_out.keys() == {first, second}
+    for pairs, left in (([first[::-1]], {second}), ([second], set())):
+        plan = make_plan(out, photos, pairs, FakeMatcher(), shards=1, overwrite=True)
+        match_shard(plan, 1, FakeMatcher())
+        merge_shards(plan)
+        assert read_left_out(plan.raw_matches).keys() == left
+    summary = match_in_processes(photos, PAIRS, FakeMatcher(), plan.raw_matches)
+    assert (summary.matched, summary.resumed, summary.left_out) == (0, len(PAIRS), ())
