@@ -12,6 +12,7 @@ from pathlib import Path
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
+from edm_hloc.matchers.loading import default_device
 from edm_hloc.matching.engine import (
     MatchingConfig,
     MatchingSummary,
@@ -149,15 +150,18 @@ def hire(out: Path, config: MatchingConfig, device: str | None) -> Iterator[Proc
     Args:
         out: output folder, in which the plan may be made later.
         config: number and kind of workers, and memory and threads of each.
-        device: where the networks run; with Ray only if the configuration does not say so.
+        device: where the networks run, None for the fastest; with Ray only if the configuration
+            does not say so.
 
     Raises:
         EdmHlocError: Ray is not installed, or cannot be reached.
     """
     settings = WorkerSettings(out.resolve(), device, 1, config)
     if config.ray is None:
-        threads = max(1, num_cores() // config.workers)
-        with ProcessCrew(replace(settings, threads=threads), config.workers, ShardWorker) as crew:
+        # not None: a GPU is shared out among the processes only if all know that it is one
+        settings = replace(settings, device=device or default_device())
+        settings = replace(settings, threads=max(1, num_cores() // config.workers))
+        with ProcessCrew(settings, config.workers, ShardWorker) as crew:
             yield crew
         return
     with RayCrew(settings, config.ray, config.workers, ShardWorker) as actors:

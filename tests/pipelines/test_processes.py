@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import random
+import signal
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError
@@ -21,7 +23,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.local_features import SIFT
 from edm_hloc.pairs.vlad import describe
 from edm_hloc.pipelines import workers
-from edm_hloc.pipelines.processes import ProcessCrew
+from edm_hloc.pipelines.processes import ProcessCrew, _serve
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import merge_shards
@@ -129,6 +131,37 @@ def test_a_pair_at_which_workers_fail_is_left_out_and_named(
 def test_workers_that_all_die_end_the_run(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"in a row a worker .*shard \d: .*exit code 7"):
         match_all(photos, tmp_path / "out", StillbornWorker)
+
+
+def test_gpus_are_shared_out_where_no_device_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`match-shard --all` knows of no matcher that would name it."""
+    monkeypatch.setattr(workers, "default_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    devices = []
+
+    class Noted(ShardWorker):
+        def __init__(self, settings: WorkerSettings) -> None:
+            devices.append(settings.device)
+
+    class Here:
+        def __init__(self, settings: WorkerSettings, number: int, _: type[ShardWorker]) -> None:
+            for i in range(number):
+                here, there = multiprocessing.Pipe()
+                here.close()
+                _serve(there, i, settings, Noted)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(workers, "ProcessCrew", Here)
+    with workers.hire(tmp_path, MatchingConfig(workers=3), None):
+        assert devices == ["cuda:0", "cuda:1", "cuda:0"]
 
 
 def test_photos_of_two_folders_are_matched_by_workers(
