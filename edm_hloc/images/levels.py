@@ -66,6 +66,16 @@ def levels_of(pixels: np.ndarray, path: Path) -> FolderLevels | None:
     return FolderLevels(folder, pixels.dtype.name, _stretched(folder, pixels.dtype.str))
 
 
+def levels_in(folder: Path, kind: str) -> FolderLevels:
+    """How the photos of one type in a folder become 8 bits.
+
+    Args:
+        folder: of the photos, with its absolute path.
+        kind: of their values, as in `FolderLevels`.
+    """
+    return FolderLevels(folder, kind, _stretched(folder, np.dtype(kind).str))
+
+
 def to_eight_bits(pixels: np.ndarray, of: FolderLevels | None, grayscale: bool) -> np.ndarray:
     """The pixels of a photo in [0, 255]: uint8, or float32 where the file has more bits.
 

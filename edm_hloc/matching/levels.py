@@ -14,7 +14,7 @@ from typing import Any
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.text import read_json_object
-from edm_hloc.images.levels import FolderLevels
+from edm_hloc.images.levels import FolderLevels, levels_in
 
 NAME = "levels.json"
 """Name of the file in the folder of raw matches: {"FOLDER uint16": [black, white] or null}."""
@@ -52,8 +52,7 @@ class StoredLevels:
             EdmHlocError: photos of the same folder were matched with others, or they cannot be
                 written.
         """
-        key = f"{used.folder} {used.kind}"
-        now = None if used.levels is None else list(used.levels)
+        key, now = f"{used.folder} {used.kind}", _as_stored(used)
         if key not in self.levels:
             self.levels[key] = now
             write_whole(self._path, json.dumps(self.levels, indent=2))
@@ -83,6 +82,19 @@ class StoredLevels:
         if not levels.items() <= self.levels.items():
             self.levels |= levels
             write_whole(self._path, json.dumps(self.levels, indent=2))
+
+
+def are_those_of_now(levels: Mapping[str, list[float] | None]) -> bool:
+    """Whether photos would still be matched with these levels, see `StoredLevels.levels`."""
+    for key, stored in levels.items():
+        folder, _, kind = key.rpartition(" ")
+        if _as_stored(levels_in(Path(folder), kind)) != stored:
+            return False
+    return True
+
+
+def _as_stored(used: FolderLevels) -> list[float] | None:
+    return None if used.levels is None else list(used.levels)
 
 
 def _are_levels(value: Any) -> bool:

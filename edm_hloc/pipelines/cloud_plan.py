@@ -21,7 +21,7 @@ from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import cache_directory
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.shard_plan import PLAN_FOLDER, ShardPlan, load_plan, make_plan
+from edm_hloc.pipelines.shard_plan import PLAN_FOLDER, ShardPlan, is_of_a_plan, load_plan, make_plan
 
 _PLAN = "plan.json"
 
@@ -53,9 +53,8 @@ def put_plan(
             return plan  # the same
         if _PLAN in there:
             store.remove(_PLAN)
-            for name in there:
-                if name.startswith(("matches-", "pairs-")):
-                    store.remove(name)
+        for name in filter(is_of_a_plan, there):
+            store.remove(name)
         lists = [plan.list_of(shard).name for shard in range(1, len(plan.pairs) + 1)]
         store.put_all(plan.folder, lists)
         store.put(plan.folder / _PLAN, _PLAN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,10 @@ from edm_hloc.refinement.load import MatcherRecipe
 PLAN_FOLDER = "plan"
 """Name of the folder of a plan in the output folder."""
 
-_FILES = ("pairs-*.txt", "matches-*.h5", "items-*.json", "input-*.h5", "results-*.part", "work-*")
+_FILES = re.compile(
+    r"(pairs-\d{4,}\.txt|matches-\d{4,}\.h5|items-\d{4,}\.json|input-\d{4,}\.h5"
+    r"|results-\d{4,}\.part|work-\d{4,})"
+)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def make_plan(
                     f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
                     "it, choose another output folder, or run with --overwrite."
                 )
-            remove_plan(folder)
+        remove_plan(folder)  # also what is left of one without plan.json
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
         values = {
@@ -279,9 +283,13 @@ def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
     )
 
 
+def is_of_a_plan(name: str) -> bool:
+    """Whether a file or folder of this name belongs to a plan, besides plan.json."""
+    return _FILES.fullmatch(name) is not None
+
+
 def remove_plan(folder: Path) -> None:
     """Removes the files of a plan from its folder, and no others."""
     (folder / "plan.json").unlink(missing_ok=True)
-    for pattern in _FILES:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in [path for path in folder.iterdir() if is_of_a_plan(path.name)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -43,12 +43,11 @@ from edm_hloc.matching.engine import (
     match_pairs,
 )
 from edm_hloc.matching.left_out import read_left_out, store_left_out
-from edm_hloc.matching.levels import StoredLevels
+from edm_hloc.matching.levels import StoredLevels, are_those_of_now
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import (
     FileStamp,
     StoredPair,
-    check_same_provenance,
     read_matches,
     shard_number,
     shard_path,
@@ -129,12 +128,9 @@ def match_shard(
     left_out = left_out or {}
     pairs = plan.pairs_of(shard)
     path, work = plan.file_of(shard), plan.work_of(shard)
-    if path.exists():
-        check_matcher(plan, matcher)
-        with contextlib.suppress(DamagedH5Error):  # it is made again
-            content = _whole_shard(plan, shard)
-            if _photos_are_the_same(plan, content):
-                return ShardSummary(len(pairs), 0, 0, content.skipped)
+    check_matcher(plan, matcher)
+    if content := _up_to_date(plan, shard):
+        return ShardSummary(len(pairs), 0, 0, content.skipped)
     wanted = [pair for pair in pairs if pair not in left_out]
     summary = _match_into_work(plan, shard, wanted, matcher, config)
     with FolderLock(work), RawMatchReader(work) as raw:
@@ -181,14 +177,30 @@ def match_part(
     return _match_into_work(plan, shard, pairs, matcher, config)
 
 
-def _photos_are_the_same(plan: ShardPlan, content: _Content) -> bool:
-    """Whether the photos of a shard's file are still those that were matched."""
+def is_matched(plan: ShardPlan, shard: int) -> bool:
+    """Whether the file of a shard is there, so that `match_shard` has nothing to do."""
+    return _up_to_date(plan, shard) is not None
+
+
+def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
+    """The content of a shard's file; None if there is none, or if it is to be made again.
+
+    That is so if it is damaged or of another plan, or if the photos are not those any more that
+    were matched, or not with the same levels.
+    """
+    if not plan.file_of(shard).exists():
+        return None
+    try:
+        content = _whole_shard(plan, shard)
+    except DamagedH5Error:
+        return None
     now = image_stamps(plan.image_root, names_in(pair.names for pair in content.stored))
-    return all(
+    same_photos = all(
         stamp == now.get(name)
         for pair in content.stored
         for name, stamp in zip(pair.names, pair.stamps, strict=True)
     )
+    return content if same_photos and are_those_of_now(content.levels) else None
 
 
 def _match_into_work(
@@ -200,8 +212,10 @@ def _match_into_work(
 ) -> ShardSummary:
     """Matches pairs of a shard into its folder of work."""
     check_matcher(plan, matcher)
+    work = plan.work_of(shard)
+    outdated = not are_those_of_now(StoredLevels(work).levels)
     try:
-        done = match_pairs(plan.image_root, pairs, matcher, plan.work_of(shard), config)
+        done = match_pairs(plan.image_root, pairs, matcher, work, config, overwrite=outdated)
     except NothingReadableError as error:
         return ShardSummary(len(pairs), 0, 0, error.skipped)
     return ShardSummary(
@@ -350,13 +364,14 @@ def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
     """The content of a shard's file, once it is known that its pairs are there and whole.
 
     Raises:
-        EdmHlocError: it is of other settings or of other pairs; as a `DamagedH5Error`: it is
-            damaged.
+        DamagedH5Error: it is damaged, of other settings or of other pairs.
+        EdmHlocError: there is none, or its list of pairs is not the planned one.
     """
     path = plan.file_of(shard)
     with open_h5(path) as h5, reading(path):
         content = _Content.of(h5)
-        check_same_provenance(path, stored_provenance(h5), plan.provenance)
+        if stored_provenance(h5) != plan.provenance:
+            raise DamagedH5Error(path, "it was matched with other settings")
         for pair in content.stored:
             read_matches(h5, pair)
     skipped, left_out = content.skipped.keys(), content.left_out

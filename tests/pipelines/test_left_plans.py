@@ -155,3 +155,41 @@ def test_a_pair_that_is_matched_later_is_not_left_out_any_more(
         assert read_left_out(plan.raw_matches).keys() == left
     summary = match_in_processes(photos, PAIRS, FakeMatcher(), plan.raw_matches)
     assert (summary.matched, summary.resumed, summary.left_out) == (0, len(PAIRS), ())
+
+
+def test_shards_of_other_levels_are_matched_again(tmp_path: Path) -> None:
+    photos, out = tmp_path / "deep", tmp_path / "out"
+    make_deep_photos(photos, NAMES[:5], 4096)
+    pairs = list(itertools.combinations(NAMES[:5], 2))
+    plan = make_plan(out, photos, pairs, FakeMatcher(), shards=3)
+    match_shard(plan, 1, FakeMatcher())
+    match_part(plan, 2, (0, 2), FakeMatcher())  # interrupted
+    make_deep_photos(photos, ["new.png"], 16000)
+    match_shard(plan, 3, FakeMatcher())
+    match_part(plan, 2, (0, 2), FakeMatcher())
+    with pytest.raises(EdmHlocError, match=rf"3: black and white of .*{photos} .* for shard 1"):
+        merge_shards(plan)
+    with pytest.raises(EdmHlocError, match=r"Shard 2 in .* match-shard, or remove \S+plan\."):
+        match_in_processes(photos, pairs, FakeMatcher(), plan.raw_matches, TWO)
+    assert [match_shard(plan, k, FakeMatcher()).matched > 0 for k in (1, 2, 3)] == [1, 1, 0]
+    assert merge_shards(plan).pairs == len(pairs)
+
+
+def test_files_of_a_plan_that_was_half_removed_are_not_taken_for_the_new_one(
+    photos: Path, tmp_path: Path
+) -> None:
+    other, out = FakeMatcher(setting=2.0), tmp_path / "out"
+    old = make_plan(out, photos, PAIRS, other, shards=2)
+    match_shard(old, 1, other)
+    kept = old.file_of(1).read_bytes()
+    (old.folder / "plan.json").unlink()
+    (old.folder / "pairs-query-20.txt").write_text("mine")
+    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=2)
+    assert plan.left() == [1, 2]
+    assert (old.folder / "pairs-query-20.txt").read_text() == "mine"
+    plan.file_of(1).write_bytes(kept)  # however it came there
+    match_shard(plan, 2, FakeMatcher())
+    with pytest.raises(EdmHlocError, match="1: it was matched with other settings"):
+        merge_shards(plan)
+    assert match_shard(plan, 1, FakeMatcher()).matched == plan.pairs[0]
+    assert merge_shards(plan).pairs == len(PAIRS)
