@@ -25,7 +25,7 @@ from edm_hloc.matching.levels import StoredLevels
 from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
-from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 
 _ENCODING = 0.4  # of the time of a pair, for a photo: docs/speed.md, by stages
 _FORECAST_AFTER = 5.0  # seconds of matching, the compilation at the first pair not counted
@@ -144,7 +144,8 @@ def match_pairs(
 
     Args:
         image_root: folder or folders of the photos.
-        pairs: names of photos relative to `image_root`; repeated pairs are matched once.
+        pairs: names of photos relative to `image_root`; repeated pairs are matched once, in
+            whichever order, and a photo is not matched with itself.
         matcher: encodes and matches the images.
         raw_directory: folder of the raw matches, made if missing (see `shards.py`).
         config: memory and threads; None is the default `MatchingConfig`.
@@ -158,7 +159,7 @@ def match_pairs(
     """
     config = config or MatchingConfig()
     start = time.monotonic()
-    pairs = list(dict.fromkeys(pairs))
+    pairs = unique_pairs(pairs)
     check_keys(pairs)
     stamps = image_stamps(image_root, names_in(pairs))
     with RawMatchWriter(

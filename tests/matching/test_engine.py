@@ -308,6 +308,16 @@ def test_resume(photos: Path, tmp_path: Path) -> None:
     assert sum(other.matched.values()) == 28
 
 
+def test_pairs_listed_both_ways_are_matched_once(photos: Path, tmp_path: Path) -> None:
+    a, b, c = names(3)
+    matcher = FakeMatcher()
+    listed = [(a, b), (b, a), (c, c), (a, b), (b, c)]
+    summary = match_pairs(photos, listed, matcher, tmp_path / "raw")
+    assert (summary.matched, summary.resumed) == (2, 0)
+    assert matcher.matched == {(10, 11): 1, (11, 12): 1}
+    assert sorted(RawMatchReader(tmp_path / "raw").pairs()) == [(a, b), (b, c)]
+
+
 def test_a_changed_photo_is_matched_again(photos: Path, tmp_path: Path) -> None:
     match_pairs(photos, all_pairs(), FakeMatcher(), tmp_path / "raw")
     Image.new("L", (41, 50), 77).save(photos / names()[3])
