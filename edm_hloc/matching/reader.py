@@ -95,14 +95,15 @@ class RawMatchReader:
         self.close()
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
-        """The shard of each pair by its key; the newest one of several."""
+        """The shard of each pair by its key; the newest one of several, in whichever order."""
         with self._lock:
             if self._index is None:
                 index: dict[str, tuple[Path, StoredPair]] = {}
                 for path in self._shards:
                     with reading(path):
-                        pairs = stored_pairs(self._file(path))
-                        index.update((pair.key, (path, pair)) for pair in pairs)
+                        for pair in stored_pairs(self._file(path)):
+                            index.pop(pair.other_key, None)
+                            index[pair.key] = path, pair
                 self._index = index
             return self._index
 

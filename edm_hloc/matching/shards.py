@@ -12,9 +12,9 @@ top-left pixel at (0, 0). Three attributes of the file, all JSON, say where the 
   order of ``pairs`` ("matches"), by which bits that rot on the disk are noticed when they are read.
   Files of older versions have none.
 
-Shards are numbered in the order in which they were written; a pair that is in several of them
-counts as in the newest one. Each is written under a temporary name, synced and renamed, so that a
-shard with its final name is complete.
+Shards are numbered in the order in which they were written; a pair that is in several of them, in
+whichever order, counts as in the newest one. Each is written under a temporary name, synced and
+renamed, so that a shard with its final name is complete.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class StoredPair(NamedTuple):
     def key(self) -> str:
         """The pair's group in the shard."""
         return pair_key(*self.names)
+
+    @property
+    def other_key(self) -> str:
+        """The group that it would have with its names in the other order."""
+        return pair_key(*self.names[::-1])
 
 
 def shard_paths(directory: Path) -> list[Path]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
+from edm_hloc.images.find import image_stamps
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matching.left_out import without_left_out
-from edm_hloc.matching.shards import StoredPair, shard_paths, stored_pairs
-from edm_hloc.pairs.rules import Pair, unique_pairs
+from edm_hloc.matching.shards import FileStamp, StoredPair, shard_paths, stored_pairs
+from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 
 
 class StoredIndex:
@@ -34,10 +36,6 @@ class StoredIndex:
         self._names, newest = np.unique(np.concatenate(names), return_index=True)
         self._contents = np.concatenate(contents)[newest]
 
-    def holds(self, pairs: Sequence[Pair]) -> np.ndarray:
-        """Whether each pair is stored, in either order: (N,) bool."""
-        return np.isin(_of_names(pairs), self._names)
-
     def holds_same(self, stored: Sequence[StoredPair]) -> bool:
         """Whether all these pairs are stored with the same stamps of photos and checksums."""
         names = _of_names(pair.names for pair in stored)
@@ -48,15 +46,34 @@ class StoredIndex:
         return np.array_equal(self._contents[places], _of_contents(stored))
 
 
-def pairs_to_match(directory: Path, pairs: Iterable[Pair]) -> list[Pair]:
+def pairs_to_match(directory: Path, image_root: ImageRoot, pairs: Iterable[Pair]) -> list[Pair]:
     """Those of the pairs, each once, that a folder of raw matches lacks and that were not left out.
+
+    It lacks pairs, too, of which a photo has changed since they were matched.
+
+    Args:
+        directory: the folder; one that does not exist holds none.
+        image_root: folder or folders of the photos.
+        pairs: names of two photos each.
 
     Raises:
         EdmHlocError: the list of pairs that were left out cannot be read.
     """
     wanted = without_left_out(directory, unique_pairs(pairs))
-    stored = StoredIndex(directory).holds(wanted)
-    return [pair for pair, there in zip(wanted, stored, strict=True) if not there]
+    left = {frozenset(pair): pair for pair in wanted}
+    undecided = set(left)
+    stamps: dict[str, FileStamp] | None = None
+    for path in reversed(shard_paths(Path(directory))):
+        if stamps is None:
+            stamps = image_stamps(image_root, names_in(wanted))
+        with contextlib.suppress(DamagedH5Error), open_h5(path) as h5, reading(path):
+            for pair in stored_pairs(h5):
+                names = frozenset(pair.names)
+                if names in undecided:
+                    undecided.remove(names)
+                    if pair.stamps == tuple(map(stamps.get, pair.names)):
+                        del left[names]
+    return list(left.values())
 
 
 def _of_names(pairs: Iterable[Pair]) -> np.ndarray:

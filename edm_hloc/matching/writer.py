@@ -240,12 +240,16 @@ class RawMatchWriter:
                 set_aside(error)
                 continue
             check_same_provenance(path, stored, self._provenance)
-            newest = [pair for pair in pairs if pair.key not in self._names]
+            newest = [pair for pair in pairs if not self._is_stored(pair)]
             if not newest:
                 path.unlink()
                 continue
             self._shards.insert(0, (path, len(pairs)))
             self._take_note(newest)
+
+    def _is_stored(self, pair: StoredPair) -> bool:
+        """Whether a shard that was opened before holds a pair, in either order."""
+        return pair.key in self._names or pair.other_key in self._names
 
     def _take_note(self, stored: Iterable[StoredPair]) -> None:
         """Fills `_names` and `done` with pairs of a shard."""
@@ -335,7 +339,7 @@ class RawMatchWriter:
                 for path in reversed(sources):
                     with open_h5(path) as h5, reading(path):
                         for pair in stored_pairs(h5):
-                            if pair.key not in merged:
+                            if pair.key not in merged and pair.other_key not in merged:
                                 h5.copy(pair.key, file.h5, name=pair.key)
                                 merged[pair.key] = pair
                     file.check()

@@ -72,7 +72,7 @@ def spread_matching(
     unreadable = run.results.get(_UNREADABLE, {}).keys()
     todo = [
         pair
-        for pair in pairs_to_match(run.out / "raw_matches", pairs)
+        for pair in pairs_to_match(run.out / "raw_matches", image_root, pairs)
         if not unreadable & set(pair)
     ]
     if todo:

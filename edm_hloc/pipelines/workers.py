@@ -88,7 +88,7 @@ def match_with_workers(
     *,
     overwrite: bool = False,
 ) -> MatchingSummary | None:
-    """Matches in shards those pairs that OUT/raw_matches lacks, by several workers.
+    """Matches in shards those pairs that OUT/raw_matches lacks, or has of photos that have changed.
 
     What an interrupted call has matched is kept. See `ShardQueue` for what happens when a worker
     fails.
@@ -118,7 +118,7 @@ def match_with_workers(
     if overwrite:
         RawMatchWriter(out / "raw_matches", run_provenance(matcher), overwrite=True).close()
         StoredLevels(out / "raw_matches", overwrite=True)
-    pairs = pairs_to_match(out / "raw_matches", pairs)
+    pairs = pairs_to_match(out / "raw_matches", image_root, pairs)
     if len(pairs) < max(2, config.workers) * _FEWEST_PAIRS:
         return None  # the start of a worker takes longer
     start = time.monotonic()

@@ -16,12 +16,19 @@ import numpy as np
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.h5 import AtomicH5
 from edm_hloc.base.matches import Matches
 from edm_hloc.matching import reader as reader_module
 from edm_hloc.matching import writer as writer_module
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.recent import RecentPairs, recent_path
-from edm_hloc.matching.shards import check_folder_provenance
+from edm_hloc.matching.shards import (
+    StoredPair,
+    check_folder_provenance,
+    shard_path,
+    store_matches,
+    store_pairs,
+)
 from edm_hloc.matching.writer import RawMatchWriter
 from tests.h5_files import (
     PROVENANCE,
@@ -81,6 +88,37 @@ def test_merging_keeps_the_newest_of_a_pair(
         assert_same(reader.read("a", "b"), raw(2))
         assert_same(reader.read("a", "0"), raw(10))
         assert_same(reader.read("a", "1"), raw(11))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_newest_of_a_pair_counts_in_whichever_order(tmp_path: Path) -> None:
+    """As where a merge has put shards of a plan beside those of an earlier run."""
+    for number, first in enumerate((("a", "b"), ("b", "a"), ("b", "c"))):
+        file = AtomicH5(shard_path(tmp_path, number), {})
+        stored = [
+            store_matches(file.h5, StoredPair(names, stamps), raw(10 * number + i))
+            for i, (names, stamps) in enumerate(
+                [(first, ((number, 0), None)), (("a", f"{number}"), (None, None))]
+            )
+        ]
+        store_pairs(file.h5, stored)
+        file.commit()
+
+    with RawMatchReader(tmp_path) as reader:
+        assert len(reader.pairs()) == 5
+        assert_same(reader.read("b", "a"), raw(10))
+        assert_same(reader.read("a", "b"), raw(10).swapped())
+    with RawMatchWriter(tmp_path, {}, {"a": (0, 0)}) as writer:  # as the older one was matched
+        assert ("a", "b") not in writer
+        assert len(files(tmp_path) - {".recent.part"}) == 3
+        for name in "xy":
+            writer.add(name, "z", raw(1))
+    (merged,) = tmp_path.glob("*.h5")
+    with h5py.File(merged) as h5:
+        assert "b/a" in h5
+        assert "a/b" not in h5
+    with RawMatchReader(tmp_path) as reader:
+        assert_same(reader.read("a", "b"), raw(10).swapped())
 
 
 @pytest.mark.usefixtures("small_shards")

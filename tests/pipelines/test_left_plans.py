@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.base.files import FolderLock
@@ -19,6 +20,7 @@ from edm_hloc.matching.left_out import read_left_out
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.recent import RecentPairs
 from edm_hloc.matching.shards import StoredPair
+from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import make_plan
@@ -193,3 +195,20 @@ def test_files_of_a_plan_that_was_half_removed_are_not_taken_for_the_new_one(
         merge_shards(plan)
     assert match_shard(plan, 1, FakeMatcher()).matched == plan.pairs[0]
     assert merge_shards(plan).pairs == len(PAIRS)
+
+
+def test_pairs_of_changed_photos_are_left_to_workers(photos: Path, tmp_path: Path) -> None:
+    out, changed = tmp_path / "out", [pair for pair in PAIRS if NAMES[4] in pair]
+    raw, backwards = out / "raw_matches", [pair[::-1] for pair in PAIRS]
+    match_pairs(photos, PAIRS, FakeMatcher(), raw)
+    Image.new("L", (40, 50), 99).save(photos / NAMES[4])
+    assert pairs_to_match(raw, photos, PAIRS) == changed
+    matcher = FakeMatcher()
+    summary = match_in_processes(photos, backwards, matcher, raw, TWO)
+    assert (summary.matched, summary.resumed) == (8, len(PAIRS) - 8)
+    assert not matcher.matched
+    assert noted(out).total() == 8
+    assert pairs_to_match(raw, photos, PAIRS) == []
+    with RawMatchReader(raw) as reader:
+        assert len(reader.pairs()) == len(PAIRS)
+        assert reader.read(NAMES[0], NAMES[4]).keypoints1[0, 0] == 99
