@@ -10,20 +10,33 @@ put of the same shard replaces it by the same bytes.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
-from edm_hloc.base.storage import Store
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.storage import Store, Stored
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import cache_directory
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.shard_plan import PLAN_FOLDER, ShardPlan, is_of_a_plan, load_plan, make_plan
+from edm_hloc.pipelines.shard_plan import (
+    PLAN_FOLDER,
+    ShardPlan,
+    is_of_a_plan,
+    load_plan,
+    make_plan,
+    remove_plan,
+)
+from edm_hloc.pipelines.shards import is_matched
 
 _PLAN = "plan.json"
+_ORIGIN = "fetched_from.txt"  # address of the plan that a folder was fetched from
+_LIST = re.compile(r"pairs-\d{4,}\.txt")
+_MATCHES = re.compile(r"matches-\d{4,}\.h5")
 
 
 def put_plan(
@@ -71,12 +84,16 @@ def get_plan(store: Store, shard: int | None = None) -> ShardPlan:
     Raises:
         EdmHlocError: there is none, or it is damaged, or the storage cannot be used.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        store.get(_PLAN, Path(scratch) / _PLAN)
-        text = (Path(scratch) / _PLAN).read_bytes()
-    name = hashlib.sha256(store.url.encode() + text).hexdigest()[:16]  # a new plan begins anew
-    out = cache_directory() / "shards" / name
-    write_whole(out / PLAN_FOLDER / _PLAN, text)
+    shards = cache_directory() / "shards"
+    make_folder(shards)
+    # of this process alone, as others of this computer may fetch the same plan at the same time
+    with tempfile.TemporaryDirectory(prefix=".", dir=shards) as scratch:
+        fetched = Path(scratch) / _PLAN
+        store.get(_PLAN, fetched)
+        text = store.url.encode() + fetched.read_bytes()
+        out = shards / hashlib.sha256(text).hexdigest()[:16]  # a new plan begins anew
+        make_folder(out / PLAN_FOLDER)
+        fetched.replace(out / PLAN_FOLDER / _PLAN)
     plan = load_plan(out)
     if shard is not None and 1 <= shard <= len(plan.pairs):
         store.get(plan.list_of(shard).name, plan.list_of(shard))
@@ -84,8 +101,23 @@ def get_plan(store: Store, shard: int | None = None) -> ShardPlan:
 
 
 def is_put(store: Store, plan: ShardPlan, shard: int) -> bool:
-    """Whether a shard is matched and stored."""
-    return store.stat(plan.file_of(shard).name) is not None
+    """Whether a shard is stored, and neither damaged nor of photos that have changed since.
+
+    Args:
+        store: where the plan is.
+        plan: of `get_plan` for this shard.
+        shard: its number.
+
+    Raises:
+        EdmHlocError: the storage cannot be used.
+    """
+    path = plan.file_of(shard)
+    if path.exists() or store.stat(path.name) is None:  # one that is here is to be put
+        return False
+    store.get(path.name, path)
+    whole = is_matched(plan, shard)
+    path.unlink(missing_ok=True)
+    return whole
 
 
 def put_shard(store: Store, plan: ShardPlan, shard: int) -> None:
@@ -98,15 +130,42 @@ def put_shard(store: Store, plan: ShardPlan, shard: int) -> None:
 def get_shards(store: Store, out: Path) -> ShardPlan:
     """Fetches a plan and all shards that are there into OUT/plan, for `merge_shards`.
 
-    Files that are there already with the same size are not fetched again.
+    Files of matches that were fetched already, with the size and the time of the objects, are not
+    fetched again; those of an earlier plan of the same storage are removed.
 
     Raises:
-        EdmHlocError: there is no plan, or the storage cannot be used.
+        EdmHlocError: there is no plan; OUT/plan holds another one, which was not fetched from
+            there; or the storage cannot be used.
     """
     folder = Path(out) / PLAN_FOLDER
+    make_folder(folder)
     there = store.objects()
-    wanted = [name for name in there if name.startswith(("matches-", "pairs-"))]
-    sizes = {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
-    store.get(_PLAN, folder / _PLAN)
-    store.get_all([name for name in wanted if sizes.get(name) != there[name].size], folder)
+    with FolderLock(folder), tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        new, old, origin = Path(scratch) / _PLAN, folder / _PLAN, folder / _ORIGIN
+        store.get(_PLAN, new)
+        if old.exists() and old.read_bytes() != new.read_bytes():
+            if not origin.exists() or origin.read_text("utf-8") != store.url:
+                raise EdmHlocError(
+                    f"{folder} holds another plan than {store}: merge it first, remove it, or give "
+                    "another folder as INTO."
+                )
+            remove_plan(folder)
+        write_whole(origin, store.url)
+        new.replace(old)
+        wanted = [name for name in there if _LIST.fullmatch(name)]
+        for name in filter(_MATCHES.fullmatch, there):
+            if _stamp_of(folder / name) != there[name]:
+                wanted.append(name)
+        store.get_all(wanted, folder)
+        for name in filter(_MATCHES.fullmatch, wanted):
+            os.utime(folder / name, ns=(there[name].modified,) * 2)
     return load_plan(out)
+
+
+def _stamp_of(path: Path) -> Stored | None:
+    """Size and time of a file as of an object; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return Stored(status.st_size, status.st_mtime_ns)

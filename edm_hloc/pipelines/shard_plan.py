@@ -34,7 +34,7 @@ PLAN_FOLDER = "plan"
 
 _FILES = re.compile(
     r"(pairs-\d{4,}\.txt|matches-\d{4,}\.h5|items-\d{4,}\.json|input-\d{4,}\.h5"
-    r"|results-\d{4,}\.part|work-\d{4,})"
+    r"|results-\d{4,}\.part|work-\d{4,}|fetched_from\.txt)"
 )
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from edm_hloc.matching.engine import match_pairs
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.cloud_plan import get_plan, get_shards, is_put, put_plan, put_shard
+from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shards import match_shard, merge_shards
 from tests.fakes import FakeMatcher
 
@@ -99,7 +101,7 @@ def test_shards_in_a_bucket_give_what_one_process_gives(
             match_shard(plan, 1, FakeMatcher())
             assert plan.file_of(1).read_bytes() == first
         put_shard(store, plan, shard)
-        assert is_put(store, plan, shard)
+        assert is_put(store, get_plan(store, shard), shard)
         if shard == 3:
             with pytest.raises(EdmHlocError, match=r"2 of 3 shards.*\n  1: not matched yet"):
                 merge_shards(get_shards(store, tmp_path / "into"))
@@ -125,6 +127,73 @@ def test_a_plan_in_a_bucket_is_kept_or_refused(bucket: str, photos: Path) -> Non
     put_plan(store, root, PAIRS[:4], FakeMatcher(), shards=1, overwrite=True)
     assert sorted(store.objects()) == ["pairs-0001.txt", "plan.json"]
     assert get_plan(store, 1).folder != mine.folder
+
+
+def match_in_store(store: Store, shard: int) -> bool:
+    """`edm-hloc match-shard` without a network; whether there was something to do."""
+    plan = get_plan(store, shard)
+    if is_put(store, plan, shard):
+        return False
+    match_shard(plan, shard, FakeMatcher())
+    put_shard(store, plan, shard)
+    return True
+
+
+def test_shards_in_a_bucket_are_made_again_where_that_is_needed(
+    bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    root, store, into = CloudFolder(f"{bucket}/photos"), Store(f"{bucket}/run"), tmp_path / "into"
+    put_plan(store, root, PAIRS, FakeMatcher(), shards=2)
+    assert [match_in_store(store, shard) for shard in (1, 2, 1, 2)] == [1, 1, 0, 0]
+    plan = get_shards(store, into)
+    for path in (1, 2):  # as if the objects had been put long ago
+        os.utime(plan.file_of(path), (1, 1))
+    rotten = bytearray(plan.file_of(1).read_bytes())
+    rotten[len(rotten) // 2] ^= 255
+    (tmp_path / "rotten").write_bytes(rotten)
+    store.put(tmp_path / "rotten", plan.file_of(1).name)
+    with pytest.raises(EdmHlocError, match="1 of 2 shards cannot be merged"):
+        merge_shards(get_shards(store, into))
+    os.utime(plan.file_of(1), (1, 1))
+    assert [match_in_store(store, shard) for shard in (1, 2)] == [1, 0]
+    assert merge_shards(get_shards(store, into)).pairs == len(PAIRS)
+    Image.new("L", (90, 80), 99).save(photos / NAMES[0])
+    store_of_photos = Store(f"{bucket}/photos")
+    store_of_photos.put(photos / NAMES[0], NAMES[0])
+    assert sum(match_in_store(store, shard) for shard in (1, 2)) > 0
+    assert sum(match_in_store(store, shard) for shard in (1, 2)) == 0
+    assert not list((tmp_path / "cache").rglob("*.h5"))
+
+
+def test_a_new_plan_in_a_bucket_replaces_what_was_fetched_of_the_old_one(
+    bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    root, store, into = CloudFolder(f"{bucket}/photos"), Store(f"{bucket}/run"), tmp_path / "into"
+    first, second = PAIRS[:6], [pair[::-1] for pair in PAIRS[:6]]  # lists of equal size
+    put_plan(store, root, first, FakeMatcher(), shards=2)
+    match_in_store(store, 1)
+    with pytest.raises(EdmHlocError, match="2: not matched yet"):
+        merge_shards(get_shards(store, into))
+    put_plan(store, root, second, FakeMatcher(), shards=2, overwrite=True)
+    match_in_store(store, 2)
+    with pytest.raises(EdmHlocError, match=r"1 of 2 shards.*\n  1: not matched yet"):
+        merge_shards(get_shards(store, into))
+    match_in_store(store, 1)
+    assert merge_shards(get_shards(store, into)).pairs == 6
+    mine = make_plan(tmp_path / "mine", photos, PAIRS, FakeMatcher(), shards=2)
+    match_shard(mine, 1, FakeMatcher())
+    with pytest.raises(EdmHlocError, match=r"mine/plan holds another plan than s3://.*as INTO"):
+        get_shards(store, tmp_path / "mine")
+    assert mine.left() == [2]
+
+
+def test_workers_of_one_computer_fetch_a_plan_at_the_same_time(bucket: str, photos: Path) -> None:
+    store = Store(f"{bucket}/run")
+    put_plan(store, CloudFolder(f"{bucket}/photos"), PAIRS, FakeMatcher(), shards=2)
+    with ThreadPoolExecutor(8) as pool:
+        plans = list(pool.map(lambda _: get_plan(store), range(40)))
+    assert len({plan.folder for plan in plans}) == 1
+    assert [path.name for path in plans[0].folder.iterdir()] == ["plan.json"]
 
 
 def test_photos_in_a_bucket(bucket: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
