@@ -68,11 +68,11 @@ class ProcessCrew:
                 answer = ready.recv()
             except (EOFError, OSError):
                 how = self._replace(ready)
-                logger.warning("A worker died (%s) in shard %d of the matching.", how, piece.shard)
+                logger.warning("A worker died (%s) in shard %d.", how, piece.shard)
                 answer = Failure("worker", f"the worker died ({how})")
             else:
                 if isinstance(answer, Failure) and answer.kind in ("task", "memory"):
-                    logger.warning("In shard %d of the matching: %s.", piece.shard, answer.reason)
+                    logger.warning("In shard %d: %s.", piece.shard, answer.reason)
                     if answer.kind == "memory" or self._settings.device != "cpu":
                         self._replace(ready)  # what it holds, as on a GPU, may be spoilt
             answers.append((piece, answer))

@@ -244,7 +244,7 @@ class RayCrew:
                 del member.pieces[position]
                 return [(piece, answer)]
             self._ray.kill(member.handle, no_restart=False)  # what it holds may be spoilt
-        logger.warning("In shard %d of the matching: %s.", piece.shard, answer.reason)
+        logger.warning("In shard %d: %s.", piece.shard, answer.reason)
         others = [other for i, (_, other) in enumerate(member.pieces) if i != position]
         member.pieces.clear()
         member.node = None

@@ -45,7 +45,7 @@ class Work:
     """Work that can be spread.
 
     Attributes:
-        kind: a key of `work_kinds.KINDS`.
+        kind: what is computed, one of those that `work_kinds.work_shard` knows.
         made_from: fingerprint of everything that the results depend on.
         shared: what all shards need, JSON-serialisable.
         parts: the items of each shard.
