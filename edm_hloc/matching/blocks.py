@@ -107,9 +107,6 @@ def _grow(graph: _OpenPairs, limit: int) -> list[int]:
             if len(taken) < limit:
                 taken.append(graph.take(photo, other))
         put(photo)
-        for other in graph.partners[photo]:
-            if other in inside and other not in finished:
-                put(other)
 
     while len(taken) < limit:
         while queue and (queue[0][1] in finished or outside[queue[0][1]] != queue[0][0]):

@@ -27,6 +27,8 @@ from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 
+_LOAD_THREADS = 2  # that decode and resize photos
+_LOAD_AHEAD = 8  # photos at most that are loaded before the network needs them
 _ENCODING = 0.4  # of the time of a pair, for a photo: docs/speed.md, by stages
 _FORECAST_AFTER = 5.0  # seconds of matching, the compilation at the first pair not counted
 _WORTH_SAYING = 30.0  # seconds: what takes no longer needs no forecast
@@ -39,8 +41,6 @@ class MatchingConfig:
     Attributes:
         cache_bytes: memory for features of encoded images on the matcher's device, in bytes.
         host_cache_bytes: memory of a GPU's host for features that do not fit on the GPU, in bytes.
-        load_threads: threads that decode and resize photos.
-        load_ahead: maximum number of photos that are loaded before the network needs them.
         workers: number of processes that match side by side, each with these limits; only the
             pipelines start them (see `pipelines/workers.py`), in a script of one's own below
             ``if __name__ == "__main__":``. With `ray`, 0 is as many as there is room for.
@@ -54,8 +54,6 @@ class MatchingConfig:
 
     cache_bytes: int = 2 << 30
     host_cache_bytes: int = 4 << 30
-    load_threads: int = 2
-    load_ahead: int = 8
     workers: int = 1
     ray: str | None = None
     device: str | None = None
@@ -171,8 +169,8 @@ def match_pairs(
             image_root,
             matcher.info.preprocessing,
             levels,
-            threads=config.load_threads,
-            ahead=config.load_ahead,
+            threads=_LOAD_THREADS,
+            ahead=_LOAD_AHEAD,
         )
         with loader, _workers(matcher) as pool:
             queue, encoder = MatchingQueue(matcher, writer, pool), Encoder(matcher, loader, pool)
@@ -244,7 +242,7 @@ def _match(
     forecast = _Forecast(pairs, shown=config.shown)
     for position, pair in enumerate(track(pairs, "Matching", "pair", shown=config.shown)):
         forecast.say(queue.num_pairs, encoder.num_images)
-        encoder.prepare(pairs[position : position + 4 * config.load_ahead], cache)
+        encoder.prepare(pairs[position : position + 4 * _LOAD_AHEAD], cache)
         new = encoder.encode(pair, cache, together)
         if new is not None:
             for name, features in new.items():
