@@ -318,7 +318,7 @@ class ChosenTracks:
             return None
         return replace(
             whole,
-            one_camera=folded.one_camera,
+            one_camera=folded.one_camera or whole.one_camera,
             look_alikes=left.look_alikes,
             agreements=agreements,
         )
@@ -341,7 +341,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
             logger.info("Mapping once more, with one camera for all photos.")
             again = with_points(shared.run(refine, refine))
             if plausible_images(again, initial) >= plausible_images(models, initial):
-                models, mapping, one_camera, later = again, shared, bool(again), False
+                models, mapping, one_camera, later = again, shared, True, False
     plausible, registered = plausible_images(models, initial)
     few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
     if later and spoiled and not few:

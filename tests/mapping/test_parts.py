@@ -175,6 +175,28 @@ def test_photos_whose_own_cameras_are_not_believable_share_one(
     assert read_model(tmp_path / "m").num_cameras() == 8
 
 
+def test_a_model_found_late_on_shared_cameras_is_completed_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither photos with their own cameras nor those with one give a model at first."""
+    names = [f"{i}.jpg" for i in range(8)]
+    scene = make_scene(tmp_path, names, number=3000, outliers=0.0)
+    build(scene, tmp_path / "d.db")
+    run, thinned = IncrementalMapping.run, []
+
+    def late(mapping: IncrementalMapping, *refine: bool, **named: bool) -> list:
+        thinned.append(mapping.thinned)
+        return run(mapping, *refine, **named) if len(thinned) > 2 else []
+
+    monkeypatch.setattr(IncrementalMapping, "run", late)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert thinned == [True, True, True]
+    assert summary.one_camera_photos == tuple(names)
+    assert read_model(tmp_path / "m").num_cameras() == 1
+    assert summary.statistics.points > 2000
+    assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
+
+
 def test_cameras_are_shared_by_photos_of_one_size_only_and_priors_stay(tmp_path: Path) -> None:
     scene = make_scene(tmp_path, [f"{i}.jpg" for i in range(4)])
     build(scene, tmp_path / "d.db")
