@@ -175,6 +175,11 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
         doubtful = [f"{name} ({size:.2g} %)" for name, size in tracks["doubtful"].items()]
         for text in first_few(doubtful, "photos"):
             print(f"            far more: {text}")
+    else:
+        print(
+            "Uncertain   of the cameras it is not known: it is computed for up to 400 photos, none "
+            "in a rig, whose poses the adjustment determines"
+        )
     if tracks.get("point_uncertainty"):
         print(
             "            of the middle point, where it is least sure, "

@@ -65,11 +65,13 @@ def camera_covariances(
         options: threads.
 
     Returns:
-        None of a model with too many photos, or whose adjustment is singular.
+        None of a model with too many photos or with rigs, or whose adjustment is singular.
     """
     views = Views.of(model)
     if not freedom.poses or not 2 <= len(views.ids) <= _MOST_PHOTOS:
         return None
+    if not all(model.images[i].is_ref_in_frame() for i in views.ids.tolist()):
+        return None  # COLMAP has no covariance of a camera that is held by another
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
     adjuster = adjuster_of(model, scale, freedom, options or MappingOptions(), held=False)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pycolmap
+import pytest
 
-from edm_hloc.base.colmap import posed_images, quiet_colmap
+from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap
+from edm_hloc.cli.summaries import print_tracks
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Views
+from edm_hloc.tracks.refine import TrackSummary
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
     camera_covariances,
@@ -96,6 +101,23 @@ def test_a_model_that_has_collapsed_has_no_uncertainties() -> None:
         found = camera_covariances(model, FIXED, TrackConfig(), THREADS)
     assert found is None or np.isfinite(found).all()
     assert camera_uncertainties(None, Views.of(model)) == {}
+
+
+def test_cameras_of_a_rig_have_no_uncertainties_and_the_summary_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """COLMAP knows the covariances of poses, and photos of a rig share one."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 1, 2, 3
+    options.num_points3D = 60
+    pycolmap.set_random_seed(0)
+    with quiet_colmap():
+        model = pycolmap.synthesize_dataset(options)
+        assert camera_covariances(model, Freedom(), TrackConfig(), THREADS) is None
+    statistics = ModelStatistics.of(model)
+    summary = TrackSummary(statistics, statistics, 2, 0, 0, 0, (), (), 1.0, None, {})
+    print_tracks(asdict(summary))
+    assert "Uncertain   of the cameras it is not known" in capsys.readouterr().out
 
 
 def test_one_camera_far_away_does_not_make_the_others_sure() -> None:
