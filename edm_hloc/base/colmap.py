@@ -225,6 +225,22 @@ def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     return dict(sorted(images.items()))
 
 
+def drop_pointless(model: pycolmap.Reconstruction) -> set[int]:
+    """Takes the poses from images that see no point of a model, whose points they do not fit.
+
+    COLMAP's mapper leaves them in models of fewer than 20 photos. Those of a rig stay while one of
+    their frame sees a point.
+
+    Returns:
+        The ids of the images.
+    """
+    seeing = {image.frame_id for image in model.images.values() if image.num_points3D}
+    without = [i for i in model.reg_image_ids() if model.images[i].frame_id not in seeing]
+    for frame_id in sorted({model.images[i].frame_id for i in without}):
+        model.deregister_frame(frame_id)
+    return set(without)
+
+
 def centres_of(images: Iterable[pycolmap.Image]) -> np.ndarray:
     """The projection centres (N, 3) of registered images, in the model's frame."""
     return np.array([image.projection_center() for image in images]).reshape(-1, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pycolmap
 from edm_hloc.base.colmap import (
     ModelStatistics,
     centres_of,
+    drop_pointless,
     open_database,
     posed_images,
     quiet_colmap,
@@ -21,7 +22,7 @@ from edm_hloc.base.colmap import (
 )
 from edm_hloc.base.geometry import extent
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.mapping.incremental import refining_options
+from edm_hloc.mapping.incremental import refining_options, with_points
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
@@ -99,8 +100,8 @@ def extend_model(
 
     Returns:
         The model that was written and what became of the earlier one; None, with nothing written,
-        if too few of its images are left, its cameras are of other models or sizes, or none of its
-        points is found again.
+        if too few of its images are left or see points again, or its cameras are of other models
+        or sizes.
 
     Raises:
         EdmHlocError: `out` holds other files, or cannot be written.
@@ -126,9 +127,12 @@ def extend_model(
         models = register_more(whole, database, image_root, temporary, options, refine)
         main = max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
         adjust(main, options, refine)
+        drop_pointless(main)
+        if len(held & posed_images(main).keys()) < _MIN_KEPT:
+            raise _NoPointsError
         to_earlier = frame_change(main, earlier.model, held)
         main.transform(to_earlier)
-        others = _others(models, main)
+        others = with_points((m for m in models if m is not main), main.reg_image_ids())
         write_model(main, image_root, temporary)
         write_parts(others, image_root, parts_folder(out))
         mapped = MappingSummary(
@@ -146,7 +150,7 @@ def extend_model(
 
 
 class _NoPointsError(Exception):
-    """None of the earlier model's points is found again."""
+    """Too few of the earlier model's photos find points again."""
 
 
 def _with_known_poses(
@@ -217,7 +221,7 @@ def register_more(
         refine: which intrinsics may change, those of new cameras only.
 
     Returns:
-        All models that are there then.
+        All models that are there then, without images that see no point.
     """
     colmap = refining_options(options, refine.focal, refine.distortion)
     colmap.min_model_size = 3
@@ -236,7 +240,10 @@ def register_more(
             input_path=given,
             next_image_callback=lambda: progress.update(1),
         )
-    return list(models.values()) or [model]
+    found = list(models.values()) or [model]
+    for each in found:
+        drop_pointless(each)
+    return found
 
 
 def adjust(
@@ -307,20 +314,6 @@ def frame_change(
         error = np.linalg.norm(scale * turned + goal - targets, axis=1)
         use = error <= max(_OUTLIER * float(np.median(error)), 1e-12)
     return pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), goal - scale * R @ middle)
-
-
-def _others(
-    models: Sequence[pycolmap.Reconstruction], main: pycolmap.Reconstruction
-) -> list[pycolmap.Reconstruction]:
-    """The other models with points and with images that no larger one has, largest first."""
-    covered = set(posed_images(main))
-    parts = []
-    for model in sorted(models, key=lambda m: m.num_reg_images(), reverse=True):
-        names = posed_images(model).keys()
-        if model is not main and model.num_points3D() and not names <= covered:
-            parts.append(model)
-            covered |= names
-    return parts
 
 
 def compared_cameras(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import drop_pointless, open_database
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
@@ -368,15 +368,24 @@ def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:
     return models[0].num_reg_images() if models else 0
 
 
-def with_points(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """The models that have points, the one with most images first.
+def with_points(
+    models: Iterable[pycolmap.Reconstruction], covered: Collection[int] = ()
+) -> list[pycolmap.Reconstruction]:
+    """The models that have points, the one with most images first, each without images that have
+    none.
 
     A model whose images are all in larger ones is left out: it is no part of its own.
+
+    Args:
+        models: images without points are taken out of them.
+        covered: ids of images that count as those of a larger model.
     """
-    by_size = sorted((m for m in models if m.num_points3D()), key=size_of, reverse=True)
+    some = [model for model in models if model.num_points3D()]
+    for model in some:
+        drop_pointless(model)
     parts: list[pycolmap.Reconstruction] = []
-    covered: set[int] = set()
-    for model in by_size:
+    covered = set(covered)
+    for model in sorted(some, key=size_of, reverse=True):
         images = set(model.reg_image_ids())
         if not images <= covered:
             parts.append(model)

@@ -21,6 +21,7 @@ import pycolmap
 from edm_hloc.base.colmap import (
     ModelStatistics,
     centres_of,
+    drop_pointless,
     open_database,
     posed_images,
     quiet_colmap,
@@ -109,9 +110,11 @@ def refine_poses(
     with quiet_colmap(), open_database(database) as db:
         model = _with_poses(db, given, options)
         pairs = _verified_pairs(db, model)
+        name_of = {image.image_id: image.name for image in model.images.values()}
         wrong = _contradicted(_turns(db, model, pairs))
-        if 2 * len(wrong) > len(posed_images(model)):
-            raise EdmHlocError(_disagreement(len(wrong), len(posed_images(model))))
+        posed = len(posed_images(model))
+        if 2 * len(wrong) > posed or posed - len(wrong) < 2:
+            raise EdmHlocError(_disagreement(len(wrong), posed))
         good = [pair for pair in pairs if wrong.isdisjoint(pair)]
         threshold = _first_threshold(db, model, good, options)
     refine = Refinement(
@@ -135,12 +138,17 @@ def refine_poses(
                 for image_id in new:
                     model.deregister_frame(model.images[image_id].frame_id)
                 wrong |= new
+        wrong |= drop_pointless(model)
         if not model.num_points3D() or len(posed_images(model)) < 2:
             raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
         if wrong:
             model = _registered_anew(model, database, image_root, options, refine)
         adjust(model, options, refine)
-        names = {i.name for i in model.images.values() if i.has_pose and i.image_id not in wrong}
+        drop_pointless(model)
+        anew = {name_of[image_id] for image_id in wrong}
+        names = posed_images(model).keys() - anew
+        if len(names) < 2:
+            raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
         model.transform(frame_change(model, given, names))
         write_model(model, image_root, temporary)
         mapped = MappingSummary(
@@ -150,7 +158,6 @@ def refine_poses(
             components=(len(posed_images(model)),),
             seconds=time.monotonic() - start,
         )
-    anew = {model.images[image_id].name for image_id in wrong}
     changes = _changes(model, given, anew)
     summary = _summary(model, changes, threshold, options.refine_intrinsics)
     return mapped, summary

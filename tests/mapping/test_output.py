@@ -10,9 +10,10 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping.incremental import with_points
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import new_model_folder
@@ -110,3 +111,23 @@ def test_other_files_are_not_overwritten(scene: Scene, database: Path, tmp_path:
     with pytest.raises(EdmHlocError, match="holds other things"):
         map_database(database, scene.images, tmp_path, THREADS)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_images_without_points_have_no_poses(cameras: int) -> None:
+    """COLMAP's mapper leaves them in small models. In a rig the others' points hold them."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig, options.num_frames_per_rig = 1, cameras, 4
+    options.num_points3D = 40
+    pycolmap.set_random_seed(0)
+    with quiet_colmap():
+        model = pycolmap.synthesize_dataset(options)
+        last = max(model.images)
+        for index, keypoint in enumerate(model.images[last].points2D):
+            if keypoint.has_point3D():
+                model.delete_observation(last, index)
+        smaller = pycolmap.Reconstruction(model)
+        smaller.deregister_frame(model.images[min(model.images)].frame_id)
+        assert with_points([smaller, model, pycolmap.Reconstruction()]) == [model]
+    assert model.num_reg_images() == (3 if cameras == 1 else 8)
+    assert model.images[last].has_pose == (cameras == 2)
