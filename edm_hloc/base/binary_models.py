@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 
 _KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3)])  # what a record begins with
@@ -56,14 +56,14 @@ class ModelArrays:
         """Those of a model in memory, which is written to a temporary folder.
 
         Raises:
-            EdmHlocError: the temporary folder cannot be written.
+            NoRoomError: the temporary folder cannot be written.
         """
         try:
             with tempfile.TemporaryDirectory() as name:
                 model.write_binary(name)
                 return cls._read(Path(name))
         except (OSError, ValueError, struct.error) as error:  # a full disk cuts files off
-            raise EdmHlocError(
+            raise NoRoomError(
                 f"Cannot write a model to {tempfile.gettempdir()}: free some disk space there, or "
                 "set TMPDIR to another folder."
             ) from error

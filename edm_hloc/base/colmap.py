@@ -18,7 +18,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.binary_models import check_binary_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.geometry import far_from_all
 from edm_hloc.base.text import has_byte_order_mark, read_text
 from edm_hloc.base.text_models import camera_fault, check_text_model, images_txt_in_order
@@ -161,7 +161,7 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
     """Opens an existing COLMAP database for a ``with`` block.
 
     Raises:
-        EdmHlocError: there is no such file, it is damaged, or the disk is full.
+        EdmHlocError: there is no such file, or it is damaged; as a `NoRoomError`: the disk is full.
     """
     if not path.is_file():
         raise EdmHlocError(f"No COLMAP database {path}.")
@@ -176,7 +176,7 @@ def open_database(path: Path) -> Iterator[pycolmap.Database]:
         if not is_of_sqlite(error):
             raise
         if _is_whole(path):
-            raise EdmHlocError(
+            raise NoRoomError(
                 f"The COLMAP database {path} is whole, but cannot be opened: the disk or a quota "
                 "is full, or its folder cannot be written, as COLMAP has to. Free some disk space, "
                 "then run again."

@@ -73,6 +73,13 @@ class BusyError(EdmHlocError):
     """Another process is at work on the same files: what it does will be there when it ends."""
 
 
+class NoRoomError(EdmHlocError):
+    """Something could not be stored, most often as the disk or a quota is full.
+
+    It tells nothing of the input: what an interrupted step goes on from is kept.
+    """
+
+
 class ImageError(EdmHlocError):
     """A photo that cannot be read; a run reports it and goes on without it."""
 

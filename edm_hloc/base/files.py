@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from edm_hloc.base.errors import BusyError, EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError, NoRoomError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
         durable: also force it to the disk, so that it is whole after a power cut.
 
     Raises:
-        EdmHlocError: it cannot be written; an older file of that name stays as it was.
+        NoRoomError: it cannot be written; an older file of that name stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -49,7 +49,7 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
     except OSError as error:
         with contextlib.suppress(OSError):  # half a file only takes room on a full disk
             temporary.unlink()
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise NoRoomError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def remove_leftover(temporary: Path) -> None:
@@ -75,7 +75,7 @@ def claim_folder(folder: Path, made_from: str) -> bool:
         Whether content of other inputs was removed.
 
     Raises:
-        EdmHlocError: the folder cannot be written.
+        NoRoomError: the folder cannot be written.
     """
     marker = folder / MADE_FROM
     try:
@@ -85,7 +85,7 @@ def claim_folder(folder: Path, made_from: str) -> bool:
         remove_leftover(folder)
         write_whole(marker, made_from, durable=True)
     except OSError as error:
-        raise EdmHlocError(f"Cannot write {folder}: {error.strerror or error}.") from error
+        raise NoRoomError(f"Cannot write {folder}: {error.strerror or error}.") from error
     return marked
 
 

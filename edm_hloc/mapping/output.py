@@ -14,7 +14,7 @@ import pycolmap
 
 from edm_hloc.base.binary_models import ModelArrays, check_binary_model
 from edm_hloc.base.colmap import ModelStatistics, posed_images
-from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError, NoRoomError
 from edm_hloc.base.files import force_to_disk, remove_leftover
 from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.progress import track
@@ -105,8 +105,8 @@ def new_model_folder(out: Path) -> Iterator[Path]:
     Its files are on the disk before it has its name.
 
     Raises:
-        EdmHlocError: `out` holds other files than a COLMAP model's, or cannot be written, or what
-            was written is not whole.
+        EdmHlocError: `out` holds other files than a COLMAP model's; as a `NoRoomError`: it cannot
+            be written, or what was written is not whole.
     """
     check_replaceable(out)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -115,14 +115,14 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         remove_leftover(temporary)
         temporary.mkdir()
     except OSError as error:
-        raise EdmHlocError(f"Cannot write {temporary}: {error.strerror or error}.") from error
+        raise NoRoomError(f"Cannot write {temporary}: {error.strerror or error}.") from error
     try:
         yield temporary
         try:
             for folder in {path.parent for path in temporary.rglob("cameras.bin")}:
                 check_binary_model(folder)  # COLMAP does not look whether the disk was full
         except EdmHlocError as error:
-            raise EdmHlocError(
+            raise NoRoomError(
                 f"Cannot write {out}: COLMAP could not write all of it, as on a full disk. Free "
                 "disk space, then run again: what is already stored is kept."
             ) from error
@@ -135,7 +135,7 @@ def new_model_folder(out: Path) -> Iterator[Path]:
             temporary.replace(out)
             force_to_disk(out.parent)
         except OSError as error:
-            raise EdmHlocError(
+            raise NoRoomError(
                 f"Cannot write {out}: {error.strerror or error}. Free disk space, then run again: "
                 "what is already stored is kept."
             ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import pycolmap
 
 from edm_hloc.base.colmap import camera_text, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import claim_folder
 from edm_hloc.base.fingerprint import fingerprint_of
 
@@ -108,10 +108,13 @@ def content_of(db: pycolmap.Database) -> str:
 
 @contextlib.contextmanager
 def kept_snapshots(folder: Path, made_from: str) -> Iterator[Snapshots]:
-    """`Snapshots` that outlive a kill or Ctrl-C, but neither success nor an error that is ours."""
+    """`Snapshots` that outlive a kill, Ctrl-C or a full disk, but not success or another error of
+    ours."""
     snapshots = Snapshots(folder, made_from)
     try:
         yield snapshots
+    except NoRoomError:
+        raise
     except EdmHlocError:
         snapshots.remove()
         raise

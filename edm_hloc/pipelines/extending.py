@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
@@ -146,6 +146,8 @@ def map_and_refine(
             write_whole(record, json.dumps({"made_from": made_from, **kept}))
         mapped: MappingSummary = results["mapped"]
         refined = _refined(place, model, photos, options, mapped)
+    except NoRoomError:
+        raise
     except EdmHlocError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -288,9 +290,14 @@ def refined_tracks(
 
     Returns:
         The summary; None, with a warning, where they cannot be refined: nothing is written then.
+
+    Raises:
+        NoRoomError: the refined model cannot be written.
     """
     try:
         return refine_model(model, image_root, out or model, kept, options, left_out)
+    except NoRoomError:
+        raise
     except EdmHlocError as error:
         logger.warning("The model stays as it was mapped, its tracks are not refined: %s", error)
         return None

@@ -16,8 +16,14 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.colmap import (
+    ModelStatistics,
+    open_database,
+    posed_images,
+    quiet_colmap,
+    read_model,
+)
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
@@ -32,6 +38,7 @@ from edm_hloc.mapping.output import (
     new_model_folder,
     write_model,
 )
+from edm_hloc.mapping.snapshots import content_of
 from edm_hloc.tracks.adjustment import (
     Freedom,
     adjust,
@@ -337,7 +344,8 @@ def refine_model(
         [asdict(config), options.of_mapping()],
     ]
     if left_out:
-        made_from += [file_stamp(left_out.database), sorted(left_out.names), sorted(left_out.known)]
+        with open_database(left_out.database) as db:
+            made_from += [content_of(db), sorted(left_out.names), sorted(left_out.known)]
     check_replaceable(out)
     rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
     try:
@@ -345,6 +353,8 @@ def refine_model(
             between = BetweenRounds(rounds, left_out)
             found = refine_tracks(model, image_root, freedom, config, options, between)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
+    except NoRoomError:
+        raise
     except EdmHlocError:
         rounds.remove()
         raise

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pycolmap
 
+from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.colmap import read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import claim_folder, remove_leftover
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class KeptRounds:
         made_from: fingerprint of everything that the rounds depend on.
 
     Raises:
-        EdmHlocError: the folder cannot be written.
+        NoRoomError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, made_from: str) -> None:
@@ -79,11 +80,12 @@ class KeptRounds:
             temporary.mkdir()
             progress.model.write_binary(temporary)
             (temporary / _STATE).write_text(json.dumps(state), "utf-8")
+            check_binary_model(temporary)  # COLMAP does not look whether the disk was full
             temporary.rename(place)
-        except OSError as error:
-            raise EdmHlocError(
-                f"Cannot write {place}: {error.strerror or error}. Free some disk space, then run "
-                "again: what is already stored is kept."
+        except (OSError, EdmHlocError) as error:
+            raise NoRoomError(
+                f"Cannot write {place}: {getattr(error, 'strerror', None) or error}. Free some "
+                "disk space, then run again: what is already stored is kept."
             ) from error
         return self._read(progress.rounds)
 

@@ -12,9 +12,10 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.journal import journal_path
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import incremental, snapshots
+from edm_hloc.mapping import incremental, output, snapshots
 from edm_hloc.mapping.mappers import map_database
 from tests.mapping.scenes import THREADS, Scene, assert_near_truth, build, make_scene
 
@@ -116,6 +117,28 @@ def test_snapshots_of_another_database_are_not_taken(
     assert len(callbacks) >= len(NAMES) - 2
     assert "Mapping starts again, as the database or a setting has changed" in caplog.text
     assert_near_truth(scene, tmp_path / "model", 0.1, 0.5)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_snapshots_outlive_a_full_disk_but_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    def force_to_disk(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "force_to_disk", force_to_disk)
+
+    def map_photos() -> None:
+        with (
+            snapshots.kept_snapshots(tmp_path / "kept", "inputs"),
+            output.new_model_folder(tmp_path / "model"),
+        ):
+            if not full:
+                raise EdmHlocError("no model")
+
+    with pytest.raises(EdmHlocError, match="what is already stored is kept" if full else "no mod"):
+        map_photos()
+    assert (tmp_path / "kept").exists() == full
 
 
 def test_all_snapshots_of_few_photos_are_removed(large: tuple[Scene, Path], tmp_path: Path) -> None:

@@ -13,12 +13,14 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import NoRoomError
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.mapping import left_out as left_out_photos
+from edm_hloc.mapping import output
 from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
@@ -29,6 +31,9 @@ from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.pipelines import extending
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
+from edm_hloc.tracks import alignment, refine
+from edm_hloc.tracks.alignment import Alignment
+from edm_hloc.tracks.config import TrackConfig
 from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, make_scene
 from tests.scenes import TruthMatcher
 
@@ -90,6 +95,36 @@ def test_a_mapped_model_that_somebody_has_changed_is_not_gone_on_from(
 
 def _not_to_be_called(*_: object) -> None:
     raise AssertionError("mapped again")
+
+
+def test_a_run_goes_on_from_what_a_full_disk_has_left(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A photo that is in no model is tried once more: the database is opened in between."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(extending, "map_database", without(LATE))
+    force_to_disk = output.force_to_disk
+
+    def full(path: Path) -> None:
+        if out / ".model.tmp" in path.parents:  # that of the refined model
+            raise OSError(28, "No space left on device")
+        force_to_disk(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "force_to_disk", full)
+        with pytest.raises(NoRoomError, match="what is already stored is kept"):
+            run_on(scene, out, DEFAULT)
+    monkeypatch.setattr(extending, "map_database", _not_to_be_called)
+    radii = []
+
+    def align(*arguments: Any) -> Alignment:
+        radii.append(arguments[-1][0])
+        return alignment.align(*arguments)
+
+    monkeypatch.setattr(refine, "align", align)
+    run = run_on(scene, out, DEFAULT)
+    assert radii == [TrackConfig().patch_radii[1]]
+    assert run.results["tracks"]["registered"] == (LATE,)
 
 
 def test_the_other_models_are_refined_too(scene: Path, tmp_path: Path) -> None:
