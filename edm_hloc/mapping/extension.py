@@ -32,6 +32,7 @@ from edm_hloc.mapping.output import (
     write_model,
     write_parts,
 )
+from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _MIN_KEPT = 3  # images of the earlier model, which determine its frame
@@ -69,11 +70,15 @@ class EarlierModel:
         model: the model.
         names: images whose poses hold: their photos are still there and have not changed.
         distorted: whether its cameras have lens distortion.
+        one_camera: its photos share a camera, although each has its own in the database.
+        look_alikes: whether verified pairs were left out, with which it had folded.
     """
 
     model: pycolmap.Reconstruction
     names: Collection[str]
     distorted: bool = True
+    one_camera: bool = False
+    look_alikes: bool = False
 
 
 def extend_model(
@@ -100,41 +105,47 @@ def extend_model(
 
     Returns:
         The model that was written and what became of the earlier one; None, with nothing written,
-        if too few of its images are left or see points again, or its cameras are of other models
-        or sizes.
+        if too few of its images are left or see points again; if its cameras are of other models or
+        sizes, or are one that the new photos cannot share; or if pairs were left out of it, with
+        which it would fold.
 
     Raises:
         EdmHlocError: `out` holds other files, or cannot be written.
     """
     start = time.monotonic()
     before = posed_images(earlier.model)
-    with quiet_colmap(), open_database(database) as db:
-        names = {image.name for image in db.read_all_images()}
-        whole = _with_known_poses(db, earlier, options)
-    if whole is None:
+    if earlier.look_alikes:
         return None
-    held = set(posed_images(whole))
     with (
-        contextlib.suppress(_NoPointsError),
+        contextlib.suppress(_NotExtendedError),
         new_model_folder(out) as temporary,
         quiet_colmap(),
     ):
+        if earlier.one_camera:
+            whole_database, database = database, temporary / "one-camera.db"
+            if not share_cameras(whole_database, database):
+                raise _NotExtendedError
+        with open_database(database) as db:
+            names = {image.name for image in db.read_all_images()}
+            whole = _with_known_poses(db, earlier, options)
+        held = set(posed_images(whole))
         with StepProgress("Triangulating"):
             whole = triangulate_points(whole, database, image_root, temporary, options)
         if not whole.num_points3D():
-            raise _NoPointsError  # nothing is written
+            raise _NotExtendedError
         refine = Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
         models = register_more(whole, database, image_root, temporary, options, refine)
         main = max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
         adjust(main, options, refine)
         drop_pointless(main)
         if len(held & posed_images(main).keys()) < _MIN_KEPT:
-            raise _NoPointsError
+            raise _NotExtendedError
         to_earlier = frame_change(main, earlier.model, held)
         main.transform(to_earlier)
         others = with_points((m for m in models if m is not main), main.reg_image_ids())
         write_model(main, image_root, temporary)
         write_parts(others, image_root, parts_folder(out))
+        everywhere = tuple(sorted({n for m in (main, *others) for n in posed_images(m)}))
         mapped = MappingSummary(
             statistics=ModelStatistics.of(main),
             images=len(names),
@@ -143,30 +154,31 @@ def extend_model(
             seconds=time.monotonic() - start,
             elsewhere=only_elsewhere(main, others),
             undistorted=not earlier.distorted,
-            undistorted_photos=() if earlier.distorted else tuple(posed_images(main)),
+            undistorted_photos=() if earlier.distorted else everywhere,
+            one_camera_photos=everywhere if earlier.one_camera else (),
         )
         return mapped, compared_cameras(main, earlier.model, len(before.keys() - names))
     return None
 
 
-class _NoPointsError(Exception):
-    """Too few of the earlier model's photos find points again."""
+class _NotExtendedError(Exception):
+    """The earlier model cannot be extended; nothing is written."""
 
 
 def _with_known_poses(
     db: pycolmap.Database, earlier: EarlierModel, options: MappingOptions
-) -> pycolmap.Reconstruction | None:
+) -> pycolmap.Reconstruction:
     """The images and keypoints of a database, with the cameras and poses that hold."""
     whole, _ = unposed_model(db, options.min_inliers)
     before = posed_images(earlier.model)
     held = [i for i in whole.images.values() if i.name in before and i.name in earlier.names]
     if len(held) < max(_MIN_KEPT, _MIN_KEPT_SHARE * db.num_images()):
-        return None
+        raise _NotExtendedError
     for image in sorted(held, key=lambda i: i.image_id):
         camera = earlier.model.cameras[before[image.name].camera_id]
         own = whole.cameras[image.camera_id]
         if (own.model, own.width, own.height) != (camera.model, camera.width, camera.height):
-            return None
+            raise _NotExtendedError
         own.params = list(camera.params)
         whole.frames[image.frame_id].rig_from_world = before[image.name].cam_from_world()
         whole.register_frame(image.frame_id)

@@ -98,8 +98,9 @@ def map_or_extend(
         extended = extend_model(database, image_root, model, earlier, options, known)
         if extended is None:
             logger.warning(
-                "Too little of the earlier model is left to extend it: all photos are mapped "
-                "anew, in a frame of their own."
+                "The earlier model cannot be extended, as too little of it is left, its camera "
+                "cannot be that of all photos, or photos that look alike had folded it: all are "
+                "mapped anew, in a frame of their own."
             )
     if extended is None:
         mapped = map_database(database, image_root, model, options, known, photos.priors)
@@ -318,5 +319,7 @@ def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:
     except (KeyError, EdmHlocError):
         return None
     same = {name for name, of_photo in photos.items() if made_of.photos.get(name) == of_photo}
-    undistorted = bool(results.get("mapped", {}).get("undistorted"))
-    return EarlierModel(model, same, not undistorted)
+    mapped = results.get("mapped", {})
+    shared = not posed_images(model).keys().isdisjoint(mapped.get("one_camera_photos", ()))
+    flat, alike = bool(mapped.get("undistorted")), bool(mapped.get("look_alikes"))
+    return EarlierModel(model, same, not flat, shared, alike)

@@ -6,6 +6,7 @@ import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -17,8 +18,13 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
 from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import MappingSummary
+from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.selection import PairSelection, select_pairs
+from edm_hloc.pipelines import extending
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from tests.scenes import TruthMatcher
@@ -121,6 +127,35 @@ def test_other_settings_or_pairs_map_all_photos_anew(scene: Path, tmp_path: Path
     run = reconstruct(images, out, fewer, TruthMatcher(scene), other)
     assert "extended" not in run.results
     assert run.results["mapped"]["statistics"]["registered"] == 6
+
+
+@pytest.mark.parametrize("look_alike", [False, True])
+def test_what_the_earlier_model_needed_is_not_forgotten(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look_alike: bool
+) -> None:
+    """One camera for photos that have their own in the database; no pairs that had folded it."""
+    names = find_images(scene / "images")
+    pairs = list(itertools.combinations(names, 2))
+
+    def on_one_camera(database: Path, images: Path, out: Path, *others: Any) -> MappingSummary:
+        assert share_cameras(database, tmp_path / "one.db")
+        summary = map_database(tmp_path / "one.db", images, out, *others)
+        alike = ((names[0], names[1]),) if look_alike else ()
+        shared = tuple(posed_images(pycolmap.Reconstruction(out)))
+        return replace(summary, one_camera_photos=shared, look_alikes=alike)
+
+    monkeypatch.setattr(extending, "map_database", on_one_camera)
+    config = ReconstructionConfig(mapping=MappingOptions(threads=1), refine_tracks=False)
+    fewer = [pair for pair in pairs if names[-1] not in pair]
+    for some in (fewer, pairs):
+        run = reconstruct(scene / "images", tmp_path / "out", some, TruthMatcher(scene), config)
+    assert ("extended" in run.results) == (not look_alike)
+    assert run.results["mapped"]["one_camera_photos"] == tuple(names)
+    model = pycolmap.Reconstruction(tmp_path / "out" / "model")
+    assert len({image.camera_id for image in posed_images(model).values()}) == 1
+    comparison = compare(tmp_path / "out" / "model", scene / "truth")
+    assert comparison.registered == 7
+    assert comparison.position_max < 1.0
 
 
 def test_chosen_pairs_of_old_photos_stay(scene: Path, tmp_path: Path) -> None:
