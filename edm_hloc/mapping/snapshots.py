@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _PARTS = 20  # of the photos, after each of which a snapshot is written
 _FEWEST = 5  # photos
-_KEPT = 2  # the newest may have been cut off
+_KEPT = 2  # of one model: the newest may have been cut off
 
 
 class Snapshots:
@@ -58,14 +58,15 @@ class Snapshots:
             run: what distinguishes this run of the mapper from others of the same model.
 
         Returns:
-            The last whole snapshot of this run, None if there is none; and its number of images.
+            The largest whole snapshot of this run, None if there is none; and its number of images.
+            Where the run had begun another model, of other photos, that one is begun anew.
         """
         place = self._folder / fingerprint_of(run)[:16]
         place.mkdir(exist_ok=True)
         colmap.snapshot_path = str(place)
         colmap.snapshot_frames_freq = max(_FEWEST, images // _PARTS)
         self._place = place
-        for snapshot in reversed(_in_order(place)):
+        for snapshot in sorted(_in_order(place), key=_registered, reverse=True):
             with contextlib.suppress(EdmHlocError):
                 number = read_model(snapshot).num_reg_images()
                 logger.warning(
@@ -76,8 +77,13 @@ class Snapshots:
         return None, 0
 
     def prune(self) -> None:
-        """Removes all but the newest snapshots of the run, as COLMAP keeps them all."""
-        for snapshot in _in_order(self._place)[:-_KEPT]:
+        """Removes all but the newest snapshots of the run and the largest, as COLMAP keeps all.
+
+        The largest may be of a model that is finished, while the mapper has begun another one.
+        """
+        snapshots = _in_order(self._place)
+        kept = {max(snapshots, key=_registered), *snapshots[-_KEPT:]} if snapshots else set()
+        for snapshot in set(snapshots) - kept:
             shutil.rmtree(snapshot, ignore_errors=True)
 
     def remove(self) -> None:
@@ -88,6 +94,15 @@ class Snapshots:
 def _in_order(place: Path) -> list[Path]:
     """The snapshots of a run, the oldest first; their names are times in ms."""
     return sorted((p for p in place.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+
+
+def _registered(snapshot: Path) -> tuple[int, int]:
+    """Number of images of a snapshot, by the head of its file, and its time."""
+    try:
+        with (snapshot / "images.bin").open("rb") as file:
+            return int.from_bytes(file.read(8), "little"), int(snapshot.name)
+    except OSError:
+        return 0, int(snapshot.name)
 
 
 def content_of(db: pycolmap.Database) -> str:

@@ -119,6 +119,30 @@ def test_snapshots_of_another_database_are_not_taken(
     assert_near_truth(scene, tmp_path / "model", 0.1, 0.5)
 
 
+def test_the_largest_model_is_gone_on_from_though_another_was_begun(
+    large: tuple[Scene, Path], tmp_path: Path
+) -> None:
+    """In one run COLMAP makes several models of photos that do not fit together."""
+    kept = snapshots.Snapshots(tmp_path / "kept", "inputs")
+    colmap = pycolmap.IncrementalPipelineOptions()
+    kept.begin(colmap, 14, "run")
+    model = read_model(large[0].truth)
+    place = Path(colmap.snapshot_path)
+    for time, images in ((5, 8), (6, 12), (7, 5), (8, 10), (9, 11)):
+        for image_id in model.images:
+            frame_id = model.images[image_id].frame_id
+            if image_id > images and model.images[image_id].has_pose:
+                model.deregister_frame(frame_id)
+        (place / str(time)).mkdir()
+        model.write_binary(place / str(time))
+        kept.prune()
+        model = read_model(large[0].truth)
+    assert {path.name for path in place.iterdir()} == {"6", "8", "9"}
+    assert kept.begin(colmap, 14, "run") == (place / "6", 12)
+    (place / "6" / "points3D.bin").write_bytes(b"")  # cut off
+    assert kept.begin(colmap, 14, "run") == (place / "9", 11)
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_snapshots_outlive_a_full_disk_but_no_other_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
