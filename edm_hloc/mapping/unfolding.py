@@ -68,12 +68,13 @@ def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
     for pair, of_pair in found.rows.items():
         matches, its = found.matches[of_pair], confirmed[of_pair]
         first, second = (found.number[image_id] for image_id in pair)
-        others = degree.copy()
-        others[matches[its].ravel()] -= 1  # what a pair confirms itself is no evidence for it
+        own = matches[its].ravel()  # what a pair confirms itself is no evidence for it
+        degree[own] -= 1  # and back again: a copy for each pair would be pairs x all keypoints
         both = (
-            _share(found, others, first, matches, sizes[[first, second]]),
-            _share(found, others, second, matches[:, ::-1], sizes[[second, first]]),
+            _share(found, degree, first, matches, sizes[[first, second]]),
+            _share(found, degree, second, matches[:, ::-1], sizes[[second, first]]),
         )
+        degree[own] += 1
         shares[pair] = min(both)
     return shares
 
@@ -131,7 +132,8 @@ def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pa
         shares: see `shown_by_both`.
         images: ids of the images.
     """
-    ordered = sorted((p for p in shares if set(p) <= set(images)), key=lambda p: -shares[p])
+    inside = set(images)
+    ordered = sorted((p for p in shares if inside.issuperset(p)), key=lambda p: -shares[p])
     last = _connecting(ordered, images)
     if last is None:
         return set(ordered)
