@@ -71,16 +71,23 @@ def support(matches: np.ndarray, n: int) -> np.ndarray:
 def _join(matches: np.ndarray, image_of: np.ndarray) -> np.ndarray:
     """(N,) one keypoint of the group of each, groups joined in the order of the matches."""
     parent = list(range(len(image_of)))
-    of_member = image_of[members := np.unique(matches)]
-    images = {k: 1 << i for k, i in zip(members.tolist(), of_member.tolist(), strict=True)}
+    members = np.unique(matches)
+    photo = dict(zip(members.tolist(), image_of[members].tolist(), strict=True))
+    photos: dict[int, set[int]] = {}  # of the groups of several keypoints
     for a, b in matches.tolist():  # written out: a function call each would take twice as long
         while parent[a] != a:
             parent[a] = a = parent[parent[a]]
         while parent[b] != b:
             parent[b] = b = parent[parent[b]]
-        if a != b and not images[a] & images[b]:
-            parent[b] = a
-            images[a] |= images[b]
+        if a == b:
+            continue
+        small, large = photos.get(a) or {photo[a]}, photos.get(b) or {photo[b]}
+        if small.isdisjoint(large):
+            if len(small) > len(large):
+                small, large = large, small
+            large |= small
+            photos.pop(b, None)
+            photos[a], parent[b] = large, a
     roots = np.array(parent)
     while (roots[roots] != roots).any():
         roots = roots[roots]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,21 @@ def test_a_track_with_two_keypoints_of_a_photo_is_cut_where_fewest_matches_confi
     for wrong in ([0, 3], [3, 4], [1, 4]):
         for matches in ([wrong, *right], [*right, wrong]):
             assert pieces(find_tracks(image_of, np.array(matches))) == {(0, 2, 4), (1, 3, 5)}
+
+
+def test_memory_does_not_grow_with_the_number_of_photos() -> None:
+    """Photos of large numbers, as the last of many thousands have."""
+    keypoints = np.arange(2000)
+    matches = np.column_stack([keypoints[:-3], keypoints[3:]])
+    tracemalloc.start()
+    try:
+        find_tracks(keypoints % 100, matches)
+        few = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        find_tracks(keypoints % 100 + 50_000, matches)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * few
+    finally:
+        tracemalloc.stop()
 
 
 @st.composite
