@@ -337,6 +337,8 @@ def write_placed(
 ) -> None:
     """Writes `georeference.json` and, if a model is on Earth, `cameras.geojson` into `out`.
 
+    Where none is, an older `cameras.geojson` is removed.
+
     Args:
         placed: where they lie.
         models: the model under the name "", its parts under their numbers.
@@ -354,6 +356,8 @@ def write_placed(
     if features:
         collection = {"type": "FeatureCollection", "features": features}
         write_whole(out / CAMERAS, json.dumps(collection, indent=1))
+    else:
+        (out / CAMERAS).unlink(missing_ok=True)  # of other positions
 
 
 def camera_features(

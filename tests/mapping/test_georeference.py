@@ -13,6 +13,8 @@ from scipy.spatial.transform import Rotation
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.mapping.georeference import (
+    CAMERAS,
+    Georeference,
     camera_centres,
     camera_features,
     control_points_in,
@@ -20,6 +22,7 @@ from edm_hloc.mapping.georeference import (
     locate,
     to_earth,
     to_local,
+    write_placed,
 )
 
 ORIGIN = (47.37, 8.54, 410.0)
@@ -235,3 +238,9 @@ def test_the_record_of_a_run_tells_which_of_its_models_are_on_earth(tmp_path: Pa
     assert told == {"2": False, "3": True, "4": False}
     (tmp_path / "georeference.json").write_text("no JSON")
     assert not is_on_earth(tmp_path / "model")
+
+
+def test_a_map_of_other_positions_does_not_stay(tmp_path: Path) -> None:
+    (tmp_path / CAMERAS).write_text("of an earlier run")
+    write_placed(Georeference(False, "there are 0 positions"), {}, tmp_path)
+    assert not (tmp_path / CAMERAS).exists()
