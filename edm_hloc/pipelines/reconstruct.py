@@ -64,6 +64,7 @@ from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, name
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
+from edm_hloc.pipelines.uncertainties import bring_uncertainties_back, uncertainties_aside
 from edm_hloc.tracks.refine import Kept, uncertainty_files
 
 _FILES = (
@@ -186,8 +187,8 @@ def reconstruct(
         of_priors = [] if priors is None else [asdict(priors)]
         of_model = [[verified, mapping.of_mapping(), how, *of_priors] for how in (False, refine)]
 
+        @uncertainties_aside(run, model)
         def map_photos() -> dict[str, Any]:
-            _forget_uncertainties(model)
             if refine:
                 made_from = fingerprint_of(of_model[0])
                 mapped = map_and_refine(run, photos, model, mapping, of_cameras, made_from)
@@ -203,15 +204,10 @@ def reconstruct(
             return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
+        bring_uncertainties_back(run, model, of_model[1])
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
-
-
-def _forget_uncertainties(model: Path) -> None:
-    """Removes those of an earlier model."""
-    for file in uncertainty_files(model):
-        file.unlink(missing_ok=True)
 
 
 def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionPriors | None:
@@ -261,8 +257,8 @@ def triangulate_model(
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"
 
+        @uncertainties_aside(run, model)
         def make_points() -> dict[str, Any]:
-            _forget_uncertainties(model)
             verified, mapped = triangulate(reference, matched, database, model, mapping)
             results: dict[str, Any] = {"verified": verified, "mapped": mapped}
             if config.refine_tracks:
@@ -275,6 +271,7 @@ def triangulate_model(
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
         depends_on += ["refined tracks"] * bool(config.refine_tracks)
         maybe = uncertainty_files(model)
+        bring_uncertainties_back(run, model, depends_on)
         run.step("model", depends_on, [model, database], make_points, maybe=maybe)
         return run
 

@@ -13,7 +13,7 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
-from edm_hloc.base.errors import NoRoomError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
@@ -34,6 +34,7 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
+from edm_hloc.tracks.refine import uncertainty_files
 from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, make_scene
 from tests.scenes import TruthMatcher
 
@@ -125,6 +126,35 @@ def test_a_run_goes_on_from_what_a_full_disk_has_left(
     run = run_on(scene, out, DEFAULT)
     assert radii == [TrackConfig().patch_radii[1]]
     assert run.results["tracks"]["registered"] == (LATE,)
+
+
+def test_a_model_that_comes_back_has_its_uncertainties(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a run with other settings has failed while it was mapping."""
+    out = tmp_path / "out"
+    run_on(scene, out, DEFAULT)
+    files = uncertainty_files(out / "model")
+    before = [file.read_bytes() for file in files]
+
+    def refuse(*_: object) -> None:
+        raise EdmHlocError("no model")
+
+    other = replace(DEFAULT, mapping=MappingOptions(threads=1, min_tri_angle=3.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(extending, "map_database", refuse)
+        for _ in range(2):
+            with pytest.raises(EdmHlocError, match="no model"):
+                run_on(scene, out, other)
+    assert not any(file.exists() for file in files)
+    monkeypatch.setattr(extending, "map_database", _not_to_be_called)
+    run_on(scene, out, DEFAULT)
+    assert [file.read_bytes() for file in files] == before
+    assert not list(out.glob("model_earlier*"))
+    monkeypatch.undo()
+    run_on(scene, out, other)  # takes its place
+    assert all(file.is_file() for file in files)
+    assert not list(out.glob("model_earlier*"))
 
 
 def test_the_other_models_are_refined_too(scene: Path, tmp_path: Path) -> None:
