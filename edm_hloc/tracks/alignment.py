@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -105,9 +106,11 @@ def align(
         ThreadPoolExecutor(threads) as pool,
     ):
         for rows, needed in _groups(tracks, views, config):
-            stack = shelf.stack(needed)
             blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
-            results = pool.map(lambda b, s=stack: _align_block(tracks, b, s, of_round), blocks)
+            # nothing here keeps the stack, so that it is gone before the next is made
+            align_block = partial(_align_block, tracks, shelf.stack(needed), of_round)
+            results = pool.map(align_block, blocks)
+            del align_block
             for block, (its, xy, moved, correlation, texture) in zip(blocks, results, strict=True):
                 found.xy[its], found.moved[its] = xy, moved
                 found.correlation[its], found.texture[block] = correlation, texture
@@ -144,7 +147,7 @@ def _groups(
 
 
 def _align_block(
-    every: Tracks, rows: np.ndarray, stack: PhotoStack, of_round: _Round
+    every: Tracks, stack: PhotoStack, of_round: _Round, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Some points aligned: their observations' numbers, and the fields of `Alignment`."""
     views, config = of_round.views, of_round.config

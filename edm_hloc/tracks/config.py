@@ -28,7 +28,8 @@ class TrackConfig:
             aligned to it.
         max_side: longest side that photos are reduced to.
         neighbours: nearest points that a local plane is fitted to.
-        photo_bytes: memory for the photos that are held at a time.
+        photo_bytes: memory for the photos that are held at a time; twice as much for a moment while
+            they are exchanged.
     """
 
     patch_radii: tuple[int, ...] = (7, 5)

@@ -88,6 +88,15 @@ class PhotoStack:
             number,
         )
 
+    def photo(self, v: int) -> GreyPhoto:
+        """A copy of one of the photos."""
+        rows = slice(self.first[v], self.first[v] + self.number[v])
+        levels = [
+            self.pixels[start : start + width * height].reshape(height, width).copy()
+            for start, width, height in self.places[rows].tolist()
+        ]
+        return GreyPhoto(tuple(levels), self.scales[rows])
+
 
 class PhotoShelf:
     """The photos of a model, of which those are held that are needed next.
@@ -104,17 +113,26 @@ class PhotoShelf:
 
     def __init__(self, root: Path, names: Sequence[str], max_side: int) -> None:
         self.root, self._names, self._max_side = root, names, max_side
-        self._held: dict[int, GreyPhoto] = {}
+        self._held = PhotoStack.of([None] * len(names))
         self.unread = np.zeros(len(names), bool)
 
     def stack(self, needed: np.ndarray) -> PhotoStack:
-        """The photos whose numbers are given, and none of the others."""
-        self._held = {v: self._held[v] for v in needed.tolist() if v in self._held}
-        for v in needed.tolist():
-            if v not in self._held and not self.unread[v]:
+        """The photos whose numbers are given, and none of the others.
+
+        They are in memory once, or twice for a moment, if nobody holds the stack before.
+        """
+        wanted = [v for v in needed.tolist() if not self.unread[v]]
+        there = set(np.flatnonzero(self._held.number).tolist())
+        if there == set(wanted):
+            return self._held
+        photos = {v: self._held.photo(v) for v in wanted if v in there}
+        self._held = PhotoStack.of([])  # before others are read
+        for v in wanted:
+            if v not in photos:
                 try:
-                    self._held[v] = GreyPhoto.read(self.root / self._names[v], self._max_side)
+                    photos[v] = GreyPhoto.read(self.root / self._names[v], self._max_side)
                 except ImageError as error:
                     warn_once(f"Its points are not refined: {error}")
                     self.unread[v] = True
-        return PhotoStack.of([self._held.get(v) for v in range(len(self._names))])
+        self._held = PhotoStack.of([photos.get(v) for v in range(len(self._names))])
+        return self._held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from edm_hloc.tracks.adjustment import Freedom, adjust
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.photos import GreyPhoto, PhotoShelf, PhotoStack
 from edm_hloc.tracks.point_uncertainty import deviations, point_covariances
 from edm_hloc.tracks.refine import (
     Kept,
@@ -183,6 +185,27 @@ def test_the_same_again_and_with_little_memory(roof: Roof) -> None:
     little = content(replace(config, photo_bytes=1))  # the photos of one point at a time
     assert [(i, n) for i, *_, n in little] == [(i, n) for i, *_, n in whole]
     assert np.allclose([xyz for _, *xyz, _ in little], [xyz for _, *xyz, _ in whole], atol=1e-9)
+
+
+def test_photos_that_are_not_needed_are_gone_before_others_are_read(
+    roof: Roof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[weakref.ref[PhotoStack]] = []
+    stack, read = PhotoShelf.stack, GreyPhoto.read
+
+    def stacked(shelf: PhotoShelf, needed: np.ndarray) -> PhotoStack:
+        found = stack(shelf, needed)
+        stacks.append(weakref.ref(found))
+        return found
+
+    def read_after(path: Path, max_side: int) -> GreyPhoto:
+        assert all(before() is None for before in stacks)
+        return read(path, max_side)
+
+    monkeypatch.setattr(PhotoShelf, "stack", stacked)
+    monkeypatch.setattr(GreyPhoto, "read", read_after)
+    _refined(roof, config=replace(TrackConfig(), photo_bytes=150_000))  # of two photos
+    assert len(stacks) > 4
 
 
 def test_observations_that_do_not_agree_are_dropped(roof: Roof) -> None:
