@@ -61,6 +61,26 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
+def filled_lines(path: Path, what: str) -> list[tuple[int, str]]:
+    """The lines of a text file that hold more than white space, as they are written.
+
+    For lists in which a line may begin with the name of a file, and so with white space or "#".
+
+    Args:
+        path: of the file, UTF-8 with or without a byte-order mark.
+        what: what it holds, for the error message, such as "list of pairs".
+
+    Returns:
+        (line number from 1, line).
+
+    Raises:
+        EdmHlocError: the file cannot be read or is not text in UTF-8.
+    """
+    # Not `splitlines`: names may hold characters that it takes for the end of a line.
+    lines = enumerate(read_text(path, what).split("\n"), start=1)
+    return [(number, line) for number, line in lines if line.strip()]
+
+
 def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     """The lines of a text file that are neither empty nor comments ("#").
 
@@ -74,9 +94,8 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     Raises:
         EdmHlocError: the file cannot be read or is not text in UTF-8.
     """
-    # Not `splitlines`: names may hold characters that it takes for the end of a line.
-    lines = enumerate(read_text(path, what).split("\n"), start=1)
-    return [(n, s) for n, line in lines if (s := line.strip()) and not s.startswith("#")]
+    lines = ((number, line.strip()) for number, line in filled_lines(path, what))
+    return [(number, line) for number, line in lines if not line.startswith("#")]
 
 
 def format_duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.text import read_lines
+from edm_hloc.base.text import filled_lines
 
 
 def to_numbers(pose: pycolmap.Rigid3d) -> tuple[float, ...]:
@@ -91,10 +91,13 @@ class PoseLine:
 def read_pose_lines(path: Path) -> list[PoseLine]:
     """Reads a file of poses line by line, wrong lines included.
 
+    Lines that begin with "#" are comments, unless they are poses: names may begin with it.
+
     Raises:
         EdmHlocError: the file cannot be read.
     """
-    return [_parse(number, line) for number, line in read_lines(path, "file of poses")]
+    found = [_parse(number, line) for number, line in filled_lines(path, "file of poses")]
+    return [line for line in found if not (line.problem and line.name.lstrip().startswith("#"))]
 
 
 def _parse(number: int, line: str) -> PoseLine:

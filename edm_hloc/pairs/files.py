@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.text import read_text
+from edm_hloc.base.text import filled_lines
 from edm_hloc.pairs.names import NameFinder
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 
@@ -62,7 +62,7 @@ def read_pairs(path: Path) -> list[Pair]:
         EdmHlocError: the file cannot be read, or a line does not hold two names.
     """
     pairs = []
-    for number, line in _lines(path):
+    for number, line in filled_lines(path, "list of pairs"):
         words = _fields(line, "\t") or line.split(maxsplit=2)
         if len(words) != 2:
             raise _no_pair(path, number, line)
@@ -87,7 +87,7 @@ def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
         EdmHlocError: the file cannot be read, or a line does not hold two names.
     """
     pairs = []
-    for place, (number, line) in enumerate(_lines(path)):
+    for place, (number, line) in enumerate(filled_lines(path, "list of pairs")):
         pair, found = _best_way(line, first, second)
         if not found and not place and _is_heading(line):
             continue
@@ -120,7 +120,7 @@ def read_names(path: Path, names: Iterable[str]) -> list[str]:
     """
     finder = NameFinder(names)
     listed: dict[str, None] = {}
-    for place, (number, line) in enumerate(_lines(path, "list of images")):
+    for place, (number, line) in enumerate(filled_lines(path, "list of images")):
         name = finder.find(line.strip())
         if name is not None:
             listed.setdefault(name)
@@ -133,14 +133,6 @@ def read_names(path: Path, names: Iterable[str]) -> list[str]:
     if not listed:
         raise EdmHlocError(f"The list of images {path} is empty: it must hold one name a line.")
     return list(listed)
-
-
-def _lines(path: Path, what: str = "list of pairs") -> Iterator[tuple[int, str]]:
-    """Number and text of all lines that are not empty."""
-    # Not `read_lines`: names may begin with "#" or white space.
-    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
-        if line.strip():
-            yield number, line.rstrip("\r")
 
 
 def _no_pair(path: Path, number: int, line: str) -> EdmHlocError:

@@ -15,7 +15,7 @@ from edm_hloc.base.files import write_whole
 from edm_hloc.base.h5 import DamagedH5Error
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import say, track
-from edm_hloc.base.text import read_lines
+from edm_hloc.base.text import filled_lines
 from edm_hloc.images.capture import read_capture
 from edm_hloc.images.find import image_stamps
 from edm_hloc.matchers.base import Matcher
@@ -220,7 +220,7 @@ def _read(path: Path) -> list[Pair]:
         EdmHlocError: it cannot be read or is damaged.
     """
     pairs = []
-    for _, line in read_lines(path, "chosen pairs"):
+    for _, line in filled_lines(path, "chosen pairs"):
         words = line.split("\t")
         if len(words) != 3:
             raise EdmHlocError(f"{path} is damaged: remove it, then run again.")

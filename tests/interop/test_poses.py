@@ -216,6 +216,18 @@ def test_numbers_of_frames_are_no_times(tmp_path: Path) -> None:
     }
 
 
+def test_poses_by_names_that_begin_like_a_comment(tmp_path: Path) -> None:
+    names = ["#1.jpg", "#2.jpg", "#3.jpg"]
+    for name in names:
+        Image.new("RGB", SIZE).save(tmp_path / name)
+    lines = [f"{name} 1 0 0 0 0 0 {-i}" for i, name in enumerate(names)]
+    (tmp_path / "poses.txt").write_text("\n".join(["# name qw qx qy qz tx ty tz", *lines]))
+    photos = PhotosAtHand(tmp_path, names)
+    given = read_given_poses(tmp_path / "poses.txt", photos, {name: camera() for name in names})
+    places = {n: i.projection_center()[2] for n, i in posed_images(given.model).items()}
+    assert places == {"#1.jpg": 0, "#2.jpg": 1, "#3.jpg": 2}
+
+
 @pytest.mark.parametrize(
     ("size", "photo"), [((60, 40), SIZE), ((518, 350), (1536, 1024)), ((512, 336), (1536, 1024))]
 )

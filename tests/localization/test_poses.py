@@ -31,6 +31,13 @@ def test_poses_go_to_a_file_and_back(tmp_path: Path) -> None:
         write_poses(path, {"a/1.jpg": TRUTH, "b/1.jpg": TRUTH}, basenames=True)
 
 
+def test_names_may_begin_like_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "poses.txt"
+    write_poses(path, {"#3 kitchen/1.jpg": TRUTH, " hall/2.jpg": TRUTH})
+    path.write_text(f"# name qw qx qy qz tx ty tz\n{path.read_text()}")
+    assert list(read_poses(path)) == ["#3 kitchen/1.jpg", " hall/2.jpg"]
+
+
 def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
     path = tmp_path / "s.txt"
     path.write_text(

@@ -15,9 +15,14 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
 from edm_hloc.matchers.base import Features
+from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.files import read_pairs
+from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.selection import PairSelection, select_pairs
+from edm_hloc.pipelines.matching import MATCHING_FILES
+from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
+from edm_hloc.pipelines.run import Run
 from tests.scenes import TruthMatcher
 
 CONFIG = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
@@ -91,6 +96,26 @@ def test_an_interrupted_choice_goes_on_as_if_it_had_not_been(
     assert run.results["matching"]["resumed"] > 0
     assert read_pairs(out / "pairs.txt") == read_pairs(tmp_path / "whole/pairs.txt")
     assert not list(out.glob(".pairs*"))
+
+
+def chosen(images: Path, out: Path, scene: Path, choice: PairSelection = CHOICE) -> list[Pair]:
+    """The pairs that a run into `out` chooses and matches."""
+    photos, matcher = select_pairs(images, find_images(images), choice), TruthMatcher(scene)
+    settings = {"command": "match-pairs"}
+    with Run.begin(out, settings, matcher, MATCHING_FILES, overwrite=False) as run:
+        found = PairRounds(run, photos, images, {}, matcher).find(MatchingConfig(shown=False))
+        assert sum(run.results["pairs"]["rounds"]) == len(found.pairs)
+        return list(found.pairs)
+
+
+def test_names_may_begin_like_a_comment(scene: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(scene / "images", images)
+    for folder, number in (("#3 kitchen", 2), ("#3 kitchen", 3), (" hall", 4)):
+        (images / folder).mkdir(exist_ok=True)
+        (images / f"view_0{number}.jpg").rename(images / folder / f"view_0{number}.jpg")
+    first = {pair[0] for pair in chosen(images, tmp_path / "out", scene)}
+    assert first >= {"#3 kitchen/view_02.jpg", " hall/view_04.jpg"}
 
 
 def test_the_front_door_chooses_pairs(scene: Path, tmp_path: Path) -> None:

@@ -30,10 +30,10 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         EdmHlocError: a line is no pose, or poses and photos do not fit.
     """
     lines = read_lines(path, "trajectory")
-    if not lines:
-        raise EdmHlocError(f"{path} holds no pose.")
-    if not _is_number(lines[0][1].replace(",", " ").split()[0]):
+    if not (lines and _is_number(lines[0][1].replace(",", " ").split()[0])):
         poses = read_poses(path)
+        if not poses:
+            raise EdmHlocError(f"{path} holds no pose.")
         return [
             GivenPose(name, pose) for text, pose in poses.items() if (name := photos.find(text))
         ]
