@@ -1,10 +1,12 @@
 """The step that chooses pairs while it matches them (see `pairs/automatic.py`).
 
 OUT/pairs-automatic10.txt   pairs that were matched, with the number of their matches that agree
+OUT/pairs-automatic10.json  the photos among which they were chosen, and how these were compared
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +63,31 @@ class PairsSummary:
 
 
 @dataclass(frozen=True)
+class ChosenFrom:
+    """What pairs are chosen from, recorded with them: only photos that it names need no new pairs.
+
+    Attributes:
+        retrieval: how photos are compared, and the stamp of a given file of descriptors.
+        photos: of each photo the stamps of its file and of its mask.
+    """
+
+    retrieval: list[Any]
+    photos: Mapping[str, list[Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> ChosenFrom | None:
+        """The record of an earlier run; None if it left none that can be read."""
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def unchanged(self, now: ChosenFrom) -> set[str]:
+        """Names of the photos that are as they were."""
+        return {name for name, stamps in self.photos.items() if now.photos.get(name) == stamps}
+
+
+@dataclass(frozen=True)
 class PairRounds:
     """The choice of pairs in one run.
 
@@ -81,8 +108,8 @@ class PairRounds:
     def find(self, matching: MatchingConfig, *, overwrite: bool = False) -> PairsToMatch:
         """The pairs to match; those of `AutomaticPairs` are matched to be found.
 
-        Pairs that an earlier run chose among photos that are still there stay, so that only those
-        of new photos are matched where photos were added.
+        Pairs that an earlier run chose among photos that are still there, with the same content,
+        stay. Where it compared photos in the same way, only those of new photos are added.
 
         Args:
             matching: memory and threads.
@@ -103,12 +130,13 @@ class PairRounds:
     ) -> tuple[Sequence[Pair], MatchingSummary | None]:
         """The pairs, and what was matched; None where an earlier run has chosen all of them."""
         path = self.run.out / f"pairs-automatic{photos.partners}.txt"
+        chosen_from = self._chosen_from(photos)
         summaries: list[MatchingSummary] = []
 
         def choose() -> dict[str, Any]:
             if overwrite:
                 journal_path(path).unlink(missing_ok=True)
-            first, near, ranked, before = self._first(photos, path)
+            first, near, ranked, before = self._first(photos, path, chosen_from)
             rounds: list[dict[Pair, int]] = []  # agreeing matches of the pairs of each
             new = first
             while new and len(rounds) < ROUNDS:
@@ -133,15 +161,14 @@ class PairRounds:
             agree = {pair: number for pairs in rounds for pair, number in pairs.items()}
             lines = (f"{a}\t{b}\t{number}\n" for (a, b), number in agree.items())
             write_whole(path, "".join(lines))
+            write_whole(_record_of(path), json.dumps(asdict(chosen_from)))
             journal_path(path).unlink(missing_ok=True)
             connected = sum(number >= CONNECTED for number in agree.values())
             sizes = tuple(map(len, rounds))
             return {"pairs": PairsSummary(len(photos.names), sizes, connected, near)}
 
-        stamps = image_stamps(self.image_root, photos.names)
-        masked = {name: (str(m), m.stat().st_mtime_ns) for name, m in self.masks.items()}
-        depends_on = [stamps, asdict(photos), run_provenance(self.matcher), masked]
-        self.run.step("pairs", depends_on, [path], choose)
+        depends_on = [asdict(chosen_from), asdict(photos), run_provenance(self.matcher)]
+        self.run.step("pairs", depends_on, [path, _record_of(path)], choose)
         if summaries:  # the time of the matching is recorded as such
             self.run.seconds["pairs"] -= sum(summary.seconds for summary in summaries)
         total = summaries[0] if summaries else None
@@ -150,8 +177,19 @@ class PairRounds:
             total = total.followed_by(summary)
         return _read(path), total
 
+    def _chosen_from(self, photos: AutomaticPairs) -> ChosenFrom:
+        """What the pairs are chosen from in this run."""
+        stamps = image_stamps(self.image_root, photos.names)
+        how = Path(photos.options.how)
+        given = image_stamps(how.parent, [how.name]) if photos.options.is_file else {}
+        masked = {name: [str(m), m.stat().st_mtime_ns] for name, m in self.masks.items()}
+        return ChosenFrom(
+            [asdict(photos.options), *map(list, given.values())],
+            {name: [*stamp, *masked.get(name, [])] for name, stamp in stamps.items()},
+        )
+
     def _first(
-        self, photos: AutomaticPairs, path: Path
+        self, photos: AutomaticPairs, path: Path, chosen_from: ChosenFrom
     ) -> tuple[list[Pair], int, dict[str, list[str]], set[str]]:
         """The pairs of the first round, the number of neighbours, similar photos by name.
 
@@ -165,7 +203,13 @@ class PairRounds:
         }
         near = unique_pairs([*near_in_time(names, captures), *near_in_space(names, captures)])
         kept = [pair for pair in self._matched_before(path) if set(names).issuperset(pair)]
-        before = {name for pair in kept for name in pair} if path.is_file() else set()
+        before: set[str] = set()
+        earlier = ChosenFrom.read(_record_of(path)) if path.is_file() else None
+        if earlier is not None:
+            same = earlier.unchanged(chosen_from)
+            kept = [pair for pair in kept if same.issuperset(pair)]
+            if earlier.retrieval == chosen_from.retrieval:
+                before = {name for pair in kept for name in pair}
         first = photos.first(ranked, [*near, *pairs_of_missing(names, ranked)])
         pairs = unique_pairs([*kept, *_with_new_photo(first, before)])
         every = len(names) * (len(names) - 1) // 2
@@ -206,6 +250,11 @@ class PairRounds:
                 pair: agreeing_matches(raw.read(*pair)) if pair in raw else 0
                 for pair in track(pairs, "Checking pairs", "pair")
             }
+
+
+def _record_of(path: Path) -> Path:
+    """Where it is recorded what the pairs of a file of this step were chosen from."""
+    return path.with_suffix(".json")
 
 
 def _with_new_photo(pairs: Iterable[Pair], before: set[str]) -> list[Pair]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edm_hloc
@@ -16,6 +20,7 @@ from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
 from edm_hloc.matchers.base import Features
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.pairs.descriptors import DescriptorWriter
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pairs.selection import PairSelection, select_pairs
@@ -116,6 +121,50 @@ def test_names_may_begin_like_a_comment(scene: Path, tmp_path: Path) -> None:
         (images / f"view_0{number}.jpg").rename(images / folder / f"view_0{number}.jpg")
     first = {pair[0] for pair in chosen(images, tmp_path / "out", scene)}
     assert first >= {"#3 kitchen/view_02.jpg", " hall/view_04.jpg"}
+
+
+def test_replaced_photos_are_compared_anew_and_added_ones_alone(
+    scene: Path, tmp_path: Path
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    names = find_images(images)
+    added = (images / names[0]).rename(tmp_path / names[0])
+    earlier = chosen(images, out, scene)
+    added.rename(images / names[0])
+    pairs = chosen(images, out, scene)
+    assert {pair for pair in pairs if names[0] not in pair} == set(earlier)
+    assert len(pairs) > len(earlier)
+    contents = [(images / name).read_bytes() for name in names]
+    for name, i in zip(names[1:], (3, 6, 2, 5, 1, 4), strict=True):  # such as other frames
+        (images / name).write_bytes(contents[i])
+    fresh = chosen(images, tmp_path / "fresh", scene)
+    assert set(chosen(images, out, scene)) == set(fresh) != set(pairs)
+
+
+def test_other_descriptors_choose_new_pairs(scene: Path, tmp_path: Path) -> None:
+    """Also under the same name; the earlier pairs stay, as they are matched already."""
+    images, given, out = tmp_path / "images", tmp_path / "given.h5", tmp_path / "out"
+    images.mkdir()
+    for letter, photo in zip("abcdefg", sorted((scene / "images").iterdir()), strict=True):
+        shutil.copy2(photo, images / f"{letter}.jpg")  # no numbers, and so no neighbours
+    names = find_images(images)
+    choice = PairSelection(retrieval=str(given), partners=2)
+
+    def describe(order: Sequence[int]) -> None:
+        """Photos next to each other in this order look alike."""
+        given.unlink(missing_ok=True)
+        with DescriptorWriter(given, {}) as descriptors:
+            for place, i in enumerate(order):
+                angle = place * math.pi / len(names)
+                descriptors.add(names[i], np.array([math.cos(angle), math.sin(angle)]))
+
+    describe((0, 3, 6, 2, 5, 1, 4))
+    earlier = set(map(frozenset, chosen(images, out, scene, choice)))
+    describe(range(7))
+    alike = set(map(frozenset, itertools.pairwise(names)))
+    assert not earlier >= alike
+    assert set(map(frozenset, chosen(images, out, scene, choice))) >= earlier | alike
 
 
 def test_the_front_door_chooses_pairs(scene: Path, tmp_path: Path) -> None:
