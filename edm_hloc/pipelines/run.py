@@ -24,6 +24,7 @@ from edm_hloc.mapping.output import holds_only_models
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
 from edm_hloc.matching.shards import check_folder_provenance, shard_paths
+from edm_hloc.pipelines.run_entries import is_set_aside, is_whole, is_written, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Run:
             if run._unknown:  # it may be of another program
                 run._keep_record()
             if overwrite:
-                run._remove(earlier["sizes"])
+                aside = [e["places"].values() for e in earlier["earlier"].values()]
+                run._remove({*earlier["sizes"], *itertools.chain(*aside)})
                 for name in files:  # and what a killed run has left of them
                     remove_leftover(journal_path(out / name))
             else:
@@ -174,8 +176,8 @@ class Run:
                 f"{self.path} is damaged or no record of a run: all but the matching is done again."
             )
         else:
-            parts["wrote"] = {k: v for k, v in parts["wrote"].items() if _is_written(v)}
-            parts["earlier"] = {k: v for k, v in parts["earlier"].items() if _is_set_aside(v)}
+            parts["wrote"] = {k: v for k, v in parts["wrote"].items() if is_written(v)}
+            parts["earlier"] = {k: v for k, v in parts["earlier"].items() if is_set_aside(v)}
         made = parts.get("made")
         if isinstance(made, list) and valid:
             self.made = [str(name) for name in made]
@@ -270,7 +272,7 @@ class Run:
         """
         fingerprint = fingerprint_of(depends_on)
         if self.earlier.get(name, {}).get("fingerprint") == fingerprint:
-            self._bring_back(name)
+            self._bring_back(name, [file.name for file in (*files, *maybe)])
         if self.done.get(name) == fingerprint:
             changed = [file for file in files if not self._is_complete(file)]
             if not changed:
@@ -290,7 +292,7 @@ class Run:
         self.done[name] = fingerprint
         self._confirmed.add(name)
         written = [file for file in (*files, *maybe) if file.exists()]
-        self.sizes |= {file.name: _size(file) for file in written}
+        self.sizes |= {file.name: size_of(file) for file in written}
         self.wrote[name] = {"files": [file.name for file in written], "results": list(results)}
         self._remove_earlier(name)
         self.write()
@@ -312,6 +314,9 @@ class Run:
         folders = [self.out / name for name in names if (self.out / name).is_dir()]
         if not folders:
             return
+        if step in self.earlier and step not in self.wrote:
+            self._clear(step, folders)
+            return
         self._remove_earlier(step)
         places = {folder.name: self._free_name(f"{folder.name}_earlier") for folder in folders}
         self.claim(*places.values())
@@ -325,12 +330,35 @@ class Run:
         }
         self.write()
         for folder in folders:
-            try:
-                folder.rename(self.out / places[folder.name])
-            except OSError as error:
-                raise EdmHlocError(f"Cannot rename {folder}: {error.strerror}.") from error
+            self._rename(folder, places[folder.name])
         kept = ", ".join(str(self.out / place) for place in places.values())
         logger.info("Set aside, as they are of an earlier run: %s", kept)
+
+    def _clear(self, step: str, folders: Sequence[Path]) -> None:
+        """Frees the names of a step that was killed after it had set the earlier folders aside.
+
+        What it has written itself is not in the record, and is removed, unless somebody has added
+        something to it. A folder of the earlier run that was not renamed yet is renamed.
+        """
+        entry = self.earlier[step]
+        for folder in folders:
+            place = entry["places"].get(folder.name)
+            waits = place is not None and not os.path.lexists(self.out / place)
+            if waits and is_whole(folder, entry["sizes"].get(folder.name)):
+                self._rename(folder, place)
+            elif holds_only_models(folder):
+                shutil.rmtree(folder)
+            else:
+                kept = self._free_name(f"{folder.name}_interrupted")
+                self.claim(kept)
+                self._rename(folder, kept)
+                logger.warning("Of an interrupted run, but not all its own: %s", self.out / kept)
+
+    def _rename(self, folder: Path, name: str) -> None:
+        try:
+            folder.rename(self.out / name)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot rename {folder}: {error.strerror}.") from error
 
     def set_aside(
         self, step: str, fingerprint: str | None = None
@@ -346,7 +374,7 @@ class Run:
             return None
         places = {name: self.out / place for name, place in entry["places"].items()}
         if fingerprint is not None:
-            whole = all(_is_whole(p, entry["sizes"].get(name)) for name, p in places.items())
+            whole = all(is_whole(p, entry["sizes"].get(name)) for name, p in places.items())
             if not whole or fingerprint != entry["fingerprint"]:
                 return None
         return dict(entry["results"]), places
@@ -356,8 +384,9 @@ class Run:
         every = itertools.chain([name], numbered)
         return next(n for n in every if not os.path.lexists(self.out / n))
 
-    def _bring_back(self, step: str) -> None:
-        """Gives the folders that were set aside their names again, where these are free."""
+    def _bring_back(self, step: str, names: Sequence[str]) -> None:
+        """Gives the folders of a step that were set aside their names again."""
+        self._clear(step, [self.out / name for name in names if (self.out / name).is_dir()])
         earlier = self.earlier.pop(step)
         for name, place in earlier["places"].items():
             if (self.out / place).is_dir() and not os.path.lexists(self.out / name):
@@ -379,7 +408,7 @@ class Run:
 
     def _is_complete(self, file: Path) -> bool:
         """Whether a file of the run is there as it was written."""
-        return _is_whole(file, self.sizes.get(file.name))
+        return is_whole(file, self.sizes.get(file.name))
 
     def measure(self, name: str, start: float) -> None:
         """Records the time since `start` (`time.monotonic`) and the peak memory of a step."""
@@ -407,41 +436,3 @@ class Run:
         if self.error is not None:
             record["error"] = self.error
         write_whole(self.path, json.dumps(record, indent=2, default=str), durable=True)
-
-
-def _are_names(names: Any) -> bool:
-    """Whether something is a list of names of entries of a folder, and of nothing outside it."""
-    return isinstance(names, list) and all(
-        isinstance(name, str) and name not in ("", "..") and name == Path(name).name
-        for name in names
-    )
-
-
-def _is_written(entry: Any) -> bool:
-    """Whether something has the form of the values of `Run.wrote`."""
-    return (
-        isinstance(entry, dict)
-        and _are_names(entry.get("files"))
-        and isinstance(entry.get("results"), list)
-    )
-
-
-def _is_set_aside(entry: Any) -> bool:
-    """Whether something has the form of the values of `Run.earlier`."""
-    return (
-        isinstance(entry, dict)
-        and all(isinstance(entry.get(part), dict) for part in ("results", "sizes", "places"))
-        and _are_names([*entry["places"], *entry["places"].values()])
-        and (entry.get("wrote") == {} or _is_written(entry.get("wrote")))
-    )
-
-
-def _is_whole(path: Path, recorded: int | None) -> bool:
-    """Whether a file or folder has the recorded size; where none is recorded, whether it exists."""
-    return path.exists() and recorded in (None, _size(path))
-
-
-def _size(path: Path) -> int:
-    """Size in bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -163,6 +163,79 @@ class _Nothing:
     pass
 
 
+@dataclass(frozen=True)
+class _Content:
+    text: str
+
+
+def model_step(out: Path, text: str, *, killed: bool = False, **settings: object) -> list[str]:
+    """Makes a model with a text in it; returns that of the model that is set aside meanwhile."""
+    found: list[str] = []
+    overwrite = bool(settings.pop("overwrite", False))
+    with Run.begin(out, settings, FakeMatcher(), ["model"], overwrite=overwrite) as run:
+
+        def work() -> dict[str, _Content]:
+            if (aside := run.set_aside("model")) is not None:
+                found.append((aside[1]["model"] / "cameras.txt").read_text())
+            if not text:
+                raise EdmHlocError("No model")
+            (out / "model").mkdir()
+            (out / "model" / "cameras.txt").write_text(text)
+            if killed:
+                raise KeyboardInterrupt
+            return {"mapped": _Content(text)}
+
+        run.step("model", text, [out / "model"], work)
+    return found
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_kill_does_not_lose_the_model_that_is_set_aside(
+    late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the new model has its name but is not recorded, and before the old one is renamed."""
+    model_step(tmp_path, "earlier")
+    if late:
+        with pytest.raises(KeyboardInterrupt):
+            model_step(tmp_path, "extended", killed=True)
+        assert (tmp_path / "model" / "cameras.txt").read_text() == "extended"
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "_rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                model_step(tmp_path, "extended")
+    interrupted = contents(tmp_path)
+    assert model_step(tmp_path, "extended") == ["earlier"]
+    assert (tmp_path / "model" / "cameras.txt").read_text() == "extended"
+    assert not (tmp_path / "model_earlier").exists()
+    # the earlier input comes back
+    shutil.rmtree(tmp_path / "model")
+    for name, content in interrupted.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    model_step(tmp_path, "earlier")
+    assert contents(tmp_path / "model") == {"cameras.txt": b"earlier"}
+    assert not (tmp_path / "model_earlier").exists()
+
+
+def test_what_was_added_to_an_unrecorded_model_is_kept(tmp_path: Path) -> None:
+    model_step(tmp_path, "earlier")
+    with pytest.raises(KeyboardInterrupt):
+        model_step(tmp_path, "extended", killed=True)
+    (tmp_path / "model" / "notes.txt").write_text("years of work")
+    assert model_step(tmp_path, "extended") == ["earlier"]
+    assert (tmp_path / "model_interrupted" / "notes.txt").read_text() == "years of work"
+
+
+def test_overwrite_removes_what_was_set_aside(tmp_path: Path) -> None:
+    model_step(tmp_path, "first")
+    with pytest.raises(EdmHlocError, match="No model"):
+        model_step(tmp_path, "", setting=1)
+    assert (tmp_path / "model_earlier").is_dir()
+    model_step(tmp_path, "second", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["model"]
+
+
 @pytest.mark.parametrize("names", [["../elsewhere"], [".."], ["/"], "model"])
 def test_a_planted_record_moves_nothing_outside(names: Sequence[str], tmp_path: Path) -> None:
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

@@ -1,0 +1,44 @@
+"""What of a run's record is believed, and whether files are as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def _are_names(names: Any) -> bool:
+    """Whether something is a list of names of entries of a folder, and of nothing outside it."""
+    return isinstance(names, list) and all(
+        isinstance(name, str) and name not in ("", "..") and name == Path(name).name
+        for name in names
+    )
+
+
+def is_written(entry: Any) -> bool:
+    """Whether something has the form of the values of `Run.wrote`."""
+    return (
+        isinstance(entry, dict)
+        and _are_names(entry.get("files"))
+        and isinstance(entry.get("results"), list)
+    )
+
+
+def is_set_aside(entry: Any) -> bool:
+    """Whether something has the form of the values of `Run.earlier`."""
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(part), dict) for part in ("results", "sizes", "places"))
+        and _are_names([*entry["places"], *entry["places"].values()])
+        and (entry.get("wrote") == {} or is_written(entry.get("wrote")))
+    )
+
+
+def is_whole(path: Path, recorded: int | None) -> bool:
+    """Whether a file or folder has the recorded size; where none is recorded, whether it exists."""
+    return path.exists() and recorded in (None, size_of(path))
+
+
+def size_of(path: Path) -> int:
+    """Size in bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
