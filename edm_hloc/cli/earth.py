@@ -55,7 +55,7 @@ def add_positions(sub: argparse.ArgumentParser) -> None:
         default="gps",
         metavar="HOW",
         help="where the photos are on Earth, for a model in metres: gps (of their EXIF data, if "
-        "enough have it), none (the model keeps a frame of its own), or a table with a line "
+        "enough have it), none (the model keeps the frame that it has), or a table with a line "
         "name,latitude,longitude,altitude above",
     )
     sub.add_argument(
@@ -81,6 +81,8 @@ def print_place(placed: Georeference) -> None:
             f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°, "
             f"{altitude:.1f} m; {_distances(placed)}"
         )
+        if placed.why:
+            print(f"            it stays where an earlier run has brought it: {placed.why}")
         _print_wrong(placed)
     without = [number for number, part in placed.parts.items() if not part.positions]
     if without:

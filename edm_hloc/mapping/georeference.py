@@ -44,7 +44,7 @@ class Georeference:
 
     Attributes:
         used: whether the model is in the local frame.
-        why: the reason, if it is not.
+        why: the reason, if it is not; or why it is where an earlier run has brought it.
         source: where the positions are from.
         positions: number of positions of registered photos, or of control points.
         origin: latitude and longitude in degrees and altitude in metres of (0, 0, 0).

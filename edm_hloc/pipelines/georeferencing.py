@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from edm_hloc.images.gps import Fix, matching_names, read_fixes, read_positions
 from edm_hloc.mapping.georeference import (
     CAMERAS,
     RECORD,
+    Georeference,
     camera_centres,
     locate,
     to_local,
@@ -25,6 +27,12 @@ from edm_hloc.mapping.output import part_folders
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.run import Run
 
+logger = logging.getLogger(__name__)
+
+_EXTENDED = (
+    "it was extended by more photos and keeps the frame that it had; edm-hloc georeference writes "
+    "a copy that is on Earth"
+)
 _WORTH_A_WORD = 3  # positions; of photos with fewer nothing is said
 _LEAST_PRIORS = 3
 
@@ -90,7 +98,8 @@ def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
 def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
     """Moves the models of a run into one local frame on Earth, if their photos' positions allow it.
 
-    A model that was extended keeps the frame that it had.
+    A model that was extended keeps the frame that it had. One that an earlier run has moved stays
+    in metres on Earth where these positions cannot place it, or there are none.
 
     Args:
         run: with a model in ``model``, and maybe others in ``model_parts``.
@@ -100,23 +109,35 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
     Raises:
         EdmHlocError: a file cannot be written.
     """
-    if len(fixes) < _WORTH_A_WORD:
-        return
     folder = run.out / "model"
-    earlier = run.results.get("georeferenced") or {}
-    held = earlier.get("origin") if "extended" in run.results else None
+    recorded = run.results.get("georeferenced") or {}
+    earlier = Georeference.of(recorded) if recorded.get("used") else None
+    if len(fixes) < _WORTH_A_WORD:
+        if earlier is not None:
+            logger.warning(
+                "%s stays in metres on Earth, where an earlier run has brought it. For a model in "
+                "a frame of its own remove it, then run again: nothing is matched again.",
+                folder,
+            )
+        return
+    extended = "extended" in run.results
+    held = earlier.origin if earlier is not None and extended else None
 
     def work() -> dict[str, Any]:
         models, places = {}, {}
-        origin = None if held is None else tuple(held)
+        origin = held
         for number, path in {"": folder, **part_folders(folder)}.items():
             models[number] = model = read_model(path)
-            stays = origin if held is not None and not number else None
+            stays = held if not number else None
             found, placed = locate(
                 camera_centres(model), fixes, "their GPS", held=stays, origin=origin
             )
-            if placed.used and stays is None:
+            if placed.used and not number and extended and earlier is None:
+                placed = Georeference(False, _EXTENDED, placed.source, placed.positions)
+            elif placed.used and stays is None:
                 write_on_earth(model, found, path)
+            elif not number and earlier is not None and not placed.used:
+                placed = replace(earlier, why=placed.why, parts={})
             origin = origin or placed.origin
             places[number] = placed
         placed = replace(places.pop(""), parts=places)

@@ -119,6 +119,80 @@ def test_priors_that_cannot_be_used(scene: Path, photos: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def write_turned(
+    truth: dict[str, np.ndarray], folder: Path, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Writes a model of cameras at true places, in a frame of its own; returns the places there."""
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(
+        pycolmap.Camera(
+            camera_id=1, model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240]
+        )
+    )
+    for i, (name, xyz) in enumerate(truth.items(), start=1):
+        image = pycolmap.Image(name=name, image_id=i, camera_id=1)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pycolmap.Rotation3d(), -xyz))
+    turn = pycolmap.Rotation3d(rng.normal(0, 1, 3))
+    model.transform(pycolmap.Sim3d(rng.uniform(0.01, 5), turn, rng.normal(0, 9, 3)))
+    folder.mkdir(parents=True)
+    model.write_binary(folder)
+    return camera_centres(model)
+
+
+@pytest.fixture
+def flight(tmp_path: Path) -> tuple[Run, dict[str, Fix], dict[str, np.ndarray]]:
+    """A run with a model in a frame of its own; positions of its photos; its places."""
+    rng = np.random.default_rng(0)
+    truth = {f"{i}.jpg": xyz for i, xyz in enumerate(rng.uniform(-50, 50, (9, 3)))}
+    own = write_turned(truth, tmp_path / "out" / "model", rng)
+    fixes = {name: Fix(*to_earth(xyz, ORIGIN)[0].tolist()) for name, xyz in truth.items()}
+    run = Run(tmp_path / "out", {})
+    run.made = ["model"]
+    return run, fixes, own
+
+
+def test_an_extended_model_stays_in_its_own_frame(
+    flight: tuple[Run, dict[str, Fix], dict[str, np.ndarray]],
+) -> None:
+    run, fixes, own = flight
+    run.results["extended"] = {}
+    place_on_earth(run, fixes, "")
+    assert not run.results["georeferenced"]["used"]
+    assert "it was extended by more photos" in run.results["georeferenced"]["why"]
+    for name, xyz in camera_centres(read_model(run.out / "model")).items():
+        np.testing.assert_array_equal(xyz, own[name])
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_model_on_earth_stays_there(
+    flight: tuple[Run, dict[str, Fix], dict[str, np.ndarray]],
+    extended: bool,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without positions, and with too few of them."""
+    run, fixes, _ = flight
+    place_on_earth(run, fixes, "")
+    placed = dict(run.results["georeferenced"])
+    assert placed["used"]
+    on_earth = camera_centres(read_model(run.out / "model"))
+    assert not caplog.records
+    if extended:
+        run.results["extended"] = {}
+    place_on_earth(run, {}, "")
+    assert "stays in metres on Earth" in caplog.text
+    assert run.results["georeferenced"] == placed
+    place_on_earth(run, dict(itertools.islice(fixes.items(), 4)), "")
+    assert run.results["georeferenced"]["used"]
+    assert json.loads((run.out / "georeference.json").read_text())["used"]
+    assert run.results["georeferenced"]["origin"] == placed["origin"]
+    print_place(Georeference.of(run.results["georeferenced"]))
+    said = capsys.readouterr().out
+    assert "where an earlier run has brought it: there are 4 positions" in said
+    for name, xyz in camera_centres(read_model(run.out / "model")).items():
+        np.testing.assert_array_equal(xyz, on_earth[name])
+
+
 def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Models of two parts of a flight, each in a frame of its own, and of three photos."""
     rng = np.random.default_rng(0)
@@ -131,21 +205,7 @@ def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "out"
     parts = {"model": range(12), "model_parts/2": range(12, 20), "model_parts/3": range(20, 23)}
     for folder, numbers in parts.items():
-        model = pycolmap.Reconstruction()
-        model.add_camera_with_trivial_rig(
-            pycolmap.Camera(
-                camera_id=1, model="SIMPLE_PINHOLE", width=640, height=480, params=[500, 320, 240]
-            )
-        )
-        for i in numbers:
-            image = pycolmap.Image(name=names[i], image_id=i + 1, camera_id=1)
-            model.add_image_with_trivial_frame(
-                image, pycolmap.Rigid3d(pycolmap.Rotation3d(), -truth[i])
-            )
-        turn = pycolmap.Rotation3d(rng.normal(0, 1, 3))
-        model.transform(pycolmap.Sim3d(rng.uniform(0.01, 5), turn, rng.normal(0, 9, 3)))
-        (out / folder).mkdir(parents=True)
-        model.write_binary(out / folder)
+        write_turned({names[i]: truth[i] for i in numbers}, out / folder, rng)
     run = Run(out, {})
     run.made = ["model", "model_parts"]
     place_on_earth(run, fixes, "")
