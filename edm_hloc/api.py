@@ -22,6 +22,7 @@ import pycolmap
 from PIL import Image
 
 from edm_hloc.base.colmap import ModelStatistics, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
@@ -67,6 +68,8 @@ def load_matcher(
         settings |= {key: str(settings[key]) for key in paths if settings[key] is not None}
         return load.MatcherRecipe(name, refine=refine, **settings).load(device)
     if "resize" in settings:
+        if "preprocessing" in settings:
+            raise EdmHlocError("resize is a part of preprocessing (resize_max): give one of them.")
         settings["preprocessing"] = Preprocessing(resize_max=settings.pop("resize"))
     return load.load_matcher(name, refine, **settings, device=device)
 
@@ -109,15 +112,21 @@ def match(
     Args:
         photo0, photo1: the files.
         matcher: of `load_matcher`, to match many pairs; made from `settings` if None.
-        settings: of `load_matcher`.
+        settings: of `load_matcher`, for which no `matcher` is given.
 
     Returns:
         Matches in pixels of the photos as they are stored, hloc's frame.
 
     Raises:
-        EdmHlocError: a photo cannot be read, or see `load_matcher`.
+        EdmHlocError: a photo cannot be read, settings are given for a matcher that is made
+            already, or see `load_matcher`.
     """
-    matcher = _matcher(matcher, settings)
+    if matcher is not None and settings:
+        raise EdmHlocError(
+            f"{', '.join(settings)}: settings are of `load_matcher`, and the matcher is made "
+            "already. Give them there, or leave the matcher out."
+        )
+    matcher = load_matcher(**settings) if matcher is None else matcher
     p = matcher.info.preprocessing
     paths = Path(photo0), Path(photo1)
     first, second = (
@@ -207,7 +216,7 @@ def reconstruct(
         selected = select_pairs(photos, names, selection)
     else:
         selected = pairs
-    matcher = _with_workers(_matcher(matcher), config.matching)
+    matcher = _with_workers(matcher or load_matcher(), config.matching)
     run = reconstruction.reconstruct(photos, out, selected, matcher, config)
     return Reconstruction(out, run, _report(out))
 
@@ -271,13 +280,9 @@ def localize(
     """
     folders = Path(model), Path(photos), Path(new_photos), Path(out)
     config = config or LocalizationConfig()
-    matcher = _with_workers(_matcher(matcher), config.matching)
+    matcher = _with_workers(matcher or load_matcher(), config.matching)
     _, answers = localization.localize_photos(*folders, matcher, config)
     return Localization(folders[3], tuple(answers), _report(folders[3]))
-
-
-def _matcher(matcher: Matcher | None, settings: Mapping[str, Any] | None = None) -> Matcher:
-    return load_matcher(**(settings or {})) if matcher is None else matcher
 
 
 def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:

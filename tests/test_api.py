@@ -20,6 +20,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.localization.poses import read_poses
+from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pipelines.localize import LocalizationConfig
 from edm_hloc.refinement.load import MatcherRecipe
@@ -117,6 +118,14 @@ def test_a_run_says_when_it_has_no_workers(
             with pytest.raises(EdmHlocError):
                 start(matcher)
             assert caplog.text.count("This process does all the matching") == said
+
+
+def test_settings_beside_a_matcher_are_refused(scene: Path) -> None:
+    photo = scene / "images" / "view_00.jpg"
+    with pytest.raises(EdmHlocError, match="resize: settings are of `load_matcher`"):
+        edm_hloc.match(photo, photo, TruthMatcher(scene), resize=640)
+    with pytest.raises(EdmHlocError, match="resize is a part of preprocessing"):
+        edm_hloc.load_matcher("edm", resize=640, preprocessing=Preprocessing(resize_max=320))
 
 
 def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:

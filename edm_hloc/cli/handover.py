@@ -62,6 +62,12 @@ def add_target(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def check_target(args: argparse.Namespace) -> None:
+    """Raise EdmHlocError if --copies is given without --for."""
+    if args.copies and args.target is None:
+        raise EdmHlocError("--copies goes with undistorted photos: add --for.")
+
+
 def export_for(args: argparse.Namespace, model: Path, images: Path, out: Path) -> None:
     """Write the files that --for asks for, and print what was made and how to go on.
 
@@ -102,8 +108,9 @@ def _export(args: argparse.Namespace) -> None:
             raise EdmHlocError("--text is for COLMAP's own files: leave it out with --for.")
         export_for(args, model, args.images or photos_of(model), args.out)
         return
-    if args.masks is not None or args.copies:
-        raise EdmHlocError("--masks and --copies go with undistorted photos: add --for.")
+    check_target(args)
+    if args.masks is not None:
+        raise EdmHlocError("--masks goes with undistorted photos: add --for.")
     if suffix == ".ply":
         exports.export_ply(model, args.out)
     elif suffix == ".json":

@@ -101,7 +101,7 @@ def choose_pairs(args: argparse.Namespace) -> list[Pair] | SimilarPhotos:
     from edm_hloc.pairs.automatic import AutomaticPairs
     from edm_hloc.pairs.selection import PairSelection, select_pairs
 
-    _check_pair_options(args)
+    check_pair_options(args)
     default = PairSelection()
     selection = PairSelection(
         args.pairs or default.how,
@@ -153,15 +153,25 @@ def list_pairs(args: argparse.Namespace) -> list[Pair]:
     return pairs
 
 
-def _check_pair_options(args: argparse.Namespace) -> None:
-    """Refuse options that the chosen rule would ignore."""
+def check_pair_options(args: argparse.Namespace, *, by_poses: bool = False) -> None:
+    """Refuse options that the chosen rule would ignore.
+
+    Args:
+        args: the options.
+        by_poses: whether pairs of near cameras are chosen where neither --pairs nor --from-model is
+            given.
+
+    Raises:
+        EdmHlocError: an option does not fit.
+    """
     by_model, in_order = args.from_model is not None, args.pairs == "sequential"
-    alike = args.pairs in ("retrieval", "auto") or (args.pairs is None and not by_model)
+    default = args.pairs is None and not by_model
+    alike = args.pairs in ("retrieval", "auto") or (default and not by_poses)
     for option, value, given, needed in (
         (
             "--partners",
             args.partners,
-            by_model or alike,
+            by_model or alike or default,
             "--from-model and --pairs auto or retrieval",
         ),
         ("--retrieval", args.retrieval, alike, "--pairs auto and retrieval"),

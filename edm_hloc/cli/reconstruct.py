@@ -10,7 +10,7 @@ from pathlib import Path
 from edm_hloc.base.text import format_duration
 from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.earth import add_positions
-from edm_hloc.cli.handover import add_target, export_for
+from edm_hloc.cli.handover import add_target, check_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
 
 
@@ -83,6 +83,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.reconstruct import reconstruct
 
     start = time.monotonic()
+    check_target(args)
     pairs = pair_options.choose_pairs(args)
     known = None
     if args.known is not None:

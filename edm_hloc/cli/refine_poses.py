@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import first_few
 from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
@@ -64,16 +63,19 @@ def _refine_poses(args: argparse.Namespace) -> None:
     from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.interop.poses.files import format_of, read_given_poses
     from edm_hloc.interop.poses.given import PhotosAtHand
+    from edm_hloc.pairs.files import read_names
     from edm_hloc.pipelines.refine_poses import PosedPhotos, refine_given_poses
 
     start = time.monotonic()
+    pair_options.check_pair_options(args, by_poses=True)
     format_of(args.poses)
     names = find_images(args.images, options.output_and_masks(args))
+    listed = names if args.image_list is None else read_names(args.image_list, names)
     photos = PhotosAtHand(args.images, names)
     known = None if args.known is None else load_intrinsics(args.known, names)
-    given = read_given_poses(args.poses, photos, known)
+    given = read_given_poses(args.poses, photos, known, listed)
     print(
-        f"Poses       of {len(given.model.images)} of {len(names)} photos, from {args.poses} "
+        f"Poses       of {len(given.model.images)} of {len(listed)} photos, from {args.poses} "
         f"({given.format.name})"
     )
     for text in first_few(given.unposed, "photos"):
@@ -98,18 +100,7 @@ def _refine_poses(args: argparse.Namespace) -> None:
 
 
 def _pairs_of(args: argparse.Namespace, given: GivenPoses) -> list[Pair]:
-    """All pairs of few posed photos; of many those of near cameras, and neighbours by name.
-
-    Raises:
-        EdmHlocError: an option that only other ways of choosing pairs read.
-    """
-    for option in ("retrieval", "overlap", "loop_step", "image_list"):
-        if getattr(args, option) is not None:
-            name = f"--{option.replace('_', '-')}"
-            raise EdmHlocError(
-                f"{name} goes with --pairs or --from-model: add one of them, or leave {name} out. "
-                "By themselves pairs follow from the given poses."
-            )
+    """All pairs of few posed photos; of many those of near cameras, and neighbours by name."""
     from edm_hloc.pairs.covisibility import for_rough_poses
 
     pairs = for_rough_poses(given.model, args.poses, args.partners or _PARTNERS)

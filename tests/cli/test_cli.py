@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from edm_hloc import cli
+from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.cli.match import names_in_file
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
@@ -367,9 +368,8 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
     no_run = [tmp_path / "no_run", "--pairs", "sequential", "--retrieval", "edm"]
     assert run("reconstruct", images, *no_run) == 1
     assert "--retrieval is for --pairs auto and retrieval only" in capsys.readouterr().err
-    for option in (["--retrieval", "edm"], ["--image-list", out]):  # pairs follow from the poses
-        assert run("refine-poses", model, images, tmp_path / "no_run", *option) == 1
-        assert f"{option[0]} goes with --pairs" in capsys.readouterr().err
+    assert run("refine-poses", model, images, tmp_path / "no_run", "--retrieval", "edm") == 1
+    assert "--retrieval is for --pairs auto and retrieval only" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("pairs", images, out, "--from-model", model, "--pairs", "sequential")
     assert "not allowed with" in capsys.readouterr().err
@@ -380,6 +380,31 @@ def test_options_for_other_lists_of_pairs_are_not_ignored(
         shutil.copy(images / f"view_0{number}.jpg", tmp_path / "renamed" / f"{number}.jpg")
     assert run("pairs", tmp_path / "renamed", out, "--from-model", model) == 1
     assert "It names 'view_00.jpg', which is not there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("truth")
+def test_refine_poses_ignores_no_option_of_the_pairs(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["refine-poses", scene / "truth", scene / "images", tmp_path / "out"]
+    for wrong in (["--overlap", 3], ["--loop-step", 3], ["--retrieval", "sift"]):
+        assert run(*given, *wrong) == 1
+        assert f"{wrong[0]} is for --pairs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    listed = [f"view_0{number}.jpg" for number in range(4)]
+    (tmp_path / "list.txt").write_text("\n".join(listed))
+    assert run(*given, "--image-list", tmp_path / "list.txt") == 0
+    assert "of 4 of 4 photos" in capsys.readouterr().out
+    for model in ("given_poses", "model"):
+        assert set(posed_images(read_model(tmp_path / "out" / model))) == set(listed)
+
+
+def test_copies_without_a_program_for_them_are_refused(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("reconstruct", scene / "images", tmp_path / "out", "--copies", 2, 4) == 1
+    assert "--copies goes with undistorted photos: add --for" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_does_not_write_over_a_run(

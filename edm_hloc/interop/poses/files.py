@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class GivenPoses:
         model: COLMAP model of the posed photos, without points, in the file's world; cameras are
             for the photos as they are stored.
         photos: the photos at hand.
-        unposed: those that the file has no pose for, sorted.
+        unposed: those of the photos to use that the file has no pose for.
     """
 
     format: PoseFormat
@@ -123,7 +123,10 @@ def format_of(path: Path) -> tuple[PoseFormat, Path]:
 
 
 def read_given_poses(
-    path: Path, photos: PhotosAtHand, known: Mapping[str, pycolmap.Camera] | None = None
+    path: Path,
+    photos: PhotosAtHand,
+    known: Mapping[str, pycolmap.Camera] | None = None,
+    listed: Collection[str] | None = None,
 ) -> GivenPoses:
     """Reads poses for photos, with intrinsics from the file, from `known`, or from EXIF data.
 
@@ -131,6 +134,7 @@ def read_given_poses(
         path: the file or folder, of any of the formats.
         photos: the photos at hand.
         known: intrinsics by the photo's name, which count before those of the file.
+        listed: the photos to use, whose poses are kept; None for all.
 
     Raises:
         EdmHlocError: the file is damaged, of another kind or of other photos; a photo has two
@@ -139,10 +143,13 @@ def read_given_poses(
     kind, file = format_of(path)
     given = kind.read(file, photos)
     photos.report(file)
+    chosen = frozenset(photos.names if listed is None else listed)
+    used = [name for name in photos.names if name in chosen]
+    given = [pose for pose in given if pose.name in chosen]
     if len(given) < _LEAST:
-        example = photos.names[0] if photos.names else "none"
+        example = used[0] if used else "none"
         raise EdmHlocError(
-            f"{file} ({kind.name}) has poses for {len(given)} of the {len(photos.names)} photos in "
+            f"{file} ({kind.name}) has poses for {len(given)} of the {len(used)} photos in "
             f"{photos.root}, and {_LEAST} are needed: are the names the same? The first photo is "
             f"{example!r}."
         )
@@ -155,7 +162,7 @@ def read_given_poses(
         given = [replace(pose, camera=known.get(pose.name, pose.camera)) for pose in given]
     posed = _with_cameras(file, photos, given)
     names = {pose.name for pose in posed}
-    unposed = tuple(name for name in photos.names if name not in names)
+    unposed = tuple(name for name in used if name not in names)
     return GivenPoses(kind, file, _model(posed), photos, unposed)
 
 
