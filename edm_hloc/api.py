@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,11 @@ class Localization(Mapping[str, QueryPose]):
     report: Path | None
 
     def __getitem__(self, name: str) -> QueryPose:
-        return {answer.query: answer for answer in self.answers}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, QueryPose]:
+        return {answer.query: answer for answer in self.answers}
 
     def __iter__(self) -> Iterator[str]:
         return iter([answer.query for answer in self.answers])

@@ -37,6 +37,7 @@ from edm_hloc.pipelines.localize import (
     QUERY_KEYPOINTS,
     find_poses,
     model_keypoints,
+    set_poses_aside,
     write_submission,
 )
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
@@ -192,6 +193,9 @@ def localize_aachen(
     files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS)
     with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
         run.shards = matching.shards
+        label = f"{options.retrieval.label}{options.retrieval.number}"
+        submission = out / f"Aachen-v1.1_{matcher.info.name}_{label}.txt"
+        set_poses_aside(run, submission.name)
         mapping = ReconstructionConfig(
             keypoints=options.quantization,
             matching=matching,
@@ -221,7 +225,5 @@ def localize_aachen(
             overwrite=overwrite,
         )
         answers = find_poses(run, queries, points, options.pose)
-        label = f"{options.retrieval.label}{options.retrieval.number}"
-        submission = out / f"Aachen-v1.1_{matcher.info.name}_{label}.txt"
         write_submission(run, submission, answers, points)
         return run, answers, submission

@@ -27,7 +27,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
-from edm_hloc.pipelines.localize import POSES_FILES, find_poses, write_submission
+from edm_hloc.pipelines.localize import POSES_FILES, find_poses, set_poses_aside, write_submission
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
@@ -144,6 +144,9 @@ def localize_inloc(
     files = (*MATCHING_FILES, *POSES_FILES, "scan_points")
     with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
         run.shards = matching.shards
+        label = f"{options.retrieval.label}{options.retrieval.number}"
+        submission = out / f"InLoc_{matcher.info.name}_{label}.txt"
+        set_poses_aside(run, submission.name)
         cameras, unusable = {}, {}
         for name in names:
             try:
@@ -168,7 +171,5 @@ def localize_inloc(
         run.results["missing_scans"] = missing
         points = ScanPoints(data.root, folder, set(used) - set(missing))
         answers = find_poses(run, queries, points, options.pose)
-        label = f"{options.retrieval.label}{options.retrieval.number}"
-        submission = out / f"InLoc_{matcher.info.name}_{label}.txt"
         write_submission(run, submission, answers, points)
         return run, answers, submission

@@ -7,6 +7,8 @@ OUT/features.h5             keypoints of the queries, as hloc writes them
 OUT/matches.h5              matches of queries and database images, as hloc writes them
 OUT/queries.jsonl           result of each query, one JSON object a line
 OUT/poses.txt               name qw qx qy qz tx ty tz, camera from world
+OUT/poses_earlier.txt       those of an earlier run, if this one has failed or not come so far;
+                            likewise queries_earlier.jsonl
 OUT/run.json                settings, versions, times and results
 """
 
@@ -69,6 +71,9 @@ def find_poses(
         EdmHlocError: a file cannot be read or written.
     """
     run.claim(*POSES_FILES)
+    for name in POSES_FILES:  # the log of an interrupted run goes on, if it is of the same input
+        if (run.out / _earlier(name)).is_file():
+            (run.out / _earlier(name)).replace(run.out / name)
     start = time.monotonic()
     skipped: Mapping[str, str] = run.results["matching"]["skipped"]
     unreadable = {name: skipped[name] for name in queries.names if name in skipped}
@@ -90,6 +95,40 @@ def find_poses(
     return answers
 
 
+def set_poses_aside(run: Run, poses: str) -> None:
+    """Renames the results of an earlier run, so that they are not taken for those of this one.
+
+    Args:
+        run: a run that has just begun.
+        poses: name of the file of poses that it is going to write.
+
+    Raises:
+        EdmHlocError: a file was not made by a run.
+    """
+    for key in ("localized", "sfm", "missing_scans"):
+        run.results.pop(key, None)
+    for name in (*POSES_FILES, poses):
+        if (run.out / name).is_file():
+            run.claim(name, _earlier(name))
+            (run.out / name).replace(run.out / _earlier(name))
+    run.write()
+
+
+def _earlier(name: str) -> str:
+    """The name of a file of results while it is set aside."""
+    path = Path(name)
+    return f"{path.stem}_earlier{path.suffix}"
+
+
+def _write_result(
+    run: Run, name: str, poses: Mapping[str, pycolmap.Rigid3d], *, basenames: bool = False
+) -> None:
+    """Writes a run's file of poses, and removes that of an earlier run."""
+    run.claim(name, _earlier(name))
+    write_poses(run.out / name, poses, basenames=basenames)
+    (run.out / _earlier(name)).unlink(missing_ok=True)
+
+
 def write_submission(
     run: Run, path: Path, answers: Sequence[QueryPose], points: PointSource
 ) -> None:
@@ -100,10 +139,10 @@ def write_submission(
     Raises:
         EdmHlocError: two queries have the same name without folders, or the file cannot be written.
     """
-    run.claim(path.name)
     arbitrary = next((pose for name in points.names() if (pose := points.pose(name))), None)
     poses = {a.query: a.pose or arbitrary for a in answers}
-    write_poses(path, {query: pose for query, pose in poses.items() if pose}, basenames=True)
+    found = {query: pose for query, pose in poses.items() if pose}
+    _write_result(run, path.name, found, basenames=True)
 
 
 # --------------------------------------------------------------------------- one's own photos
@@ -169,6 +208,16 @@ def localize_photos(
             f"None of the photos of {model} is in {image_root}; it knows names like "
             f"{in_model[0]!r}."
         )
+    if len(database) < len(in_model):
+        missing = min(set(points.names()) - set(database)).removeprefix("database/")
+        logger.warning(
+            "%d of the %d photos of %s are not in %s, such as %s: no query is matched with them.",
+            len(in_model) - len(database),
+            len(in_model),
+            model,
+            image_root,
+            missing,
+        )
     check_retrieval(config.retrieval, names, database)
     settings = {
         "command": "localize",
@@ -182,6 +231,7 @@ def localize_photos(
     files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS, "poses.txt")
     with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
+        set_poses_aside(run, "poses.txt")
         root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
         of_others = cameras_of_others(
@@ -219,8 +269,7 @@ def localize_photos(
             for answer in find_poses(run, queries, points, config.poses)
         ]
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
-        run.claim("poses.txt")
-        write_poses(out / "poses.txt", localized)
+        _write_result(run, "poses.txt", localized)
         return run, answers
 
 

@@ -113,6 +113,8 @@ def refine_given_poses(
             return {"imported": imported, "verified": verified}
 
         def refine() -> dict[str, Any]:
+            for file in (out / "poses.csv", again):  # of an earlier run, maybe of other poses
+                file.unlink(missing_ok=True)
             mapped, poses = refine_poses(database, image_root, model, posed.model, mapping)
             write_whole(out / "poses.csv", _table(poses))
             again.unlink(missing_ok=True)
@@ -126,6 +128,7 @@ def refine_given_poses(
         depends_on = [fingerprint, given, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         depends_on = [verified, mapping.of_mapping()]
+        depends_on += [str(posed.source)] * (posed.write is not None)  # is written again
         run.step("model", depends_on, [model, out / "poses.csv"], refine, maybe=[again])
         return run
 

@@ -352,6 +352,37 @@ def test_no_query_localized_is_an_error(
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("truth")
+def test_poses_of_an_earlier_run_are_not_taken_for_those_of_one_that_failed(
+    scene: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, queries, out = tmp_path / "images", tmp_path / "queries", tmp_path / "out"
+    for folder, names in ((images, ("00", "01", "02")), (queries, ("03", "04"))):
+        folder.mkdir()
+        for name in names:
+            shutil.copy2(scene / "images" / f"view_{name}.jpg", folder)
+    command = ["localize", model, images, queries, out]
+    assert run(*command) == 0
+    assert "4 of the 7 photos of" in caplog.text
+    assert "such as view_03.jpg: no query is matched with them" in caplog.text
+    poses, log = ((out / name).read_bytes() for name in ("poses.txt", "queries.jsonl"))
+    shutil.rmtree(tmp_path / "queries")
+    queries.mkdir()
+    (queries / "broken.jpg").touch()
+    for _ in range(2):
+        assert run(*command) == 1
+        assert not {"poses.txt", "queries.jsonl"} & {path.name for path in out.iterdir()}
+        assert (out / "poses_earlier.txt").read_bytes() == poses
+        assert "localized" not in json.loads((out / "run.json").read_text())["results"]
+    (queries / "broken.jpg").unlink()
+    for name in ("03", "04"):
+        shutil.copy2(scene / "images" / f"view_{name}.jpg", queries)
+    assert run(*command) == 0
+    assert (out / "poses.txt").read_bytes() == poses
+    assert (out / "queries.jsonl").read_bytes() == log
+    assert not list(out.glob("*_earlier*"))
+
+
 def test_options_for_other_lists_of_pairs_are_not_ignored(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

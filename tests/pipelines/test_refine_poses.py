@@ -90,6 +90,11 @@ def test_two_degrees_and_two_percent_are_mended(scene: Path, tmp_path: Path) -> 
     for name, image in posed_images(read_model(out / "model")).items():
         matrix = posed_images(again.model)[name].cam_from_world().matrix()
         np.testing.assert_allclose(matrix, image.cam_from_world().matrix(), atol=1e-6)
+    # the same poses from a file that is not written again: that of the earlier run does not stay
+    posed = PosedPhotos(given.model, out / "given_poses", scene / "images")
+    pairs, config = exhaustive(given.photos.names), ReconstructionConfig(mapping=FIXED)
+    refine_given_poses(posed, out, pairs, TruthMatcher(scene), config)
+    assert not (out / "transforms.json").exists()
 
 
 def test_a_wrong_camera_is_found_and_registered_anew(
