@@ -7,6 +7,7 @@ A cutout is a perspective photo cut out of a panorama. Beside each, the dataset 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 from collections.abc import Collection, Sequence
@@ -33,6 +34,7 @@ _CACHED_IMAGES = 256  # images whose points stay in memory: 24 bytes a keypoint
 _NAMED_IMAGES = 5  # images without points that are named in a warning each
 _POSE_GRID = 20  # points along each axis of a scan that the pose of a cutout is computed from
 _MIN_POSE_POINTS = 10
+_RECORD = ".features"  # of what the points were made from; it marks their folder as made here
 
 
 def read_scan(path: Path) -> np.ndarray:
@@ -210,8 +212,8 @@ def write_scan_points(
 ) -> list[str]:
     """Writes the 3D points behind the keypoints of cutouts, a file each that `ScanPoints` reads.
 
-    Each scan is read once. The files of an interrupted call are kept unless `features` changed.
-    Scans that were missing are looked for again.
+    Each scan is read once. The files of an earlier call are kept unless `features`, the scan or its
+    alignment changed since. Scans that were missing are looked for again.
 
     Args:
         dataset: InLoc's folder.
@@ -225,20 +227,26 @@ def write_scan_points(
     Raises:
         EdmHlocError: a file cannot be written.
     """
-    stamp = folder / ".features"
+    record = folder / _RECORD
     features_version = str(features.stat().st_mtime_ns)
     missing = []
     try:
-        if not (stamp.is_file() and stamp.read_text() == features_version):
+        made_from = _read_record(record, features_version)
+        if made_from is None:
             _remove_points(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(features_version)
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(f"{features_version}\n")
     except OSError as error:
         raise EdmHlocError(f"Cannot write into {folder}: {error.strerror}.") from error
-    with FeatureReader(features) as reader:
+    with FeatureReader(features) as reader, record.open("a", encoding="utf-8") as log:
         for name in track(names, "Looking up scans", "scan"):
             path = _points_path(folder, name)
-            if path.is_file() or name not in reader:
+            stamps = [
+                *(file_stamp(scan_path(dataset, name)) or ()),
+                *(file_stamp(alignment_path(dataset, name)) or ()),
+            ]
+            kept = path.is_file() and made_from is not None and made_from.get(name) == stamps
+            if kept or name not in reader:
                 continue
             keypoints = reader.keypoints(name)
             try:
@@ -251,9 +259,32 @@ def write_scan_points(
             file = io.BytesIO()
             np.save(file, points)
             write_whole(path, file.getvalue())
+            log.write(json.dumps([name, stamps]) + "\n")
+            log.flush()
     if len(missing) > _NAMED_IMAGES:
         logger.warning("%d more images give no points.", len(missing) - _NAMED_IMAGES)
     return missing
+
+
+def _read_record(path: Path, features_version: str) -> dict[str, list[int]] | None:
+    """Stamps of scan and alignment that each file of points was made from, by the cutout's name.
+
+    None if they were made from other keypoints, or there is no record that can be read. The end of
+    the record may be missing, where a run was killed.
+    """
+    if not path.is_file():
+        return None
+    version, *lines = path.read_text("utf-8", errors="replace").split("\n")
+    if version != features_version or not lines:
+        return None
+    found = {}
+    for line in lines[:-1]:
+        try:
+            name, stamps = json.loads(line)
+        except (ValueError, TypeError):
+            continue
+        found[name] = stamps
+    return found
 
 
 def _remove_points(folder: Path) -> None:
@@ -263,7 +294,7 @@ def _remove_points(folder: Path) -> None:
         EdmHlocError: the folder holds arrays, but this program has not marked it as its own.
     """
     points = list(folder.rglob("*.npy"))
-    if points and not (folder / ".features").is_file():
+    if points and not (folder / _RECORD).is_file():
         raise EdmHlocError(
             f"{folder} holds files that were not made here, such as {points[0].name}: move them or "
             "choose another output folder."

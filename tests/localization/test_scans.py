@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.keypoints.h5 import FeatureWriter
 from edm_hloc.localization.scans import (
     ScanPoints,
     alignment_path,
@@ -17,6 +20,7 @@ from edm_hloc.localization.scans import (
     scan_alignment,
     scan_path,
     scan_points,
+    write_scan_points,
 )
 
 
@@ -79,3 +83,38 @@ def test_other_scans_have_another_fingerprint(tmp_path: Path) -> None:
         path.write_bytes(b"something else")
         assert fingerprint() != before
         before = fingerprint()
+
+
+def test_points_of_replaced_scans_are_looked_up_again_and_no_others(tmp_path: Path) -> None:
+    names = [f"database/cutouts/DUC1/024/DUC_cutout_024_{yaw}_0.jpg" for yaw in (0, 30)]
+    folder, features = tmp_path / "points", tmp_path / "features.h5"
+    alignment = alignment_path(tmp_path, names[0])
+    alignment.parent.mkdir(parents=True)
+
+    def write_scan(name: str, distance: float) -> None:
+        scan = np.full((24, 32, 3), distance, np.float32)
+        savemat(scan_path(tmp_path, name), {"XYZcut": scan})
+
+    def align(shift: int) -> None:
+        alignment.write_text("\n" * 7 + f"1 0 0 {shift}\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+
+    def x_of_points() -> list[float]:
+        assert write_scan_points(tmp_path, features, names, folder) == []
+        return [float(ScanPoints(tmp_path, folder, names).points(name)[0, 0]) for name in names]
+
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24)).save(tmp_path / name)
+        write_scan(name, 1)
+    align(0)
+    with FeatureWriter(features, {}) as writer:
+        for name in names:
+            writer.add(name, np.array([[5.0, 5.0]]), np.ones(1))
+    assert x_of_points() == [1, 1]
+    stamps = [(folder / f"{name}.npy").stat().st_mtime_ns for name in names]
+    write_scan(names[0], 7)
+    os.utime(scan_path(tmp_path, names[0]), ns=(0, 0))  # a copy keeps its time
+    assert x_of_points() == [7, 1]
+    assert (folder / f"{names[1]}.npy").stat().st_mtime_ns == stamps[1]
+    align(10)
+    assert x_of_points() == [17, 11]
