@@ -15,6 +15,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matchers.registry import NAMES, MatcherName
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
+from edm_hloc.pipelines.localize import check_any_localized
 from edm_hloc.refinement.load import load_matcher
 
 
@@ -38,10 +39,13 @@ def run(
         The file to submit.
 
     Raises:
-        EdmHlocError: something is missing in the dataset; what was computed is kept.
+        EdmHlocError: something is missing in the dataset, or no query was localized; what was
+            computed is kept.
     """
     network = load_matcher(matcher, weights=weights)
-    return localize_inloc(dataset, outputs, network, options)[2]
+    record, _, submission = localize_inloc(dataset, outputs, network, options)
+    check_any_localized(record)
+    return submission
 
 
 def main() -> None:
@@ -54,17 +58,17 @@ def main() -> None:
     parser.add_argument("--num_loc", type=int, default=40, help="database photos of a query")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
     args = parser.parse_args()
-    if args.dry_run:
-        data = InLocDataset(args.dataset)
-        problems = data.problems() or data.missing_scans()
-        if problems:
-            sys.exit("Missing:\n" + "\n".join(problems))
-        print("Nothing is missing.")
-        return
     options = InLocOptions(RetrievalOptions(args.retrieval, args.num_loc))
     try:
-        submission = run(args.dataset, args.outputs, options, args.matcher, args.weights)
-        print(f"Submission in {submission}")
+        if args.dry_run:
+            data = InLocDataset(args.dataset)
+            problems = data.problems() or data.missing_scans()
+            if problems:
+                sys.exit("Missing:\n" + "\n".join(problems))
+            print("Nothing is missing.")
+        else:
+            submission = run(args.dataset, args.outputs, options, args.matcher, args.weights)
+            print(f"Submission in {submission}")
     except EdmHlocError as error:
         sys.exit(f"{error}")
 

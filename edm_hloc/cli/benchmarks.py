@@ -15,7 +15,6 @@ from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.localize import (
     add_localization,
-    check_any_localized,
     pose_options,
     retrieval_options,
 )
@@ -182,6 +181,8 @@ def _localize(
     settings: AachenOptions | InLocOptions,
 ) -> None:
     """Runs `localize_aachen` or `localize_inloc` and prints what came out."""
+    from edm_hloc.pipelines.localize import check_any_localized
+
     start = time.monotonic()
     matcher, matching = options.make_matcher(args), options.matching_config(args)
     with reporting(args.out):

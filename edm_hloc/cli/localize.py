@@ -14,7 +14,6 @@ from edm_hloc.cli.report import end_quietly, reporting
 if TYPE_CHECKING:
     from edm_hloc.localization.pnp import PoseOptions
     from edm_hloc.pairs.retrieval import RetrievalOptions
-    from edm_hloc.pipelines.run import Run
 
 _RETRIEVAL_HELP = (
     "database photos of each query: sift, edm or edm+sift (computed here), megaloc (torch.hub), "
@@ -84,22 +83,16 @@ def pose_options(args: argparse.Namespace) -> PoseOptions:
     return PoseOptions(args.ransac, args.min_inliers, clusters=args.clusters, seed=args.seed)
 
 
-def check_any_localized(run: Run) -> None:
-    """Raises EdmHlocError, for exit code 1, if no query was localized."""
-    summary = run.results["localized"]
-    if not summary["localized"]:
-        raise EdmHlocError(
-            f"None of the {summary['queries']} queries was localized: check that they show what "
-            "the model does, look at the matches in the report, or try a larger --retrieved."
-        )
-
-
 def _localize(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.base.colmap import check_model
     from edm_hloc.images.find import find_images
     from edm_hloc.images.intrinsics import load_intrinsics
-    from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
+    from edm_hloc.pipelines.localize import (
+        LocalizationConfig,
+        check_any_localized,
+        localize_photos,
+    )
 
     start = time.monotonic()
     retrieval, pose = retrieval_options(args), pose_options(args)

@@ -145,6 +145,16 @@ def write_submission(
     _write_result(run, path.name, found, basenames=True)
 
 
+def check_any_localized(run: Run) -> None:
+    """Raises EdmHlocError if no query was localized: an error of commands and scripts."""
+    summary = run.results["localized"]
+    if not summary["localized"]:
+        raise EdmHlocError(
+            f"None of the {summary['queries']} queries was localized: check that they show what "
+            "the model does, look at the matches in the report, or retrieve more photos for each."
+        )
+
+
 # --------------------------------------------------------------------------- one's own photos
 
 

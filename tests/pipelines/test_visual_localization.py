@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -21,6 +22,7 @@ from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
 from edm_hloc.images.cameras import cameras_of_others
 from edm_hloc.localization.log import read_log
+from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.poses import read_poses
 from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.localization.submission import check_submission
@@ -377,6 +379,38 @@ def test_pipelines_say_what_is_missing(
             pipeline.main()
     monkeypatch.setattr("sys.argv", [name, "--dataset", str(data), "--dry-run"])
     pipeline.main()
+
+
+def test_pipelines_say_what_is_damaged(
+    aachen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = importlib.import_module("pipelines.aachen_v1_1")
+    shutil.copytree(aachen, tmp_path / "data")
+    for file in (tmp_path / "data" / "3D-models" / "aachen_v_1_1").iterdir():
+        file.write_bytes(b"damaged")
+    monkeypatch.setattr("sys.argv", ["", "--dataset", str(tmp_path / "data"), "--dry-run"])
+    with pytest.raises(SystemExit, match="aachen_v_1_1"):
+        pipeline.main()
+
+
+@pytest.mark.parametrize("name", ["aachen_v1_1", "inloc"])
+def test_pipelines_without_any_pose_fail(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipeline = importlib.import_module(f"pipelines.{name}")
+    data = request.getfixturevalue(name.split("_")[0])
+    images = "." if name == "inloc" else "images_upright"
+    monkeypatch.setattr(
+        pipeline, "load_matcher", lambda *_, **__: TruthMatcher(data, images=images)
+    )
+    kind = "InLocOptions" if name == "inloc" else "AachenOptions"
+    strict = partial(getattr(pipeline, kind), pose=PoseOptions(min_inliers=10**6))
+    monkeypatch.setattr(pipeline, kind, strict)
+    monkeypatch.setattr(
+        "sys.argv", [name, "--dataset", str(data), "--outputs", str(tmp_path / "out")]
+    )
+    with pytest.raises(SystemExit, match="None of the 4 queries was localized"):
+        pipeline.main()
 
 
 @pytest.mark.slow
