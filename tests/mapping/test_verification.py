@@ -162,6 +162,6 @@ def test_a_kill_loses_no_verified_pair(scene: Scene, tmp_path: Path, estimates: 
     assert killed.returncode == -9
     estimates.clear()
     build(scene, tmp_path / "d.db")
-    assert len(estimates) <= 15 - 9 + 1  # the last one may have been on its way
+    assert len(estimates) <= 15 - 9 + 3  # the last ones may have been on their way
     assert rows(tmp_path / "d.db") == rows(tmp_path / "whole.db")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -172,7 +172,7 @@ def test_confident_twins_of_what_is_not_seen_are_unlearnt(scenes: SyntheticSourc
     step = TrainingStep(model, tiny_config(wrong_weight=3.0))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
-    for i in range(12):
+    for i in range(24):
         loss, figures = step(batch, 1.0, i)
         assert float(loss.detach()) == pytest.approx(3 * float(figures["loss_wrong"]))
         losses.append(float(figures["loss_wrong"]))
