@@ -1,3 +1,3 @@
 """The version of this package, which is part of what is written beside every result."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

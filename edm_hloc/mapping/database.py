@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import shutil
@@ -38,8 +37,6 @@ from edm_hloc.mapping.verification import (
     verify_pairs,
 )
 from edm_hloc.pairs.rules import Pair, unique_pairs
-
-logger = logging.getLogger(__name__)
 
 # A database and its log together took up to 2.8 times the files that they were made from, of some
 # photos only a little more, as each table has pages of its own. Verified pairs beside it take up to

@@ -15,9 +15,7 @@ from edm_hloc.mapping.verified_matches import read_verified_matches
 _WORTHWHILE = 0.5  # share of the matched keypoints that may stay for thinning to be worth it
 
 
-def thin_database(
-    database: Path, out: Path, min_inliers: int, selection: TrackSelection | None = None
-) -> dict[int, np.ndarray] | None:
+def thin_database(database: Path, out: Path, min_inliers: int) -> dict[int, np.ndarray] | None:
     """Copies a database with the keypoints and the matches of chosen tracks only.
 
     Cameras, images and the geometries of the pairs are the same, with the same ids.
@@ -26,7 +24,6 @@ def thin_database(
         database: COLMAP database with verified pairs.
         out: the file to write.
         min_inliers: pairs with fewer verified matches are left out.
-        selection: how many tracks are chosen, see `select_tracks`.
 
     Returns:
         By image id, the numbers that the copy's keypoints have in `database`. None, and nothing is
@@ -39,7 +36,7 @@ def thin_database(
         return None
     start = found.start
     track = find_tracks(found.image_of, found.matches)
-    chosen = select_tracks(found, track, selection or TrackSelection())
+    chosen = select_tracks(found, track, TrackSelection())
     if chosen.sum() > _WORTHWHILE * len(np.unique(found.matches)):
         return None
     shutil.copyfile(database, out)
