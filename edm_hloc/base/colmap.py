@@ -219,6 +219,16 @@ def unposed_model(
     return model, cache
 
 
+def verified_pairs(db: pycolmap.Database, least: int = 0) -> dict[tuple[int, int], int]:
+    """By the ids of their images, the inliers of the pairs that have at least so many."""
+    ids, inliers = db.read_two_view_geometry_num_inliers()
+    return {
+        pycolmap.pair_id_to_image_pair(pair): int(number)
+        for pair, number in zip(ids, inliers, strict=True)
+        if number >= least
+    }
+
+
 def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     """The registered images of a model (those with a pose) by name, sorted by name."""
     images = {image.name: image for image in model.images.values() if image.has_pose}

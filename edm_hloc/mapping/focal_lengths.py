@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pycolmap
 
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.mapping.plausible import LENSES
 
 _STEP = 0.01  # of the longer side: beside the cameras' errors nothing, and the same in each run
@@ -58,8 +58,7 @@ def _copy_geometries(db: pycolmap.Database, out: Path) -> None:
                     name=image.name, image_id=image.image_id, camera_id=image.camera_id
                 )
                 graph.write_image(bare, use_image_id=True)
-            for pair_id in db.read_two_view_geometry_num_inliers()[0]:
-                pair = pycolmap.pair_id_to_image_pair(pair_id)
+            for pair in verified_pairs(db):
                 geometry = db.read_two_view_geometry(*pair)
                 geometry.inlier_matches = geometry.inlier_matches[:0]
                 graph.write_two_view_geometry(*pair, geometry)

@@ -28,7 +28,7 @@ import pycolmap
 from scipy.sparse import coo_array
 
 from edm_hloc.base.binary_models import ModelArrays
-from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
 from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
@@ -287,10 +287,10 @@ class _Matches:
         ids = [by_name[model.images[image_id].name] for image_id in scene.ids]
         number = {image_id: k for k, image_id in enumerate(ids)}
         pairs = set()
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
-            a, b = (number.get(i, -1) for i in pycolmap.pair_id_to_image_pair(pair_id))
-            if min(a, b) >= 0 and inliers >= _MIN_MATCHES:
-                pairs.add((min(a, b), max(a, b)))
+        for pair in verified_pairs(db, _MIN_MATCHES):
+            a, b = sorted(number.get(i, -1) for i in pair)
+            if a >= 0:
+                pairs.add((a, b))
 
         @cache
         def keypoint_cells(view: int) -> np.ndarray:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pycolmap
-
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.mapping.verification import VerificationSummary
 
 
@@ -21,8 +19,8 @@ def explain_no_model(database: Path) -> str:
         found = VerificationSummary.of(db)
         names = {image.image_id: image.name for image in db.read_all_images()}
         inliers = Counter(dict.fromkeys(names, 0))
-        for pair_id, number in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
-            for image_id in pycolmap.pair_id_to_image_pair(pair_id):
+        for pair, number in verified_pairs(db).items():
+            for image_id in pair:
                 inliers[image_id] += number
     fewest = sorted(inliers.items(), key=lambda item: (item[1], item[0]))[:5]
     weakest = ", ".join(f"{names[image_id]} ({number})" for image_id, number in fewest)

@@ -11,7 +11,7 @@ import pycolmap
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.images.cameras import may_be_one_camera
 
 MIN_PART = 3
@@ -54,10 +54,9 @@ def split_database(database: Path, folder: Path, min_inliers: int) -> list[Part]
         part_of = {image_id: k for k, group in enumerate(large) for image_id in group}
         parts = [Part(folder / f"part{k}.db", len(group)) for k, group in enumerate(large)]
         pairs = [_Pairs() for _ in large]
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
-            a, b = pycolmap.pair_id_to_image_pair(pair_id)
-            if inliers >= max(1, min_inliers) and a in part_of:
-                pairs[part_of[a]].append((a, b))
+        for pair in verified_pairs(db, max(1, min_inliers)):
+            if pair[0] in part_of:
+                pairs[part_of[pair[0]]].append(pair)
         for part, group, its in zip(parts, large, pairs, strict=True):
             copy_images(db, part.database, set(group), its)
     return parts
@@ -73,9 +72,8 @@ def _connected_images(db: pycolmap.Database, min_inliers: int) -> list[list[int]
     frames = sorted(set(frame.values()))
     number = {frame_id: k for k, frame_id in enumerate(frames)}
     edges = [
-        [number[frame[image_id]] for image_id in pycolmap.pair_id_to_image_pair(pair_id)]
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
-        if inliers >= max(1, min_inliers)
+        [number[frame[image_id]] for image_id in pair]
+        for pair in verified_pairs(db, max(1, min_inliers))
     ]
     if not edges:
         return []
@@ -112,10 +110,7 @@ def share_cameras(database: Path, out: Path) -> bool:
             camera = cameras[images[image_id].camera_id]
             size = (camera.width, camera.height)
             instead[camera.camera_id] = of_size.setdefault(size, camera.camera_id)
-        pairs = [
-            pycolmap.pair_id_to_image_pair(i) for i in db.read_two_view_geometry_num_inliers()[0]
-        ]
-        copy_images(db, out, set(images), pairs, instead)
+        copy_images(db, out, set(images), list(verified_pairs(db)), instead)
     return True
 
 

@@ -26,6 +26,7 @@ from edm_hloc.base.colmap import (
     posed_images,
     quiet_colmap,
     unposed_model,
+    verified_pairs,
 )
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
@@ -192,9 +193,7 @@ def _with_poses(
 def _verified_pairs(db: pycolmap.Database, model: pycolmap.Reconstruction) -> list[tuple[int, int]]:
     """The ids of the images of all verified pairs with two poses."""
     posed = {image.image_id for image in posed_images(model).values()}
-    ids, numbers = db.read_two_view_geometry_num_inliers()
-    pairs = [pycolmap.pair_id_to_image_pair(i) for i, n in zip(ids, numbers, strict=True) if n > 0]
-    return sorted(pair for pair in pairs if posed.issuperset(pair))
+    return sorted(pair for pair in verified_pairs(db, 1) if posed.issuperset(pair))
 
 
 def _turns(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.grid import evenly
 from edm_hloc.pairs.rules import Pair
 
 _CELLS = 32  # along the longer side of a photo
@@ -112,8 +113,7 @@ def find_still_places(
             of_size.setdefault(size, []).append(pair)
     found = []
     for size, of_this in of_size.items():
-        places = np.unique(np.linspace(0, len(of_this) - 1, _MAX_PAIRS).astype(int))
-        both = (matched(of_this[i]) for i in places)
+        both = map(matched, evenly(of_this, _MAX_PAIRS))
         still = _of_one_size(size, (points for points in both if points is not None))
         if still is not None:
             found.append(still)

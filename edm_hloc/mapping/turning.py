@@ -16,7 +16,9 @@ from scipy.optimize import least_squares
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from edm_hloc.base.colmap import verified_pairs
 from edm_hloc.base.geometry import epipolar_errors, homogeneous
+from edm_hloc.base.grid import evenly
 
 # Turning explains a pair where its residuals are at most so many times the distances of the matches
 # from epipolar lines, which leave the motion free. On synthetic pairs with 0.1 to 1 px of noise:
@@ -63,16 +65,13 @@ def only_turned(
     """
     cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
     camera_of = {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
-    pairs = [
-        pycolmap.pair_id_to_image_pair(pair_id)
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
-        if inliers >= _MIN_MATCHES
-    ]
+    pairs = list(verified_pairs(db, _MIN_MATCHES))
     if images is not None:
-        pairs = [pair for pair in pairs if set(pair) <= set(images)]
+        inside = set(images)
+        pairs = [pair for pair in pairs if inside.issuperset(pair)]
     if not pairs:
         return False
-    pairs = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, _MAX_PAIRS).astype(int))]
+    pairs = evenly(pairs, _MAX_PAIRS)
     fits: list[_Fit] = []
     for a, b in pairs:
         matches = db.read_two_view_geometry(a, b).inlier_matches
@@ -100,9 +99,7 @@ def turned_groups(
     place = {image_id: i for i, image_id in enumerate(sorted(images))}
     edges = [
         (place[a], place[b])
-        for pair_id, inliers in zip(*db.read_two_view_geometry_num_inliers(), strict=True)
-        if inliers >= _MIN_MATCHES
-        for a, b in [pycolmap.pair_id_to_image_pair(pair_id)]
+        for a, b in verified_pairs(db, _MIN_MATCHES)
         if a in place and b in place
     ]
     if not edges:
