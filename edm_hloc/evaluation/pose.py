@@ -34,6 +34,7 @@ from edm_hloc.evaluation.protocols import PoseProtocol, ours
 from edm_hloc.evaluation.timed_matching import cpu_text, match_timed
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.matching.shards import shard_times
 
 THRESHOLDS = (5.0, 10.0, 20.0)
 """Pose errors in degrees up to which the AUC is computed."""
@@ -243,7 +244,7 @@ def evaluate_pose(
         timed = match_timed(images, names, matcher, raw, dense)
         record = out / f"poses-{name}.json"
         # pairs of a photo that could not be read are matched once it can be
-        shards = sorted((p.name, p.stat().st_mtime_ns) for p in raw.glob("*.h5"))
+        shards = shard_times(raw)
         made_from = fingerprint_of([str(protocol), truth, dict(matcher.provenance), shards])
         found = _stored_results(record, made_from)
         if not found:

@@ -84,6 +84,12 @@ def shard_paths(directory: Path) -> list[Path]:
     return sorted(directory.glob("matches-*.h5"), key=shard_number)
 
 
+def shard_times(directory: Path) -> list[tuple[str, int]]:
+    """Names and times of modification in ns of the shards of a folder: what is made of the matches
+    is made anew where one of them differs."""
+    return sorted((path.name, path.stat().st_mtime_ns) for path in directory.glob("*.h5"))
+
+
 def shard_path(directory: Path, number: int) -> Path:
     return directory / f"matches-{number:06d}.h5"
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
-from edm_hloc.base.storage import Store, Stored
+from edm_hloc.base.fingerprint import file_stamp
+from edm_hloc.base.storage import Store
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import cache_directory
@@ -35,8 +35,6 @@ from edm_hloc.pipelines.shards import is_matched
 
 _PLAN = "plan.json"
 _ORIGIN = "fetched_from.txt"  # address of the plan that a folder was fetched from
-_LIST = re.compile(r"pairs-\d{4,}\.txt")
-_MATCHES = re.compile(r"matches-\d{4,}\.h5")
 
 
 def put_plan(
@@ -152,20 +150,11 @@ def get_shards(store: Store, out: Path) -> ShardPlan:
             remove_plan(folder)
         write_whole(origin, store.url)
         new.replace(old)
-        wanted = [name for name in there if _LIST.fullmatch(name)]
-        for name in filter(_MATCHES.fullmatch, there):
-            if _stamp_of(folder / name) != there[name]:
-                wanted.append(name)
-        store.get_all(wanted, folder)
-        for name in filter(_MATCHES.fullmatch, wanted):
+        names = [name for name in there if is_of_a_plan(name)]
+        lists = [name for name in names if name.startswith("pairs-")]
+        matches = [name for name in names if name.startswith("matches-")]
+        changed = [name for name in matches if file_stamp(folder / name) != there[name]]
+        store.get_all([*lists, *changed], folder)
+        for name in changed:
             os.utime(folder / name, ns=(there[name].modified,) * 2)
     return load_plan(out)
-
-
-def _stamp_of(path: Path) -> Stored | None:
-    """Size and time of a file as of an object; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return Stored(status.st_size, status.st_mtime_ns)

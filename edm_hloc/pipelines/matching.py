@@ -19,6 +19,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.damage import drop_damaged
 from edm_hloc.matching.engine import MatchingConfig, MatchingSummary
 from edm_hloc.matching.masked import MaskedMatchReader
+from edm_hloc.matching.shards import shard_times
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
@@ -147,8 +148,7 @@ def match_and_quantize(
         run.results["masks"] = {"photos": len(masks)}
 
     def make_keypoints() -> str:
-        shards = sorted((p.name, p.stat().st_mtime_ns) for p in raw_matches.glob("*.h5"))
-        inputs = [shards, *depends_on]
+        inputs = [shard_times(raw_matches), *depends_on]
         made_from = fingerprint_of(inputs)
         return run.step("keypoints", inputs, [features, matches], lambda: quantize(made_from))
 
