@@ -62,6 +62,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         done = f"            {imported['left_out']:,} of the matches of all pairs were left out"
         asked = "            they were kept, as they may be the scene: mask (--masks) what is not"
         print(done if still["certain"] else asked)
+    if backdrop := imported.get("backdrop"):
+        print(
+            f"Background  of {len(backdrop['photos'])} photos stays at the same pixels while an "
+            "object turns before it:\n"
+            f"            {backdrop['matches']:,} matches there were left out"
+        )
     print(
         f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
         f"{verified['inliers']:,} of {verified['matches']:,} matches"

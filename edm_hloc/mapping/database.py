@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,8 +28,10 @@ from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
+from edm_hloc.mapping.backdrop import BackdropSummary
+from edm_hloc.mapping.not_scene import NotScene
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.still import StillPlaces, StillSummary, find_still_places
+from edm_hloc.mapping.still import StillSummary
 from edm_hloc.mapping.verification import (
     CACHED_IMAGES,
     UnverifiedPairs,
@@ -82,6 +84,8 @@ class ImportSummary:
             of one size and nothing tells their cameras apart.
         still: what stays at the same pixels in photos that move, such as a screen display.
         left_out: matches that were left out for that; none where it may be the scene itself.
+        backdrop: photos with a still background before which an object turns, and its matches; None
+            without such photos.
     """
 
     images: int
@@ -94,6 +98,7 @@ class ImportSummary:
     may_be_one_camera: bool = False
     still: tuple[StillSummary, ...] = ()
     left_out: int = 0
+    backdrop: BackdropSummary | None = None
 
 
 def build_database(
@@ -132,12 +137,9 @@ def build_database(
             )
         ids = _write_images(db, camera_of)
         with MatchReader(matched.matches) as matches:
-            still = find_still_places(
-                unique_pairs(matched.pairs), _matched_points(features, matches), camera_of
-            )
-        missing, left_out = import_matches(
-            db, features, matched, ids, camera_of, [p for p in still if p.summary().certain]
-        )
+            points_of = _matched_points(features, matches)
+            not_scene = NotScene(unique_pairs(matched.pairs), points_of, camera_of)
+        missing = import_matches(db, features, matched, ids, camera_of, not_scene)
         imported = ImportSummary(
             images=len(ids),
             cameras=db.num_cameras(),
@@ -147,8 +149,9 @@ def build_database(
             missing_pairs=missing,
             skipped=skipped,
             may_be_one_camera=cameras.mode == "auto" and may_be_one_camera(camera_of),
-            still=tuple(places.summary() for places in still),
-            left_out=left_out,
+            still=not_scene.still,
+            left_out=not_scene.left_out,
+            backdrop=not_scene.backdrop(),
         )
         start = time.monotonic()
         depends_on = [
@@ -298,8 +301,8 @@ def import_matches(
     matched: MatchedImages,
     ids: Mapping[str, int],
     cameras: Mapping[str, pycolmap.Camera],
-    still: Sequence[StillPlaces] = (),
-) -> tuple[int, int]:
+    not_scene: NotScene | None = None,
+) -> int:
     """Writes the keypoints of the images `ids` and the matches of their pairs.
 
     Args:
@@ -308,11 +311,10 @@ def import_matches(
         matched: matches and pairs.
         ids: id of each image by name.
         cameras: camera of each image by name.
-        still: places whose matches are left out where they stay at the same pixels.
+        not_scene: leaves out matches of what stays at the same pixels.
 
     Returns:
-        The number of listed pairs without matches in the file, or of images that are not in `ids`;
-        and the number of matches left out.
+        The number of listed pairs without matches in the file, or of images that are not in `ids`.
 
     Raises:
         EdmHlocError: keypoints outside their image, or matches of other keypoints.
@@ -330,8 +332,7 @@ def import_matches(
             )
         number[name] = len(keypoints)
         db.write_keypoints(ids[name], to_colmap(keypoints))
-    missing = left_out = 0
-    places_of = {places.size: places for places in still}
+    missing = 0
     with MatchReader(matched.matches) as reader:
         for pair in track(unique_pairs(matched.pairs), "Importing matches", "pair"):
             if not number.keys() >= set(pair) or pair not in reader:
@@ -345,16 +346,13 @@ def import_matches(
                     f"Matches of {pair} in {matched.matches} are of keypoints that "
                     f"{features.path} does not hold: take the two files of one run."
                 )
-            camera0, camera1 = (cameras[name] for name in pair)
-            places = places_of.get((camera0.width, camera0.height))
-            if places and (camera1.width, camera1.height) == places.size:
+            if not_scene is not None and not_scene.concerns(pair):
                 keypoints0, keypoints1 = (features.keypoints(name)[:, :2] for name in pair)
-                stay = places.of(keypoints0[found[:, 0]], keypoints1[found[:, 1]])
-                left_out += int(stay.sum())
-                found = found[~stay]
+                points = keypoints0[found[:, 0]], keypoints1[found[:, 1]]
+                found = found[~not_scene.leave_out(pair, points)]
             if len(found):
                 db.write_matches(ids[pair[0]], ids[pair[1]], found.astype(np.uint32))
-    return missing, left_out
+    return missing
 
 
 def _matched_points(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pycolmap
 
 from edm_hloc.base.grid import evenly
 from edm_hloc.pairs.rules import Pair
@@ -88,27 +87,27 @@ class StillPlaces:
     def of(self, points0: np.ndarray, points1: np.ndarray) -> np.ndarray:
         """(M,) bool: which matches (M, 2) stay at these places."""
         stay = np.linalg.norm(points1 - points0, axis=1) <= _tolerance(self.size)
-        rows, columns = _cells_of(points0, self.size)
+        rows, columns = cells_of(points0, self.size)
         return np.asarray(stay & _grown(self.cells)[rows, columns])
 
 
 def find_still_places(
     pairs: Iterable[Pair],
     matched: Matched,
-    cameras: Mapping[str, pycolmap.Camera],
+    sizes: Mapping[str, tuple[int, int]],
 ) -> list[StillPlaces]:
     """What stays at the same pixels in the pairs that moved, for each size of the photos.
 
     Args:
         pairs: names of the photos of each pair.
         matched: gives the matched points (M, 2) of both photos, or None.
-        cameras: camera of each photo by name, for its size.
+        sizes: (width, height) of each photo by name.
     """
     of_size: dict[tuple[int, int], list[Pair]] = {}
     for pair in pairs:
-        if not cameras.keys() >= set(pair):
+        if not sizes.keys() >= set(pair):
             continue
-        size, other = ((cameras[name].width, cameras[name].height) for name in pair)
+        size, other = (sizes[name] for name in pair)
         if size == other:
             of_size.setdefault(size, []).append(pair)
     found = []
@@ -124,8 +123,8 @@ def _of_one_size(
     size: tuple[int, int], matched: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> StillPlaces | None:
     """What stays in photos of one size, from the matched points of their pairs."""
-    cell, tolerance = _cell(size), _tolerance(size)
-    shape = (int(np.ceil(size[1] / cell)), int(np.ceil(size[0] / cell)))
+    tolerance = _tolerance(size)
+    shape = shape_of(size)
     seen, stays = np.zeros(shape, int), np.zeros(shape, int)
     moved = []  # rows, columns, relative motion, whether it stays
     for points0, points1 in matched:
@@ -137,7 +136,7 @@ def _of_one_size(
         median = float(np.median(motion[~still]))
         if median < _MOVING * tolerance:
             continue
-        rows, columns = _cells_of(points0, size)
+        rows, columns = cells_of(points0, size)
         every, those = np.zeros(shape, int), np.zeros(shape, int)
         np.add.at(every, (rows, columns), 1)
         np.add.at(those, (rows[still], columns[still]), 1)
@@ -165,7 +164,13 @@ def _tolerance(size: tuple[int, int]) -> float:
     return max(1.0, _TOLERANCE * max(size))
 
 
-def _cells_of(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def shape_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the cells of photos of a (width, height)."""
+    width, height = size
+    return int(np.ceil(height / _cell(size))), int(np.ceil(width / _cell(size)))
+
+
+def cells_of(points: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the cell of each point (M, 2)."""
     inside = np.clip(points + 0.5, 0, np.subtract(size, 1))
     columns, rows = (inside / _cell(size)).astype(int).T

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from edm_hloc.report.facts import PhotoFacts, RunFacts
+from edm_hloc.report.finding import Finding, plural
 from edm_hloc.report.odd_cameras import may_share, odd_cameras
-
-Level = Literal["good", "note", "warning", "bad"]
 
 # Thresholds of the findings, set on runs of 8 to 29 photos of buildings; docs/report.md lists them.
 MIN_POINTS = 100  # 3D points that a registered photo observes
@@ -21,21 +18,6 @@ MAX_TWO_VIEW_SHARE = 0.85  # share of the points with a track length of 2
 MIN_INLIER_RATIO = 0.4  # median over the verified pairs
 MIN_VERIFIED_SHARE = 0.25  # share of the pairs; only judged from MANY_PAIRS pairs on
 MANY_PAIRS = 400
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding.
-
-    Attributes:
-        level: how serious it is; "bad" is an error that ended the run.
-        text: one to three sentences: what was found, and what can be done.
-        photos: names of the photos concerned.
-    """
-
-    level: Level
-    text: str
-    photos: tuple[str, ...] = ()
 
 
 def findings(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> list[Finding]:
@@ -62,11 +44,6 @@ def _all_well(facts: RunFacts) -> str:
         return "All pairs were matched."
     number = len(facts.registered)
     return f"All {number} photos were registered in one model, and no problem was found."
-
-
-def plural(number: int, singular: str, more: str | None = None) -> str:
-    """A number with its noun; the plural `more` is by default the singular with an "s"."""
-    return f"{number:,} {singular if number == 1 else more or singular + 's'}"
 
 
 def _general(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
@@ -144,6 +121,14 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
             "note",
             f"The same holds, for fewer matches, in {plural(len(every) - _MOST_STILL, 'group')} of "
             "photos of other sizes; run.json has them all.",
+        )
+    if backdrop := imported.get("backdrop"):
+        yield Finding(
+            "note",
+            f"The background of {plural(len(backdrop['photos']), 'photo')} stays at the same "
+            "pixels while an object turns before it, as on a turntable: the object is "
+            f"reconstructed, and {backdrop['matches']:,} matches in the background were left out.",
+            tuple(backdrop["photos"]),
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edm_hloc.base.text import format_duration
 from edm_hloc.report.facts import RunFacts
-from edm_hloc.report.findings import plural
+from edm_hloc.report.finding import plural
 
 
 class Figure(NamedTuple):

@@ -21,7 +21,8 @@ from edm_hloc.report import histograms
 from edm_hloc.report.collect import collect
 from edm_hloc.report.earth import draw_map, place_figures
 from edm_hloc.report.facts import RunFacts
-from edm_hloc.report.findings import Finding, findings, plural
+from edm_hloc.report.finding import Finding, plural
+from edm_hloc.report.findings import findings
 from edm_hloc.report.headline import headline
 from edm_hloc.report.model_pictures import draw_model
 from edm_hloc.report.packing import pack

@@ -6,14 +6,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
 
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.still import StillPlaces, find_still_places
+from edm_hloc.mapping.still import Matched, StillPlaces, find_still_places
 from edm_hloc.pipelines.run import Run
 from tests.mapping.walk import Walk
 
@@ -53,11 +52,12 @@ def photos(kind: str, rng: np.random.Generator) -> Points:
     if kind == "along a plain":  # whose far end stays where it is
         far = np.exp(rng.uniform(np.log(6), np.log(6000), 6000))
         points = np.stack([rng.uniform(-0.6, 0.6, 6000) * far, np.full(6000, 2.0), far], axis=1)
+    people = np.repeat(rng.normal(0, 0.7, (10, 3)) * [1, 0, 1], 100, axis=0)
     found = []
     for i in range(6):
         there = points + AHEAD
         if kind == "people":
-            there[:1000] += [0.7 * i, 0, 0]
+            there[:1000] += i * people
         elif kind == "turntable":
             inner = np.hypot(points[:, 0], points[:, 2]) < 2.5
             turn = Rotation.from_euler("y", 20 * i, degrees=True)
@@ -76,18 +76,20 @@ def photos(kind: str, rng: np.random.Generator) -> Points:
 
 
 def still_in(found: Points) -> list[StillPlaces]:
-    camera = pycolmap.Camera(
-        model="SIMPLE_RADIAL", width=640, height=480, params=[640, 320, 240, 0]
-    )
+    names = [str(i) for i in range(len(found))]
+    pairs = list(itertools.combinations(names, 2))
+    return find_still_places(pairs, matched_in(found), dict.fromkeys(names, SIZE))
+
+
+def matched_in(found: Points) -> Matched:
+    """Gives the matches of photos that are called 0, 1, …"""
 
     def matched(pair: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
         both = [found[int(name)] for name in pair]
         seen = ~np.isnan(np.concatenate(both, axis=1)).any(axis=1)
         return both[0][seen][:1500], both[1][seen][:1500]
 
-    names = [str(i) for i in range(len(found))]
-    pairs = list(itertools.combinations(names, 2))
-    return find_still_places(pairs, matched, dict.fromkeys(names, camera))
+    return matched
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,5 +135,9 @@ def test_the_summary_says_what_was_left_out(
     assert "4,615 of the matches of all pairs were left out" in printed
     assert "2 photos were taken from one place" in printed
     still["certain"] = False
+    results["imported"]["backdrop"] = {"photos": ["a", "b"], "matches": 1234}
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
-    assert "kept, as they may be the scene: mask (--masks)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kept, as they may be the scene: mask (--masks)" in printed
+    assert "Background  of 2 photos stays at the same pixels" in printed
+    assert "1,234 matches there were left out" in printed

@@ -27,6 +27,7 @@ class Walk:
         turns: degrees about y, x and z of each photo.
         centres: (N, 3).
         overlay: number of points of a strip at the bottom that stays at the same pixels.
+        backdrop: number of points at the left and the right that stay at the same pixels.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Walk:
         distortion: float = 0.0,
         noise: float = 0.4,
         overlay: int = 0,
+        backdrop: int = 0,
     ) -> None:
         self.folder, self.rng = folder, np.random.default_rng(len(points))
         self.camera = pycolmap.Camera(
@@ -55,6 +57,9 @@ class Walk:
         (folder / "images").mkdir(parents=True)
         seen: list[np.ndarray] = []
         strip = self.rng.uniform([0, 400], SIZE, (overlay, 2))
+        sides = self.rng.uniform([0, 0], [400, 480], (backdrop, 2))
+        sides[:, 0] += np.where(sides[:, 0] > 200, 240, 0)
+        still = np.concatenate([strip, sides])
         with FeatureWriter(folder / "features.h5", {}) as features:
             for i, name in enumerate(self.names, start=1):
                 Image.new("RGB", SIZE, (200, 100, 50)).save(folder / "images" / name)
@@ -69,8 +74,8 @@ class Walk:
                 inside &= np.hypot(*(there[:, :2] / there[:, 2:]).T) < 1
                 inside &= (pixels[:, 1] < 400) | (overlay == 0)
                 ids = np.flatnonzero(inside)[:1000]
-                seen.append(np.append(ids, len(points) + np.arange(overlay)))
-                fixed = np.clip(strip + self.rng.normal(0, 0.1, strip.shape), 0, SIZE)
+                seen.append(np.append(ids, len(points) + np.arange(len(still))))
+                fixed = np.clip(still + self.rng.normal(0, 0.1, still.shape), 0, SIZE)
                 keypoints = np.concatenate([pixels[ids], fixed]) - 0.5
                 features.add(name, keypoints, np.ones(len(keypoints)))
         (folder / "truth").mkdir()

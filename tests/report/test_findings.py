@@ -54,6 +54,9 @@ def test_what_stays_and_what_only_turned_is_said() -> None:
     assert re.search(r"warning: 1 photo was taken from one place .*\['d'\]", said)
     still["certain"] = False
     assert re.search(r"warning: 31% .*They were kept, .*--masks", texts(facts))
+    facts.record["results"]["imported"]["backdrop"] = {"photos": ["a", "b"], "matches": 1234}
+    found = r"note: The background of 2 photos stays .* 1,234 matches .*left out. \['a', 'b'\]"
+    assert re.search(found, texts(facts))
 
 
 def test_lists_of_many_sizes_and_parts_stay_short() -> None:

@@ -1,0 +1,158 @@
+"""Finds the still background of photos before which an object turns, as on a turntable.
+
+The camera stands still, so the background stays at the same pixels, and its matches say that the
+camera did not move. No depth follows from them. They are told from a scene that stands still while
+people walk through it in that what moves is rigid, and in that no photo from elsewhere shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import networkx as nx
+import numpy as np
+
+from edm_hloc.base.matches import Matches
+from edm_hloc.base.progress import track
+from edm_hloc.mapping.still import Matched, cells_of, shape_of
+from edm_hloc.matching.connections import agreeing_matches
+from edm_hloc.pairs.rules import Pair
+
+_STILL = 1 / 400  # largest movement of still matches, of the photo's longer side: 1.6 px of 640
+_MOVING = 4 * _STILL  # smallest movement of the others
+_MIN_MATCHES = 30  # still ones, and others, of a pair that shows a background
+_MIN_SHARE = 0.05  # of the matches that move
+_MAX_BETWEEN = 0.5  # matches whose movement is in between, of the still ones: in photos of one
+# scene movement is as continuous as depth
+_MIN_RIGID = 0.8  # of the moving matches, those that agree with one fundamental matrix
+_MIN_PHOTOS = 3  # with the same background
+_KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """Where a photo shows a still background.
+
+    Attributes:
+        size: (width, height) of the photo.
+        cells: (rows, columns) bool, in squares of a 32nd of the longer side.
+    """
+
+    size: tuple[int, int]
+    cells: np.ndarray
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """(M,) bool: which points (M, 2) of the photo, in hloc's frame, are in the background."""
+        return np.asarray(self.cells[cells_of(points, self.size)])
+
+
+@dataclass(frozen=True)
+class BackdropSummary:
+    """The photos before whose still background an object turns.
+
+    Attributes:
+        photos: their names.
+        matches: matches in the background that were left out.
+    """
+
+    photos: tuple[str, ...]
+    matches: int
+
+
+def find_backdrops(
+    pairs: Sequence[Pair], matched: Matched, sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, Backdrop]:
+    """Finds the still background of photos before which an object turns.
+
+    Args:
+        pairs: names of the photos of each pair.
+        matched: gives the matched points (M, 2) of both photos, or None.
+        sizes: (width, height) of each photo by name.
+
+    Returns:
+        The background by name, of photos that have one.
+    """
+    pairs = [pair for pair in pairs if sizes.keys() >= set(pair)]
+    sums: dict[str, np.ndarray] = {}  # of each cell the still less the moving matches
+    graph: nx.Graph[str] = nx.Graph()
+    for pair in track(pairs, "Looking for still backgrounds", "pair"):
+        size = sizes[pair[0]]
+        both = matched(pair) if size == sizes[pair[1]] else None
+        if both is None:
+            continue
+        vote = _vote(*both, max(size))
+        if vote is None:
+            continue
+        graph.add_edge(*pair)
+        for name, points in zip(pair, both, strict=True):
+            np.add.at(
+                sums.setdefault(name, np.zeros(shape_of(size), np.float32)),
+                cells_of(points, size),
+                vote,
+            )
+    found: dict[str, Backdrop] = {}
+    for group in nx.connected_components(graph):
+        if len(group) >= _MIN_PHOTOS:
+            backdrops = {name: Backdrop(sizes[name], _grown(sums[name])) for name in sorted(group)}
+            if not _shown_elsewhere(backdrops, pairs, matched):
+                found |= backdrops
+    return found
+
+
+def in_backdrop(
+    backdrops: Mapping[str, Backdrop], pair: Pair, points: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """(M,) bool: which matches of a pair are in the background of either photo.
+
+    Args:
+        backdrops: as `find_backdrops` finds them.
+        pair: names of the photos.
+        points: matched points (M, 2) of both.
+    """
+    found = np.zeros(len(points[0]), bool)
+    for name, of_photo in zip(pair, points, strict=True):
+        if name in backdrops:
+            found |= backdrops[name].contains(of_photo)
+    return found
+
+
+def _vote(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> np.ndarray | None:
+    """(M,) float32: 1 for still matches, −1 for moving ones; None unless an object has turned."""
+    movement = np.linalg.norm(points1 - points0, axis=1)
+    still, moving = movement <= _STILL * longer_side, movement > _MOVING * longer_side
+    between = len(movement) - still.sum() - moving.sum()
+    if min(still.sum(), moving.sum()) < _MIN_MATCHES or moving.mean() < _MIN_SHARE:
+        return None
+    if between > _MAX_BETWEEN * still.sum():
+        return None
+    scores = np.ones(int(moving.sum()), np.float32)
+    if agreeing_matches(Matches(points0[moving], points1[moving], scores)) < _MIN_RIGID * min(
+        len(scores), 1000
+    ):
+        return None
+    return still.astype(np.float32) - moving
+
+
+def _grown(votes: np.ndarray) -> np.ndarray:
+    """The cells whose votes, with those of their neighbours, are for a background."""
+    summed = cv2.filter2D(votes, -1, _KERNEL, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(summed > 0)
+
+
+def _shown_elsewhere(
+    backdrops: Mapping[str, Backdrop], pairs: Iterable[Pair], matched: Matched
+) -> bool:
+    """Whether most matches with photos from elsewhere are in the background: it is the scene.
+
+    Photos are from elsewhere if they show it at other pixels.
+    """
+    inside = total = 0
+    for pair in pairs:
+        if len(backdrops.keys() & set(pair)) == 1 and (both := matched(pair)) is not None:
+            (size,) = (backdrops[name].size for name in pair if name in backdrops)
+            moving = np.linalg.norm(both[1] - both[0], axis=1) > _MOVING * max(size)
+            inside += int((in_backdrop(backdrops, pair, both) & moving).sum())
+            total += int(moving.sum())
+    return inside > total / 2

@@ -1,0 +1,28 @@
+"""One finding of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["good", "note", "warning", "bad"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding.
+
+    Attributes:
+        level: how serious it is; "bad" is an error that ended the run.
+        text: one to three sentences: what was found, and what can be done.
+        photos: names of the photos concerned.
+    """
+
+    level: Level
+    text: str
+    photos: tuple[str, ...] = ()
+
+
+def plural(number: int, singular: str, more: str | None = None) -> str:
+    """A number with its noun; the plural `more` is by default the singular with an "s"."""
+    return f"{number:,} {singular if number == 1 else more or singular + 's'}"
