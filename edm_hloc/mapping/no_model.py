@@ -23,11 +23,11 @@ def explain_no_model(database: Path) -> str:
             for image_id in pair:
                 inliers[image_id] += number
     fewest = sorted(inliers.items(), key=lambda item: (item[1], item[0]))[:5]
-    weakest = ", ".join(f"{names[image_id]} ({number})" for image_id, number in fewest)
+    weakest = ", ".join(f"{names[image_id]} ({number:,})" for image_id, number in fewest)
     facts = (
-        f"No model could be made of the {len(names)} photos: {found.pairs} of their pairs have "
-        f"matches, {found.matches} in all; {found.verified_pairs} pairs were verified, with "
-        f"{found.inliers} matches. Photos with the fewest verified matches: {weakest}."
+        f"No model could be made of the {len(names):,} photos: {found.pairs:,} of their pairs have "
+        f"matches, {found.matches:,} in all; {found.verified_pairs:,} pairs were verified, with "
+        f"{found.inliers:,} matches. Photos with the fewest verified matches: {weakest}."
     )
     if not found.matches:
         advice = (
@@ -54,8 +54,8 @@ def explain_turning(database: Path) -> str:
     with open_database(Path(database)) as db:
         found = VerificationSummary.of(db)
     return (
-        f"The camera turned without moving: a rotation explains the {found.verified_pairs} "
-        f"verified pairs of these photos ({found.inliers} matches) as well as any motion could. "
+        f"The camera turned without moving: a rotation explains the {found.verified_pairs:,} "
+        f"verified pairs of these photos ({found.inliers:,} matches) as well as any motion could. "
         "Such photos hold no depth, so no model is given. Take photos from different places, "
         "with a step of about a tenth of the distance to the scene in between; those of one place "
         "make a panorama."

@@ -31,7 +31,8 @@ def headline(facts: RunFacts, seconds: float) -> list[Figure]:
     else:
         figures = [*_model(facts), *_pairs(facts)]
     if seconds:
-        figures.append(Figure("Time", format_duration(seconds)))
+        time = format_duration(seconds).replace(" s", "\u00a0s")  # a line does not end before it
+        figures.append(Figure("Time", time))
     peak = facts.record.get("peak_memory_mib")
     if peak:
         figures.append(Figure("Peak memory", f"{peak / 1024:.1f}", " GiB"))
