@@ -50,7 +50,8 @@ class FeatureReader(H5Reader):
             EdmHlocError: the image is not in the file, or the file is damaged.
         """
         with reading(self.path):
-            return np.asarray(self._group(name)["keypoints"])
+            found = np.asarray(self._group(name)["keypoints"])
+        return found if found.size else found.reshape(0, 2)  # hloc writes none as (0,)
 
     def scores(self, name: str) -> np.ndarray | None:
         """(N,) scores of the keypoints, or None if the file has none.

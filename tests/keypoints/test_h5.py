@@ -96,7 +96,7 @@ def test_hlocs_features_are_read(tmp_path: Path) -> None:
         first.create_dataset("descriptors", data=np.zeros((256, 1), np.float16))
         first.create_dataset("score", data=np.array([0.5]))
         second = h5.create_group("2.jpg")
-        second.create_dataset("keypoints", data=np.zeros((0, 2)))
+        second.create_dataset("keypoints", data=np.array([], np.float32))  # as of hloc itself
         third = h5.create_group("3.jpg")
         third.create_dataset("keypoints", data=np.zeros((1, 2)))
         third.create_dataset("scores", data=np.array([0.25]))
@@ -104,6 +104,7 @@ def test_hlocs_features_are_read(tmp_path: Path) -> None:
     with FeatureReader(path) as reader:
         assert reader.names() == ["2.jpg", "3.jpg", "db/1.jpg"]
         np.testing.assert_array_equal(reader.keypoints("db/1.jpg"), [[3.5, 4.5]])
+        assert reader.keypoints("2.jpg").shape == (0, 2)
         assert reader.scores("db/1.jpg") == [0.5]
         assert reader.scores("3.jpg") == [0.25]
         assert reader.scores("2.jpg") is None
