@@ -49,6 +49,7 @@ _IMAGES = (("image0", "image1"), ("img0_path", "img1_path"), ("name0", "name1"))
 _TORCH, _PICKLE, _TEXT = (".pt", ".pth", ".torch"), (".pkl", ".pickle"), (".txt", ".csv")
 H5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (".npz", ".npy", *_TORCH, *_PICKLE, *_TEXT, *H5_SUFFIXES)
+_BUILTINS = ("builtins", "__builtin__")
 _COLUMNS = "rows of x0 y0 x1 y1, or with a score behind them"
 
 
@@ -210,11 +211,19 @@ def _of_torch(path: Path) -> Any:
     import torch
 
     allowed: list[Any] = [*_safe_numpy().values(), pathlib.PosixPath, pathlib.PurePosixPath]
+    allowed += [(_no_bytes, f"{module}.bytes") for module in _BUILTINS]
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            return _ArraysOnly(file).load()
+            content = _ArraysOnly(file).load()
+        if not isinstance(content, int):  # by which torch's old files begin
+            return content
     with torch.serialization.safe_globals(allowed):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _no_bytes() -> bytes:
+    """The content of an array of no matches, as Python 2's protocol writes it."""
+    return b""
 
 
 def _safe_numpy() -> dict[tuple[str, str], Callable[..., Any] | type]:
@@ -240,6 +249,8 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("pathlib") and name.endswith("Path"):
             return pathlib.PurePosixPath
+        if module in _BUILTINS and name == "bytes":
+            return _no_bytes
         if (module, name) == ("_codecs", "encode"):  # how Python 2's protocol writes bytes
             return lambda text, encoding: text.encode(encoding)
         try:

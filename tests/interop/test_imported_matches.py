@@ -24,6 +24,7 @@ from edm_hloc.interop.imported_matches import (
     load_imported,
     photo_frames,
 )
+from edm_hloc.interop.match_files import PairSource
 from tests.scenes import TruthMatcher
 
 POINTS0 = np.array([[0.0, 0.0], [30.25, 12.5], [63.0, 47.0]])
@@ -129,6 +130,22 @@ def test_files_of_a_pair_are_read(name: str, photos: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(matches.keypoints0, POINTS0, atol=1e-5)
     np.testing.assert_allclose(matches.keypoints1, POINTS1, atol=1e-5)
     np.testing.assert_allclose(matches.scores, SCORES, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("form", ["torch", "old torch", "pickle", "Python 2's pickle"])
+def test_pickled_arrays_may_be_empty(form: str, number: int, tmp_path: Path) -> None:
+    points = POINTS0[:number]
+    content = {"mkpts0": points, "mkpts1": points.astype(np.float32), "mconf": SCORES[:number]}
+    path = tmp_path / ("a__b.pt" if "torch" in form else "a__b.pkl")
+    if "torch" in form:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "torch")
+    else:
+        path.write_bytes(pickle.dumps(content, 4 if form == "pickle" else 2))
+    found = PairSource(path).read()
+    np.testing.assert_array_equal(found.points0, points)
+    assert found.points1.shape == (number, 2)
+    assert len(found.scores) == number
 
 
 def test_h5_files_hold_many_pairs_in_either_order(photos: Path, tmp_path: Path) -> None:
