@@ -60,6 +60,8 @@ def write_poses(
 def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
     """Reads cam_from_world by name from a file of `write_poses` or a benchmark's submission.
 
+    Quaternions may have any length, as they have where they were rounded.
+
     Raises:
         EdmHlocError: the file cannot be read, or a line is not a pose.
     """
@@ -67,7 +69,8 @@ def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
     for line in read_pose_lines(path):
         if line.problem:
             raise EdmHlocError(f"{path}, line {line.number}: {line.problem}.")
-        poses[line.name] = to_rigid(line.pose)
+        quaternion = np.array(line.pose[:4]) / np.linalg.norm(line.pose[:4])
+        poses[line.name] = to_rigid([*quaternion, *line.pose[4:]])
     return poses
 
 

@@ -31,6 +31,17 @@ def test_poses_go_to_a_file_and_back(tmp_path: Path) -> None:
         write_poses(path, {"a/1.jpg": TRUTH, "b/1.jpg": TRUTH}, basenames=True)
 
 
+def test_rounded_quaternions_turn_the_same_and_stretch_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "poses.txt"
+    write_poses(path, {"1.jpg": TRUTH})
+    name, *words = path.read_text().split()
+    numbers = [float(word) for word in words]
+    for factor in (0.999, -2.5):
+        scaled = [*(factor * q for q in numbers[:4]), *numbers[4:]]
+        path.write_text(" ".join([name, *map(repr, scaled)]))
+        assert pose_errors(read_poses(path)[name], TRUTH) == pytest.approx((0, 0), abs=1e-9)
+
+
 def test_names_may_begin_like_a_comment(tmp_path: Path) -> None:
     path = tmp_path / "poses.txt"
     write_poses(path, {"#3 kitchen/1.jpg": TRUTH, " hall/2.jpg": TRUTH})
