@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,33 +66,41 @@ def evaluate(
     """Compares estimated poses with the true ones, for each group of queries.
 
     Args:
-        poses: cam_from_world by the query's path or, as in a submission, by its file name.
+        poses: cam_from_world by the query's path or, as in a submission, by its file name if no
+            other query has it.
         truth: true cam_from_world by group and by the query's path.
         thresholds: pairs of thresholds of which the recall is computed.
 
     Raises:
         EdmHlocError: none of the queries has an estimated pose.
     """
-    if not any(_find(poses, name) for group in truth.values() for name in group):
+    answers = _answers(poses, {name for group in truth.values() for name in group})
+    if not answers:
         raise EdmHlocError(
             "None of the true queries has a pose: the names are like "
             f"{next(iter(poses), 'nothing')!r}, the true ones like "
             f"{next((name for group in truth.values() for name in group), 'nothing')!r}."
         )
-    return [_evaluate(group, poses, true, thresholds) for group, true in truth.items()]
+    return [_evaluate(group, answers, true, thresholds) for group, true in truth.items()]
 
 
-def _find(poses: Mapping[str, pycolmap.Rigid3d], name: str) -> pycolmap.Rigid3d | None:
-    return poses.get(name, poses.get(name.rpartition("/")[2]))
+def _answers(
+    poses: Mapping[str, pycolmap.Rigid3d], queries: Collection[str]
+) -> dict[str, pycolmap.Rigid3d]:
+    """The poses by the paths of the queries."""
+    file_of = {name: name.rpartition("/")[2] for name in queries}
+    number = Counter(file_of.values())
+    by_file = {n: poses[file] for n, file in file_of.items() if number[file] == 1 and file in poses}
+    return by_file | {name: poses[name] for name in queries if name in poses}
 
 
 def _evaluate(
     group: str,
-    poses: Mapping[str, pycolmap.Rigid3d],
+    answers: Mapping[str, pycolmap.Rigid3d],
     truth: Mapping[str, pycolmap.Rigid3d],
     thresholds: Thresholds,
 ) -> LocalizationErrors:
-    found = [(pose, true) for name, true in truth.items() if (pose := _find(poses, name))]
+    found = [(answers[name], true) for name, true in truth.items() if name in answers]
     errors = np.array([pose_errors(*pair) for pair in found]).reshape(-1, 2)
     median = np.median(errors, axis=0) if len(errors) else np.full(2, np.nan)
     worst = errors.max(axis=0) if len(errors) else np.full(2, np.nan)

@@ -40,5 +40,8 @@ def test_errors_and_recall(tmp_path: Path) -> None:
     assert (day.position_median, day.rotation_median) == pytest.approx((0.1, 1.0))
     assert night.recall == (0, 0, 0)
     assert "25.0 %" in table([day, night], ((0.25, 2.0), (0.5, 5.0), (1.0, 10.0)))
+    # the pose of a query at the root is none of a query of the same file name in a folder
+    (both,) = evaluate({"a.jpg": TRUTH}, {"day": {"a.jpg": TRUTH, "folder/a.jpg": TRUTH}})
+    assert (both.queries, both.answered) == (2, 1)
     with pytest.raises(EdmHlocError, match="names are like 'z"):
         evaluate({"z.jpg": TRUTH}, read_truth(tmp_path))
