@@ -194,7 +194,8 @@ def fit_model(
 
     Args:
         model: changed in place, unless photos of one camera come in several sizes.
-        root: folder of its photos. Those that are missing or cannot be read count as unchanged.
+        root: folder of its photos. Those that are missing or cannot be read count as unchanged; in
+            a model with rigs, which cannot be taken apart for them, as their camera's others.
         source: where it comes from, see `camera_for_size`.
 
     Returns:
@@ -206,7 +207,12 @@ def fit_model(
     """
     posed = posed_images(model)
     before = {name: model.cameras[image.camera_id] for name, image in posed.items()}
-    after = before | cameras_for_photos(root, before, source)
+    found = cameras_for_photos(root, before, source)
+    after = before | found
+    if _has_rigs(model):
+        of_camera = {posed[name].camera_id: camera for name, camera in found.items()}
+        for name in before.keys() - found.keys():
+            after[name] = of_camera.get(posed[name].camera_id, before[name])
     scaled = {n: (c.width, c.height) for n, c in after.items() if c is not before[n]}
     if not scaled:
         return model, {}
@@ -226,6 +232,10 @@ def fit_model(
     return model, scaled
 
 
+def _has_rigs(model: pycolmap.Reconstruction) -> bool:
+    return any(rig.num_sensors() > 1 for rig in model.rigs.values())
+
+
 def _with_more_cameras(
     model: pycolmap.Reconstruction,
     needed: Mapping[int, Mapping[tuple[int, int], pycolmap.Camera]],
@@ -243,7 +253,7 @@ def _with_more_cameras(
     Raises:
         EdmHlocError: several cameras are in one rig, which would have to be taken apart.
     """
-    if any(rig.num_sensors() > 1 for rig in model.rigs.values()):
+    if _has_rigs(model):
         raise EdmHlocError(
             f"{source[0].upper()}{source[1:]} has cameras in rigs, and its photos come in several "
             "sizes for one camera: bring all photos of a camera to one size."

@@ -278,6 +278,40 @@ def test_photos_that_are_missing_are_left_out_and_named(
     assert not (tmp_path / "other").exists()
 
 
+def test_of_a_rig_only_the_photo_that_is_missing_is_left_out(run: Path, tmp_path: Path) -> None:
+    model = read_model(run / "model")
+    poses = {name: image.cam_from_world() for name, image in posed_images(model).items()}
+    rig = pycolmap.Rig(rig_id=7)
+    rig.add_ref_sensor(model.cameras[3].sensor_id)
+    first, other = "a b/two.png", "é.3.jpg"  # of the cameras 3 and 5
+    rig.add_sensor(model.cameras[5].sensor_id, poses[other] * poses[first].inverse())
+    frames = []
+    for name, image in posed_images(model).items():
+        if name == other:
+            continue
+        frame = pycolmap.Frame(frame_id=image.image_id, rig_id=7)
+        frame.rig_from_world = poses[name]
+        for one in [name, other] if name == first else [name]:
+            frame.add_data_id(posed_images(model)[one].data_id)
+        frames.append(frame)
+    model.set_rigs_and_frames([rig], frames)
+    (tmp_path / "model").mkdir()
+    model.write_binary(tmp_path / "model")
+    photos = tmp_path / "photos"
+    shutil.copytree(run.parent / "photos", photos)
+    for missing in (first, other):
+        (photos / missing).unlink()
+        out = tmp_path / plain_names([missing])[missing]
+        assert export(tmp_path / "model", out, "--for", "gsplat", "--images", photos) == 0
+        shutil.copy(run.parent / "photos" / missing, photos / missing)
+        views = readers.read_splat(out)
+        assert set(views) == set(NAMES.values()) - {NAMES[missing]}
+        for name in poses.keys() - {missing}:
+            np.testing.assert_allclose(
+                views[NAMES[name]].cam_from_world, poses[name].matrix(), atol=1e-6
+            )
+
+
 def test_the_largest_of_several_models_is_taken(run: Path, tmp_path: Path) -> None:
     model = read_model(run / "model")
     shutil.copytree(run / "model", tmp_path / "1")

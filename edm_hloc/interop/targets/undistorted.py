@@ -127,6 +127,8 @@ def undistort(
             f"None of the {len(posed)} photos of the model can be read in {source.images}: give "
             "their folder by --images."
         )
+    if skipped:
+        _take_rigs_apart(model)  # the other photos of a frame stay
     for name in skipped:
         model.deregister_frame(posed[name].frame_id)
     _undistort_model(model)
@@ -256,6 +258,22 @@ def _encoded(pixels: np.ndarray, suffix: str) -> bytes:
     options = {"quality": _QUALITY} if suffix == ".jpg" else {}
     Image.fromarray(pixels).save(file, "JPEG" if suffix == ".jpg" else "PNG", **options)
     return file.getvalue()
+
+
+def _take_rigs_apart(model: pycolmap.Reconstruction) -> None:
+    """Gives each image of a model a frame of its own."""
+    rigs, frames = [], []
+    for camera in model.cameras.values():
+        rig = pycolmap.Rig(rig_id=camera.camera_id)
+        rig.add_ref_sensor(camera.sensor_id)
+        rigs.append(rig)
+    for image in model.images.values():
+        frame = pycolmap.Frame(frame_id=image.image_id, rig_id=image.camera_id)
+        frame.add_data_id(image.data_id)
+        if image.has_pose:
+            frame.rig_from_world = image.cam_from_world()
+        frames.append(frame)
+    model.set_rigs_and_frames(rigs, frames)
 
 
 def _undistort_model(model: pycolmap.Reconstruction) -> None:
