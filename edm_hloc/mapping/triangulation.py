@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
+from edm_hloc.base.colmap import (
+    ModelStatistics,
+    posed_images,
+    quiet_colmap,
+    read_model,
+    verified_pairs,
+)
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.sizes import fit_model
@@ -73,12 +79,19 @@ def triangulate(
         }
         verify_known_poses(db, model, uncertainty, options)
         verification = VerificationSummary.of(db, time.monotonic() - start)
+        most = max(verified_pairs(db).values(), default=0)
 
     with new_model_folder(out) as temporary, quiet_colmap(), StepProgress("Triangulating"):
         if not verification.inliers:
             raise EdmHlocError(
                 f"No match agrees with the poses of {reference}: {verification.pairs} pairs have "
                 f"{verification.matches} matches. Do photos and poses belong together?"
+            )
+        if most < options.min_inliers:
+            raise EdmHlocError(
+                f"No pair has {options.min_inliers} matches that agree with the poses of "
+                f"{reference}, as each needs; the most are {most}. Do photos and poses belong "
+                "together?"
             )
         result = triangulate_points(model, database, image_root, temporary, options)
         if not result.num_points3D():

@@ -108,6 +108,9 @@ def test_triangulation_with_the_wrong_model(scene: Scene, tmp_path: Path) -> Non
 
     with pytest.raises(EdmHlocError, match="names must be the same"):
         run(other.truth)
+    many = replace(THREADS, min_inliers=100_000)
+    with pytest.raises(EdmHlocError, match=r"No pair has 100000 matches .* the most are \d+\."):
+        triangulate(scene.truth, scene.matched, tmp_path / "db.db", tmp_path / "out", many)
     with pytest.raises(EdmHlocError, match="No COLMAP model"):
         run(tmp_path / "nowhere")
     assert not (tmp_path / "m").exists()
