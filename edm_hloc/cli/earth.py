@@ -148,7 +148,8 @@ def _georeference(args: argparse.Namespace) -> None:
         assert placed.origin is not None
         places = georeference.to_earth(np.array(list(centres.values())), placed.origin)
         for name, place in zip(centres, crs.from_earth_to(args.crs)(places), strict=True):
-            rows.append(f'"{name}",' + ",".join(f"{value:.6f}" for value in place))
+            quoted = name.replace('"', '""')
+            rows.append(f'"{quoted}",' + ",".join(f"{value:.6f}" for value in place))
         write_whole(args.out / "cameras.csv", "\n".join(rows) + "\n")
         files.append("cameras.csv")
     print_place(placed)
@@ -175,7 +176,7 @@ def _positions(args: argparse.Namespace, folder: Path, model: pycolmap.Reconstru
         return points, fixes, "the control points", 3
     if args.positions is not None:
         transform = None if args.crs is None else crs.to_earth_from(args.crs)
-        read = gps.read_positions(args.positions, transform)
+        read = gps.read_positions(args.positions, transform, centres)
         fixes = gps.matching_names(read, list(centres), args.positions)
         return centres, fixes, str(args.positions), 4
     images = args.images or photos_of(folder)

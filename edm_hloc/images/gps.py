@@ -6,7 +6,7 @@ import contextlib
 import csv
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL.ExifTags import GPS, IFD
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import track
-from edm_hloc.base.text import read_lines
+from edm_hloc.base.text import filled_lines, read_lines
 from edm_hloc.images.decode import open_header
 from edm_hloc.images.listed import listed_names
 
@@ -159,7 +159,9 @@ class _NoFixError(ValueError):
     """Why a line is no position."""
 
 
-def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, Fix]:
+def read_positions(
+    path: Path, to_earth: Transform | None = None, names: Collection[str] = ()
+) -> dict[str, Fix]:
     """Positions by the photo's name, from a table whose first line names the columns.
 
     Columns are separated by commas, semicolons or tabs, in any order: the name, latitude and
@@ -169,6 +171,7 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
     Args:
         path: the table.
         to_earth: of the system that x, y and z are in, where there is no latitude.
+        names: of the photos; those that begin with "#" are known by it from comments.
 
     Raises:
         EdmHlocError: the file cannot be read, or a column or number is missing.
@@ -193,8 +196,13 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
             f"columns, such as {_EXAMPLE}.{crs}"
         )
     fixes: dict[str, Fix] = {}
-    for number, line in lines[1:]:
+    for number, line in filled_lines(path, "list of positions"):
+        line = line.strip()
         fields = next(csv.reader([line], delimiter=separator))
+        name = (fields + [""] * len(head))[place["name"] or 0].strip()
+        is_name = name.startswith("#") and name in names
+        if number <= lines[0][0] or (line.startswith("#") and not is_name):
+            continue
 
         def value(column: str, fields: list[str] = fields) -> float | None:
             i = place[column]
@@ -204,7 +212,6 @@ def read_positions(path: Path, to_earth: Transform | None = None) -> dict[str, F
         try:
             first, second, height = value(wanted[0]), value(wanted[1]), value("z")
             accuracies = value("accuracy"), value("altitude_accuracy")
-            name = fields[place["name"] or 0].strip()
             if first is None or second is None:
                 raise _NoFixError("there is no position")
             fix = _fix(first, second, height, accuracies, to_earth)

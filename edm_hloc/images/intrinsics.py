@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pycolmap
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
-from edm_hloc.base.text import read_lines, read_text
+from edm_hloc.base.text import filled_lines, read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 from edm_hloc.images.listed import listed_names
 
@@ -58,7 +58,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     elif path.suffix.lower() in SUFFIXES:
         return _of_folders(path, read_calibration(path), names)
     else:
-        cameras = read_intrinsics_list(path)
+        cameras = read_intrinsics_list(path, names)
     found = {name: cameras[listed] for name, listed in listed_names(cameras, names).items()}
     if not cameras:
         raise EdmHlocError(f"{path} holds no intrinsics: it names no image.")
@@ -106,34 +106,47 @@ def _of_folders(
     return found
 
 
-def read_intrinsics_list(path: Path) -> dict[str, pycolmap.Camera]:
+def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, pycolmap.Camera]:
     """Cameras by image name from a list as hloc's, one image a line.
 
     A line holds the image's name, COLMAP's name of the camera model, width, height and the model's
     parameters, in COLMAP's pixel frame, separated by white space, commas or semicolons. Equal
     cameras are one object.
 
+    Args:
+        path: the list.
+        names: of the images; those that begin with "#" are known by it from comments.
+
     Raises:
         EdmHlocError: the list cannot be read, or a line holds something else.
     """
     cameras: dict[str, pycolmap.Camera] = {}
     same: dict[str, pycolmap.Camera] = {}
-    for _, line in read_lines(path, "intrinsics"):
-        words = line.split()
-        if not any(map(_is_model_name, words[1:])):
-            line = re.sub("[,;]", " ", line)
-            words = line.split()
-        places = [i for i, word in enumerate(words) if _is_model_name(word) and i]
-        if not places:
+    for _, line in filled_lines(path, "intrinsics"):
+        name, words = _listed_camera(line)
+        if line.lstrip().startswith("#") and name not in names:
+            continue
+        if not words:
             raise EdmHlocError(
-                f"{path}: expected 'name MODEL width height parameters', got {line!r}."
+                f"{path}: expected 'name MODEL width height parameters', got {line.strip()!r}."
             )
-        # the last one, since a name may hold spaces and even the name of a camera model
-        name = line[: line.rindex(words[places[-1]])].strip()
-        text = " ".join(words[places[-1] :])
-        same.setdefault(text, parse_camera(words[places[-1] :], f"{path}, {name}"))
+        text = " ".join(words)
+        same.setdefault(text, parse_camera(words, f"{path}, {name}"))
         cameras[name] = same[text]
     return cameras
+
+
+def _listed_camera(line: str) -> tuple[str, list[str]]:
+    """The name in a line of a list, and the words of its camera; no words where there is none."""
+    words = line.split()
+    if not any(map(_is_model_name, words[1:])):
+        line = re.sub("[,;]", " ", line)
+        words = line.split()
+    # the last one, since a name may hold spaces and even the name of a camera model
+    place = max((i for i, word in enumerate(words) if _is_model_name(word)), default=0)
+    if not place:
+        return "", []
+    return line[: line.rindex(words[place])].strip(), words[place:]
 
 
 def _is_transforms(path: Path) -> bool:

@@ -62,7 +62,7 @@ def find_fixes(image_root: Path, names: Sequence[str], positions: str) -> dict[s
     if positions == "gps":
         return read_fixes(image_root, names)
     path = Path(positions)
-    return matching_names(read_positions(path), names, path)
+    return matching_names(read_positions(path, names=names), names, path)
 
 
 def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:

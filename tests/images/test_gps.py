@@ -95,6 +95,16 @@ def test_tables_of_positions(tmp_path: Path) -> None:
             read_positions(path)
 
 
+def test_names_in_a_table_may_begin_like_a_comment(tmp_path: Path) -> None:
+    path = tmp_path / "positions.csv"
+    path.write_text("#\nlat,lon,name\n#1,2,a.jpg\n1,2,b.jpg\n")
+    assert read_positions(path, names=["a.jpg", "b.jpg"]) == {"b.jpg": Fix(1.0, 2.0)}
+    path.write_text("# GPS\nname,lat,lon\n#a.jpg,1,2\nb.jpg,3,4\n#b.jpg,5,6\n#b.jpg,7,8\n# , end\n")
+    known = {"b.jpg": Fix(3.0, 4.0)}
+    assert read_positions(path, names=["#a.jpg", "b.jpg"]) == {"#a.jpg": Fix(1.0, 2.0)} | known
+    assert read_positions(path, names=["a.jpg", "b.jpg"]) == known
+
+
 def test_positions_of_a_survey(tmp_path: Path) -> None:
     """Zurich's main station in the Swiss system and in UTM, by Swisstopo's converter."""
     pytest.importorskip("pyproj")

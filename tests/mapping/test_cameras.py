@@ -207,6 +207,21 @@ def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
     assert [camera.params.tolist() for camera in found.values()] == [[1, 2, 3, 4], [1, 2, 3, 5]]
 
 
+def test_names_in_a_list_may_begin_like_a_comment(tmp_path: Path) -> None:
+    lines = [
+        "# a list, not PINHOLE",
+        "#a.jpg PINHOLE 640 480 1 2 3 4",
+        "b.jpg PINHOLE 640 480 1 1 3 4",
+    ]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "# b.jpg PINHOLE 640 480 9 9 3 4"]))
+    found = load_intrinsics(tmp_path / "list.txt", ["#a.jpg", "b.jpg"])
+    assert [(n, c.params.tolist()) for n, c in found.items()] == [
+        ("#a.jpg", [1, 2, 3, 4]),
+        ("b.jpg", [1, 1, 3, 4]),
+    ]
+    assert set(load_intrinsics(tmp_path / "list.txt", ["a.jpg", "b.jpg"])) == {"b.jpg"}
+
+
 def test_one_camera_for_all_photos(tmp_path: Path) -> None:
     text = "simple_radial 640.0 480 550.0 320 240 0.02"
     (tmp_path / "cameras.txt").write_text(f"# comment\n1 {text}\n")
