@@ -89,6 +89,14 @@ def camera_centres(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
     return {name: image.projection_center() for name, image in posed_images(model).items()}
 
 
+def middle_of(fixes: Sequence[Fix]) -> tuple[float, float, float]:
+    """Medians of latitudes, longitudes and altitudes; heights not known count as 0."""
+    first = fixes[0].longitude  # from which others are reckoned, across the 180th meridian as well
+    rows = [(f.latitude, (f.longitude - first + 180) % 360, f.altitude or 0.0) for f in fixes]
+    latitude, east, altitude = map(float, np.median(rows, axis=0))
+    return latitude, (first + east) % 360 - 180, altitude
+
+
 def to_local(fixes: Sequence[Fix], origin: tuple[float, float, float]) -> np.ndarray:
     """(N, 3) metres to the east, to the north and up from `origin`; heights not known are 0."""
     rows = [
@@ -139,8 +147,7 @@ def locate(
         why = f"there are {len(names)} positions of what is in the model, and {least} are needed"
         return stay, _without(rough, why)
     chosen = [fixes[n] if heights else Fix(fixes[n].latitude, fixes[n].longitude) for n in names]
-    rows = [(f.latitude, f.longitude, f.altitude or 0.0) for f in chosen]
-    latitude, longitude, altitude = map(float, np.median(rows, axis=0))
+    latitude, longitude, altitude = middle_of(chosen)
     origin = held or origin or (round(latitude, 6), round(longitude, 6), round(altitude, 1))
     here = np.array([points[name] for name in names])
     there = to_local(chosen, origin)

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.gps import Fix, matching_names, read_fixes, read_positions
@@ -19,6 +17,7 @@ from edm_hloc.mapping.georeference import (
     Georeference,
     camera_centres,
     locate,
+    middle_of,
     to_local,
     write_on_earth,
     write_placed,
@@ -84,9 +83,7 @@ def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
             "--position-priors, or give a table by --positions."
         )
     chosen = [fixes[name] for name in names]
-    rows = [(fix.latitude, fix.longitude, fix.altitude or 0.0) for fix in chosen]
-    latitude, longitude, altitude = map(float, np.median(rows, axis=0))
-    places = to_local(chosen, (latitude, longitude, altitude))
+    places = to_local(chosen, middle_of(chosen))
     level = [fix.accuracy or deviation for fix in chosen]
     up = [fix.altitude_accuracy or 2 * flat for fix, flat in zip(chosen, level, strict=True)]
     return PositionPriors(

@@ -58,6 +58,16 @@ def test_the_local_frame_is_east_north_up() -> None:
     np.testing.assert_allclose(to_earth(np.array([up]), ORIGIN)[0], [47.37, 8.54, 411.0], atol=1e-9)
 
 
+def test_the_origin_is_among_positions_on_both_sides_of_the_180th_meridian() -> None:
+    truth, there = flight(), (-16.8, 180.0, 20.0)
+    fixes = {f"{i:03d}.jpg": Fix(*place) for i, place in enumerate(to_earth(truth, there).tolist())}
+    assert {fix.longitude > 0 for fix in fixes.values()} == {True, False}
+    found, placed = locate(dict(zip(sorted(fixes), truth, strict=True)), fixes, "GPS")
+    assert placed.used
+    assert np.abs(to_local([Fix(*placed.origin)], there)).max() < 150
+    assert abs(found.rotation.matrix()[2, 2] - 1) < 1e-6  # up stays up
+
+
 @pytest.mark.parametrize(("noise", "wrong_by"), [(0.02, 2.0), (2.0, 400.0)])
 def test_wrong_fixes_do_not_move_the_frame(noise: float, wrong_by: float) -> None:
     rng = np.random.default_rng(0)
