@@ -227,7 +227,10 @@ def _pose_fields(path: Path, number: int, line: str) -> tuple[list[str], float]:
 
 
 def _is_image(line: str) -> bool:
-    """Whether a line where points are expected is an image: its tenth field is no number."""
+    """Whether a line where points are expected is an image: nine numbers, then a name.
+
+    Names may begin with a number: "2024 trip.jpg".
+    """
     fields = line.split(maxsplit=9)
     if len(fields) < 10:
         return False
@@ -235,8 +238,9 @@ def _is_image(line: str) -> bool:
         [float(value) for value in fields[:9]]
     except ValueError:
         return False
+    name = fields[9].split()
     try:
-        float(fields[9].split()[0])
+        float(name[0]), float(name[-1])
     except ValueError:
         return True
     return False

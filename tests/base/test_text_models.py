@@ -50,6 +50,13 @@ def test_empty_lines_may_be_missing(images: str, tmp_path: Path) -> None:
     assert numbers == ([2, 0, 4] if "30.5" in images else [0, 0, 0])
 
 
+def test_empty_lines_may_be_missing_before_names_that_begin_with_a_number(tmp_path: Path) -> None:
+    poses = [pose.replace("photo", "2024 photo") for pose in POSES]
+    model = read_model(write(tmp_path, f"{poses[0]}\n10 20 -1\n{poses[1]}\n{poses[2]}\n"))
+    found = {image.name: image.num_points2D() for image in model.images.values()}
+    assert found == {"2024 photo 1.jpg": 1, "2024 photo 2.jpg": 0, "2024 photo 3.jpg": 0}
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("name", ["cameras.txt", "images.txt", "points3D.txt"])
 def test_a_byte_order_mark_is_no_part_of_a_model(name: str, encoding: str, tmp_path: Path) -> None:
