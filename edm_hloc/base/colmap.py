@@ -142,18 +142,37 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
     for frame in model.frames.values():
         if not frame.has_pose():
             continue
-        pose = frame.rig_from_world
-        length = float(np.linalg.norm(pose.rotation.quat))
-        if not (np.isfinite(pose.translation).all() and np.isfinite(length) and length > 1e-6):
+        pose = _with_unit_quaternion(given := frame.rig_from_world)
+        if pose is None:
             names = [model.images[d.id].name for d in frame.image_ids if d.id in model.images]
             raise EdmHlocError(
                 f"The COLMAP model in {path} is damaged: the pose of {names[0] if names else frame}"
                 " is no finite rotation and position."
             )
-        if abs(length - 1) > 1e-6:
-            frame.rig_from_world = pycolmap.Rigid3d(
-                pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation
-            )
+        if pose is not given:
+            frame.rig_from_world = pose
+    for rig in model.rigs.values():
+        for sensor, given in rig.non_ref_sensors.items():
+            if given is None:
+                continue
+            pose = _with_unit_quaternion(given)
+            if pose is None:
+                raise EdmHlocError(
+                    f"The COLMAP model in {path} is damaged: the pose of the sensor {sensor.id} in "
+                    f"the rig {rig.rig_id} is no finite rotation and position."
+                )
+            if pose is not given:
+                rig.set_sensor_from_rig(sensor, pose)
+
+
+def _with_unit_quaternion(pose: pycolmap.Rigid3d) -> pycolmap.Rigid3d | None:
+    """The pose itself, if it has one, or a copy that has; None if that is not possible."""
+    length = float(np.linalg.norm(pose.rotation.quat))
+    if not (np.isfinite(pose.translation).all() and np.isfinite(length) and length > 1e-6):
+        return None
+    if abs(length - 1) <= 1e-6:
+        return pose
+    return pycolmap.Rigid3d(pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation)
 
 
 @contextlib.contextmanager

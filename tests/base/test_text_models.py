@@ -205,6 +205,24 @@ def rigged(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_quaternions_of_rigs_get_length_1(rigged: Path) -> None:
+    truth = read_model(rigged)
+    for path in rigged.glob("*.bin"):
+        path.unlink()
+    truth.write_text(rigged)
+    lines = (rigged / "rigs.txt").read_text().splitlines()
+    for i, line in enumerate(lines):
+        if not line.startswith("#"):
+            words = line.split()
+            words[7:11] = [repr(0.5 * float(word)) for word in words[7:11]]
+            lines[i] = " ".join(words)
+    (rigged / "rigs.txt").write_text("\n".join(lines))
+    model = read_model(rigged)
+    for image_id, image in truth.images.items():
+        pose = model.images[image_id].cam_from_world().matrix()
+        np.testing.assert_allclose(pose, image.cam_from_world().matrix(), atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "offset", "value", "message"),
     [
