@@ -47,7 +47,7 @@ class ModelComparison:
         extent: largest distance between two true camera centres, in units of the truth.
         points: number of the model's 3D points.
         mean_track_length: of these points, in observations.
-        mean_reprojection_error: of all observations, in pixels.
+        mean_reprojection_error: mean over the points, in pixels.
         missing: names of the images with a true pose that the model has not registered.
     """
 
