@@ -106,12 +106,10 @@ class GivenMatches:
         names = _PairNames(photos)
         unknown = []
         sources = sources_in(path)
-        for source in sources:
-            pair = names.find(source.label)
-            if pair is None:
-                images = source.read().images
-                pair = names.of_images(images) if images else None
-            if pair is None:
+        found = [(source, *names.of(source)) for source in sources]
+        surely = {frozenset(pair) for _, pair, sure in found if pair and sure}
+        for source, pair, sure in found:
+            if pair is None or (not sure and frozenset(pair) in surely):
                 unknown.append(source)
                 continue
             swapped = pair[::-1] in self._sources
@@ -239,6 +237,18 @@ class _PairNames:
                 for mark in "-_":
                     flat[text.replace("/", mark)].add(name)
         self._flat = {text: names.pop() for text, names in flat.items() if len(names) == 1}
+
+    def of(self, source: PairSource) -> tuple[Pair | None, bool]:
+        """The photos of a file, and whether it surely names these, not others of their names."""
+        pair = self.find(source.label)
+        if pair is not None:
+            return pair, True
+        texts = source.read().images
+        pair = self.of_images(texts) if texts else None
+        if texts is None or pair is None:
+            return None, False
+        own = (f"/{text}".endswith(f"/{name}") for text, name in zip(texts, pair, strict=True))
+        return pair, all(own)
 
     def find(self, label: str) -> Pair | None:
         found = set()

@@ -132,6 +132,23 @@ def test_files_of_a_pair_are_read(name: str, photos: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(matches.scores, SCORES, atol=1e-6)
 
 
+def test_matches_of_photos_that_are_elsewhere_are_of_no_others(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two cameras' photos have the same file names, and those of one camera are at hand."""
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    for number, (side, points) in enumerate({"right": POINTS0[:2], "left": POINTS0}.items()):
+        images = {"image0": f"/data/{side}/a.jpg", "image1": "/data/b_1.png"}
+        np.savez(folder / f"{number}.npz", keypoints0=points, keypoints1=points, **images)
+    found = given(folder, photos)
+    frames = photo_frames(photos, names(photos))
+    assert found.pairs == [("left/a.jpg", "b_1.png")]
+    matches = found.matches(found.pairs[0], (frames["left/a.jpg"], frames["b_1.png"]))
+    assert len(matches) == len(POINTS0)
+    assert "1 of 2 files or groups do not name two of the photos" in caplog.text
+
+
 @pytest.mark.parametrize("number", [0, 3])
 @pytest.mark.parametrize("form", ["torch", "old torch", "pickle", "Python 2's pickle"])
 def test_pickled_arrays_may_be_empty(form: str, number: int, tmp_path: Path) -> None:
