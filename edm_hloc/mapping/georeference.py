@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edm_hloc.base.colmap import centres_of, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
+from edm_hloc.images.listed import listed_names
 from edm_hloc.mapping.output import PARTS, new_model_folder
 
 RECORD, CAMERAS = "georeference.json", "cameras.geojson"
@@ -290,7 +291,7 @@ def control_points_in(
 
     Args:
         model: the model.
-        marks: of the points.
+        marks: of the points; photos may be named as in other lists, see `listed_names`.
         path: of their list, for the error messages.
 
     Returns:
@@ -300,6 +301,9 @@ def control_points_in(
         EdmHlocError: none of the marks is in a photo of the model, or one is outside of its photo.
     """
     posed = posed_images(model)
+    listed = listed_names({mark.photo for mark in marks}, list(posed))
+    photo_of = {text: name for name, text in listed.items()}
+    marks = [replace(mark, photo=photo_of.get(mark.photo, mark.photo)) for mark in marks]
     by_point: dict[str, list[Mark]] = {}
     if not any(mark.photo in posed for mark in marks):
         raise EdmHlocError(

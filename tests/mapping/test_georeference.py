@@ -185,7 +185,10 @@ def test_a_frame_that_is_held_is_measured_only() -> None:
 
 
 def test_control_points_and_the_map() -> None:
-    """Marks in three photos give the points; a camera that looks north has the heading 0."""
+    """Marks in three photos give the points; a camera that looks north has the heading 0.
+
+    The list has the file names alone, and one of the photos is in a folder.
+    """
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(
         pycolmap.Camera(
@@ -196,9 +199,12 @@ def test_control_points_and_the_map() -> None:
     marks = []
     for i, centre in enumerate(([-3.0, 0, 0], [0, 1.0, 1.0], [4.0, 0, 2.0])):
         pose = _upright(np.array(centre), np.array([0, 21, 0.5]))
-        image = pycolmap.Image(name=f"{i}.jpg", image_id=i + 1, camera_id=1)
+        name = "folder/2.jpg" if i == 2 else f"{i}.jpg"
+        image = pycolmap.Image(name=name, image_id=i + 1, camera_id=1)
         model.add_image_with_trivial_frame(image, pose)
         for point, xyz in truth.items():
+            if (i, point) == (0, "p4"):
+                continue
             pixel = model.cameras[1].img_from_cam(pose * np.array(xyz, float))
             marks.append(Mark(point, f"{i}.jpg", tuple(pixel)))
     marks.append(Mark("p5", "0.jpg", (10, 10)))
