@@ -43,9 +43,12 @@ class NameFinder:
 
     def find_path(self, text: str) -> str | None:
         """The same for a path on another computer or in another folder: its ends are tried."""
-        parts = text.replace("\\", "/").split("/")
-        ends = ("/".join(parts[i:]) for i in range(len(parts)) if parts[i])
-        return next((name for end in ends if (name := self.find(end)) is not None), None)
+        return next((name for end in _ends(text) if (name := self.find(end)) is not None), None)
+
+    def forget(self, text: str) -> None:
+        """Takes back that a path was taken for an image of another name, which is not reported."""
+        for end in _ends(text):
+            self._guessed.pop(end, None)
 
     def _search(self, text: str) -> str | None:
         clean = _clean(text)
@@ -132,6 +135,12 @@ def _role(name: str) -> str:
         if folder not in _ROLES:
             break
     return ""
+
+
+def _ends(path: str) -> list[str]:
+    """A path without more and more of its first folders."""
+    parts = path.replace("\\", "/").split("/")
+    return ["/".join(parts[i:]) for i in range(len(parts)) if parts[i]]
 
 
 def _clean(name: str) -> str:

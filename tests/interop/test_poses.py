@@ -17,6 +17,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.interop.poses.files import GivenPoses, format_of, read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.poses.trajectory import read_trajectory
+from edm_hloc.localization.poses import write_poses
 
 NAMES = ["left/0000.10.jpg", "left/0000.20.jpg", "right/0000.30.jpg", "right/0000.40.jpg"]
 SIZE = 120, 80
@@ -226,6 +227,59 @@ def test_poses_by_names_that_begin_like_a_comment(tmp_path: Path) -> None:
     given = read_given_poses(tmp_path / "poses.txt", photos, {name: camera() for name in names})
     places = {n: i.projection_center()[2] for n, i in posed_images(given.model).items()}
     assert places == {"#1.jpg": 0, "#2.jpg": 1, "#3.jpg": 2}
+
+
+@pytest.mark.parametrize("form", ["COLMAP", "nerfstudio", "list"])
+def test_poses_of_photos_that_are_elsewhere_are_of_no_others(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two cameras' photos have the same file names, and those of one camera are at hand."""
+    at_hand = ["0.jpg", *(f"left/{i}.jpg" for i in range(1, 4))]
+    for name in at_hand:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE).save(tmp_path / "photos" / name)
+    sides = ("right", "left")
+    places = {f"{side}/{i}.jpg": (i, k, 0.0) for k, side in enumerate(sides) for i in range(4)}
+    places["0.jpg"] = (5, 5, 5.0)
+    model = pycolmap.Reconstruction()
+    own = camera()
+    own.camera_id = 1
+    model.add_camera_with_trivial_rig(own)
+    frames = []
+    for number, (name, place) in enumerate(places.items(), start=1):
+        image = pycolmap.Image(name=name, camera_id=1, image_id=number)
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), -np.array(place))
+        model.add_image_with_trivial_frame(image, pose)
+        T = np.column_stack([OPENGL[:3, :3], place]).tolist()
+        frames.append({"file_path": name, "transform_matrix": T})
+    if form == "COLMAP":
+        path = tmp_path / "sparse"
+        path.mkdir()
+        model.write_binary(path)
+    elif form == "nerfstudio":
+        path = tmp_path / "transforms.json"
+        path.write_text(json.dumps({"fl_x": 100.0, "frames": frames}))
+    else:
+        path = tmp_path / "poses.txt"
+        write_poses(path, {n: i.cam_from_world() for n, i in posed_images(model).items()})
+    photos = PhotosAtHand(tmp_path / "photos", at_hand)
+    caplog.clear()
+    given = read_given_poses(path, photos, dict.fromkeys(at_hand, camera()))
+    assert "was taken for" not in caplog.text
+    found = {n: i.projection_center().tolist() for n, i in posed_images(given.model).items()}
+    assert found == {name: pytest.approx(places[name]) for name in at_hand}
+    given.write_again(given.model, tmp_path / "again.json")
+    if form == "nerfstudio":
+        assert len(json.loads((tmp_path / "again.json").read_text())["frames"]) == 4
+
+
+def test_poses_by_names_that_begin_with_a_number(tmp_path: Path) -> None:
+    names = ["1 (1).jpg", "1 (2).jpg", "2024 trip.jpg"]
+    lines = [f"{name} 1 0 0 0 0 0 {-i}" for i, name in enumerate(names)]
+    (tmp_path / "poses.txt").write_text("\n".join(lines))
+    given = read_trajectory(tmp_path / "poses.txt", PhotosAtHand(tmp_path, names))
+    places = {pose.name: pose.cam_from_world.inverse().translation[2] for pose in given}
+    assert places == {"1 (1).jpg": 0, "1 (2).jpg": 1, "2024 trip.jpg": 2}
 
 
 @pytest.mark.parametrize(

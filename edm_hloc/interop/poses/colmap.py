@@ -52,8 +52,9 @@ def read_colmap(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
 def _of_model(folder: Path, photos: PhotosAtHand) -> list[GivenPose]:
     model = read_model(folder)
     cameras = dict(model.cameras)
+    posed = posed_images(model)
     return [
-        GivenPose(found, image.cam_from_world(), cameras[image.camera_id])
-        for name, image in posed_images(model).items()
-        if (found := photos.find(name))
+        GivenPose(name, image.cam_from_world(), cameras[image.camera_id])
+        for name, image in zip(photos.find(list(posed)), posed.values(), strict=True)
+        if name is not None
     ]

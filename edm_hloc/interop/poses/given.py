@@ -45,9 +45,24 @@ class PhotosAtHand:
         self.root, self.names = root, names
         self._finder = NameFinder(names)
 
-    def find(self, text: str) -> str | None:
-        """The photo that a file calls so, by its path, or its file name where that is unique."""
-        return self._finder.find_path(text)
+    def find(self, texts: Sequence[str]) -> list[str | None]:
+        """The photos that a file calls so, by their paths, or file names where these are unique.
+
+        Of several names that could be a photo's its path is it, or else those that end with this.
+        """
+        found = [self._finder.find_path(text) for text in texts]
+        fits = [
+            (text == name) + f"/{text}".endswith(f"/{name}")
+            for text, name in zip(texts, found, strict=True)
+        ]
+        best: dict[str | None, int] = {}
+        for name, fit in zip(found, fits, strict=True):
+            best[name] = max(fit, best.get(name, 0))
+        for i, text in enumerate(texts):
+            if fits[i] < best[found[i]]:
+                self._finder.forget(text)
+                found[i] = None
+        return found
 
     def size(self, name: str) -> tuple[int, int]:
         """(width, height) of a photo as stored, in pixels. Raises ImageError."""

@@ -45,9 +45,10 @@ def read_metashape(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     for chunk in root.findall("chunk"):
         sensors = {s.get("id"): s for s in chunk.iterfind("sensors/sensor")}
         cameras = {key: _camera(path, sensor) for key, sensor in sensors.items()}
-        for camera in chunk.iterfind("cameras//camera"):
+        aligned = list(chunk.iterfind("cameras//camera"))
+        names = photos.find([camera.get("label", "") for camera in aligned])
+        for camera, name in zip(aligned, names, strict=True):
             label, text = camera.get("label", ""), camera.findtext("transform")
-            name = photos.find(label)
             if text is None or name is None:  # not aligned, or of another folder
                 continue
             where = f"{path}, camera {label}"

@@ -39,10 +39,12 @@ def read_nerfstudio(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         raise EdmHlocError(f"{path} has no list of frames, as a transforms.json of nerfstudio has.")
     given = []
     same: dict[str, pycolmap.Camera] = {}
-    for number, frame in enumerate(frames):
+    names = photos.find([str(frame.get("file_path")) for frame in frames])
+    for number, (frame, name) in enumerate(zip(frames, names, strict=True)):
         where = f"{path}, frame {number} ({frame.get('file_path', 'without file_path')})"
         try:
-            name = photos.find(str(frame["file_path"]))
+            if "file_path" not in frame:
+                raise ValueError("there is no file_path")
             matrix = np.array(frame["transform_matrix"], np.float64)
             if matrix.shape not in ((4, 4), (3, 4)):
                 raise ValueError(f"transform_matrix is of shape {matrix.shape}")
@@ -129,15 +131,15 @@ def write_nerfstudio(
 
     paths = {name: _path_from(folder, photos.root / name) for name in refined}
     frames = []
-    for frame in record["frames"]:
-        name = photos.find(str(frame["file_path"]))
+    names = photos.find([str(frame["file_path"]) for frame in record["frames"]])
+    for frame, name in zip(record["frames"], names, strict=True):
         if name in refined:
             frames.append({**kept(frame), "file_path": paths[name], **refined[name]})
     written = {**kept(record), "camera_model": kind, "frames": frames}
     for part in _PARTS & record.keys():
         if not isinstance(record[part], list):
             continue
-        names = [photos.find(str(text)) for text in record[part]]
+        names = photos.find(list(map(str, record[part])))
         written[part] = [paths[name] for name in names if name in refined]
     write_whole(out, json.dumps(written, indent=2))
 

@@ -45,14 +45,17 @@ def read_realitycapture(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         raise EdmHlocError(_expected(path, f"it lacks {', '.join(missing)}"))
     given = []
     same: dict[str, pycolmap.Camera] = {}
-    rows = csv.reader(lines[start + 1 :], delimiter=mark)
-    for words in rows:
-        if not words or words[0].startswith("#"):
-            continue
-        where = f"{path}, line {start + 1 + rows.line_num}"
+    reader = csv.reader(lines[start + 1 :], delimiter=mark)
+    rows = [
+        (start + 1 + reader.line_num, words)
+        for words in reader
+        if words and (not words[0].startswith("#") or words[0] in photos.names)
+    ]
+    names = photos.find([(words + [""] * len(place))[place["name"]] for _, words in rows])
+    for (number, words), name in zip(rows, names, strict=True):
+        where = f"{path}, line {number}"
         try:
             row = {c: float(words[i]) for c, i in place.items() if c != "name" and words[i].strip()}
-            name = photos.find(words[place["name"]])
             place_of_camera = [row[c] for c in ("x", "y", "alt")]
             angles = [row[c] for c in ("heading", "pitch", "roll")]
         except (ValueError, IndexError, KeyError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,15 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         EdmHlocError: a line is no pose, or poses and photos do not fit.
     """
     lines = read_lines(path, "trajectory")
-    if not (lines and _is_number(lines[0][1].replace(",", " ").split()[0])):
+    if not lines or _is_named(lines[0][1].replace(",", " ").split()):
         poses = read_poses(path)
         if not poses:
             raise EdmHlocError(f"{path} holds no pose.")
+        names = photos.find(list(poses))
         return [
-            GivenPose(name, pose) for text, pose in poses.items() if (name := photos.find(text))
+            GivenPose(name, pose)
+            for name, pose in zip(names, poses.values(), strict=True)
+            if name is not None
         ]
     stamps, given = [], []
     for number, line in lines:
@@ -84,6 +88,11 @@ def _by_time(stamps: np.ndarray, photos: PhotosAtHand) -> dict[int, str]:
         if apart <= _APART and (i not in near or apart < near[i][0]):
             near[i] = apart, name
     return {i: name for i, (_, name) in sorted(near.items())}
+
+
+def _is_named(words: Sequence[str]) -> bool:
+    """Whether a line begins with a name, which may be "2024 trip.jpg", not with a timestamp."""
+    return not all(map(_is_number, words[: max(1, len(words) - 7)]))
 
 
 def _is_number(word: str) -> bool:
