@@ -1,7 +1,8 @@
-"""Reads raw matches without those that lie in masked parts of either photo.
+"""Reads the raw matches of photos as they are now, without those in masked parts of either photo.
 
 Masks are applied when raw matches are read, not when photos are matched, so that other masks do
-not require the photos to be matched again.
+not require the photos to be matched again. Pairs of a photo that has changed since and could not be
+matched again, as it is no photo any more, stay stored for the case that it comes back.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.masks import Mask, read_mask
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.shards import StoredPair
+from edm_hloc.pairs.rules import Pair, names_in
 
 _CACHED_MASKS = 4096  # of up to 131 kB each
 
 
 class MaskedMatchReader(RawMatchReader):
     """Reads raw matches, except those with a keypoint in a masked part of its photo.
+
+    Pairs of which a photo is another file now than when they were matched are not among its pairs.
 
     Args:
         path: the raw matches: a folder of shards, or an H5 file in hloc's format.
@@ -38,6 +44,12 @@ class MaskedMatchReader(RawMatchReader):
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
         self._cache: OrderedDict[str, Mask] = OrderedDict()
+        self._outdated: set[frozenset[str]] = set()
+
+    def is_outdated(self, pair: Pair) -> bool:
+        """Whether a pair is stored, in either order, of photos that have changed since."""
+        self._indexed()
+        return frozenset(pair) in self._outdated
 
     def read(self, name0: str, name1: str) -> Matches:
         """The visible matches of a pair, as `RawMatchReader.read` gives them.
@@ -54,6 +66,18 @@ class MaskedMatchReader(RawMatchReader):
         self.any_visible |= bool(visible.any())
         self.any_masked |= not visible.all()
         return matches[visible]
+
+    def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
+        with self._lock:
+            if self._index is None:
+                index = super()._indexed()
+                now = image_stamps(self.images, names_in(pair.names for _, pair in index.values()))
+                for key, (_, pair) in list(index.items()):
+                    stamped = zip(pair.names, pair.stamps, strict=True)
+                    if any(stamp not in (None, now.get(name)) for name, stamp in stamped):
+                        del index[key]
+                        self._outdated.add(frozenset(pair.names))
+            return super()._indexed()
 
     def _mask(self, name: str) -> Mask:
         if name not in self._cache:

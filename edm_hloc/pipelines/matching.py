@@ -124,21 +124,20 @@ def match_and_quantize(
         record(photos.chosen)
     features, matches = out / "features.h5", out / "matches.h5"
 
-    def quantize(made_from: str) -> dict[str, Any]:
-        with MaskedMatchReader(raw_matches, masks, image_root) as raw:
-            reference = photos.reference_features
-            files = KeypointFiles(features, matches, made_from)
-            references = ReferenceFiles((reference,) if reference else ())
-            summary = aggregate(raw, pairs, files, keypoints, references)
-            # of a run that goes on, raw matches were read of the last images only
-            if raw.any_masked and not raw.any_visible and not summary.matches:
-                raise EdmHlocError(
-                    "The masks leave none of the matches: only matches in the white parts of the "
-                    "masks count. Are black and white exchanged?"
-                )
-            return {"keypoints": summary}
+    def quantize(raw: MaskedMatchReader, made_from: str) -> dict[str, Any]:
+        reference = photos.reference_features
+        files = KeypointFiles(features, matches, made_from)
+        references = ReferenceFiles((reference,) if reference else ())
+        summary = aggregate(raw, pairs, files, keypoints, references)
+        # of a run that goes on, raw matches were read of the last images only
+        if raw.any_masked and not raw.any_visible and not summary.matches:
+            raise EdmHlocError(
+                "The masks leave none of the matches: only matches in the white parts of the "
+                "masks count. Are black and white exchanged?"
+            )
+        return {"keypoints": summary}
 
-    depends_on: list[Any] = [pairs, asdict(keypoints)]
+    depends_on: list[Any] = [asdict(keypoints)]
     if photos.reference_features is not None:
         modified = photos.reference_features.stat().st_mtime_ns
         depends_on.append((str(photos.reference_features), modified))
@@ -148,9 +147,11 @@ def match_and_quantize(
         run.results["masks"] = {"photos": len(masks)}
 
     def make_keypoints() -> str:
-        inputs = [shard_times(raw_matches), *depends_on]
-        made_from = fingerprint_of(inputs)
-        return run.step("keypoints", inputs, [features, matches], lambda: quantize(made_from))
+        with MaskedMatchReader(raw_matches, masks, image_root) as raw:
+            used = [pair for pair in pairs if not raw.is_outdated(pair)]
+            inputs = [shard_times(raw_matches), used, *depends_on]
+            files, made_from = [features, matches], fingerprint_of(inputs)
+            return run.step("keypoints", inputs, files, lambda: quantize(raw, made_from))
 
     try:
         return make_keypoints()
