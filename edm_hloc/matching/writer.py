@@ -260,7 +260,11 @@ class RawMatchWriter:
 
     def _store_recent(self) -> None:
         """Puts what a killed writer had not come to put into a shard into one."""
-        items = [(pair, matches) for pair, matches in self._recent if pair.key not in self.done]
+        items = [
+            (pair, matches)
+            for pair, matches in self._recent
+            if self.done.isdisjoint((pair.key, pair.other_key))
+        ]
         if items:
             self._write_shard(items)
             self._take_note(pair for pair, _ in items)

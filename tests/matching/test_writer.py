@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.h5 import pair_key
+from edm_hloc.base.h5 import pair_key, store_text
 from edm_hloc.keypoints.h5 import FeatureWriter
 from edm_hloc.matching import writer as writer_module
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.recent import RecentPairs
+from edm_hloc.matching.shards import StoredPair, store_matches, store_pairs
 from edm_hloc.matching.writer import RawMatchWriter
 from tests.h5_files import (
     PROVENANCE,
@@ -191,6 +193,22 @@ def test_pairs_of_a_changed_image_are_matched_again(tmp_path: Path, reverse: boo
         assert writer.done == {"a/b", "a/c"}
     with RawMatchWriter(tmp_path, PROVENANCE) as writer:  # who does not ask gets them all
         assert writer.done == {"a/b", "a/c", "b/c"}
+
+
+def test_what_a_killed_writer_has_left_does_not_replace_what_is_newer(tmp_path: Path) -> None:
+    before = {"a": (100, 1), "b": (200, 2)}
+    after = {"a": (100, 1), "b": (200, 5)}
+    left = RecentPairs(tmp_path, PROVENANCE)
+    left.put(StoredPair(("a", "b"), (before["a"], before["b"])), raw(0))
+    left.close()
+    with h5py.File(tmp_path / "matches-000000.h5", "w") as h5:  # as other processes put it there
+        store_text(h5, "provenance", json.dumps(PROVENANCE))
+        pair = StoredPair(("b", "a"), (after["b"], after["a"]))
+        store_pairs(h5, [store_matches(h5, pair, raw(1))])
+    with RawMatchWriter(tmp_path, PROVENANCE, after) as writer:
+        assert ("a", "b") in writer
+    with RawMatchReader(tmp_path) as reader:
+        assert_same(reader.read("b", "a"), raw(1))
 
 
 def test_a_pair_added_twice_counts_once(tmp_path: Path) -> None:
