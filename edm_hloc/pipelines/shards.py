@@ -24,7 +24,7 @@ from typing import Any
 
 import h5py
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import FolderLock, make_folder
 from edm_hloc.base.h5 import (
     AtomicH5,
@@ -35,7 +35,9 @@ from edm_hloc.base.h5 import (
     stored_provenance,
     stored_text,
 )
+from edm_hloc.images.decode import decode
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import (
     MatchingConfig,
@@ -185,8 +187,8 @@ def is_matched(plan: ShardPlan, shard: int) -> bool:
 def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
     """The content of a shard's file; None if there is none, or if it is to be made again.
 
-    That is so if it is damaged or of another plan, or if the photos are not those any more that
-    were matched, or not with the same levels.
+    That is so if it is damaged or of another plan, if the photos are not those any more that were
+    matched, or not with the same levels, or if a photo that could not be read can be read now.
     """
     if not plan.file_of(shard).exists():
         return None
@@ -200,7 +202,17 @@ def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
         for pair in content.stored
         for name, stamp in zip(pair.names, pair.stamps, strict=True)
     )
-    return content if same_photos and are_those_of_now(content.levels) else None
+    if not same_photos or not are_those_of_now(content.levels):
+        return None
+    return None if any(_is_readable(plan.image_root, name) for name in content.skipped) else content
+
+
+def _is_readable(root: ImageRoot, name: str) -> bool:
+    try:
+        decode(root / name, grayscale=True)
+    except ImageError:
+        return False
+    return True
 
 
 def _match_into_work(
@@ -255,8 +267,8 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
         number += len(content.stored)
     for name in sorted(skipped_in.keys() & stamps.keys()):
         wrong[skipped_in[name]] = (
-            f"the photo {name} could not be read ({skipped[name]}), but for shard "
-            f"{stamps[name][1]} it could: delete {plan.file_of(skipped_in[name])} first"
+            f"the photo {name} could not be read ({skipped[name].removesuffix('.')}), but for "
+            f"shard {stamps[name][1]} it could: match both again"
         )
     if wrong:
         listed = "\n".join(f"  {shard}: {reason}" for shard, reason in list(wrong.items())[:20])

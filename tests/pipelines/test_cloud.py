@@ -164,6 +164,21 @@ def test_shards_in_a_bucket_are_made_again_where_that_is_needed(
     assert not list((tmp_path / "cache").rglob("*.h5"))
 
 
+def test_a_shard_in_a_bucket_that_skipped_a_photo_is_made_again_once_it_can_be_read(
+    bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    store_of_photos, name = Store(f"{bucket}/photos"), NAMES[0]
+    root, store, into = CloudFolder(f"{bucket}/photos"), Store(f"{bucket}/run"), tmp_path / "into"
+    (tmp_path / "none").write_bytes(b"no photo")
+    store_of_photos.put(tmp_path / "none", name)
+    put_plan(store, root, PAIRS, FakeMatcher(), shards=1)
+    assert [match_in_store(store, 1) for _ in range(2)] == [1, 0]
+    assert merge_shards(get_shards(store, into)).skipped.keys() == {name}
+    store_of_photos.put(photos / name, name)
+    assert [match_in_store(store, 1) for _ in range(2)] == [1, 0]
+    assert merge_shards(get_shards(store, into)).pairs == len(PAIRS)
+
+
 def test_a_new_plan_in_a_bucket_replaces_what_was_fetched_of_the_old_one(
     bucket: str, photos: Path, tmp_path: Path
 ) -> None:

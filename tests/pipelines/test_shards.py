@@ -23,7 +23,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
-from edm_hloc.pipelines.shards import match_shard, merge_shards
+from edm_hloc.pipelines.shards import is_matched, match_shard, merge_shards
 from tests.fakes import FakeMatcher
 
 NAMES = [f"a b/é {i}.png" for i in range(9)]
@@ -156,12 +156,19 @@ def test_a_photo_that_only_some_workers_could_read_is_named(photos: Path, tmp_pa
     (photos / NAMES[4]).write_bytes(content)
     match_shard(plan, 2, FakeMatcher())
     with pytest.raises(
-        EdmHlocError, match=r"1: the photo .*4.png could not be read.*delete .*1.h5"
+        EdmHlocError, match=r"1: the photo .*4.png could not be read.*shard 2 .*: match both again"
     ):
         merge_shards(plan)
-    plan.file_of(1).unlink()
-    match_shard(plan, 1, FakeMatcher())
+    assert not is_matched(plan, 1)  # as the photo can be read now
+    assert match_shard(plan, 1, FakeMatcher()).matched == plan.pairs[0]
     assert merge_shards(plan).pairs == len(PAIRS)
+    (photos / NAMES[4]).write_bytes(b"no photo any more")
+    assert match_shard(plan, 1, FakeMatcher()).skipped.keys() == {NAMES[4]}
+    assert is_matched(plan, 1)  # as far as it can be
+    with pytest.raises(EdmHlocError, match=r"1: the photo .*4.png could not be read.*shard 2"):
+        merge_shards(plan)
+    match_shard(plan, 2, FakeMatcher())
+    assert merge_shards(plan).skipped.keys() == {NAMES[4]}
 
 
 def test_unreadable_photos_are_left_out_and_named(photos: Path, tmp_path: Path) -> None:
