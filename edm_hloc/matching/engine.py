@@ -21,7 +21,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.batches import MatchingQueue
 from edm_hloc.matching.cache import FeatureCache
 from edm_hloc.matching.encoding import Encoder
-from edm_hloc.matching.levels import StoredLevels
+from edm_hloc.matching.levels import StoredLevels, forget_levels
 from edm_hloc.matching.loading import ImageLoader
 from edm_hloc.matching.schedule import order_pairs
 from edm_hloc.matching.writer import RawMatchWriter
@@ -164,7 +164,9 @@ def match_pairs(
         raw_directory, run_provenance(matcher), stamps, overwrite=overwrite
     ) as writer:
         todo = [pair for pair in pairs if pair not in writer]
-        levels = StoredLevels(raw_directory, overwrite=overwrite)
+        if overwrite:
+            forget_levels(raw_directory)
+        levels = StoredLevels(raw_directory)
         loader = ImageLoader(
             image_root,
             matcher.info.preprocessing,

@@ -25,7 +25,6 @@ class StoredLevels:
 
     Args:
         directory: folder of the raw matches.
-        overwrite: forget those of earlier calls.
 
     Attributes:
         levels: (black, white) by folder and type of the photos; None where the values fill their
@@ -35,12 +34,10 @@ class StoredLevels:
         EdmHlocError: they cannot be read.
     """
 
-    def __init__(self, directory: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, directory: Path) -> None:
         self._path = Path(directory) / NAME
         self.levels: dict[str, list[float] | None] = {}
-        if overwrite:
-            self._path.unlink(missing_ok=True)
-        elif self._path.exists():
+        if self._path.exists():
             self.levels = read_json_object(self._path, "levels of 16-bit photos")
             if not all(map(_are_levels, self.levels.values())):
                 raise EdmHlocError(f"{self._path} is damaged: delete it, or run with --overwrite.")
@@ -82,6 +79,11 @@ class StoredLevels:
         if not levels.items() <= self.levels.items():
             self.levels |= levels
             write_whole(self._path, json.dumps(self.levels, indent=2))
+
+
+def forget_levels(directory: Path) -> None:
+    """Removes the levels of a folder whose raw matches were removed."""
+    (Path(directory) / NAME).unlink(missing_ok=True)
 
 
 def are_those_of_now(levels: Mapping[str, list[float] | None]) -> bool:

@@ -20,7 +20,7 @@ from edm_hloc.matching.engine import (
     run_provenance,
 )
 from edm_hloc.matching.left_out import left_out_path, read_left_out, without_left_out
-from edm_hloc.matching.levels import StoredLevels
+from edm_hloc.matching.levels import forget_levels
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair
@@ -117,7 +117,7 @@ def match_with_workers(
         end_plan(plan, merge=not overwrite)
     if overwrite:
         RawMatchWriter(out / "raw_matches", run_provenance(matcher), overwrite=True).close()
-        StoredLevels(out / "raw_matches", overwrite=True)
+        forget_levels(out / "raw_matches")
     pairs = pairs_to_match(out / "raw_matches", image_root, pairs)
     if len(pairs) < max(2, config.workers) * _FEWEST_PAIRS:
         return None  # the start of a worker takes longer
