@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
@@ -26,7 +27,13 @@ from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.processes import ProcessCrew, num_cores
 from edm_hloc.pipelines.ray_actors import RayCrew
-from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, load_plan, make_plan
+from edm_hloc.pipelines.shard_plan import (
+    PLAN_FOLDER,
+    ShardPlan,
+    check_matcher,
+    load_plan,
+    make_plan,
+)
 from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import end_plan, merge_shards
@@ -70,6 +77,8 @@ def match_in_processes(
         )
     left_out, wanted = read_left_out(raw_directory), without_left_out(raw_directory, pairs)
     overwrite = overwrite and found is None
+    if config.ray is None and config.workers <= 1 and not overwrite:
+        _tell_of_interrupted_workers(raw_directory.parent, image_root, wanted)
     # what is left, and what has changed
     summary = match_pairs(image_root, wanted, matcher, raw_directory, config, overwrite=overwrite)
     if found is not None:
@@ -77,6 +86,25 @@ def match_in_processes(
     asked = {frozenset(pair) for pair in pairs}
     named = [f"{a} and {b}: {why}" for (a, b), why in left_out.items() if {a, b} in asked]
     return replace(summary, left_out=tuple(named), seconds=time.monotonic() - start)
+
+
+def _tell_of_interrupted_workers(out: Path, image_root: ImageRoot, pairs: Sequence[Pair]) -> None:
+    """Warns where one process is going to match pairs that workers may have matched already."""
+    with contextlib.suppress(
+        EdmHlocError
+    ):  # no plan of matching, or a damaged one: not needed here
+        plan = load_plan(out)
+        shards = range(1, len(plan.pairs) + 1)
+        begun = any(plan.file_of(k).exists() or plan.work_of(k).exists() for k in shards)
+        left = pairs_to_match(out / "raw_matches", image_root, pairs) if begun else []
+        if left:
+            logger.warning(
+                "%s holds matches of workers that have not ended, which one process does not take "
+                "over: it matches %d pairs itself. To go on from them interrupt it, and add "
+                "--workers 2 to the command.",
+                out / PLAN_FOLDER,
+                len(left),
+            )
 
 
 def match_with_workers(
