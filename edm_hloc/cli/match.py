@@ -31,12 +31,14 @@ def register(command: options.AddCommand) -> None:
 def _match(args: argparse.Namespace) -> None:
     from edm_hloc import api
     from edm_hloc.images.pictures import check_picture, draw_matches, write_picture
-    from edm_hloc.matching.writer import write_raw_pair
+    from edm_hloc.matching.writer import check_raw_pair, write_raw_pair
 
     check_picture(args.out)
+    options.check_output(args.out, args.image0, args.image1)
+    h5 = args.out.with_suffix(".h5")
+    check_raw_pair(h5)
     matcher = options.make_matcher(args)
     found = api.match(args.image0, args.image1, matcher)
-    h5 = args.out.with_suffix(".h5")
     write_picture(args.out, draw_matches(args.image0, args.image1, found, lines=args.lines))
     write_raw_pair(h5, *names_in_file(args.image0, args.image1), found, dict(matcher.provenance))
     print(f"Matches     {len(found.scores):,}")
@@ -56,5 +58,6 @@ def names_in_file(photo0: Path, photo1: Path) -> tuple[str, str]:
 def _pairs(args: argparse.Namespace) -> None:
     from edm_hloc.pairs.files import write_pairs
 
+    options.check_output(args.out, args.image_list)
     write_pairs(args.out, pair_options.list_pairs(args))
     print(f"Written     {args.out}")

@@ -327,6 +327,21 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
         raise EdmHlocError(f"Wrong quantization: {error}.") from None
 
 
+def check_output(out: Path, *read: Path | None) -> None:
+    """Refuses an output file that is one of the files the command reads.
+
+    Args:
+        out: the file that is going to be written.
+        read: those that are read; None for an option that is not given.
+
+    Raises:
+        EdmHlocError: it would be written over.
+    """
+    for path in read:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            raise EdmHlocError(f"{out} is read and would be written over: choose another name.")
+
+
 def output_and_masks(args: argparse.Namespace) -> list[Path]:
     """The folders that are not searched for photos: those of the output and of the masks."""
     folders = (getattr(args, "out", None), getattr(args, "masks", None))

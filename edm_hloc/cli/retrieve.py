@@ -23,12 +23,14 @@ def _retrieve(args: argparse.Namespace) -> None:
     from edm_hloc.pairs.files import write_pairs, write_scores
     from edm_hloc.pairs.retrieval import most_similar, select_names
 
+    scores = args.out.parent / f"scores-{args.out.name}"
+    for path in (args.out, scores):
+        options.check_output(path, args.descriptors, args.query_list, args.database_list)
     with DescriptorReader(args.descriptors) as reader:
         names = reader.names()
     queries = select_names(names, args.query_prefix, args.query_list)
     database = select_names(names, args.database_prefix, args.database_list)
     found = most_similar(args.descriptors, queries, database, args.number)
     write_pairs(args.out, [(query, image) for query, image, _ in found])
-    scores = args.out.with_name(f"scores-{args.out.name}")
     write_scores(scores, found)
     print(f"Written     {args.out}, {len(found):,} pairs of {len(queries)} queries; {scores}")

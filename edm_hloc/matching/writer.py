@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock
 from edm_hloc.base.h5 import (
     AtomicH5,
@@ -83,6 +84,26 @@ def write_raw_pair(
         file.discard()
         raise
     file.commit()
+
+
+def check_raw_pair(path: Path) -> None:
+    """Refuses a file, if there is one, that `write_raw_pair` did not make and would replace.
+
+    Raises:
+        EdmHlocError: it is another file, such as the matches of a run.
+    """
+    try:
+        with reading(path), open_h5(path) as h5:
+            pairs = stored_pairs(h5) if "pairs" in h5.attrs else []
+            if len(pairs) == 1 and "keypoints0" in h5[pairs[0].key]:
+                return
+    except EdmHlocError:
+        if not path.exists() or path.stat().st_size == 0:
+            return
+    raise EdmHlocError(
+        f"{path} is there already and holds other things than the matches of two photos: choose "
+        "another name."
+    )
 
 
 class RawMatchWriter:

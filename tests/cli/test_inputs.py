@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,3 +52,58 @@ def test_photos_of_a_list_without_the_output_and_masks_among_them(
     assert run("reconstruct", photos, photos / "out", *arguments) in (0, 1)
     assert f"Photos      {len(names)} in {photos}, 21 pairs" in capsys.readouterr().out
     assert len(read_pairs(photos / "out" / "pairs.txt")) == 21
+
+
+@pytest.fixture
+def truth(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.options, "make_matcher", lambda args: TruthMatcher(scene))
+
+
+@pytest.mark.usefixtures("truth")
+def test_a_picture_of_matches_does_not_replace_the_files_of_a_run_nor_the_photos(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    a, b = sorted(images.iterdir())[:2]
+    listed = tmp_path / "pairs.txt"
+    listed.write_text(f"{a.name} {b.name}\n")
+    assert run("match-pairs", images, listed, out) == 0
+    shard = next((out / "raw_matches").glob("*.h5"))
+    before = {path: path.read_bytes() for path in (*out.glob("*.h5"), a, b)}
+    capsys.readouterr()
+    for picture in (
+        out / "matches.png",
+        out / "features.jpg",
+        a,
+        images / ".." / "images" / b.name,
+    ):
+        assert run("match", a, b, "--out", picture) == 1
+        assert "choose another name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (out / "matches.png").exists()
+    assert shard.exists()
+
+    picture = tmp_path / "m.png"
+    picture.with_suffix(".h5").touch()
+    for _ in range(2):  # what it has made itself is replaced
+        assert run("match", a, b, "--out", picture) == 0
+    assert run("match", a, b, "--out", tmp_path / ".png") == 1
+    assert "Cannot write a picture" in capsys.readouterr().err
+
+
+def test_lists_do_not_replace_what_they_are_made_from(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = scene / "images"
+    listed, descriptors = tmp_path / "list.txt", tmp_path / "d.h5"
+    listed.write_text("\n".join(find_images(images)))
+    with h5py.File(descriptors, "w") as h5:
+        for number, name in enumerate(find_images(images)):
+            h5.create_group(name)["global_descriptor"] = np.eye(7)[number]
+    before = listed.read_bytes(), descriptors.read_bytes()
+    assert run("pairs", images, listed, "--image-list", listed) == 1
+    for out in (descriptors, listed):
+        assert run("retrieve", descriptors, out, "--query-list", listed) == 1
+    assert capsys.readouterr().err.count("is read and would be written over") == 3
+    assert (listed.read_bytes(), descriptors.read_bytes()) == before
