@@ -35,8 +35,9 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
         NoRoomError: it cannot be written; an older file of that name stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.parent / f".{path.name}.tmp"  # "." and "/" have no name
     try:
+        refuse_other_kinds(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftover(temporary)
         with temporary.open("xb") as file:
@@ -50,6 +51,21 @@ def write_whole(path: Path, data: str | bytes, *, durable: bool = False) -> None
         with contextlib.suppress(OSError):  # half a file only takes room on a full disk
             temporary.unlink()
         raise NoRoomError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Refuses a folder, device or pipe where a file is going to be renamed to.
+
+    As root even /dev/null would be replaced by that file. A link is refused if it leads to one of
+    these; other links are replaced, without what they lead to.
+
+    Raises:
+        OSError: there is one, with the reason in `strerror`.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file")
 
 
 def remove_leftover(temporary: Path) -> None:

@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import force_to_disk, remove_leftover
+from edm_hloc.base.files import force_to_disk, refuse_other_kinds, remove_leftover
 
 Provenance = Mapping[str, str | int | float | bool | None]
 """Everything that the content of a file depends on, by name."""
@@ -109,6 +109,7 @@ class AtomicH5:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.tmp")
         try:
+            refuse_other_kinds(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftover(self._temporary)
             self._raw = _GuardedFile(self._temporary, "x+")

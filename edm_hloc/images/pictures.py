@@ -79,7 +79,7 @@ def ramp(share: np.ndarray) -> np.ndarray:
 
 def check_picture(path: Path) -> None:
     """Raises EdmHlocError if the suffix of a picture's name is not that of a known format."""
-    if not cv2.haveImageWriter(path.name):
+    if not path.suffix or not cv2.haveImageWriter(path.name):
         raise EdmHlocError(f"Cannot write a picture {path}: give it a name ending in .png or .jpg.")
 
 

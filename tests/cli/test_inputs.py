@@ -107,3 +107,23 @@ def test_lists_do_not_replace_what_they_are_made_from(
         assert run("retrieve", descriptors, out, "--query-list", listed) == 1
     assert capsys.readouterr().err.count("is read and would be written over") == 3
     assert (listed.read_bytes(), descriptors.read_bytes()) == before
+
+
+def test_no_file_is_put_in_place_of_a_folder_or_pipe(
+    scene: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    outs = ["", ".", "/", "link"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        outs.append("pipe")
+    for out in outs:
+        assert run("pairs", scene / "images", out) == 1
+        assert f"Cannot write {Path(out)}: " in capsys.readouterr().err
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo() == hasattr(os, "mkfifo")
