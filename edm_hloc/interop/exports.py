@@ -14,6 +14,7 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 
 logger = logging.getLogger(__name__)
@@ -105,11 +106,18 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
             `images/`.
 
     Raises:
-        EdmHlocError: there is no model, or none with registered images; a camera model is unknown
-            to nerfstudio; fisheye and other cameras are mixed; or a file cannot be written.
+        EdmHlocError: there is no model, or none with registered images; `images` has none of its
+            photos; a camera model is unknown to nerfstudio; fisheye and other cameras are mixed; or
+            a file cannot be written.
     """
     read = read_model(model)
     if images is not None:
+        posed = posed_images(read)
+        if posed and not image_stamps(images, posed):
+            raise EdmHlocError(
+                f"None of the {len(posed)} photos of the model is in {images}, such as "
+                f"{next(iter(posed))}: give their folder by --images."
+            )
         read, _ = fit_model(read, images, f"the model {model}")
     frames = {}
     for name in posed_images(read):

@@ -127,3 +127,13 @@ def test_no_file_is_put_in_place_of_a_folder_or_pipe(
         assert f"Cannot write {Path(out)}: " in capsys.readouterr().err
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "pipe").is_fifo() == hasattr(os, "mkfifo")
+
+
+def test_transforms_of_photos_that_are_not_there(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "transforms.json"
+    assert run("export-model", scene / "truth", out, "--images", tmp_path / "nowhere") == 1
+    assert "None of the 7 photos of the model is in" in capsys.readouterr().err
+    assert not out.exists()
+    assert run("export-model", scene / "truth", out, "--images", scene / "images") == 0
