@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -77,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # decode photos or from other programs (on a busy computer a pair took half the time).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _log_to_terminal(args.verbose)
+    # A name that the output cannot show, as in a file on Windows, is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args.command(args)
         sys.stdout.flush()

@@ -137,3 +137,11 @@ def test_transforms_of_photos_that_are_not_there(
     assert "None of the 7 photos of the model is in" in capsys.readouterr().err
     assert not out.exists()
     assert run("export-model", scene / "truth", out, "--images", scene / "images") == 0
+
+
+def test_names_that_the_output_cannot_show(scene: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edm_hloc", "pairs", str(scene / "images"), "é😀.txt"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xe9\\U0001f600.txt" in done.stdout
