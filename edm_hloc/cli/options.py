@@ -107,7 +107,7 @@ def add_machine(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", help="cuda, mps or cpu; by default the fastest available")
     group.add_argument(
         "--cache",
-        type=between(float, 0),
+        type=between(float, 0, 10**6),
         default=2.0,
         metavar="GB",
         help="memory for the features of photos",

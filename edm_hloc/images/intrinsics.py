@@ -43,7 +43,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
         EdmHlocError: the file cannot be read, or has a camera for none of the images.
     """
     words = str(path).split()
-    if _is_model_name(words[0]) and len(words) > 1 and not Path(path).exists():
+    if len(words) > 1 and _is_model_name(words[0]) and not Path(path).exists():
         return dict.fromkeys(names, parse_camera(words, "--known"))
     path = Path(path)
     if path.is_dir() and (path / "cameras.txt").is_file() and not is_model(path):

@@ -214,3 +214,9 @@ def test_four_coefficients_may_be_of_either_lens(
     write(tmp_path / "camera.yml", K=K, D=CURVED, fisheye_model=0)
     assert read(tmp_path / "camera.yml").model_name == "OPENCV"
     assert caplog.text == ""
+
+
+def test_a_path_of_nothing_but_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EdmHlocError, match="Cannot read the intrinsics"):
+        load_intrinsics(Path(" "), ["a.jpg"])
