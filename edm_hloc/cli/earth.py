@@ -116,7 +116,7 @@ def _print_wrong(placed: Georeference) -> None:
 def _georeference(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from edm_hloc.base.colmap import read_model
+    from edm_hloc.base.colmap import is_model, read_model
     from edm_hloc.base.files import check_kinds, make_folder, write_whole
     from edm_hloc.interop import crs
     from edm_hloc.interop.targets.registry import largest_model
@@ -126,8 +126,11 @@ def _georeference(args: argparse.Namespace) -> None:
     if args.crs is not None:
         crs.from_earth_to(args.crs)  # an error at the start
     folder = largest_model(args.model)
-    if args.out.resolve() in (folder.resolve(), folder.resolve().parent):
+    if args.out.exists() and any(map(args.out.samefile, (folder, folder.absolute().parent))):
         raise EdmHlocError(f"{args.out} holds the model itself: choose another folder.")
+    ours = (args.out / georeference.RECORD).exists() and not (args.out / "run.json").exists()
+    if is_model(args.out / "model") and not ours:
+        raise EdmHlocError(f"{args.out} holds another model: choose another folder.")
     model = read_model(folder)
     points, fixes, source, least = _positions(args, folder, model)
     found, placed = georeference.locate(points, fixes, source, least)

@@ -91,7 +91,13 @@ def holds_only_models(folder: Path) -> bool:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises EdmHlocError if a folder holds other files than models, and so is not replaced."""
+    """Raises EdmHlocError if a folder is not replaced by a new model: it holds other files than
+    models, or is given as "." or "..", in which some shell may be."""
+    if folder.name in ("", ".."):
+        raise EdmHlocError(
+            f"A model cannot be put in place of the folder {folder}: choose another folder, or "
+            "give this one by its name from elsewhere."
+        )
     if (folder.exists() or folder.is_symlink()) and not holds_only_models(folder):
         raise EdmHlocError(
             f"{folder} holds other things than a COLMAP model: choose another folder."

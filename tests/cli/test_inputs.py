@@ -145,3 +145,31 @@ def test_names_that_the_output_cannot_show(scene: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\xe9\\U0001f600.txt" in done.stdout
+
+
+def test_models_of_others_are_not_replaced(
+    scene: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "other" / "model"
+    shutil.copytree(scene / "truth", other)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    for record in (None, "run.json"):  # of a run, which may have a record of its place too
+        if record:
+            (other.parent / "georeference.json").touch()
+            (other.parent / record).touch()
+        assert run("georeference", scene / "truth", other.parent) == 1
+        assert "holds another model: choose another folder" in capsys.readouterr().err
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    (tmp_path / "positions.csv").write_text("name,latitude,longitude,altitude\n")
+    given = ["--positions", tmp_path / "positions.csv"]
+    assert run("georeference", scene / "truth", loop, *given) == 1
+    assert "edm-hloc: " in capsys.readouterr().err
+    monkeypatch.chdir(other)
+    for out in (".", ".."):
+        assert run("refine-model", ".", scene / "images", out) == 1
+        assert f"in place of the folder {out}: choose another" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
