@@ -156,7 +156,7 @@ def require_file(path: Path) -> None:
 
     Raises:
         OSError: there is something else than a file at this path (or nothing), with the reason in
-            `strerror`; folders are left to whoever opens them.
+            `strerror` and the path in `filename`; folders are left to whoever opens them.
     """
     mode = Path(path).stat().st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
@@ -165,7 +165,7 @@ def require_file(path: Path) -> None:
         return
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     kind = kinds.get(stat.S_IFMT(mode), "a device")
-    raise OSError(errno.EINVAL, f"it is {kind}, not a file")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
 
 
 def force_to_disk(path: Path) -> None:

@@ -173,3 +173,22 @@ def test_models_of_others_are_not_replaced(
         assert run("refine-model", ".", scene / "images", out) == 1
         assert f"in place of the folder {out}: choose another" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_poses_of_photos_that_cannot_be_read_and_from_pipes(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    for path in sorted(images.iterdir())[2:]:
+        path.write_bytes(b"no photo")
+    poses = tmp_path / "transforms.json"
+    assert run("export-model", scene / "truth", poses, "--images", scene / "images") == 0
+    for file in (poses, scene / "truth"):
+        assert run("refine-poses", file, images, out) == 1
+        assert f"2 of the 7 photos in {images}" in capsys.readouterr().err
+    assert not out.exists()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        assert run("refine-poses", tmp_path / "pipe.json", images, out) == 1
+        assert "pipe.json: it is a pipe, not a file" in capsys.readouterr().err

@@ -161,6 +161,11 @@ def read_given_poses(
     if known is not None:
         given = [replace(pose, camera=known.get(pose.name, pose.camera)) for pose in given]
     posed = _with_cameras(file, photos, given)
+    if len(posed) < _LEAST:
+        raise EdmHlocError(
+            f"{len(posed)} of the {len(given)} photos in {photos.root} that {file} has poses for "
+            f"can be read, and {_LEAST} are needed: copy them again."
+        )
     names = {pose.name for pose in posed}
     unposed = tuple(name for name in used if name not in names)
     return GivenPoses(kind, file, _model(posed), photos, unposed)
