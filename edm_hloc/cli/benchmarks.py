@@ -218,7 +218,10 @@ def _check(args: argparse.Namespace) -> None:
         if path.is_dir():
             queries += find_images(path)
         else:
-            queries += [line.split()[0] for _, line in read_lines(path, "list of queries")]
+            listed = [line.split()[0] for _, line in read_lines(path, "list of queries")]
+            if not listed:
+                raise EdmHlocError(f"The list of queries {path} is empty: give one name a line.")
+            queries += listed
     problems = check_submission(args.file, queries)
     if problems:
         hidden = len(problems) - _PRINTED_PROBLEMS
@@ -239,7 +242,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     from edm_hloc.localization.poses import read_poses
 
     thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
-    print(table(evaluate(read_poses(args.file), read_truth(args.truth), thresholds), thresholds))
+    poses = read_poses(args.file)
+    if not poses:
+        raise EdmHlocError(f"{args.file} holds no poses: run the localization again.")
+    print(table(evaluate(poses, read_truth(args.truth), thresholds), thresholds))
 
 
 def _synth(args: argparse.Namespace) -> None:

@@ -19,7 +19,12 @@ def register(command: options.AddCommand) -> None:
         default=Path("matches.png"),
         help="the picture; the matches go beside it, into an H5 file",
     )
-    sub.add_argument("--lines", type=int, default=200, help="number of matches drawn as lines")
+    sub.add_argument(
+        "--lines",
+        type=options.between(int, 0),
+        default=200,
+        help="number of matches drawn as lines",
+    )
     options.add_matcher(sub)
 
     sub = command("pairs", _pairs, "write a list of pairs of photos")

@@ -58,9 +58,11 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         # below a tenth of a pixel the rounding to 0.01 px would merge neighbouring cells
         if not 0.1 <= self.max_error < MAX_COORDINATE:
-            raise ValueError(f"max_error must be at least 0.1 px, not {self.max_error}")
+            limits = f"0.1 to {MAX_COORDINATE:,.0f} px"
+            raise ValueError(f"max_error must be {limits}, not {self.max_error}")
         if not 0.0 <= self.cell_size < MAX_COORDINATE:
-            raise ValueError(f"cell_size must be 0 or more px, not {self.cell_size}")
+            limits = f"0 to {MAX_COORDINATE:,.0f} px"
+            raise ValueError(f"cell_size must be {limits}, not {self.cell_size}")
         if self.max_kps is not None and self.max_kps < 1:
             raise ValueError(f"max_kps must be None or at least 1, not {self.max_kps}")
         if self.position not in ("bin", "mean", "adjusted"):

@@ -81,6 +81,7 @@ def test_a_folder_that_cannot_be_written(
     "words",
     [
         "demo OUT --views 0",
+        "match A B --lines -1",
         "demo OUT --views -3",
         "demo OUT --views 100000000",
         "demo OUT --seed -1",

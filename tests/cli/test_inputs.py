@@ -192,3 +192,12 @@ def test_poses_of_photos_that_cannot_be_read_and_from_pipes(
         os.mkfifo(tmp_path / "pipe.json")
         assert run("refine-poses", tmp_path / "pipe.json", images, out) == 1
         assert "pipe.json: it is a pipe, not a file" in capsys.readouterr().err
+
+
+def test_an_empty_list_of_queries_is_no_right_submission(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("poses.txt", "queries.txt"):
+        (tmp_path / name).write_text("# nothing\n")
+    assert run("check-submission", tmp_path / "poses.txt", "--queries", tmp_path / "queries.txt")
+    assert f"The list of queries {tmp_path / 'queries.txt'} is empty" in capsys.readouterr().err
