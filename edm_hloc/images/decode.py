@@ -71,6 +71,8 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
         raise ImageError(f"Cannot read image {path}: {reason}.") from error
 
 
+# In what Pillow says of how the pixels are stored; of PPM also for fewer than 8 bits
+_SIGNS_OF_DEEP_COLOURS = {"PNG": ";16", "TIFF": ";16", "PPM": "'ppm"}
 # What undoes an EXIF orientation
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -196,13 +198,15 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """(H, W, 3) uint16 RGB of a PNG or TIFF that has them, which Pillow would cut to 8 bits.
+    """(H, W, 3) uint16 RGB of a PNG, TIFF or PPM that has them, which Pillow would cut to 8 bits.
 
     None of all other files, and of those that only Pillow reads or that EXIF data turn.
     """
-    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
+    if image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
-    if ";16" not in str(getattr(image, "tile", "")) or exif_orientation(image) != 1:
+    sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
+    tile = str(getattr(image, "tile", ""))
+    if sign is None or sign not in tile or exif_orientation(image) != 1:
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

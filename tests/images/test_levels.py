@@ -65,7 +65,7 @@ def test_values_that_do_not_fill_the_file_are_stretched(
     assert str(tmp_path / "photos") in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
 def test_colours_of_12_bits_keep_them(tmp_path: Path, scene: np.ndarray, suffix: str) -> None:
     paths = save(tmp_path / "photos", scene, 0, 4095, suffix)
     colours = stored(paths[0], grayscale=False)
