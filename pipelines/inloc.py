@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs/inloc"))
     parser.add_argument("--matcher", choices=NAMES, default="edm", help="the network")
     parser.add_argument("--weights", help="name or path; by default the best on this computer")
-    parser.add_argument("--retrieval", default="sift", help="or pairs-query-netvlad40.txt of hloc")
+    parser.add_argument(
+        "--retrieval", default="edm+sift", help="or hloc's pairs-query-netvlad40.txt"
+    )
     parser.add_argument("--num_loc", type=int, default=40, help="database photos of a query")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing")
     args = parser.parse_args()

@@ -44,7 +44,7 @@ def register(command: options.AddCommand) -> None:
 def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error: float) -> None:
     """Adds the options of retrieval and pose estimation, with defaults for these two."""
     group = sub.add_argument_group("retrieval and poses")
-    group.add_argument("--retrieval", default="sift", metavar="HOW", help=_RETRIEVAL_HELP)
+    group.add_argument("--retrieval", default="edm+sift", metavar="HOW", help=_RETRIEVAL_HELP)
     group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
     group.add_argument(
         "--ransac",
@@ -106,6 +106,7 @@ def _localize(args: argparse.Namespace) -> None:
         pose,
         known,
         refine_tracks=args.tracks == "refine",
+        queries=names,
         overwrite=args.overwrite,
     )
     with reporting(args.out):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-from edm_hloc.pairs.retrieval import BOTH, RetrievalOptions, SimilarPhotos
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 FEW_PHOTOS = 20
@@ -42,7 +42,7 @@ class AutomaticPairs(SimilarPhotos):
             among its first pairs: three quarters of them.
     """
 
-    options: RetrievalOptions = field(default_factory=lambda: RetrievalOptions(BOTH, RANKED))
+    options: RetrievalOptions = field(default_factory=lambda: RetrievalOptions(number=RANKED))
     partners: int = PARTNERS
 
     def first(self, ranked: Mapping[str, Sequence[str]], near: Sequence[Pair]) -> list[Pair]:

@@ -44,7 +44,7 @@ class RetrievalOptions:
         vlad: configuration of the VLAD descriptors ("sift" and "edm", alone or both).
     """
 
-    how: str = "sift"
+    how: str = BOTH
     number: int = 50
     vlad: VladConfig = field(default_factory=VladConfig)
 
@@ -78,8 +78,8 @@ class RetrievalOptions:
         if self.is_file and not Path(self.how).is_file():
             raise EdmHlocError(
                 f"No such retrieval file: {self.how}. Give hloc's list of pairs (such as "
-                "pairs-query-netvlad50.txt), an H5 file of global descriptors, or 'sift' to have "
-                "the pairs computed here."
+                f"pairs-query-netvlad50.txt), an H5 file of global descriptors, or '{BOTH}' to "
+                "have the pairs computed here."
             )
 
 
@@ -109,7 +109,7 @@ class SimilarPhotos:
     """
 
     names: tuple[str, ...]
-    options: RetrievalOptions = RetrievalOptions(BOTH, 20)
+    options: RetrievalOptions = RetrievalOptions(number=20)
 
     def check(self) -> None:
         """Raises EdmHlocError if there are fewer than two photos or the file cannot be used."""

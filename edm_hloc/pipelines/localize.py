@@ -171,6 +171,7 @@ class LocalizationConfig:
             by a camera of the model, by their EXIF data, have that camera's intrinsics. The focal
             length of the rest comes from the EXIF data and is refined, or is estimated.
         refine_tracks: align each query to the photos of the model in which it was localized.
+        queries: names of the queries, relative to their folder; None for all photos in it.
         overwrite: match and compute everything again, whatever the output folder holds.
     """
 
@@ -179,6 +180,7 @@ class LocalizationConfig:
     poses: PoseOptions = field(default_factory=PoseOptions)
     known_cameras: Mapping[str, pycolmap.Camera] = field(default_factory=dict)
     refine_tracks: bool = False
+    queries: Sequence[str] | None = None
     overwrite: bool = False
 
 
@@ -210,7 +212,10 @@ def localize_photos(
     """
     config = config or LocalizationConfig()
     points = ModelPoints(model, prefix="database/", image_root=image_root)
-    names = [f"query/{name}" for name in find_images(query_root, [out])]
+    found = find_images(query_root, [out]) if config.queries is None else config.queries
+    names = [f"query/{name}" for name in dict.fromkeys(found)]
+    if not names:
+        raise EdmHlocError("There is nothing to localize: the list of queries is empty.")
     in_model = [name.removeprefix("database/") for name in points.names()]
     database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
     if not database:

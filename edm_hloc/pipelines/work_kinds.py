@@ -11,6 +11,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.roots import root_from_json
 from edm_hloc.localization.shards import localize_items
 from edm_hloc.mapping.verification import verify_stored
+from edm_hloc.models.weights import ENVIRONMENT_VARIABLE
 from edm_hloc.pairs.local_features import SIFT, edm_features
 from edm_hloc.pairs.vlad import describe
 from edm_hloc.pipelines.work_plan import Item, WorkPlan, do_shard
@@ -46,9 +47,10 @@ def _describe(plan: WorkPlan, items: Sequence[Item], device: torch.device) -> Re
     shared = plan.shared
     local = edm_features(shared.get("weights"), device) if shared["how"] == "edm" else SIFT
     if local.name != shared["sha256"]:
+        where = shared.get("weights") or f"a path that ${ENVIRONMENT_VARIABLE} here holds"
         raise EdmHlocError(
             f"The weights of EDM on this computer have the SHA-256 {local.name}, those that the "
-            f"work was planned with {shared['sha256']}: give their path with --weights there."
+            f"work was planned with {shared['sha256']}: put the same file at {where}."
         )
     words = np.array(shared["words"], np.float32)
     return describe(root_from_json(shared["root"]), [item[0] for item in items], local, words)

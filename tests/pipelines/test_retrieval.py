@@ -30,7 +30,7 @@ from edm_hloc.pipelines import retrieval
 from edm_hloc.pipelines.retrieval import retrieve, similar_pairs
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.work_kinds import work_shard
-from edm_hloc.pipelines.work_plan import load_work
+from edm_hloc.pipelines.work_plan import Work, load_work, results_of_workers
 from edm_hloc.refinement.load import MatcherRecipe
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
@@ -227,3 +227,20 @@ def test_workers_describe_by_the_weights_of_edm_only(
     with DescriptorReader(run.out / f"global-feats-{how}.h5") as reader:
         edm = used.sha256 if matcher == "edm" else weights_sha256()
         assert reader.provenance["of"] == (edm if how == "edm" else "sift")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_workers_with_other_weights_of_edm_say_where_to_put_them(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = other_weights(tmp_path / "other.safetensors")
+    shared = {"how": "edm", "sha256": "that of another file", "words": [], "root": str(tmp_path)}
+    if given:
+        shared["weights"] = str(path)
+    else:
+        monkeypatch.setenv("EDM_HLOC_WEIGHTS", str(path))
+    with pytest.raises(WorkLeftError):
+        list(results_of_workers(tmp_path, Work("descriptors", "", shared, [[["0.png"]]])))
+    remedy = str(path) if given else r"a path that \$EDM_HLOC_WEIGHTS here holds"
+    with pytest.raises(EdmHlocError, match=f"put the same file at {remedy}"):
+        work_shard(load_work(tmp_path), 1, torch.device("cpu"))

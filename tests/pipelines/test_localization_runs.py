@@ -1,0 +1,112 @@
+"""Localizations one after the other in one folder: settings, queries and photos that change."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main, options
+from edm_hloc.localization.results import QueryPose
+from edm_hloc.pairs.retrieval import BOTH, RetrievalOptions
+from edm_hloc.pipelines.aachen import AachenOptions
+from edm_hloc.pipelines.inloc import InLocOptions
+from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
+from edm_hloc.pipelines.reconstruct import triangulate_model
+from edm_hloc.pipelines.run import Run
+from edm_hloc.synthetic.aachen_miniature import make_aachen
+from tests.scenes import TruthMatcher
+
+THREE = RetrievalOptions(number=3)
+
+
+@pytest.fixture(scope="module")
+def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of Aachen with 6 photos and 4 queries, and a model with points in ``sfm``."""
+    folder = tmp_path_factory.mktemp("aachen")
+    make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
+    images, model = folder / "images_upright", folder / "3D-models/aachen_v_1_1"
+    names = [f"db/{k}.jpg" for k in range(1, 7)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    triangulate_model(
+        model, images, folder / "sfm", pairs, TruthMatcher(folder, images=images.name)
+    )
+    return folder
+
+
+def localize(
+    aachen: Path, out: Path, config: LocalizationConfig, queries: Path | None = None
+) -> tuple[Run, list[QueryPose]]:
+    images = aachen / "images_upright"
+    matcher = TruthMatcher(aachen, images=images.name)
+    model = aachen / "sfm" / "model"
+    return localize_photos(model, images, queries or images / "query", out, matcher, config)
+
+
+def without_times(out: Path) -> list[dict[str, Any]]:
+    """The log of the queries, but for the time that each took.
+
+    The last digits of a covariance depend on the order in which Ceres's threads add it up.
+    """
+    lines = [json.loads(line) for line in (out / "queries.jsonl").read_text("utf-8").splitlines()]
+    for line in lines[1:]:
+        line["seconds"] = 0
+        for key in ("position_deviation", "rotation_deviation"):
+            line[key] = line[key] and round(line[key], 9)
+    return lines[1:]
+
+
+def test_queries_are_matched_with_photos_by_both_kinds_of_descriptors(
+    aachen: Path, tmp_path: Path
+) -> None:
+    """By default. An output that was made with SIFT's alone, the default once, goes on."""
+    for default in (LocalizationConfig(), AachenOptions(), InLocOptions()):
+        assert default.retrieval.how == BOTH
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    run, _ = localize(aachen, out, LocalizationConfig(RetrievalOptions("sift", 3)))
+    of_sift = (out / "global-feats-sift.h5").stat().st_mtime_ns
+    assert run.results["matching"]["matched"] == 12
+
+    run, answers = localize(aachen, out, LocalizationConfig(THREE))
+    assert (out / "global-feats-sift.h5").stat().st_mtime_ns == of_sift
+    assert run.results["matching"]["matched"] < 6
+    _, expected = localize(aachen, fresh, LocalizationConfig(THREE))
+    assert [a.cam_from_world for a in answers] == [a.cam_from_world for a in expected]
+    assert without_times(out) == without_times(fresh)
+    assert (out / "poses.txt").read_bytes() == (fresh / "poses.txt").read_bytes()
+
+
+def test_the_folder_of_queries_is_searched_once(
+    aachen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matcher = TruthMatcher(aachen, images="images_upright")
+    monkeypatch.setattr(options, "make_matcher", lambda args: matcher)
+    images, searched = aachen / "images_upright", Counter[Path]()
+    queries = tmp_path / "new"
+    shutil.copytree(images / "query", queries)
+    scandir = os.scandir
+
+    def counted(folder: Any) -> Any:
+        searched[Path(folder)] += 1
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    command = [aachen / "sfm/model", images, queries, tmp_path / "out"]
+    assert main(["localize", *map(str, command)]) == 0
+    assert searched[queries / "night"] == 1
+
+    name = next((queries / "day").rglob("*.jpg")).relative_to(queries).as_posix()
+    listed = LocalizationConfig(queries=["day/none.jpg", name, name])
+    _, answers = localize(aachen, tmp_path / "listed", listed, queries)
+    assert [(a.query, a.status) for a in answers] == [
+        ("day/none.jpg", "failed"),
+        (name, "localized"),
+    ]
+    with pytest.raises(EdmHlocError, match="list of queries is empty"):
+        localize(aachen, tmp_path / "none", LocalizationConfig(queries=[]), queries)
