@@ -41,11 +41,14 @@ def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def localize(
-    aachen: Path, out: Path, config: LocalizationConfig, queries: Path | None = None
+    aachen: Path,
+    out: Path,
+    config: LocalizationConfig,
+    queries: Path | None = None,
+    images: Path | None = None,
 ) -> tuple[Run, list[QueryPose]]:
-    images = aachen / "images_upright"
-    matcher = TruthMatcher(aachen, images=images.name)
-    model = aachen / "sfm" / "model"
+    matcher = TruthMatcher(aachen, images="images_upright")
+    images, model = images or aachen / "images_upright", aachen / "sfm" / "model"
     return localize_photos(model, images, queries or images / "query", out, matcher, config)
 
 
@@ -110,3 +113,31 @@ def test_the_folder_of_queries_is_searched_once(
     ]
     with pytest.raises(EdmHlocError, match="list of queries is empty"):
         localize(aachen, tmp_path / "none", LocalizationConfig(queries=[]), queries)
+
+
+def test_matches_of_a_photo_that_became_unreadable_count_no_more(
+    aachen: Path, tmp_path: Path
+) -> None:
+    images, out, fresh = tmp_path / "images", tmp_path / "out", tmp_path / "fresh"
+    shutil.copytree(aachen / "images_upright", images)
+    queries, photo = images / "query", images / "db" / "2.jpg"
+    names = [path.relative_to(queries).as_posix() for path in sorted(queries.rglob("*.jpg"))]
+    listed = tmp_path / "pairs-query-some.txt"
+    partners = [f"database/db/{k}.jpg" for k in (1, 2, 3)]
+    listed.write_text("".join(f"query/{name} {p}\n" for name in names for p in partners))
+    config = LocalizationConfig(RetrievalOptions(str(listed), 3))
+    _, before = localize(aachen, out, config, queries, images)
+    whole, stamp = photo.read_bytes(), photo.stat()
+    photo.write_bytes(whole[:2000])
+    _, answers = localize(aachen, out, config, queries, images)
+    assert not any("database/db/2.jpg" in answer.inliers_of for answer in answers)
+    localize(aachen, fresh, config, queries, images)
+    assert without_times(out) == without_times(fresh) != []
+    assert (out / "poses.txt").read_bytes() == (fresh / "poses.txt").read_bytes()
+
+    # it is there again: what was matched before counts
+    photo.write_bytes(whole)
+    os.utime(photo, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    run, answers = localize(aachen, out, config, queries, images)
+    assert run.results["matching"]["matched"] == 0
+    assert [a.cam_from_world for a in answers] == [a.cam_from_world for a in before]
