@@ -37,6 +37,7 @@ from edm_hloc.pipelines.localize import (
     QUERY_KEYPOINTS,
     find_poses,
     model_keypoints,
+    pairs_with_keypoints,
     set_poses_aside,
     write_submission,
 )
@@ -218,7 +219,9 @@ def localize_aachen(
             queries = replace(queries, photos={name: data.images / name for name in cameras})
         match_and_quantize(
             run,
-            PairsToMatch(data.images, queries.pairs(), reference_features=features),
+            PairsToMatch(
+                data.images, pairs_with_keypoints(queries, features), reference_features=features
+            ),
             matcher,
             QUERY_KEYPOINTS,
             matching,

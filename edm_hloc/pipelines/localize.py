@@ -27,6 +27,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import cameras_of_others
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.roots import JoinedFolders
+from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints, PointSource, write_model_keypoints
@@ -38,6 +39,7 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
 from edm_hloc.pairs.retrieval import RetrievalOptions, check_retrieval
+from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
@@ -269,10 +271,11 @@ def localize_photos(
             uncalibrated=[name for name in names if name not in known],
             photos={name: root / name for name in usable} if config.refine_tracks else {},
         )
+        features = model_keypoints(run, points, database)
         match_and_quantize(
             run,
             PairsToMatch(
-                root, queries.pairs(), reference_features=model_keypoints(run, points, database)
+                root, pairs_with_keypoints(queries, features), reference_features=features
             ),
             matcher,
             QUERY_KEYPOINTS,
@@ -310,6 +313,22 @@ def _query_cameras(
         {name_of[name]: camera for name, camera in cameras.items()},
         {name_of[name]: reason for name, reason in problems.items()},
     )
+
+
+def pairs_with_keypoints(queries: Queries, features: Path) -> list[Pair]:
+    """The pairs of queries and retrieved images that have keypoints: matches with others, whose
+    matches with their own neighbours found none or that no model knows, would give no 3D point.
+
+    Args:
+        queries: with the retrieved images.
+        features: H5 file of the keypoints of the database.
+
+    Raises:
+        EdmHlocError: the file cannot be read.
+    """
+    with FeatureReader(features) as reader:
+        known = {image for image in names_in(queries.pairs()) if image in reader}
+    return [pair for pair in queries.pairs() if pair[1] in known]
 
 
 def model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> Path:

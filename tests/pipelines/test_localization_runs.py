@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.localization.results import QueryPose
+from edm_hloc.pairs.covisibility import from_covisibility
 from edm_hloc.pairs.retrieval import BOTH, RetrievalOptions
-from edm_hloc.pipelines.aachen import AachenOptions
+from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.pipelines.reconstruct import triangulate_model
@@ -141,3 +144,45 @@ def test_matches_of_a_photo_that_became_unreadable_count_no_more(
     run, answers = localize(aachen, out, config, queries, images)
     assert run.results["matching"]["matched"] == 0
     assert [a.cam_from_world for a in answers] == [a.cam_from_world for a in before]
+
+
+@pytest.mark.parametrize("why", ["no points", "no readable partner", "not in the model"])
+def test_a_photo_without_keypoints_does_not_end_aachen(
+    why: str, aachen: Path, tmp_path: Path
+) -> None:
+    """Its matches give no points; it may still be the closest photo of a query."""
+    data, without = tmp_path / "data", "db/6.jpg"
+    for part in ("images_upright", "3D-models", "queries"):
+        shutil.copytree(aachen / part, data / part)
+    model = data / "3D-models/aachen_v_1_1"
+    config, listed = AachenOptions(), tmp_path / "pairs-query-some.txt"
+    partners = [without, *(f"db/{k}.jpg" for k in (1, 3, 4, 5))]
+    if why == "no points":
+        reference = read_model(model)
+        image = reference.find_image_with_name(without)
+        for i, point in enumerate(image.points2D):
+            if point.has_point3D():
+                reference.delete_observation(image.image_id, i)
+        shutil.rmtree(model)
+        model.mkdir()
+        reference.write_binary(model)
+    elif why == "no readable partner":
+        config = AachenOptions(covisible=1)
+        pairs = from_covisibility(model, 1)
+        without = "db/1.jpg"
+        ((partner, _),) = [pair[::-1] for pair in pairs if without in pair]
+        (data / "images_upright" / partner).write_bytes(b"")
+        partners = [without, *(f"db/{k}.jpg" for k in range(2, 7) if f"db/{k}.jpg" != partner)]
+    else:
+        without = "db/7.jpg"
+        shutil.copy(data / "images_upright/db/1.jpg", data / "images_upright" / without)
+        partners[0] = without
+    names = list(AachenDataset(data).queries())
+    listed.write_text("".join(f"{name} {p}\n" for name in names for p in partners))
+    config = replace(config, retrieval=RetrievalOptions(str(listed), 9))
+    matcher = TruthMatcher(aachen, images="images_upright")
+    run, answers, _ = localize_aachen(data, tmp_path / "out", matcher, config)
+    assert [(a.status, a.matched, a.retrieved) for a in answers] == [
+        ("localized", len(partners) - 1, len(partners))
+    ] * 4
+    assert run.results["matching"]["matched"] == 4 * (len(partners) - 1)
