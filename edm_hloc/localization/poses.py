@@ -5,7 +5,8 @@ A pose is camera-from-world in COLMAP's convention, written qw qx qy qz tx ty tz
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +46,23 @@ def write_poses(
     Raises:
         EdmHlocError: two names are the same without folders, or the file cannot be written.
     """
-    lines: dict[str, str] = {}
+    if basenames:
+        check_basenames(poses)
+    lines = []
     for name, pose in poses.items():
         written = name.rpartition("/")[2] if basenames else name
-        if written in lines:
-            raise EdmHlocError(
-                f"Two queries are called {written}: the benchmark tells them apart by their names "
-                "without folders."
-            )
-        lines[written] = " ".join([written, *map(repr, to_numbers(pose))])
-    write_whole(path, "".join(f"{line}\n" for line in lines.values()))
+        lines.append(" ".join([written, *map(repr, to_numbers(pose))]) + "\n")
+    write_whole(path, "".join(lines))
+
+
+def check_basenames(queries: Iterable[str]) -> None:
+    """Raises EdmHlocError if two queries have the same name without folders."""
+    names = [query.rpartition("/")[2] for query in queries]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise EdmHlocError(
+            f"Two queries are called {twice[0]}: the benchmark tells them apart by their names "
+            "without folders."
+        )
 
 
 def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:

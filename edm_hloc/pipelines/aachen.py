@@ -23,6 +23,7 @@ from edm_hloc.images.intrinsics import read_intrinsics_list
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
+from edm_hloc.localization.poses import check_basenames
 from edm_hloc.localization.queries import Queries, query_cameras
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.mapping.options import MappingOptions
@@ -185,6 +186,7 @@ def localize_aachen(
     names = list(known)
     pairs = from_covisibility(data.model, options.covisible)
     database = list(dict.fromkeys(name for pair in pairs for name in pair))
+    check_basenames(names)
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "aachen",

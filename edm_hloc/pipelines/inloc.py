@@ -20,6 +20,7 @@ from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
+from edm_hloc.localization.poses import check_basenames
 from edm_hloc.localization.queries import Queries
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.localization.scans import ScanPoints, alignment_path, scan_path, write_scan_points
@@ -135,6 +136,7 @@ def localize_inloc(
     data = InLocDataset(Path(dataset))
     raise_any(data.problems())
     names, database = data.queries(), data.database()
+    check_basenames(names)
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "inloc",

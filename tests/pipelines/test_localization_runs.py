@@ -186,3 +186,16 @@ def test_a_photo_without_keypoints_does_not_end_aachen(
         ("localized", len(partners) - 1, len(partners))
     ] * 4
     assert run.results["matching"]["matched"] == 4 * (len(partners) - 1)
+
+
+def test_queries_that_the_benchmark_cannot_tell_apart_are_refused_first(
+    aachen: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(aachen, tmp_path / "data")
+    listed = tmp_path / "data/queries/day_time_queries_with_intrinsics.txt"
+    day, *rest = listed.read_text().splitlines()
+    listed.write_text("\n".join([day, *rest, f"query/other/{day.rpartition('/')[2]}"]))
+    matcher, out = TruthMatcher(aachen, images="images_upright"), tmp_path / "out"
+    with pytest.raises(EdmHlocError, match="Two queries are called IMG_1000"):
+        localize_aachen(tmp_path / "data", out, matcher)
+    assert not out.exists()
