@@ -22,11 +22,13 @@ from edm_hloc.mapping.extension import (
     compared_cameras,
     extend_model,
 )
+from edm_hloc.mapping.georeference import Georeference
 from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, part_folders, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
+from edm_hloc.pipelines.georeferencing import place_set_aside
 from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, uncertainty_files
 
@@ -91,8 +93,7 @@ def map_or_extend(
             for name, stamp in image_stamps(image_root, photos.names).items()
         },
     )
-    extended = None
-    run.results.pop("extended", None)
+    extended, place = None, place_set_aside(run)
     earlier = _earlier_model(run, made_of)
     if earlier is not None and options.mapper == "incremental" and photos.priors is None:
         extended = extend_model(database, image_root, model, earlier, options, known)
@@ -105,7 +106,7 @@ def map_or_extend(
     if extended is None:
         mapped = map_database(database, image_root, model, options, known, photos.priors)
         return {"mapped": mapped, "mapped_from": made_of}
-    return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of}
+    return {"mapped": extended[0], "extended": extended[1], "mapped_from": made_of, **place}
 
 
 def map_and_refine(
@@ -235,9 +236,10 @@ def _of_run_without(run: Run, place: Path, made_from: str) -> dict[str, Any] | N
         return None
     found, folders = aside
     try:
-        results = _results_of(found)
-        for name, folder in folders.items():
-            shutil.copytree(folder, place.with_name(name))
+        results = {**_results_of(found), **place_set_aside(run)}
+        for folder in (place, parts_folder(place)):
+            if folder.name in folders:
+                shutil.copytree(folders[folder.name], folder)
     except (KeyError, TypeError, OSError):
         for path in (place, parts_folder(place)):
             shutil.rmtree(path, ignore_errors=True)
@@ -268,6 +270,8 @@ def _results_of(record: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "extended" in record:
         results["extended"] = ExtensionSummary(**record["extended"])
+    if "georeferenced" in record:
+        results["georeferenced"] = Georeference.of(record["georeferenced"])
     return results
 
 

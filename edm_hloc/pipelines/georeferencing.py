@@ -32,17 +32,27 @@ _EXTENDED = (
     "it was extended by more photos and keeps the frame that it had; edm-hloc georeference writes "
     "a copy that is on Earth"
 )
+STEP, _RESULT = "georeference", "georeferenced"
 _WORTH_A_WORD = 3  # positions; of photos with fewer nothing is said
 _LEAST_PRIORS = 3
 
 
-def forget_place(run: Run) -> None:
-    """Removes what an earlier run found of the place of a model that is made anew."""
-    if "georeferenced" in run.results:
-        run.results.pop("georeferenced")
-        run.done.pop("georeference", None)
-        for name in (RECORD, CAMERAS):
-            (run.out / name).unlink(missing_ok=True)
+def place_set_aside(run: Run) -> dict[str, Georeference]:
+    """Where the model lies on Earth that is set aside; the files that tell it are set aside, too.
+
+    Returns:
+        By its name in the results; empty if it lies in a frame of its own.
+
+    Raises:
+        EdmHlocError: a file cannot be renamed.
+    """
+    run.put_aside(STEP)
+    for step in (STEP, "model"):  # the latter's where it has kept the place of an earlier one
+        results, _ = run.set_aside(step) or ({}, {})
+        recorded = results.get(_RESULT) or {}
+        if recorded.get("used"):
+            return {_RESULT: Georeference.of(recorded)}
+    return {}
 
 
 def find_fixes(image_root: Path, names: Sequence[str], positions: str) -> dict[str, Fix]:
@@ -107,16 +117,22 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
         EdmHlocError: a file cannot be written.
     """
     folder = run.out / "model"
-    recorded = run.results.get("georeferenced") or {}
+    if _RESULT not in run.results:
+        run.bring_back(STEP)  # with the model
+    recorded = run.results.get(_RESULT) or {}
     earlier = Georeference.of(recorded) if recorded.get("used") else None
     if len(fixes) < _WORTH_A_WORD:
-        if earlier is not None:
-            logger.warning(
-                "%s stays in metres on Earth, where an earlier run has brought it. For a model in "
-                "a frame of its own remove it, then run again: nothing is matched again.",
-                folder,
-            )
-        return
+        if earlier is None:
+            run.put_aside(STEP)  # of other positions, which did not place it
+            run.discard_aside(STEP)
+            return
+        logger.warning(
+            "%s stays in metres on Earth, where an earlier run has brought it. For a model in "
+            "a frame of its own remove it, then run again: nothing is matched again.",
+            folder,
+        )
+        if (run.out / RECORD).exists():
+            return
     extended = "extended" in run.results
     held = earlier.origin if earlier is not None and extended else None
 
@@ -139,7 +155,7 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
             places[number] = placed
         placed = replace(places.pop(""), parts=places)
         write_placed(placed, models, run.out)
-        return {"georeferenced": placed}
+        return {_RESULT: placed}
 
     depends_on = [made_from, {name: asdict(fix) for name, fix in fixes.items()}]
-    run.step("georeference", depends_on, [run.out / RECORD], work, maybe=[run.out / CAMERAS])
+    run.step(STEP, depends_on, [run.out / RECORD], work, maybe=[run.out / CAMERAS])

@@ -12,7 +12,8 @@ triangulation angle reuses the verified pairs, and other thresholds reuse the ma
     OUT/model/            COLMAP model; the others are in OUT/model_parts/ if there are several
     OUT/model_uncertainty.json  how sure its cameras are, where its tracks were refined
     OUT/model_points_uncertainty.npz  the same of its points
-    OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far
+    OUT/model_earlier/    model of an earlier run, if this one has failed or not come so far;
+                          likewise the files beside it, such as georeference_earlier.json
     OUT/.*.part           what a step had done when it was interrupted, gone once it has ended
     OUT/georeference.json where the model lies on Earth, if its photos carry GPS
     OUT/cameras.geojson   the cameras on a map, if so
@@ -56,7 +57,6 @@ from edm_hloc.pipelines.extending import (
 )
 from edm_hloc.pipelines.georeferencing import (
     find_fixes,
-    forget_place,
     place_on_earth,
     priors_of,
 )
@@ -64,7 +64,6 @@ from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, name
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
-from edm_hloc.pipelines.uncertainties import bring_uncertainties_back, uncertainties_aside
 from edm_hloc.tracks.refine import Kept, uncertainty_files
 
 _FILES = (
@@ -187,15 +186,14 @@ def reconstruct(
         of_priors = [] if priors is None else [asdict(priors)]
         of_model = [[verified, mapping.of_mapping(), how, *of_priors] for how in (False, refine)]
 
-        @uncertainties_aside(run, model)
         def map_photos() -> dict[str, Any]:
             if refine:
                 made_from = fingerprint_of(of_model[0])
                 mapped = map_and_refine(run, photos, model, mapping, of_cameras, made_from)
             else:
                 mapped = map_or_extend(run, photos, model, mapping, of_cameras)
-            if "extended" not in mapped:
-                forget_place(run)
+            if "georeferenced" not in mapped:
+                run.discard_aside("georeference")
             summary: MappingSummary = mapped["mapped"]
             conflicts = summary.conflicts
             if conflicts is None:
@@ -204,7 +202,6 @@ def reconstruct(
             return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
-        bring_uncertainties_back(run, model, of_model[1])
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
@@ -257,7 +254,6 @@ def triangulate_model(
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"
 
-        @uncertainties_aside(run, model)
         def make_points() -> dict[str, Any]:
             verified, mapped = triangulate(reference, matched, database, model, mapping)
             results: dict[str, Any] = {"verified": verified, "mapped": mapped}
@@ -271,7 +267,6 @@ def triangulate_model(
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
         depends_on += ["refined tracks"] * bool(config.refine_tracks)
         maybe = uncertainty_files(model)
-        bring_uncertainties_back(run, model, depends_on)
         run.step("model", depends_on, [model, database], make_points, maybe=maybe)
         return run
 

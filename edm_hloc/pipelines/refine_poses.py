@@ -113,11 +113,8 @@ def refine_given_poses(
             return {"imported": imported, "verified": verified}
 
         def refine() -> dict[str, Any]:
-            for file in (out / "poses.csv", again):  # of an earlier run, maybe of other poses
-                file.unlink(missing_ok=True)
             mapped, poses = refine_poses(database, image_root, model, posed.model, mapping)
             write_whole(out / "poses.csv", _table(poses))
-            again.unlink(missing_ok=True)
             if posed.write is not None:
                 try:
                     posed.write(read_model(model), again)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,16 +18,23 @@ from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.process import peak_memory_mib, versions
-from edm_hloc.mapping.output import holds_only_models
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import run_provenance
 from edm_hloc.matching.shards import check_folder_provenance, shard_paths
-from edm_hloc.pipelines.run_entries import is_set_aside, is_whole, is_written, size_of
+from edm_hloc.pipelines.run_entries import (
+    discard,
+    earlier_name,
+    is_set_aside,
+    is_whole,
+    is_written,
+    size_of,
+)
 
 logger = logging.getLogger(__name__)
 
 _RESUMED = ("settings", "done", "sizes", "results", "seconds", "memory_mib", "wrote", "earlier")
 _IN_EVERY_RUN = ("run.json", "raw_matches", "pairs.txt", "report.html")
+_SET_ASIDE = ("model", "poses", "georeference")  # steps whose files look like a run's result
 _YOUNGER = ("sizes", "memory_mib", "wrote", "earlier")  # parts that the oldest records do not have
 
 
@@ -42,9 +47,9 @@ class Run:
     depend on it.
 
     What the record does not name as made by this program is never written over or removed. Where a
-    run fails, or its settings differ from those of the run before it, the older model is set aside
-    under another name (`model_earlier`), so that it is not taken for a model of this run; it comes
-    back when a run needs it again.
+    run fails, or its settings differ from those of the run before it, the older model and all files
+    of its step are set aside under other names (`model_earlier`), so that they are not taken for
+    those of this run; they come back when a run needs them again.
 
     Attributes:
         out: output folder.
@@ -58,7 +63,8 @@ class Run:
         made: names in `out` that this run and earlier ones made or were about to; None for the
             oldest records, which do not tell.
         wrote: of each finished step the names of its "files" and of its "results".
-        earlier: what is set aside, by step: its fingerprint, results and folders with their names.
+        earlier: what is set aside, by step: its fingerprint, results, and files and folders with
+            their names.
         error: message of the error that ended the run, if one did.
         shards: number of shards in which steps are planned for other processes, see
             `pipelines/spreading.py`; 0 to do everything in this one.
@@ -126,8 +132,8 @@ class Run:
             if run._unknown:  # it may be of another program
                 run._keep_record()
             if overwrite:
-                aside = [e["places"].values() for e in earlier["earlier"].values()]
-                run._remove({*earlier["sizes"], *itertools.chain(*aside)})
+                aside = {p for e in earlier["earlier"].values() for p in e["places"].values()}
+                run._remove(aside.union(earlier["sizes"]))
                 for name in files:  # and what a killed run has left of them
                     remove_leftover(journal_path(out / name))
             else:
@@ -188,12 +194,9 @@ class Run:
 
     def _keep_record(self) -> None:
         """Renames a run.json that is no record, so that it is not written over."""
-        kept = self.out / self._free_name("run_earlier.json")
-        try:
-            self.path.rename(kept)
-        except OSError as error:
-            raise EdmHlocError(f"Cannot rename {self.path}: {error.strerror or error}.") from error
-        logger.warning("It is kept as %s.", kept)
+        kept = earlier_name(self.path.name, self.out)
+        self._rename(self.path, kept)
+        logger.warning("It is kept as %s.", self.out / kept)
 
     def check_own(self, *names: str) -> None:
         """Raises EdmHlocError if one of the names is in `out` already, but not made by a run."""
@@ -223,12 +226,8 @@ class Run:
         Only entries of the folder itself are removed, whatever names the record holds, and no
         folder to which somebody has added something.
         """
-        for path in self.out.iterdir():
-            if path.name in names:
-                if holds_only_models(path):
-                    shutil.rmtree(path)
-                elif path.is_symlink() or not path.is_dir():
-                    path.unlink()
+        for path in [path for path in self.out.iterdir() if path.name in names]:
+            discard(path)
 
     def _check_command(self, earlier: str | None) -> None:
         """Raises EdmHlocError if another command made the files; the oldest records name none."""
@@ -259,7 +258,7 @@ class Run:
         Args:
             name: of the step, in `done`, `seconds` and `memory_mib`.
             depends_on: everything that decides the content of the files, JSON-serialisable.
-            files: the files and folders that the step writes. A folder of an earlier run is set
+            files: the files and folders that the step writes. The model of an earlier run is set
                 aside until the step has ended well.
             work: writes them; returns its summaries (dataclasses) by their name in `results`.
             maybe: files and folders that it writes in some cases only.
@@ -270,20 +269,24 @@ class Run:
         Raises:
             EdmHlocError: one of the files is there already, but was not made by a run.
         """
-        fingerprint = fingerprint_of(depends_on)
+        fingerprint, names = fingerprint_of(depends_on), [f.name for f in (*files, *maybe)]
         if self.earlier.get(name, {}).get("fingerprint") == fingerprint:
-            self._bring_back(name, [file.name for file in (*files, *maybe)])
+            self.bring_back(name)
         if self.done.get(name) == fingerprint:
-            changed = [file for file in files if not self._is_complete(file)]
+            wrote = self.wrote.get(name, {}).get("files", ())
+            due = [*files, *(file for file in maybe if file.name in wrote)]
+            changed = [file for file in due if not self._is_complete(file)]
             if not changed:
                 self._confirmed.add(name)
+                self.discard_aside(name)  # which a killed run had not come to
                 return fingerprint
             logger.warning("Made again, as it has changed since this run wrote it: %s", changed[0])
-        names = [file.name for file in (*files, *maybe)]
         self.claim(*names)
-        if self.done.pop(name, None) is not None:
-            self.write()  # if the process is killed from here on, the step is not done
         self._set_aside(name, names)
+        self.done.pop(name, None)
+        if name in _SET_ASIDE:
+            self.wrote[name] = {"files": names, "results": []}  # not done, but maybe there
+        self.write()
         start, outer, self._inner = time.monotonic(), self._inner, 0.0
         results = {key: asdict(summary) for key, summary in work().items()}
         self.results |= results
@@ -294,80 +297,88 @@ class Run:
         written = [file for file in (*files, *maybe) if file.exists()]
         self.sizes |= {file.name: size_of(file) for file in written}
         self.wrote[name] = {"files": [file.name for file in written], "results": list(results)}
-        self._remove_earlier(name)
         self.write()
+        self.discard_aside(name)
         return fingerprint
 
-    # ---- models of earlier runs
+    # ---- results of earlier runs
 
     def _set_stale_aside(self) -> None:
-        """Sets aside the folders of all steps that this run has not confirmed."""
-        for step, wrote in list(self.wrote.items()):
-            if step not in self._confirmed and step in self.done:
-                self._set_aside(step, wrote["files"])
+        """Sets aside the results of all steps that this run has not confirmed."""
+        for step in [*self.wrote, *(self.earlier.keys() - self.wrote.keys())]:
+            if step not in self._confirmed:
+                self.put_aside(step)
+
+    def put_aside(self, step: str) -> None:
+        """Sets aside the files and results of a step of an earlier run, if there are any."""
+        places = self.earlier.get(step, {}).get("places", ())
+        self._set_aside(step, [*{*self.wrote.get(step, {}).get("files", ()), *places}])
 
     def _set_aside(self, step: str, names: Sequence[str]) -> None:
-        """Renames the folders among `names`, and takes the results of the step out of the record.
+        """Renames the files of a result, and takes what the step has found out of the record.
 
-        A step whose fingerprint is not in `done` any more does not come back.
+        Those of other steps stay until they are replaced. A result of which a part is missing or
+        has changed does not come back.
         """
-        folders = [self.out / name for name in names if (self.out / name).is_dir()]
-        if not folders:
+        if step not in _SET_ASIDE:
             return
-        if step in self.earlier and step not in self.wrote:
-            self._clear(step, folders)
+        if step in self.earlier and step not in self.done:  # killed since they were set aside
+            self._clear(step, names)
             return
-        self._remove_earlier(step)
-        places = {folder.name: self._free_name(f"{folder.name}_earlier") for folder in folders}
+        self.discard_aside(step)
+        there = [name for name in names if os.path.lexists(self.out / name)]
+        places = {name: earlier_name(name, self.out) for name in there}
         self.claim(*places.values())
-        results = self.wrote.get(step, {}).get("results", [])
-        self.earlier[step] = {
-            "fingerprint": self.done.pop(step, None),
-            "results": {key: self.results.pop(key) for key in results if key in self.results},
-            "sizes": {name: self.sizes.pop(name, None) for name in places},
-            "wrote": self.wrote.pop(step, {}),
-            "places": places,
-        }
+        wrote = self.wrote.pop(step, {})
+        whole = all(self._is_complete(self.out / name) for name in wrote.get("files", there))
+        fingerprint = self.done.pop(step, None)
+        found = {k: self.results.pop(k) for k in wrote.get("results", ()) if k in self.results}
+        if places:
+            self.earlier[step] = {
+                "fingerprint": fingerprint if whole else None,
+                "results": found,
+                "sizes": {name: self.sizes.pop(name, None) for name in places},
+                "wrote": wrote,
+                "places": places,
+            }
         self.write()
-        for folder in folders:
-            self._rename(folder, places[folder.name])
-        kept = ", ".join(str(self.out / place) for place in places.values())
-        logger.info("Set aside, as they are of an earlier run: %s", kept)
+        for name, place in places.items():
+            self._rename(self.out / name, place)
+            logger.info("Set aside, as it is of an earlier run: %s", self.out / place)
 
-    def _clear(self, step: str, folders: Sequence[Path]) -> None:
-        """Frees the names of a step that was killed after it had set the earlier folders aside.
+    def _clear(self, step: str, names: Sequence[str]) -> None:
+        """Frees the names of a step that was killed after it had set the earlier files aside.
 
-        What it has written itself is not in the record, and is removed, unless somebody has added
-        something to it. A folder of the earlier run that was not renamed yet is renamed.
+        What it has written itself is not whole, and is removed, unless somebody has added
+        something to it. What is of the earlier run and was not renamed yet is renamed.
         """
         entry = self.earlier[step]
-        for folder in folders:
-            place = entry["places"].get(folder.name)
+        self.wrote.pop(step, None)
+        for path in (self.out / name for name in names if os.path.lexists(self.out / name)):
+            place = entry["places"].get(path.name)
             waits = place is not None and not os.path.lexists(self.out / place)
-            if waits and is_whole(folder, entry["sizes"].get(folder.name)):
-                self._rename(folder, place)
-            elif holds_only_models(folder):
-                shutil.rmtree(folder)
-            else:
-                kept = self._free_name(f"{folder.name}_interrupted")
+            if waits and is_whole(path, entry["sizes"].get(path.name)):
+                self._rename(path, place)
+            elif not discard(path):
+                kept = earlier_name(path.name, self.out, "interrupted")
                 self.claim(kept)
-                self._rename(folder, kept)
+                self._rename(path, kept)
                 logger.warning("Of an interrupted run, but not all its own: %s", self.out / kept)
 
-    def _rename(self, folder: Path, name: str) -> None:
+    def _rename(self, path: Path, name: str) -> None:
         try:
-            folder.rename(self.out / name)
+            path.rename(self.out / name)
         except OSError as error:
-            raise EdmHlocError(f"Cannot rename {folder}: {error.strerror}.") from error
+            raise EdmHlocError(f"Cannot rename {path}: {error.strerror or error}.") from error
 
     def set_aside(
         self, step: str, fingerprint: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Path]] | None:
-        """The results of a step of an earlier run, and its folders by name, while set aside.
+        """The results of a step of an earlier run, and its files by name, while set aside.
 
         Args:
             step: its name.
-            fingerprint: that of the step, whose folders must be as it wrote them; None for any.
+            fingerprint: that of the step, whose files must be as it wrote them; None for any.
         """
         entry = self.earlier.get(step)
         if entry is None:
@@ -379,30 +390,30 @@ class Run:
                 return None
         return dict(entry["results"]), places
 
-    def _free_name(self, name: str) -> str:
-        numbered = (f"{name}_{number}" for number in itertools.count(2))
-        every = itertools.chain([name], numbered)
-        return next(n for n in every if not os.path.lexists(self.out / n))
-
-    def _bring_back(self, step: str, names: Sequence[str]) -> None:
-        """Gives the folders of a step that were set aside their names again."""
-        self._clear(step, [self.out / name for name in names if (self.out / name).is_dir()])
+    def bring_back(self, step: str) -> None:
+        """Gives the files of a step their names again, and the record its results, if set aside."""
+        if step not in self.earlier:
+            return
+        self._clear(step, list(self.earlier[step]["places"]))
         earlier = self.earlier.pop(step)
         for name, place in earlier["places"].items():
-            if (self.out / place).is_dir() and not os.path.lexists(self.out / name):
-                (self.out / place).rename(self.out / name)
-        self.done[step] = earlier["fingerprint"]
+            if (self.out / place).exists() and not os.path.lexists(self.out / name):
+                self._rename(self.out / place, name)
+        if earlier["fingerprint"] is not None:
+            self.done[step] = earlier["fingerprint"]
         if earlier["wrote"]:
             self.wrote[step] = earlier["wrote"]
         self.results |= earlier["results"]
         self.sizes |= {name: size for name, size in earlier["sizes"].items() if size is not None}
         self.write()
 
-    def _remove_earlier(self, step: str) -> None:
+    def discard_aside(self, step: str) -> None:
         """Removes what was set aside, unless somebody has added something to it."""
-        for place in self.earlier.pop(step, {}).get("places", {}).values():
-            if holds_only_models(self.out / place):
-                shutil.rmtree(self.out / place)
+        if step in self.earlier:
+            for place in self.earlier[step]["places"].values():
+                discard(self.out / place)
+            del self.earlier[step]
+            self.write()
 
     # ---- the record
 
@@ -412,8 +423,7 @@ class Run:
 
     def measure(self, name: str, start: float) -> None:
         """Records the time since `start` (`time.monotonic`) and the peak memory of a step."""
-        self.seconds[name] = time.monotonic() - start
-        self.memory_mib[name] = peak_memory_mib()
+        self.seconds[name], self.memory_mib[name] = time.monotonic() - start, peak_memory_mib()
 
     def write(self) -> None:
         """Writes `run.json`. Raises EdmHlocError if it cannot be written."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 from typing import Any
+
+from edm_hloc.base.files import remove_leftover
+from edm_hloc.mapping.output import holds_only_models
 
 
 def _are_names(names: Any) -> bool:
@@ -42,3 +47,25 @@ def size_of(path: Path) -> int:
     """Size in bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def discard(path: Path) -> bool:
+    """Removes a file, or a folder of models to which nobody has added something; whether it did."""
+    removed = path.is_symlink() or not path.is_dir() or holds_only_models(path)
+    if removed:
+        remove_leftover(path)
+    return removed
+
+
+def earlier_name(name: str, folder: Path | None = None, what: str = "earlier") -> str:
+    """The name of a file or folder while it is set aside, before the suffix.
+
+    Args:
+        name: of the file.
+        folder: in which there must be nothing of the new name yet; None for any.
+        what: is added to the name.
+    """
+    path = Path(name)
+    numbered = (f"{path.stem}_{what}_{number}{path.suffix}" for number in itertools.count(2))
+    every = itertools.chain([f"{path.stem}_{what}{path.suffix}"], numbered)
+    return next(n for n in every if folder is None or not os.path.lexists(folder / n))

@@ -26,6 +26,7 @@ from edm_hloc.pipelines.reconstruct import reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.report.earth import place_figures
 from edm_hloc.report.page import make_report
+from edm_hloc.tracks.refine import uncertainty_files
 from tests.images.gps_photos import add_position
 from tests.pipelines.test_extending import CONFIG
 from tests.scenes import TruthMatcher
@@ -191,6 +192,32 @@ def test_a_model_on_earth_stays_there(
     assert "where an earlier run has brought it: there are 4 positions" in said
     for name, xyz in camera_centres(read_model(run.out / "model")).items():
         np.testing.assert_array_equal(xyz, on_earth[name])
+
+
+def test_refining_a_placed_model_without_positions_keeps_its_place(
+    photos: Path, scene: Path, tmp_path: Path
+) -> None:
+    """The model goes on from the one on Earth, which is in metres."""
+    out = tmp_path / "out"
+    pairs = list(itertools.combinations(find_images(photos), 2))
+    config = replace(CONFIG, refine_tracks=False)
+    placed = reconstruct(photos, out, pairs, TruthMatcher(scene), config).results["georeferenced"]
+    config = replace(CONFIG, positions="none")
+    run = reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+    assert run.results["georeferenced"]["used"]
+    assert tuple(run.results["georeferenced"]["origin"]) == placed["origin"]
+    assert json.loads((out / "georeference.json").read_text())["used"]
+    assert (out / "cameras.geojson").is_file()
+    # and a run that fails leaves no place
+    other = replace(config, mapping=replace(config.mapping, min_tri_angle=3.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edm_hloc.mapping.mappers.find_models", lambda *_: [])
+        with pytest.raises(EdmHlocError, match="No model could be made"):
+            reconstruct(photos, out, pairs, TruthMatcher(scene), other)
+    left = {path.name for path in out.iterdir()}
+    assert left.isdisjoint({"model", "georeference.json", "cameras.geojson"})
+    assert not any(file.exists() for file in uncertainty_files(out / "model"))
+    assert "georeferenced" not in json.loads((out / "run.json").read_text())["results"]
 
 
 def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,20 @@ def test_the_other_models_are_refined_too(scene: Path, tmp_path: Path) -> None:
     assert medians[1] < 0.8 * medians[0]
 
 
+def test_a_removed_model_beside_its_parts_is_mapped_anew(scene: Path, tmp_path: Path) -> None:
+    """As the guide says; refinement does not go on from the parts that are left."""
+    names, out = find_images(scene / "images"), tmp_path / "out"
+    pairs = [p for group in (names[:4], names[4:]) for p in itertools.combinations(group, 2)]
+    reconstruct(scene / "images", out, pairs, TruthMatcher(scene), UNREFINED)
+    shutil.rmtree(out / "model")
+    run = reconstruct(scene / "images", out, pairs, TruthMatcher(scene), DEFAULT)
+    assert run.results["mapped"]["components"] == (4, 3)
+    shutil.rmtree(out / "model")
+    run = reconstruct(scene / "images", out, pairs, TruthMatcher(scene), UNREFINED)
+    assert "tracks" not in run.results
+    assert not any(file.exists() for file in uncertainty_files(out / "model"))
+
+
 def without(name: str) -> Callable[..., MappingSummary]:
     """A mapper that does not take a photo."""
 
