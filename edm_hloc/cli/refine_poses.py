@@ -86,7 +86,7 @@ def _refine_poses(args: argparse.Namespace) -> None:
         config = options.reconstruction_config(args)
         refined = replace(config.mapping, refine_intrinsics=args.refine_intrinsics, seed=args.seed)
         run = refine_given_poses(
-            PosedPhotos(given.model, args.poses, args.images, write),
+            PosedPhotos(given.model, given.source, args.images, write),
             args.out,
             pair_options.choose_pairs(args) if pairs is None else pairs,
             options.make_matcher(args),

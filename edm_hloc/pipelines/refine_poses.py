@@ -125,7 +125,9 @@ def refine_given_poses(
         depends_on = [fingerprint, given, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         depends_on = [verified, mapping.of_mapping()]
-        depends_on += [str(posed.source)] * (posed.write is not None)  # is written again
+        if posed.write is not None:  # with all else that the file holds, and the photos' paths
+            text = posed.source.read_text("utf-8", errors="replace")
+            depends_on += [str(posed.source), text, str(image_root)]
         run.step("model", depends_on, [model, out / "poses.csv"], refine, maybe=[again])
         return run
 

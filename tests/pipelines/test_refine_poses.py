@@ -90,6 +90,10 @@ def test_two_degrees_and_two_percent_are_mended(scene: Path, tmp_path: Path) -> 
     for name, image in posed_images(read_model(out / "model")).items():
         matrix = posed_images(again.model)[name].cam_from_world().matrix()
         np.testing.assert_allclose(matrix, image.cam_from_world().matrix(), atol=1e-6)
+    # another entry of the file is in the copy, too
+    path.write_text(json.dumps({**json.loads(path.read_text()), "aabb_scale": 4}))
+    refine(scene, path, out)
+    assert json.loads((out / "transforms.json").read_text())["aabb_scale"] == 4
     # the same poses from a file that is not written again: that of the earlier run does not stay
     posed = PosedPhotos(given.model, out / "given_poses", scene / "images")
     pairs, config = exhaustive(given.photos.names), ReconstructionConfig(mapping=FIXED)
