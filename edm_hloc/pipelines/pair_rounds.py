@@ -121,7 +121,8 @@ class PairRounds:
         if isinstance(self.pairs, AutomaticPairs):
             listed, chosen = self._in_rounds(self.pairs, matching, overwrite)
             return PairsToMatch(self.image_root, listed, self.masks, chosen=chosen)
-        self.run.results.pop("pairs", None)  # of an earlier run that chose them
+        if self.run.results.pop("pairs", None) is not None:  # of an earlier run that chose them
+            self.run.done.pop("pairs", None)  # chosen again, they are found and counted again
         listed = find_pairs(self.run, self.pairs, self.image_root, self.matcher)
         return PairsToMatch(self.image_root, listed, self.masks)
 

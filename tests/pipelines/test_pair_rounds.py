@@ -167,6 +167,20 @@ def test_other_descriptors_choose_new_pairs(scene: Path, tmp_path: Path) -> None
     assert set(map(frozenset, chosen(images, out, scene, choice))) >= earlier | alike
 
 
+def test_chosen_pairs_are_told_again_after_a_run_with_listed_ones(
+    scene: Path, tmp_path: Path
+) -> None:
+    images, out = scene / "images", tmp_path / "out"
+    photos = select_pairs(images, find_images(images), CHOICE)
+    first = reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+    chosen, pairs = first.results["pairs"], read_pairs(out / "pairs.txt")
+    assert "pairs" not in reconstruct(images, out, pairs, TruthMatcher(scene), CONFIG).results
+    again = reconstruct(images, out, photos, TruthMatcher(scene), CONFIG)
+    assert again.results["pairs"]["connected"] == chosen["connected"]
+    assert sum(again.results["pairs"]["rounds"]) == sum(chosen["rounds"])
+    assert read_pairs(out / "pairs.txt") == pairs
+
+
 def test_the_front_door_chooses_pairs(scene: Path, tmp_path: Path) -> None:
     model = edm_hloc.reconstruct(
         scene / "images", tmp_path / "out", matcher=TruthMatcher(scene), config=CONFIG
