@@ -43,6 +43,7 @@ from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
 from edm_hloc.pipelines.retrieval import retrieve
 from edm_hloc.pipelines.run import Run
+from edm_hloc.pipelines.run_entries import earlier_name
 from edm_hloc.pipelines.spreading import spread_poses
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ def find_poses(
     """
     run.claim(*POSES_FILES)
     for name in POSES_FILES:  # the log of an interrupted run goes on, if it is of the same input
-        if (run.out / _earlier(name)).is_file():
-            (run.out / _earlier(name)).replace(run.out / name)
+        if (run.out / earlier_name(name)).is_file():
+            (run.out / earlier_name(name)).replace(run.out / name)
     start = time.monotonic()
     skipped: Mapping[str, str] = run.results["matching"]["skipped"]
     unreadable = {name: skipped[name] for name in queries.names if name in skipped}
@@ -111,24 +112,18 @@ def set_poses_aside(run: Run, poses: str) -> None:
         run.results.pop(key, None)
     for name in (*POSES_FILES, poses):
         if (run.out / name).is_file():
-            run.claim(name, _earlier(name))
-            (run.out / name).replace(run.out / _earlier(name))
+            run.claim(name, earlier_name(name))
+            (run.out / name).replace(run.out / earlier_name(name))
     run.write()
-
-
-def _earlier(name: str) -> str:
-    """The name of a file of results while it is set aside."""
-    path = Path(name)
-    return f"{path.stem}_earlier{path.suffix}"
 
 
 def _write_result(
     run: Run, name: str, poses: Mapping[str, pycolmap.Rigid3d], *, basenames: bool = False
 ) -> None:
     """Writes a run's file of poses, and removes that of an earlier run."""
-    run.claim(name, _earlier(name))
+    run.claim(name, earlier_name(name))
     write_poses(run.out / name, poses, basenames=basenames)
-    (run.out / _earlier(name)).unlink(missing_ok=True)
+    (run.out / earlier_name(name)).unlink(missing_ok=True)
 
 
 def write_submission(
