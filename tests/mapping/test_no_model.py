@@ -28,7 +28,7 @@ def test_no_matches_no_model_but_a_reason(scene: Scene, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="agree with one geometry"):
         map_database(tmp_path / "wrong.db", wrong.images, tmp_path / "m")
     assert re.search(
-        r"3 of their pairs have matches, \d+ in all; 0 pairs",
+        r"3 of their pairs have matches, [\d,]+ in all; 0 pairs",
         explain_no_model(tmp_path / "wrong.db"),
     )
     assert "f.jpg" not in explain_no_model(tmp_path / "wrong.db")
