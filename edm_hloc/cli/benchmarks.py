@@ -211,6 +211,7 @@ def _report_check(dataset: Path, what: str, missing: Sequence[str]) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from edm_hloc.images.find import find_images
+    from edm_hloc.images.intrinsics import listed_camera
     from edm_hloc.localization.submission import check_submission
 
     queries: list[str] = []
@@ -218,7 +219,8 @@ def _check(args: argparse.Namespace) -> None:
         if path.is_dir():
             queries += find_images(path)
         else:
-            listed = [line.split()[0] for _, line in read_lines(path, "list of queries")]
+            lines = [line for _, line in read_lines(path, "list of queries")]
+            listed = [listed_camera(line)[0] or line.split()[0] for line in lines]
             if not listed:
                 raise EdmHlocError(f"The list of queries {path} is empty: give one name a line.")
             queries += listed

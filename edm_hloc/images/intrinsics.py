@@ -123,7 +123,7 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
     cameras: dict[str, pycolmap.Camera] = {}
     same: dict[str, pycolmap.Camera] = {}
     for _, line in filled_lines(path, "intrinsics"):
-        name, words = _listed_camera(line)
+        name, words = listed_camera(line)
         if line.lstrip().startswith("#") and name not in names:
             continue
         if not words:
@@ -136,7 +136,7 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
     return cameras
 
 
-def _listed_camera(line: str) -> tuple[str, list[str]]:
+def listed_camera(line: str) -> tuple[str, list[str]]:
     """The name in a line of a list, and the words of its camera; no words where there is none."""
     words = line.split()
     if not any(map(_is_model_name, words[1:])):

@@ -201,3 +201,13 @@ def test_an_empty_list_of_queries_is_no_right_submission(
         (tmp_path / name).write_text("# nothing\n")
     assert run("check-submission", tmp_path / "poses.txt", "--queries", tmp_path / "queries.txt")
     assert f"The list of queries {tmp_path / 'queries.txt'} is empty" in capsys.readouterr().err
+
+
+def test_names_of_queries_with_spaces_are_found_in_a_list_of_intrinsics(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poses, queries = tmp_path / "poses.txt", tmp_path / "queries.txt"
+    poses.write_text("my photo.jpg 1 0 0 0 1 2 3\n")
+    queries.write_text("night/my photo.jpg SIMPLE_RADIAL 640 480 500 320 240 0\n")
+    assert run("check-submission", poses, "--queries", queries) == 0
+    assert "one pose for each of 1 queries" in capsys.readouterr().out
