@@ -127,10 +127,8 @@ def _vote(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> np.ndar
         return None
     if between > _MAX_BETWEEN * still.sum():
         return None
-    scores = np.ones(int(moving.sum()), np.float32)
-    if agreeing_matches(Matches(points0[moving], points1[moving], scores)) < _MIN_RIGID * min(
-        len(scores), 1000
-    ):
+    others = Matches(points0[moving], points1[moving], np.ones(moving.sum(), np.float32))
+    if not agreeing_matches(others, _MIN_RIGID):
         return None
     return still.astype(np.float32) - moving
 

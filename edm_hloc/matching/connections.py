@@ -12,7 +12,7 @@ _TOLERANCE = 1 / 400  # of the extent of the keypoints, to an epipolar line: 2.5
 _MIN_SHARE = 0.25  # of the matches: chance lets fewer agree
 
 
-def agreeing_matches(matches: Matches) -> int:
+def agreeing_matches(matches: Matches, min_share: float = _MIN_SHARE) -> int:
     """Number of matches of a pair that one fundamental matrix explains; 0 if it explains few.
 
     It takes milliseconds, and does not replace the verification of keypoints: it tells which
@@ -20,6 +20,7 @@ def agreeing_matches(matches: Matches) -> int:
 
     Args:
         matches: raw matches of a pair, of which the 1,000 with the highest scores count.
+        min_share: of these, below which it explains few.
     """
     if len(matches) < 8:
         return 0
@@ -36,4 +37,4 @@ def agreeing_matches(matches: Matches) -> int:
     except cv2.error:  # of degenerate matches
         return 0
     count = 0 if inliers is None else int(np.count_nonzero(inliers))
-    return count if count >= _MIN_SHARE * len(best) else 0
+    return count if count >= min_share * len(best) else 0

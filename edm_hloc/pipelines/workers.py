@@ -90,9 +90,8 @@ def match_in_processes(
 
 def _tell_of_interrupted_workers(out: Path, image_root: ImageRoot, pairs: Sequence[Pair]) -> None:
     """Warns where one process is going to match pairs that workers may have matched already."""
-    with contextlib.suppress(
-        EdmHlocError
-    ):  # no plan of matching, or a damaged one: not needed here
+    # without a plan of matching, or with a damaged one, there is nothing to tell
+    with contextlib.suppress(EdmHlocError):
         plan = load_plan(out)
         shards = range(1, len(plan.pairs) + 1)
         begun = any(plan.file_of(k).exists() or plan.work_of(k).exists() for k in shards)
