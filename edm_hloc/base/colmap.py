@@ -238,6 +238,11 @@ def unposed_model(
     return model, cache
 
 
+def take_intrinsics(camera: pycolmap.Camera, source: pycolmap.Camera) -> None:
+    """Gives a camera the camera model and the parameters of another one of the same size."""
+    camera.model, camera.params = source.model, list(source.params)
+
+
 def verified_pairs(db: pycolmap.Database, least: int = 0) -> dict[tuple[int, int], int]:
     """By the ids of their images, the inliers of the pairs that have at least so many."""
     ids, inliers = db.read_two_view_geometry_num_inliers()

@@ -169,8 +169,9 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--camera-model",
-        default="SIMPLE_RADIAL",
-        help="name of the camera model in COLMAP; OPENCV_FISHEYE for fisheye lenses",
+        default="auto",
+        help="name of the camera model in COLMAP; auto: SIMPLE_RADIAL, and RADIAL with a principal "
+        "point of its own where the photos determine it; OPENCV_FISHEYE for fisheye lenses",
     )
     group.add_argument(
         "--mapper",
@@ -293,7 +294,8 @@ def reconstruction_config(
     cameras, mapping = CameraOptions(), MappingOptions()
     tracks = getattr(args, "tracks", "none")
     if hasattr(args, "mapper"):
-        cameras = CameraOptions(args.camera_mode, args.camera_model, known)
+        given = {} if args.camera_model == "auto" else {"model": args.camera_model, "lenses": False}
+        cameras = CameraOptions(args.camera_mode, known=known, **given)
         mapping = MappingOptions(mapper=args.mapper, seed=args.seed)
     return ReconstructionConfig(
         keypoints=quantization(args),

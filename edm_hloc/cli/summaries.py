@@ -172,6 +172,12 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
     if tracks.get("registered"):
         more = first_few(tracks["registered"], "photos")
         print(f"            and could register what the mapper could not: {', '.join(more)}")
+    for lens in tracks.get("lenses", ()):
+        print(
+            f"Lens        of {lens['photos']:,} photos, calibrated by them: {lens['changed']:.1f} "
+            "px off a centred principal\n            point and one coefficient of distortion; by "
+            f"either half of them the same to {lens['differs']:.1f} px"
+        )
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]
         print(

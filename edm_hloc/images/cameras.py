@@ -40,11 +40,14 @@ class CameraOptions:
         model: COLMAP's name of the camera model of photos that are not in `known`.
         known: known cameras by image name (see `load_intrinsics`); they are not refined. For photos
             that are stored in another size they are scaled, with a warning.
+        lenses: where refined tracks tell more of a SIMPLE_RADIAL camera than that has room for, it
+            becomes RADIAL with a principal point of its own (see `tracks/lens.py`).
     """
 
     mode: CameraMode = "auto"
     model: str = "SIMPLE_RADIAL"
     known: Mapping[str, pycolmap.Camera] | None = None
+    lenses: bool = True
 
     @property
     def fisheye(self) -> bool:

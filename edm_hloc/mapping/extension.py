@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edm_hloc.base.colmap import (
     open_database,
     posed_images,
     quiet_colmap,
+    take_intrinsics,
     unposed_model,
 )
 from edm_hloc.base.geometry import extent
@@ -105,9 +107,9 @@ def extend_model(
 
     Returns:
         The model that was written and what became of the earlier one; None, with nothing written,
-        if too few of its images are left or see points again; if its cameras are of other models or
-        sizes, or are one that the new photos cannot share; or if pairs were left out of it, with
-        which it would fold.
+        if too few of its images are left or see points again; if its cameras are of other sizes, or
+        are one that the new photos cannot share; or if pairs were left out of it, with which it
+        would fold.
 
     Raises:
         EdmHlocError: `out` holds other files, or cannot be written.
@@ -125,6 +127,7 @@ def extend_model(
             whole_database, database = database, temporary / "one-camera.db"
             if not share_cameras(whole_database, database):
                 raise _NotExtendedError
+        database = _with_lenses(earlier.model, database, temporary / "lenses.db")
         with open_database(database) as db:
             names = {image.name for image in db.read_all_images()}
             whole = _with_known_poses(db, earlier, options)
@@ -165,6 +168,27 @@ class _NotExtendedError(Exception):
     """The earlier model cannot be extended; nothing is written."""
 
 
+def _with_lenses(model: pycolmap.Reconstruction, database: Path, copy: Path) -> Path:
+    """The database; a copy with the cameras of the model where these are of another camera model,
+    as COLMAP triangulates only what has the database's."""
+    posed, changed = posed_images(model), {}
+    with open_database(database) as db:
+        for image in db.read_all_images():
+            if image.name in posed:
+                own = db.read_camera(image.camera_id)
+                camera = model.cameras[posed[image.name].camera_id]
+                if own.model != camera.model:
+                    take_intrinsics(own, camera)
+                    changed[own.camera_id] = own
+    if not changed:
+        return database
+    shutil.copyfile(database, copy)
+    with open_database(copy) as db:
+        for camera in changed.values():
+            db.update_camera(camera)
+    return copy
+
+
 def _with_known_poses(
     db: pycolmap.Database, earlier: EarlierModel, options: MappingOptions
 ) -> pycolmap.Reconstruction:
@@ -177,9 +201,9 @@ def _with_known_poses(
     for image in sorted(held, key=lambda i: i.image_id):
         camera = earlier.model.cameras[before[image.name].camera_id]
         own = whole.cameras[image.camera_id]
-        if (own.model, own.width, own.height) != (camera.model, camera.width, camera.height):
+        if (own.width, own.height) != (camera.width, camera.height):
             raise _NotExtendedError
-        own.params = list(camera.params)
+        take_intrinsics(own, camera)
         whole.frames[image.frame_id].rig_from_world = before[image.name].cam_from_world()
         whole.register_frame(image.frame_id)
     return whole

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.colmap import open_database, posed_images, unposed_model
+from edm_hloc.base.colmap import open_database, posed_images, take_intrinsics, unposed_model
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.parts import share_cameras
@@ -110,7 +110,7 @@ def _take_over(whole: pycolmap.Reconstruction, model: pycolmap.Reconstruction) -
     keypoints, own = {}, {}
     for image_id in sorted(set(model.reg_image_ids()) & set(whole.images)):
         image, same = model.images[image_id], whole.images[image_id]
-        whole.cameras[same.camera_id].params = list(model.cameras[image.camera_id].params)
+        take_intrinsics(whole.cameras[same.camera_id], model.cameras[image.camera_id])
         whole.frames[same.frame_id].rig_from_world = image.cam_from_world()
         whole.register_frame(same.frame_id)
         keypoints[image_id], own[image_id] = image.points2D, same.points2D

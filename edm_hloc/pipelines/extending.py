@@ -61,6 +61,7 @@ class PhotosToMap:
         known: the intrinsics that are not refined, as text, by the photos' names.
         priors: positions that the cameras are kept near. A model with any is not extended, but
             mapped anew.
+        lenses: see `CameraOptions`.
     """
 
     database: Path
@@ -68,6 +69,7 @@ class PhotosToMap:
     names: Sequence[str]
     known: Mapping[str, str]
     priors: PositionPriors | None = None
+    lenses: bool = True
 
 
 def map_or_extend(
@@ -189,7 +191,7 @@ def _refined(
     left_out = None
     if names and not mapped.look_alikes:
         left_out = LeftOut(photos.database, names, names if every else names & known)
-    cameras = Kept(known, every, mapped.undistorted)
+    cameras = Kept(known, every, mapped.undistorted, lenses=not photos.lenses)
     return refined_tracks(place, photos.image_root, cameras, options, model, left_out)
 
 
@@ -206,7 +208,8 @@ def _refined_parts(
         new = refined / number
         if not new.is_dir():  # else a run that was killed has made it
             flat = not posed_images(read_model(part)).keys().isdisjoint(mapped.undistorted_photos)
-            kept = Kept(frozenset(photos.known), not options.refine_intrinsics, flat)
+            every = not options.refine_intrinsics
+            kept = Kept(frozenset(photos.known), every, flat, lenses=not photos.lenses)
             if refined_tracks(part, photos.image_root, kept, options, new) is None:
                 shutil.copytree(part, new)
         for file in uncertainty_files(new):

@@ -178,13 +178,16 @@ def reconstruct(
             imported, verified = build_database(database, matched, cameras, mapping, elsewhere)
             return {"imported": imported, "verified": verified}
 
-        photos = PhotosToMap(database, image_root, names_in(matched.pairs), known, priors)
+        photos = PhotosToMap(
+            database, image_root, names_in(matched.pairs), known, priors, cameras.lenses
+        )
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         of_priors = [] if priors is None else [asdict(priors)]
-        of_model = [[verified, mapping.of_mapping(), how, *of_priors] for how in (False, refine)]
+        how = [False, [refine, "lenses as given"] if refine and not cameras.lenses else refine]
+        of_model = [[verified, mapping.of_mapping(), each, *of_priors] for each in how]
 
         def map_photos() -> dict[str, Any]:
             if refine:

@@ -317,6 +317,14 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "the points were refined.",
             late,
         )
+    for lens in tracks.get("lenses", ()):
+        yield Finding(
+            "note",
+            f"The lens of {plural(lens['photos'], 'photo')} was calibrated by them, with a "
+            "principal point of its own and two coefficients of distortion (RADIAL). It is "
+            f"{lens['changed']:.1f} px off what a centred principal point and one coefficient make "
+            f"of it; by either half of the photos it is the same to {lens['differs']:.1f} px.",
+        )
     doubtful = tracks.get("doubtful", {})
     if doubtful:
         name, most = max(doubtful.items(), key=lambda item: item[1])

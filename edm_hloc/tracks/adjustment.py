@@ -26,7 +26,7 @@ class Freedom:
         poses: the cameras' poses; without them nothing else of a camera changes either.
         points: without poses the ids of the points that change; None for all.
         constant: ids of the cameras whose intrinsics stay.
-        focal, distortion: whether these are refined in the other cameras.
+        focal, distortion, principal_point: whether these are refined in the other cameras.
     """
 
     poses: bool = True
@@ -34,6 +34,7 @@ class Freedom:
     constant: frozenset[int] = frozenset()
     focal: bool = True
     distortion: bool = True
+    principal_point: bool = False
 
 
 def with_telephotos_held(freedom: Freedom, model: pycolmap.Reconstruction) -> Freedom:
@@ -84,6 +85,7 @@ def adjuster_of(
     colmap = refining_options(options, freedom.focal, freedom.distortion)
     adjustment = colmap.get_global_bundle_adjustment()
     adjustment.print_summary = False
+    adjustment.refine_principal_point = freedom.principal_point
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = max(_LOSS_SCALE * scale, 1e-3)
     solver = adjustment.ceres.solver_options

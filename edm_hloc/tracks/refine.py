@@ -49,6 +49,7 @@ from edm_hloc.tracks.alignment import Alignment, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kept_points import put_back
+from edm_hloc.tracks.lens import Lens, fit_lenses
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.newcomers import try_left_out, with_newcomers
 from edm_hloc.tracks.photos import PhotoShelf
@@ -95,6 +96,7 @@ class TrackSummary:
         point_uncertainty: of the point in the middle, along the direction in which it is least
             sure, in % of the cameras' extent; None where it was not computed.
         registered: names of the photos that came in after the first round.
+        lenses: what became of the cameras of which the photos tell a lens, see `fit_lenses`.
     """
 
     before: ModelStatistics
@@ -110,6 +112,7 @@ class TrackSummary:
     doubtful: Mapping[str, float]
     point_uncertainty: float | None = None
     registered: tuple[str, ...] = ()
+    lenses: tuple[Lens, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,14 @@ class Kept:
         intrinsics: all intrinsics stay.
         distortion: the distortion of all cameras stays.
         poses: all poses and intrinsics stay: only the points are refined.
+        lenses: the camera models and principal points of all cameras stay.
     """
 
     names: frozenset[str] = frozenset()
     intrinsics: bool = False
     distortion: bool = False
     poses: bool = False
+    lenses: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def refine_tracks(
     config: TrackConfig | None = None,
     options: MappingOptions | None = None,
     between: BetweenRounds | None = None,
+    *,
+    lenses: bool = True,
 ) -> RefinedTracks:
     """Refines the points of a model in all photos that see them, and the model with them.
 
@@ -182,6 +189,7 @@ def refine_tracks(
         config: the settings.
         options: minimum angle of a point's rays, and threads.
         between: what is done after each round but the last.
+        lenses: find better models of the lenses after the last round, see `fit_lenses`.
 
     Returns:
         The model, which is another object than `model` where rounds are kept, and what became of
@@ -216,7 +224,10 @@ def refine_tracks(
             shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
-    model = progress.model
+    model, found = progress.model, list[Lens]()
+    if lenses:
+        with StepProgress("Calibrating lenses"):
+            model, freedom, found = fit_lenses(model, freedom, options)
     with StepProgress("Uncertainty of the cameras"):
         of_cameras = camera_covariances(model, freedom, config, options)
         uncertainties = camera_uncertainties(of_cameras, Views.of(model))
@@ -241,6 +252,7 @@ def refine_tracks(
         doubtful=most_uncertain(uncertainties),
         point_uncertainty=_middle(sigmas[:, 0]),
         registered=tuple(progress.registered),
+        lenses=tuple(found),
     )
     return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
 
@@ -351,7 +363,9 @@ def refine_model(
     try:
         with new_model_folder(out) as temporary, quiet_colmap():
             between = BetweenRounds(rounds, left_out)
-            found = refine_tracks(model, image_root, freedom, config, options, between)
+            found = refine_tracks(
+                model, image_root, freedom, config, options, between, lenses=not kept.lenses
+            )
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
     except NoRoomError:
         raise

@@ -1,0 +1,157 @@
+"""Lenses of more than one coefficient, where the photos tell them: cameras calibrate themselves.
+
+Mapping begins with COLMAP's SIMPLE_RADIAL, as a focal length and a coefficient are all that a few
+matches determine. Refined tracks determine more: where one camera took several photos, its
+principal point and a second coefficient of distortion (RADIAL). Whether they do is asked of the
+photos: each half of them calibrates the camera alone, and what both find alike is the lens. What a
+walk straight ahead or a scene without depth leaves open differs from half to half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import posed_images
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
+from edm_hloc.tracks.geometry import Tracks, Views
+
+_SIMPLE, _BETTER = "SIMPLE_RADIAL", "RADIAL"
+_MIN_PHOTOS = 6  # of one camera: three in each half
+# What the lens changes, over what its halves differ by. All photos together are at most half as far
+# from the truth as the halves are from each other, so that this is three standard deviations.
+_MIN_CHANGE = 1.5
+_GRID = 12  # points along each side of a photo at which lenses are compared
+_ITERATIONS = 30  # at most; lenses move farther than cameras
+_MAX_OFF = 0.08  # of the principal point from the middle, of the longer side
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What the photos of a camera tell of its lens.
+
+    Attributes:
+        photos: number of its photos in the model.
+        changed: shift in pixels between the lens as it was and as it is, see `lens_difference`.
+        differs: the same between the lenses that the halves of its photos tell.
+    """
+
+    photos: int
+    changed: float
+    differs: float
+
+
+def fit_lenses(
+    model: pycolmap.Reconstruction, freedom: Freedom, options: MappingOptions
+) -> tuple[pycolmap.Reconstruction, Freedom, list[Lens]]:
+    """Gives cameras the lens that their photos tell, and adjusts the model to it.
+
+    Cameras of six photos and more are asked whose model is SIMPLE_RADIAL, or RADIAL already.
+
+    Args:
+        model: with refined tracks; stays as it is.
+        freedom: what an adjustment may change; without poses, focal lengths and distortion no lens
+            is asked for.
+        options: threads.
+
+    Returns:
+        The model with the lenses, which is the given one if no lens was found; what its adjustment
+        has changed; and the lenses.
+    """
+    asked = _asked(model, freedom)
+    if not asked:
+        return model, freedom, []
+    whole = _calibrated(model, set(asked), freedom, options)
+    first = {k for images in asked.values() for k in images[: (len(images) + 1) // 2]}
+    second = {k for images in asked.values() for k in images} - first
+    halves = [
+        _calibrated(_without(model, left), set(asked), freedom, options) for left in (first, second)
+    ]
+    found = {}
+    for i, images in sorted(asked.items()):
+        changed = lens_difference(_centred(model.cameras[i]), whole.cameras[i])
+        differs = lens_difference(*(half.cameras[i] for half in halves))
+        if changed > _MIN_CHANGE * differs and is_plausible(whole.cameras[i]):
+            found[i] = Lens(len(images), changed, differs)
+    if not found:
+        return model, freedom, []
+    others = asked.keys() - found.keys()
+    better = _calibrated(model, found.keys(), freedom, options) if others else whole
+    own = frozenset(better.cameras) - found.keys()
+    return better, replace(freedom, principal_point=own <= freedom.constant), [*found.values()]
+
+
+def lens_difference(a: pycolmap.Camera, b: pycolmap.Camera) -> float:
+    """Root mean square, over a photo, of the shift in pixels between two lenses.
+
+    The factor between their focal lengths is taken out: both lenses have room for it.
+    """
+    x, y = (np.linspace(0, side, 2 * _GRID + 1)[1::2] for side in (a.width, a.height))
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    one, other = (np.array([camera.cam_from_img(xy) for xy in grid]) for camera in (a, b))
+    away = np.linalg.norm(one - other * (one * other).sum() / (other**2).sum(), axis=1)
+    return float(np.sqrt((away**2).mean()) * a.mean_focal_length())
+
+
+def is_plausible(camera: pycolmap.Camera) -> bool:
+    """Whether there are lenses like that: a RADIAL camera that sees each point once."""
+    f, cx, cy, k1, k2 = camera.params
+    side = max(camera.width, camera.height)
+    off = max(abs(cx - camera.width / 2), abs(cy - camera.height / 2)) / side
+    squared = np.linspace(0, (camera.width**2 + camera.height**2) / (2 * f) ** 2, 20)
+    once = bool(np.all(1 + 3 * k1 * squared + 5 * k2 * squared**2 > 0))
+    return bool(off < _MAX_OFF and once and not camera.has_bogus_params(0.1, 10, 1))
+
+
+def _asked(model: pycolmap.Reconstruction, freedom: Freedom) -> dict[int, list[int]]:
+    """Ids of the images of each camera that may get another lens, in the order of their names."""
+    photos: dict[int, list[int]] = {}
+    if freedom.poses and freedom.focal and freedom.distortion:
+        for _, image in sorted(posed_images(model).items()):
+            camera = model.cameras[image.camera_id]
+            if camera.model_name in (_SIMPLE, _BETTER) and image.camera_id not in freedom.constant:
+                photos.setdefault(image.camera_id, []).append(image.image_id)
+    return {i: images for i, images in photos.items() if len(images) >= _MIN_PHOTOS}
+
+
+def _centred(camera: pycolmap.Camera) -> pycolmap.Camera:
+    """The camera with its principal point in the middle of the photo."""
+    copy = pycolmap.Camera(camera.todict())
+    copy.principal_point_x, copy.principal_point_y = camera.width / 2, camera.height / 2
+    return copy
+
+
+def _calibrated(
+    model: pycolmap.Reconstruction,
+    cameras: Collection[int],
+    freedom: Freedom,
+    options: MappingOptions,
+) -> pycolmap.Reconstruction:
+    """A copy of the model with better models of some lenses, adjusted; all other lenses stay."""
+    copy = pycolmap.Reconstruction(model)
+    for i in cameras:
+        camera = copy.cameras[i]
+        if camera.model_name == _SIMPLE:
+            params = list(camera.params)
+            camera.model = pycolmap.CameraModelId.RADIAL
+            camera.params = [*params, 0.0]
+    others = frozenset(copy.cameras) - set(cameras)
+    own = replace(freedom, constant=freedom.constant | others, principal_point=True)
+    views = Views.of(copy)
+    scale = robust_scale(reprojection_errors(Tracks.of(copy, views), views))
+    adjuster_of(copy, scale, own, options, iterations=_ITERATIONS).solve()
+    pycolmap.ObservationManager(copy).filter_observations_with_negative_depth()
+    copy.update_point_3d_errors()
+    return copy
+
+
+def _without(model: pycolmap.Reconstruction, images: Collection[int]) -> pycolmap.Reconstruction:
+    """A copy of the model without the frames of some images, and without points of one photo."""
+    copy = pycolmap.Reconstruction(model)
+    for frame in {copy.images[i].frame_id for i in images}:
+        copy.deregister_frame(frame)
+    return copy

@@ -1,0 +1,96 @@
+"""Cropped photos: their lens has its principal point far from the middle, and is found."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.evaluation.models import compare
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.images.find import find_images
+from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
+from edm_hloc.pipelines.run import Run
+from edm_hloc.report.page import make_report
+from edm_hloc.synthetic.photo_collection import make_photo_collection
+from tests.scenes import TruthMatcher
+
+LEFT = 40  # columns that were cut off
+SIZE = (320, 240)
+
+
+@pytest.fixture(scope="module")
+def cropped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight photos of 280 × 240, with depth and their true model, for `TruthMatcher`."""
+    folder = tmp_path_factory.mktemp("cropped")
+    make_photo_collection(folder, views=8, size=SIZE, seed=3, depth_maps=True)
+    truth = pycolmap.Reconstruction(folder / "truth")
+    for camera in truth.cameras.values():
+        camera.width -= LEFT
+        camera.principal_point_x -= LEFT
+    truth.write(folder / "truth")
+    for path in sorted((folder / "images").iterdir()):
+        Image.open(path).crop((LEFT, 0, *SIZE)).save(path, quality=97)
+        depth = (folder / "depth" / path.name).with_suffix(".npy")
+        np.save(depth, np.load(depth)[:, LEFT:])
+    return folder
+
+
+def run_of(cropped: Path, images: Path, out: Path, *, lenses: bool = True) -> Run:
+    config = ReconstructionConfig(
+        cameras=CameraOptions(mode="single", lenses=lenses), mapping=MappingOptions(threads=1)
+    )
+    pairs = list(itertools.combinations(find_images(images), 2))
+    return reconstruct(images, out, pairs, TruthMatcher(cropped), config)
+
+
+def test_the_principal_point_of_cropped_photos_is_found(
+    cropped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = run_of(cropped, cropped / "images", out, lenses=False)
+    (camera,) = pycolmap.Reconstruction(out / "model").cameras.values()
+    assert camera.model_name == "SIMPLE_RADIAL"
+    assert (run.results["tracks"]["lenses"], camera.principal_point_x) == ((), 140)
+    centred = compare(out / "model", cropped / "truth")
+
+    run = run_of(cropped, cropped / "images", out)  # the settings tell that the model is another
+    (lens,) = run.results["tracks"]["lenses"]
+    assert lens["photos"] == 8
+    assert lens["changed"] == pytest.approx(20, abs=4)
+    (camera,) = pycolmap.Reconstruction(out / "model").cameras.values()
+    assert camera.model_name == "RADIAL"
+    assert camera.principal_point_x == pytest.approx(120, abs=3)
+    assert camera.principal_point_y == pytest.approx(120, abs=3)
+    found = compare(out / "model", cropped / "truth")
+    assert 2 * found.rotation_median < centred.rotation_median
+    assert 2 * found.position_median < centred.position_median
+    print_reconstruction(run, 1.0)
+    assert "Lens        of 8 photos, calibrated by them" in capsys.readouterr().out
+    report = make_report(out).read_text("utf-8")
+    assert "The lens of 8 photos was calibrated by them" in report
+
+
+def test_photos_that_are_added_share_the_lens(cropped: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(cropped / "images", images)
+    late = images / find_images(images)[-1]
+    late.unlink()
+    run_of(cropped, images, out)
+    (camera,) = pycolmap.Reconstruction(out / "model").cameras.values()
+    assert camera.model_name == "RADIAL"
+    shutil.copyfile(cropped / "images" / late.name, late)
+    run = run_of(cropped, images, out)
+    assert run.results["extended"]["added"] == 1
+    (after,) = pycolmap.Reconstruction(out / "model").cameras.values()
+    assert after.model_name == "RADIAL"
+    assert after.principal_point_x == pytest.approx(120, abs=3)
+    assert compare(out / "model", cropped / "truth").registered == 8
+    assert not list((out / "model").glob("*.db"))
