@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import posed_images, take_intrinsics
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -25,6 +25,7 @@ _MIN_PHOTOS = 6  # of one camera: three in each half
 # What the lens changes, over what its halves differ by. All photos together are at most half as far
 # from the truth as the halves are from each other, so that this is three standard deviations.
 _MIN_CHANGE = 1.5
+_MOST_POINTS = 20_000  # that the photos are asked about; more say the same again
 _GRID = 12  # points along each side of a photo at which lenses are compared
 _ITERATIONS = 30  # at most; lenses move farther than cameras
 _MAX_OFF = 0.08  # of the principal point from the middle, of the longer side
@@ -65,11 +66,12 @@ def fit_lenses(
     asked = _asked(model, freedom)
     if not asked:
         return model, freedom, []
-    whole = _calibrated(model, set(asked), freedom, options)
+    some = _with_fewer_points(model)
+    whole = _calibrated(some, set(asked), freedom, options)
     first = {k for images in asked.values() for k in images[: (len(images) + 1) // 2]}
     second = {k for images in asked.values() for k in images} - first
     halves = [
-        _calibrated(_without(model, left), set(asked), freedom, options) for left in (first, second)
+        _calibrated(_without(some, left), set(asked), freedom, options) for left in (first, second)
     ]
     found = {}
     for i, images in sorted(asked.items()):
@@ -79,10 +81,13 @@ def fit_lenses(
             found[i] = Lens(len(images), changed, differs)
     if not found:
         return model, freedom, []
-    others = asked.keys() - found.keys()
-    better = _calibrated(model, found.keys(), freedom, options) if others else whole
-    own = frozenset(better.cameras) - found.keys()
-    return better, replace(freedom, principal_point=own <= freedom.constant), [*found.values()]
+    if some is not model or asked.keys() != found.keys():
+        better = pycolmap.Reconstruction(model)
+        for i in found:
+            take_intrinsics(better.cameras[i], whole.cameras[i])
+        whole = _calibrated(better, found.keys(), freedom, options)
+    own = frozenset(whole.cameras) - found.keys()
+    return whole, replace(freedom, principal_point=own <= freedom.constant), [*found.values()]
 
 
 def lens_difference(a: pycolmap.Camera, b: pycolmap.Camera) -> float:
@@ -122,6 +127,17 @@ def _centred(camera: pycolmap.Camera) -> pycolmap.Camera:
     """The camera with its principal point in the middle of the photo."""
     copy = pycolmap.Camera(camera.todict())
     copy.principal_point_x, copy.principal_point_y = camera.width / 2, camera.height / 2
+    return copy
+
+
+def _with_fewer_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+    """The model, or a copy with some of its points where it has too many."""
+    ids = np.array(sorted(model.point3D_ids()))
+    if len(ids) <= _MOST_POINTS:
+        return model
+    copy = pycolmap.Reconstruction(model)
+    for i in np.random.default_rng(0).permutation(ids)[_MOST_POINTS:].tolist():
+        copy.delete_point3D(i)
     return copy
 
 
