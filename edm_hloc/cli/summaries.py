@@ -175,8 +175,8 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
     for lens in tracks.get("lenses", ()):
         print(
             f"Lens        of {lens['photos']:,} photos, calibrated by them: {lens['changed']:.1f} "
-            "px off a centred principal\n            point and one coefficient of distortion; by "
-            f"either half of them the same to {lens['differs']:.1f} px"
+            f"± {lens['sigma']:.1f} px off a centred\n            principal point and one "
+            "coefficient of distortion"
         )
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]

@@ -322,8 +322,8 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "note",
             f"The lens of {plural(lens['photos'], 'photo')} was calibrated by them, with a "
             "principal point of its own and two coefficients of distortion (RADIAL). It is "
-            f"{lens['changed']:.1f} px off what a centred principal point and one coefficient make "
-            f"of it; by either half of the photos it is the same to {lens['differs']:.1f} px.",
+            f"{lens['changed']:.1f} ± {lens['sigma']:.1f} px off what a centred principal point "
+            "and one coefficient make of it.",
         )
     doubtful = tracks.get("doubtful", {})
     if doubtful:

@@ -3,13 +3,14 @@
 Mapping begins with COLMAP's SIMPLE_RADIAL, as a focal length and a coefficient are all that a few
 matches determine. Refined tracks determine more: where one camera took several photos, its
 principal point and a second coefficient of distortion (RADIAL). Whether they do is asked of the
-photos: each half of them calibrates the camera alone, and what both find alike is the lens. What a
-walk straight ahead or a scene without depth leaves open differs from half to half.
+photos, by a jackknife: the lens is found again without each quarter of them, and has to be more
+than two standard deviations off what the simpler camera model can be. What a walk straight ahead
+or a scene without depth leaves open differs from quarter to quarter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +22,10 @@ from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors
 from edm_hloc.tracks.geometry import Tracks, Views
 
 _SIMPLE, _BETTER = "SIMPLE_RADIAL", "RADIAL"
-_MIN_PHOTOS = 6  # of one camera: three in each half
-# What the lens changes, over what its halves differ by. All photos together are at most half as far
-# from the truth as the halves are from each other, so that this is three standard deviations.
-_MIN_CHANGE = 1.5
-_MOST_POINTS = 20_000  # that the photos are asked about; more say the same again
+_MIN_PHOTOS = 6  # of one camera
+_GROUPS = 4  # of photos that follow each other, of which one is left out at a time
+_MIN_CHANGE = 2.0  # of the lens, in its standard deviations
+_MOST_POINTS = 10_000  # that the photos are asked about; more say the same again
 _GRID = 12  # points along each side of a photo at which lenses are compared
 _ITERATIONS = 30  # at most; lenses move farther than cameras
 _MAX_OFF = 0.08  # of the principal point from the middle, of the longer side
@@ -38,12 +38,12 @@ class Lens:
     Attributes:
         photos: number of its photos in the model.
         changed: shift in pixels between the lens as it was and as it is, see `lens_difference`.
-        differs: the same between the lenses that the halves of its photos tell.
+        sigma: standard deviation of the lens as it is, measured alike.
     """
 
     photos: int
     changed: float
-    differs: float
+    sigma: float
 
 
 def fit_lenses(
@@ -68,17 +68,16 @@ def fit_lenses(
         return model, freedom, []
     some = _with_fewer_points(model)
     whole = _calibrated(some, set(asked), freedom, options)
-    first = {k for images in asked.values() for k in images[: (len(images) + 1) // 2]}
-    second = {k for images in asked.values() for k in images} - first
-    halves = [
-        _calibrated(_without(some, left), set(asked), freedom, options) for left in (first, second)
-    ]
+    ways = []  # the lenses without each group
+    for left in zip(*(np.array_split(images, _GROUPS) for images in asked.values()), strict=True):
+        rest = _without(some, np.concatenate(left).tolist())
+        ways.append(_calibrated(rest, set(asked), freedom, options))
     found = {}
     for i, images in sorted(asked.items()):
         changed = lens_difference(_centred(model.cameras[i]), whole.cameras[i])
-        differs = lens_difference(*(half.cameras[i] for half in halves))
-        if changed > _MIN_CHANGE * differs and is_plausible(whole.cameras[i]):
-            found[i] = Lens(len(images), changed, differs)
+        sigma = _jackknife(whole.cameras[i], [way.cameras[i] for way in ways])
+        if changed > _MIN_CHANGE * sigma and is_plausible(whole.cameras[i]):
+            found[i] = Lens(len(images), changed, sigma)
     if not found:
         return model, freedom, []
     if some is not model or asked.keys() != found.keys():
@@ -95,11 +94,27 @@ def lens_difference(a: pycolmap.Camera, b: pycolmap.Camera) -> float:
 
     The factor between their focal lengths is taken out: both lenses have room for it.
     """
-    x, y = (np.linspace(0, side, 2 * _GRID + 1)[1::2] for side in (a.width, a.height))
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    one, other = (np.array([camera.cam_from_img(xy) for xy in grid]) for camera in (a, b))
-    away = np.linalg.norm(one - other * (one * other).sum() / (other**2).sum(), axis=1)
+    away = np.linalg.norm(_plane(a, a) - _plane(b, a), axis=1)
     return float(np.sqrt((away**2).mean()) * a.mean_focal_length())
+
+
+def _plane(camera: pycolmap.Camera, like: pycolmap.Camera) -> np.ndarray:
+    """(N, 2) where a grid of pixels lies in front of the camera, at a depth of 1.
+
+    It is scaled to where these pixels lie in front of another camera.
+    """
+    x, y = (np.linspace(0, side, 2 * _GRID + 1)[1::2] for side in (like.width, like.height))
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    own, goal = (np.array([which.cam_from_img(xy) for xy in grid]) for which in (camera, like))
+    return np.asarray(own * (own * goal).sum() / (own**2).sum())
+
+
+def _jackknife(lens: pycolmap.Camera, ways: Sequence[pycolmap.Camera]) -> float:
+    """Standard deviation of a lens, as `lens_difference`, by those without a group of photos."""
+    planes = np.array([_plane(way, lens) for way in ways])
+    squared = ((planes - planes.mean(axis=0)) ** 2).sum(axis=(0, 2))
+    variance = (len(ways) - 1) / len(ways) * squared.mean()
+    return float(np.sqrt(variance) * lens.mean_focal_length())
 
 
 def is_plausible(camera: pycolmap.Camera) -> bool:
