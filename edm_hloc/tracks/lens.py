@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images, take_intrinsics
+from edm_hloc.base.colmap import posed_images
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -81,10 +81,7 @@ def fit_lenses(
     if not found:
         return model, freedom, []
     if some is not model or asked.keys() != found.keys():
-        better = pycolmap.Reconstruction(model)
-        for i in found:
-            take_intrinsics(better.cameras[i], whole.cameras[i])
-        whole = _calibrated(better, found.keys(), freedom, options)
+        whole = _calibrated(model, found.keys(), freedom, options)
     own = frozenset(whole.cameras) - found.keys()
     return whole, replace(freedom, principal_point=own <= freedom.constant), [*found.values()]
 
