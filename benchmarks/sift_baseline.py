@@ -1,13 +1,13 @@
 """COLMAP's own SIFT through pycolmap on a folder of photos, compared with true cameras or a run.
 
     python benchmarks/sift_baseline.py IMAGES --truth MODEL [--known INTRINSICS] [--max-size 1024]
-                                       [--out FOLDER]
+                                       [--out FOLDER] [--lens]
     python benchmarks/sift_baseline.py --like RUN [--map-again]
 
 Prints one row of a Markdown table and one line of JSON; `--out` keeps the model in FOLDER/model.
-Everything but the image size, the pairs, the cameras and the seed is COLMAP's default: 8,192
-features, exhaustive matching, incremental mapping. Peak memory includes this package's imports,
-some 250 MiB.
+With `--lens` the model is adjusted once more as OPENCV, with its principal point. Everything but the
+image size, the pairs, the cameras and the seed is COLMAP's default: 8,192 features, exhaustive
+matching, incremental mapping. Peak memory includes this package's imports, some 250 MiB.
 
 `--like` takes the photos, the size, the pairs and the grouping of the cameras of a finished
 `edm-hloc reconstruct` in the folder RUN, and prints a table of both: models, CPU and wall-clock
@@ -138,6 +138,20 @@ def run(settings: Settings, out: Path, clock: Clock) -> Path:
         raise SystemExit(f"SIFT found no model of {settings.images}.")
     largest = max(models, key=lambda i: models[i].num_reg_images())
     return out / str(largest)
+
+
+def adjust_lens(model: Path) -> None:
+    """Adjusts a model once more, as OPENCV with its principal points, and rewrites it."""
+    whole = pycolmap.Reconstruction(model)
+    for camera in whole.cameras.values():
+        f, cx, cy, k = camera.params  # SIMPLE_RADIAL, COLMAP's default
+        camera.model = pycolmap.CameraModelId.OPENCV
+        camera.params = [f, f, cx, cy, k, 0.0, 0.0, 0.0]
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point, options.print_summary = True, False
+    pycolmap.bundle_adjustment(whole, options)
+    whole.update_point_3d_errors()
+    whole.write(model)
 
 
 def _match(database: Path, settings: Settings) -> None:
@@ -274,11 +288,14 @@ def main() -> None:
     parser.add_argument("--known", type=Path, help="known intrinsics, as for edm-hloc reconstruct")
     parser.add_argument("--max-size", type=int, default=1024, help="longest side of the photos")
     parser.add_argument("--out", type=Path, help="keep the model in this folder")
+    parser.add_argument("--lens", action="store_true", help="adjust it as OPENCV in the end")
     parser.add_argument("--threads", type=int, default=-1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if (args.images is None) == (args.like is None):
         parser.error("give either IMAGES or --like RUN")
+    if args.lens and (args.like or args.known):
+        parser.error("--lens is for IMAGES without --known")
     if args.like:
         beside(args.like, args.threads, args.map_again, args.out)
         return
@@ -290,6 +307,9 @@ def main() -> None:
             args.images, args.max_size, known=args.known, threads=args.threads, seed=args.seed
         )
         model = run(settings, out, clock)
+        if args.lens:
+            with clock.step("lens"):
+                adjust_lens(model)
         seconds = sum(clock.wall.values())
         peak = peak_memory_mib()
         statistics = ModelStatistics.of(pycolmap.Reconstruction(model))
