@@ -5,8 +5,8 @@
     python benchmarks/sift_baseline.py --like RUN [--map-again]
 
 Prints one row of a Markdown table and one line of JSON; `--out` keeps the model in FOLDER/model.
-With `--lens` the model is adjusted once more as OPENCV, with its principal point. Everything but the
-image size, the pairs, the cameras and the seed is COLMAP's default: 8,192 features, exhaustive
+With `--lens` the model is adjusted once more as OPENCV, with its principal point. Everything but
+the image size, the pairs, the cameras and the seed is COLMAP's default: 8,192 features, exhaustive
 matching, incremental mapping. Peak memory includes this package's imports, some 250 MiB.
 
 `--like` takes the photos, the size, the pairs and the grouping of the cameras of a finished
