@@ -236,14 +236,36 @@ def _write_photo(
 
 
 def _undistorted(pixels: np.ndarray, camera: pycolmap.Camera) -> np.ndarray:
-    """(h, w) or (h, w, 3) uint8, of the size of `_pinhole(camera)`."""
+    """(h, w) or (h, w, 3) uint8, of the size of `pinhole_of(camera)`."""
     with quiet_colmap():
         bitmap, _ = pycolmap.undistort_image(
             pycolmap.UndistortCameraOptions(),
             pycolmap.Bitmap.from_array(np.ascontiguousarray(pixels)),
             camera,
         )
-    return np.asarray(bitmap.to_array())
+    pinhole, (left, top) = pinhole_of(camera)
+    whole = np.asarray(bitmap.to_array())
+    return np.ascontiguousarray(whole[top : top + pinhole.height, left : left + pinhole.width])
+
+
+def pinhole_of(camera: pycolmap.Camera) -> tuple[pycolmap.Camera, tuple[int, int]]:
+    """The camera of an undistorted photo, PINHOLE with its principal point in the middle.
+
+    Several programs take it to be there, whatever the file says. Columns and rows on one side of
+    the photo that COLMAP undistorts are cut off for that, so that it is within half a pixel.
+
+    Returns:
+        The camera, and the columns and rows that are cut off at the left and above.
+    """
+    pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+    pinhole.camera_id = camera.camera_id
+    beyond_x = round(2 * pinhole.principal_point_x) - pinhole.width
+    beyond_y = round(2 * pinhole.principal_point_y) - pinhole.height
+    left, top = max(0, beyond_x), max(0, beyond_y)
+    pinhole.width, pinhole.height = pinhole.width - abs(beyond_x), pinhole.height - abs(beyond_y)
+    pinhole.principal_point_x -= left
+    pinhole.principal_point_y -= top
+    return pinhole, (left, top)
 
 
 def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
@@ -279,11 +301,8 @@ def _take_rigs_apart(model: pycolmap.Reconstruction) -> None:
 def _undistort_model(model: pycolmap.Reconstruction) -> None:
     """Gives all cameras of a model the camera model PINHOLE, and moves the keypoints."""
     before = {camera_id: pycolmap.Camera(c.todict()) for camera_id, c in model.cameras.items()}
-    options = pycolmap.UndistortCameraOptions()
     for camera_id, camera in before.items():
-        pinhole = pycolmap.undistort_camera(options, camera)
-        pinhole.camera_id = camera_id
-        model.cameras[camera_id] = pinhole
+        model.cameras[camera_id], _ = pinhole_of(camera)
     for image in posed_images(model).values():
         if not image.num_points2D():
             continue
