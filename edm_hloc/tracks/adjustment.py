@@ -27,6 +27,7 @@ class Freedom:
         points: without poses the ids of the points that change; None for all.
         constant: ids of the cameras whose intrinsics stay.
         focal, distortion, principal_point: whether these are refined in the other cameras.
+        lenses: these may get other camera models after the last round (see `tracks/lens.py`).
     """
 
     poses: bool = True
@@ -35,6 +36,7 @@ class Freedom:
     focal: bool = True
     distortion: bool = True
     principal_point: bool = False
+    lenses: bool = True
 
 
 def with_telephotos_held(freedom: Freedom, model: pycolmap.Reconstruction) -> Freedom:

@@ -55,8 +55,7 @@ def fit_lenses(
 
     Args:
         model: with refined tracks; stays as it is.
-        freedom: what an adjustment may change; without poses, focal lengths and distortion no lens
-            is asked for.
+        freedom: what may change; without poses, focal lengths and distortion no lens is asked for.
         options: threads.
 
     Returns:

@@ -173,8 +173,6 @@ def refine_tracks(
     config: TrackConfig | None = None,
     options: MappingOptions | None = None,
     between: BetweenRounds | None = None,
-    *,
-    lenses: bool = True,
 ) -> RefinedTracks:
     """Refines the points of a model in all photos that see them, and the model with them.
 
@@ -189,7 +187,6 @@ def refine_tracks(
         config: the settings.
         options: minimum angle of a point's rays, and threads.
         between: what is done after each round but the last.
-        lenses: find better models of the lenses after the last round, see `fit_lenses`.
 
     Returns:
         The model, which is another object than `model` where rounds are kept, and what became of
@@ -225,7 +222,7 @@ def refine_tracks(
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
     model, found = progress.model, list[Lens]()
-    if lenses:
+    if freedom.lenses:
         with StepProgress("Calibrating lenses"):
             model, freedom, found = fit_lenses(model, freedom, options)
     with StepProgress("Uncertainty of the cameras"):
@@ -346,7 +343,12 @@ def refine_model(
     constant = frozenset(
         image.camera_id for name, image in posed.items() if kept.intrinsics or name in kept.names
     )
-    freedom = Freedom(not kept.poses, constant=constant, distortion=not kept.distortion)
+    freedom = Freedom(
+        not kept.poses,
+        constant=constant,
+        distortion=not kept.distortion,
+        lenses=not kept.lenses,
+    )
     config = TrackConfig()
     made_from: list[object] = [
         pycolmap.__version__,
@@ -363,9 +365,7 @@ def refine_model(
     try:
         with new_model_folder(out) as temporary, quiet_colmap():
             between = BetweenRounds(rounds, left_out)
-            found = refine_tracks(
-                model, image_root, freedom, config, options, between, lenses=not kept.lenses
-            )
+            found = refine_tracks(model, image_root, freedom, config, options, between)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
     except NoRoomError:
         raise
