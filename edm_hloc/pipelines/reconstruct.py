@@ -159,6 +159,8 @@ def reconstruct(
         "positions": config.positions,
         "tracks": refine,
     }
+    if not cameras.lenses:
+        settings["cameras"]["lenses"] = False
     if config.position_priors is not None:
         settings["position_priors"] = config.position_priors
     names = names_of(pairs)

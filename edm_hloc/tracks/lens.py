@@ -97,11 +97,15 @@ def lens_difference(a: pycolmap.Camera, b: pycolmap.Camera) -> float:
 def _plane(camera: pycolmap.Camera, like: pycolmap.Camera) -> np.ndarray:
     """(N, 2) where a grid of pixels lies in front of the camera, at a depth of 1.
 
-    It is scaled to where these pixels lie in front of another camera.
+    It is scaled to where these pixels lie in front of another camera. NaN if the lens, as an
+    adjustment that has gone astray leaves it, does not see one of them.
     """
     x, y = (np.linspace(0, side, 2 * _GRID + 1)[1::2] for side in (like.width, like.height))
-    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    own, goal = (np.array([which.cam_from_img(xy) for xy in grid]) for which in (camera, like))
+    grid, nowhere = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2), np.full(2, np.nan)
+    own, goal = (
+        np.array([nowhere if (at := which.cam_from_img(xy)) is None else at for xy in grid])
+        for which in (camera, like)
+    )
     return np.asarray(own * (own * goal).sum() / (own**2).sum())
 
 

@@ -20,7 +20,7 @@ from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.files import read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.targets import registry
-from edm_hloc.interop.targets.undistorted import plain_names
+from edm_hloc.interop.targets.undistorted import pinhole_of, plain_names
 from tests.interop import target_readers as readers
 from tests.mapping.scenes import look_at
 
@@ -392,3 +392,24 @@ def test_without_rerun_a_sentence_says_how_to_get_it(
     assert export(run, tmp_path / "r", "--for", "rerun") == 1
     assert "pip install 'edm_hloc[rerun]'" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("principal_point", "size", "place"),
+    [
+        ((320.0, 240.0), (640, 480), (320.0, 240.0)),
+        ((330.0, 236.25), (620, 472), (310.0, 236.25)),  # right of the middle, and above it
+        ((301.9, 240.2), (604, 480), (301.9, 240.2)),
+        ((500.0, 240.0), (640, 480), (500.0, 240.0)),  # 360 columns are too many
+        ((-50.0, 900.0), (640, 480), (-50.0, 900.0)),  # of a part of a photo
+    ],
+)
+def test_the_principal_point_is_brought_to_the_middle(
+    principal_point: tuple[float, float], size: tuple[int, int], place: tuple[float, float]
+) -> None:
+    camera = pycolmap.Camera(
+        camera_id=7, model="PINHOLE", width=640, height=480, params=[500, 510, *principal_point]
+    )
+    pinhole, _ = pinhole_of(camera)
+    assert (pinhole.camera_id, pinhole.width, pinhole.height) == (7, *size)
+    np.testing.assert_allclose(pinhole.params, [500, 510, *place])

@@ -188,6 +188,11 @@ def test_difference_of_lenses(factor: float, x: float, y: float) -> None:
     assert lens_difference(a, shifted) == pytest.approx(np.hypot(x, y), rel=0.05, abs=1e-6)
 
 
+def test_a_lens_that_has_gone_astray_is_none() -> None:
+    astray = lens_difference(camera([400.0, *MIDDLE, 0.0]), camera([1e-3, *MIDDLE, 1e9, 1e150]))
+    assert not astray < np.inf
+
+
 @pytest.mark.parametrize(
     ("params", "plausible"),
     [

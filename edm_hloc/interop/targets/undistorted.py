@@ -37,6 +37,7 @@ RECORD = "export.json"
 _MADE_BY = "edm-hloc export-model"
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 _QUALITY = 97  # of JPEG: no loss that can be seen in a splat
+_MOST_CUT = 0.25  # of a side, to have the principal point in the middle
 
 
 @dataclass(frozen=True)
@@ -252,20 +253,27 @@ def pinhole_of(camera: pycolmap.Camera) -> tuple[pycolmap.Camera, tuple[int, int
     """The camera of an undistorted photo, PINHOLE with its principal point in the middle.
 
     Several programs take it to be there, whatever the file says. Columns and rows on one side of
-    the photo that COLMAP undistorts are cut off for that, so that it is within half a pixel.
+    the photo that COLMAP undistorts are cut off for that, so that it is within half a pixel; but
+    not more than a quarter of a side: where it is farther off, it stays there.
 
     Returns:
         The camera, and the columns and rows that are cut off at the left and above.
     """
     pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     pinhole.camera_id = camera.camera_id
-    beyond_x = round(2 * pinhole.principal_point_x) - pinhole.width
-    beyond_y = round(2 * pinhole.principal_point_y) - pinhole.height
+    beyond_x = _to_cut(pinhole.principal_point_x, pinhole.width)
+    beyond_y = _to_cut(pinhole.principal_point_y, pinhole.height)
     left, top = max(0, beyond_x), max(0, beyond_y)
     pinhole.width, pinhole.height = pinhole.width - abs(beyond_x), pinhole.height - abs(beyond_y)
     pinhole.principal_point_x -= left
     pinhole.principal_point_y -= top
     return pinhole, (left, top)
+
+
+def _to_cut(place: float, side: int) -> int:
+    """Pixels to cut off a side for its place to be in the middle; negative: off its end."""
+    beyond = round(2 * place) - side
+    return beyond if abs(beyond) <= side * _MOST_CUT else 0
 
 
 def _reduced(pixels: np.ndarray, factor: int) -> np.ndarray:
