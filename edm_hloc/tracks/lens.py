@@ -37,7 +37,8 @@ class Lens:
 
     Attributes:
         photos: number of its photos in the model.
-        changed: shift in pixels between the lens as it was and as it is, see `lens_difference`.
+        changed: shift in pixels from the lens as it was, with a centred principal point, to the
+            lens as it is, see `lens_difference`.
         sigma: standard deviation of the lens as it is, measured alike.
     """
 
