@@ -27,7 +27,8 @@ class Freedom:
         points: without poses the ids of the points that change; None for all.
         constant: ids of the cameras whose intrinsics stay.
         focal, distortion, principal_point: whether these are refined in the other cameras.
-        lenses: these may get other camera models after the last round (see `tracks/lens.py`).
+        lenses: these may get other camera models between the rounds and after the last
+            (see `tracks/lens.py`).
     """
 
     poses: bool = True

@@ -10,13 +10,14 @@ or a scene without depth leaves open differs from quarter to quarter.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -28,7 +29,7 @@ _MIN_CHANGE = 2.0  # of the lens, in its standard deviations
 _MOST_POINTS = 10_000  # that the photos are asked about; more say the same again
 _GRID = 12  # points along each side of a photo at which lenses are compared
 _ITERATIONS = 30  # at most; lenses move farther than cameras
-_MAX_OFF = 0.08  # of the principal point from the middle, of the longer side
+_MAX_OFF = 0.2  # of the principal point from the middle, of the longer side
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def fit_lenses(
 
     Args:
         model: with refined tracks; stays as it is.
-        freedom: what may change; without poses, focal lengths and distortion no lens is asked for.
+        freedom: what may change; without poses, focal lengths, distortion and lenses none is asked
+            for.
         options: threads.
 
     Returns:
@@ -66,6 +68,17 @@ def fit_lenses(
     asked = _asked(model, freedom)
     if not asked:
         return model, freedom, []
+    with StepProgress("Calibrating lenses"):
+        return _fit(model, asked, freedom, options)
+
+
+def _fit(
+    model: pycolmap.Reconstruction,
+    asked: Mapping[int, list[int]],
+    freedom: Freedom,
+    options: MappingOptions,
+) -> tuple[pycolmap.Reconstruction, Freedom, list[Lens]]:
+    """What `fit_lenses` gives, for the images of each camera that is asked for."""
     some = _with_fewer_points(model)
     whole = _calibrated(some, set(asked), freedom, options)
     ways = []  # the lenses without each group
@@ -131,7 +144,7 @@ def is_plausible(camera: pycolmap.Camera) -> bool:
 def _asked(model: pycolmap.Reconstruction, freedom: Freedom) -> dict[int, list[int]]:
     """Ids of the images of each camera that may get another lens, in the order of their names."""
     photos: dict[int, list[int]] = {}
-    if freedom.poses and freedom.focal and freedom.distortion:
+    if freedom.poses and freedom.focal and freedom.distortion and freedom.lenses:
         for _, image in sorted(posed_images(model).items()):
             camera = model.cameras[image.camera_id]
             if camera.model_name in (_SIMPLE, _BETTER) and image.camera_id not in freedom.constant:

@@ -215,16 +215,15 @@ def refine_tracks(
         if left_out:
             freedom = with_newcomers(freedom, progress, left_out)
         freedom = with_telephotos_held(freedom, progress.model)
+        if progress.rounds:  # a wrong lens hides points that the next round looks for
+            progress.model, _, _ = fit_lenses(progress.model, freedom, options)
         blurred = _one_round(progress, shelf, freedom, config, options)
         tried = left_out if progress.rounds == 1 < rounds else None
         if tried and try_left_out(progress, mapped, tried, freedom, options):
             shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
-    model, found = progress.model, list[Lens]()
-    if freedom.lenses:
-        with StepProgress("Calibrating lenses"):
-            model, freedom, found = fit_lenses(model, freedom, options)
+    model, freedom, found = fit_lenses(progress.model, freedom, options)
     with StepProgress("Uncertainty of the cameras"):
         of_cameras = camera_covariances(model, freedom, config, options)
         uncertainties = camera_uncertainties(of_cameras, Views.of(model))
@@ -354,7 +353,7 @@ def refine_model(
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
         image_stamps(image_root, posed),
-        [freedom.poses, sorted(constant), freedom.distortion],
+        [freedom.poses, sorted(constant), freedom.distortion, freedom.lenses],
         [asdict(config), options.of_mapping()],
     ]
     if left_out:
