@@ -135,15 +135,16 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     shared = mapped.get("one_camera_photos")
     if shared:
         print(
-            f"Cameras     one for {len(shared):,} photos of one size, e.g. {shared[0]}: with one "
-            "for each no\n            believable model was found. --camera-mode per-image insists "
-            "on one for each"
+            f"Cameras     one for {len(shared):,} photos of one size, e.g. {shared[0]}, as one for "
+            "each explains\n            them no better. --camera-mode per-image insists on one for "
+            "each"
         )
     elif run.results.get("imported", {}).get("may_be_one_camera"):
         print(
-            "Cameras     one for each photo, as EXIF data give no focal length, but all are of one "
-            "size:\n            if one camera took them without zooming, --camera-mode single is "
-            "right and gives a better model"
+            "Cameras     one for each photo, as EXIF data give no focal length, and no single one "
+            "was found to\n            fit all. If one took them, --camera-mode single is right; "
+            "if several did, a folder\n            for each and --camera-mode per-folder. Both "
+            "give a better model"
         )
     place = run.results.get("georeferenced")
     if place is not None:

@@ -20,7 +20,12 @@ from edm_hloc.mapping.forecast import forecast
 from edm_hloc.mapping.look_alikes import ViewAgreement, many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
-from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, focal_lengths_agree, plausible_images
+from edm_hloc.mapping.plausible import (
+    MIN_PLAUSIBLE,
+    fit_one_camera,
+    focal_lengths_agree,
+    plausible_images,
+)
 from edm_hloc.mapping.priors import use_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of
 from edm_hloc.mapping.thinning import thin_database
@@ -108,6 +113,11 @@ class IncrementalMapping:
             colmap.ba_global_function_tolerance = _SETTLED_ALL
         return colmap
 
+    @property
+    def adjustment(self) -> pycolmap.BundleAdjustmentOptions:
+        """COLMAP's options of adjusting a whole model with all that cameras have."""
+        return self.colmap_options(True, True).get_global_bundle_adjustment()
+
     @cached_property
     def with_one_camera(self) -> IncrementalMapping | None:
         """The same on a copy where the photos share a camera, None where they cannot be of one."""
@@ -174,8 +184,8 @@ class FoundModel:
     Attributes:
         model: with points, and with images that no larger model of the same part has.
         undistorted: distortion was left at zero, as no believable model was found with it.
-        one_camera: its photos, which have a camera each in the database, share one here, as no
-            believable model was found otherwise.
+        one_camera: its photos, which have a camera each in the database, share one here, as they
+            fit it no worse.
         look_alikes: names of the photos of verified pairs that were left out: with them the model
             had folded.
         agreements: how far its photos agree; of the largest model of a part only.
@@ -335,13 +345,15 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     models = with_points(mapping.run(refine, refine and not later))
     undistorted = one_camera = False
     few = _registered(models) < mapping.images / 2
-    if refine and mapping.options.one_camera and (few or not focal_lengths_agree(models[0])):
-        shared = mapping.with_one_camera
-        if shared is not None:
-            logger.info("Mapping once more, with one camera for all photos.")
-            again = with_points(shared.run(refine, refine))
-            if plausible_images(again, initial) >= plausible_images(models, initial):
-                models, mapping, one_camera, later = again, shared, True, False
+    shared = mapping.with_one_camera if refine and mapping.options.one_camera else None
+    if shared is not None:
+        logger.info("Mapping once more, with one camera for all photos.")
+        again = with_points(shared.run(refine, refine))
+        believable = not few and focal_lengths_agree(models[0])
+        if plausible_images(again, initial) >= plausible_images(models, initial) and (
+            not believable or fit_one_camera(again[0], models[0], shared.adjustment)
+        ):
+            models, mapping, one_camera, later = again, shared, True, False
     plausible, registered = plausible_images(models, initial)
     few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
     if later and spoiled and not few:

@@ -30,8 +30,9 @@ class MappingOptions:
             The global mapper can do so for all cameras or for none. Where the incremental mapper
             fails with distortion, as on photos taken in straight forward motion, it is run again
             without.
-        one_camera: where photos of one size, of which nothing else is known, have a camera each and
-            no believable model is found so, the incremental mapper tries one camera for all.
+        one_camera: where photos of one size, of which nothing else is known, have a camera each,
+            the incremental mapper tries one camera for all as well, and keeps it if they fit it no
+            worse, or if no believable model is found otherwise.
         seed: of all random numbers. With one thread the incremental mapper is deterministic, the
             global one nearly so.
         threads: number of threads; -1 for all cores.

@@ -15,6 +15,8 @@ MIN_PLAUSIBLE = 0.9
 LENSES = (0.3, 5.0)
 """Focal lengths by the longer side, between which those that nothing tells are plausible."""
 
+_MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
+_LEAST_SEEN = 0.8  # observations with a shared camera, likewise
 _MOST_APART = 1.5  # factor between a focal length and the median of the others
 
 
@@ -42,6 +44,37 @@ def focal_lengths_agree(model: pycolmap.Reconstruction) -> bool:
     ratio = focal / np.median(focal)
     near = (ratio < _MOST_APART) & (ratio > 1 / _MOST_APART)
     return bool(near.mean() >= MIN_PLAUSIBLE)
+
+
+def fit_one_camera(
+    shared: pycolmap.Reconstruction,
+    own: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+) -> bool:
+    """Whether photos that have a camera each fit a shared one no worse.
+
+    Photos of two cameras that are made to share one have far larger reprojection errors. So have
+    photos of one camera that were cropped, as long as its principal point is in the middle. Both
+    models are therefore adjusted once more, the shared camera with a principal point of its own.
+
+    Args:
+        shared: the model with one camera; stays as it is.
+        own: the model with a camera for each photo; stays as it is.
+        adjustment: options of the adjustment of all else.
+    """
+    if (
+        shared.num_reg_images() < own.num_reg_images()
+        or shared.compute_num_observations() < _LEAST_SEEN * own.compute_num_observations()
+    ):
+        return False
+    errors = []
+    for model in (shared, own):
+        adjusted = pycolmap.Reconstruction(model)
+        adjustment.refine_principal_point = model is shared
+        pycolmap.bundle_adjustment(adjusted, adjustment)
+        adjusted.update_point_3d_errors()
+        errors.append(adjusted.compute_mean_reprojection_error())
+    return errors[0] <= _MOST_ERROR * errors[1]
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

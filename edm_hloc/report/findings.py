@@ -370,16 +370,17 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         yield Finding(
             "note",
             f"{plural(len(shared), 'photo')} of one size share a camera, as their EXIF data give "
-            "no focal length and no believable model was found with a camera for each. If they "
-            "are of several cameras or were zoomed, --camera-mode per-image keeps them apart.",
+            "no focal length and a camera for each explains them no better. If they are of "
+            "several cameras or were zoomed, --camera-mode per-image keeps them apart.",
             shared,
         )
     elif imported.get("may_be_one_camera"):
         yield Finding(
             "warning",
             f"Each of the {unknown} photos has a camera of its own, because their EXIF data give "
-            "no focal length, but all are of one size. If one camera took them without zooming, "
-            "--camera-mode single is right and gives a better model.",
+            "no focal length, and no single camera was found to fit all, though they are of one "
+            "size. If one took them without zooming, --camera-mode single is right; if several "
+            "did, a folder for each and --camera-mode per-folder. Both give a better model.",
         )
     elif unknown > 0:
         yield Finding(

@@ -70,11 +70,12 @@ def make_scene(
     street: bool = False,
     exif: Image.Exif | None = None,
     number: int = 600,
+    cameras: Sequence[pycolmap.Camera] = (),
 ) -> Scene:
     """`number` random points seen from an arc of cameras; matches by shared points, some wrong.
 
     With `split`, images before it share no matches with those from it on. With `street` the
-    cameras walk straight on between two rows of houses instead.
+    cameras walk straight on between two rows of houses instead. `cameras` take turns, if given.
     """
     rng = np.random.default_rng(seed)
     points = rng.uniform(-1, 1, (number, 3)) * [2.0, 1.5, 1.0]
@@ -105,7 +106,8 @@ def make_scene(
             model.add_image_with_trivial_frame(image, pose)
             # in COLMAP's frame; features hold hloc's, half a pixel less
             there = points @ pose.rotation.matrix().T + pose.translation
-            seen = CAMERA.img_from_cam(there) + rng.normal(0, noise, (len(there), 2))
+            camera = cameras[i % len(cameras)] if cameras else CAMERA
+            seen = camera.img_from_cam(there) + rng.normal(0, noise, (len(there), 2))
             near = (there[:, 2] > 1) & (there[:, 2] < 25)
             inside = np.flatnonzero(near & np.all((seen > 0) & (seen < SIZE), axis=1))
             clutter = rng.uniform(0, SIZE, (50, 2))
