@@ -174,8 +174,8 @@ class FineMatching(nn.Module):
             query, reference: (B, dim, K), the sums of fine and coarse features at the cells.
 
         Returns:
-            offset (B, K, 2) as (x, y) in cells, within ±`EDMConfig.reach`, and its uncertainty σ (B, K, 2) in
-            (0, 1).
+            offset (B, K, 2) as (x, y) in cells, within ±`EDMConfig.reach`, and its uncertainty σ
+            (B, K, 2) in (0, 1).
         """
         pair = torch.cat([self.query_encoder(query), self.reference_encoder(reference)], dim=1)
         pair = self.merge_qr(pair)

@@ -264,7 +264,12 @@ def _offsets(
 
 
 def fine_targets(
-    truth: Supervision, cell0: Tensor, cell1: Tensor, *, bidirectional: bool = True, reach: float = 0.5
+    truth: Supervision,
+    cell0: Tensor,
+    cell1: Tensor,
+    *,
+    bidirectional: bool = True,
+    reach: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """True offsets of K coarse matches in each of B pairs; the matches may be wrong.
 
@@ -279,14 +284,10 @@ def fine_targets(
         offsets in image 1, then the K in image 0. Without `bidirectional` only the first K.
         Targets that are not valid (occluded, or off by `reach` or more) are 0.
     """
-    target, valid = _offsets(
-        (truth.warped0, truth.visible0), cell0, cell1, truth.grid1, reach
-    )
+    target, valid = _offsets((truth.warped0, truth.visible0), cell0, cell1, truth.grid1, reach)
     if not bidirectional:
         return target, valid
-    target1, valid1 = _offsets(
-        (truth.warped1, truth.visible1), cell1, cell0, truth.grid0, reach
-    )
+    target1, valid1 = _offsets((truth.warped1, truth.visible1), cell1, cell0, truth.grid0, reach)
     return torch.cat([target, target1], dim=1), torch.cat([valid, valid1], dim=1)
 
 
