@@ -16,7 +16,7 @@ LENSES = (0.3, 5.0)
 """Focal lengths by the longer side, between which those that nothing tells are plausible."""
 
 _MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
-_LEAST_SEEN = 0.8  # observations with a shared camera, likewise
+_LEAST_SEEN = 0.5  # observations with a shared camera, likewise
 _MOST_APART = 1.5  # factor between a focal length and the median of the others
 
 
