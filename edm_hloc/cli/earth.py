@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,11 +118,12 @@ def _print_wrong(placed: Georeference) -> None:
 def _georeference(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from edm_hloc.base.colmap import is_model, read_model
+    from edm_hloc.base.colmap import read_model
     from edm_hloc.base.files import check_kinds, make_folder, write_whole
     from edm_hloc.interop import crs
     from edm_hloc.interop.targets.registry import largest_model
     from edm_hloc.mapping import georeference
+    from edm_hloc.mapping.output import check_replaceable, new_model_folder
     from edm_hloc.report.earth import draw_map
 
     if args.crs is not None:
@@ -128,9 +131,14 @@ def _georeference(args: argparse.Namespace) -> None:
     folder = largest_model(args.model)
     if args.out.exists() and any(map(args.out.samefile, (folder, folder.absolute().parent))):
         raise EdmHlocError(f"{args.out} holds the model itself: choose another folder.")
-    ours = (args.out / georeference.RECORD).exists() and not (args.out / "run.json").exists()
-    if is_model(args.out / "model") and not ours:
-        raise EdmHlocError(f"{args.out} holds another model: choose another folder.")
+    names = ["model", georeference.RECORD, georeference.CAMERAS, "map.svg", "cameras.csv"]
+    if args.crs is None:
+        names.remove("cameras.csv")
+    check_kinds(args.out, names)
+    _check_own(args.out, names)
+    for name in names:
+        options.check_output(args.out / name, args.positions, args.control_points)
+    check_replaceable(args.out / "model")
     model = read_model(folder)
     points, fixes, source, least = _positions(args, folder, model)
     found, placed = georeference.locate(points, fixes, source, least)
@@ -139,13 +147,13 @@ def _georeference(args: argparse.Namespace) -> None:
             f"The model in {folder} cannot be brought onto the Earth by {source}: {placed.why}."
         )
     make_folder(args.out)
-    check_kinds(args.out, ["model", georeference.RECORD, georeference.CAMERAS, "map.svg"])
-    georeference.write_on_earth(model, found, args.out / "model")
-    georeference.write_placed(placed, {"": model}, args.out)
+    model.transform(found)
+    georeference.write_placed(placed, {"": model}, args.out)  # first: it marks the folder as ours
+    with new_model_folder(args.out / "model") as temporary:
+        model.write_binary(temporary)
     centres = georeference.camera_centres(model)
     moved = {name: found * xyz for name, xyz in points.items()}
     write_whole(args.out / "map.svg", draw_map(centres | moved, vars(placed)))
-    files = ["model", georeference.RECORD, georeference.CAMERAS, "map.svg"]
     if args.crs is not None:
         rows = ["name,x,y,z"]
         assert placed.origin is not None
@@ -154,9 +162,37 @@ def _georeference(args: argparse.Namespace) -> None:
             quoted = name.replace('"', '""')
             rows.append(f'"{quoted}",' + ",".join(f"{value:.6f}" for value in place))
         write_whole(args.out / "cameras.csv", "\n".join(rows) + "\n")
-        files.append("cameras.csv")
+    else:
+        _set_table_aside(args.out / "cameras.csv", args.positions)
     print_place(placed)
-    print(f"Written     {', '.join(files)} in {args.out}")
+    print(f"Written     {', '.join(names)} in {args.out}")
+
+
+def _check_own(out: Path, names: Iterable[str]) -> None:
+    """Raise EdmHlocError if a folder holds one of the names, and no earlier call has made it."""
+    from edm_hloc.mapping.georeference import RECORD
+
+    if (out / RECORD).exists() and not (out / "run.json").exists():
+        return
+    for name in names:
+        if os.path.lexists(out / name):
+            raise EdmHlocError(
+                f"{out / name} is there already and was not made by edm-hloc georeference: choose "
+                "another folder, or move it."
+            )
+
+
+def _set_table_aside(table: Path, given: Path | None) -> None:
+    """Rename the cameras of an earlier call, which are those of another model or other positions.
+
+    Args:
+        table: OUT/cameras.csv.
+        given: the positions, which stay if they are this file.
+    """
+    from edm_hloc.pipelines.run_entries import earlier_name
+
+    if table.is_file() and not (given is not None and table.samefile(given)):
+        table.rename(table.with_name(earlier_name(table.name, table.parent)))
 
 
 def _positions(args: argparse.Namespace, folder: Path, model: pycolmap.Reconstruction) -> tuple:

@@ -160,8 +160,6 @@ class GivenMatches:
         digest = hashlib.blake2b(digest_size=16)
         reach = 0.0
         for pair in track(self.pairs, "Reading matches", "pair"):
-            if not headers.keys() >= set(pair):
-                continue  # the photo is left out later, with its reason
             for source, swapped in self._sources[pair]:
                 given = source.read()
                 sizes = given.sizes or (None, None)
@@ -171,7 +169,9 @@ class GivenMatches:
                     names, (given.points0, given.points1), sizes, strict=True
                 ):
                     digest.update(points.tobytes())
-                    photo = headers[name]
+                    photo = headers.get(name)
+                    if photo is None:
+                        continue  # it is left out later, with its reason
                     shown = upright_size(photo.stored, photo.orientation)
                     if size == shown != photo.stored and not self.frame.upright:
                         raise EdmHlocError(

@@ -136,9 +136,7 @@ def new_model_folder(out: Path) -> Iterator[Path]:
             for path in sorted(temporary.rglob("*")):
                 force_to_disk(path)
             force_to_disk(temporary)
-            if out.exists():
-                shutil.rmtree(out)
-            temporary.replace(out)
+            _put_in_place(temporary, out)
             force_to_disk(out.parent)
         except OSError as error:
             raise NoRoomError(
@@ -147,6 +145,25 @@ def new_model_folder(out: Path) -> Iterator[Path]:
             ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Gives a folder the name `out`. One that is there goes last: interrupted, one of them stays.
+
+    Raises:
+        OSError: a folder cannot be renamed or removed.
+    """
+    earlier = out.with_name(f".{out.name}.old")
+    try:
+        if out.exists():
+            remove_leftover(earlier)
+            out.rename(earlier)
+        folder.replace(out)
+    except BaseException:
+        if earlier.exists() and not out.exists():
+            earlier.rename(out)
+        raise
+    remove_leftover(earlier)
 
 
 def write_model(

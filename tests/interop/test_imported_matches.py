@@ -347,6 +347,18 @@ def test_dense_matches_at_different_points_in_every_pair_register_all_photos(
     assert "imported_content" in capsys.readouterr().err
 
 
+def test_the_same_matches_are_the_same_whether_all_photos_can_be_read(
+    photos: Path, tmp_path: Path
+) -> None:
+    """A run that has begun goes on where a photo is damaged, and where it is whole again."""
+    for other in ("c", "b_1"):
+        np.savez(tmp_path / f"a__{other}.npz", keypoints0=POINTS0, keypoints1=POINTS1)
+    before = given(tmp_path, photos).content
+    (photos / "c.jpg").write_bytes(b"none")
+    found = given(tmp_path, photos)
+    assert (len(found.pairs), found.content) == (2, before)
+
+
 def test_matches_that_are_not_refined_stay_as_they_are(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "matches"
     folder.mkdir()

@@ -83,6 +83,32 @@ def test_a_model_that_was_not_written_whole_is_no_success(name: str, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("at", ["rename", "replace"])
+def test_an_interrupted_replacement_keeps_a_model(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the only one there is, where a model is refined in place."""
+    out = tmp_path / "model"
+    with new_model_folder(out) as folder:
+        pycolmap.Reconstruction().write_binary(folder)
+    original, left = getattr(Path, at), [1]
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if left and at == "replace":
+            raise KeyboardInterrupt
+        found: Path = original(path, target)
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, at, interrupted)
+    with pytest.raises(KeyboardInterrupt), new_model_folder(out) as folder:
+        pycolmap.Reconstruction().write_binary(folder)
+    assert read_model(out).num_images() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = [f"{i}.jpg" for i in range(9)]
     scene = make_scene(tmp_path, names, split=4)

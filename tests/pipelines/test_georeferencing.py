@@ -263,6 +263,66 @@ def _has_pyproj() -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    "at",
+    ["mapping.georeference.write_placed", "mapping.output.force_to_disk", "report.earth.draw_map"],
+)
+def test_georeference_goes_on_where_it_was_interrupted(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["georeference", str(tmp_path / "own"), str(tmp_path / "earth"), "--positions"]
+    command.append(str(write_survey(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"edm_hloc.{at}", interrupt)
+        assert cli.main(command) == 130
+    assert cli.main(command) == 0
+    names = {"model", "georeference.json", "cameras.geojson", "map.svg"}
+    assert {path.name for path in (tmp_path / "earth").iterdir()} == names
+
+
+def test_georeference_keeps_tables_of_others_and_no_stale_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earth = tmp_path / "earth"
+    table = write_survey(tmp_path)
+    command = ["georeference", str(tmp_path / "own"), str(earth), "--positions"]
+    # those of a call with --crs do not stay beside the model of one without
+    assert cli.main([*command, str(table)]) == 0
+    (earth / "cameras.csv").write_text("of an earlier call")
+    assert cli.main([*command, str(table)]) == 0
+    assert not (earth / "cameras.csv").exists()
+    assert (earth / "cameras_earlier.csv").read_text() == "of an earlier call"
+    # given as positions they are not of a call
+    given = table.rename(earth / "cameras.csv")
+    content = given.read_text()
+    assert cli.main([*command, str(given)]) == 0
+    assert given.read_text() == content
+    # a folder of somebody else
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "map.svg").write_text("mine")
+    assert cli.main([*command[:2], str(other), "--positions", str(given)]) == 1
+    assert "map.svg is there already and was not made by" in capsys.readouterr().err
+    assert [path.name for path in other.iterdir()] == ["map.svg"]
+    if _has_pyproj():
+        assert cli.main([*command, str(given), "--crs", "EPSG:32632"]) == 1
+        assert "would be written over" in capsys.readouterr().err
+
+
+def write_survey(folder: Path) -> Path:
+    """A model in a frame of its own in `own`, and the table of its positions, which is given."""
+    rng = np.random.default_rng(0)
+    truth = {f"{i}.jpg": xyz for i, xyz in enumerate(rng.uniform(-50, 50, (9, 3)))}
+    write_turned(truth, folder / "own", rng)
+    rows = [",".join(map(str, (n, *to_earth(xyz, ORIGIN)[0]))) for n, xyz in truth.items()]
+    table = folder / "survey.csv"
+    table.write_text("\n".join(["name,latitude,longitude,altitude", *rows]))
+    return table
+
+
 def test_without_positions_the_model_keeps_its_frame(
     scene: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
