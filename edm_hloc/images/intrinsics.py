@@ -65,7 +65,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     if not found:
         raise EdmHlocError(
             f"{path} has intrinsics for none of the {len(names)} images; its names are like "
-            f"{next(iter(cameras))!r}."
+            f"{next(iter(cameras))!r}, those of the images like {names[0] if names else ''!r}."
         )
     if len(found) < len(set(names)):
         missing = next(name for name in names if name not in found)
