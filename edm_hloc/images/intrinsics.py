@@ -15,7 +15,7 @@ import pycolmap
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
-from edm_hloc.base.text import filled_lines, read_lines, read_text
+from edm_hloc.base.text import filled_lines, is_comment, read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 from edm_hloc.images.listed import listed_names
 
@@ -124,7 +124,7 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
     same: dict[str, pycolmap.Camera] = {}
     for _, line in filled_lines(path, "intrinsics"):
         name, words = listed_camera(line)
-        if line.lstrip().startswith("#") and name not in names:
+        if is_comment(line, name, names):
             continue
         if not words:
             raise EdmHlocError(
