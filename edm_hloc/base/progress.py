@@ -7,6 +7,7 @@ it is going to take.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -242,4 +243,5 @@ def say(line: str) -> None:
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", line)
     elif sys.stderr is not None:
-        print(shortened(line), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk must not end what is at work
+            print(shortened(line), file=sys.stderr, flush=True)

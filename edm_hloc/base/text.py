@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def read_lines(path: Path, what: str) -> list[tuple[int, str]]:
     """
     lines = ((number, line.strip()) for number, line in filled_lines(path, what))
     return [(number, line) for number, line in lines if not line.startswith("#")]
+
+
+def is_comment(line: str, name: str, names: Collection[str]) -> bool:
+    """Whether a line of a list is a comment ("#"), not of a photo whose name begins with that.
+
+    Args:
+        line: as it is written.
+        name: what it names if it is no comment.
+        names: of the photos, which may have folders in front that the list lacks.
+    """
+    if not line.lstrip().startswith("#"):
+        return False
+    is_name = name in names or any(photo.endswith(f"/{name}") for photo in names)
+    return not (name.startswith("#") and is_name)
 
 
 def format_duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
@@ -31,6 +32,7 @@ from edm_hloc.cli import (
     retrieve,
     shards,
     show,
+    streams,
     weights,
 )
 
@@ -65,9 +67,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0 success, 1 an `EdmHlocError`, whose message is printed, 3 work is
-        left to others, 130 Ctrl-C. Wrong arguments end the program with 2.
+        The exit code: 0 success, 1 an `EdmHlocError`, whose message is printed, or standard output
+        that cannot be written, 3 work is left to others, 130 Ctrl-C. Wrong arguments end the
+        program with 2.
     """
+    streams.give_missing()
+    try:
+        code = _run(argv)
+    except SystemExit as end:  # of argparse, also with --help
+        if not streams.output_is_written() and not end.code:
+            return 1
+        raise
+    return code if streams.output_is_written() else code or 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if args.command is _train:
@@ -85,40 +99,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command(args)
         sys.stdout.flush()
     except EdmHlocError as error:
-        print(f"edm-hloc: {error}", file=sys.stderr)
+        streams.complain(f"edm-hloc: {error}")
         return 1
     except WorkLeftError as left:
-        print(left)
+        with contextlib.suppress(OSError):
+            print(left)
         return 3
-    except BrokenPipeError:
-        if not _output_has_ended():
-            raise
-        return 1
     except OSError as error:
-        if error.filename is None:  # not of a file
+        if error.filename is not None:
+            reason = error.strerror or type(error).__name__
+            streams.complain(f"edm-hloc: Cannot use {error.filename}: {reason}.")
+        elif streams.output_is_written(end="\n"):  # neither of a file nor of what was printed
             raise
-        reason = error.strerror or type(error).__name__
-        print(shortened(f"edm-hloc: Cannot use {error.filename}: {reason}."), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
+        streams.complain(
             "\nedm-hloc: interrupted. What was finished is kept; the same command goes on "
-            "from there.",
-            file=sys.stderr,
+            "from there."
         )
         return 130
     return 0
-
-
-def _output_has_ended() -> bool:
-    """Whether nothing reads our output any more, as after `head`; it is then discarded."""
-    try:
-        print(flush=True)  # the failed write is not tried again by itself
-    except BrokenPipeError:
-        # What is still to be written must not fail again when the program ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -167,7 +167,8 @@ class _TqdmHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(shortened(self.format(record)), file=sys.stderr)
+        with contextlib.suppress(OSError):  # a full disk must not end what is at work
+            tqdm.write(shortened(self.format(record)), file=sys.stderr)
 
 
 def _log_to_terminal(verbose: bool) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import textwrap
 from pathlib import Path
 
 from edm_hloc.cli import options
+from edm_hloc.cli.streams import complain
 
 UNSAFE_TO_INTERRUPT = ("match_dense", "pipelines.Aachen_v1_1.pipeline_loftr")
 """Modules of hloc that take the unfinished pairs of an interrupted run for finished ones."""
@@ -42,7 +42,7 @@ def _hloc(args: argparse.Namespace) -> None:
         again = " Delete its match file first, or pairs stay unfinished." * (
             module in UNSAFE_TO_INTERRUPT
         )
-        print(f"\nedm-hloc: hloc.{module} was interrupted.{again}", file=sys.stderr)
+        complain(f"\nedm-hloc: hloc.{module} was interrupted.{again}")
         raise SystemExit(130) from None
 
 

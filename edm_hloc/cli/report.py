@@ -43,6 +43,10 @@ def reporting(out: Path) -> Iterator[None]:
         if _is_recorded(out, error):
             _write_report(out)
         raise
+    except OSError as error:
+        if error.filename is None:  # what the run has done could not be printed, as after `| head`
+            _write_report(out)
+        raise
     _write_report(out)
 
 
@@ -70,12 +74,13 @@ def _is_recorded(out: Path, error: EdmHlocError) -> bool:
 
 
 def _write_report(out: Path) -> None:
+    pages = []
     try:
         from edm_hloc.report.page import make_report
 
         folders = [out / "sfm"] if (out / "sfm" / "run.json").is_file() else []
         for folder in [*folders, out]:
-            print(f"Report      {make_report(folder)}")
+            pages.append(make_report(folder))
     except Exception as error:  # the results matter more than the report
         logger.debug("While making the report", exc_info=True)
         logger.warning(
@@ -85,3 +90,5 @@ def _write_report(out: Path) -> None:
             error,
             out,
         )
+    for page in pages:
+        print(f"Report      {page}")

@@ -16,7 +16,7 @@ from PIL.ExifTags import GPS, IFD
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import track
-from edm_hloc.base.text import filled_lines, read_lines
+from edm_hloc.base.text import filled_lines, is_comment, read_lines
 from edm_hloc.images.decode import open_header
 from edm_hloc.images.listed import listed_names
 
@@ -200,8 +200,7 @@ def read_positions(
         line = line.strip()
         fields = next(csv.reader([line], delimiter=separator))
         name = (fields + [""] * len(head))[place["name"] or 0].strip()
-        is_name = name.startswith("#") and name in names
-        if number <= lines[0][0] or (line.startswith("#") and not is_name):
+        if number <= lines[0][0] or is_comment(line, name, names):
             continue
 
         def value(column: str, fields: list[str] = fields) -> float | None:

@@ -15,7 +15,7 @@ import pycolmap
 from edm_hloc.base.colmap import is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
-from edm_hloc.base.text import filled_lines, read_lines, read_text
+from edm_hloc.base.text import filled_lines, is_comment, read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 from edm_hloc.images.listed import listed_names
 
@@ -65,7 +65,7 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     if not found:
         raise EdmHlocError(
             f"{path} has intrinsics for none of the {len(names)} images; its names are like "
-            f"{next(iter(cameras))!r}."
+            f"{next(iter(cameras))!r}, those of the images like {names[0] if names else ''!r}."
         )
     if len(found) < len(set(names)):
         missing = next(name for name in names if name not in found)
@@ -124,7 +124,7 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
     same: dict[str, pycolmap.Camera] = {}
     for _, line in filled_lines(path, "intrinsics"):
         name, words = listed_camera(line)
-        if line.lstrip().startswith("#") and name not in names:
+        if is_comment(line, name, names):
             continue
         if not words:
             raise EdmHlocError(

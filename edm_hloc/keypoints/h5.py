@@ -93,6 +93,20 @@ class MatchReader(H5Reader):
         Raises:
             EdmHlocError: the pair is not in the file, or the file is damaged.
         """
+        indices, key, index0 = self._indices(name0, name1)
+        with reading(self.path):
+            return indices, self._array(f"{key}/matching_scores0")[index0].astype(np.float32)
+
+    def indices(self, name0: str, name1: str) -> np.ndarray:
+        """The first of what `matches` gives."""
+        return self._indices(name0, name1)[0]
+
+    def _indices(self, name0: str, name1: str) -> tuple[np.ndarray, str, np.ndarray]:
+        """Indices of a pair's matches, its group, and those indices that are of the group's order.
+
+        Raises:
+            EdmHlocError: see `matches`.
+        """
         found = self._find(name0, name1)
         if found is None:
             raise EdmHlocError(
@@ -101,12 +115,17 @@ class MatchReader(H5Reader):
             )
         key, reverse = found
         with reading(self.path):
-            matches0 = np.asarray(self._h5[key]["matches0"])
-            scores0 = np.asarray(self._h5[key]["matching_scores0"])
+            matches0 = self._array(f"{key}/matches0")
             index0 = np.flatnonzero(matches0 != -1)
             matches = np.stack([index0, matches0[index0].astype(np.int64)], axis=1)
-            scores = scores0[index0].astype(np.float32)
-        return np.ascontiguousarray(matches[:, ::-1] if reverse else matches), scores
+        return np.ascontiguousarray(matches[:, ::-1] if reverse else matches), key, index0
+
+    def _array(self, name: str) -> np.ndarray:
+        """A dataset, in a quarter of the time of h5py's own `Dataset`."""
+        stored = h5py.h5d.open(self._h5.id, name.encode())
+        array = np.empty(stored.shape, stored.dtype)
+        stored.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+        return array
 
     def _find(self, name0: str, name1: str) -> tuple[str, bool] | None:
         """The pair's group, and whether it holds the pair in reverse order.

@@ -109,7 +109,7 @@ def find_correspondences(
     for name in retrieved:
         if name not in points or (query, name) not in matches:
             continue
-        indices = matches.matches(query, name)[0]
+        indices = matches.indices(query, name)
         if not len(indices) or len(indices) < min_matches:
             continue
         known = points.points(name)

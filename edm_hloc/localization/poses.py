@@ -6,7 +6,7 @@ A pose is camera-from-world in COLMAP's convention, written qw qx qy qz tx ty tz
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
-from edm_hloc.base.text import filled_lines
+from edm_hloc.base.text import filled_lines, is_comment
 
 
 def to_numbers(pose: pycolmap.Rigid3d) -> tuple[float, ...]:
@@ -65,16 +65,23 @@ def check_basenames(queries: Iterable[str]) -> None:
         )
 
 
-def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
+def read_poses(path: Path, names: Collection[str] | None = None) -> dict[str, pycolmap.Rigid3d]:
     """Reads cam_from_world by name from a file of `write_poses` or a benchmark's submission.
 
     Quaternions may have any length, as they have where they were rounded.
+
+    Args:
+        path: of the file.
+        names: of the photos; those that begin with "#" are known by it from poses in comments. None
+            if they are not known: all poses are read.
 
     Raises:
         EdmHlocError: the file cannot be read, or a line is not a pose.
     """
     poses = {}
     for line in read_pose_lines(path):
+        if names is not None and is_comment(line.name, line.name, names):
+            continue
         if line.problem:
             raise EdmHlocError(f"{path}, line {line.number}: {line.problem}.")
         quaternion = np.array(line.pose[:4]) / np.linalg.norm(line.pose[:4])

@@ -338,7 +338,7 @@ def import_matches(
             if not number.keys() >= set(pair) or pair not in reader:
                 missing += 1
                 continue
-            found = np.unique(reader.matches(*pair)[0], axis=0)
+            found = np.unique(reader.indices(*pair), axis=0)
             if not len(found):
                 continue
             if found.min() < 0 or np.any(found.max(axis=0) >= [number[name] for name in pair]):
@@ -359,15 +359,16 @@ def _matched_points(
     features: FeatureReader, matches: MatchReader
 ) -> Callable[[Pair], tuple[np.ndarray, np.ndarray] | None]:
     """A function that gives the matched points (M, 2) of a pair; None without any."""
+    at_hand = frozenset(features.names())
 
     @lru_cache(CACHED_IMAGES)
     def keypoints_of(name: str) -> np.ndarray:
         return np.asarray(features.keypoints(name)[:, :2], dtype=np.float64)
 
     def points_of(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
-        if pair not in matches or not all(name in features for name in pair):
+        if not at_hand >= set(pair) or pair not in matches:
             return None
-        found = matches.matches(*pair)[0]
+        found = matches.indices(*pair)
         points0, points1 = (keypoints_of(name) for name in pair)
         sizes = [len(points0), len(points1)]
         if not len(found) or found.min() < 0 or np.any(found.max(axis=0) >= sizes):

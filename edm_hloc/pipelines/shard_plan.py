@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.h5 import Provenance, check_keys
 from edm_hloc.base.text import read_json_object
@@ -150,7 +150,8 @@ def make_plan(
 
     Raises:
         EdmHlocError: the matcher has no recipe; H5 files cannot tell two pairs apart; another plan
-            is there, or raw matches of other settings; OUT cannot be written.
+            is there, or raw matches of other settings; OUT cannot be written; as a `BusyError`: a
+            worker is at work on the plan that is to be replaced.
     """
     if matcher.recipe is None:
         raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
@@ -179,6 +180,7 @@ def make_plan(
                     f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
                     "it, choose another output folder, or run with --overwrite."
                 )
+        check_no_worker(folder)
         remove_plan(folder)  # also what is left of one without plan.json
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
@@ -286,6 +288,20 @@ def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
 def is_of_a_plan(name: str) -> bool:
     """Whether a file or folder of this name belongs to a plan, besides plan.json."""
     return _FILES.fullmatch(name) is not None
+
+
+def check_no_worker(folder: Path) -> None:
+    """Raises BusyError if a worker is at work on a shard of the plan in a folder."""
+    for work in sorted(folder.glob("work-*")):
+        if not (is_of_a_plan(work.name) and work.is_dir()):
+            continue
+        try:
+            FolderLock(work).release()
+        except BusyError as error:
+            raise BusyError(
+                f"A worker is at work in {work}, and what it does would be lost: wait until it has "
+                "ended, or end it, then give this command again."
+            ) from error
 
 
 def remove_plan(folder: Path) -> None:

@@ -90,7 +90,7 @@ def _from_matches(facts: RunFacts, listed: Sequence[Pair]) -> _Counts:
     if not path.is_file():
         return []
     with MatchReader(path) as reader:
-        return [(a, b, len(reader.matches(a, b)[0]), -1) for a, b in listed if (a, b) in reader]
+        return [(a, b, len(reader.indices(a, b)), -1) for a, b in listed if (a, b) in reader]
 
 
 def _from_raw_matches(facts: RunFacts, listed: Sequence[Pair]) -> _Counts:

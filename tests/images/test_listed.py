@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.gps import Fix, matching_names
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.images.listed import listed_names
@@ -25,6 +27,14 @@ from edm_hloc.images.listed import listed_names
         (["cam0/1.jpg", "cam1/1.jpg"], ["1.jpg"], {}),
         (["1.jpg", "1"], ["x/1.jpg"], ["1.jpg"]),
         (["1.png"], ["1.jpg"], {}),
+        (["/d/a/1.jpg", "/d/b/1.jpg"], ["a/1.jpg", "b/1.jpg"], ["/d/a/1.jpg", "/d/b/1.jpg"]),
+        (["C:\\d\\b\\1"], ["a/1.jpg", "b/1.jpg"], {"b/1.jpg": "C:\\d\\b\\1"}),
+        (["a/1.jpg", "./b/1.jpg"], ["d/a/1.jpg", "d/b/1.jpg"], ["a/1.jpg", "./b/1.jpg"]),
+        (["d/1.jpg", "d/b/1.jpg"], ["1.jpg", "b/1.jpg"], ["d/1.jpg", "d/b/1.jpg"]),
+        (["a/1.jpg"], ["d/a/1.jpg", "e/a/1.jpg"], {}),
+        # in the folder b, of which the list lacks the second photo
+        (["d/a/1.jpg", "d/a/2.jpg", "d/b/1.jpg"], ["1.jpg", "2.jpg"], {}),
+        (["1.jpg", "a/1.jpg", "a/2.jpg"], ["1.jpg", "2.jpg"], {"1.jpg": "1.jpg"}),
     ],
 )
 def test_names_that_may_be_of_another_photo_are_not_taken(
@@ -33,6 +43,22 @@ def test_names_that_may_be_of_another_photo_are_not_taken(
     if isinstance(found, list):  # in the order of the photos
         found = dict(zip(names, found, strict=True))
     assert listed_names(listed, names) == found
+
+
+@pytest.mark.parametrize("front", ["images/", "./", "/data/scene/images/", "C:\\\\scene\\\\"])
+def test_cameras_of_a_rig_in_a_transforms_json(front: str, tmp_path: Path) -> None:
+    names = [f"cam{camera}/{number}.jpg" for camera in (0, 1) for number in (1, 2)]
+    frame = {"w": 64, "h": 48, "fl_y": 50.0, "cx": 32.0, "cy": 24.0}
+    frames = [
+        {**frame, "file_path": front + name, "fl_x": 50.0 + i} for i, name in enumerate(names)
+    ]
+    path = tmp_path / "transforms.json"
+    path.write_text(json.dumps({"frames": frames}))
+    known = load_intrinsics(path, names)
+    assert [known[name].params[0] for name in names] == [50.0, 51.0, 52.0, 53.0]
+    # of photos whose folder cannot be told nothing is taken
+    with pytest.raises(EdmHlocError, match=r"for none of the 2 images.* like '1.jpg'"):
+        load_intrinsics(path, ["1.jpg", "2.jpg"])
 
 
 def test_photos_of_another_camera_get_nothing(

@@ -14,8 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.interop.poses.files import GivenPoses, format_of, read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
+from edm_hloc.interop.poses.realitycapture import read_realitycapture
 from edm_hloc.interop.poses.trajectory import read_trajectory
 from edm_hloc.localization.poses import write_poses
 
@@ -227,6 +229,26 @@ def test_poses_by_names_that_begin_like_a_comment(tmp_path: Path) -> None:
     given = read_given_poses(tmp_path / "poses.txt", photos, {name: camera() for name in names})
     places = {n: i.projection_center()[2] for n, i in posed_images(given.model).items()}
     assert places == {"#1.jpg": 0, "#2.jpg": 1, "#3.jpg": 2}
+
+
+def test_lines_that_were_made_comments_give_no_pose(tmp_path: Path) -> None:
+    """The same in all formats with a line for each photo."""
+    names = ["a.jpg", "x/b.jpg", "x/#c.jpg"]
+    photos = PhotosAtHand(tmp_path, names)
+    (tmp_path / "poses.txt").write_text(
+        "x/b.jpg 1 0 0 0 0 0 0\n# db/a.jpg 1 0 0 0 0 0 1\n#c.jpg 1 0 0 0 0 0 2\n"
+    )
+    given = read_trajectory(tmp_path / "poses.txt", photos)
+    assert [pose.name for pose in given] == names[1:]
+    (tmp_path / "table.csv").write_text(
+        "x,y,alt,name,heading,pitch,roll\n1,2,3,x/b.jpg,0,0,0\n # 1,2,3,a.jpg,0,0,0\n"
+    )
+    given = read_realitycapture(tmp_path / "table.csv", photos)
+    assert [pose.name for pose in given] == ["x/b.jpg"]
+    (tmp_path / "intrinsics.txt").write_text(
+        "x/b.jpg PINHOLE 6 4 5 5 3 2\n # a.jpg PINHOLE 6 4 5 5 3 2\n#c.jpg PINHOLE 6 4 5 5 3 2\n"
+    )
+    assert load_intrinsics(tmp_path / "intrinsics.txt", names).keys() == {"x/b.jpg", "x/#c.jpg"}
 
 
 @pytest.mark.parametrize("form", ["COLMAP", "nerfstudio", "list"])

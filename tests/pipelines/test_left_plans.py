@@ -77,8 +77,11 @@ def test_what_interrupted_workers_have_stored_is_not_matched_again(
     recent.put(pair, Matches(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), one))
     recent.close()
     kept = plan.pairs[0] + 6
-    with FolderLock(plan.work_of(2)), pytest.raises(BusyError):
-        match_in_processes(photos, PAIRS, FakeMatcher(), plan.raw_matches, TWO)
+    for overwrite in (False, True):
+        with FolderLock(plan.work_of(2)), pytest.raises(BusyError):
+            match_in_processes(
+                photos, PAIRS, FakeMatcher(), plan.raw_matches, TWO, overwrite=overwrite
+            )
     again = FakeMatcher()
     summary = match_in_processes(photos, PAIRS, again, plan.raw_matches, TWO)
     assert (summary.matched, summary.resumed) == (len(PAIRS) - kept, kept)

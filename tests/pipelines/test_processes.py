@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from edm_hloc.base.errors import EdmHlocError, WorkLeftError
+from edm_hloc.base.errors import BusyError, EdmHlocError, WorkLeftError
+from edm_hloc.base.files import FolderLock
 from edm_hloc.images.roots import JoinedFolders, root_to_json
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
 from edm_hloc.matching.left_out import left_out_path, read_left_out
@@ -215,6 +217,11 @@ def test_other_steps_than_matching_are_done_by_workers(tmp_path: Path) -> None:
     work, out = Work("descriptors", "noise", shared, parts), tmp_path / "out"
     with pytest.raises(WorkLeftError):
         list(results_of_workers(out, work))
+    at_work = load_work(out).work_of(2)
+    at_work.mkdir()
+    other = replace(work, made_from="other noise")
+    with FolderLock(at_work), pytest.raises(BusyError, match="A worker is at work"):
+        list(results_of_workers(out, other))
     with ProcessCrew(WorkerSettings(out, "cpu", 1, MatchingConfig()), 2) as crew:
         assert do_work(load_work(out), crew) == len(NAMES)
     found = dict(results_of_workers(out, work))

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.base.files import FolderLock
+from edm_hloc.base.matches import Matches
 from edm_hloc.cli.shards import shard_from_environment
 from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
 from edm_hloc.matchers.base import Features
@@ -210,6 +211,36 @@ def test_a_second_process_on_the_same_shard_does_no_harm(photos: Path, tmp_path:
     with FolderLock(plan.work_of(1)), pytest.raises(EdmHlocError, match="Another process"):
         match_shard(plan, 1, FakeMatcher())
     assert match_shard(plan, 1, FakeMatcher()).matched == plan.pairs[0]
+
+
+class Interrupting(FakeMatcher):
+    """Plans anew with --overwrite while it matches."""
+
+    def __init__(self, photos: Path, out: Path) -> None:
+        super().__init__()
+        self.photos, self.out = photos, out
+        self.said: list[str] = []
+
+    def find(self, features0: Features, features1: Features) -> Matches:
+        try:
+            make_plan(self.out, self.photos, PAIRS[:4], FakeMatcher(), shards=2, overwrite=True)
+        except BusyError as error:
+            self.said.append(str(error))
+        return super().find(features0, features1)
+
+
+def test_a_plan_is_not_replaced_under_its_workers(photos: Path, tmp_path: Path) -> None:
+    """What they have matched by then would be gone, and nobody would be told."""
+    plan = plan_of(photos, tmp_path / "out", 2)
+    matcher = Interrupting(photos, tmp_path / "out")
+    assert match_shard(plan, 1, matcher).matched == plan.pairs[0] == len(matcher.said)
+    assert str(plan.work_of(1)) in matcher.said[0]
+    assert load_plan(tmp_path / "out") == plan
+    assert match_shard(plan, 1, FakeMatcher()).matched == 0
+    # a worker that has been killed holds nothing
+    plan.work_of(2).mkdir()
+    make_plan(tmp_path / "out", photos, PAIRS[:4], FakeMatcher(), shards=2, overwrite=True)
+    assert not plan.work_of(2).exists()
 
 
 def test_overwrite_removes_what_the_plan_made_and_nothing_else(

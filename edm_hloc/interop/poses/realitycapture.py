@@ -11,7 +11,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_once
-from edm_hloc.base.text import read_text
+from edm_hloc.base.text import is_comment, read_text
 from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import OPENGL, GivenPose, PhotosAtHand, pose_from_world
 
@@ -46,13 +46,13 @@ def read_realitycapture(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     given = []
     same: dict[str, pycolmap.Camera] = {}
     reader = csv.reader(lines[start + 1 :], delimiter=mark)
-    rows = [
-        (start + 1 + reader.line_num, words)
-        for words in reader
-        if words and (not words[0].startswith("#") or words[0] in photos.names)
-    ]
-    names = photos.find([(words + [""] * len(place))[place["name"]] for _, words in rows])
-    for (number, words), name in zip(rows, names, strict=True):
+    rows = []
+    for words in filter(None, reader):
+        written = (words + [""] * len(place))[place["name"]].strip()
+        if not is_comment(words[0], written, photos.names):
+            rows.append((start + 1 + reader.line_num, words, written))
+    names = photos.find([written for _, _, written in rows])
+    for (number, words, _), name in zip(rows, names, strict=True):
         where = f"{path}, line {number}"
         try:
             row = {c: float(words[i]) for c, i in place.items() if c != "name" and words[i].strip()}

@@ -32,7 +32,7 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     """
     lines = read_lines(path, "trajectory")
     if not lines or _is_named(lines[0][1].replace(",", " ").split()):
-        poses = read_poses(path)
+        poses = read_poses(path, photos.names)
         if not poses:
             raise EdmHlocError(f"{path} holds no pose.")
         names = photos.find(list(poses))
