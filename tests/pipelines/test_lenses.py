@@ -16,6 +16,7 @@ from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
+from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
 from edm_hloc.mapping.mappers import map_database
@@ -124,3 +125,18 @@ def test_a_photo_that_was_left_out_comes_into_a_model_with_a_lens(tmp_path: Path
     colmap = refining_options(THREADS, focal=True, distortion=True)
     assert register_left_out(model, left_out, colmap) == [NAMES[0]]
     assert model.cameras[posed_images(model)[NAMES[0]].camera_id].model_name == "RADIAL"
+
+
+def test_known_intrinsics_of_a_photo_count_before_an_earlier_lens(tmp_path: Path) -> None:
+    """The photo is in the earlier model, but was not known then: its pose does not hold."""
+    scene = make_scene(tmp_path, NAMES)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    model = with_a_lens(tmp_path / "d.db", scene.images, tmp_path / "earlier")
+    known = pycolmap.Camera(model="PINHOLE", width=640, height=480, params=[550.0, 550, 320, 240])
+    build(scene, tmp_path / "k.db", CameraOptions(mode="single", known={NAMES[0]: known}))
+    earlier = EarlierModel(model, NAMES[1:])
+    out = tmp_path / "out"
+    assert extend_model(tmp_path / "k.db", scene.images, out, earlier, THREADS, {NAMES[0]})
+    posed = posed_images(pycolmap.Reconstruction(out))
+    assert posed[NAMES[0]].camera.model_name == "PINHOLE"
+    assert {posed[name].camera.model_name for name in NAMES[1:]} == {"RADIAL"}
