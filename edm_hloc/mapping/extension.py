@@ -127,7 +127,7 @@ def extend_model(
             whole_database, database = database, temporary / "one-camera.db"
             if not share_cameras(whole_database, database):
                 raise _NotExtendedError
-        database = _with_lenses(earlier.model, database, temporary / "lenses.db")
+        database = _with_lenses(earlier, database, temporary / "lenses.db")
         with open_database(database) as db:
             names = {image.name for image in db.read_all_images()}
             whole = _with_known_poses(db, earlier, options)
@@ -168,15 +168,15 @@ class _NotExtendedError(Exception):
     """The earlier model cannot be extended; nothing is written."""
 
 
-def _with_lenses(model: pycolmap.Reconstruction, database: Path, copy: Path) -> Path:
-    """The database; a copy with the cameras of the model where these are of another camera model,
-    as COLMAP triangulates only what has the database's."""
-    posed, changed = posed_images(model), {}
+def _with_lenses(earlier: EarlierModel, database: Path, copy: Path) -> Path:
+    """The database; a copy with the cameras of images whose poses hold, where these are of another
+    camera model in the earlier model, as COLMAP triangulates only what has the database's."""
+    posed, changed = posed_images(earlier.model), {}
     with open_database(database) as db:
         for image in db.read_all_images():
-            if image.name in posed:
+            if image.name in posed and image.name in earlier.names:
                 own = db.read_camera(image.camera_id)
-                camera = model.cameras[posed[image.name].camera_id]
+                camera = earlier.model.cameras[posed[image.name].camera_id]
                 if own.model != camera.model:
                     take_intrinsics(own, camera)
                     changed[own.camera_id] = own

@@ -62,6 +62,8 @@ def register_left_out(
     if not tried:
         return []
     _take_over(whole, model)
+    for camera_id, camera in whole.cameras.items():  # COLMAP refuses other camera models
+        take_intrinsics(cache.cameras[camera_id], camera)
     registered = {whole.images[i].camera_id for i in whole.reg_image_ids()}
     known = {whole.images[i].camera_id for i in tried if whole.images[i].name in left_out.known}
     colmap.fix_existing_frames, colmap.constant_cameras = True, registered | known

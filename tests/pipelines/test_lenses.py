@@ -11,15 +11,21 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from edm_hloc.base.colmap import posed_images
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.find import find_images
+from edm_hloc.mapping.extension import EarlierModel, extend_model
+from edm_hloc.mapping.incremental import refining_options
+from edm_hloc.mapping.left_out import LeftOut, register_left_out
+from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.report.page import make_report
 from edm_hloc.synthetic.photo_collection import make_photo_collection
+from tests.mapping.scenes import NAMES, THREADS, build, make_scene
 from tests.scenes import TruthMatcher
 
 LEFT = 40  # columns that were cut off
@@ -94,3 +100,43 @@ def test_photos_that_are_added_share_the_lens(cropped: Path, tmp_path: Path) -> 
     assert after.principal_point_x == pytest.approx(120, abs=3)
     assert compare(out / "model", cropped / "truth").registered == 8
     assert not list((out / "model").glob("*.db"))
+
+
+def with_a_lens(database: Path, images: Path, out: Path) -> pycolmap.Reconstruction:
+    """The model of a database, with cameras of RADIAL, which those of the database are not."""
+    map_database(database, images, out, THREADS)
+    model = pycolmap.Reconstruction(out)
+    for camera in model.cameras.values():
+        params = [*camera.params, 0.0]
+        camera.model, camera.params = pycolmap.CameraModelId.RADIAL, params
+    return model
+
+
+def test_a_photo_that_was_left_out_comes_into_a_model_with_a_lens(tmp_path: Path) -> None:
+    """Its database has the simpler camera models."""
+    scene = make_scene(tmp_path, NAMES)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    model = with_a_lens(tmp_path / "d.db", scene.images, tmp_path / "model")
+    model.deregister_frame(posed_images(model)[NAMES[0]].frame_id)
+    (tmp_path / "fewer").mkdir()
+    model.write_binary(tmp_path / "fewer")
+    model = pycolmap.Reconstruction(tmp_path / "fewer")
+    left_out = LeftOut(tmp_path / "d.db", frozenset({NAMES[0]}))
+    colmap = refining_options(THREADS, focal=True, distortion=True)
+    assert register_left_out(model, left_out, colmap) == [NAMES[0]]
+    assert model.cameras[posed_images(model)[NAMES[0]].camera_id].model_name == "RADIAL"
+
+
+def test_known_intrinsics_of_a_photo_count_before_an_earlier_lens(tmp_path: Path) -> None:
+    """The photo is in the earlier model, but was not known then: its pose does not hold."""
+    scene = make_scene(tmp_path, NAMES)
+    build(scene, tmp_path / "d.db", CameraOptions(mode="single"))
+    model = with_a_lens(tmp_path / "d.db", scene.images, tmp_path / "earlier")
+    known = pycolmap.Camera(model="PINHOLE", width=640, height=480, params=[550.0, 550, 320, 240])
+    build(scene, tmp_path / "k.db", CameraOptions(mode="single", known={NAMES[0]: known}))
+    earlier = EarlierModel(model, NAMES[1:])
+    out = tmp_path / "out"
+    assert extend_model(tmp_path / "k.db", scene.images, out, earlier, THREADS, {NAMES[0]})
+    posed = posed_images(pycolmap.Reconstruction(out))
+    assert posed[NAMES[0]].camera.model_name == "PINHOLE"
+    assert {posed[name].camera.model_name for name in NAMES[1:]} == {"RADIAL"}
