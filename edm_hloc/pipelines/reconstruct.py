@@ -184,6 +184,8 @@ def reconstruct(
             database, image_root, names_in(matched.pairs), known, priors, cameras.lenses
         )
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
+        if not cameras.lenses:
+            of_cameras.append("lenses as given")
 
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)

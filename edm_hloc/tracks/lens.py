@@ -132,13 +132,16 @@ def _jackknife(lens: pycolmap.Camera, ways: Sequence[pycolmap.Camera]) -> float:
 
 
 def is_plausible(camera: pycolmap.Camera) -> bool:
-    """Whether there are lenses like that: a RADIAL camera that sees each point once."""
+    """Whether there are lenses like that: a RADIAL camera that sees each point once, and all of its
+    photo."""
     f, cx, cy, k1, k2 = camera.params
     side = max(camera.width, camera.height)
     off = max(abs(cx - camera.width / 2), abs(cy - camera.height / 2)) / side
     squared = np.linspace(0, (camera.width**2 + camera.height**2) / (2 * f) ** 2, 20)
     once = bool(np.all(1 + 3 * k1 * squared + 5 * k2 * squared**2 > 0))
-    return bool(off < _MAX_OFF and once and not camera.has_bogus_params(0.1, 10, 1))
+    corners = np.array([(x, y) for x in (0, camera.width) for y in (0, camera.height)], float)
+    whole = all(camera.cam_from_img(corner) is not None for corner in corners)
+    return bool(off < _MAX_OFF and once and whole and not camera.has_bogus_params(0.1, 10, 1))
 
 
 def _asked(model: pycolmap.Reconstruction, freedom: Freedom) -> dict[int, list[int]]:

@@ -140,3 +140,18 @@ def test_known_intrinsics_of_a_photo_count_before_an_earlier_lens(tmp_path: Path
     posed = posed_images(pycolmap.Reconstruction(out))
     assert posed[NAMES[0]].camera.model_name == "PINHOLE"
     assert {posed[name].camera.model_name for name in NAMES[1:]} == {"RADIAL"}
+
+
+def test_another_camera_model_for_more_photos_is_a_model_of_its_own(
+    cropped: Path, tmp_path: Path
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(cropped / "images", images)
+    late = images / find_images(images)[-1]
+    late.unlink()
+    run_of(cropped, images, out)
+    shutil.copyfile(cropped / "images" / late.name, late)
+    run = run_of(cropped, images, out, lenses=False)
+    assert "extended" not in run.results
+    (camera,) = pycolmap.Reconstruction(out / "model").cameras.values()
+    assert camera.model_name == "SIMPLE_RADIAL"

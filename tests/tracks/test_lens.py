@@ -201,6 +201,7 @@ def test_a_lens_that_has_gone_astray_is_none() -> None:
         ([400.0, 235.5 + 92, 156.5, 0.0, 0.0], True),
         ([400.0, *MIDDLE, -0.9, 0.0], False),  # folds the corners: 1 − 2.7·0.5 < 0
         ([400.0, *MIDDLE, 0.1, 1.5], False),
+        ([285.0, *MIDDLE, -0.25, 0.0], False),  # does not see its corners
     ],
 )
 def test_plausible_lenses(params: list[float], plausible: bool) -> None:
