@@ -153,7 +153,7 @@ class FineMatching(nn.Module):
     def __init__(self, config: EDMConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.bins, self.reach = config.bins, config.reach
+        self.bins = config.bins
         self.query_encoder = _perceptron1d(dim)
         self.reference_encoder = _perceptron1d(dim)
         self.merge_qr = _perceptron1d(2 * dim)
@@ -174,8 +174,8 @@ class FineMatching(nn.Module):
             query, reference: (B, dim, K), the sums of fine and coarse features at the cells.
 
         Returns:
-            offset (B, K, 2) as (x, y) in cells, within ±`EDMConfig.reach`, and its uncertainty σ
-            (B, K, 2) in (0, 1).
+            offset (B, K, 2) as (x, y) in cells, within ±0.5, and its uncertainty σ (B, K, 2) in
+            (0, 1).
         """
         pair = torch.cat([self.query_encoder(query), self.reference_encoder(reference)], dim=1)
         pair = self.merge_qr(pair)
@@ -186,7 +186,7 @@ class FineMatching(nn.Module):
     def _axis(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """(B, bins + 2, K) → soft-argmax offset and σ, each (B, K) (Eqs. 3–5)."""
         logits = logits.float()
-        nodes = torch.linspace(-self.reach, self.reach, self.bins + 1, device=logits.device)
+        nodes = torch.linspace(-0.5, 0.5, self.bins + 1, device=logits.device)
         weights = logits[:, :-1].softmax(dim=1)
         return (weights * nodes[:, None]).sum(dim=1), logits[:, -1].sigmoid()
 

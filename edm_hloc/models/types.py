@@ -33,10 +33,8 @@ class EDMConfig:
         injection: how a finer map takes in the coarser one that is conditioned on the other image:
             "gated", multiplied by a gate and added, or "summed", added only.
         temperature: τ of the dual softmax (Eq. 1).
-        bins: number of intervals of the soft-argmax along one axis, which has bins + 1 nodes.
-        reach: largest offset of the fine stage from the matched cell's grid point along an axis, in
-            cells. 0.5, the paper's, is the cell itself; with more a coarse match in a neighbouring
-            cell can be put right.
+        bins: number of intervals of the soft-argmax along one axis of a cell, which has
+            bins + 1 nodes.
         bidirectional: whether matches are refined in both images, or in image 1 only.
         train_size: side of the training images in pixels; positions are multiplied by
             train_size / actual side along each axis. None: positions are not scaled.
@@ -50,7 +48,6 @@ class EDMConfig:
     injection: Literal["gated", "summed"] = "gated"
     temperature: float = 0.1
     bins: int = 16
-    reach: float = 0.5
     bidirectional: bool = True
     train_size: int | None = 832
 

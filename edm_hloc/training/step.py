@@ -130,13 +130,7 @@ class TrainingStep(nn.Module):
             cell0, cell1 = pad_with_truth(
                 truth, cell0, best.gather(1, cell0), config.true_matches, generator
             )
-        target, valid = fine_targets(
-            truth,
-            cell0,
-            cell1,
-            bidirectional=model.config.bidirectional,
-            reach=model.config.reach,
-        )
+        target, valid = fine_targets(truth, cell0, cell1, bidirectional=model.config.bidirectional)
         offset, sigma = model.refine(
             features0, features1, coarse0, coarse1, CoarseMatches(cell0, cell1, cell0)
         )

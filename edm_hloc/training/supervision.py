@@ -249,27 +249,17 @@ def surely_wrong(truth: Supervision, cell0: Tensor, cell1: Tensor) -> Tensor:
 
 
 def _offsets(
-    warp: tuple[Tensor, Tensor],
-    source: Tensor,
-    target: Tensor,
-    grid: tuple[int, int],
-    reach: float,
+    warped: Tensor, visible: Tensor, source: Tensor, target: Tensor, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Offsets (B, K, 2) in cells of the warped `source` cells from the `target` cells, validity."""
-    warped, visible = warp
     point = warped.gather(1, source[..., None].expand(-1, -1, 2))
     offset = (point - grid_points(grid, warped.device)[target]) / CELL
-    valid = visible.gather(1, source) & (offset.abs() < reach).all(dim=-1)
+    valid = visible.gather(1, source) & (offset.abs() < 0.5).all(dim=-1)
     return torch.where(valid[..., None], offset, 0.0), valid
 
 
 def fine_targets(
-    truth: Supervision,
-    cell0: Tensor,
-    cell1: Tensor,
-    *,
-    bidirectional: bool = True,
-    reach: float = 0.5,
+    truth: Supervision, cell0: Tensor, cell1: Tensor, *, bidirectional: bool = True
 ) -> tuple[Tensor, Tensor]:
     """True offsets of K coarse matches in each of B pairs; the matches may be wrong.
 
@@ -277,17 +267,16 @@ def fine_targets(
         truth: of `supervise`.
         cell0, cell1: (B, K) long, the matched cells.
         bidirectional: whether to give the offsets in image 0 as well.
-        reach: largest offset along an axis in cells (`EDMConfig.reach`).
 
     Returns:
-        target (B, 2K, 2) in cells as (x, y), within ±`reach`, and valid (B, 2K) bool: first the K
+        target (B, 2K, 2) in cells as (x, y), within ±0.5, and valid (B, 2K) bool: first the K
         offsets in image 1, then the K in image 0. Without `bidirectional` only the first K.
-        Targets that are not valid (occluded, or off by `reach` or more) are 0.
+        Targets that are not valid (occluded, or off by half a cell or more) are 0.
     """
-    target, valid = _offsets((truth.warped0, truth.visible0), cell0, cell1, truth.grid1, reach)
+    target, valid = _offsets(truth.warped0, truth.visible0, cell0, cell1, truth.grid1)
     if not bidirectional:
         return target, valid
-    target1, valid1 = _offsets((truth.warped1, truth.visible1), cell1, cell0, truth.grid0, reach)
+    target1, valid1 = _offsets(truth.warped1, truth.visible1, cell1, cell0, truth.grid0)
     return torch.cat([target, target1], dim=1), torch.cat([valid, valid1], dim=1)
 
 
