@@ -211,12 +211,13 @@ def refine_tracks(
     progress = progress or Progress(model)
     shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
     blurred: tuple[str, ...] = ()
+    lenses: list[Lens] = []
     while progress.rounds < rounds:
         if left_out:
             freedom = with_newcomers(freedom, progress, left_out)
         freedom = with_telephotos_held(freedom, progress.model)
         if progress.rounds:  # a wrong lens hides points that the next round looks for
-            progress.model, _, _ = fit_lenses(progress.model, freedom, options)
+            progress.model, _, lenses = fit_lenses(progress.model, freedom, options)
         blurred = _one_round(progress, shelf, freedom, config, options)
         tried = left_out if progress.rounds == 1 < rounds else None
         if tried and try_left_out(progress, mapped, tried, freedom, options):
@@ -248,7 +249,7 @@ def refine_tracks(
         doubtful=most_uncertain(uncertainties),
         point_uncertainty=_middle(sigmas[:, 0]),
         registered=tuple(progress.registered),
-        lenses=tuple(found),
+        lenses=tuple(found or lenses),  # one that is less sure in the end stays
     )
     return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
 
