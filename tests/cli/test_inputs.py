@@ -161,7 +161,7 @@ def test_models_of_others_are_not_replaced(
             (other.parent / "georeference.json").touch()
             (other.parent / record).touch()
         assert run("georeference", scene / "truth", other.parent) == 1
-        assert "holds another model: choose another folder" in capsys.readouterr().err
+        assert "choose another folder" in capsys.readouterr().err
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     (tmp_path / "positions.csv").write_text("name,latitude,longitude,altitude\n")

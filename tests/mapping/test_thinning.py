@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,8 @@ def test_distortion_waits_where_each_photo_has_a_camera(
         return run(mapping, *refined)
 
     monkeypatch.setattr(IncrementalMapping, "run", watched)
-    summary = map_database(tmp_path / "d.db", many.images, tmp_path / "m", THREADS)
+    own = replace(THREADS, one_camera=False)
+    summary = map_database(tmp_path / "d.db", many.images, tmp_path / "m", own)
     assert calls == [(True, False)]
     assert not summary.undistorted
     for camera in read_model(tmp_path / "m").cameras.values():
