@@ -18,7 +18,9 @@ def odd_cameras(facts: RunFacts) -> list[str]:
     for camera in _cameras(facts):
         focal = camera.mean_focal_length() if camera.params.size else 0.0
         angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
-        extra = camera.params[camera.extra_params_idxs()]
+        extra = camera.params[camera.extra_params_idxs()].copy()
+        # A second coefficient acts with the fourth power of the radius: little in long lenses.
+        extra[1:2] *= min(1.0, (camera.width**2 + camera.height**2) / (2 * max(focal, 1e-9)) ** 2)
         plain = camera.model_name in ("SIMPLE_RADIAL", "RADIAL", "OPENCV")
         told = focal / facts.prior_focal_lengths.get(camera.camera_id, np.inf)
         as_told = 1 / _MOST_OFF < told < _MOST_OFF

@@ -125,6 +125,12 @@ def test_findings_on_quality() -> None:
         model="SIMPLE_RADIAL", width=1000, height=800, params=[900, 500, 400, -1.2]
     )
     assert "a distortion of -1.20" in texts(facts_of(CHAIN, "abc", cameras={"a": camera}))
+    for focal, odd in ((1918, False), (640, True)):  # a second coefficient, of a long lens and not
+        radial = pycolmap.Camera(
+            model="RADIAL", width=1280, height=961, params=[focal, 640, 480, 0.12, -0.56]
+        )
+        said = texts(facts_of(CHAIN, "abc", cameras={"a": radial}))
+        assert ("a distortion of -0.56" in said) == odd
     camera.params = [9000, 500, 400, 0]
     assert "a field of view of 6°, right for a long telephoto lens only" in texts(
         facts_of(CHAIN, "abc", cameras={"a": camera})
