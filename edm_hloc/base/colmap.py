@@ -8,6 +8,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("cameras", "images", "points3D")  # the files of a model
 _FATAL_ONLY = 3  # COLMAP's log level
+_levels: list[int] = []  # of the process' log, before each block that keeps it silent
+_levels_lock = threading.Lock()
 # COLMAP's errors where a part of a model names another that is missing; with its log silenced
 # some are only a place in its source
 _UNCLEAR = re.compile(r"\[[\w.]+:\d+\]|key was not found|\w+ with ID|vector::|_Map_base|\w+::at")
@@ -34,14 +37,22 @@ _UNCLEAR = re.compile(r"\[[\w.]+:\d+\]|key was not found|\w+ with ID|vector::|_M
 
 @contextlib.contextmanager
 def quiet_colmap() -> Iterator[None]:
-    """Silences COLMAP's own log in a ``with`` block, unless this package logs at DEBUG."""
-    before = pycolmap.logging.minloglevel
-    if not logger.isEnabledFor(logging.DEBUG):
-        pycolmap.logging.minloglevel = _FATAL_ONLY
+    """Silences COLMAP's own log in a ``with`` block, unless this package logs at DEBUG.
+
+    Blocks of several threads may overlap: the log is back when the last of them has ended.
+    """
+    with _levels_lock:
+        _levels.append(pycolmap.logging.minloglevel)
+        if not logger.isEnabledFor(logging.DEBUG):
+            pycolmap.logging.minloglevel = _FATAL_ONLY
     try:
         yield
     finally:
-        pycolmap.logging.minloglevel = before
+        with _levels_lock:
+            first = _levels[0]
+            _levels.pop()
+            if not _levels:
+                pycolmap.logging.minloglevel = first
 
 
 def is_model(path: Path) -> bool:

@@ -89,3 +89,15 @@ def test_a_model_without_points_as_arrays() -> None:
     found = ModelArrays.of(pycolmap.Reconstruction())
     assert found.xyz.shape == (0, 3)
     assert found.xy.shape == (0, 2)
+
+
+def test_colmaps_log_is_silent_until_the_last_of_several_threads_is_done() -> None:
+    """As when one thread reads EXIF data while another maps: the level is the process'."""
+    before = pycolmap.logging.minloglevel
+    first, second = quiet_colmap(), quiet_colmap()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert pycolmap.logging.minloglevel > 2
+    second.__exit__(None, None, None)
+    assert pycolmap.logging.minloglevel == before
