@@ -135,11 +135,11 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     shared = mapped.get("one_camera_photos")
     if shared:
         print(
-            f"Cameras     one for {len(shared):,} photos of one size, e.g. {shared[0]}, as one for "
-            "each explains\n            them no better. --camera-mode per-image insists on one for "
-            "each"
+            f"Cameras     shared by {len(shared):,} photos of one size, e.g. {shared[0]}, as one "
+            "for each\n            explains them no better. --camera-mode per-image insists on one "
+            "for each"
         )
-    elif run.results.get("imported", {}).get("may_be_one_camera"):
+    elif run.results.get("imported", {}).get("may_share_cameras"):
         print(
             "Cameras     one for each photo, as EXIF data give no focal length, and no single one "
             "was found to\n            fit all. If one took them, --camera-mode single is right; "

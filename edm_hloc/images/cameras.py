@@ -25,6 +25,8 @@ CameraMode = Literal["auto", "single", "per-folder", "per-image"]
 _DEFAULT_FOCAL = 1.2  # of the longer side, as COLMAP assumes where the focal length is unknown
 _FISHEYE_ANGLE = math.radians(190)  # across the image circle; lenses have 180° to 220°
 _LOOKED_AT = 5  # photos of a camera, for an image circle
+_FEWEST_SHARING = 3  # photos of one size that may be of one camera
+_SHARING = 0.25  # of all photos, for which a second mapping is worth its time
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,24 @@ def photo_cameras(
     return dict(sorted(cameras.items())), groups.skipped
 
 
-def may_be_one_camera(cameras: Mapping[str, pycolmap.Camera]) -> bool:
-    """Whether photos that have a camera each may all be of one: of one size, nothing else known.
+def may_share_cameras(cameras: Mapping[str, pycolmap.Camera]) -> list[list[str]]:
+    """Photos that have a camera each and may be of one: of one size, with nothing else known.
 
     Args:
         cameras: of all photos, see `photo_cameras`. Photos of both orientations are of one size.
+
+    Returns:
+        Names of the photos of each size, three or more. None where these are but a few among
+        others, so that it matters little for the model of them all.
     """
-    own = {camera.camera_id for camera in cameras.values()}
-    sizes = {tuple(sorted((camera.width, camera.height))) for camera in cameras.values()}
-    known = any(camera.has_prior_focal_length for camera in cameras.values())
-    return len(own) == len(cameras) > 1 and len(sizes) == 1 and not known
+    photos = Counter(camera.camera_id for camera in cameras.values())
+    of_size: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, camera in cameras.items():
+        if photos[camera.camera_id] == 1 and not camera.has_prior_focal_length:
+            shorter, longer = sorted((camera.width, camera.height))
+            of_size[shorter, longer].append(name)
+    groups = [names for names in of_size.values() if len(names) >= _FEWEST_SHARING]
+    return groups if sum(map(len, groups)) >= _SHARING * len(cameras) else []
 
 
 def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> list[str]:

@@ -26,7 +26,7 @@ from edm_hloc.base.frames import inside, to_colmap
 from edm_hloc.base.journal import Journal, journal_path
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
-from edm_hloc.images.cameras import CameraOptions, may_be_one_camera, photo_cameras
+from edm_hloc.images.cameras import CameraOptions, may_share_cameras, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.mapping.not_scene import NotScene
@@ -80,8 +80,8 @@ class ImportSummary:
         matches: matches of all pairs.
         missing_pairs: listed pairs without matches in the file, or of photos that were skipped.
         skipped: photos that cannot be read, with the reason.
-        may_be_one_camera: every photo has a camera of its own, by the mode "auto", though all are
-            of one size and nothing tells their cameras apart.
+        may_share_cameras: by the mode "auto" photos have a camera each, though they are of one size
+            and nothing tells their cameras apart.
         still: what stays at the same pixels in photos that move, such as a screen display.
         left_out: matches that were left out for that; none where it may be the scene itself.
         backdrop: photos with a still background before which an object turns, and its matches; None
@@ -95,7 +95,7 @@ class ImportSummary:
     matches: int
     missing_pairs: int
     skipped: dict[str, str]
-    may_be_one_camera: bool = False
+    may_share_cameras: bool = False
     still: tuple[StillSummary, ...] = ()
     left_out: int = 0
     backdrop: BackdropSummary | None = None
@@ -148,7 +148,7 @@ def build_database(
             matches=db.num_matches(),
             missing_pairs=missing,
             skipped=skipped,
-            may_be_one_camera=cameras.mode == "auto" and may_be_one_camera(camera_of),
+            may_share_cameras=cameras.mode == "auto" and bool(may_share_cameras(camera_of)),
             still=not_scene.still,
             left_out=not_scene.left_out,
             backdrop=not_scene.backdrop(),

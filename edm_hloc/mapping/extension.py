@@ -72,14 +72,15 @@ class EarlierModel:
         model: the model.
         names: images whose poses hold: their photos are still there and have not changed.
         distorted: whether its cameras have lens distortion.
-        one_camera: its photos share a camera, although each has its own in the database.
+        one_camera: names of the photos that share a camera although each has its own in the
+            database.
         look_alikes: whether verified pairs were left out, with which it had folded.
     """
 
     model: pycolmap.Reconstruction
     names: Collection[str]
     distorted: bool = True
-    one_camera: bool = False
+    one_camera: Collection[str] = ()
     look_alikes: bool = False
 
 
@@ -123,9 +124,12 @@ def extend_model(
         new_model_folder(out) as temporary,
         quiet_colmap(),
     ):
-        if earlier.one_camera:
+        sharing: tuple[str, ...] = ()
+        together = before.keys() & set(earlier.names) & set(earlier.one_camera)
+        if together:
             whole_database, database = database, temporary / "one-camera.db"
-            if not share_cameras(whole_database, database):
+            sharing = share_cameras(whole_database, database, together)
+            if not together <= set(sharing):
                 raise _NotExtendedError
         database = _with_lenses(earlier, database, temporary / "lenses.db")
         with open_database(database) as db:
@@ -158,7 +162,7 @@ def extend_model(
             elsewhere=only_elsewhere(main, others),
             undistorted=not earlier.distorted,
             undistorted_photos=() if earlier.distorted else everywhere,
-            one_camera_photos=everywhere if earlier.one_camera else (),
+            one_camera_photos=tuple(name for name in everywhere if name in sharing),
         )
         return mapped, compared_cameras(main, earlier.model, len(before.keys() - names))
     return None

@@ -22,7 +22,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
     MIN_PLAUSIBLE,
-    fit_one_camera,
+    fit_shared_cameras,
     focal_lengths_agree,
     plausible_images,
 )
@@ -119,14 +119,21 @@ class IncrementalMapping:
         return self.colmap_options(True, True).get_global_bundle_adjustment()
 
     @cached_property
-    def with_one_camera(self) -> IncrementalMapping | None:
-        """The same on a copy where the photos share a camera, None where they cannot be of one."""
+    def with_one_camera(self) -> tuple[IncrementalMapping, tuple[str, ...]] | None:
+        """The same on a copy where photos of one size share a camera, and the names of these; None
+        where none may be of one."""
         shared = self.folder / f"one-camera-{self.database.name}"
-        if not share_cameras(self.database, shared):
+        names = share_cameras(self.database, shared)
+        if not names:
             return None
         if self.thinned:
             calibrate_focal_lengths(shared)  # all pairs together, instead of one photo's
-        return replace(self, database=shared)
+        return replace(self, database=shared), names
+
+    def like(self, found: FoundModel) -> IncrementalMapping:
+        """The same with the cameras that a model of these photos was mapped with."""
+        shared = self.with_one_camera if found.one_camera else None
+        return shared[0] if shared is not None else self
 
     def run(
         self, refine_focal: bool, refine_distortion: bool, any_start: bool = False
@@ -184,8 +191,8 @@ class FoundModel:
     Attributes:
         model: with points, and with images that no larger model of the same part has.
         undistorted: distortion was left at zero, as no believable model was found with it.
-        one_camera: its photos, which have a camera each in the database, share one here, as they
-            fit it no worse.
+        one_camera: names of photos, not only its own, that have a camera each in the database and
+            share one here with others of their size, as they fit it no worse.
         look_alikes: names of the photos of verified pairs that were left out: with them the model
             had folded.
         agreements: how far its photos agree; of the largest model of a part only.
@@ -193,7 +200,7 @@ class FoundModel:
 
     model: pycolmap.Reconstruction
     undistorted: bool = False
-    one_camera: bool = False
+    one_camera: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
     agreements: tuple[ViewAgreement, ...] = ()
 
@@ -256,9 +263,7 @@ class ChosenTracks:
         """Models of chosen tracks completed, without those whose images a larger one has got."""
         if not found:
             return []
-        mapping = self.mapping
-        if found[0].one_camera:
-            mapping = mapping.with_one_camera or mapping
+        mapping = self.mapping.like(found[0])
         undistorted = found[0].undistorted or not refine
         whole = self._whole(found, mapping, refine, not undistorted)
         if not undistorted and self._spoiled(found[0].model, whole):
@@ -298,7 +303,7 @@ class ChosenTracks:
         self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
     ) -> FoundModel | None:
         """The model without pairs that look alike, if it has no signs of a fold."""
-        base = (folded.one_camera and self.mapping.with_one_camera) or self.mapping
+        base = self.mapping.like(folded)
         registered = folded.model.num_reg_images()
         begun: list[FoundModel] = []
         kept: dict[int, np.ndarray] = {}
@@ -343,17 +348,20 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     # One photo of a camera does not determine distortion before there is a model around it.
     later = refine and mapping.thinned and len(set(used)) > len(used) / 2
     models = with_points(mapping.run(refine, refine and not later))
-    undistorted = one_camera = False
+    undistorted = False
+    one_camera: tuple[str, ...] = ()
     few = _registered(models) < mapping.images / 2
     shared = mapping.with_one_camera if refine and mapping.options.one_camera else None
     if shared is not None:
-        logger.info("Mapping once more, with one camera for all photos.")
-        again = with_points(shared.run(refine, refine))
-        believable = not few and focal_lengths_agree(models[0])
+        sharing, names = shared
+        logger.info("Mapping once more, with one camera for photos of one size.")
+        again = with_points(sharing.run(refine, refine))
+        believable = not few and focal_lengths_agree(models[0], names)
         if plausible_images(again, initial) >= plausible_images(models, initial) and (
-            not believable or fit_one_camera(again[0], models[0], shared.adjustment)
+            not believable
+            or fit_shared_cameras(again[0], models[0], sharing.adjustment, sharing.constant_cameras)
         ):
-            models, mapping, one_camera, later = again, shared, True, False
+            models, mapping, one_camera, later = again, sharing, names, False
     plausible, registered = plausible_images(models, initial)
     few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
     if later and spoiled and not few:

@@ -148,7 +148,7 @@ def map_database(
         )
     registered = posed_images(models[0])
     undistorted = {n for each in found if each.undistorted for n in posed_images(each.model)}
-    shared = {n for each in found if each.one_camera for n in posed_images(each.model)}
+    shared = {n for each in found for n in posed_images(each.model) if n in each.one_camera}
     return MappingSummary(
         statistics=statistics,
         images=len(names),

@@ -31,8 +31,8 @@ class MappingOptions:
             fails with distortion, as on photos taken in straight forward motion, it is run again
             without.
         one_camera: where photos of one size, of which nothing else is known, have a camera each,
-            the incremental mapper tries one camera for all as well, and keeps it if they fit it no
-            worse, or if no believable model is found otherwise.
+            the incremental mapper tries one camera for all of a size as well, and keeps it if they
+            fit it no worse, or if no believable model is found otherwise.
         seed: of all random numbers. With one thread the incremental mapper is deterministic, the
             global one nearly so.
         threads: number of threads; -1 for all cores.

@@ -50,7 +50,7 @@ class MappingSummary:
             found with it: most often the photos do not determine it.
         undistorted_photos: names of the photos of which this holds, in all separate models, sorted.
         one_camera_photos: names of the photos that share a camera in their model although each has
-            its own in the database, sorted: no believable model was found otherwise.
+            its own in the database, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
         conflicts: photos that the written model has before one place although they show different

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.colmap import open_database, verified_pairs
-from edm_hloc.images.cameras import may_be_one_camera
+from edm_hloc.images.cameras import may_share_cameras
 
 MIN_PART = 3
 """Photos of a model that is written beside a larger one."""
@@ -86,32 +86,37 @@ def _connected_images(db: pycolmap.Database, min_inliers: int) -> list[list[int]
     return sorted(groups.values(), key=lambda group: (-len(group), group))
 
 
-def share_cameras(database: Path, out: Path) -> bool:
-    """Copies a database such that photos of one size share a camera, if they may be of one.
+def share_cameras(
+    database: Path, out: Path, beside: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Copies a database such that photos of one size share a camera, where they may be of one.
 
     Args:
         database: COLMAP database with verified pairs.
         out: the file to write.
+        beside: only photos of the size of some of these share a camera; None for all.
 
     Returns:
-        Whether they may: each photo has a camera of its own, all are of one size, in either
-        orientation, and no focal length is known. Else nothing is written.
+        Names of the photos that share one now, see `images.cameras.may_share_cameras`; where there
+        are none, nothing is written.
     """
     with open_database(database) as db:
         cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
         images = {image.image_id: image for image in db.read_all_images()}
-        if not may_be_one_camera({i.name: cameras[i.camera_id] for i in images.values()}):
-            return False
-        if any(len(frame.data_ids) != 1 for frame in db.read_all_frames()):
-            return False  # photos of a rig
+        groups = may_share_cameras({i.name: cameras[i.camera_id] for i in images.values()})
+        if beside is not None:
+            groups = [names for names in groups if not set(beside).isdisjoint(names)]
+        sharing = {name for names in groups for name in names}
+        if not sharing or any(len(frame.data_ids) != 1 for frame in db.read_all_frames()):
+            return ()  # no such photos, or photos of a rig
         of_size: dict[tuple[int, int], int] = {}
         instead = {}
-        for image_id in sorted(images):
+        for image_id in sorted(i for i, image in images.items() if image.name in sharing):
             camera = cameras[images[image_id].camera_id]
             size = (camera.width, camera.height)
             instead[camera.camera_id] = of_size.setdefault(size, camera.camera_id)
         copy_images(db, out, set(images), list(verified_pairs(db)), instead)
-    return True
+    return tuple(sorted(sharing))
 
 
 def copy_images(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pycolmap
@@ -31,50 +32,83 @@ def plausible_images(
     return sum(plausible[i.camera_id] for i in posed), len(posed)
 
 
-def focal_lengths_agree(model: pycolmap.Reconstruction) -> bool:
-    """Whether the focal lengths of nearly all registered images are near their median.
+def focal_lengths_agree(model: pycolmap.Reconstruction, names: Collection[str]) -> bool:
+    """Whether the focal lengths of nearly all of some images are near the median of their size.
 
     Photos of one size that tell of no focal length are most often of one camera. Where cameras of
     their own get focal lengths that differ by factors, as on photos of flat ground from above, the
     photos do not determine them one by one.
+
+    Args:
+        model: of which registered images count.
+        names: of the images.
     """
-    focal = np.array(
-        [model.cameras[i.camera_id].mean_focal_length() for i in posed_images(model).values()]
-    )
-    ratio = focal / np.median(focal)
+    of_size: dict[tuple[int, int], list[float]] = defaultdict(list)
+    posed = posed_images(model)
+    for name in posed.keys() & set(names):
+        camera = model.cameras[posed[name].camera_id]
+        shorter, longer = sorted((camera.width, camera.height))
+        of_size[shorter, longer].append(camera.mean_focal_length())
+    ratio = np.concatenate([np.array(f) / np.median(f) for f in of_size.values()] or [np.empty(0)])
     near = (ratio < _MOST_APART) & (ratio > 1 / _MOST_APART)
-    return bool(near.mean() >= MIN_PLAUSIBLE)
+    return bool(near.sum() >= MIN_PLAUSIBLE * len(ratio))
 
 
-def fit_one_camera(
+def fit_shared_cameras(
     shared: pycolmap.Reconstruction,
     own: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: set[int],
 ) -> bool:
-    """Whether photos that have a camera each fit a shared one no worse.
+    """Whether photos that have a camera each fit shared ones no worse, those of each camera.
 
     Photos of two cameras that are made to share one have far larger reprojection errors. So have
     photos of one camera that were cropped, as long as its principal point is in the middle. Both
     models are therefore adjusted once more, the shared camera with a principal point of its own.
 
     Args:
-        shared: the model with one camera; stays as it is.
+        shared: the model with one camera for all photos of a size; stays as it is.
         own: the model with a camera for each photo; stays as it is.
         adjustment: options of the adjustment of all else.
+        constant: ids of cameras whose intrinsics stay as they are.
     """
     if (
         shared.num_reg_images() < own.num_reg_images()
         or shared.compute_num_observations() < _LEAST_SEEN * own.compute_num_observations()
     ):
         return False
+    own_of = {name: image.camera_id for name, image in posed_images(own).items()}
+    of_camera: dict[int, set[str]] = defaultdict(set)
+    for name, image in posed_images(shared).items():
+        of_camera[image.camera_id].add(name)
+    # photos of one camera in both models are not asked about
+    sharing = [n for n in of_camera.values() if len({own_of.get(name) for name in n}) > 1]
     errors = []
     for model in (shared, own):
         adjusted = pycolmap.Reconstruction(model)
         adjustment.refine_principal_point = model is shared
-        pycolmap.bundle_adjustment(adjusted, adjustment)
+        config = pycolmap.BundleAdjustmentConfig()
+        for image_id in adjusted.reg_image_ids():
+            config.add_image(image_id)
+        for camera_id in constant & set(adjusted.cameras):
+            config.set_constant_cam_intrinsics(camera_id)
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+        # pycolmap.bundle_adjustment would turn COLMAP's log on again
+        pycolmap.create_default_bundle_adjuster(adjustment, config, adjusted).solve()
         adjusted.update_point_3d_errors()
-        errors.append(adjusted.compute_mean_reprojection_error())
-    return errors[0] <= _MOST_ERROR * errors[1]
+        errors.append([_error(adjusted, names) for names in sharing])
+    return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
+
+
+def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
+    """Mean reprojection error of the points that some images observe, pixels."""
+    seen = {
+        p.point3D_id
+        for name, image in posed_images(model).items()
+        if name in names
+        for p in image.get_observation_points2D()
+    }
+    return float(np.mean([model.points3D[i].error for i in seen]))
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

@@ -374,11 +374,11 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "several cameras or were zoomed, --camera-mode per-image keeps them apart.",
             shared,
         )
-    elif imported.get("may_be_one_camera"):
+    elif imported.get("may_share_cameras"):
         yield Finding(
             "warning",
-            f"Each of the {unknown} photos has a camera of its own, because their EXIF data give "
-            "no focal length, and no single camera was found to fit all, though they are of one "
+            f"Each of {plural(unknown, 'photo')} has a camera of its own, because their EXIF data "
+            "give no focal length, and no camera was found to fit all of one "
             "size. If one took them without zooming, --camera-mode single is right; if several "
             "did, a folder for each and --camera-mode per-folder. Both give a better model.",
         )

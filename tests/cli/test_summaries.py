@@ -38,7 +38,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
         },
         "masks": {"photos": 500},
         "keypoints": {"keypoints": 4_000_000, "images": 400, "matches": 5_000_000},
-        "imported": {"still": [still] * 40, "left_out": 5, "may_be_one_camera": True},
+        "imported": {"still": [still] * 40, "left_out": 5, "may_share_cameras": True},
         "verified": {"verified_pairs": 3000, "pairs": 3200, "inliers": 9, "matches": 10},
         "mapped": {
             "statistics": statistics,

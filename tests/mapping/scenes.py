@@ -98,19 +98,20 @@ def make_scene(
         for i, (name, centre) in enumerate(zip(names, centres, strict=True), start=1):
             path = images / name
             path.parent.mkdir(parents=True, exist_ok=True)
+            camera = cameras[(i - 1) % len(cameras)] if cameras else CAMERA
+            size = camera.width, camera.height
             if photos:
                 with_exif = {"exif": exif} if exif else {}
-                Image.new("RGB", SIZE, (200, 100, 50)).save(path, **with_exif)
+                Image.new("RGB", size, (200, 100, 50)).save(path, **with_exif)
             pose = look_at(centre, targets[i - 1])
             image = pycolmap.Image(name=name, camera_id=1, image_id=i)
             model.add_image_with_trivial_frame(image, pose)
             # in COLMAP's frame; features hold hloc's, half a pixel less
             there = points @ pose.rotation.matrix().T + pose.translation
-            camera = cameras[i % len(cameras)] if cameras else CAMERA
             seen = camera.img_from_cam(there) + rng.normal(0, noise, (len(there), 2))
             near = (there[:, 2] > 1) & (there[:, 2] < 25)
-            inside = np.flatnonzero(near & np.all((seen > 0) & (seen < SIZE), axis=1))
-            clutter = rng.uniform(0, SIZE, (50, 2))
+            inside = np.flatnonzero(near & np.all((seen > 0) & (seen < size), axis=1))
+            clutter = rng.uniform(0, size, (50, 2))
             keypoints = np.concatenate([seen[inside], clutter]) - 0.5
             order = rng.permutation(len(keypoints))
             ids[name] = np.concatenate([inside, np.full(50, -1)])[order]

@@ -19,7 +19,7 @@ from edm_hloc.images.cameras import (
     CameraOptions,
     cameras_of_others,
     check_cameras,
-    may_be_one_camera,
+    may_share_cameras,
     photo_cameras,
 )
 from edm_hloc.images.intrinsics import load_intrinsics
@@ -64,9 +64,20 @@ def test_sizes_never_share_a_camera(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "2 sizes" in caplog.text
 
 
-@pytest.mark.parametrize("case", ["alike", "on its side", "another size", "EXIF", "single", "one"])
-def test_photos_that_may_be_of_one_camera(tmp_path: Path, case: str) -> None:
-    scene = make_scene(tmp_path, NAMES[:1] if case == "one" else NAMES[:4])
+@pytest.mark.parametrize(
+    ("case", "sharing"),
+    [
+        ("alike", [0, 1, 2, 3]),
+        ("on its side", [0, 1, 2, 3]),
+        ("another size", [0, 2, 3]),
+        ("EXIF", [0, 2, 3]),
+        ("single", []),
+        ("two", []),
+    ],
+)
+def test_photos_that_may_share_a_camera(tmp_path: Path, case: str, sharing: list[int]) -> None:
+    names = NAMES[: 2 if case == "two" else 4]
+    scene = make_scene(tmp_path, names)
     if case == "on its side":
         Image.new("L", SIZE[::-1]).save(scene.images / NAMES[1])
     elif case == "another size":
@@ -74,11 +85,23 @@ def test_photos_that_may_be_of_one_camera(tmp_path: Path, case: str) -> None:
     elif case == "EXIF":
         Image.new("L", SIZE).save(scene.images / NAMES[1], exif=exif(35))
     options = CameraOptions(mode="single" if case == "single" else "auto")
-    cameras, _ = photo_cameras(scene.images, NAMES[: 1 if case == "one" else 4], options)
-    assert may_be_one_camera(cameras) == (case in ("alike", "on its side"))
+    cameras, _ = photo_cameras(scene.images, names, options)
+    groups = may_share_cameras(cameras)
+    assert list(map(sorted, groups)) == ([sorted(NAMES[i] for i in sharing)] if sharing else [])
     if case in ("alike", "single"):
         imported = build(scene, tmp_path / "d.db", options, pairs=[])
-        assert imported.may_be_one_camera == (case == "alike")
+        assert imported.may_share_cameras == (case == "alike")
+
+
+def test_a_few_photos_of_one_size_among_many_others_stay_apart() -> None:
+    def own(number: int, width: int) -> pycolmap.Camera:
+        camera = pycolmap.Camera.create_from_model_name(number, "SIMPLE_RADIAL", 800, width, 600)
+        camera.has_prior_focal_length = width > 1000
+        return camera
+
+    few = {f"{i}.jpg": own(i, 800) for i in range(3)}
+    assert may_share_cameras(few | {f"k{i}.jpg": own(i, 1001) for i in range(3, 12)})
+    assert not may_share_cameras(few | {f"k{i}.jpg": own(i, 1001) for i in range(3, 13)})
 
 
 def test_exif_focal_length_as_colmap_reads_it(tmp_path: Path) -> None:

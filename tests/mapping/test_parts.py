@@ -202,7 +202,8 @@ def test_cameras_are_shared_by_photos_of_one_size_only_and_priors_stay(tmp_path:
     build(scene, tmp_path / "d.db")
     priors = PositionPriors({"2.jpg": (1.0, 2.0, 3.0)}, {"2.jpg": (1.0, 1.0, 2.0)})
     with_priors(tmp_path / "d.db", tmp_path / "p.db", priors)
-    assert share_cameras(tmp_path / "p.db", tmp_path / "shared.db")
+    names = share_cameras(tmp_path / "p.db", tmp_path / "shared.db")
+    assert names == ("0.jpg", "1.jpg", "2.jpg", "3.jpg")
     with open_database(tmp_path / "shared.db") as db:
         images = {image.name: image for image in db.read_all_images()}
         assert {image.camera_id for image in images.values()} == {1}
@@ -211,5 +212,10 @@ def test_cameras_are_shared_by_photos_of_one_size_only_and_priors_stay(tmp_path:
         assert prior.corr_data_id == images["2.jpg"].data_id
         assert db.num_verified_image_pairs() == 6
     build(scene, tmp_path / "told.db", CameraOptions(known={"1.jpg": CAMERA}))
-    assert not share_cameras(tmp_path / "told.db", tmp_path / "no.db")
+    others = ("0.jpg", "2.jpg", "3.jpg")
+    assert not share_cameras(tmp_path / "told.db", tmp_path / "no.db", beside=["1.jpg"])
     assert not (tmp_path / "no.db").exists()
+    assert share_cameras(tmp_path / "told.db", tmp_path / "others.db", beside=["3.jpg"]) == others
+    with open_database(tmp_path / "others.db") as db:
+        camera_of = {image.name: image.camera_id for image in db.read_all_images()}
+        assert {name for name in camera_of if camera_of[name] == camera_of["0.jpg"]} == set(others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import read_model
+from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.mappers import map_database
 from tests.mapping.scenes import CAMERA, THREADS, assert_near_truth, build, make_scene
 
@@ -24,13 +27,16 @@ def lens(focal: float = 1.0, off: float = 0.0) -> pycolmap.Camera:
 
 
 @pytest.mark.parametrize("cameras", [[lens()], [lens(off=0.07)]], ids=["plain", "cropped"])
-def test_photos_of_one_camera_share_it(tmp_path: Path, cameras: list[pycolmap.Camera]) -> None:
+def test_photos_of_one_camera_share_it(
+    tmp_path: Path, cameras: list[pycolmap.Camera], capfd: pytest.CaptureFixture[str]
+) -> None:
     scene = make_scene(tmp_path, NAMES, cameras=cameras)
     build(scene, tmp_path / "d.db")
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
     assert summary.one_camera_photos == tuple(NAMES)
     (camera,) = read_model(tmp_path / "m").cameras.values()
     assert camera.mean_focal_length() == pytest.approx(CAMERA.mean_focal_length(), rel=0.05)
+    assert "bundle_adjustment.cc" not in capfd.readouterr().err  # COLMAP's log stays silent
     if cameras[0].principal_point_x == CAMERA.principal_point_x:
         assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
 
@@ -45,3 +51,53 @@ def test_photos_of_two_cameras_do_not(tmp_path: Path) -> None:
     focal = np.array([model.cameras[i.camera_id].focal_length for i in model.images.values()])
     assert len(focal) == model.num_cameras() == 10
     assert_near_truth(scene, tmp_path / "m", rotation=1.0, position=2.0)
+
+
+def larger(focal: float = 1.0) -> pycolmap.Camera:
+    """A camera of another size."""
+    params = [focal * 620.0, 360.0, 240.0, -0.03]
+    return pycolmap.Camera(model="SIMPLE_RADIAL", width=720, height=480, params=params)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_photos_of_each_size_share_a_camera(tmp_path: Path, told: bool) -> None:
+    """Of two sizes, or of one where the cameras of the others are known."""
+    scene = make_scene(tmp_path, NAMES, cameras=[lens(), larger()])
+    known = dict.fromkeys(NAMES[1::2], larger()) if told else None
+    build(scene, tmp_path / "d.db", CameraOptions(known=known))
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.one_camera_photos == tuple(NAMES[::2] if told else NAMES)
+    model = read_model(tmp_path / "m")
+    cameras = {i.name: i.camera_id for i in model.images.values()}
+    assert len({cameras[name] for name in NAMES[::2]}) == 1
+    assert cameras[NAMES[0]] != cameras[NAMES[1]]
+    assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
+
+
+def test_one_size_that_does_not_fit_a_camera_keeps_all_apart(tmp_path: Path) -> None:
+    """However well the others fit one, and however many they are."""
+    cameras = [lens(), larger(), lens(), lens(), larger(1.08)]
+    scene = make_scene(tmp_path, NAMES, cameras=cameras, noise=0.3)
+    build(scene, tmp_path / "d.db")
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.one_camera_photos == ()
+
+
+def test_photos_of_another_size_join_with_cameras_of_their_own(tmp_path: Path) -> None:
+    """What the earlier photos share is kept; whether the new ones may share was not asked."""
+    scene = make_scene(tmp_path, NAMES, cameras=[lens()] * 6 + [larger()] * 4)
+    early = NAMES[:6]
+    fewer = replace(scene, pairs=[p for p in scene.pairs if set(p) <= set(early)])
+    build(fewer, tmp_path / "early.db")
+    summary = map_database(tmp_path / "early.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.one_camera_photos == tuple(early)
+    build(scene, tmp_path / "d.db")
+    earlier = EarlierModel(read_model(tmp_path / "m"), early, one_camera=early)
+    extended = extend_model(tmp_path / "d.db", scene.images, tmp_path / "e", earlier, THREADS)
+    assert extended is not None
+    assert extended[0].one_camera_photos == tuple(early)
+    model = read_model(tmp_path / "e")
+    cameras = {i.name: i.camera_id for i in model.images.values()}
+    assert len(cameras) == 10
+    assert len({cameras[name] for name in early}) == 1
+    assert len(set(cameras.values())) == 5

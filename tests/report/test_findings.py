@@ -157,9 +157,9 @@ def test_findings_on_quality() -> None:
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "The focal length of 2 photos was estimated" in said
     assert "No believable model was found with lens distortion" in said
-    record["results"]["imported"] = {"images": 3, "prior_focal": 0, "may_be_one_camera": True}
+    record["results"]["imported"] = {"images": 3, "prior_focal": 0, "may_share_cameras": True}
     said = texts(facts_of(CHAIN, "abc", record=record))
-    assert "no single camera was found to fit all" in said
+    assert "no camera was found to fit all of one size" in said
     assert "--camera-mode single is right" in said
     assert "was estimated" not in said
     record["results"]["mapped"] = {
