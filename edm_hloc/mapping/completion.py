@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ def complete_model(
     kept: Mapping[int, np.ndarray],
     database: Path,
     colmap: pycolmap.IncrementalPipelineOptions,
+    beside: Sequence[pycolmap.Reconstruction] = (),
 ) -> pycolmap.Reconstruction:
     """Puts the cameras of a model of chosen tracks into the graph of all verified matches.
 
@@ -27,27 +28,32 @@ def complete_model(
     and points are adjusted together.
 
     Args:
-        model: made from a database of `thin_database`.
-        kept: what that has returned.
+        model: made from a database of `thin_database`, or from the whole one.
+        kept: what that has returned; by image id, the numbers that the model's keypoints have in
+            `database`.
         database: the database with everything.
         colmap: options of the mapper, those of the model.
+        beside: more models in the frame of this one, whose other images are taken over.
 
     Returns:
         The complete model.
     """
     with open_database(database) as db:
         whole, cache = unposed_model(db, colmap.min_num_matches)
-    for camera_id, camera in model.cameras.items():
-        whole.cameras[camera_id].params = camera.params
-    for frame_id in sorted(model.reg_frame_ids()):
-        whole.frames[frame_id].rig_from_world = model.frames[frame_id].rig_from_world
-        whole.register_frame(frame_id)
+    for part in reversed((model, *beside)):  # the first has the last word on cameras of several
+        for camera_id, camera in part.cameras.items():
+            whole.cameras[camera_id].params = camera.params
+    for part in (model, *beside):
+        for frame_id in sorted(set(part.reg_frame_ids()) - set(whole.reg_frame_ids())):
+            whole.frames[frame_id].rig_from_world = part.frames[frame_id].rig_from_world
+            whole.register_frame(frame_id)
     _add_points(whole, model, kept)
     mapper = pycolmap.IncrementalMapper(cache)
     mapper.begin_reconstruction(whole)
     options, triangulation = colmap.get_mapper(), colmap.get_triangulation()
     images = sorted(whole.reg_image_ids())
-    with StepProgress("Completing", "photo", len(images)) as progress:
+    step = "Joining models" if beside else "Completing"
+    with StepProgress(step, "photo", len(images)) as progress:
         for image_id in images:
             mapper.triangulate_image(triangulation, image_id)
             progress.update()

@@ -17,6 +17,7 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.forecast import forecast
+from edm_hloc.mapping.joining import join_models
 from edm_hloc.mapping.look_alikes import ViewAgreement, many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
@@ -183,6 +184,14 @@ class IncrementalMapping:
             )
         return list(models.values())
 
+    def models(self, refine_focal: bool, refine_distortion: bool) -> list[pycolmap.Reconstruction]:
+        """What `run` finds, with points, those joined that share photos, the largest first."""
+        found = with_points(self.run(refine_focal, refine_distortion))
+        if len(found) < 2:
+            return found
+        colmap = self.colmap_options(refine_focal, refine_distortion)
+        return with_points(join_models(found, self.database, colmap))
+
 
 @dataclass(frozen=True)
 class FoundModel:
@@ -347,7 +356,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     refine = refine and not mapping.constant_cameras >= set(used)
     # One photo of a camera does not determine distortion before there is a model around it.
     later = refine and mapping.thinned and len(set(used)) > len(used) / 2
-    models = with_points(mapping.run(refine, refine and not later))
+    models = mapping.models(refine, refine and not later)
     undistorted = False
     one_camera: tuple[str, ...] = ()
     few = _registered(models) < mapping.images / 2
@@ -355,9 +364,11 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     if shared is not None:
         sharing, names = shared
         logger.info("Mapping once more, with one camera for photos of one size.")
-        again = with_points(sharing.run(refine, refine))
-        believable = not few and focal_lengths_agree(models[0], names)
-        if plausible_images(again, initial) >= plausible_images(models, initial) and (
+        again = sharing.models(refine, refine)
+        own = plausible_images(models, initial)
+        lenses = own[0] >= MIN_PLAUSIBLE * own[1]
+        believable = not few and lenses and focal_lengths_agree(models[0], names)
+        if plausible_images(again, initial) >= own and (
             not believable
             or fit_shared_cameras(again[0], models[0], sharing.adjustment, sharing.constant_cameras)
         ):
@@ -368,7 +379,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
         undistorted = True  # cameras that are badly determined already
     elif refine and (few or spoiled):
         logger.info("Mapping once more, %s distortion.", "with" if later else "without")
-        again = with_points(mapping.run(refine, later))
+        again = mapping.models(refine, later)
         if plausible_images(again, initial) > (plausible, registered):
             models, undistorted = again, not later  # else the distortion was not the reason
     if not models:

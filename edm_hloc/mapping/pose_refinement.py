@@ -31,7 +31,8 @@ from edm_hloc.base.colmap import (
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
 from edm_hloc.base.progress import StepProgress, track
-from edm_hloc.mapping.extension import Refinement, adjust, frame_change, register_more
+from edm_hloc.mapping.extension import Refinement, adjust, register_more
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
 from edm_hloc.mapping.triangulation import triangulate_points

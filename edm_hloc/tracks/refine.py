@@ -29,7 +29,7 @@ from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (

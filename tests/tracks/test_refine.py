@@ -16,7 +16,7 @@ from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
 from edm_hloc.evaluation.models import compare
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.adjustment import Freedom, adjust

@@ -10,7 +10,7 @@ import pytest
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap
 from edm_hloc.cli.summaries import print_tracks
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of

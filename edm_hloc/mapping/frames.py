@@ -1,0 +1,48 @@
+"""The similarity between two models of the same photos."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import posed_images
+
+_OUTLIER = 3.0  # times the median distance: images that moved so far do not determine the frame
+
+
+def frame_change(
+    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, names: Collection[str]
+) -> pycolmap.Sim3d:
+    """The similarity that brings cameras of a model to where they are in an earlier one.
+
+    Rotations count as well as centres, so that cameras in a row determine it. Cameras that moved
+    much more than the others do not count.
+
+    Args:
+        model, earlier: the two models.
+        names: images to compare; those that are not in both do not count.
+    """
+    now, then = posed_images(model), posed_images(earlier)
+    common = sorted(set(names) & now.keys() & then.keys())
+    new, old = (
+        [
+            (p[name].cam_from_world().rotation.matrix(), p[name].projection_center())
+            for name in common
+        ]
+        for p in (now, then)
+    )
+    turns = np.array([b[0].T @ a[0] for a, b in zip(new, old, strict=True)])
+    centres, targets = (np.array([c for _, c in rows]) for rows in (new, old))
+    use = np.ones(len(common), bool)
+    for _ in range(3):
+        u, _, vt = np.linalg.svd(turns[use].sum(axis=0))
+        R = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        middle, goal = centres[use].mean(axis=0), targets[use].mean(axis=0)
+        turned = (centres - middle) @ R.T
+        spread = (turned[use] ** 2).sum()
+        scale = float((turned[use] * (targets[use] - goal)).sum() / spread) if spread > 0 else 1.0
+        error = np.linalg.norm(scale * turned + goal - targets, axis=1)
+        use = error <= max(_OUTLIER * float(np.median(error)), 1e-12)
+    return pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), goal - scale * R @ middle)
