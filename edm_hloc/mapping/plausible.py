@@ -95,20 +95,27 @@ def fit_shared_cameras(
         config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
         # pycolmap.bundle_adjustment would turn COLMAP's log on again
         pycolmap.create_default_bundle_adjuster(adjustment, config, adjusted).solve()
-        adjusted.update_point_3d_errors()
         errors.append([_error(adjusted, names) for names in sharing])
     return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
 
 
 def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
-    """Mean reprojection error of the points that some images observe, pixels."""
-    seen = {
-        p.point3D_id
-        for name, image in posed_images(model).items()
-        if name in names
-        for p in image.get_observation_points2D()
-    }
-    return float(np.mean([model.points3D[i].error for i in seen]))
+    """Mean over the points of their reprojection errors in some images, pixels."""
+    ids: list[np.ndarray] = [np.zeros(0, np.int64)]
+    errors: list[np.ndarray] = [np.zeros(0)]
+    posed = posed_images(model)
+    for image in (posed[name] for name in sorted(names & posed.keys())):
+        if seen := image.get_observation_points2D():
+            of_points = [point.point3D_id for point in seen]
+            xyz = np.array([model.points3D[i].xyz for i in of_points])
+            pose = image.cam_from_world().matrix()
+            there = xyz @ pose[:, :3].T + pose[:, 3]
+            places = np.asarray(model.cameras[image.camera_id].img_from_cam(there))
+            ids.append(np.array(of_points))
+            errors.append(np.linalg.norm(places - np.array([p.xy for p in seen]), axis=1))
+    _, point = np.unique(np.concatenate(ids), return_inverse=True)
+    sums = np.bincount(point, np.nan_to_num(np.concatenate(errors)))
+    return float((sums / np.bincount(point)).mean()) if len(point) else 0.0
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.mappers import map_database
@@ -101,3 +101,41 @@ def test_photos_of_another_size_join_with_cameras_of_their_own(tmp_path: Path) -
     assert len(cameras) == 10
     assert len({cameras[name] for name in early}) == 1
     assert len(set(cameras.values())) == 5
+
+
+def test_known_intrinsics_of_some_photos_leave_one_camera_to_the_others(tmp_path: Path) -> None:
+    """Those of the others are of one camera; of two, they are told apart as well."""
+    known = dict.fromkeys(("1.jpg", "7.jpg"), CAMERA)
+    others = tuple(name for name in NAMES if name not in known)
+    scene = make_scene(tmp_path, NAMES, noise=0.3)
+    build(scene, tmp_path / "d.db", CameraOptions(known=known))
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS, known)
+    assert summary.one_camera_photos == others
+    posed = posed_images(read_model(tmp_path / "m"))
+    assert len({posed[name].camera_id for name in others}) == 1
+    for name in known:
+        assert posed[name].camera.params.tolist() == CAMERA.params.tolist()
+    assert_near_truth(scene, tmp_path / "m", rotation=0.1, position=0.15)
+
+    two = make_scene(tmp_path / "two", NAMES, cameras=[lens(), lens(1.05)], noise=0.3)
+    known = {name: lens(1.05) for name in ("1.jpg", "7.jpg")}
+    build(two, tmp_path / "two.db", CameraOptions(known=known))
+    summary = map_database(tmp_path / "two.db", two.images, tmp_path / "n", THREADS, known)
+    assert summary.one_camera_photos == ()
+
+
+def test_intrinsics_that_become_known_leave_a_model_with_one_camera(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path, NAMES, noise=0.3)
+    build(scene, tmp_path / "d.db")
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    earlier = EarlierModel(read_model(tmp_path / "m"), NAMES[2:], one_camera=NAMES)
+    known = dict.fromkeys(NAMES[:2], CAMERA)
+    build(scene, tmp_path / "k.db", CameraOptions(known=known))
+    out = tmp_path / "out"
+    extended = extend_model(tmp_path / "k.db", scene.images, out, earlier, THREADS, known)
+    assert extended is not None
+    assert extended[0].one_camera_photos == tuple(NAMES[2:])
+    posed = posed_images(read_model(out))
+    assert len({posed[name].camera_id for name in NAMES[2:]}) == 1
+    for name in known:
+        assert posed[name].camera.params.tolist() == CAMERA.params.tolist()
