@@ -136,11 +136,12 @@ def extend_model(
             names = {image.name for image in db.read_all_images()}
             whole = _with_known_poses(db, earlier, options)
         held = set(posed_images(whole))
+        # before COLMAP leaves photos without a pose out of what it triangulates
+        refine = Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
         with StepProgress("Triangulating"):
             whole = triangulate_points(whole, database, image_root, temporary, options)
         if not whole.num_points3D():
             raise _NotExtendedError
-        refine = Refinement.of(whole, known, options.refine_intrinsics, earlier.distorted)
         models = register_more(whole, database, image_root, temporary, options, refine)
         main = max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
         adjust(main, options, refine)

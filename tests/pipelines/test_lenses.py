@@ -139,6 +139,7 @@ def test_known_intrinsics_of_a_photo_count_before_an_earlier_lens(tmp_path: Path
     assert extend_model(tmp_path / "k.db", scene.images, out, earlier, THREADS, {NAMES[0]})
     posed = posed_images(pycolmap.Reconstruction(out))
     assert posed[NAMES[0]].camera.model_name == "PINHOLE"
+    assert posed[NAMES[0]].camera.params.tolist() == known.params.tolist()
     assert {posed[name].camera.model_name for name in NAMES[1:]} == {"RADIAL"}
 
 
