@@ -27,6 +27,7 @@ from edm_hloc.pipelines.run_entries import (
     is_set_aside,
     is_whole,
     is_written,
+    keep_changed,
     size_of,
 )
 
@@ -258,8 +259,7 @@ class Run:
         Args:
             name: of the step, in `done`, `seconds` and `memory_mib`.
             depends_on: everything that decides the content of the files, JSON-serialisable.
-            files: the files and folders that the step writes. The model of an earlier run is set
-                aside until the step has ended well.
+            files: that the step writes; an earlier model is set aside until it has ended well.
             work: writes them; returns its summaries (dataclasses) by their name in `results`.
             maybe: files and folders that it writes in some cases only.
 
@@ -318,7 +318,7 @@ class Run:
         """Renames the files of a result, and takes what the step has found out of the record.
 
         Those of other steps stay until they are replaced. A result of which a part is missing or
-        has changed does not come back.
+        has changed does not come back; a model that somebody has changed is kept for good.
         """
         if step not in _SET_ASIDE:
             return
@@ -326,6 +326,8 @@ class Run:
             self._clear(step, names)
             return
         self.discard_aside(step)
+        for name in names:
+            keep_changed(self.out / name, self.sizes.get(name))
         there = [name for name in names if os.path.lexists(self.out / name)]
         places = {name: earlier_name(name, self.out) for name in there}
         self.claim(*places.values())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from edm_hloc.base.colmap import is_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import remove_leftover
 from edm_hloc.mapping.output import holds_only_models
+
+logger = logging.getLogger(__name__)
 
 
 def _are_names(names: Any) -> bool:
@@ -55,6 +60,27 @@ def discard(path: Path) -> bool:
     if removed:
         remove_leftover(path)
     return removed
+
+
+def keep_changed(path: Path, recorded: int | None) -> None:
+    """Renames a model that somebody has changed since, as by refining it in place.
+
+    What was changed is not this program's any more: nothing removes it under the new name.
+
+    Args:
+        path: of a file or folder.
+        recorded: its size when it was written; None where that is not known.
+
+    Raises:
+        EdmHlocError: it cannot be renamed.
+    """
+    if is_model(path) and not is_whole(path, recorded):
+        kept = path.with_name(earlier_name(path.name, path.parent, "changed"))
+        try:
+            path.rename(kept)
+        except OSError as error:
+            raise EdmHlocError(f"Cannot rename {path}: {error.strerror or error}.") from error
+        logger.warning("%s has changed since this run wrote it, and is kept as %s.", path, kept)
 
 
 def earlier_name(name: str, folder: Path | None = None, what: str = "earlier") -> str:

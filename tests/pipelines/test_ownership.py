@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pycolmap
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
@@ -156,6 +157,26 @@ def test_what_was_added_to_a_model_is_kept(scene: Path, finished: Path, tmp_path
     assert (out / "mine.db").exists()
     assert {path.suffix for path in (out / "model").iterdir()} == {".bin"}
     assert not (out / "model_parts").exists()
+
+
+@pytest.mark.parametrize("other_settings", [False, True])
+def test_a_model_that_was_refined_in_place_is_kept(
+    other_settings: bool, scene: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    model = pycolmap.Reconstruction(out / "model")
+    model.delete_point3D(min(model.points3D))
+    model.write(out / "model")
+    changed = contents(out / "model")
+    mapping = MappingOptions(seed=1) if other_settings else SINGLE.mapping
+    config = replace(SINGLE, mapping=mapping)
+    for _ in range(2):
+        reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
+    assert contents(out / "model_changed") == changed
+    assert contents(out / "model") != changed
+    assert not (out / "model_changed_2").exists()
+    assert not (out / "model_earlier").exists()
 
 
 @dataclass(frozen=True)
