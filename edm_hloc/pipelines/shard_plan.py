@@ -180,7 +180,6 @@ def make_plan(
                     f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
                     "it, choose another output folder, or run with --overwrite."
                 )
-        check_no_worker(folder)
         remove_plan(folder)  # also what is left of one without plan.json
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
@@ -290,7 +289,7 @@ def is_of_a_plan(name: str) -> bool:
     return _FILES.fullmatch(name) is not None
 
 
-def check_no_worker(folder: Path) -> None:
+def _check_no_worker(folder: Path) -> None:
     """Raises BusyError if a worker is at work on a shard of the plan in a folder."""
     for work in sorted(folder.glob("work-*")):
         if not (is_of_a_plan(work.name) and work.is_dir()):
@@ -305,7 +304,12 @@ def check_no_worker(folder: Path) -> None:
 
 
 def remove_plan(folder: Path) -> None:
-    """Removes the files of a plan from its folder, and no others."""
+    """Removes the files of a plan from its folder, and no others.
+
+    Raises:
+        BusyError: a worker is at work on one of its shards; nothing is removed then.
+    """
+    _check_no_worker(folder)
     (folder / "plan.json").unlink(missing_ok=True)
     for path in [path for path in folder.iterdir() if is_of_a_plan(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -29,7 +29,6 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
     check_matcher,
-    check_no_worker,
     describe_left,
     load_plan,
     make_plan,
@@ -79,7 +78,6 @@ def spread_matching(
     if todo:
         if kind not in (None, "matching"):
             with FolderLock(folder):
-                check_no_worker(folder)
                 remove_plan(folder)  # of a later step, whose inputs are going to change
         plan = make_plan(run.out, image_root, todo, matcher, shards=run.shards)
         raise WorkLeftError(describe_left(folder, "matching", plan.pairs, plan.left()))

@@ -27,7 +27,6 @@ from edm_hloc.base.journal import Journal
 from edm_hloc.base.text import read_json_object
 from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
-    check_no_worker,
     check_number,
     describe_left,
     remove_plan,
@@ -163,7 +162,6 @@ def _make(folder: Path, work: Work) -> WorkPlan:
         tuple(hashlib.sha256(text).hexdigest() for text in texts),
     )
     with FolderLock(folder):
-        check_no_worker(folder)
         remove_plan(folder)  # of the same run with other inputs
         for shard, (part, text) in enumerate(zip(work.parts, texts, strict=True), start=1):
             write_whole(folder / f"items-{shard:04d}.json", text)

@@ -31,7 +31,6 @@ from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
     ShardPlan,
     check_matcher,
-    check_no_worker,
     load_plan,
     make_plan,
 )
@@ -140,9 +139,7 @@ def match_with_workers(
         return None
     if (out / "plan" / "plan.json").exists():
         plan = load_plan(out)
-        if overwrite:
-            check_no_worker(plan.folder)
-        else:
+        if not overwrite:
             check_matcher(plan, matcher)
         end_plan(plan, merge=not overwrite)
     if overwrite:

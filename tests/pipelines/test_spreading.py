@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm_hloc.base.errors import EdmHlocError, WorkLeftError
+from edm_hloc.base.errors import BusyError, EdmHlocError, WorkLeftError
 from edm_hloc.base.files import FolderLock
 from edm_hloc.base.journal import Journal
 from edm_hloc.cli import main
@@ -294,6 +294,20 @@ def test_other_inputs_make_another_plan(tmp_path: Path) -> None:
         do_shard(plan, 1, squares)
     with pytest.raises(EdmHlocError, match="is a plan of squares, not of matching"):
         load_plan(tmp_path)
+
+
+def test_a_plan_is_not_removed_from_under_a_worker(tmp_path: Path) -> None:
+    """Not even at its end: the worker would fail at its files, or write into what is removed."""
+    plan = planned(tmp_path)
+    for shard in (1, 2, 3):
+        do_shard(plan, shard, squares)
+    at_work = plan.work_of(2)
+    at_work.mkdir()
+    work = Work("squares", plan.made_from, {}, [])
+    with FolderLock(at_work), pytest.raises(BusyError, match="A worker is at work"):
+        list(results_of_workers(tmp_path, work))
+    assert len(dict(results_of_workers(tmp_path, work))) == len(ITEMS) - 1  # nothing is lost
+    assert what_is_planned(tmp_path) is None
 
 
 def test_nothing_is_planned_where_nothing_is_to_do(tmp_path: Path) -> None:
