@@ -187,7 +187,7 @@ class Reconstruction:
 def reconstruct(
     photos: str | Path,
     out: str | Path,
-    pairs: str | PairSelection | Sequence[Pair] = "auto",
+    pairs: str | Path | PairSelection | Sequence[Pair] = "auto",
     matcher: Matcher | None = None,
     config: ReconstructionConfig | None = None,
 ) -> Reconstruction:
@@ -210,13 +210,15 @@ def reconstruct(
     photos, out = Path(photos), Path(out)
     config = config or ReconstructionConfig()
     selected: Sequence[Pair] | SimilarPhotos
-    if isinstance(pairs, str | PairSelection):
-        selection = PairSelection(pairs) if isinstance(pairs, str) else pairs
+    if isinstance(pairs, str | Path | PairSelection):
+        selection = pairs if isinstance(pairs, PairSelection) else PairSelection(str(pairs))
         masks = [] if config.masks is None else [config.masks]
         names = selection.photos(find_images(photos, [out, *masks]))
         selected = select_pairs(photos, names, selection)
     else:
         selected = pairs
+        if len(pairs) == 0:
+            raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     run = reconstruction.reconstruct(photos, out, selected, matcher, config)
     return Reconstruction(out, run, _report(out))

@@ -173,6 +173,17 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
         edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
 
 
+def test_no_pairs_get_a_sentence_and_leave_nothing(scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdmHlocError, match="no pair to match"):
+        edm_hloc.reconstruct(scene / "images", tmp_path / "out", [], TruthMatcher(scene))
+    (tmp_path / "pairs.txt").write_text("nothing.jpg here.jpg")
+    with pytest.raises(EdmHlocError, match="holds no pair of the images"):  # a Path is as good
+        edm_hloc.reconstruct(
+            scene / "images", tmp_path / "out", tmp_path / "pairs.txt", TruthMatcher(scene)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_register_without_hloc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hloc", None)
     with pytest.raises(EdmHlocError, match="hloc"):
