@@ -68,6 +68,9 @@ def check_model(path: Path) -> None:
     if not is_model(path):
         inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
         hint = f" Did you mean {inside[0]}?" if inside else ""
+        earlier = path.parent / f".{path.name}.old"
+        if not path.exists() and is_model(earlier):  # killed between two renames of a replacement
+            hint = f" A command that was killed has left it as {earlier}: rename that to {path}."
         raise EdmHlocError(
             f"No COLMAP model in {path}: cameras, images and points3D, all .bin or all .txt, are "
             f"expected.{hint}"

@@ -51,6 +51,14 @@ def test_pillow_works_beside_pycolmap() -> None:
     assert result.stdout == "written\n", result.stderr[-500:]
 
 
+def test_a_model_that_a_kill_has_left_under_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".model.old").mkdir()  # killed between the renames, when replaced in place
+    for name in ("cameras.bin", "images.bin", "points3D.bin"):
+        (tmp_path / ".model.old" / name).touch()
+    with pytest.raises(EdmHlocError, match=r"has left it as .*\.model\.old: rename that to"):
+        read_model(tmp_path / "model")
+
+
 def test_quiet_colmap_restores_the_level(capfd: pytest.CaptureFixture[str]) -> None:
     before = pycolmap.logging.minloglevel
 
