@@ -125,6 +125,13 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Distortion  left at zero{of}: no believable model was found with it. Calibrate the "
             "camera (--known) if you can"
         )
+    copies = run.results.get("copies")
+    if copies:
+        name, original = next(iter(copies.items()))
+        print(
+            f"Copies      {len(copies):,} of other photos byte by byte, e.g. {name} of {original}: "
+            "leave them out"
+        )
     circular = run.results.get("image_circles")
     if circular:
         print(

@@ -33,6 +33,7 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.images.cameras import CameraOptions, check_cameras
+from edm_hloc.images.copies import warn_of_copies
 from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
@@ -172,6 +173,7 @@ def reconstruct(
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
         run.results["image_circles"] = circular
+        run.results["copies"] = warn_of_copies(image_root, names)
         matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 

@@ -355,6 +355,9 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "model weakly. More photos with more overlap, or more pairs, give longer tracks.",
         )
     yield from _calibration(facts)
+    if copies := tuple(facts.results.get("copies", ())):
+        told = f"Copies of other photos, byte by byte: {plural(len(copies), 'photo')}."
+        yield Finding("note", f"{told} They tell nothing new: leave them out.", copies)
     circular = tuple(facts.results.get("image_circles", ()))
     if circular:
         yield Finding(

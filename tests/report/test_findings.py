@@ -158,9 +158,11 @@ def test_findings_on_quality() -> None:
     assert "The focal length of 2 photos was estimated" in said
     assert "No believable model was found with lens distortion" in said
     record["results"]["imported"] = {"images": 3, "prior_focal": 0, "may_share_cameras": True}
+    record["results"]["copies"] = {"c": "a"}
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "no camera was found to fit all of one size" in said
     assert "--camera-mode single is right" in said
+    assert "Copies of other photos, byte by byte: 1 photo." in said
     assert "was estimated" not in said
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],

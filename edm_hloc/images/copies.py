@@ -1,0 +1,71 @@
+"""Photos that are in a folder twice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable
+from pathlib import Path
+
+from edm_hloc.images.find import image_stamps
+from edm_hloc.images.roots import ImageRoot
+
+logger = logging.getLogger(__name__)
+
+_HEAD = 1 << 16  # bytes by which nearly all files of equal size are told apart
+
+
+def find_copies(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Photos that equal another one byte by byte, by name, with the first of the equal ones.
+
+    Only files of the same size are read. Those that cannot be read have no copies.
+
+    Args:
+        root: folder of the photos.
+        names: of the photos, relative to `root`.
+    """
+    stamps = image_stamps(root, names)
+    groups: list[list[str]] = [sorted(stamps)]
+    for trait in (
+        lambda name: stamps[name][0],
+        lambda name: _digest(root / name, _HEAD),
+        lambda name: _digest(root / name, None),
+    ):
+        groups = [alike for group in groups for alike in _alike(group, trait)]
+    return dict(sorted((name, group[0]) for group in groups for name in group[1:]))
+
+
+def warn_of_copies(root: ImageRoot, names: Iterable[str]) -> dict[str, str]:
+    """`find_copies` of photos in a folder of this computer, with a warning where there are any."""
+    copies = find_copies(root, names) if isinstance(root, Path) else {}
+    if copies:
+        name, original = next(iter(copies.items()))
+        logger.warning(
+            "Photos are in the folder twice, byte by byte, as %s and %s are; of copies there are "
+            "%d. They take time and the places of better partners, and tell nothing new: leave "
+            "them out.",
+            original,
+            name,
+            len(copies),
+        )
+    return copies
+
+
+def _alike(names: Collection[str], trait: Callable[[str], Hashable]) -> list[list[str]]:
+    """Groups of two or more names with an equal trait; without those whose trait is None."""
+    groups: dict[Hashable, list[str]] = defaultdict(list)
+    for name in names if len(names) > 1 else ():
+        groups[trait(name)].append(name)
+    return [group for value, group in groups.items() if value is not None and len(group) > 1]
+
+
+def _digest(path: Path, length: int | None) -> bytes | None:
+    """A digest of the first bytes of a file, None for all; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            if length is not None:
+                return hashlib.blake2b(file.read(length)).digest()
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return None
