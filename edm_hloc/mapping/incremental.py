@@ -297,7 +297,8 @@ class ChosenTracks:
             if not set(each.model.reg_image_ids()) <= covered:
                 whole.append(complete_model(each.model, self.kept, mapping.database, colmap))
                 covered |= set(whole[-1].reg_image_ids())
-        return with_points(whole)
+        # they have grown over more photos of one another
+        return with_points(join_models(with_points(whole), mapping.database, colmap))
 
     def _spoiled(
         self, begun: pycolmap.Reconstruction, whole: Sequence[pycolmap.Reconstruction]
