@@ -273,6 +273,23 @@ def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     return dict(sorted(images.items()))
 
 
+def adjust_all_images(
+    model: pycolmap.Reconstruction, constant: Iterable[int] = ()
+) -> pycolmap.BundleAdjustmentConfig:
+    """The configuration that adjusts all registered images of a model, without a fixed gauge.
+
+    Args:
+        model: the model.
+        constant: ids of cameras whose intrinsics stay; those that are not in it do not count.
+    """
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in sorted(model.reg_image_ids()):
+        config.add_image(image_id)
+    for camera_id in set(constant) & set(model.cameras):
+        config.set_constant_cam_intrinsics(camera_id)
+    return config
+
+
 def drop_pointless(model: pycolmap.Reconstruction) -> set[int]:
     """Takes the poses from images that see no point of a model, whose points they do not fit.
 

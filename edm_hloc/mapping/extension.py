@@ -14,6 +14,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import (
     ModelStatistics,
+    adjust_all_images,
     centres_of,
     drop_pointless,
     open_database,
@@ -303,11 +304,7 @@ def adjust(
             some of them are wrong; None: all count alike.
     """
     colmap = refining_options(options, refine.focal, refine.distortion)
-    config = pycolmap.BundleAdjustmentConfig()
-    for image_id in model.reg_image_ids():
-        config.add_image(image_id)
-    for camera_id in refine.known & set(model.cameras):
-        config.set_constant_cam_intrinsics(camera_id)
+    config = adjust_all_images(model, refine.known)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     with StepProgress("Adjusting all cameras"):
         adjustment = colmap.get_global_bundle_adjustment()

@@ -104,10 +104,10 @@ def _placed(
     agreeing = 0
     for name in shared:
         a, b = moved[name], there[name]
-        turn = a.cam_from_world().rotation * b.cam_from_world().rotation.inverse()
+        turn = a.cam_from_world().rotation.angle_to(b.cam_from_world().rotation)
         apart = np.linalg.norm(a.projection_center() - b.projection_center())
         near = apart < _POSITION * _depth(other, b)
-        agreeing += bool(near and np.degrees(turn.angle()) < _ROTATION)
+        agreeing += bool(near and np.degrees(turn) < _ROTATION)
     return placed if agreeing >= _AGREEING * len(shared) else None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import adjust_all_images, posed_images
 
 MIN_PLAUSIBLE = 0.9
 """A model is mapped again without distortion if fewer of its images have a plausible camera."""
@@ -87,11 +87,7 @@ def fit_shared_cameras(
     for model in (shared, own):
         adjusted = pycolmap.Reconstruction(model)
         adjustment.refine_principal_point = model is shared
-        config = pycolmap.BundleAdjustmentConfig()
-        for image_id in adjusted.reg_image_ids():
-            config.add_image(image_id)
-        for camera_id in constant & set(adjusted.cameras):
-            config.set_constant_cam_intrinsics(camera_id)
+        config = adjust_all_images(adjusted, constant)
         config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
         # pycolmap.bundle_adjustment would turn COLMAP's log on again
         pycolmap.create_default_bundle_adjuster(adjustment, config, adjusted).solve()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.colmap import adjust_all_images, open_database, posed_images
 from edm_hloc.base.progress import StepProgress
 
 _LEAST = 3  # positions that place a model
@@ -70,11 +70,7 @@ def adjust_to_priors(
     given = [_prior_of(image, priors) for name, image in posed.items() if name in priors.places]
     if len(given) < _LEAST:
         return
-    config = pycolmap.BundleAdjustmentConfig()
-    for image in posed.values():
-        config.add_image(image.image_id)
-    for camera_id in set(constant) & set(model.cameras):
-        config.set_constant_cam_intrinsics(camera_id)
+    config = adjust_all_images(model, constant)
     robust = pycolmap.PosePriorBundleAdjustmentOptions()
     robust.alignment_ransac.random_seed = 0
     robust.ceres.prior_position_loss_function_type = pycolmap.LossFunctionType.CAUCHY

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.colmap import adjust_all_images
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -93,15 +94,12 @@ def adjuster_of(
     adjustment.ceres.loss_function_scale = max(_LOSS_SCALE * scale, 1e-3)
     solver = adjustment.ceres.solver_options
     solver.max_num_iterations, solver.function_tolerance = iterations, _SETTLED
-    config = pycolmap.BundleAdjustmentConfig()
     if freedom.poses:
-        for image_id in sorted(model.reg_image_ids()):
-            config.add_image(image_id)
-        for camera_id in freedom.constant & set(model.cameras):
-            config.set_constant_cam_intrinsics(camera_id)
+        config = adjust_all_images(model, freedom.constant)
         if held:
             config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     else:
+        config = pycolmap.BundleAdjustmentConfig()
         chosen = model.point3D_ids() if freedom.points is None else freedom.points
         for point_id in sorted(chosen):
             config.add_variable_point(point_id)
