@@ -117,6 +117,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Look alike  {len(alike):,} verified pairs, probably of different places, e.g. "
             f"{' and '.join(alike[0])}: left out, as they had folded the model"
         )
+    misplaced = run.results.get("misplaced")
+    if misplaced:
+        print(
+            f"Misplaced   {len(misplaced):,} photos, e.g. {misplaced[0]}, or those beside them: "
+            "their matches contradict the model, as where walls look alike"
+        )
     flat = mapped.get("undistorted_photos")
     if flat:
         several = len(mapped["components"]) > 1

@@ -1,24 +1,20 @@
-"""COLMAP's incremental mapper on photos that belong together, and what is tried where it fails."""
+"""COLMAP's incremental mapper on a database, and what is tried where it fails."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import drop_pointless, open_database
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
-from edm_hloc.mapping.forecast import forecast
 from edm_hloc.mapping.joining import join_models
-from edm_hloc.mapping.look_alikes import ViewAgreement, many_conflicts, view_agreements
+from edm_hloc.mapping.look_alikes import ViewAgreement
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
@@ -29,8 +25,6 @@ from edm_hloc.mapping.plausible import (
 )
 from edm_hloc.mapping.priors import use_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of
-from edm_hloc.mapping.thinning import thin_database
-from edm_hloc.mapping.unfolding import REGISTERED, unfold
 
 logger = logging.getLogger(__name__)
 
@@ -214,144 +208,9 @@ class FoundModel:
     agreements: tuple[ViewAgreement, ...] = ()
 
 
-@dataclass(frozen=True)
-class ChosenTracks:
-    """A part of the photos, and what its model is begun with.
-
-    Attributes:
-        mapping: of the whole database of the part.
-        thinned: of a copy with chosen tracks only; None where that would save little.
-        kept: by image id, the numbers that the copy's keypoints have in the database.
-        expected: seconds that mapping and completing are going to take, 0 where it is not known.
-    """
-
-    mapping: IncrementalMapping
-    thinned: IncrementalMapping | None
-    kept: Mapping[int, np.ndarray]
-    expected: float
-
-    @classmethod
-    def of(cls, mapping: IncrementalMapping, thin: Path) -> ChosenTracks:
-        """Chooses the tracks of a database.
-
-        Args:
-            mapping: on the database.
-            thin: the file to write.
-        """
-        start = time.monotonic()
-        kept = thin_database(mapping.database, thin, mapping.options.min_inliers)
-        if kept is None:
-            return cls(mapping, None, {}, 0.0)
-        calibrate_focal_lengths(thin)
-        expected = forecast(mapping.database, kept, time.monotonic() - start)
-        return cls(mapping, replace(mapping, database=thin, thinned=True), kept, expected)
-
-    def models(self, refine: bool) -> list[FoundModel]:
-        """The models of the part, the one with most images first.
-
-        Args:
-            refine: refine the intrinsics of the cameras that are not constant.
-        """
-        found = self._completed(self._begun(refine), refine)
-        if not found:
-            found = _map_believably(self.mapping, refine)
-        if not found:
-            return []
-        agreements = view_agreements(found[0].model, self.mapping.database)
-        conflicts = many_conflicts(agreements)
-        best = self._unfolded(found[0], conflicts, refine) if conflicts else None
-        if best is None:
-            best = replace(found[0], agreements=tuple(agreements))
-        return [best, *found[1:]]
-
-    def _begun(self, refine: bool) -> list[FoundModel]:
-        """Models of the chosen tracks, where there are such."""
-        return [] if self.thinned is None else _map_believably(self.thinned, refine)
-
-    def _completed(self, found: Sequence[FoundModel], refine: bool) -> list[FoundModel]:
-        """Models of chosen tracks completed, without those whose images a larger one has got."""
-        if not found:
-            return []
-        mapping = self.mapping.like(found[0])
-        undistorted = found[0].undistorted or not refine
-        whole = self._whole(found, mapping, refine, not undistorted)
-        if not undistorted and self._spoiled(found[0].model, whole):
-            logger.info("Completing once more, without distortion.")
-            whole, undistorted = self._whole(found, mapping, refine, False), True
-        return [
-            replace(found[0], model=model, undistorted=undistorted and refine) for model in whole
-        ]
-
-    def _whole(
-        self,
-        found: Sequence[FoundModel],
-        mapping: IncrementalMapping,
-        focal: bool,
-        distortion: bool,
-    ) -> list[pycolmap.Reconstruction]:
-        """Models of chosen tracks completed, with what is refined of the cameras."""
-        colmap = mapping.colmap_options(focal, distortion)
-        covered: set[int] = set()
-        whole = []
-        for each in found:
-            if not set(each.model.reg_image_ids()) <= covered:
-                whole.append(complete_model(each.model, self.kept, mapping.database, colmap))
-                covered |= set(whole[-1].reg_image_ids())
-        # they have grown over more photos of one another
-        return with_points(join_models(with_points(whole), mapping.database, colmap))
-
-    def _spoiled(
-        self, begun: pycolmap.Reconstruction, whole: Sequence[pycolmap.Reconstruction]
-    ) -> bool:
-        """Whether completion has left the largest model with fewer plausible cameras, too few."""
-        initial = _cameras(self.mapping.database)
-        plausible, registered = plausible_images(whole, initial)
-        before = plausible_images([begun], initial)[0]
-        return plausible < min(before, MIN_PLAUSIBLE * registered)
-
-    def _unfolded(
-        self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
-    ) -> FoundModel | None:
-        """The model without pairs that look alike, if it has no signs of a fold."""
-        base = self.mapping.like(folded)
-        registered = folded.model.num_reg_images()
-        begun: list[FoundModel] = []
-        kept: dict[int, np.ndarray] = {}
-
-        def mapping(database: Path) -> pycolmap.Reconstruction | None:
-            trusted = replace(base, database=database, images=registered)
-            chosen = ChosenTracks.of(trusted, database.with_name(f"thin-{database.name}"))
-            begun.extend(chosen._begun(refine))
-            kept.update(chosen.kept)
-            if not begun:
-                begun.extend(_map_believably(trusted, refine))
-                with open_database(database) as db:
-                    ids = [image.image_id for image in db.read_all_images()]
-                    kept.update({i: np.arange(db.num_keypoints_for_image(i)) for i in ids})
-            return begun[0].model if begun else None
-
-        left = unfold(base.database, folded.model, conflicts, mapping, base.options.min_inliers)
-        if left is None:
-            return None
-        fitting = replace(base, database=left.database)
-        completed = ChosenTracks(fitting, None, kept, 0.0)._completed(begun[:1], refine)
-        if not completed or completed[0].model.num_reg_images() < REGISTERED * registered:
-            return None
-        whole = completed[0]
-        agreements = tuple(view_agreements(whole.model, base.database))
-        if many_conflicts(agreements):
-            return None
-        return replace(
-            whole,
-            one_camera=folded.one_camera or whole.one_camera,
-            look_alikes=left.look_alikes,
-            agreements=agreements,
-        )
-
-
-def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:
+def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:
     """Runs the mapper, several times where it finds no believable model."""
-    initial = _cameras(mapping.database)
+    initial = cameras_of(mapping.database)
     with open_database(mapping.database) as db:
         used = [image.camera_id for image in db.read_all_images()]
     refine = refine and not mapping.constant_cameras >= set(used)
@@ -389,7 +248,7 @@ def _map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundMode
     return [FoundModel(model, undistorted, one_camera) for model in models]
 
 
-def _cameras(database: Path) -> dict[int, pycolmap.Camera]:
+def cameras_of(database: Path) -> dict[int, pycolmap.Camera]:
     """The cameras of a database by id."""
     with open_database(database) as db:
         return {camera.camera_id: camera for camera in db.read_all_cameras()}

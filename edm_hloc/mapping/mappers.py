@@ -16,9 +16,9 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.chosen_tracks import ChosenTracks
 from edm_hloc.mapping.forecast import say_forecast
 from edm_hloc.mapping.incremental import (
-    ChosenTracks,
     FoundModel,
     IncrementalMapping,
     refining_options,

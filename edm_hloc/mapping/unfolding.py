@@ -24,7 +24,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images
-from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
+from edm_hloc.mapping.contradictions import CONSISTENT, fitting_shares
 from edm_hloc.mapping.look_alikes import stay_together
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.tracks import support
@@ -40,8 +40,6 @@ _DETERMINED = 3  # matches that determine an affine map
 _CONNECTED = 0.9  # of the photos of the folded model that the pairs left must connect
 _SLACK = 0.05  # below the share that connects them
 _STAYED = 0.2  # of the pairs that disagreed: more at one place in the new model, and it was right
-_MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
-_CONSISTENT = 0.5  # of the matches of a pair that fit the poses of a model
 
 REGISTERED = 0.9
 """Share of the photos of a folded model that one without a fold must have."""
@@ -224,32 +222,5 @@ def unfold(
 def _consistent_pairs(
     db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
 ) -> set[Pair]:
-    """The pairs most of whose matches lie on the epipolar lines of a model, before both cameras."""
-    posed = {image.image_id: image for image in posed_images(model).values()}
-    consistent = set()
-    for a, b in pairs:
-        if a not in posed or b not in posed:
-            continue
-        matches = db.read_two_view_geometry(a, b).inlier_matches
-        rays = []
-        for side, image_id in enumerate((a, b)):
-            camera = model.cameras[posed[image_id].camera_id]
-            pixels = db.read_keypoints(image_id)[matches[:, side], :2].astype(np.float64)
-            rays.append(homogeneous(np.asarray(camera.cam_from_img(pixels))))
-        motion = (posed[b].cam_from_world() * posed[a].cam_from_world().inverse()).matrix()
-        errors = epipolar_errors(rays[0], rays[1], essential_matrix(motion))
-        focal = [model.cameras[posed[i].camera_id].mean_focal_length() for i in (a, b)]
-        near = (errors[0] * focal[0] < _MAX_ERROR) & (errors[1] * focal[1] < _MAX_ERROR)
-        if (near & _in_front(motion, rays[0], rays[1])).mean() > _CONSISTENT:
-            consistent.add((a, b))
-    return consistent
-
-
-def _in_front(motion: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
-    """(N,) whether matched rays (N, 3) meet before both cameras; (3, 4) pose of the second."""
-    turned, t = x0 @ motion[:, :3].T, motion[:, 3]
-    # depths d0, d1 with d0 · turned + t = d1 · x1, by least squares
-    aa, bb, ab = (turned**2).sum(1), (x1**2).sum(1), (turned * x1).sum(1)
-    at, bt = turned @ t, x1 @ t
-    det = aa * bb - ab**2
-    return np.asarray((ab * bt - bb * at > -1e-9 * det) & (aa * bt - ab * at > -1e-9 * det))
+    """The pairs most of whose matches fit the poses of a model."""
+    return {p for p, share in fitting_shares(db, model, pairs).items() if share > CONSISTENT}

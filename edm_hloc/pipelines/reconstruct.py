@@ -38,6 +38,7 @@ from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts, view_agreements
@@ -204,11 +205,15 @@ def reconstruct(
             if "georeferenced" not in mapped:
                 run.discard_aside("georeference")
             summary: MappingSummary = mapped["mapped"]
-            conflicts = summary.conflicts
+            written, conflicts = read_model(model), summary.conflicts
             if conflicts is None:
-                written = read_model(model)
                 conflicts = find_conflicts(written, view_agreements(written, database))
-            return {**mapped, "mapped": replace(summary, conflicts=None), "conflicts": conflicts}
+            return {
+                **mapped,
+                "mapped": replace(summary, conflicts=None),
+                "conflicts": conflicts,
+                "misplaced": misplaced_photos(written, database, mapping.min_inliers),
+            }
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)

@@ -9,6 +9,7 @@ import numpy as np
 from edm_hloc.report.facts import PhotoFacts, RunFacts
 from edm_hloc.report.finding import Finding, plural
 from edm_hloc.report.odd_cameras import may_share, odd_cameras
+from edm_hloc.report.wrong_matches import wrong_matches
 
 # Thresholds of the findings, set on runs of 8 to 29 photos of buildings; docs/report.md lists them.
 MIN_POINTS = 100  # 3D points that a registered photo observes
@@ -97,68 +98,11 @@ def _names(
 # --------------------------------------------------------------------------- reconstruction
 
 
-_MOST_STILL = 3  # one for each size of photos
 _MOST_PARTS = 12  # separate models whose size is given
 
 
-def _still(facts: RunFacts) -> Iterator[Finding]:
-    imported = facts.results.get("imported", {})
-    every = sorted(imported.get("still", ()), key=lambda still: -still["share"])
-    for still in every[:_MOST_STILL]:
-        left, top, right, bottom = still["box"]
-        done = f"{imported['left_out']:,} such matches were left out."
-        asked = (
-            "They were kept, as they may be the scene: mask (--masks) what does not belong to it."
-        )
-        yield Finding(
-            "note" if still["certain"] else "warning",
-            f"{still['share']:.0%} of the matches stay at the same pixels (x {left} to {right}, "
-            f"y {top} to {bottom}) while the rest of the photos moves, as those of a screen "
-            f"display, a bonnet or a watermark do. {done if still['certain'] else asked}",
-        )
-    if len(every) > _MOST_STILL:
-        yield Finding(
-            "note",
-            f"The same holds, for fewer matches, in {plural(len(every) - _MOST_STILL, 'group')} of "
-            "photos of other sizes; run.json has them all.",
-        )
-    if backdrop := imported.get("backdrop"):
-        yield Finding(
-            "note",
-            f"The background of {plural(len(backdrop['photos']), 'photo')} stays at the same "
-            "pixels while an object turns before it, as on a turntable: the object is "
-            f"reconstructed, and {backdrop['matches']:,} matches in the background were left out.",
-            tuple(backdrop["photos"]),
-        )
-
-
-def _conflicts(facts: RunFacts) -> Iterator[Finding]:
-    if alike := facts.results.get("mapped", {}).get("look_alikes"):
-        yield Finding(
-            "note",
-            f"{plural(len(alike), 'verified pair')} of photos look alike but probably do not "
-            f"show the same place, as {alike[0][0]} and {alike[0][1]}. They were left out: with "
-            "them the model had folded, and photos that show different things lay at one place.",
-            tuple(dict.fromkeys(name for pair in alike for name in pair)),
-        )
-    conflicts = facts.results.get("conflicts") or {}
-    if pairs := conflicts.get("pairs"):
-        yield Finding(
-            "warning",
-            f"{len(pairs):,} of {conflicts['compared']:,} pairs of photos that are in the same "
-            f"place in the model show different things there, as {pairs[0][0]} and {pairs[0][1]} "
-            "do. Either places that look alike, such as equal walls, lie on each other and the "
-            "model is wrong: photos that show both places, or a list of pairs without those of "
-            "different places (--pairs FILE), keep them apart. Or an object was turned before a "
-            "background: then the background is not part of the model, and masks (--masks) leave "
-            "it out.",
-            tuple(dict.fromkeys(name for pair in pairs for name in pair)),
-        )
-
-
 def _reconstruction(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
-    yield from _still(facts)
-    yield from _conflicts(facts)
+    yield from wrong_matches(facts)
     if facts.registered:
         yield from _unregistered(facts)
         yield from _quality(facts, photos)

@@ -15,9 +15,9 @@ from edm_hloc.base.colmap import open_database, read_model
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
-from edm_hloc.mapping import incremental
+from edm_hloc.mapping import chosen_tracks
+from edm_hloc.mapping.chosen_tracks import ChosenTracks
 from edm_hloc.mapping.database import MatchedImages, build_database
-from edm_hloc.mapping.incremental import ChosenTracks
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs, unfold
 from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
@@ -149,9 +149,9 @@ def test_where_the_photos_that_disagree_stay_together_the_model_stays(
     """As with an object that was turned before a wall: leaving pairs out changes nothing."""
     monkeypatch.setattr("edm_hloc.mapping.unfolding.stay_together", lambda _, pairs: len(pairs))
     completed = []
-    complete = incremental.complete_model
+    complete = chosen_tracks.complete_model
     monkeypatch.setattr(
-        incremental, "complete_model", lambda *a: completed.append(1) or complete(*a)
+        chosen_tracks, "complete_model", lambda *a: completed.append(1) or complete(*a)
     )
     summary = map_database(walls, walls.parent / "images", tmp_path / "m", THREADS)
     assert summary.look_alikes == ()

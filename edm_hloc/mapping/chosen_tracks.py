@@ -1,0 +1,265 @@
+"""The photos of one part → its models: begun with chosen tracks, completed, without folds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import open_database
+from edm_hloc.mapping.completion import complete_model
+from edm_hloc.mapping.contradictions import (
+    CONSISTENT,
+    fitting_shares,
+    misplaced_photos,
+    strongest_pairs,
+    verified_counts,
+)
+from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
+from edm_hloc.mapping.forecast import forecast
+from edm_hloc.mapping.incremental import (
+    FoundModel,
+    IncrementalMapping,
+    cameras_of,
+    map_believably,
+    with_points,
+)
+from edm_hloc.mapping.joining import join_models
+from edm_hloc.mapping.look_alikes import many_conflicts, view_agreements
+from edm_hloc.mapping.parts import copy_images
+from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
+from edm_hloc.mapping.thinning import thin_database
+from edm_hloc.mapping.unfolding import REGISTERED, unfold
+from edm_hloc.mapping.verified_matches import Pair
+
+logger = logging.getLogger(__name__)
+
+_STRONG = (0.15, 0.3, 0.5)  # of the matches of a photo's best pair, in the pairs that are trusted
+_FEWER = 0.5  # misplaced photos, of those before, that mapping by these must leave at most
+_LARGEST = 0.8  # images of the largest model, of those before, that it must have at least
+
+
+@dataclass(frozen=True)
+class ChosenTracks:
+    """A part of the photos, and what its model is begun with.
+
+    Attributes:
+        mapping: of the whole database of the part.
+        thinned: of a copy with chosen tracks only; None where that would save little.
+        kept: by image id, the numbers that the copy's keypoints have in the database.
+        expected: seconds that mapping and completing are going to take, 0 where it is not known.
+    """
+
+    mapping: IncrementalMapping
+    thinned: IncrementalMapping | None
+    kept: Mapping[int, np.ndarray]
+    expected: float
+
+    @classmethod
+    def of(cls, mapping: IncrementalMapping, thin: Path) -> ChosenTracks:
+        """Chooses the tracks of a database.
+
+        Args:
+            mapping: on the database.
+            thin: the file to write.
+        """
+        start = time.monotonic()
+        kept = thin_database(mapping.database, thin, mapping.options.min_inliers)
+        if kept is None:
+            return cls(mapping, None, {}, 0.0)
+        calibrate_focal_lengths(thin)
+        expected = forecast(mapping.database, kept, time.monotonic() - start)
+        return cls(mapping, replace(mapping, database=thin, thinned=True), kept, expected)
+
+    def models(self, refine: bool) -> list[FoundModel]:
+        """The models of the part, the one with most images first.
+
+        Args:
+            refine: refine the intrinsics of the cameras that are not constant.
+        """
+        found = self._completed(self._begun(refine), refine)
+        if not found:
+            found = map_believably(self.mapping, refine)
+        if not found:
+            return []
+        agreements = view_agreements(found[0].model, self.mapping.database)
+        conflicts = many_conflicts(agreements)
+        best = self._unfolded(found[0], conflicts, refine) if conflicts else None
+        if best is None:
+            apart = self._by_strongest_pairs(found, refine)
+            if apart is not None:
+                found, agreements = apart, view_agreements(apart[0].model, self.mapping.database)
+            best = replace(found[0], agreements=tuple(agreements))
+        return [best, *found[1:]]
+
+    def _begun(self, refine: bool) -> list[FoundModel]:
+        """Models of the chosen tracks, where there are such."""
+        return [] if self.thinned is None else map_believably(self.thinned, refine)
+
+    def _completed(self, found: Sequence[FoundModel], refine: bool) -> list[FoundModel]:
+        """Models of chosen tracks completed, without those whose images a larger one has got."""
+        if not found:
+            return []
+        mapping = self.mapping.like(found[0])
+        undistorted = found[0].undistorted or not refine
+        whole = self._whole(found, mapping, refine, not undistorted)
+        if not undistorted and self._spoiled(found[0].model, whole):
+            logger.info("Completing once more, without distortion.")
+            whole, undistorted = self._whole(found, mapping, refine, False), True
+        return [
+            replace(found[0], model=model, undistorted=undistorted and refine) for model in whole
+        ]
+
+    def _whole(
+        self,
+        found: Sequence[FoundModel],
+        mapping: IncrementalMapping,
+        focal: bool,
+        distortion: bool,
+    ) -> list[pycolmap.Reconstruction]:
+        """Models of chosen tracks completed, with what is refined of the cameras."""
+        colmap = mapping.colmap_options(focal, distortion)
+        covered: set[int] = set()
+        whole = []
+        for each in found:
+            if not set(each.model.reg_image_ids()) <= covered:
+                whole.append(complete_model(each.model, self.kept, mapping.database, colmap))
+                covered |= set(whole[-1].reg_image_ids())
+        # they have grown over more photos of one another
+        return with_points(join_models(with_points(whole), mapping.database, colmap))
+
+    def _spoiled(
+        self, begun: pycolmap.Reconstruction, whole: Sequence[pycolmap.Reconstruction]
+    ) -> bool:
+        """Whether completion has left the largest model with fewer plausible cameras, too few."""
+        initial = cameras_of(self.mapping.database)
+        plausible, registered = plausible_images(whole, initial)
+        before = plausible_images([begun], initial)[0]
+        return plausible < min(before, MIN_PLAUSIBLE * registered)
+
+    def _unfolded(
+        self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
+    ) -> FoundModel | None:
+        """The model without pairs that look alike, if it has no signs of a fold."""
+        base = self.mapping.like(folded)
+        registered = folded.model.num_reg_images()
+        begun: list[FoundModel] = []
+        kept: dict[int, np.ndarray] = {}
+
+        def mapping(database: Path) -> pycolmap.Reconstruction | None:
+            found, numbers = _begun_on(replace(base, database=database, images=registered), refine)
+            begun.extend(found)
+            kept.update(numbers)
+            return begun[0].model if begun else None
+
+        left = unfold(base.database, folded.model, conflicts, mapping, base.options.min_inliers)
+        if left is None:
+            return None
+        fitting = replace(base, database=left.database)
+        completed = ChosenTracks(fitting, None, kept, 0.0)._completed(begun[:1], refine)
+        if not completed or completed[0].model.num_reg_images() < REGISTERED * registered:
+            return None
+        whole = completed[0]
+        agreements = tuple(view_agreements(whole.model, base.database))
+        if many_conflicts(agreements):
+            return None
+        return replace(
+            whole,
+            one_camera=folded.one_camera or whole.one_camera,
+            look_alikes=left.look_alikes,
+            agreements=agreements,
+        )
+
+    def _by_strongest_pairs(
+        self, found: Sequence[FoundModel], refine: bool
+    ) -> list[FoundModel] | None:
+        """Models without the weaker pairs, where with them the largest has misplaced photos.
+
+        The weaker pairs come back that fit these models. None if the models are no better.
+        """
+        base, least = self.mapping.like(found[0]), self.mapping.options.min_inliers
+        misplaced = misplaced_photos(found[0].model, base.database, least)
+        if not misplaced:
+            return None
+        with open_database(base.database) as db:
+            counts = verified_counts(db, least)
+            names = {image.image_id: image.name for image in db.read_all_images()}
+        before = [each.model for each in found]
+        tried: set[Pair] = set(counts)
+
+        def fewer_misplaced(models: Sequence[FoundModel]) -> bool:
+            still = [misplaced_photos(each.model, base.database, least) for each in models]
+            return sum(map(len, still)) <= _FEWER * len(misplaced)
+
+        for share in _STRONG:
+            strong = strongest_pairs(counts, share)
+            if strong == tried:
+                continue
+            tried = strong
+            logger.info(
+                "Mapping once more, without the %d weakest of %d pairs: the matches of %d photos "
+                "contradict the model.",
+                len(counts) - len(strong),
+                len(counts),
+                len(misplaced),
+            )
+            trusted = _copy_with(base, "strongest", strong)
+            begun, kept = _begun_on(trusted, refine)
+            if not fewer_misplaced(begun):
+                continue
+            fitting = strong | _fitting(base.database, begun, counts)
+            whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
+            completed = whole._completed(begun, refine)
+            models = [each.model for each in completed]
+            if (
+                fewer_misplaced(completed)
+                and len(_images(models)) >= REGISTERED * len(_images(before))
+                and models[0].num_reg_images() >= _LARGEST * before[0].num_reg_images()
+            ):
+                left = sorted((names[a], names[b]) for a, b in counts.keys() - fitting)
+                shared = found[0].one_camera
+                return [
+                    replace(each, one_camera=shared or each.one_camera, look_alikes=tuple(left))
+                    for each in completed
+                ]
+        return None
+
+
+def _begun_on(
+    mapping: IncrementalMapping, refine: bool
+) -> tuple[list[FoundModel], Mapping[int, np.ndarray]]:
+    """Models to be completed, and the numbers of their keypoints in the whole, by image id."""
+    thin = mapping.database.with_name(f"thin-{mapping.database.name}")
+    chosen = ChosenTracks.of(mapping, thin)
+    begun = chosen._begun(refine)
+    if begun:
+        return begun, chosen.kept
+    with open_database(mapping.database) as db:
+        ids = [image.image_id for image in db.read_all_images()]
+        every = {i: np.arange(db.num_keypoints_for_image(i)) for i in ids}
+    return map_believably(mapping, refine), every
+
+
+def _copy_with(base: IncrementalMapping, name: str, pairs: Collection[Pair]) -> IncrementalMapping:
+    """The same on a copy of the database with some of its pairs."""
+    copy = base.database.with_name(f"{name}-{base.database.name}")
+    with open_database(base.database) as db:
+        copy_images(db, copy, {i.image_id for i in db.read_all_images()}, sorted(pairs))
+    return replace(base, database=copy)
+
+
+def _fitting(database: Path, found: Iterable[FoundModel], pairs: Collection[Pair]) -> set[Pair]:
+    """The pairs that fit one of the models."""
+    with open_database(database) as db:
+        shares = [fitting_shares(db, each.model, pairs) for each in found]
+    return {pair for of_model in shares for pair, n in of_model.items() if n > CONSISTENT}
+
+
+def _images(models: Iterable[pycolmap.Reconstruction]) -> set[int]:
+    """Ids of the images that one of the models has."""
+    return {image_id for model in models for image_id in model.reg_image_ids()}

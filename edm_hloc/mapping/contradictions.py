@@ -1,0 +1,147 @@
+"""Photos that a model has where their own verified matches contradict it.
+
+Of opposite walls that look alike a model may have some photos before the wrong one. Photos side by
+side then have many matches that do not fit their poses. Wrong pairs, of places that look alike in a
+model that is right, have few beside the right pairs of the same photos.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
+from edm_hloc.mapping.verified_matches import Pair
+
+CONSISTENT = 0.5
+"""Share of the matches of a pair that fit the poses of a model, if the pair does."""
+
+_MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
+_CONTRADICTS = 0.3  # share of the matches of a pair that fit, below which it contradicts the poses
+_DOUBTED = 0.2  # share of such pairs in what a photo's pairs weigh. In models that are right it is
+# at most 0.08, and above 0.5 in five models of two floors whose walls look alike
+_FEWEST = 3  # photos: with fewer a model is as good as right, and
+_LEAST_SHARE = 0.02  # of its photos
+
+
+def verified_counts(db: pycolmap.Database, min_inliers: int) -> dict[Pair, int]:
+    """Number of verified matches of the pairs that have enough, by the ids of their images."""
+    counts = {}
+    for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True):
+        if len(geometry.inlier_matches) >= max(1, min_inliers):
+            counts[pycolmap.pair_id_to_image_pair(pair_id)] = len(geometry.inlier_matches)
+    return counts
+
+
+def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
+    """The pairs that have at least a share of the matches of the best pair of one of their photos.
+
+    Args:
+        counts: number of matches of each pair, by the ids of its images.
+        share: in [0, 1].
+    """
+    best: dict[int, int] = defaultdict(int)
+    for pair, count in counts.items():
+        for image_id in pair:
+            best[image_id] = max(best[image_id], count)
+    return {(a, b) for (a, b), n in counts.items() if n >= share * min(best[a], best[b])}
+
+
+def misplaced_photos(
+    model: pycolmap.Reconstruction, database: Path, min_inliers: int
+) -> tuple[str, ...]:
+    """Names of the photos without which no photo's matches contradict a model; sorted.
+
+    One after another the photo is taken whose pairs contradict the poses most, until they do so
+    with less than a fifth of the weight of any photo's pairs. A pair weighs the square of its
+    number of matches: those of other places may be many, but have fewer matches each. Of two photos
+    that contradict each other one is named, not necessarily the one that is wrong.
+
+    Args:
+        model: with poses.
+        database: with the keypoints and verified pairs of its photos, by their names.
+        min_inliers: pairs with fewer verified matches do not count.
+
+    Returns:
+        The names; none if so few are concerned that it may be by chance.
+    """
+    with open_database(database) as db:
+        counts = verified_counts(db, min_inliers)
+        shares = fitting_shares(db, model, counts)
+        names = {image.image_id: image.name for image in db.read_all_images()}
+    left, taken = dict(shares), list[int]()
+    while True:
+        weight, against = Counter[int](), Counter[int]()
+        for pair, share in left.items():
+            for image_id in pair:
+                weight[image_id] += counts[pair] ** 2
+                against[image_id] += counts[pair] ** 2 if share < _CONTRADICTS else 0
+        worst = max(weight, key=lambda i: against[i] / weight[i], default=None)
+        if worst is None or against[worst] < _DOUBTED * weight[worst]:
+            break
+        taken.append(worst)
+        left = {pair: share for pair, share in left.items() if worst not in pair}
+    few = len(taken) < max(_FEWEST, _LEAST_SHARE * model.num_reg_images())
+    return () if few else tuple(sorted(names[i] for i in taken))
+
+
+def fitting_shares(
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
+) -> dict[Pair, float]:
+    """Of pairs of images that a model has, the share of their verified matches that fits its poses.
+
+    A match fits that lies on the epipolar lines, before both cameras.
+
+    Args:
+        db: database with the keypoints and verified pairs.
+        model: with poses, of images of the same names; their ids may differ.
+        pairs: ids of the images in the database.
+
+    Returns:
+        The shares in [0, 1] of the pairs that are in the model.
+    """
+    posed = posed_images(model)
+    images = {i.image_id: posed[i.name] for i in db.read_all_images() if i.name in posed}
+    rays: dict[int, np.ndarray] = {}
+    for image_id, image in images.items():
+        if db.exists_keypoints(image_id):
+            pixels = db.read_keypoints(image_id)[:, :2].astype(np.float64)
+            camera = model.cameras[image.camera_id]
+            rays[image_id] = homogeneous(np.asarray(camera.cam_from_img(pixels)))
+    shares = {}
+    for a, b in pairs:
+        if a in rays and b in rays:
+            matches = db.read_two_view_geometry(a, b).inlier_matches
+            x0, x1 = rays[a][matches[:, 0]], rays[b][matches[:, 1]]
+            shares[a, b] = _fitting_share((images[a], images[b]), model, x0, x1)
+    return shares
+
+
+def _fitting_share(
+    images: Sequence[pycolmap.Image],
+    model: pycolmap.Reconstruction,
+    x0: np.ndarray,
+    x1: np.ndarray,
+) -> float:
+    """The share of matched rays (M, 3) of two images that fits their poses."""
+    first, second = images
+    motion = (second.cam_from_world() * first.cam_from_world().inverse()).matrix()
+    errors = epipolar_errors(x0, x1, essential_matrix(motion))
+    focal = [model.cameras[image.camera_id].mean_focal_length() for image in images]
+    near = (errors[0] * focal[0] < _MAX_ERROR) & (errors[1] * focal[1] < _MAX_ERROR)
+    return float((near & _in_front(motion, x0, x1)).mean())
+
+
+def _in_front(motion: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    """(N,) whether matched rays (N, 3) meet before both cameras; (3, 4) pose of the second."""
+    turned, t = x0 @ motion[:, :3].T, motion[:, 3]
+    # depths d0, d1 with d0 · turned + t = d1 · x1, by least squares
+    aa, bb, ab = (turned**2).sum(1), (x1**2).sum(1), (turned * x1).sum(1)
+    at, bt = turned @ t, x1 @ t
+    det = aa * bb - ab**2
+    return np.asarray((ab * bt - bb * at > -1e-9 * det) & (aa * bt - ab * at > -1e-9 * det))
