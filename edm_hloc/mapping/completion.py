@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from edm_hloc.base.progress import StepProgress
 
 _ITERATIONS = (10, 5)  # of the adjustments of all cameras and points, a filter after each
 _SETTLED = 5e-4  # share of the observations that the filter removes, below which it is the last
+_SETTLED_NEARBY = 1e-4  # relative change of the cost that ends an adjustment around a new image
 
 
 def complete_model(
@@ -59,7 +60,11 @@ def complete_model(
             progress.update()
         mapper.complete_and_merge_tracks(triangulation)
         mapper.filter_points(options)
-        register_next_images(mapper, colmap)
+    left = whole.num_images() - len(images)
+    if left:
+        with StepProgress("Adding photos", "photo", left) as progress:
+            register_next_images(mapper, colmap, added=progress.update)
+    with StepProgress("Adjusting all photos"):
         adjustment = colmap.get_global_bundle_adjustment()
         for iterations in _ITERATIONS:
             adjustment.ceres.solver_options.max_num_iterations = iterations
@@ -88,16 +93,21 @@ def register_next_images(
     mapper: pycolmap.IncrementalMapper,
     colmap: pycolmap.IncrementalPipelineOptions,
     only: Collection[int] | None = None,
+    added: Callable[[], None] = lambda: None,
 ) -> None:
     """Registers the images that see enough of the points, one after another.
+
+    After each the images around it are adjusted, once and roughly: all are adjusted in the end.
 
     Args:
         mapper: with a model.
         colmap: its options.
         only: ids of the images that are tried; None for all.
+        added: called after each.
     """
     options, triangulation = colmap.get_mapper(), colmap.get_triangulation()
     adjustment = colmap.get_local_bundle_adjustment()
+    adjustment.ceres.solver_options.function_tolerance = _SETTLED_NEARBY
     while True:
         for image_id in mapper.find_next_images(options, structure_less=False):
             tried = only is None or image_id in only
@@ -107,10 +117,11 @@ def register_next_images(
             return
         mapper.triangulate_image(triangulation, image_id)
         mapper.iterative_local_refinement(
-            colmap.ba_local_max_refinements,
+            1,
             colmap.ba_local_max_refinement_change,
             options,
             adjustment,
             triangulation,
             image_id,
         )
+        added()
