@@ -26,7 +26,7 @@ _SIMPLE, _BETTER = "SIMPLE_RADIAL", "RADIAL"
 _MIN_PHOTOS = 6  # of one camera
 _GROUPS = 4  # of photos that follow each other, of which one is left out at a time
 _MIN_CHANGE = 2.0  # of the lens, in its standard deviations
-_MOST_POINTS = 10_000  # that the photos are asked about; more say the same again
+_MOST_OBSERVATIONS = 50_000  # that the photos are asked about; more say the same again
 _GRID = 12  # points along each side of a photo at which lenses are compared
 _ITERATIONS = 30  # at most; lenses move farther than cameras
 _MAX_OFF = 0.2  # of the principal point from the middle, of the longer side
@@ -164,11 +164,13 @@ def _centred(camera: pycolmap.Camera) -> pycolmap.Camera:
 
 def _with_fewer_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
     """The model, or a copy with some of its points where it has too many."""
-    ids = np.array(sorted(model.point3D_ids()))
-    if len(ids) <= _MOST_POINTS:
+    ids = np.random.default_rng(0).permutation(sorted(model.point3D_ids()))
+    seen = np.cumsum([model.points3D[i].track.length() for i in ids.tolist()])
+    left = ids[np.searchsorted(seen, _MOST_OBSERVATIONS, "right") :]
+    if not len(left):
         return model
     copy = pycolmap.Reconstruction(model)
-    for i in np.random.default_rng(0).permutation(ids)[_MOST_POINTS:].tolist():
+    for i in left.tolist():
         copy.delete_point3D(i)
     return copy
 
