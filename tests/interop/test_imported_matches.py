@@ -225,6 +225,19 @@ def test_groups_may_be_called_like_arrays(photos: Path, tmp_path: Path) -> None:
     assert [source.key for source in sources_in(path)] == ["scene/matches/a_c"]
 
 
+def test_the_content_of_a_file_says_whose_points_are_whose(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    points = {"keypoints0": POINTS0, "keypoints1": POINTS1}
+    np.savez(folder / "a__c.npz", **points, image0="c.jpg", image1="left/a.jpg")
+    found = given(folder, photos)
+    frames = photo_frames(photos, names(photos))
+    (pair,) = found.pairs
+    matches = found.matches(pair, (frames[pair[0]], frames[pair[1]]))
+    of_c = matches.keypoints0 if pair[0] == "c.jpg" else matches.keypoints1
+    np.testing.assert_allclose(of_c, POINTS0, atol=1e-5)
+
+
 def test_points_of_squeezed_copies_and_of_corners_are_brought_to_the_photo(
     photos: Path, tmp_path: Path
 ) -> None:
