@@ -119,11 +119,11 @@ def _print_poses(run: Run) -> None:
         f"and {poses['rotated_median']:.3g}° (median), {100 * poses['moved_max']:.3g} % and "
         f"{poses['rotated_max']:.3g}° at most"
     )
-    lost = "no matches put it anywhere; --pairs exhaustive or auto may find its neighbours"
+    lost = "no matches agree with its pose, or put it anywhere else; --pairs exhaustive or auto may"
     for state, title, what in (
         ("far off", "Far off", "moved by {share:.3g} %, turned by {rotated:.3g}°"),
         ("registered anew", "Wrong", "its matches contradict its pose: turned by {rotated:.3g}°"),
-        ("lost", "Lost", f"its matches contradict its pose, and {lost}"),
+        ("lost", "Lost", f"{lost} find its neighbours"),
     ):
         texts = []
         for change in by_state.get(state, ()):

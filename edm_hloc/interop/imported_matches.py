@@ -103,10 +103,10 @@ class GivenMatches:
         self.path, self.frame = path, frame
         self.content = ""
         self._sources: dict[Pair, list[tuple[PairSource, bool]]] = defaultdict(list)
-        names = _PairNames(photos)
+        self._names = _PairNames(photos)
         unknown = []
         sources = sources_in(path)
-        found = [(source, *names.of(source)) for source in sources]
+        found = [(source, *self._names.of(source)) for source in sources]
         surely = {frozenset(pair) for _, pair, sure in found if pair and sure}
         for source, pair, sure in found:
             if pair is None or (not sure and frozenset(pair) in surely):
@@ -160,10 +160,14 @@ class GivenMatches:
         digest = hashlib.blake2b(digest_size=16)
         reach = 0.0
         for pair in track(self.pairs, "Reading matches", "pair"):
-            for source, swapped in self._sources[pair]:
+            for i, (source, swapped) in enumerate(self._sources[pair]):
                 given = source.read()
                 sizes = given.sizes or (None, None)
                 names = pair[::-1] if swapped else pair
+                # whose points are whose the content tells better than the file's name
+                if given.images and self._names.of_images(given.images) == names[::-1]:
+                    self._sources[pair][i] = source, not swapped
+                    names = names[::-1]
                 digest.update(repr((names, given.sizes)).encode())
                 for name, points, size in zip(
                     names, (given.points0, given.points1), sizes, strict=True

@@ -150,8 +150,8 @@ def _keys(path: Path) -> list[str]:
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Group):
             names = [pair for pair in _POINTS if all(part in item for part in pair)]
-            rows = [row for row in _ROWS if row in item and item[row].ndim == 2]
-            if names or rows:
+            rows = [item[row] for row in _ROWS if row in item]
+            if names or any(isinstance(row, h5py.Dataset) and row.ndim == 2 for row in rows):
                 found.append(name)
             elif "matches0" in item:
                 indices.append(name)
@@ -348,6 +348,7 @@ def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
                 f"{source}: {name} is an array of shape {array.shape}; expected (N, 2), x and y."
             )
     scores = next((_array(named[n]) for n in _SCORES if n in named), None)
+    given_scores = -1 if scores is None else scores.size
     for name, confidence in _INDICES:
         indices = _array(named[name]) if name in named else np.zeros(())
         whole = np.issubdtype(indices.dtype, np.integer) or not indices.size
@@ -356,11 +357,19 @@ def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
             fits = pairs.min(initial=0) >= 0
         elif indices.ndim == 1 or (whole and indices.ndim == 2 and len(indices) == 1):
             partner = indices.reshape(-1).astype(np.int64)
-            fits = len(partner) == len(points0)
+            every = confidence not in named or partner.min(initial=0) >= 0
+            is_list = len(partner) == len(points0) and every
+            if name == "matches0" and len(points0) == len(points1) == given_scores and not is_list:
+                break  # hloc's of a dense matcher: indices of keypoints in another file
+            # hloc's end with the last match, and an empty list of pairs has one axis
+            ends_early = len(partner) < len(points0) and (name == "matches0" or not len(partner))
+            fits = len(partner) == len(points0) or ends_early
             matched = np.flatnonzero(partner >= 0)
             pairs = np.column_stack([matched, partner[matched]])
             if confidence in named and fits:
-                scores = _array(named[confidence]).reshape(-1)[matched]
+                confidences = _array(named[confidence]).reshape(-1)
+                fits = len(confidences) == len(partner)
+                scores = confidences[matched] if fits else None
         else:
             continue
         if not fits or (pairs >= [len(points0), len(points1)]).any():

@@ -56,7 +56,8 @@ class PoseChange:
         rotated: angle between its rotation and the given one, degrees.
         points: number of points that it sees.
         state: "refined"; "far off", refined but by much more than the others; "registered anew",
-            as its matches contradicted its pose; or "lost": it could not be, and has no pose.
+            as its matches contradicted its pose; or "lost": it could not be, or has no matches, and
+            has no pose now.
     """
 
     name: str

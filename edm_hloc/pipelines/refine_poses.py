@@ -14,8 +14,8 @@ import csv
 import io
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def refine_given_poses(
     Args:
         posed: the photos and poses.
         out: output folder; a run that is there already is continued.
-        pairs, matcher: as for `reconstruct`.
+        pairs, matcher: as for `reconstruct`; photos without a pose are left out.
         config: settings of every step; `mapping.refine_intrinsics` refines intrinsics too.
 
     Returns:
@@ -100,6 +100,7 @@ def refine_given_poses(
         name: [*to_numbers(image.cam_from_world()), camera_text(cameras[name])]
         for name, image in images.items()
     }
+    pairs = _of_posed(pairs, images, posed.source)
     masks = find_masks(config.masks, names_of(pairs), image_root)
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         database, model, folder = out / "database.db", out / "model", out / "given_poses"
@@ -130,6 +131,22 @@ def refine_given_poses(
             depends_on += [str(posed.source), text, str(image_root)]
         run.step("model", depends_on, [model, out / "poses.csv"], refine, maybe=[again])
         return run
+
+
+def _of_posed(
+    pairs: Sequence[Pair] | SimilarPhotos, posed: Collection[str], source: Path
+) -> Sequence[Pair] | SimilarPhotos:
+    """The pairs of photos that have poses: of others no intrinsics are known that could stay.
+
+    Raises:
+        EdmHlocError: there are none.
+    """
+    if isinstance(pairs, SimilarPhotos):
+        return replace(pairs, names=tuple(name for name in pairs.names if name in posed))
+    found = [pair for pair in pairs if pair[0] in posed and pair[1] in posed]
+    if not found:
+        raise EdmHlocError(f"In none of the pairs both photos have a pose in {source}.")
+    return found
 
 
 def _write_given(model: pycolmap.Reconstruction, folder: Path) -> dict[str, Any]:

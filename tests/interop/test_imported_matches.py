@@ -24,7 +24,7 @@ from edm_hloc.interop.imported_matches import (
     load_imported,
     photo_frames,
 )
-from edm_hloc.interop.match_files import PairSource
+from edm_hloc.interop.match_files import PairSource, sources_in
 from tests.scenes import TruthMatcher
 
 POINTS0 = np.array([[0.0, 0.0], [30.25, 12.5], [63.0, 47.0]])
@@ -180,6 +180,62 @@ def test_h5_files_hold_many_pairs_in_either_order(photos: Path, tmp_path: Path) 
     ours = matches if pair[0] == "left/a.jpg" else matches.swapped()
     assert sorted(map(tuple, ours.keypoints0)) == sorted(map(tuple, [*POINTS0, *POINTS0[:2]]))
     assert (matches.scores == 1).all()
+
+
+@pytest.mark.parametrize("length", [0, 2, 3, 7])
+def test_hlocs_dense_matches_have_indices_of_another_file_beside_them(
+    length: int, photos: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "matches.h5"
+    indices = np.arange(length) - 1
+    with h5py.File(path, "w") as h5:
+        group = h5.create_group("left-a.jpg/b_1.png")
+        for name, array in {"keypoints0": POINTS0, "keypoints1": POINTS1, "scores": SCORES}.items():
+            group[name] = array.astype(np.float16)
+        group["matches0"], group["matching_scores0"] = indices, np.zeros(length, np.float16)
+    found = given(path, photos)
+    frames = photo_frames(photos, names(photos))
+    matches = found.matches(found.pairs[0], (frames["left/a.jpg"], frames["b_1.png"]))
+    np.testing.assert_array_equal(matches.keypoints1, POINTS1)
+    np.testing.assert_allclose(matches.scores, SCORES, atol=1e-3)
+
+
+def test_lists_of_indices_may_end_with_the_last_match(photos: Path, tmp_path: Path) -> None:
+    """As hloc's do, whose keypoints somebody has put beside them; or be empty."""
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    keypoints = {"keypoints0": POINTS0, "keypoints1": POINTS1}
+    for key, indices, number in (("matches0", [2], 1), ("matches0", [], 0), ("matches", [], 0)):
+        scores = np.full(len(indices), 0.5)
+        np.savez(folder / "a__c.npz", **keypoints, **{key: indices}, matching_scores0=scores)
+        source = PairSource(folder / "a__c.npz")
+        points = source.read()
+        np.testing.assert_array_equal(points.points0, POINTS0[:number])
+        np.testing.assert_array_equal(points.points1, POINTS1[[2]][:number])
+        assert len(points.scores) == number
+    np.savez(folder / "a__c.npz", **keypoints, matches0=[0, 1, 2], matching_scores0=[0.5])
+    with pytest.raises(EdmHlocError, match="matches0 are of other keypoints than these"):
+        given(folder, photos)
+
+
+def test_groups_may_be_called_like_arrays(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as h5:
+        h5["scene/matches/a_c"] = np.column_stack([POINTS0, POINTS1])
+    assert [source.key for source in sources_in(path)] == ["scene/matches/a_c"]
+
+
+def test_the_content_of_a_file_says_whose_points_are_whose(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    points = {"keypoints0": POINTS0, "keypoints1": POINTS1}
+    np.savez(folder / "a__c.npz", **points, image0="c.jpg", image1="left/a.jpg")
+    found = given(folder, photos)
+    frames = photo_frames(photos, names(photos))
+    (pair,) = found.pairs
+    matches = found.matches(pair, (frames[pair[0]], frames[pair[1]]))
+    of_c = matches.keypoints0 if pair[0] == "c.jpg" else matches.keypoints1
+    np.testing.assert_allclose(of_c, POINTS0, atol=1e-5)
 
 
 def test_points_of_squeezed_copies_and_of_corners_are_brought_to_the_photo(

@@ -483,6 +483,18 @@ def test_an_unreadable_photo_is_left_out(
     assert "Skipping a photo" in caplog.text
 
 
+@pytest.mark.parametrize("write", [nerfstudio, realitycapture, colmap])
+def test_photos_that_are_not_at_hand_are_said(
+    write, photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path)
+    read_given_poses(path, photos)
+    assert "not in" not in caplog.text
+    given = read_given_poses(path, PhotosAtHand(photos.root, NAMES[:-1]))
+    assert list(posed_images(given.model)) == NAMES[:-1]
+    assert f"names 1 photos that are not in {photos.root}, such as" in caplog.text
+
+
 def test_a_coefficient_that_colmap_lacks_is_said_once(
     photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,6 +121,22 @@ def test_a_wrong_camera_is_found_and_registered_anew(
     assert found.rotation_max < 0.05
 
 
+def test_a_photo_without_a_pose_is_left_out_whether_or_not_another_is_wrong(
+    scene: Path, tmp_path: Path
+) -> None:
+    for wrong in ("view_03.jpg", None):
+        path, out = tmp_path / "transforms.json", tmp_path / f"out {wrong}"
+        write_noisy(scene, path, 1.0, 0.01, wrong=wrong)
+        record = json.loads(path.read_text())
+        (gone,) = (f for f in record["frames"] if f["file_path"].endswith("view_05.jpg"))
+        record["frames"].remove(gone)
+        path.write_text(json.dumps(record))
+        refine(scene, path, out)
+        model = read_model(out / "model")
+        assert sorted(posed_images(model)) == [f"view_0{i}.jpg" for i in range(7) if i != 5]
+        assert len(model.cameras) == 1
+
+
 def test_intrinsics_are_refined_if_asked(scene: Path, tmp_path: Path) -> None:
     path = tmp_path / "transforms.json"
     write_noisy(scene, path, 1.0, 0.01, focal=1.03)

@@ -13,18 +13,24 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import BusyError, EdmHlocError, WorkLeftError
 from edm_hloc.base.files import FolderLock
 from edm_hloc.base.journal import Journal
+from edm_hloc.base.matches import Matches
 from edm_hloc.cli import main
+from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.verification import UnverifiedPairs, verify_stored
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import RetrievalOptions
+from edm_hloc.pairs.rules import exhaustive
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import load_plan, what_is_planned
 from edm_hloc.pipelines.shards import match_shard
@@ -159,6 +165,61 @@ def test_reconstruct_by_workers_equals_one_process(
         assert len(kinds) < 9
     assert kinds == ["descriptors", "descriptors", "matching", "verification"]
     for name in ("global-feats-edm.h5", "global-feats-sift.h5", "features.h5", "matches.h5"):
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    assert rows(out / "database.db") == rows(tmp_path / "alone" / "database.db")
+
+
+def out_of_memory(*_: object) -> Matches:
+    raise MemoryError
+
+
+def test_a_run_under_whose_workers_photos_change_equals_a_new_one(
+    scene: Path, tmp_path: Path
+) -> None:
+    """With masks, some known intrinsics, cameras by folder, and a worker that was killed."""
+    images, masks, out = tmp_path / "my photos", tmp_path / "masks", tmp_path / "out #1"
+    sources = sorted((scene / "images").iterdir())
+    names = [f"#{'ab'[i % 2]}/é {i}.jpg" for i in range(len(sources))]
+    for name, source in zip(names, sources, strict=True):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, images / name)
+    mask = np.full((240, 320), 255, np.uint8)
+    mask[:, :90] = 0
+    (masks / names[2]).parent.mkdir(parents=True)
+    Image.fromarray(mask).save(masks / f"{names[2]}.png")
+    (camera,) = read_model(scene / "truth").cameras.values()
+    cameras = CameraOptions("per-folder", known=dict.fromkeys(names[:2], camera))
+    matcher = TruthMatcher(scene)
+    matcher.recipe = MatcherRecipe()
+
+    def command(out: Path, shards: int) -> Run:
+        matching = MatchingConfig(shards=shards)
+        config = ReconstructionConfig(
+            matching=matching, cameras=cameras, mapping=THREADS, masks=masks, refine_tracks=False
+        )
+        return reconstruct(images, out, exhaustive(names), matcher, config)
+
+    with pytest.raises(WorkLeftError):
+        command(out, 3)
+    plan = load_plan(out)
+    with pytest.MonkeyPatch.context() as patch:
+        found = iter([matcher.find] * 2)
+        patch.setattr(matcher, "find", lambda *pair: next(found, out_of_memory)(*pair))
+        with pytest.raises(MemoryError):
+            match_shard(plan, 1, matcher)
+    match_shard(plan, 1, matcher)
+    shutil.copyfile(sources[-1], images / names[1])
+    for shard in (2, 3):
+        match_shard(plan, shard, matcher)
+    with pytest.raises(EdmHlocError, match="was another file"):
+        command(out, 3)
+    (images / names.pop()).unlink()
+    for shard in (1, 2, 3):
+        match_shard(plan, shard, matcher)
+    _, kinds = spread(lambda: command(out, 2), out, matcher)
+    assert kinds == ["verification"]
+    command(tmp_path / "alone", 0)
+    for name in ("features.h5", "matches.h5"):
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     assert rows(out / "database.db") == rows(tmp_path / "alone" / "database.db")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.log import warn_once
 from edm_hloc.images.decode import photo_size
 from edm_hloc.pairs.names import NameFinder
 
@@ -44,6 +45,7 @@ class PhotosAtHand:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root, self.names = root, names
         self._finder = NameFinder(names)
+        self._absent: set[str] = set()
 
     def find(self, texts: Sequence[str]) -> list[str | None]:
         """The photos that a file calls so, by their paths, or file names where these are unique.
@@ -51,6 +53,7 @@ class PhotosAtHand:
         Of several names that could be a photo's its path is it, or else those that end with this.
         """
         found = [self._finder.find_path(text) for text in texts]
+        self._absent |= {text for text, name in zip(texts, found, strict=True) if name is None}
         fits = [
             (text == name) + f"/{text}".endswith(f"/{name}")
             for text, name in zip(texts, found, strict=True)
@@ -69,8 +72,13 @@ class PhotosAtHand:
         return photo_size(self.root / name)
 
     def report(self, path: Path) -> None:
-        """Warns of names that were taken for another, or that fit several photos."""
+        """Warns of names that were taken for another, that fit several photos, or none."""
         self._finder.report(path)
+        if self._absent:
+            warn_once(
+                f"{path} names {len(self._absent):,} photos that are not in {self.root}, "
+                f"such as {min(self._absent)!r}: they are left out."
+            )
 
 
 def pose_from_world(world_from_cam: np.ndarray, where: str) -> pycolmap.Rigid3d:
