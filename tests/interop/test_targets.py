@@ -21,6 +21,7 @@ from edm_hloc.interop.poses.files import read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.targets import registry
 from edm_hloc.interop.targets.undistorted import pinhole_of, plain_names
+from tests.full_disk import largest_file
 from tests.interop import target_readers as readers
 from tests.mapping.scenes import look_at
 
@@ -260,6 +261,23 @@ def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     assert export(run, tmp_path / "mine", "--for", "gsplat") == 1
     assert "holds other things" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "asked", [[], ["--text"], ["--for", "gsplat"], ["--for", "openmvs"], ["points.ply"]]
+)
+def test_an_export_without_room_keeps_the_earlier_one(
+    asked: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    place, options = (out, asked) if asked != ["points.ply"] else (out / asked[0], [])
+    assert export(run, place, *options) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with largest_file(1500 if place == out else 400):
+        assert export(run, place, *options) == 1
+    assert "Cannot write" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_photos_that_are_missing_are_left_out_and_named(
