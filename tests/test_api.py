@@ -37,6 +37,7 @@ def test_the_package_itself_loads_no_library() -> None:
 def test_every_name_is_there() -> None:
     assert set(edm_hloc.__all__) <= set(dir(edm_hloc))
     assert all(getattr(edm_hloc, name) for name in edm_hloc.__all__)
+    assert edm_hloc.EdmHlocError is EdmHlocError  # what scripts catch
     with pytest.raises(AttributeError, match="no attribute 'matsch'"):
         edm_hloc.matsch  # noqa: B018
 
