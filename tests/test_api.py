@@ -174,6 +174,25 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
         edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
 
 
+def test_a_run_that_fails_has_its_own_report(scene: Path, tmp_path: Path) -> None:
+    """An earlier one would look like its result."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(scene / "images", photos)
+    names = sorted(path.name for path in photos.iterdir())
+    config = edm_hloc.ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+    )
+    pairs = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]
+    model = edm_hloc.reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+    assert "The run failed" not in (out / "report.html").read_text("utf-8")
+    assert model.statistics.registered == 3
+    for name in names[:3]:
+        (photos / name).write_bytes(b"")
+    with pytest.raises(edm_hloc.EdmHlocError):
+        edm_hloc.reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+    assert "The run failed" in (out / "report.html").read_text("utf-8")
+
+
 def test_no_pairs_get_a_sentence_and_leave_nothing(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match="no pair to match"):
         edm_hloc.reconstruct(scene / "images", tmp_path / "out", [], TruthMatcher(scene))

@@ -56,6 +56,14 @@ def read_record(out: Path) -> dict[str, Any]:
     return record
 
 
+def is_recorded(out: Path, error: EdmHlocError) -> bool:
+    """Whether run.json in `out` has this error; it has not if the arguments were refused."""
+    try:
+        return bool(read_record(out).get("error") == str(error))
+    except EdmHlocError:
+        return False
+
+
 def collect(out: Path, images: Path | None = None) -> RunFacts:
     """Reads a run.
 
