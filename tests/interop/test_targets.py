@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli.handover import TARGETS
 from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.files import read_given_poses
@@ -235,6 +236,8 @@ def test_an_export_goes_on_and_keeps_what_is_not_its_own(
 ) -> None:
     out = tmp_path / "out"
     assert export(run, out, "--for", "gsplat") == 0
+    with pytest.raises(EdmHlocError, match="No images"):  # none but copies of those of the run
+        find_images(tmp_path)
     kept, gone = out / "images" / "a_b_one.jpg", out / "images" / "a_b_two.png"
     os.utime(kept, (0, 0))
     gone.unlink()
