@@ -170,7 +170,9 @@ class Reconstruction:
     @property
     def statistics(self) -> ModelStatistics:
         """Registered images, points, track length and reprojection error."""
-        return ModelStatistics(**self.run.results["mapped"]["statistics"])
+        recorded = self.run.results["mapped"]["statistics"]
+        far = tuple(recorded.get("far_from_all", ()))  # a list, if it was read from run.json
+        return ModelStatistics(**{**recorded, "far_from_all": far})
 
     @property
     def unregistered(self) -> tuple[str, ...]:

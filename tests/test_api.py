@@ -150,6 +150,7 @@ def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
     assert repr(model).endswith(f"px, in {out / 'model'}")
     again = edm_hloc.reconstruct(known, out, edm_hloc.PairSelection(), TruthMatcher(scene), config)
     assert again.run.results["matching"]["matched"] == 0
+    assert again.statistics == model.statistics
 
     poses = edm_hloc.localize(out / "model", known, new, tmp_path / "poses", TruthMatcher(scene))
     assert list(poses) == [left_out]
