@@ -80,6 +80,11 @@ def remove_leftover(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def holds_more_than(folder: Path, name: str) -> bool:
+    """Whether a folder holds anything but what a killed `write_whole` of this name has left."""
+    return any(path.name != f".{name}.tmp" for path in folder.iterdir())
+
+
 def claim_folder(folder: Path, made_from: str) -> bool:
     """Makes a folder hold nothing but what is made from given inputs, as `MADE_FROM` in it tells.
 

@@ -229,12 +229,16 @@ def test_masks_and_smaller_copies_fit_the_photos(run: Path, tmp_path: Path) -> N
     h, w = half.shape
     means = whole[: 2 * h, : 2 * w].reshape(h, 2, w, 2).mean(axis=(1, 3))
     assert np.abs(half - means).max() <= 1
+    assert export(*arguments[:4]) == 0  # without masks
+    assert not list(out.glob("masks*"))
 
 
 def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / ".export.json.tmp").touch()  # killed at once
     assert export(run, out, "--for", "gsplat") == 0
     with pytest.raises(EdmHlocError, match="No images"):  # none but copies of those of the run
         find_images(tmp_path)
