@@ -123,6 +123,18 @@ def test_numbers_go_into_a_new_folder_and_not_into_the_model(
     assert json.loads((tmp_path / "new" / "numbers.json").read_text())["registered"] == 7
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be removed there")
+def test_a_folder_that_was_removed_under_the_shell_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for arguments in (("weights", "list"), ("show", tmp_path)):
+        assert run(*arguments) == 1
+        assert "is not there any more" in capsys.readouterr().err
+
+
 def test_no_file_is_put_in_place_of_a_folder_or_pipe(
     scene: Path,
     tmp_path: Path,
