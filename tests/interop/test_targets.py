@@ -270,6 +270,36 @@ def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("target", ["gsplat", "nerfstudio", "kapture"])
+def test_an_export_into_the_same_folder_is_as_one_into_a_new_one(
+    target: str, run: Path, tmp_path: Path
+) -> None:
+    """After the model, the photos and the masks have changed, in any order."""
+    photos, masks, model = (tmp_path / name for name in ("photos", "masks", "model"))
+    shutil.copytree(run.parent / "photos", photos)
+    shutil.copytree(run / "model", model)
+    masks.mkdir()
+    Image.new("L", (320, 240)).save(masks / "a_b_one.JPG.png")
+    rng = np.random.default_rng(3)
+    for step in range(6):
+        if rng.random() < 0.5:
+            read = read_model(model)
+            read.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(), np.ones(3)))
+            read.write_binary(model)
+        name = list(NAMES)[int(rng.integers(len(NAMES)))]
+        if (photos / name).exists() and rng.random() < 0.5:
+            (photos / name).unlink()
+        else:
+            shutil.copy(run.parent / "photos" / name, photos / name)
+        asked = ["--masks", masks] if rng.random() < 0.5 else []
+        found = []
+        for out in (tmp_path / "out", tmp_path / f"fresh{step}"):
+            assert export(model, out, "--for", target, "--images", photos, *asked) == 0
+            paths = sorted(out.rglob("*"))
+            found.append({p.relative_to(out): p.is_file() and p.read_bytes() for p in paths})
+        assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "asked", [[], ["--text"], ["--for", "gsplat"], ["--for", "openmvs"], ["points.ply"]]
 )
