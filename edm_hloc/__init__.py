@@ -6,7 +6,8 @@
     edm_hloc.reconstruct("photos", "out")
     edm_hloc.localize("out/model", "photos", "new", "poses")
 
-What is used is imported when it is used: `import edm_hloc` alone loads neither torch nor pycolmap.
+Errors that the user can correct are `edm_hloc.EdmHlocError`. What is used is imported when it is
+used: `import edm_hloc` alone loads neither torch nor pycolmap.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import zlib  # noqa: F401 (before pycolmap, whose own zlib would take the place 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.version import __version__
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 
 __all__ = [
+    "EdmHlocError",
     "Localization",
     "LocalizationConfig",
     "PairSelection",

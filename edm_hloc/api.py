@@ -12,6 +12,7 @@ The command line does the same from the same configurations. Everything here is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -40,6 +41,7 @@ from edm_hloc.pipelines.localize import LocalizationConfig
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
+from edm_hloc.report.collect import is_recorded
 from edm_hloc.report.page import make_report
 
 logger = logging.getLogger(__name__)
@@ -168,7 +170,9 @@ class Reconstruction:
     @property
     def statistics(self) -> ModelStatistics:
         """Registered images, points, track length and reprojection error."""
-        return ModelStatistics(**self.run.results["mapped"]["statistics"])
+        recorded = self.run.results["mapped"]["statistics"]
+        far = tuple(recorded.get("far_from_all", ()))  # a list, if it was read from run.json
+        return ModelStatistics(**{**recorded, "far_from_all": far})
 
     @property
     def unregistered(self) -> tuple[str, ...]:
@@ -220,7 +224,8 @@ def reconstruct(
         if len(pairs) == 0:
             raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
     matcher = _with_workers(matcher or load_matcher(), config.matching)
-    run = reconstruction.reconstruct(photos, out, selected, matcher, config)
+    with _reporting_failure(out):
+        run = reconstruction.reconstruct(photos, out, selected, matcher, config)
     return Reconstruction(out, run, _report(out))
 
 
@@ -288,7 +293,8 @@ def localize(
     folders = Path(model), Path(photos), Path(new_photos), Path(out)
     config = config or LocalizationConfig()
     matcher = _with_workers(matcher or load_matcher(), config.matching)
-    _, answers = localization.localize_photos(*folders, matcher, config)
+    with _reporting_failure(folders[3]):
+        _, answers = localization.localize_photos(*folders, matcher, config)
     return Localization(folders[3], tuple(answers), _report(folders[3]))
 
 
@@ -302,6 +308,17 @@ def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:
             ", ".join(sorted(_OF_RECIPES)),
         )
     return matcher
+
+
+@contextlib.contextmanager
+def _reporting_failure(out: Path) -> Iterator[None]:
+    """Makes the page of a run that fails, so that none of an earlier run is taken for its own."""
+    try:
+        yield
+    except EdmHlocError as error:
+        if is_recorded(out, error):
+            _report(out)
+        raise
 
 
 def _report(out: Path) -> Path | None:

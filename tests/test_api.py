@@ -37,6 +37,7 @@ def test_the_package_itself_loads_no_library() -> None:
 def test_every_name_is_there() -> None:
     assert set(edm_hloc.__all__) <= set(dir(edm_hloc))
     assert all(getattr(edm_hloc, name) for name in edm_hloc.__all__)
+    assert edm_hloc.EdmHlocError is EdmHlocError  # what scripts catch
     with pytest.raises(AttributeError, match="no attribute 'matsch'"):
         edm_hloc.matsch  # noqa: B018
 
@@ -149,6 +150,7 @@ def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
     assert repr(model).endswith(f"px, in {out / 'model'}")
     again = edm_hloc.reconstruct(known, out, edm_hloc.PairSelection(), TruthMatcher(scene), config)
     assert again.run.results["matching"]["matched"] == 0
+    assert again.statistics == model.statistics
 
     poses = edm_hloc.localize(out / "model", known, new, tmp_path / "poses", TruthMatcher(scene))
     assert list(poses) == [left_out]
@@ -171,6 +173,25 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
     assert model.run.results["matching"]["matched"] == 3
     with pytest.raises(EdmHlocError, match="No such folder of images"):
         edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
+
+
+def test_a_run_that_fails_has_its_own_report(scene: Path, tmp_path: Path) -> None:
+    """An earlier one would look like its result."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(scene / "images", photos)
+    names = sorted(path.name for path in photos.iterdir())
+    config = edm_hloc.ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+    )
+    pairs = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]
+    model = edm_hloc.reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+    assert "The run failed" not in (out / "report.html").read_text("utf-8")
+    assert model.statistics.registered == 3
+    for name in names[:3]:
+        (photos / name).write_bytes(b"")
+    with pytest.raises(edm_hloc.EdmHlocError):
+        edm_hloc.reconstruct(photos, out, pairs, TruthMatcher(scene), config)
+    assert "The run failed" in (out / "report.html").read_text("utf-8")
 
 
 def test_no_pairs_get_a_sentence_and_leave_nothing(scene: Path, tmp_path: Path) -> None:

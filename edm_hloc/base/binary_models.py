@@ -20,6 +20,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError, NoRoomError
+from edm_hloc.base.files import scratch_folder
 
 _KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3)])  # what a record begins with
@@ -59,9 +60,9 @@ class ModelArrays:
             NoRoomError: the temporary folder cannot be written.
         """
         try:
-            with tempfile.TemporaryDirectory() as name:
-                model.write_binary(name)
-                return cls._read(Path(name))
+            with scratch_folder() as folder:
+                model.write_binary(folder)
+                return cls._read(folder)
         except (OSError, ValueError, struct.error) as error:  # a full disk cuts files off
             raise NoRoomError(
                 f"Cannot write a model to {tempfile.gettempdir()}: free some disk space there, or "

@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,15 @@ import pycolmap
 
 from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.errors import EdmHlocError, NoRoomError
+from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.geometry import far_from_all
 from edm_hloc.base.text import has_byte_order_mark, read_text
-from edm_hloc.base.text_models import camera_fault, check_text_model, images_txt_in_order
+from edm_hloc.base.text_models import (
+    camera_fault,
+    check_text_model,
+    check_written_text,
+    images_txt_in_order,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +125,12 @@ def _read_text_model(path: Path) -> pycolmap.Reconstruction:
     check_text_model(path)
     images, names = images_txt_in_order(path / "images.txt")
     files = [path / f"{part}.txt" for part in (*_PARTS, "rigs", "frames")]
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_folder() as scratch:
         folder = path
         try:
             marked = [file for file in files if file.is_file() and has_byte_order_mark(file)]
             if images is not None or marked:
-                folder = Path(name)
+                folder = scratch
                 for file in filter(Path.is_file, files):
                     shutil.copyfile(file, folder / file.name)
                 for file in marked:
@@ -139,6 +144,31 @@ def _read_text_model(path: Path) -> pycolmap.Reconstruction:
     for image_id, image_name in names.items():
         model.images[image_id].name = image_name
     return model
+
+
+def write_model_files(
+    model: pycolmap.Reconstruction, folder: Path, *, text: bool = False, out: Path | None = None
+) -> None:
+    """Writes COLMAP's files of a model, and looks whether they are whole, as COLMAP does not.
+
+    Args:
+        model: the model.
+        folder: which exists; files of a model in it are written over.
+        text: in COLMAP's text format instead of binary.
+        out: what a message calls the folder.
+
+    Raises:
+        NoRoomError: the files cannot be written, or are not whole.
+    """
+    try:
+        with quiet_colmap():
+            model.write_text(folder) if text else model.write_binary(folder)
+        check_written_text(folder) if text else check_binary_model(folder)
+    except (EdmHlocError, OSError, RuntimeError, ValueError) as error:
+        raise NoRoomError(
+            f"Cannot write {out or folder}: COLMAP could not write all of the model, as on a full "
+            "disk. Free disk space, then run again: what is already stored is kept."
+        ) from error
 
 
 def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:

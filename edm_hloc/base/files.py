@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -80,6 +80,11 @@ def remove_leftover(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def holds_more_than(folder: Path, name: str) -> bool:
+    """Whether a folder holds anything but what a killed `write_whole` of this name has left."""
+    return any(path.name != f".{name}.tmp" for path in folder.iterdir())
+
+
 def claim_folder(folder: Path, made_from: str) -> bool:
     """Makes a folder hold nothing but what is made from given inputs, as `MADE_FROM` in it tells.
 
@@ -127,6 +132,24 @@ def make_folder(folder: Path) -> None:
         raise EdmHlocError(
             f"Cannot write into {folder} ({error.strerror or error}): choose another output folder."
         ) from error
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for what is needed in a ``with`` block only, where the system has such ones.
+
+    Raises:
+        NoRoomError: it cannot be made.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="edm_hloc-")
+    except OSError as error:  # of a list of folders, of which none can be written
+        raise NoRoomError(
+            f"No temporary folder can be made ({error.strerror or error}): free some disk space "
+            "there, or set TMPDIR to a folder that can be written."
+        ) from error
+    with made as name:
+        yield Path(name)
 
 
 def check_kinds(folder: Path, names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -139,7 +139,7 @@ class StepProgress:
         self._closed = threading.Event()
         if not shown or total == 0:
             return
-        if sys.stderr is not None and sys.stderr.isatty():
+        if _is_terminal(sys.stderr):
             self._bar = tqdm(
                 desc=title,
                 unit=unit or "it",
@@ -243,5 +243,14 @@ def say(line: str) -> None:
     if logger.isEnabledFor(logging.INFO):
         logger.info("%s", line)
     elif sys.stderr is not None:
-        with contextlib.suppress(OSError):  # a full disk must not end what is at work
+        # a full disk must not end what is at work, nor what some program has put in its place
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             print(shortened(line), file=sys.stderr, flush=True)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal: not if it is closed, or an object that only takes text."""
+    try:
+        return stream is not None and stream.isatty()
+    except (AttributeError, ValueError):
+        return False

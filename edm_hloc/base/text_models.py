@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 
 import pycolmap
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_UNIT = 1e-6  # rounding of numbers as programs write them; what differs more is rescaled
 _SURPRISING = 1e-2  # a quaternion that differs more from length 1 is worth a warning
+_NUMBER = re.compile(rb"# Number of \w+: (\d+)")  # in the head of each file that COLMAP writes
 
 
 def check_text_model(path: Path) -> None:
@@ -40,6 +42,19 @@ def check_text_model(path: Path) -> None:
         for number, line in read_lines(file, f"{kind}s of the model"):
             record_id = check(file, number, line)
             _refuse_twice(file, number, kind, lines.setdefault(record_id, number), record_id)
+
+
+def check_written_text(folder: Path) -> None:
+    """Raises EdmHlocError if a file of a model that COLMAP has just written has lost its end."""
+    for path in sorted(folder.glob("*.txt")):
+        told, lines, line = None, 0, b""
+        with path.open("rb") as file:
+            for line in file:
+                lines += not line.startswith(b"#")
+                told = told or _NUMBER.match(line)
+        expected = int(told[1]) * (2 if path.name == "images.txt" else 1) if told else lines
+        if not line.endswith(b"\n") or lines != expected:
+            raise EdmHlocError(f"{path} is cut off.")
 
 
 def _refuse_twice(path: Path, number: int, kind: str, first: int, record_id: int) -> None:

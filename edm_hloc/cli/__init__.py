@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError, missing_library, shortened
 from edm_hloc.base.version import __version__
@@ -96,6 +97,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _check_working_folder()
         args.command(args)
         sys.stdout.flush()
     except EdmHlocError as error:
@@ -119,6 +121,17 @@ def _run(argv: Sequence[str] | None) -> int:
         )
         return 130
     return 0
+
+
+def _check_working_folder() -> None:
+    """Raises EdmHlocError if this folder was removed, where PyTorch's libraries end the process."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise EdmHlocError(
+            f"The folder in which this was started is not there any more ({error.strerror}): "
+            "change to another one, or to the one that has its name now, then run again."
+        ) from error
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -230,7 +230,7 @@ def _check(args: argparse.Namespace) -> None:
         more = f"\n… and {hidden} more" if hidden > 0 else ""
         shown = "\n".join(problems[:_PRINTED_PROBLEMS])
         raise EdmHlocError(f"{args.file}:\n{shown}{more}")
-    print(f"Right       {args.file} has one pose for each of {len(queries)} queries")
+    print(f"Right       {args.file} has one pose for each of {len(set(queries))} queries")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

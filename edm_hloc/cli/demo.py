@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -75,10 +75,9 @@ def _compare(args: argparse.Namespace) -> None:
 
     from edm_hloc.evaluation.models import compare
 
+    if args.json is not None:
+        options.check_output(args.json, *args.model.glob("*"), *args.truth.glob("*"))
     comparison = compare(args.model, args.truth)
     print(comparison)
     if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(asdict(comparison), indent=2, default=str), "utf-8")
-        except OSError as error:
-            raise EdmHlocError(f"Cannot write {args.json}: {error.strerror}.") from error
+        write_whole(args.json, json.dumps(asdict(comparison), indent=2, default=str))

@@ -40,7 +40,9 @@ def reporting(out: Path) -> Iterator[None]:
     try:
         yield
     except EdmHlocError as error:
-        if _is_recorded(out, error):
+        from edm_hloc.report.collect import is_recorded
+
+        if is_recorded(out, error):
             _write_report(out)
         raise
     except OSError as error:
@@ -61,16 +63,6 @@ def end_quietly() -> None:
     with contextlib.suppress(ValueError):  # not in the main thread
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _is_recorded(out: Path, error: EdmHlocError) -> bool:
-    """Whether run.json in `out` has this error; it has not if the arguments were refused."""
-    from edm_hloc.report.collect import read_record
-
-    try:
-        return bool(read_record(out).get("error") == str(error))
-    except EdmHlocError:
-        return False
 
 
 def _write_report(out: Path) -> None:

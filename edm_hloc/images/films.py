@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder, require_file, write_whole
+from edm_hloc.base.files import holds_more_than, make_folder, require_file, write_whole
 from edm_hloc.base.progress import StepProgress
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _claim(film: Path, out: Path) -> None:
     name = str(film.resolve())
     if out.exists() and not out.is_dir():
         raise EdmHlocError(f"{out} is a file: choose another folder for the frames.")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and holds_more_than(out, RECORD):
         try:
             ours = json.loads(record.read_text("utf-8"))["film"] == name
         except (OSError, ValueError, KeyError, TypeError):

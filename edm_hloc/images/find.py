@@ -41,6 +41,10 @@ _FILM_SUFFIXES = (
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".xz", ".bz2")
 # The first bytes of photos, by which those under other names are recognised
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"II*\0", b"MM\0*", b"GIF8", b"\0\0\0\x0cjP  ")
+_RECORDS = {  # of the folders that this program has made of photos, and how they begin
+    "run.json": b'{ "settings":',
+    "export.json": b'{ "made_by": "edm-hloc export-model"',
+}
 _PEEKED = 2000  # files of unknown kind of which the first bytes are read
 
 
@@ -49,11 +53,11 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
 
     Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
     pillow-heif is installed). Hidden files and folders are left out, and so are the output folders
-    of this program's runs. Symbolic links to folders are followed, except to a folder that the
-    link itself lies in. Names that a list of pairs or an H5 file cannot hold (with tabs or line
-    breaks, or not valid Unicode) are left out with a warning, and so are photos in formats that
-    cannot be read, films, and what is no file though its name is that of a photo: pipes, devices,
-    links to nothing or to themselves.
+    of this program's runs and its undistorted copies of photos. Symbolic links to folders are
+    followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
+    file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
+    and so are photos in formats that cannot be read, films, and what is no file though its name is
+    that of a photo: pipes, devices, links to nothing or to themselves.
 
     Args:
         root: the folder.
@@ -123,8 +127,8 @@ def _files_in(root: Path, leave_out: Sequence[Path], readable: tuple[str, ...]) 
 def _walk_cloud(root: CloudFolder) -> Iterator[str]:
     """Names of the objects below a folder in object storage that `_walk` would give of a disk."""
     names = root.names()
-    records = [name for name in names if name.endswith("/run.json")]
-    outputs = tuple(name.removesuffix("run.json") for name in records if _is_record(root / name))
+    inside = [name for name in names if "/" in name]
+    outputs = tuple(n.removesuffix(PurePosixPath(n).name) for n in inside if _is_record(root, n))
     for name in names:
         if not name.startswith(outputs) and not any(p.startswith(".") for p in name.split("/")):
             yield name
@@ -229,13 +233,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _is_record(path: Path) -> bool:
-    """Whether a ``run.json`` is of a run of this program, which writes into the folder: it begins
-    with the settings."""
+def _is_record(root: Path | CloudFolder, name: str) -> bool:
+    """Whether a file has one of the names of `_RECORDS`, and begins like it."""
+    beginning = _RECORDS.get(PurePosixPath(name).name)
+    if beginning is None:
+        return False
     try:
+        path = root / name
         require_file(path)
         with path.open("rb") as record:
-            return record.read(64).split()[:2] == [b"{", b'"settings":']
+            return b" ".join(record.read(64).split()).startswith(beginning)
     except OSError:
         return False
 
@@ -262,8 +269,8 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
             raise EdmHlocError(f"Cannot read the folder {folder}: {error.strerror}.") from error
         logger.warning("The folder %s is left out: %s.", folder, error.strerror)
         return
-    if prefix and any(e.name == "run.json" for e in visible) and _is_record(folder / "run.json"):
-        logger.info("The folder %s is not searched: it is the output of a run.", folder)
+    if prefix and any(_is_record(folder, entry.name) for entry in visible):
+        logger.info("The folder %s is not searched: it is the output of this program.", folder)
         return
     for entry in visible:
         name = f"{prefix}{entry.name}"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
-from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.colmap import posed_images, read_model, write_model_files
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
+from edm_hloc.base.files import make_folder, remove_leftover, write_whole
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 
@@ -42,7 +42,7 @@ def export_binary(model: Path, out: Path) -> None:
     Raises:
         EdmHlocError: there is no model, `out` holds a model in text form, or writing fails.
     """
-    _export_colmap(read_model(model), out, ".bin", lambda m, folder: m.write_binary(folder))
+    _export_colmap(model, out, text=False)
 
 
 def export_text(model: Path, out: Path) -> None:
@@ -51,30 +51,38 @@ def export_text(model: Path, out: Path) -> None:
     Raises:
         EdmHlocError: there is no model, `out` holds a model in binary form, or writing fails.
     """
-    _export_colmap(read_model(model), out, ".txt", lambda m, folder: m.write_text(folder))
+    _export_colmap(model, out, text=True)
 
 
-def _export_colmap(
-    model: pycolmap.Reconstruction,
-    out: Path,
-    suffix: str,
-    write: Callable[[pycolmap.Reconstruction, Path], None],
-) -> None:
+def _export_colmap(model: Path, out: Path, *, text: bool) -> None:
+    read = read_model(model)
+    # COLMAP reads only one of the two forms of a folder, which might be the outdated one
+    other = out / ("cameras.bin" if text else "cameras.txt")
+    if other.exists():
+        raise EdmHlocError(
+            f"{out} holds a model in another form ({other.name}): choose another folder."
+        )
+    put_model(read, out, text=text)
+
+
+def put_model(model: pycolmap.Reconstruction, folder: Path, *, text: bool) -> None:
+    """Writes COLMAP's files of a model into a folder, each whole; others that are there stay.
+
+    Raises:
+        EdmHlocError: the folder cannot be made; as a `NoRoomError`: the files cannot be written.
+    """
+    temporary = folder / ".edm_hloc.tmp"
+    make_folder(folder)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        # COLMAP reads only one of the two forms of a folder, which might be the outdated one
-        other = {".bin": ".txt", ".txt": ".bin"}[suffix]
-        clash = next(iter(sorted(out.glob(f"cameras{other}"))), None)
-        if clash is not None:
-            raise EdmHlocError(
-                f"{out} holds a model in another form ({clash.name}): choose another folder."
-            )
-        with tempfile.TemporaryDirectory(dir=out) as temporary, quiet_colmap():
-            write(model, Path(temporary))
-            for path in Path(temporary).iterdir():
-                path.replace(out / path.name)
+        remove_leftover(temporary)
+        temporary.mkdir()
+        write_model_files(model, temporary, text=text, out=folder)
+        for path in temporary.iterdir():
+            path.replace(folder / path.name)
     except OSError as error:
-        raise EdmHlocError(f"Cannot write into {out}: {error.strerror or error}.") from error
+        raise NoRoomError(f"Cannot write into {folder}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def export_ply(model: Path, out: Path) -> None:
@@ -86,10 +94,21 @@ def export_ply(model: Path, out: Path) -> None:
     read = read_model(model)
     if not read.num_points3D():
         raise EdmHlocError(f"The model in {model} has no points to write.")
-    with tempfile.TemporaryDirectory() as folder, quiet_colmap():
-        path = Path(folder) / "points.ply"
-        read.export_PLY(path)
-        write_whole(out, path.read_bytes())
+    write_whole(out, points_ply(read))
+
+
+def points_ply(model: pycolmap.Reconstruction, *, normals: bool = False) -> bytes:
+    """A binary PLY of the points with 8-bit colours, and with normals of zero if asked."""
+    zeros = (0, 0, 0) if normals else ()
+    fields = [(axis, "<f4") for axis in ("x", "y", "z", "nx", "ny", "nz")[: 3 + len(zeros)]]
+    fields += [(colour, "u1") for colour in ("red", "green", "blue")]
+    table = np.zeros(model.num_points3D(), fields)
+    for row, point in enumerate(model.points3D.values()):
+        table[row] = (*point.xyz, *zeros, *point.color)
+    kinds = {"<f4": "float", "u1": "uchar"}
+    lines = [f"property {kinds[kind]} {name}" for name, kind in fields]
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}", *lines]
+    return "\n".join([*lines, "end_header\n"]).encode() + table.tobytes()
 
 
 def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import scratch_folder
 
 _UNDEFINED = int(pycolmap.TwoViewGeometryConfiguration.UNDEFINED)
 _CALIBRATED = int(pycolmap.TwoViewGeometryConfiguration.CALIBRATED)
@@ -79,8 +79,8 @@ def undefined_pairs_are_ignored() -> bool:
     It is tried out on a small synthetic database.
     """
     pycolmap.set_random_seed(0)
-    with tempfile.TemporaryDirectory() as folder, quiet_colmap():
-        path = Path(folder) / "database.db"
+    with scratch_folder() as folder, quiet_colmap():
+        path = folder / "database.db"
         options = pycolmap.SyntheticDatasetOptions()
         options.num_points3D = 20
         with pycolmap.Database.open(path) as database:

@@ -17,6 +17,7 @@ from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.progress import track
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.h5 import FeatureWriter
+from edm_hloc.localization.poses import to_numbers
 
 _CACHED_IMAGES = 1024  # database images whose points stay in memory: 24 bytes a keypoint
 
@@ -127,6 +128,12 @@ class ModelPoints:
 
     def fingerprint(self) -> str:
         return self._fingerprint
+
+    def fingerprint_of_poses(self) -> str:
+        """That of the poses alone, the same wherever the files of the model are copied to."""
+        return fingerprint_of(
+            {i.name: to_numbers(i.cam_from_world()) for i in self.images.values()}
+        )
 
     def _observations(self, name: str) -> tuple[np.ndarray, list[int]]:
         """Indices of the keypoints that observe a 3D point, and the ids of these points."""

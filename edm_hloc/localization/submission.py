@@ -17,13 +17,21 @@ def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
 
     Args:
         path: text file with `basename qw qx qy qz tx ty tz` a line.
-        queries: names of all queries, with or without folders.
+        queries: names of all queries, with or without folders; one that is named twice counts once.
 
     Raises:
         EdmHlocError: the file cannot be read.
     """
-    missing = {query.rpartition("/")[2]: query for query in queries}
-    expected, problems, seen = set(missing), [], set()
+    missing: dict[str, str] = {}
+    problems, seen = [], set()
+    for query in dict.fromkeys(queries):
+        other = missing.setdefault(query.rpartition("/")[2], query)
+        if other != query:
+            problems.append(
+                f"the queries {other!r} and {query!r} have one name without folders, so that no "
+                "file of this form can tell them apart"
+            )
+    expected = set(missing)
     for line in read_pose_lines(path):
         where = f"line {line.number}, {line.name!r}: "
         length = float(np.linalg.norm(line.pose[:4]))

@@ -22,6 +22,7 @@ from edm_hloc.base.colmap import (
     quiet_colmap,
     take_intrinsics,
     unposed_model,
+    write_model_files,
 )
 from edm_hloc.base.geometry import extent
 from edm_hloc.base.progress import StepProgress
@@ -272,7 +273,7 @@ def register_more(
     given, made = folder / "given", folder / "made"
     for path in (given, made):
         path.mkdir()
-    model.write_binary(given)
+    write_model_files(model, given)
     with StepProgress("Registering", "photo") as progress:
         models = pycolmap.incremental_mapping(
             database,

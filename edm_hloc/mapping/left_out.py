@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images, take_intrinsics, unposed_model
+from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.parts import share_cameras
@@ -49,8 +49,8 @@ def register_left_out(
     Returns:
         The names of the photos that came in, sorted.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        database = _of_its_cameras(model, left_out.database, Path(temporary) / "database.db")
+    with scratch_folder() as folder:
+        database = _of_its_cameras(model, left_out.database, folder / "database.db")
         with open_database(database) as db:
             whole, cache = unposed_model(db, colmap.min_num_matches)
     of_rigs = {i for f in whole.frames.values() if len(f.data_ids) > 1 for i in _images_of(f)}

@@ -8,7 +8,6 @@ anew in the end, as photos without a pose are.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +28,7 @@ from edm_hloc.base.colmap import (
     verified_pairs,
 )
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.extension import Refinement, adjust, register_more
@@ -301,8 +301,8 @@ def _registered_anew(
     """The model with the photos that have no pose in it, as far as they can be registered."""
     held = posed_images(model).keys()
     fixed = replace(refine, held=set(model.cameras))
-    with tempfile.TemporaryDirectory() as folder:
-        models = register_more(model, database, image_root, Path(folder), options, fixed)
+    with scratch_folder() as folder:
+        models = register_more(model, database, image_root, folder, options, fixed)
     return max(models, key=lambda m: (len(held & posed_images(m).keys()), m.num_reg_images()))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, make_folder, write_whole
+from edm_hloc.base.files import FolderLock, make_folder, scratch_folder, write_whole
 from edm_hloc.base.fingerprint import file_stamp
 from edm_hloc.base.storage import Store
 from edm_hloc.images.roots import ImageRoot
@@ -52,8 +52,7 @@ def put_plan(
         EdmHlocError: see `make_plan`, or the storage cannot be used.
     """
     there = store.objects()
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch)
+    with scratch_folder() as out:
         if _PLAN in there:
             store.get(_PLAN, out / PLAN_FOLDER / _PLAN)
         try:

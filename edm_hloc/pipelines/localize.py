@@ -244,6 +244,7 @@ def localize_photos(
     with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
         set_poses_aside(run, "poses.txt")
+        run.results["model_poses"] = points.fingerprint_of_poses()
         root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
         of_others = cameras_of_others(

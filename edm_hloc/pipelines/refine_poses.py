@@ -21,7 +21,7 @@ from typing import Any
 
 import pycolmap
 
-from edm_hloc.base.colmap import camera_text, posed_images, quiet_colmap, read_model
+from edm_hloc.base.colmap import camera_text, posed_images, read_model, write_model_files
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.images.cameras import CameraOptions
@@ -152,8 +152,7 @@ def _of_posed(
 def _write_given(model: pycolmap.Reconstruction, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
-    with quiet_colmap():
-        model.write_text(folder)
+    write_model_files(model, folder, text=True)
     return {}
 
 

@@ -56,6 +56,14 @@ def read_record(out: Path) -> dict[str, Any]:
     return record
 
 
+def is_recorded(out: Path, error: EdmHlocError) -> bool:
+    """Whether run.json in `out` has this error; it has not if the arguments were refused."""
+    try:
+        return bool(read_record(out).get("error") == str(error))
+    except EdmHlocError:
+        return False
+
+
 def collect(out: Path, images: Path | None = None) -> RunFacts:
     """Reads a run.
 
@@ -147,6 +155,12 @@ def _read_model(facts: RunFacts) -> None:
         else:
             folder, prefix = Path(facts.settings["model"]), "database/"
         source = ModelPoints(folder, prefix)
+        recorded = facts.results.get("model_poses")
+        if recorded not in (None, source.fingerprint_of_poses()):
+            raise EdmHlocError(
+                f"{folder} has other poses than the model in which these photos were localized: "
+                "localize them again, by the same command."
+            )
         model, facts.point_source = source.model, source
     else:
         folder = facts.out / "model"

@@ -10,8 +10,9 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.binary_models import ModelArrays
-from edm_hloc.base.colmap import quiet_colmap, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.colmap import quiet_colmap, read_model, write_model_files
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
+from tests.full_disk import largest_file
 
 
 @pytest.fixture
@@ -35,6 +36,21 @@ def test_a_file_that_was_cut_off_is_named(model: Path, name: str, share: float) 
     (model / name).write_bytes(data[: int(share * len(data))])
     with pytest.raises(EdmHlocError, match=f"damaged: {name} ends too early"):
         read_model(model)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_full_disk_is_noticed_in_any_file(model: Path, tmp_path: Path, text: bool) -> None:
+    """COLMAP says nothing when its files do not become whole."""
+    read = read_model(model)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_model_files(read, out, text=text)
+    assert read_model(out).num_points3D() == 30
+    sizes = {path.stat().st_size for path in out.iterdir()}
+    limits = {limit for size in sizes for limit in (0, size // 3, size - 1) if limit < max(sizes)}
+    for limit in sorted(limits):
+        with largest_file(limit), pytest.raises(NoRoomError, match=f"Cannot write {out}: "):
+            write_model_files(read, out, text=text)
 
 
 def test_pillow_works_beside_pycolmap() -> None:

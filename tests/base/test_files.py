@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import FolderLock, write_whole
+from edm_hloc.base.files import FolderLock, scratch_folder, write_whole
 from edm_hloc.base.h5 import check_keys
 from edm_hloc.pairs.files import write_pairs, write_scores
 from edm_hloc.pipelines.run import Run
@@ -54,6 +55,19 @@ def test_a_write_that_breaks_off_leaves_the_old_file(
         write(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_without_a_place_for_temporary_files_there_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose root cannot be written."""
+    with scratch_folder() as folder:
+        (folder / "file").touch()
+    assert not folder.exists()
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(EdmHlocError, match="set TMPDIR to a folder"), scratch_folder():
+        pass
 
 
 # --------------------------------------------------------------------------- the lock of a folder

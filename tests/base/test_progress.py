@@ -75,6 +75,29 @@ def test_lines_come_while_nothing_is_counted(
     assert re.fullmatch(r"Mapping: 5 of 5 photos \(100 %\) in 0\.\d s", lines[-1])
 
 
+class _Window:
+    """What programs with windows put in the place of the standard error stream."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+def test_any_object_may_stand_for_the_error_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY", 0.05)
+    closed = io.StringIO()
+    closed.close()
+    window = _Window()
+    for stream in (window, closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with StepProgress("Mapping", "photo", 5) as step:
+            time.sleep(0.12)
+            step.update(5)
+    assert window.text.count("Mapping: ") >= 2
+
+
 def test_a_step_that_starts_anew_counts_from_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

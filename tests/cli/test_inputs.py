@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -107,6 +108,31 @@ def test_lists_do_not_replace_what_they_are_made_from(
         assert run("retrieve", descriptors, out, "--query-list", listed) == 1
     assert capsys.readouterr().err.count("is read and would be written over") == 3
     assert (listed.read_bytes(), descriptors.read_bytes()) == before
+
+
+def test_numbers_go_into_a_new_folder_and_not_into_the_model(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = scene / "truth"
+    before = {path: path.read_bytes() for path in truth.iterdir()}
+    for path in before:
+        assert run("compare", truth, truth, "--json", path) == 1
+        assert "is read and would be written over" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert run("compare", truth, truth, "--json", tmp_path / "new" / "numbers.json") == 0
+    assert json.loads((tmp_path / "new" / "numbers.json").read_text())["registered"] == 7
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be removed there")
+def test_a_folder_that_was_removed_under_the_shell_gets_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for arguments in (("weights", "list"), ("show", tmp_path)):
+        assert run(*arguments) == 1
+        assert "is not there any more" in capsys.readouterr().err
 
 
 def test_no_file_is_put_in_place_of_a_folder_or_pipe(

@@ -55,6 +55,8 @@ def test_frames_are_evenly_moved_and_sharp(
     ).astype(float)
     blurred = [i for i in range(len(places)) if i % 3]
     film = write_film(tmp_path / "walk.avi", wall, places, blurred)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / ".frames.json.tmp").touch()  # an extraction was killed at once
     numbers = frames_of(film, tmp_path / "frames")
     said = capsys.readouterr().out
     assert f"{len(numbers)} of {len(places)} in 14 s" in said

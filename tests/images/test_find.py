@@ -206,8 +206,13 @@ def test_a_film_says_how_to_make_frames(tmp_path: Path, caplog: pytest.LogCaptur
         find_images(tmp_path)
 
 
+_EXPORT = json.dumps({"made_by": "edm-hloc export-model", "for": "gsplat"}, indent=1)
+
+
 def test_output_inside_the_photos_is_not_searched(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "out/views/top.png", "old/images/b.jpg", "sub/c.jpg", "other/d.jpg")
+    touch(tmp_path, "splat/images/a.jpg", "other/export.json")
+    write_whole(tmp_path / "splat" / "export.json", _EXPORT)  # of the same photos
     write_whole(tmp_path / "old" / "run.json", json.dumps({"settings": {}}, indent=2))
     write_whole(tmp_path / "other" / "run.json", '{"made": "by another program"}')
     assert find_images(tmp_path, [tmp_path / "out", tmp_path / "none"]) == [
@@ -226,7 +231,8 @@ def test_photos_in_object_storage_are_found_by_the_same_rules(
 ) -> None:
     pytest.importorskip("fsspec", reason="object storage needs fsspec")
     touch(tmp_path, "a.jpg", "._a.jpg", ".thumbs/b.jpg", "tab\there.jpg", "sub/c.PNG", "sub/d.mp4")
-    touch(tmp_path, "old/images/e.jpg", "other/f.jpg", "run.json", "notes.txt")
+    touch(tmp_path, "old/images/e.jpg", "other/f.jpg", "run.json", "notes.txt", "x/images/g.jpg")
+    write_whole(tmp_path / "x" / "export.json", _EXPORT)
     write_whole(tmp_path / "old" / "run.json", json.dumps({"settings": {}}, indent=2))
     write_whole(tmp_path / "other" / "run.json", '{"made": "by another program"}')
     address = f"file://{tmp_path}"

@@ -15,12 +15,14 @@ from PIL import ExifTags, Image
 
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli.handover import TARGETS
 from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.files import read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.targets import registry
 from edm_hloc.interop.targets.undistorted import pinhole_of, plain_names
+from tests.full_disk import largest_file
 from tests.interop import target_readers as readers
 from tests.mapping.scenes import look_at
 
@@ -227,13 +229,19 @@ def test_masks_and_smaller_copies_fit_the_photos(run: Path, tmp_path: Path) -> N
     h, w = half.shape
     means = whole[: 2 * h, : 2 * w].reshape(h, 2, w, 2).mean(axis=(1, 3))
     assert np.abs(half - means).max() <= 1
+    assert export(*arguments[:4]) == 0  # without masks
+    assert not list(out.glob("masks*"))
 
 
 def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
+    (out / ".export.json.tmp").touch()  # killed at once
     assert export(run, out, "--for", "gsplat") == 0
+    with pytest.raises(EdmHlocError, match="No images"):  # none but copies of those of the run
+        find_images(tmp_path)
     kept, gone = out / "images" / "a_b_one.jpg", out / "images" / "a_b_two.png"
     os.utime(kept, (0, 0))
     gone.unlink()
@@ -260,6 +268,53 @@ def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     assert export(run, tmp_path / "mine", "--for", "gsplat") == 1
     assert "holds other things" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("target", ["gsplat", "nerfstudio", "kapture"])
+def test_an_export_into_the_same_folder_is_as_one_into_a_new_one(
+    target: str, run: Path, tmp_path: Path
+) -> None:
+    """After the model, the photos and the masks have changed, in any order."""
+    photos, masks, model = (tmp_path / name for name in ("photos", "masks", "model"))
+    shutil.copytree(run.parent / "photos", photos)
+    shutil.copytree(run / "model", model)
+    masks.mkdir()
+    Image.new("L", (320, 240)).save(masks / "a_b_one.JPG.png")
+    rng = np.random.default_rng(3)
+    for step in range(6):
+        if rng.random() < 0.5:
+            read = read_model(model)
+            read.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(), np.ones(3)))
+            read.write_binary(model)
+        name = list(NAMES)[int(rng.integers(len(NAMES)))]
+        if (photos / name).exists() and rng.random() < 0.5:
+            (photos / name).unlink()
+        else:
+            shutil.copy(run.parent / "photos" / name, photos / name)
+        asked = ["--masks", masks] if rng.random() < 0.5 else []
+        found = []
+        for out in (tmp_path / "out", tmp_path / f"fresh{step}"):
+            assert export(model, out, "--for", target, "--images", photos, *asked) == 0
+            paths = sorted(out.rglob("*"))
+            found.append({p.relative_to(out): p.is_file() and p.read_bytes() for p in paths})
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "asked", [[], ["--text"], ["--for", "gsplat"], ["--for", "openmvs"], ["points.ply"]]
+)
+def test_an_export_without_room_keeps_the_earlier_one(
+    asked: list[str], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    place, options = (out, asked) if asked != ["points.ply"] else (out / asked[0], [])
+    assert export(run, place, *options) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with largest_file(1500 if place == out else 400):
+        assert export(run, place, *options) == 1
+    assert "Cannot write" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_photos_that_are_missing_are_left_out_and_named(

@@ -69,6 +69,14 @@ def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
         read_poses(path)
 
 
+def test_queries_of_one_name_have_no_right_submission(tmp_path: Path) -> None:
+    path = tmp_path / "s.txt"
+    path.write_text("1.jpg 1 0 0 0 0 0 0\n2.jpg 1 0 0 0 0 0 0\n")
+    assert check_submission(path, ["a/1.jpg", "2.jpg", "a/1.jpg"]) == []  # in two lists
+    (problem,) = check_submission(path, ["a/1.jpg", "b/1.jpg", "2.jpg"])
+    assert problem.startswith("the queries 'a/1.jpg' and 'b/1.jpg' have one name")
+
+
 def test_query_pose_survives_json() -> None:
     pose = QueryPose("q", "localized", cam_from_world=to_numbers(TRUTH), inliers=5)
     assert pose_errors(pose.pose, TRUTH)[0] < 1e-12

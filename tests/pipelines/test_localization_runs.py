@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import read_model
@@ -23,6 +25,7 @@ from edm_hloc.pipelines.inloc import InLocOptions
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.pipelines.run import Run
+from edm_hloc.report.page import make_report
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from tests.scenes import TruthMatcher
 
@@ -144,6 +147,22 @@ def test_matches_of_a_photo_that_became_unreadable_count_no_more(
     run, answers = localize(aachen, out, config, queries, images)
     assert run.results["matching"]["matched"] == 0
     assert [a.cam_from_world for a in answers] == [a.cam_from_world for a in before]
+
+
+def test_a_page_shows_no_other_model_than_that_of_the_poses(aachen: Path, tmp_path: Path) -> None:
+    images, model, out = aachen / "images_upright", tmp_path / "model", tmp_path / "out"
+    shutil.copytree(aachen / "sfm" / "model", model)
+    matcher = TruthMatcher(aachen, images=images.name)
+    localize_photos(model, images, images / "query", out, matcher)
+    said = "has other poses than the model in which"
+    assert said not in make_report(out).read_text("utf-8")
+    for path in model.iterdir():
+        os.utime(path)  # as of a copy
+    assert said not in make_report(out).read_text("utf-8")
+    moved = read_model(model)
+    moved.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(), np.ones(3)))
+    moved.write(model)
+    assert said in make_report(out).read_text("utf-8")
 
 
 @pytest.mark.parametrize("why", ["no points", "no readable partner", "not in the model"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import scratch_folder
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
 
 _PARTS = ("cameras", "images")
@@ -39,14 +39,14 @@ def read_colmap(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             f"{folder} has images{suffix} but no cameras{suffix}: put the cameras of the same "
             "model beside it."
         )
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_folder() as scratch:
         for part in _PARTS:
-            shutil.copyfile(folder / f"{part}{suffix}", Path(name) / f"{part}{suffix}")
-        (Path(name) / f"points3D{suffix}").write_bytes(_NO_POINTS[suffix])
+            shutil.copyfile(folder / f"{part}{suffix}", scratch / f"{part}{suffix}")
+        (scratch / f"points3D{suffix}").write_bytes(_NO_POINTS[suffix])
         try:
-            return _of_model(Path(name), photos)
+            return _of_model(scratch, photos)
         except EdmHlocError as error:
-            raise EdmHlocError(str(error).replace(name, str(folder))) from error
+            raise EdmHlocError(str(error).replace(str(scratch), str(folder))) from error
 
 
 def _of_model(folder: Path, photos: PhotosAtHand) -> list[GivenPose]:

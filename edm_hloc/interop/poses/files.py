@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.files import require_file
+from edm_hloc.base.files import require_file, scratch_folder
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.sizes import Scaled, camera_for_network, warn_of_scaled
@@ -85,9 +84,9 @@ class GivenPoses:
         """Whether `write_again` takes cameras as the given ones; warns if only they prevent it."""
         if self.format.write is None:
             return False
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             try:
-                self.write_again(self.model, Path(folder) / "poses")
+                self.write_again(self.model, folder / "poses")
             except EdmHlocError as error:
                 warn_once(f"The refined poses will not be written as {self.format.name}: {error}")
                 return False

@@ -6,6 +6,7 @@ gone on with: photos that are there and were made from the same photo, camera an
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from PIL import Image
 
 from edm_hloc.base.colmap import camera_text, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.files import holds_more_than, make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
@@ -185,7 +186,7 @@ def _begin(
                 "folder."
             )
         earlier = {str(k): v for k, v in content.get("photos", {}).items() if isinstance(v, dict)}
-    elif layout.out.is_file() or (layout.out.is_dir() and any(layout.out.iterdir())):
+    elif layout.out.is_file() or (layout.out.is_dir() and holds_more_than(layout.out, RECORD)):
         raise EdmHlocError(
             f"{layout.out} is there already and holds other things than an export: choose a new "
             "folder."
@@ -196,6 +197,8 @@ def _begin(
         if now.get(name) != was:
             for path in _files_of(layout, str(was.get("file"))):
                 path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others are in it, or there is none
+                    path.parent.rmdir()
     write_whole(record, json.dumps({"made_by": _MADE_BY, "for": target, "photos": now}, indent=1))
 
 
