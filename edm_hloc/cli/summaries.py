@@ -117,7 +117,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Look alike  {len(alike):,} verified pairs, probably of different places, e.g. "
             f"{' and '.join(alike[0])}: left out, as they had folded the model"
         )
-    misplaced = run.results.get("misplaced")
+    misplaced = mapped.get("misplaced")
     if misplaced:
         print(
             f"Misplaced   {len(misplaced):,} photos, e.g. {misplaced[0]}, or those beside them: "

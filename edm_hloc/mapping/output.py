@@ -55,6 +55,8 @@ class MappingSummary:
             probably do not show the same place, and with them the model had folded.
         conflicts: photos that the written model has before one place although they show different
             things; None where that was not looked for.
+        misplaced: names of photos whose verified matches contradict the written model, sorted, see
+            `misplaced_photos`; none where that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """
@@ -70,6 +72,7 @@ class MappingSummary:
     one_camera_photos: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
     conflicts: ConflictSummary | None = None
+    misplaced: tuple[str, ...] = ()
     turned: tuple[str, ...] = ()
 
 

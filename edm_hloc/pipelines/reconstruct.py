@@ -208,12 +208,9 @@ def reconstruct(
             written, conflicts = read_model(model), summary.conflicts
             if conflicts is None:
                 conflicts = find_conflicts(written, view_agreements(written, database))
-            return {
-                **mapped,
-                "mapped": replace(summary, conflicts=None),
-                "conflicts": conflicts,
-                "misplaced": misplaced_photos(written, database, mapping.min_inliers),
-            }
+            misplaced = misplaced_photos(written, database, mapping.min_inliers)
+            summary = replace(summary, conflicts=None, misplaced=misplaced)
+            return {**mapped, "mapped": summary, "conflicts": conflicts}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)

@@ -73,7 +73,7 @@ def _conflicts(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _misplaced(facts: RunFacts) -> Iterator[Finding]:
-    if names := facts.results.get("misplaced"):
+    if names := facts.results.get("mapped", {}).get("misplaced"):
         yield Finding(
             "warning",
             f"The matches of {plural(len(names), 'photo')} contradict the model: their strongest "

@@ -50,6 +50,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
             "turned": names[:30],
             "undistorted_photos": names[250:262],
             "look_alikes": [names[:2]] * 500,
+            "misplaced": names[7:90],
         },
     }
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
@@ -66,6 +67,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert (
         f"500 verified pairs, probably of different places, e.g. {names[0]} and {names[1]}" in said
     )
+    assert f"Misplaced   83 photos, e.g. {names[7]}, or those beside them" in said
     assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said
 
 

@@ -17,6 +17,7 @@ from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.mapping import chosen_tracks
 from edm_hloc.mapping.chosen_tracks import ChosenTracks
+from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs, unfold
@@ -39,11 +40,15 @@ def walls_between(a: int, b: int) -> int:
     return int(np.sign(ahead)) * ((abs(ahead) + 1) // 4)
 
 
-def courtyard(folder: Path) -> Path:
+def courtyard(folder: Path, alike_share: float = 1.0) -> Path:
     """Keypoints and matches of photos that look at four equal walls from the middle.
 
     Each wall has what all have, and three pictures of its own that hide some of it. Photos are
     matched as if they showed the same wall, if they look alike so.
+
+    Args:
+        folder: for all files.
+        alike_share: share of what is equal that is matched between photos of different walls.
     """
     rng = np.random.default_rng(0)
     wall = np.column_stack(
@@ -89,6 +94,8 @@ def courtyard(folder: Path) -> Path:
             alike = (shown[a] + further * on_wall) % len(xyz)
             alike[(further != 0) & (shown[a] % on_wall >= len(wall))] = -1
             matches = np.array([place.get(point, -1) for point in alike.tolist()])
+            if alike_share < 1:
+                matches[(further != 0) & (rng.random(len(matches)) > alike_share)] = -1
             writer.add(PHOTOS[a], PHOTOS[b], matches, (matches >= 0).astype(np.float32))
     pairs = [(PHOTOS[a], PHOTOS[b]) for a, b in numbers]
     matched = MatchedImages(folder / "images", folder / "features.h5", folder / "matches.h5", pairs)
@@ -141,6 +148,25 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     assert compare(tmp_path / "folded", truth).rotation_max > 80
     assert folded.conflicts is not None
     assert len(folded.conflicts.pairs) > 10
+
+
+def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walls = courtyard(tmp_path, alike_share=0.25)
+    monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
+    assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
+    assert summary.components == (16,)
+    left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
+    assert len(left_out) > 60
+    assert min(map(between, left_out)) >= 3
+    assert misplaced_photos(read_model(tmp_path / "m"), walls, THREADS.min_inliers) == ()
+
+    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
+    map_database(walls, tmp_path / "images", tmp_path / "folded", THREADS)
+    assert compare(tmp_path / "folded", tmp_path / "truth").rotation_max > 80
+    assert len(misplaced_photos(read_model(tmp_path / "folded"), walls, THREADS.min_inliers)) > 3
 
 
 def test_where_the_photos_that_disagree_stay_together_the_model_stays(

@@ -83,6 +83,14 @@ def test_photos_that_show_different_things_at_one_place_are_said() -> None:
     assert "different things" not in texts(facts)
 
 
+def test_photos_whose_matches_contradict_the_model_are_said() -> None:
+    facts = facts_of(CHAIN, "abc")
+    facts.record["results"] = {"mapped": {"misplaced": ["b"]}}
+    assert re.search(r"warning: The matches of 1 photo contradict the model.*\['b'\]", texts(facts))
+    facts.record["results"] = {"mapped": {"misplaced": []}}
+    assert "contradict" not in texts(facts)
+
+
 def test_a_good_run_has_a_single_good_finding() -> None:
     assert texts(facts_of(CHAIN, "abc")) == (
         "good: All 3 photos were registered in one model, and no problem was found. []"
