@@ -221,12 +221,12 @@ class ChosenTracks:
                 and len(_images(models)) >= REGISTERED * len(_images(before))
                 and models[0].num_reg_images() >= _LARGEST * before[0].num_reg_images()
             ):
-                left = sorted((names[a], names[b]) for a, b in counts.keys() - fitting)
+                together = [_images([model]) for model in models]
+                left = [p for p in counts.keys() - fitting if any(set(p) <= t for t in together)]
+                alike = tuple(sorted((names[a], names[b]) for a, b in left))
                 shared = found[0].one_camera
-                return [
-                    replace(each, one_camera=shared or each.one_camera, look_alikes=tuple(left))
-                    for each in completed
-                ]
+                apart = [replace(each, one_camera=shared or each.one_camera) for each in completed]
+                return [replace(apart[0], look_alikes=alike), *apart[1:]]
         return None
 
 
