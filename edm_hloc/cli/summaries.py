@@ -121,7 +121,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     if misplaced:
         print(
             f"Misplaced   {len(misplaced):,} photos, e.g. {misplaced[0]}, or those beside them: "
-            "their matches contradict the model, as where walls look alike"
+            "their matches contradict their model, as where walls look alike"
         )
     flat = mapped.get("undistorted_photos")
     if flat:

@@ -55,7 +55,7 @@ class MappingSummary:
             probably do not show the same place, and with them the model had folded.
         conflicts: photos that the written model has before one place although they show different
             things; None where that was not looked for.
-        misplaced: names of photos whose verified matches contradict the written model, sorted, see
+        misplaced: names of photos whose verified matches contradict their model, sorted, see
             `misplaced_photos`; none where that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.

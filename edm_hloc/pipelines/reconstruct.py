@@ -44,7 +44,7 @@ from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts, view_agreements
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import MappingSummary, parts_folder
+from edm_hloc.mapping.output import MappingSummary, part_folders, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
@@ -208,7 +208,9 @@ def reconstruct(
             written, conflicts = read_model(model), summary.conflicts
             if conflicts is None:
                 conflicts = find_conflicts(written, view_agreements(written, database))
-            misplaced = misplaced_photos(written, database, mapping.min_inliers)
+            parts = [read_model(folder) for folder in part_folders(model).values()]
+            names = [misplaced_photos(m, database, mapping.min_inliers) for m in (written, *parts)]
+            misplaced = tuple(sorted({name for of_model in names for name in of_model}))
             summary = replace(summary, conflicts=None, misplaced=misplaced)
             return {**mapped, "mapped": summary, "conflicts": conflicts}
 

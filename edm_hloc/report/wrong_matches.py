@@ -76,7 +76,7 @@ def _misplaced(facts: RunFacts) -> Iterator[Finding]:
     if names := facts.results.get("mapped", {}).get("misplaced"):
         yield Finding(
             "warning",
-            f"The matches of {plural(len(names), 'photo')} contradict the model: their strongest "
+            f"The matches of {plural(len(names), 'photo')} contradict their model: their strongest "
             "pairs do not fit where they are, as happens where walls look alike. These photos, or "
             "those beside them, are probably in the wrong place. Photos that lead from one such "
             "place to the other, or a list of pairs without those of different places (--pairs "

@@ -86,7 +86,9 @@ def test_photos_that_show_different_things_at_one_place_are_said() -> None:
 def test_photos_whose_matches_contradict_the_model_are_said() -> None:
     facts = facts_of(CHAIN, "abc")
     facts.record["results"] = {"mapped": {"misplaced": ["b"]}}
-    assert re.search(r"warning: The matches of 1 photo contradict the model.*\['b'\]", texts(facts))
+    assert re.search(
+        r"warning: The matches of 1 photo contradict their model.*\['b'\]", texts(facts)
+    )
     facts.record["results"] = {"mapped": {"misplaced": []}}
     assert "contradict" not in texts(facts)
 
