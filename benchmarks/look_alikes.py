@@ -4,7 +4,8 @@
 
 RUN is the output folder of `edm-hloc reconstruct`. Prints a row of a Markdown table for each: the
 photos of the model, the pairs that look at the same points from the same side, those of them that
-show different things there, and whether the model's summary warns.
+show different things there, and whether the model's summary warns; the largest share by which the
+pairs of one of its photos contradict the poses, and how many photos are said to be misplaced.
 """
 
 from __future__ import annotations
@@ -13,25 +14,42 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_hloc.base.colmap import read_model
+from edm_hloc.base.colmap import open_database, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.mapping.contradictions import (
+    doubtful_shares,
+    fitting_shares,
+    misplaced_photos,
+    verified_counts,
+)
 from edm_hloc.mapping.look_alikes import DISAGREEMENT, many_conflicts, view_agreements
+from edm_hloc.mapping.options import MappingOptions
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", type=Path, nargs="+")
     runs = parser.parse_args().runs
-    print("| run | photos | compared | disagree | warned of |\n|---|---|---|---|---|")
+    least = MappingOptions().min_inliers
+    print("| run | photos | compared | disagree | warned of | contradicted by up to | misplaced |")
+    print("|---|---|---|---|---|---|---|")
     for run in runs:
+        database = run / "database.db"
         try:
             model = read_model(run / "model")
-            found = view_agreements(model, run / "database.db")
+            found = view_agreements(model, database)
+            misplaced = misplaced_photos(model, database, least)
+            with open_database(database) as db:
+                counts = verified_counts(db, least)
+                doubts = doubtful_shares(counts, fitting_shares(db, model, counts))
         except EdmHlocError as error:
             sys.exit(f"{parser.prog}: {error}")
         below = sum(agreement.share < DISAGREEMENT for agreement in found)
         warned = "yes" if many_conflicts(found) else "no"
-        print(f"| {run.name} | {model.num_reg_images()} | {len(found)} | {below} | {warned} |")
+        print(
+            f"| {run.name} | {model.num_reg_images()} | {len(found)} | {below} | {warned} | "
+            f"{max(doubts.values(), default=0):.0%} | {len(misplaced)} |"
+        )
 
 
 if __name__ == "__main__":

@@ -52,15 +52,30 @@ def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
     return {(a, b) for (a, b), n in counts.items() if n >= share * min(best[a], best[b])}
 
 
+def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+    """By the id of each image, how much its pairs contradict the poses, in [0, 1].
+
+    Args:
+        counts: number of matches of each pair. A pair weighs their square: pairs of other places
+            may be many, but have fewer matches each.
+        fits: of the pairs that count, what `fitting_shares` gives.
+    """
+    weight, against = Counter[int](), Counter[int]()
+    for pair, share in fits.items():
+        for image_id in pair:
+            weight[image_id] += counts[pair] ** 2
+            against[image_id] += counts[pair] ** 2 if share < _CONTRADICTS else 0
+    return {image_id: against[image_id] / of_all for image_id, of_all in weight.items()}
+
+
 def misplaced_photos(
     model: pycolmap.Reconstruction, database: Path, min_inliers: int
 ) -> tuple[str, ...]:
     """Names of the photos without which no photo's matches contradict a model; sorted.
 
     One after another the photo is taken whose pairs contradict the poses most, until they do so
-    with less than a fifth of the weight of any photo's pairs. A pair weighs the square of its
-    number of matches: those of other places may be many, but have fewer matches each. Of two photos
-    that contradict each other one is named, not necessarily the one that is wrong.
+    with less than a fifth of the weight of any photo's pairs. Of two photos that contradict each
+    other one is named, not necessarily the one that is wrong.
 
     Args:
         model: with poses.
@@ -75,14 +90,9 @@ def misplaced_photos(
         shares = fitting_shares(db, model, counts)
         names = {image.image_id: image.name for image in db.read_all_images()}
     left, taken = dict(shares), list[int]()
-    while True:
-        weight, against = Counter[int](), Counter[int]()
-        for pair, share in left.items():
-            for image_id in pair:
-                weight[image_id] += counts[pair] ** 2
-                against[image_id] += counts[pair] ** 2 if share < _CONTRADICTS else 0
-        worst = max(weight, key=lambda i: against[i] / weight[i], default=None)
-        if worst is None or against[worst] < _DOUBTED * weight[worst]:
+    while doubts := doubtful_shares(counts, left):
+        worst = max(doubts, key=lambda i: doubts[i])
+        if doubts[worst] < _DOUBTED:
             break
         taken.append(worst)
         left = {pair: share for pair, share in left.items() if worst not in pair}
