@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
+from edm_hloc.mapping.verification import CACHED_IMAGES
 from edm_hloc.mapping.verified_matches import Pair
 
 CONSISTENT = 0.5
@@ -117,17 +119,18 @@ def fitting_shares(
     """
     posed = posed_images(model)
     images = {i.image_id: posed[i.name] for i in db.read_all_images() if i.name in posed}
-    rays: dict[int, np.ndarray] = {}
-    for image_id, image in images.items():
-        if db.exists_keypoints(image_id):
-            pixels = db.read_keypoints(image_id)[:, :2].astype(np.float64)
-            camera = model.cameras[image.camera_id]
-            rays[image_id] = homogeneous(np.asarray(camera.cam_from_img(pixels)))
+
+    @lru_cache(CACHED_IMAGES)
+    def rays(image_id: int) -> np.ndarray:
+        pixels = db.read_keypoints(image_id)[:, :2].astype(np.float64)
+        camera = model.cameras[images[image_id].camera_id]
+        return homogeneous(np.asarray(camera.cam_from_img(pixels)))
+
     shares = {}
-    for a, b in pairs:
-        if a in rays and b in rays:
+    for a, b in sorted(pairs):
+        if a in images and b in images:
             matches = db.read_two_view_geometry(a, b).inlier_matches
-            x0, x1 = rays[a][matches[:, 0]], rays[b][matches[:, 1]]
+            x0, x1 = rays(a)[matches[:, 0]], rays(b)[matches[:, 1]]
             shares[a, b] = _fitting_share((images[a], images[b]), model, x0, x1)
     return shares
 

@@ -12,7 +12,7 @@ import pytest
 from edm_hloc.base import progress
 from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import forecast, incremental
+from edm_hloc.mapping import chosen_tracks, forecast
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.incremental import IncrementalMapping
 from edm_hloc.mapping.mappers import map_database
@@ -116,7 +116,7 @@ def test_the_model_has_all_points_and_the_cameras_of_all_matches(
             many.ids[model.images[e.image_id].name][e.point2D_idx] for e in point.track.elements
         ]
         assert max(shown.count(i) for i in shown) >= len(shown) / 2
-    monkeypatch.setattr(incremental, "thin_database", lambda *_: None)
+    monkeypatch.setattr(chosen_tracks, "thin_database", lambda *_: None)
     full = map_database(database, many.images, tmp_path / "full", THREADS)
     assert summary.statistics.points == pytest.approx(full.statistics.points, rel=0.02)
     assert summary.statistics.mean_track_length == pytest.approx(
@@ -184,7 +184,7 @@ def test_cameras_that_completion_spoils_are_completed_without_distortion(
         return whole
 
     monkeypatch.setattr(IncrementalMapping, "run", beginning)
-    monkeypatch.setattr(incremental, "complete_model", spoiling)
+    monkeypatch.setattr(chosen_tracks, "complete_model", spoiling)
     summary = map_database(database, many.images, tmp_path / "m", THREADS)
     assert completed == ([True, False] if begun == 1.0 else [True])
     assert summary.undistorted == (begun == 1.0)

@@ -154,7 +154,7 @@ def test_exports_that_cannot_be(
     assert "holds a model in another form" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert run("export-model", model, tmp_path / "file" / "m") == 1
-    assert "Cannot write into" in capsys.readouterr().err
+    assert "Cannot make the folder" in capsys.readouterr().err
     strange = pycolmap.Camera(model="FOV", width=640, height=480, params=[500, 510, 320, 240, 0.9])
     with pytest.raises(EdmHlocError, match="does not know the camera model FOV"):
         nerfstudio_camera(strange)
