@@ -38,7 +38,7 @@ def main() -> None:
         try:
             model = read_model(run / "model")
             found = view_agreements(model, database)
-            misplaced = misplaced_photos(model, database, least)
+            misplaced = misplaced_photos([model], database, least)
             with open_database(database) as db:
                 counts = verified_counts(db, least)
                 doubts = doubtful_shares(counts, fitting_shares(db, model, counts))

@@ -183,7 +183,7 @@ class ChosenTracks:
         The weaker pairs come back that fit these models. None if the models are no better.
         """
         base, least = self.mapping.like(found[0]), self.mapping.options.min_inliers
-        misplaced = misplaced_photos(found[0].model, base.database, least)
+        misplaced = misplaced_photos([found[0].model], base.database, least)
         if not misplaced:
             return None
         with open_database(base.database) as db:
@@ -193,8 +193,8 @@ class ChosenTracks:
         tried: set[Pair] = set(counts)
 
         def fewer_misplaced(models: Sequence[FoundModel]) -> bool:
-            still = [misplaced_photos(each.model, base.database, least) for each in models]
-            return sum(map(len, still)) <= _FEWER * len(misplaced)
+            still = misplaced_photos((m.model for m in models), base.database, least)
+            return len(still) <= _FEWER * len(misplaced)
 
         for share in _STRONG:
             strong = strongest_pairs(counts, share)

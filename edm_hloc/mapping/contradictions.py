@@ -71,35 +71,43 @@ def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> d
 
 
 def misplaced_photos(
-    model: pycolmap.Reconstruction, database: Path, min_inliers: int
+    models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
 ) -> tuple[str, ...]:
     """Names of the photos without which no photo's matches contradict a model; sorted.
 
-    One after another the photo is taken whose pairs contradict the poses most, until they do so
-    with less than a fifth of the weight of any photo's pairs. Of two photos that contradict each
-    other one is named, not necessarily the one that is wrong.
+    In each model one photo after another is taken whose pairs contradict the poses most, until they
+    do so with less than a fifth of the weight of any photo's pairs. Of two photos that contradict
+    each other one is named, not necessarily the one that is wrong.
 
     Args:
-        model: with poses.
-        database: with the keypoints and verified pairs of its photos, by their names.
+        models: with poses.
+        database: with the keypoints and verified pairs of their photos, by their names.
         min_inliers: pairs with fewer verified matches do not count.
 
     Returns:
-        The names; none if so few are concerned that it may be by chance.
+        The names; none of a model of which so few are concerned that it may be by chance.
     """
     with open_database(database) as db:
         counts = verified_counts(db, min_inliers)
-        shares = fitting_shares(db, model, counts)
         names = {image.image_id: image.name for image in db.read_all_images()}
-    left, taken = dict(shares), list[int]()
+        found = set[int]()
+        for model in models:
+            taken = _taken(counts, fitting_shares(db, model, counts))
+            if len(taken) >= max(_FEWEST, _LEAST_SHARE * model.num_reg_images()):
+                found |= taken
+    return tuple(sorted(names[i] for i in found))
+
+
+def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+    """Ids of the images that are taken until the pairs of none are doubtful any more."""
+    left, taken = dict(fits), set[int]()
     while doubts := doubtful_shares(counts, left):
         worst = max(doubts, key=lambda i: doubts[i])
         if doubts[worst] < _DOUBTED:
             break
-        taken.append(worst)
+        taken.add(worst)
         left = {pair: share for pair, share in left.items() if worst not in pair}
-    few = len(taken) < max(_FEWEST, _LEAST_SHARE * model.num_reg_images())
-    return () if few else tuple(sorted(names[i] for i in taken))
+    return taken
 
 
 def fitting_shares(

@@ -209,8 +209,7 @@ def reconstruct(
             if conflicts is None:
                 conflicts = find_conflicts(written, view_agreements(written, database))
             parts = [read_model(folder) for folder in part_folders(model).values()]
-            names = [misplaced_photos(m, database, mapping.min_inliers) for m in (written, *parts)]
-            misplaced = tuple(sorted({name for of_model in names for name in of_model}))
+            misplaced = misplaced_photos((written, *parts), database, mapping.min_inliers)
             summary = replace(summary, conflicts=None, misplaced=misplaced)
             return {**mapped, "mapped": summary, "conflicts": conflicts}
 

@@ -69,7 +69,7 @@ def test_photos_that_are_turned_away_from_what_they_match_are_named(
     scene: Scene, turned: list[str], named: tuple[str, ...]
 ) -> None:
     model = model_with(scene, turned)
-    assert misplaced_photos(model, scene.truth.parent / "d.db", 30) == named
+    assert misplaced_photos([model], scene.truth.parent / "d.db", 30) == named
 
 
 def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(
@@ -99,7 +99,7 @@ def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(
                 ).astype(np.uint32)
                 copy.write_two_view_geometry(a, b, geometry)
     model = read_model(scene.truth)
-    assert misplaced_photos(model, path, 30) == ()
+    assert misplaced_photos([model], path, 30) == ()
     with open_database(path) as db:
         counts = verified_counts(db, 30)
         wrong = [p for p, share in fitting_shares(db, model, counts).items() if share < 0.3]

@@ -161,12 +161,12 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
     left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
     assert len(left_out) > 60
     assert min(map(between, left_out)) >= 3
-    assert misplaced_photos(read_model(tmp_path / "m"), walls, THREADS.min_inliers) == ()
+    assert misplaced_photos([read_model(tmp_path / "m")], walls, THREADS.min_inliers) == ()
 
     monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     map_database(walls, tmp_path / "images", tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", tmp_path / "truth").rotation_max > 80
-    assert len(misplaced_photos(read_model(tmp_path / "folded"), walls, THREADS.min_inliers)) > 3
+    assert len(misplaced_photos([read_model(tmp_path / "folded")], walls, THREADS.min_inliers)) > 3
 
 
 def test_where_the_photos_that_disagree_stay_together_the_model_stays(
