@@ -14,13 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm_hloc.base.colmap import open_database, read_model
+from edm_hloc.base.colmap import open_database, read_model, verified_pairs
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.mapping.contradictions import (
     doubtful_shares,
     fitting_shares,
     misplaced_photos,
-    verified_counts,
 )
 from edm_hloc.mapping.look_alikes import DISAGREEMENT, many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
@@ -40,7 +39,7 @@ def main() -> None:
             found = view_agreements(model, database)
             misplaced = misplaced_photos([model], database, least)
             with open_database(database) as db:
-                counts = verified_counts(db, least)
+                counts = verified_pairs(db, least)
                 doubts = doubtful_shares(counts, fitting_shares(db, model, counts))
         except EdmHlocError as error:
             sys.exit(f"{parser.prog}: {error}")

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import open_database
+from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.contradictions import (
-    CONSISTENT,
-    fitting_shares,
+    consistent_pairs,
     misplaced_photos,
     strongest_pairs,
-    verified_counts,
 )
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.forecast import forecast
@@ -187,7 +185,7 @@ class ChosenTracks:
         if not misplaced:
             return None
         with open_database(base.database) as db:
-            counts = verified_counts(db, least)
+            counts = verified_pairs(db, max(1, least))
             names = {image.image_id: image.name for image in db.read_all_images()}
         before = [each.model for each in found]
         tried: set[Pair] = set(counts)
@@ -256,8 +254,7 @@ def _copy_with(base: IncrementalMapping, name: str, pairs: Collection[Pair]) -> 
 def _fitting(database: Path, found: Iterable[FoundModel], pairs: Collection[Pair]) -> set[Pair]:
     """The pairs that fit one of the models."""
     with open_database(database) as db:
-        shares = [fitting_shares(db, each.model, pairs) for each in found]
-    return {pair for of_model in shares for pair, n in of_model.items() if n > CONSISTENT}
+        return {p for each in found for p in consistent_pairs(db, each.model, pairs)}
 
 
 def _images(models: Iterable[pycolmap.Reconstruction]) -> set[int]:

@@ -15,29 +15,18 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import open_database, posed_images
+from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
 from edm_hloc.mapping.verification import CACHED_IMAGES
 from edm_hloc.mapping.verified_matches import Pair
 
-CONSISTENT = 0.5
-"""Share of the matches of a pair that fit the poses of a model, if the pair does."""
-
+_CONSISTENT = 0.5  # share of the matches of a pair that fit the poses of a model, if the pair does
 _MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
 _CONTRADICTS = 0.3  # share of the matches of a pair that fit, below which it contradicts the poses
 _DOUBTED = 0.2  # share of such pairs in what a photo's pairs weigh. In models that are right it is
 # at most 0.08, and above 0.5 in five models of two floors whose walls look alike
 _FEWEST = 3  # photos: with fewer a model is as good as right, and
 _LEAST_SHARE = 0.02  # of its photos
-
-
-def verified_counts(db: pycolmap.Database, min_inliers: int) -> dict[Pair, int]:
-    """Number of verified matches of the pairs that have enough, by the ids of their images."""
-    counts = {}
-    for pair_id, geometry in zip(*db.read_two_view_geometries(), strict=True):
-        if len(geometry.inlier_matches) >= max(1, min_inliers):
-            counts[pycolmap.pair_id_to_image_pair(pair_id)] = len(geometry.inlier_matches)
-    return counts
 
 
 def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
@@ -88,7 +77,7 @@ def misplaced_photos(
         The names; none of a model of which so few are concerned that it may be by chance.
     """
     with open_database(database) as db:
-        counts = verified_counts(db, min_inliers)
+        counts = verified_pairs(db, max(1, min_inliers))
         names = {image.image_id: image.name for image in db.read_all_images()}
         found = set[int]()
         for model in models:
@@ -141,6 +130,13 @@ def fitting_shares(
             x0, x1 = rays(a)[matches[:, 0]], rays(b)[matches[:, 1]]
             shares[a, b] = _fitting_share((images[a], images[b]), model, x0, x1)
     return shares
+
+
+def consistent_pairs(
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
+) -> set[Pair]:
+    """The pairs most of whose matches fit the poses of a model, see `fitting_shares`."""
+    return {p for p, share in fitting_shares(db, model, pairs).items() if share > _CONSISTENT}
 
 
 def _fitting_share(

@@ -15,7 +15,7 @@ model that is there, and it stays as it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images
-from edm_hloc.mapping.contradictions import CONSISTENT, fitting_shares
+from edm_hloc.mapping.contradictions import consistent_pairs
 from edm_hloc.mapping.look_alikes import stay_together
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.tracks import support
@@ -195,7 +195,7 @@ def unfold(
         shares = shown_by_both(db, min_inliers)
         kept = trusted_pairs(shares, sorted(images))
         # Where the kept pairs fit the model already, they give the same one once more.
-        fit = _consistent_pairs(db, folded, kept)
+        fit = consistent_pairs(db, folded, kept)
         if len(kept) == len(shares) or _connecting(sorted(fit), sorted(images)) is not None:
             return None
         trusted = database.with_name(f"trusted-{database.name}")
@@ -213,14 +213,7 @@ def unfold(
     name = {image.image_id: image.name for image in posed_images(model).values()}
     consistent = database.with_name(f"consistent-{database.name}")
     with open_database(database) as db:
-        fitting = _consistent_pairs(db, model, shares) | kept
+        fitting = consistent_pairs(db, model, shares) | kept
         copy_images(db, consistent, {i.image_id for i in db.read_all_images()}, sorted(fitting))
     left_out = sorted(pair for pair in shares.keys() - fitting if set(pair) <= name.keys())
     return Unfolded(consistent, tuple((name[a], name[b]) for a, b in left_out))
-
-
-def _consistent_pairs(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
-) -> set[Pair]:
-    """The pairs most of whose matches fit the poses of a model."""
-    return {p for p, share in fitting_shares(db, model, pairs).items() if share > CONSISTENT}

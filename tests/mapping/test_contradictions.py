@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edm_hloc.base.colmap import open_database, posed_images, read_model
+from edm_hloc.base.colmap import open_database, posed_images, read_model, verified_pairs
 from edm_hloc.mapping.contradictions import (
     fitting_shares,
     misplaced_photos,
     strongest_pairs,
-    verified_counts,
 )
 from tests.mapping.scenes import Scene, build, make_scene
 
@@ -47,7 +46,7 @@ def model_with(scene: Scene, turned: list[str]) -> pycolmap.Reconstruction:
 def test_matches_fit_true_poses_and_not_those_of_a_turned_photo(scene: Scene) -> None:
     path = scene.truth.parent / "d.db"
     with open_database(path) as db:
-        counts = verified_counts(db, 30)
+        counts = verified_pairs(db, 30)
         shares = fitting_shares(db, model_with(scene, []), counts)
         turned = fitting_shares(db, model_with(scene, [NAMES[3]]), counts)
         wrong = next(i.image_id for i in db.read_all_images() if i.name == NAMES[3])
@@ -88,7 +87,7 @@ def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(
                 )
                 copy.write_image(bare, use_image_id=True)
                 copy.write_keypoints(image.image_id, db.read_keypoints(image.image_id))
-            for (a, b), _ in verified_counts(db, 30).items():
+            for (a, b), _ in verified_pairs(db, 30).items():
                 matches = db.read_two_view_geometry(a, b).inlier_matches
                 geometry = pycolmap.TwoViewGeometry()
                 near = abs(a - b) <= 1
@@ -101,7 +100,7 @@ def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(
     model = read_model(scene.truth)
     assert misplaced_photos([model], path, 30) == ()
     with open_database(path) as db:
-        counts = verified_counts(db, 30)
+        counts = verified_pairs(db, 30)
         wrong = [p for p, share in fitting_shares(db, model, counts).items() if share < 0.3]
     assert len(wrong) == 55
     assert sum(counts[p] for p in wrong) > 0.3 * sum(counts.values())
