@@ -136,7 +136,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         name, original = next(iter(copies.items()))
         print(
             f"Copies      {len(copies):,} of other photos byte by byte, e.g. {name} of {original}: "
-            "leave them out"
+            + ("left out" if run.results.get("copies_left_out") else "leave them out")
         )
     circular = run.results.get("image_circles")
     if circular:

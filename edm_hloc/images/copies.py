@@ -16,15 +16,17 @@ logger = logging.getLogger(__name__)
 _HEAD = 1 << 16  # bytes by which nearly all files of equal size are told apart
 
 
-def find_copies(root: Path, names: Iterable[str]) -> dict[str, str]:
+def find_copies(root: ImageRoot, names: Iterable[str]) -> dict[str, str]:
     """Photos that equal another one byte by byte, by name, with the first of the equal ones.
 
     Only files of the same size are read. Those that cannot be read have no copies.
 
     Args:
-        root: folder of the photos.
+        root: folder of the photos. In any other kind of root none are sought.
         names: of the photos, relative to `root`.
     """
+    if not isinstance(root, Path):
+        return {}
     stamps = image_stamps(root, names)
     groups: list[list[str]] = [sorted(stamps)]
     for trait in (
@@ -36,18 +38,18 @@ def find_copies(root: Path, names: Iterable[str]) -> dict[str, str]:
     return dict(sorted((name, group[0]) for group in groups for name in group[1:]))
 
 
-def warn_of_copies(root: ImageRoot, names: Iterable[str]) -> dict[str, str]:
-    """`find_copies` of photos in a folder of this computer, with a warning where there are any."""
-    copies = find_copies(root, names) if isinstance(root, Path) else {}
+def warn_of_copies(root: ImageRoot, names: Iterable[str], *, left_out: bool) -> dict[str, str]:
+    """`find_copies`, with a warning where there are any that says whether they are left out."""
+    copies = find_copies(root, names)
     if copies:
         name, original = next(iter(copies.items()))
         logger.warning(
             "Photos are in the folder twice, byte by byte, as %s and %s are; of copies there are "
-            "%d. They take time and the places of better partners, and tell nothing new: leave "
-            "them out.",
+            "%d, which take time and the places of better partners, and tell nothing new: %s.",
             original,
             name,
             len(copies),
+            "they are left out" if left_out else "leave them out",
         )
     return copies
 

@@ -165,6 +165,9 @@ def reconstruct(
         settings["cameras"]["lenses"] = False
     if config.position_priors is not None:
         settings["position_priors"] = config.position_priors
+    left_out = isinstance(pairs, SimilarPhotos)
+    copies = warn_of_copies(image_root, names_of(pairs), left_out=left_out)
+    pairs = _without(pairs, copies)
     names = names_of(pairs)
     fixes = find_fixes(image_root, names, config.positions)
     priors = _priors(fixes, config)
@@ -174,7 +177,8 @@ def reconstruct(
     with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
         run.shards = config.matching.shards
         run.results["image_circles"] = circular
-        run.results["copies"] = warn_of_copies(image_root, names)
+        run.results["copies"] = copies
+        run.results["copies_left_out"] = left_out
         matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         database, model = out / "database.db", out / "model"
 
@@ -217,6 +221,23 @@ def reconstruct(
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
+
+
+def _without(
+    pairs: Sequence[Pair] | SimilarPhotos, copies: Mapping[str, str]
+) -> Sequence[Pair] | SimilarPhotos:
+    """Photos whose pairs are still to be found, without the copies among them; listed pairs stay.
+
+    Copies take time and the places of other partners, and tell nothing new.
+
+    Raises:
+        EdmHlocError: fewer than two photos are left.
+    """
+    if not isinstance(pairs, SimilarPhotos) or not copies:
+        return pairs
+    others = replace(pairs, names=tuple(name for name in pairs.names if name not in copies))
+    others.check()
+    return others
 
 
 def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionPriors | None:

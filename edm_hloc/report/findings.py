@@ -301,7 +301,9 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
     yield from _calibration(facts)
     if copies := tuple(facts.results.get("copies", ())):
         told = f"Copies of other photos, byte by byte: {plural(len(copies), 'photo')}."
-        yield Finding("note", f"{told} They tell nothing new: leave them out.", copies)
+        left_out = facts.results.get("copies_left_out")
+        advice = "they are left out" if left_out else "leave them out"
+        yield Finding("note", f"{told} They tell nothing new: {advice}.", copies)
     circular = tuple(facts.results.get("image_circles", ()))
     if circular:
         yield Finding(

@@ -38,6 +38,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
         },
         "masks": {"photos": 500},
         "copies": {"b.jpg": "a.jpg", "c.jpg": "a.jpg"},
+        "copies_left_out": True,
         "keypoints": {"keypoints": 4_000_000, "images": 400, "matches": 5_000_000},
         "imported": {"still": [still] * 40, "left_out": 5, "may_share_cameras": True},
         "verified": {"verified_pairs": 3000, "pairs": 3200, "inliers": 9, "matches": 10},
@@ -58,7 +59,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert len(said.splitlines()) <= 40
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
-    assert "Copies      2 of other photos byte by byte, e.g. b.jpg of a.jpg: leave" in said
+    assert "Copies      2 of other photos byte by byte, e.g. b.jpg of a.jpg: left out" in said
     assert f"Far away    {names[0]}, " in said
     assert "and 4 more photos: more than thirty times as far" in said
     assert f"Missing     {names[270]}, " in said  # those in no model

@@ -34,8 +34,11 @@ def test_copies_are_files_of_equal_content(
     expected = {"b/a copy.jpg": "a.jpg", "g.jpg": "f.jpg", "h.jpg": "f.jpg"}
     assert find_copies(tmp_path, names) == expected
     with caplog.at_level(logging.WARNING):
-        assert warn_of_copies(tmp_path, names) == expected
-    assert "as a.jpg and b/a copy.jpg are; of copies there are 3" in caplog.text
+        assert warn_of_copies(tmp_path, names, left_out=False) == expected
+        assert "as a.jpg and b/a copy.jpg are; of copies there are 3" in caplog.text
+        assert "left out" not in caplog.text
+        warn_of_copies(tmp_path, names, left_out=True)
+    assert "they are left out" in caplog.text
 
 
 def test_no_copies_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -43,6 +46,6 @@ def test_no_copies_no_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     (tmp_path / "b.jpg").write_bytes(LONG[1:])
     (tmp_path / "c.jpg").symlink_to("gone.jpg")
     with caplog.at_level(logging.WARNING):
-        assert warn_of_copies(tmp_path, ["a.jpg", "b.jpg", "c.jpg"]) == {}
-        assert warn_of_copies(JoinedFolders({"x": tmp_path}), ["x/a.jpg"]) == {}
+        assert warn_of_copies(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], left_out=True) == {}
+        assert warn_of_copies(JoinedFolders({"x": tmp_path}), ["x/a.jpg"], left_out=True) == {}
     assert not caplog.records

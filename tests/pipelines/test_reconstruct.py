@@ -162,11 +162,12 @@ def test_known_intrinsics_stay(scene: Path, tmp_path: Path) -> None:
 
 
 def test_photos_that_look_alike(scene: Path, tmp_path: Path) -> None:
-    """A photo that cannot be read is told of, and a second run computes nothing."""
+    """A photo that cannot be read is told of, a copy left out; a second run computes nothing."""
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(scene / "images", images)
     names = find_images(images)
     (images / "bad.png").write_bytes(b"")
+    shutil.copy(images / names[0], images / "zz.png")
     photos = SimilarPhotos(tuple(find_images(images)), RetrievalOptions("sift", 4))
     config = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
     made = set()
@@ -174,10 +175,13 @@ def test_photos_that_look_alike(scene: Path, tmp_path: Path) -> None:
         run = reconstruct(images, out, photos, TruthMatcher(scene), config)
         assert run.results["mapped"]["statistics"]["registered"] == 7
         assert set(run.results["matching"]["skipped"]) == {"bad.png"}
+        assert run.results["copies"] == {"zz.png": names[0]}
+        assert run.results["copies_left_out"]
         made.add((out / "global-feats-sift.h5").stat().st_mtime_ns)
     assert len(made) == 1
     listed = read_pairs(out / "pairs.txt")
     assert all(sum(name in pair for pair in listed) >= 4 for name in names)
+    assert not any("zz.png" in pair for pair in listed)
     assert len(listed) < 7 * 6 / 2
 
 

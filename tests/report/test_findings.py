@@ -172,7 +172,7 @@ def test_findings_on_quality() -> None:
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert "no camera was found to fit all of one size" in said
     assert "--camera-mode single is right" in said
-    assert "Copies of other photos, byte by byte: 1 photo." in said
+    assert "Copies of other photos, byte by byte: 1 photo. They tell nothing new: leave" in said
     assert "was estimated" not in said
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],
