@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,10 +108,9 @@ class IncrementalMapping:
             colmap.ba_global_function_tolerance = _SETTLED_ALL
         return colmap
 
-    @property
-    def adjustment(self) -> pycolmap.BundleAdjustmentOptions:
-        """COLMAP's options of adjusting a whole model with all that cameras have."""
-        return self.colmap_options(True, True).get_global_bundle_adjustment()
+    def adjustment(self, distortion: bool) -> pycolmap.BundleAdjustmentOptions:
+        """COLMAP's options of adjusting a whole model, with the distortion or without."""
+        return self.colmap_options(True, distortion).get_global_bundle_adjustment()
 
     @cached_property
     def with_one_camera(self) -> tuple[IncrementalMapping, tuple[str, ...]] | None:
@@ -223,21 +222,22 @@ def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel
     shared = mapping.with_one_camera if refine and mapping.options.one_camera else None
     if shared is not None:
         sharing, names = shared
-        logger.info("Mapping once more, with one camera for photos of one size.")
-        again = sharing.models(refine, refine)
+        again, flat = _with_shared_cameras(sharing, initial)
         own = plausible_images(models, initial)
         lenses = own[0] >= MIN_PLAUSIBLE * own[1]
         believable = not few and lenses and focal_lengths_agree(models[0], names)
         if plausible_images(again, initial) >= own and (
             not believable
-            or fit_shared_cameras(again[0], models[0], sharing.adjustment, sharing.constant_cameras)
+            or fit_shared_cameras(
+                again[0], models[0], sharing.adjustment(not flat), sharing.constant_cameras
+            )
         ):
-            models, mapping, one_camera, later = again, sharing, names, False
+            models, mapping, one_camera, undistorted, later = again, sharing, names, flat, False
     plausible, registered = plausible_images(models, initial)
     few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
     if later and spoiled and not few:
         undistorted = True  # cameras that are badly determined already
-    elif refine and (few or spoiled):
+    elif refine and (few or spoiled) and not one_camera:
         logger.info("Mapping once more, %s distortion.", "with" if later else "without")
         again = mapping.models(refine, later)
         if plausible_images(again, initial) > (plausible, registered):
@@ -246,6 +246,29 @@ def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel
         logger.info("Mapping once more, from any pair of photos.")
         models, undistorted = with_points(mapping.run(refine, False, any_start=True)), refine
     return [FoundModel(model, undistorted, one_camera) for model in models]
+
+
+def _with_shared_cameras(
+    sharing: IncrementalMapping, initial: Mapping[int, pycolmap.Camera]
+) -> tuple[list[pycolmap.Reconstruction], bool]:
+    """Models with one camera for photos of one size, and whether distortion was left at zero.
+
+    It is where a model with it has implausible cameras or few photos, and one without it has not.
+
+    Args:
+        sharing: on the database where these photos share a camera.
+        initial: the cameras of the database by id.
+    """
+    logger.info("Mapping once more, with one camera for photos of one size.")
+    models = sharing.models(True, True)
+    plausible, registered = plausible_images(models, initial)
+    if registered >= sharing.images / 2 and plausible >= MIN_PLAUSIBLE * registered:
+        return models, False
+    logger.info("Mapping once more, with one camera for photos of one size, without distortion.")
+    flat = sharing.models(True, False)
+    if plausible_images(flat, initial) > (plausible, registered):
+        return flat, True
+    return models, False
 
 
 def cameras_of(database: Path) -> dict[int, pycolmap.Camera]:

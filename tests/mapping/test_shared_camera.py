@@ -12,6 +12,7 @@ import pytest
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.extension import EarlierModel, extend_model
+from edm_hloc.mapping.incremental import IncrementalMapping
 from edm_hloc.mapping.mappers import map_database
 from tests.mapping.scenes import CAMERA, THREADS, assert_near_truth, build, make_scene
 
@@ -39,6 +40,33 @@ def test_photos_of_one_camera_share_it(
     assert "bundle_adjustment.cc" not in capfd.readouterr().err  # COLMAP's log stays silent
     if cameras[0].principal_point_x == CAMERA.principal_point_x:
         assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
+
+
+def test_a_shared_camera_whose_distortion_grows_is_tried_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on photos taken straight ahead, where a camera for each gets any focal length."""
+    honest = IncrementalMapping.models
+
+    def spoiled(
+        mapping: IncrementalMapping, focal: bool, distortion: bool
+    ) -> list[pycolmap.Reconstruction]:
+        models = honest(mapping, focal, distortion)
+        if distortion and mapping.database.name.startswith("one-camera"):
+            for camera in models[0].cameras.values():
+                camera.focal_length *= 100
+        return models
+
+    monkeypatch.setattr(IncrementalMapping, "models", spoiled)
+    plain = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=640, height=480, params=[500.0, 320.0, 240.0, 0.0]
+    )
+    scene = make_scene(tmp_path, NAMES, cameras=[plain])
+    build(scene, tmp_path / "d.db")
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.one_camera_photos == tuple(NAMES)
+    assert summary.undistorted_photos == tuple(NAMES)
+    assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
 
 
 def test_photos_of_two_cameras_do_not(tmp_path: Path) -> None:
