@@ -197,7 +197,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstructs a folder of photos; an interrupted call is continued by calling it again.
 
-    Photos that were added or taken out since then extend the model that is there, in its frame.
+    Photos that were added since then extend the model that is there, in its frame; those that were
+    taken out leave it.
 
     Args:
         photos: the folder, subfolders included.

@@ -216,7 +216,9 @@ def add_tracks(
 def add_overwrite(sub: argparse.ArgumentParser) -> None:
     """Add --overwrite."""
     sub.add_argument(
-        "--overwrite", action="store_true", help="discard what OUT holds and do everything again"
+        "--overwrite",
+        action="store_true",
+        help="discard what earlier runs have made in OUT and do everything again",
     )
 
 
