@@ -165,8 +165,8 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         "--camera-mode",
         choices=("auto", "single", "per-folder", "per-image"),
         default="auto",
-        help="which photos share a camera; auto: those whose EXIF data name the same one, and those "
-        "of one size whose EXIF data tell no focal length, where one camera fits them all",
+        help="which photos share a camera; auto: those whose EXIF data name the same one, and "
+        "those of one size whose EXIF data tell no focal length, where one camera fits them all",
     )
     group.add_argument(
         "--camera-model",
