@@ -57,8 +57,8 @@ def load_matcher(
         refine: "photometric" for a second look and refinement by the photos, "none" for the
             network's own matches.
         settings: `weights` (name or path), `resize` (longest side in pixels of the photos for
-            matching, 1,024 by default), `network_size` (with refinement, that of what the network
-            sees), `threshold`, `topk`, `onnx`, `device`, and the other fields of
+            matching, 1,024 by default, None for no limit), `network_size` (with refinement, that of
+            what the network sees), `threshold`, `topk`, `onnx`, `device`, and the other fields of
             `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`. With those named
             here only, worker processes (`MatchingConfig.workers`) can make the same matcher.
 
