@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def measure(photos: int, size: tuple[int, int]) -> dict[str, float]:
     """CPU seconds and bytes of each step, for photos that were rendered for this."""
     import torch
 
+    from edm_hloc.images.load import load_image
     from edm_hloc.keypoints.aggregation import KeypointFiles, aggregate
     from edm_hloc.mapping.database import MatchedImages, build_database
     from edm_hloc.mapping.options import MappingOptions
@@ -114,15 +116,13 @@ def measure(photos: int, size: tuple[int, int]) -> dict[str, float]:
         names = sorted(path.name for path in root.iterdir())
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 : i + 4]]
         match_pairs(root, pairs[:1], matcher, folder / "warm")  # what is compiled or loaded once
-        # one photo in all pairs encodes as many photos as it has pairs; the ring few for its pairs
-        star = [(names[0], name) for name in names[1:]]
-        few = timed("star", 1, lambda: match_pairs(root, star, matcher, folder / "star"))
-        many = timed("ring", 1, lambda: match_pairs(root, pairs, matcher, folder / "raw"))
-        both = [[few.encoded, few.matched], [many.encoded, many.matched]]
-        encode, pair = np.linalg.solve(
-            np.array(both, float), [found.pop("star"), found.pop("ring")]
+        p = matcher.info.preprocessing
+        load = partial(
+            load_image, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale
         )
-        found |= {"encode_s": float(encode), "pair_s": float(pair)}
+        timed("encode_s", photos, lambda: [matcher.encode(load(root / name)) for name in names])
+        done = timed("all", 1, lambda: match_pairs(root, pairs, matcher, folder / "raw"))
+        found["pair_s"] = (found.pop("all") - done.encoded * found["encode_s"]) / done.matched
         raw = sum(path.stat().st_size for path in (folder / "raw").glob("*.h5"))
         found["raw_bytes_a_pair"] = raw / len(pairs)
         files = KeypointFiles(folder / "features.h5", folder / "matches.h5")

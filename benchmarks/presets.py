@@ -28,7 +28,7 @@ SETTINGS = (
         "--max-error 2 --cell-size 8",
         "--max-keypoints 16384",
         "--max-keypoints 1000",
-        "--camera-mode auto",
+        "--camera-mode per-image",
     ),
     ("--refine none", "--refine none --position bin"),
     ("--network-size 960",),

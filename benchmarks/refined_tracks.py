@@ -57,7 +57,7 @@ def main() -> None:
             make_photo_collection(scene, views=args.views, seed=seed, depth_maps=straight)
             if args.distortion:
                 distort(scene, args.distortion)
-        known = [] if args.unknown else ["--known", str(truth)]
+        known = ["--camera-mode", "per-image"] if args.unknown else ["--known", str(truth)]
         kept = [] if args.unknown else ["--keep-intrinsics"]
         _run("reconstruct", images, str(mapped), "--tracks", "none", *known)
         start = time.process_time()

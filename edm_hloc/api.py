@@ -57,8 +57,8 @@ def load_matcher(
         refine: "photometric" for a second look and refinement by the photos, "none" for the
             network's own matches.
         settings: `weights` (name or path), `resize` (longest side in pixels of the photos for
-            matching, 1,024 by default), `network_size` (with refinement, that of what the network
-            sees), `threshold`, `topk`, `onnx`, `device`, and the other fields of
+            matching, 1,024 by default, None for no limit), `network_size` (with refinement, that of
+            what the network sees), `threshold`, `topk`, `onnx`, `device`, and the other fields of
             `matchers.base.MatcherConfig` and `matchers.edm.EDMMatcherConfig`. With those named
             here only, worker processes (`MatchingConfig.workers`) can make the same matcher.
 
@@ -197,7 +197,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstructs a folder of photos; an interrupted call is continued by calling it again.
 
-    Photos that were added or taken out since then extend the model that is there, in its frame.
+    Photos that were added since then extend the model that is there, in its frame; those that were
+    taken out leave it.
 
     Args:
         photos: the folder, subfolders included.

@@ -87,6 +87,7 @@ PHOTOS = (
     *("IMAGES", "MY_PHOTOS", "PLACE", "NEW_PHOTOS", "PHOTOS", "DIR", "I"),
     *("datasets/photos", "datasets/my_photos", "QUERIES"),
 )
+OTHER_PROGRAMS = ("colmap ", "ns-train ", "InterfaceCOLMAP ", "examples/simple_trainer.py ")
 FLAG = re.compile(r"--?[a-z][\w-]*")
 CAPITALS = re.compile(r"[A-Z][A-Z0-9_]*$|[A-Z]$")
 COMMAND = re.compile(r"(\w+=\S+ +)*(\.venv/bin/)?(edm-hloc|python|make)( |$)")
@@ -542,6 +543,72 @@ def test_links(document: str) -> None:
             titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
             slugs = [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
             assert anchor in slugs, f"{document} links to {target}"
+
+
+@functools.cache
+def every_option() -> set[str]:
+    """The options of all commands, of the training and of the benchmarks."""
+    parsers, found = [cli.build_parser()], set[str]()
+    for parser in parsers:
+        for action in parser._actions:
+            found.update(action.option_strings)
+            if isinstance(action.choices, dict):
+                parsers += action.choices.values()
+    for script in (ROOT / "edm_hloc/training/command.py", *(ROOT / "benchmarks").glob("*.py")):
+        found.update(re.findall(r'"(--[a-z][\w-]*)"', script.read_text("utf-8")))
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_code_in_sentences(document: str) -> None:
+    """Options, files and names of this package that sentences speak of are there."""
+    text = (ROOT / document).read_text("utf-8")
+    text = re.sub(r"^```.*?^```|^    .*$", "", text, flags=re.S | re.M)
+    for code in re.findall(r"`([^`]+)`", text):
+        if not code.startswith(OTHER_PROGRAMS):
+            unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", code)) - every_option()
+            assert not unknown, f"{document}: there is no {unknown}: {code}"
+        if re.fullmatch(r"(tests|edm_hloc|benchmarks|pipelines|mapping)/[\w./]+", code):
+            assert any((folder / code).exists() for folder in (ROOT, ROOT / "edm_hloc")), code
+        if re.fullmatch(r"edm_hloc(\.\w+)+", code):
+            module, _, name = code.rpartition(".")
+            assert hasattr(importlib.import_module(module), name) or importlib.import_module(code)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_lines_of_the_summary(document: str) -> None:
+    """What sentences say is in the summary of a run is among what it may print."""
+    source = (ROOT / "edm_hloc/cli/summaries.py").read_text("utf-8")
+    printed = re.sub(r"\{[^}]*\}", "", " ".join(re.findall(r'"([^"\n]*)"', source)))
+    printed = f" {' '.join(re.sub(r'[^a-zA-Z ]', ' ', printed).split())} "
+    text = (ROOT / document).read_text("utf-8")
+    lines = [
+        *re.findall(r"\*([A-Z][^*:…]+)\*\s+in the\s+summary", text),
+        *re.findall(r"line \*([A-Z][^*]+)\* of the\s+summary", text),
+        *re.findall(r"The\s+summary \(\*([A-Z][^*]+)\*\)", text),
+    ]
+    for line in lines:
+        assert f" {line} " in printed, f"{document}: no summary says {line!r}"
+
+
+def test_defaults_in_the_tables_of_options() -> None:
+    """docs/presets.md has those of the commands."""
+    text = (ROOT / "docs" / "presets.md").read_text("utf-8")
+    checked = 0
+    for part, commands_there in zip(
+        text.split("\n## Localization\n"),
+        (["reconstruct IMAGES OUT"], ["localize A B C D", "aachen A B", "inloc A B"]),
+        strict=True,
+    ):
+        for option, cells in re.findall(r"^\| `--([\w-]+)` \|(.*)\|", part, re.M):
+            told = [cell.strip() for cell in cells.split("|")]
+            for command, default in zip(commands_there, told, strict=False):
+                args = vars(cli.build_parser().parse_args(command.split()))
+                value = args.get(option.replace("-", "_"))
+                if value is not None:
+                    assert f"{value}".removesuffix(".0") == default, f"--{option}: {value}"
+                    checked += 1
+    assert checked > 15
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -165,7 +165,8 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         "--camera-mode",
         choices=("auto", "single", "per-folder", "per-image"),
         default="auto",
-        help="which photos share a camera; auto: those whose EXIF data name the same one",
+        help="which photos share a camera; auto: those whose EXIF data name the same one, and "
+        "those of one size whose EXIF data tell no focal length, where one camera fits them all",
     )
     group.add_argument(
         "--camera-model",
@@ -215,7 +216,9 @@ def add_tracks(
 def add_overwrite(sub: argparse.ArgumentParser) -> None:
     """Add --overwrite."""
     sub.add_argument(
-        "--overwrite", action="store_true", help="discard what OUT holds and do everything again"
+        "--overwrite",
+        action="store_true",
+        help="discard what earlier runs have made in OUT and do everything again",
     )
 
 

@@ -14,8 +14,18 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("out", type=Path, metavar="OUT", help="hloc's list of pairs, to be written")
     sub.add_argument("--number", type=int, default=50, help="database photos a query")
     for side in ("query", "database"):
-        sub.add_argument(f"--{side}-prefix", nargs="+", default=(), help=f"names of the {side}")
-        sub.add_argument(f"--{side}-list", type=Path, help="instead: a file, a name a line")
+        photos = "the queries" if side == "query" else "the database photos"
+        sub.add_argument(
+            f"--{side}-prefix",
+            nargs="+",
+            default=(),
+            help=f"how the names of {photos} begin; by default all photos of H5 are taken",
+        )
+        sub.add_argument(
+            f"--{side}-list",
+            type=Path,
+            help=f"instead, a file with the names of {photos}, one a line",
+        )
 
 
 def _retrieve(args: argparse.Namespace) -> None:

@@ -51,14 +51,14 @@ def register(command: options.AddCommand) -> None:
         "do one shard of a plan, or all: matching, or another step that was planned with --shards",
     )
     sub.add_argument("out", metavar="OUT", help="folder of the plan")
-    sub.add_argument("shard", type=int, metavar="K", nargs="?", help="its number, from 1")
+    sub.add_argument("shard", type=int, metavar="K", nargs="?", help="number of the shard, from 1")
     sub.add_argument(
         "--from-environment",
         action="store_true",
         help="take the number from the variables that Slurm, AWS Batch, Kubernetes' indexed jobs, "
         "PBS, LSF and Grid Engine set for a job of an array",
     )
-    sub.add_argument("--all", action="store_true", help="match all shards, with many workers")
+    sub.add_argument("--all", action="store_true", help="do all shards, with many workers")
     workers.add_workers(sub)
     options.add_machine(sub)
 

@@ -135,6 +135,8 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
             return
     extended = "extended" in run.results
     held = earlier.origin if earlier is not None and extended else None
+    positions = run.settings.get("positions", "gps")
+    source = "their GPS" if positions in ("gps", "none") else positions
 
     def work() -> dict[str, Any]:
         models, places = {}, {}
@@ -142,9 +144,7 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
         for number, path in {"": folder, **part_folders(folder)}.items():
             models[number] = model = read_model(path)
             stays = held if not number else None
-            found, placed = locate(
-                camera_centres(model), fixes, "their GPS", held=stays, origin=origin
-            )
+            found, placed = locate(camera_centres(model), fixes, source, held=stays, origin=origin)
             if placed.used and not number and extended and earlier is None:
                 placed = Georeference(False, _EXTENDED, placed.source, placed.positions)
             elif placed.used and stays is None:

@@ -233,7 +233,7 @@ def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[st
     parts = {"model": range(12), "model_parts/2": range(12, 20), "model_parts/3": range(20, 23)}
     for folder, numbers in parts.items():
         write_turned({names[i]: truth[i] for i in numbers}, out / folder, rng)
-    run = Run(out, {})
+    run = Run(out, {"positions": "flight.csv"})
     run.made = ["model", "model_parts"]
     place_on_earth(run, fixes, "")
     placed = Georeference.of(run.results["georeferenced"])
@@ -249,6 +249,7 @@ def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert [f["properties"].get("part") for f in features] == [None] * 12 + [2] * 8
     print_place(placed)
     said = capsys.readouterr().out
+    assert "0.00 m from flight.csv, 12 of 12 agree" in said
     assert "part 2: in the same frame, 0.00 m" in said
     assert "part 3 keeps its own frame: there are 3 positions" in said
     figures = dict(place_figures(run.results["georeferenced"]))
