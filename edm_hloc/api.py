@@ -131,7 +131,7 @@ def match(
         )
     matcher = load_matcher(**settings) if matcher is None else matcher
     p = matcher.info.preprocessing
-    paths = Path(photo0), Path(photo1)
+    paths = Path(photo0).absolute(), Path(photo1).absolute()  # wherever the program goes later
     first, second = (
         matcher.encode(
             load_image(path, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale)
@@ -212,7 +212,7 @@ def reconstruct(
     Raises:
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
     """
-    photos, out = Path(photos), Path(out)
+    photos, out = Path(photos), Path(out).absolute()
     config = config or ReconstructionConfig()
     selected: Sequence[Pair] | SimilarPhotos
     if isinstance(pairs, str | Path | PairSelection):
@@ -291,7 +291,7 @@ def localize(
     Raises:
         EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
     """
-    folders = Path(model), Path(photos), Path(new_photos), Path(out)
+    folders = Path(model), Path(photos), Path(new_photos), Path(out).absolute()
     config = config or LocalizationConfig()
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     with _reporting_failure(folders[3]):

@@ -161,6 +161,29 @@ def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
     assert set(read_poses(tmp_path / "poses" / "poses.txt")) == {left_out}
 
 
+def test_what_is_returned_holds_wherever_the_program_goes(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a notebook with `%cd`, say."""
+    shutil.copytree(scene / "images", tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    config = edm_hloc.ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    )
+    truth = TruthMatcher(scene)
+    model = edm_hloc.reconstruct("photos", "out", matcher=truth, config=config)
+    poses = edm_hloc.localize("out/model", "photos", "photos", "poses", truth)
+    photos = sorted(Path("photos").iterdir())
+    found = edm_hloc.match(photos[0], str(photos[1]), truth)
+    monkeypatch.chdir(tmp_path.parent)
+    assert model.model.num_points3D() == model.statistics.points
+    assert model.report is not None
+    assert model.report.is_file()
+    assert poses.report is not None
+    assert poses.report.is_file()
+    assert found.draw().size[0] > 0
+
+
 def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (scene / "images").iterdir())[:3]
     pairs = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]

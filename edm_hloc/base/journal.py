@@ -157,8 +157,12 @@ class Journal:
             raise self._cannot_write(error) from error
 
     def get(self, key: str) -> bytes:
-        """The bytes of an entry. Raises EdmHlocError if they cannot be read."""
+        """The bytes of an entry. Raises EdmHlocError if they cannot be read, or not written yet."""
         start, length = self._new.get(key) or self._places[key]
+        try:
+            self._file.flush()  # else `seek` does it, and a full disk seems to fail to read
+        except OSError as error:
+            raise self._cannot_write(error) from error
         try:
             self._file.seek(start)
             data = self._file.read(length)

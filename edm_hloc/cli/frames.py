@@ -28,12 +28,13 @@ def _frames(args: argparse.Namespace) -> None:
     print(f"Frames      {len(found.written):,} of {found.frames:,}{length}, in {args.out}")
     if found.cuts:
         print(
-            f"Cuts        {found.cuts}, where the picture changes at once: photos before and after "
-            "may not connect"
+            f"Cuts        {found.cuts}, where the picture changes at once (at a cut, or between "
+            "two of few frames a second): photos before and after may not connect"
         )
     if len(found.written) < 3:
         print(
-            "            The camera hardly moves: too few for a model. A smaller --step gives more"
+            "            Too few for a model: the film is short, or the camera hardly moves. "
+            "A smaller --step gives more"
         )
     print(
         f"Next        edm-hloc reconstruct {args.out} OUT --pairs sequential --camera-mode single"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ from edm_hloc.base.progress import StepProgress
 logger = logging.getLogger(__name__)
 
 RECORD = "frames.json"
+_NAME = re.compile(r"frame_\d{6,}\.jpg")
 _SIDE = 480  # px of the longer side of the copies in which movement is measured
 _CORNERS = 200
 _FEWEST = 12  # corners that can be followed, and a fifth of them: with fewer it is another picture
 _UNFOLLOWED = 8  # frames in a row that show another picture, after which there was a cut
+_BLURRED = 0.25  # of the last followed frame's sharpness: a frame with less is taken for blurred
 _FOLLOWED = 1.0  # px by which a corner may miss its place when it is followed back
 _WINDOW = 0.4  # of a step to each side of it, from which the sharpest frame is taken
 _QUALITY = 95  # of JPEG
@@ -71,7 +74,8 @@ def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
         require_file(film)
     except OSError as error:
         raise EdmHlocError(f"Cannot read the film {film}: {error.strerror or error}.") from error
-    capture = cv2.VideoCapture(str(film))
+    # absolute, as FFmpeg takes what comes before the colon of "12:30.mp4" for a protocol
+    capture = cv2.VideoCapture(str(film.absolute()))
     try:
         if not capture.isOpened():
             raise EdmHlocError(
@@ -104,8 +108,9 @@ def _claim(film: Path, out: Path) -> None:
                 f"{out} is there already and holds other things than frames of {film}: choose a "
                 "new folder."
             )
-        for path in out.glob("frame_[0-9]*.jpg"):
-            path.unlink()
+        for path in out.iterdir():
+            if _NAME.fullmatch(path.name):
+                path.unlink()
     make_folder(out)
     write_whole(record, json.dumps({"film": name}))
 
@@ -169,6 +174,24 @@ def _path(out: Path, number: int) -> Path:
     return out / f"frame_{number:06d}.jpg"
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A frame, its small grey copy, and the variance of the Laplacian in that."""
+
+    number: int
+    picture: np.ndarray
+    small: np.ndarray
+    sharpness: float
+
+    @classmethod
+    def of(cls, number: int, picture: np.ndarray) -> _Frame:
+        small = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        scale = _SIDE / max(picture.shape[:2])
+        if scale < 1:
+            small = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return cls(number, picture, small, float(cv2.Laplacian(small, cv2.CV_64F).var()))
+
+
 class _Chooser:
     """Follows the picture and keeps the sharpest frame of each window.
 
@@ -178,47 +201,69 @@ class _Chooser:
 
     def __init__(self, step: float) -> None:
         self._step = step
-        self._before: np.ndarray | None = None
+        self._before: _Frame | None = None  # the last one that was followed
         self._unfollowed = 0
+        self._other: _Frame | None = None  # the last sharp one of those that were not
         self._moved = 0.0  # since the last window's middle
-        self._best: tuple[float, int, np.ndarray] | None = None
+        self._best: _Frame | None = None
         self.cuts = 0
 
     def add(self, number: int, picture: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """The frames, number and picture, that are chosen now that this one is known."""
-        scale = _SIDE / max(picture.shape[:2])
-        small = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
-        if scale < 1:
-            small = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        frame = _Frame.of(number, picture)
         movement: float | None = 0.0
         if self._before is not None:
-            movement = _movement(self._before, small)
-        if movement is None:
-            self._unfollowed += 1
-            if self._unfollowed < _UNFOLLOWED:  # it may be blurred: the next is compared instead
-                return
-            self.cuts += 1
-            movement = 2 * self._step  # what is new is worth a frame
-        self._before, self._unfollowed = small, 0
+            movement = _movement(self._before.small, frame.small)
+        if movement is not None:
+            yield from self._follow(frame, movement)
+            return
+        # it may be blurred, or of somebody who passes by: the next is compared instead
+        self._unfollowed += 1
+        sharp = self._before is not None and frame.sharpness > _BLURRED * self._before.sharpness
+        if sharp and self._other is not None and self._jumps(self._other, frame):
+            # few frames a second, each of another place
+            yield from self._cut(self._other)
+            yield from self.add(number, picture)
+        elif self._unfollowed == _UNFOLLOWED:
+            yield from self._cut(frame)
+        elif sharp:
+            self._other = frame
+
+    def end(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames that are chosen now that the film is at its end."""
+        if self._other is not None:
+            yield from self._cut(self._other)
+        yield from self._close()
+
+    def _jumps(self, before: _Frame, after: _Frame) -> bool:
+        """Whether the picture moves by more than a step from a frame to the next."""
+        movement = _movement(before.small, after.small)
+        return movement is None or movement > self._step
+
+    def _cut(self, frame: _Frame) -> Iterator[tuple[int, np.ndarray]]:
+        """Goes on with a picture that is not followed: what is new is worth a frame."""
+        self.cuts += 1
+        yield from self._follow(frame, 2 * self._step)
+
+    def _follow(self, frame: _Frame, movement: float) -> Iterator[tuple[int, np.ndarray]]:
+        self._before, self._unfollowed, self._other = frame, 0, None
         self._moved += movement
         window = _WINDOW * self._step
         if self._moved > window:  # the window is left, or reached again after a step
-            yield from self.end()
+            yield from self._close()
             if self._moved < self._step - window:
                 return
             if self._moved > self._step + window:  # so fast that a window was jumped over
                 self._moved = self._step
             self._moved -= self._step
-        sharpness = float(cv2.Laplacian(small, cv2.CV_64F).var())
-        if self._best is None or sharpness > self._best[0]:
-            self._best = sharpness, number, picture
+        if self._best is None or frame.sharpness > self._best.sharpness:
+            self._best = frame
 
-    def end(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _close(self) -> Iterator[tuple[int, np.ndarray]]:
         """The frame of the window that is open, if there is one."""
         if self._best is not None:
-            _, number, picture = self._best
-            self._best = None
-            yield number, picture
+            best, self._best = self._best, None
+            yield best.number, best.picture
 
 
 def _movement(before: np.ndarray, after: np.ndarray) -> float | None:

@@ -10,12 +10,30 @@ from scipy.spatial import cKDTree
 
 from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.errors import EdmHlocError
 
 _STEP = 0.5  # pixels, of the differences that derivatives are taken from
 _REWEIGHTED = 3  # fits of a plane
 _FLAT = 0.1  # thickness of a neighbourhood over its extent, up to which it is a plane
 _TOGETHER = 1000  # tracks of which photos are chosen at a time
 _STEEPEST = 0.2  # cosine of the angle between a plane's normal and the direction it is seen from
+
+
+def check_refinable(model: pycolmap.Reconstruction) -> None:
+    """Raises EdmHlocError if a model has no points, or cameras that are not of a lens."""
+    if not model.num_points3D():
+        raise EdmHlocError(
+            "The model has no 3D points, so there are no tracks to refine. Make them first: "
+            "edm-hloc triangulate MODEL IMAGES OUT"
+        )
+    for name, image in posed_images(model).items():
+        camera = model.cameras[image.camera_id]
+        if not len(camera.focal_length_idxs()):
+            raise EdmHlocError(
+                f"The camera of {name} is {camera.model.name}, without a focal length, which is "
+                "not refined: render views of a lens from the panoramas, and make the model of "
+                "those."
+            )
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from edm_hloc.tracks.adjustment import (
 )
 from edm_hloc.tracks.alignment import Alignment, align
 from edm_hloc.tracks.config import TrackConfig
-from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.lens import Lens, fit_lenses
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
@@ -200,11 +200,7 @@ def refine_tracks(
     between = between or BetweenRounds()
     kept_rounds, left_out = between.kept, between.left_out
     begin = time.monotonic()
-    if not model.num_points3D():
-        raise EdmHlocError(
-            "The model has no 3D points, so there are no tracks to refine. Make them first: "
-            "edm-hloc triangulate MODEL IMAGES OUT"
-        )
+    check_refinable(model)
     before, mapped = ModelStatistics.of(model), pycolmap.Reconstruction(model)
     rounds = len(config.patch_radii)
     progress = kept_rounds.latest(rounds - 1) if kept_rounds else None

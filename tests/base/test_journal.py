@@ -12,6 +12,7 @@ import pytest
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.journal import Journal
+from tests.full_disk import largest_file
 
 
 def fill(path: Path, inputs: str = "inputs") -> None:
@@ -123,6 +124,17 @@ def test_a_full_disk_is_said_and_keeps_what_is_there(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert content(path) == WHOLE
+
+
+def test_a_disk_that_is_full_when_an_entry_is_asked_for_is_said(tmp_path: Path) -> None:
+    """What was put waits in memory until it is read."""
+    with Journal(tmp_path / ".result.part", "inputs") as journal:
+        journal.put("d", bytes(1000))
+        with (
+            largest_file(100),
+            pytest.raises(EdmHlocError, match=r"Cannot write .*part: File too large\. Free some"),
+        ):
+            journal.get("d")
 
 
 def fill_up(path: Path) -> None:

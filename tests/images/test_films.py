@@ -85,6 +85,38 @@ def test_cuts_and_cameras_that_stand_still(
     assert "hardly moves" in said
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_each_frame_of_a_film_with_few_a_second_is_written(
+    share: float, wall: np.ndarray, tmp_path: Path
+) -> None:
+    """Corners are followed over a fifth of the picture at most."""
+    places = np.arange(0, 1600, share * SIZE[0])
+    film = write_film(tmp_path / "lapse.avi", wall, places.tolist())
+    assert frames_of(film, tmp_path / "lapse") == list(range(len(places)))
+    # what hides the picture for a moment, or blurs it, gives none
+    walk = np.arange(0, 600, 3).tolist()
+    plain = frames_of(write_film(tmp_path / "a.avi", wall, walk), tmp_path / "a")
+    walk[100:105] = [1500.0] * 5
+    hidden = frames_of(write_film(tmp_path / "b.avi", wall, walk), tmp_path / "b")
+    assert len(hidden) == pytest.approx(len(plain), abs=1)
+    assert not set(hidden) & set(range(100, 105))
+
+
+def test_any_name_of_a_film_and_what_is_not_ours_in_the_folder(
+    wall: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_film(tmp_path / "film.mp4", wall, np.arange(0, 300, 6).tolist())
+    film = (tmp_path / "film.mp4").rename(tmp_path / "2024-05-01T12:30#1 %d é.mp4")
+    numbers = frames_of(Path(film.name), tmp_path / "out")
+    mine = [tmp_path / "out" / name for name in ("frame_000006_edited.jpg", "frame_12.jpg")]
+    for path in mine:
+        path.write_text("mine")
+    assert cli.main(["frames", film.name, "out", "--step", "0.2"]) == 0
+    assert all(path.read_text() == "mine" for path in mine)
+    assert len(list((tmp_path / "out").glob("*.jpg"))) < len(numbers)
+
+
 @pytest.mark.parametrize("ending", [".avi", ".mp4", ".mkv"])
 def test_a_film_that_cannot_be_read_as_a_whole_is_told(
     ending: str, wall: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -22,7 +22,7 @@ from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.adjustment import Freedom, adjust
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
-from edm_hloc.tracks.geometry import Tracks, Views
+from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.photos import GreyPhoto, PhotoShelf, PhotoStack
 from edm_hloc.tracks.point_uncertainty import deviations, point_covariances
 from edm_hloc.tracks.refine import (
@@ -303,6 +303,20 @@ def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
     with pytest.raises(EdmHlocError, match="None of the 6 photos"):
         refine_model(roof.model, tmp_path, tmp_path / "out", options=THREADS)
     assert not (tmp_path / "out").exists()
+
+
+def test_panoramas_are_refused_by_their_name() -> None:
+    """They have no focal length, by which lengths in the photo would become angles."""
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 1, 640, 320)
+    model.add_camera_with_trivial_rig(camera)
+    image = pycolmap.Image(name="sphere.jpg", image_id=1, camera_id=1)
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    with pytest.raises(EdmHlocError, match="no 3D points"):
+        check_refinable(model)
+    model.add_point3D(np.ones(3), pycolmap.Track())
+    with pytest.raises(EdmHlocError, match=r"of sphere\.jpg is EQUIRECTANGULAR, without a focal"):
+        check_refinable(model)
 
 
 def test_the_command_refines_a_model_into_another_folder(
