@@ -106,7 +106,7 @@ class StepProgress:
     """The progress of a step, shown until `close` or the end of a ``with`` block.
 
     It is shown by a thread of its own, so that a step that counts nothing for minutes is seen to be
-    at work, unless it keeps Python's interpreter lock.
+    at work; for one that keeps Python's interpreter lock see `at_work`.
 
     Args:
         title: of the step, as "Matching".

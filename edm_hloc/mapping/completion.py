@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import open_database, unposed_model
 from edm_hloc.base.progress import StepProgress
 
@@ -64,7 +65,7 @@ def complete_model(
     if left:
         with StepProgress("Adding photos", "photo", left) as progress:
             register_next_images(mapper, colmap, added=progress.update)
-    with StepProgress("Adjusting all photos"):
+    with at_work("Adjusting all photos"):
         adjustment = colmap.get_global_bundle_adjustment()
         for iterations in _ITERATIONS:
             adjustment.ceres.solver_options.max_num_iterations = iterations

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import (
     ModelStatistics,
     adjust_all_images,
@@ -307,7 +308,7 @@ def adjust(
     colmap = refining_options(options, refine.focal, refine.distortion)
     config = adjust_all_images(model, refine.known)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
-    with StepProgress("Adjusting all cameras"):
+    with at_work("Adjusting all cameras"):
         adjustment = colmap.get_global_bundle_adjustment()
         if robust is not None:
             adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY

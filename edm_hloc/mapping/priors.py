@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import adjust_all_images, open_database, posed_images
-from edm_hloc.base.progress import StepProgress
 
 _LEAST = 3  # positions that place a model
 
@@ -74,7 +74,7 @@ def adjust_to_priors(
     robust = pycolmap.PosePriorBundleAdjustmentOptions()
     robust.alignment_ransac.random_seed = 0
     robust.ceres.prior_position_loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    with StepProgress("Adjusting to the positions"):
+    with at_work("Adjusting to the positions"):
         pycolmap.create_pose_prior_bundle_adjuster(
             colmap.get_global_bundle_adjustment(), robust, config, given, model
         ).solve()

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import (
     ModelStatistics,
     open_database,
@@ -221,7 +222,7 @@ def refine_tracks(
         if kept_rounds and progress.rounds < rounds:
             progress = kept_rounds.keep(progress)
     model, freedom, found = fit_lenses(progress.model, freedom, options)
-    with StepProgress("Uncertainty of the cameras"):
+    with at_work("Uncertainty of the cameras"):
         of_cameras = camera_covariances(model, freedom, config, options)
         uncertainties = camera_uncertainties(of_cameras, Views.of(model))
     with StepProgress("Keeping points as they were mapped"):
@@ -300,7 +301,7 @@ def _one_round(
     written, added = _write(model, moved, views, keep, progress.dropped)
     progress.added += added
     progress.repeated.update(tracks.ids[again].tolist())
-    with StepProgress("Adjusting to refined tracks"):
+    with at_work("Adjusting to refined tracks"):
         last = number == len(config.patch_radii) - 1
         adjust(model, written, config.outlier, freedom, options, again=last)
     progress.rounds += 1
