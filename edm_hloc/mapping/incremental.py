@@ -19,11 +19,11 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
     MIN_PLAUSIBLE,
-    fit_shared_cameras,
     focal_lengths_agree,
     plausible_images,
 )
 from edm_hloc.mapping.priors import use_priors
+from edm_hloc.mapping.shared_cameras import fit_shared_cameras, merge_cameras
 from edm_hloc.mapping.snapshots import Snapshots, content_of
 
 logger = logging.getLogger(__name__)
@@ -222,17 +222,21 @@ def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel
     shared = mapping.with_one_camera if refine and mapping.options.one_camera else None
     if shared is not None:
         sharing, names = shared
-        again, flat = _with_shared_cameras(sharing, initial)
         own = plausible_images(models, initial)
         lenses = own[0] >= MIN_PLAUSIBLE * own[1]
         believable = not few and lenses and focal_lengths_agree(models[0], names)
-        if plausible_images(again, initial) >= own and (
-            not believable
-            or fit_shared_cameras(
-                again[0], models[0], sharing.adjustment(not flat), sharing.constant_cameras
-            )
-        ):
-            models, mapping, one_camera, undistorted, later = again, sharing, names, flat, False
+        every = _registered(models) == mapping.images
+        merged = _merged(sharing, models, initial) if believable and every else None
+        if merged is None:
+            again, flat = _with_shared_cameras(sharing, initial)
+            if plausible_images(again, initial) >= own and (
+                not believable or _fit(sharing, again, models, not flat)
+            ):
+                merged = again, flat
+            elif believable and not every:
+                merged = _merged(sharing, models, initial)
+        if merged is not None:
+            (models, undistorted), mapping, one_camera, later = merged, sharing, names, False
     plausible, registered = plausible_images(models, initial)
     few, spoiled = registered < mapping.images / 2, plausible < MIN_PLAUSIBLE * registered
     if later and spoiled and not few:
@@ -246,6 +250,53 @@ def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel
         logger.info("Mapping once more, from any pair of photos.")
         models, undistorted = with_points(mapping.run(refine, False, any_start=True)), refine
     return [FoundModel(model, undistorted, one_camera) for model in models]
+
+
+def _merged(
+    sharing: IncrementalMapping,
+    models: Sequence[pycolmap.Reconstruction],
+    initial: Mapping[int, pycolmap.Camera],
+) -> tuple[list[pycolmap.Reconstruction], bool] | None:
+    """Believable models of a camera for each photo with one for photos of one size, if that fits.
+
+    An adjustment finds it where the cameras of the photos agree already; mapping again would take
+    long, and the mapper may then miss photos that it has found.
+
+    Args:
+        sharing: on the database where these photos share a camera.
+        models: mapped with a camera for each, the largest first.
+        initial: the cameras of the database by id.
+
+    Returns:
+        The models, and whether distortion was left as it was; None if they do not fit.
+    """
+    least = sharing.colmap_options(True, True).min_num_matches
+    for distortion in (True, False):
+        merged = [
+            merge_cameras(
+                model,
+                sharing.database,
+                least,
+                sharing.adjustment(distortion),
+                sharing.constant_cameras,
+            )
+            for model in models
+        ]
+        plausible, registered = plausible_images(merged, initial)
+        if plausible >= MIN_PLAUSIBLE * registered:
+            return (merged, not distortion) if _fit(sharing, merged, models, distortion) else None
+    return None
+
+
+def _fit(
+    sharing: IncrementalMapping,
+    shared: Sequence[pycolmap.Reconstruction],
+    own: Sequence[pycolmap.Reconstruction],
+    distortion: bool,
+) -> bool:
+    """Whether the largest model with shared cameras fits its photos no worse."""
+    adjustment = sharing.adjustment(distortion)
+    return fit_shared_cameras(shared[0], own[0], adjustment, sharing.constant_cameras)
 
 
 def _with_shared_cameras(

@@ -165,7 +165,8 @@ def map_and_refine(
     shutil.rmtree(folder, ignore_errors=True)
     if refined is None:
         return results
-    found = {**results, "mapped": _with_newcomers(mapped, refined), "tracks": refined}
+    mapped = without_calibrated(_with_newcomers(mapped, refined), model)
+    found = {**results, "mapped": mapped, "tracks": refined}
     aside = run.set_aside("model")
     if "extended" in results and aside is not None:
         earlier, extended = read_model(aside[1]["model"]), results["extended"]
@@ -226,6 +227,26 @@ def _with_newcomers(mapped: MappingSummary, refined: TrackSummary) -> MappingSum
         unregistered=tuple(n for n in mapped.unregistered if n not in refined.registered),
         components=(number + len(refined.registered), *others),
     )
+
+
+def without_calibrated(mapped: MappingSummary, model: Path) -> MappingSummary:
+    """A summary that does not count photos as undistorted that have got a lens since.
+
+    Args:
+        mapped: of the models as they were mapped.
+        model: the largest of them, with those beside it, after their tracks were refined.
+    """
+    flat = set(mapped.undistorted_photos)
+    if not flat:
+        return mapped
+    largest, *parts = (read_model(m) for m in (model, *part_folders(model).values()))
+    for each in (largest, *parts):
+        for name, image in posed_images(each).items():
+            camera = each.cameras[image.camera_id]
+            if any(camera.params[i] for i in camera.extra_params_idxs()):
+                flat.discard(name)
+    undistorted = mapped.undistorted and not flat.isdisjoint(posed_images(largest))
+    return replace(mapped, undistorted=undistorted, undistorted_photos=tuple(sorted(flat)))
 
 
 def _of_run_without(run: Run, place: Path, made_from: str) -> dict[str, Any] | None:

@@ -57,8 +57,9 @@ def fit_lenses(
 
     Args:
         model: with refined tracks; stays as it is.
-        freedom: what may change; without poses, focal lengths, distortion and lenses none is asked
-            for.
+        freedom: what may change; without poses, focal lengths and lenses none is asked for.
+            Distortion that was left at zero, as the mapper found no believable one, is asked for:
+            refined tracks tell more.
         options: threads.
 
     Returns:
@@ -147,7 +148,7 @@ def is_plausible(camera: pycolmap.Camera) -> bool:
 def _asked(model: pycolmap.Reconstruction, freedom: Freedom) -> dict[int, list[int]]:
     """Ids of the images of each camera that may get another lens, in the order of their names."""
     photos: dict[int, list[int]] = {}
-    if freedom.poses and freedom.focal and freedom.distortion and freedom.lenses:
+    if freedom.poses and freedom.focal and freedom.lenses:
         for _, image in sorted(posed_images(model).items()):
             camera = model.cameras[image.camera_id]
             if camera.model_name in (_SIMPLE, _BETTER) and image.camera_id not in freedom.constant:
@@ -190,7 +191,9 @@ def _calibrated(
             camera.model = pycolmap.CameraModelId.RADIAL
             camera.params = [*params, 0.0]
     others = frozenset(copy.cameras) - set(cameras)
-    own = replace(freedom, constant=freedom.constant | others, principal_point=True)
+    own = replace(
+        freedom, constant=freedom.constant | others, distortion=True, principal_point=True
+    )
     views = Views.of(copy)
     scale = robust_scale(reprojection_errors(Tracks.of(copy, views), views))
     adjuster_of(copy, scale, own, options, iterations=_ITERATIONS).solve()

@@ -42,6 +42,27 @@ def test_photos_of_one_camera_share_it(
         assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
 
 
+def test_cameras_that_agree_are_merged_without_mapping_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = IncrementalMapping.models
+
+    def own(
+        mapping: IncrementalMapping, focal: bool, distortion: bool
+    ) -> list[pycolmap.Reconstruction]:
+        assert not mapping.database.name.startswith("one-camera")
+        return honest(mapping, focal, distortion)
+
+    monkeypatch.setattr(IncrementalMapping, "models", own)
+    scene = make_scene(tmp_path, NAMES, noise=0.3)
+    build(scene, tmp_path / "d.db")
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.one_camera_photos == tuple(NAMES)
+    assert summary.undistorted_photos == ()
+    assert len(read_model(tmp_path / "m").cameras) == 1
+    assert_near_truth(scene, tmp_path / "m", rotation=0.3, position=0.5)
+
+
 def test_a_shared_camera_whose_distortion_grows_is_tried_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,9 +73,9 @@ def test_a_shared_camera_whose_distortion_grows_is_tried_without(
         mapping: IncrementalMapping, focal: bool, distortion: bool
     ) -> list[pycolmap.Reconstruction]:
         models = honest(mapping, focal, distortion)
-        if distortion and mapping.database.name.startswith("one-camera"):
-            for camera in models[0].cameras.values():
-                camera.focal_length *= 100
+        sharing = mapping.database.name.startswith("one-camera")
+        for camera in list(models[0].cameras.values()) if distortion or not sharing else []:
+            camera.focal_length *= 100
         return models
 
     monkeypatch.setattr(IncrementalMapping, "models", spoiled)

@@ -11,7 +11,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
@@ -21,6 +21,8 @@ from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.output import MappingSummary, parts_folder
+from edm_hloc.pipelines.extending import without_calibrated
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.report.page import make_report
@@ -156,3 +158,32 @@ def test_another_camera_model_for_more_photos_is_a_model_of_its_own(
     assert "extended" not in run.results
     (camera,) = pycolmap.Reconstruction(out / "model").cameras.values()
     assert camera.model_name == "SIMPLE_RADIAL"
+
+
+@pytest.mark.parametrize(
+    ("calibrated", "flat", "undistorted"),
+    [((), ("a", "b", "c"), True), (("a",), ("b", "c"), True), (("a", "b"), ("c",), False)],
+)
+def test_photos_with_a_lens_are_not_called_undistorted(
+    tmp_path: Path, calibrated: tuple[str, ...], flat: tuple[str, ...], undistorted: bool
+) -> None:
+    """The largest model has a, b and d; another one c, which stays as it is."""
+    for folder, names in ((tmp_path / "m", "abd"), (parts_folder(tmp_path / "m") / "2", "c")):
+        model = pycolmap.Reconstruction()
+        for i, name in enumerate(names, 1):
+            lens = 0.1 if name in (*calibrated, "d") else 0.0
+            params = [500.0, 320.0, 240.0, lens, 0.0]
+            camera = pycolmap.Camera(
+                camera_id=i, model="RADIAL", width=640, height=480, params=params
+            )
+            model.add_camera_with_trivial_rig(camera)
+            image = pycolmap.Image(name=name, image_id=i, camera_id=i)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+        folder.mkdir(parents=True)
+        model.write(folder)
+    statistics = ModelStatistics.of(read_model(tmp_path / "m"))
+    mapped = MappingSummary(
+        statistics, 4, (), (3, 1), 1.0, undistorted=True, undistorted_photos=("a", "b", "c")
+    )
+    found = without_calibrated(mapped, tmp_path / "m")
+    assert (found.undistorted_photos, found.undistorted) == (flat, undistorted)

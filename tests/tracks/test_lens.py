@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,9 @@ def seen_by(
     return model
 
 
-def mapped(truth: pycolmap.Reconstruction, ids: Sequence[int] = (1,)) -> pycolmap.Reconstruction:
+def mapped(
+    truth: pycolmap.Reconstruction, ids: Sequence[int] = (1,), *, distortion: bool = True
+) -> pycolmap.Reconstruction:
     """What a mapper that knows SIMPLE_RADIAL only makes of these keypoints."""
     model = pycolmap.Reconstruction(truth)
     for i in ids:
@@ -95,6 +98,7 @@ def mapped(truth: pycolmap.Reconstruction, ids: Sequence[int] = (1,)) -> pycolma
         take_intrinsics(model.cameras[i], camera([1.02 * f, *MIDDLE, 0.0]))
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary = False
+    options.refine_extra_params = distortion
     pycolmap.bundle_adjustment(model, options)
     return model
 
@@ -137,7 +141,7 @@ def test_a_lens_is_found_and_the_cameras_with_it(tmp_path: Path) -> None:
         (12, Freedom(constant=frozenset({1}))),
         (12, Freedom(poses=False)),
         (12, Freedom(focal=False)),
-        (12, Freedom(distortion=False)),
+        (12, Freedom(lenses=False)),
     ],
 )
 def test_what_is_to_stay_is_not_asked(photos: int, freedom: Freedom) -> None:
@@ -160,6 +164,19 @@ def test_no_lens_is_made_up() -> None:
     assert (model is plain, freedom, found) == (True, SIMPLE, [])
     walk = mapped(seen_by([camera([400.0, *MIDDLE, -0.05])], ahead(8), noise=1.0, roll=0.0))
     assert fit_lenses(walk, SIMPLE, THREADS)[0] is walk
+
+
+def test_distortion_that_was_left_at_zero_is_asked_for() -> None:
+    """It is not made up where it was left at zero since a walk straight ahead does not tell it."""
+    without = Freedom(distortion=False)
+    flat = mapped(seen_by([camera(TRUE)], around(12)), distortion=False)
+    assert flat.cameras[1].params[3] == 0
+    model, freedom, (_,) = fit_lenses(flat, without, THREADS)
+    assert freedom == replace(without, principal_point=True)
+    assert lens_difference(model.cameras[1], camera(TRUE)) < 0.6
+    truth = seen_by([camera([400.0, *MIDDLE, -0.05])], ahead(8), noise=1.0, roll=0.0)
+    walk = mapped(truth, distortion=False)
+    assert fit_lenses(walk, without, THREADS)[0] is walk
 
 
 def test_a_camera_of_few_photos_stays_beside_another() -> None:

@@ -1,0 +1,119 @@
+"""One camera for photos that have one each: a model with it, and whether that fits no worse."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edm_hloc.base.colmap import adjust_all_images, open_database, posed_images, unposed_model
+
+_MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
+_LEAST_SEEN = 0.5  # observations with a shared camera, likewise
+
+
+def merge_cameras(
+    model: pycolmap.Reconstruction,
+    database: Path,
+    min_num_matches: int,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: set[int],
+) -> pycolmap.Reconstruction:
+    """A model with the cameras of another database, where its photos share them, adjusted.
+
+    Args:
+        model: mapped from a database with a camera for each photo; stays as it is.
+        database: of the same images, keypoints and frames, see `parts.share_cameras`.
+        min_num_matches: with which it was mapped.
+        adjustment: options of the adjustment, which begins at the medians of the intrinsics.
+        constant: ids of cameras whose intrinsics stay as they are.
+    """
+    with open_database(database) as db:
+        shared, _ = unposed_model(db, min_num_matches)
+    params: dict[int, list[np.ndarray]] = defaultdict(list)
+    for image in posed_images(model).values():
+        camera_id = shared.images[image.image_id].camera_id
+        params[camera_id].append(model.cameras[image.camera_id].params)
+    for camera_id, of_each in params.items():
+        shared.cameras[camera_id].params = np.median(of_each, axis=0)
+    for frame_id in sorted(model.reg_frame_ids()):
+        shared.frames[frame_id].rig_from_world = model.frames[frame_id].rig_from_world
+        shared.register_frame(frame_id)
+    for point_id in sorted(model.point3D_ids()):
+        point = model.points3D[point_id]
+        shared.add_point3D(point.xyz, point.track, point.color)
+    _adjust(shared, adjustment, constant)
+    shared.update_point_3d_errors()
+    shared.tear_down()  # takes out what has no pose, and cameras that no image has
+    return shared
+
+
+def fit_shared_cameras(
+    shared: pycolmap.Reconstruction,
+    own: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: set[int],
+) -> bool:
+    """Whether photos that have a camera each fit shared ones no worse, those of each camera.
+
+    Photos of two cameras that are made to share one have far larger reprojection errors. So have
+    photos of one camera that were cropped, as long as its principal point is in the middle. Both
+    models are therefore adjusted once more, the shared camera with a principal point of its own.
+
+    Args:
+        shared: the model with one camera for all photos of a size; stays as it is.
+        own: the model with a camera for each photo; stays as it is.
+        adjustment: options of the adjustment of all else.
+        constant: ids of cameras whose intrinsics stay as they are.
+    """
+    if (
+        shared.num_reg_images() < own.num_reg_images()
+        or shared.compute_num_observations() < _LEAST_SEEN * own.compute_num_observations()
+    ):
+        return False
+    own_of = {name: image.camera_id for name, image in posed_images(own).items()}
+    of_camera: dict[int, set[str]] = defaultdict(set)
+    for name, image in posed_images(shared).items():
+        of_camera[image.camera_id].add(name)
+    # photos of one camera in both models are not asked about
+    sharing = [n for n in of_camera.values() if len({own_of.get(name) for name in n}) > 1]
+    errors = []
+    for model in (shared, own):
+        adjusted = pycolmap.Reconstruction(model)
+        adjustment.refine_principal_point = model is shared
+        _adjust(adjusted, adjustment, constant)
+        errors.append([_error(adjusted, names) for names in sharing])
+    return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
+
+
+def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
+    """Mean over the points of their reprojection errors in some images, pixels."""
+    ids: list[np.ndarray] = [np.zeros(0, np.int64)]
+    errors: list[np.ndarray] = [np.zeros(0)]
+    posed = posed_images(model)
+    for image in (posed[name] for name in sorted(names & posed.keys())):
+        if seen := image.get_observation_points2D():
+            of_points = [point.point3D_id for point in seen]
+            xyz = np.array([model.points3D[i].xyz for i in of_points])
+            pose = image.cam_from_world().matrix()
+            there = xyz @ pose[:, :3].T + pose[:, 3]
+            places = np.asarray(model.cameras[image.camera_id].img_from_cam(there))
+            ids.append(np.array(of_points))
+            errors.append(np.linalg.norm(places - np.array([p.xy for p in seen]), axis=1))
+    _, point = np.unique(np.concatenate(ids), return_inverse=True)
+    sums = np.bincount(point, np.nan_to_num(np.concatenate(errors)))
+    return float((sums / np.bincount(point)).mean()) if len(point) else 0.0
+
+
+def _adjust(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: set[int],
+) -> None:
+    """Adjusts all images and points of a model."""
+    config = adjust_all_images(model, constant)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    # pycolmap.bundle_adjustment would turn COLMAP's log on again
+    pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
