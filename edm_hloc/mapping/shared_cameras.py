@@ -12,6 +12,8 @@ from edm_hloc.base.colmap import adjust_all_images, open_database, posed_images,
 
 _MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
 _LEAST_SEEN = 0.5  # observations with a shared camera, likewise
+_ITERATIONS = 100  # at most; a focal length moves slowly where the photos hardly tell it
+_SETTLED = 1e-7  # relative change of the cost
 
 
 def merge_cameras(
@@ -44,6 +46,8 @@ def merge_cameras(
     for point_id in sorted(model.point3D_ids()):
         point = model.points3D[point_id]
         shared.add_point3D(point.xyz, point.track, point.color)
+    solver = adjustment.ceres.solver_options
+    solver.max_num_iterations, solver.function_tolerance = _ITERATIONS, _SETTLED
     _adjust(shared, adjustment, constant)
     shared.update_point_3d_errors()
     shared.tear_down()  # takes out what has no pose, and cameras that no image has
