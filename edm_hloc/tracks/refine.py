@@ -142,7 +142,7 @@ class Kept:
     Attributes:
         names: of the photos whose intrinsics stay.
         intrinsics: all intrinsics stay.
-        distortion: the distortion of all cameras stays.
+        distortion: that of all cameras stays, but where a lens is found (see `lens.fit_lenses`).
         poses: all poses and intrinsics stay: only the points are refined.
         lenses: the camera models and principal points of all cameras stay.
     """
