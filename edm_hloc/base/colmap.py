@@ -282,6 +282,18 @@ def unposed_model(
     return model, cache
 
 
+def take_poses(model: pycolmap.Reconstruction, source: pycolmap.Reconstruction) -> None:
+    """Registers the frames of another model, with its poses; those that are registered stay.
+
+    Args:
+        model: changed in place.
+        source: of frames with the same ids.
+    """
+    for frame_id in sorted(set(source.reg_frame_ids()) - set(model.reg_frame_ids())):
+        model.frames[frame_id].rig_from_world = source.frames[frame_id].rig_from_world
+        model.register_frame(frame_id)
+
+
 def take_intrinsics(camera: pycolmap.Camera, source: pycolmap.Camera) -> None:
     """Gives a camera the camera model and the parameters of another one of the same size."""
     camera.model, camera.params = source.model, list(source.params)

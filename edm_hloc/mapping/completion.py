@@ -9,7 +9,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.at_work import at_work
-from edm_hloc.base.colmap import open_database, unposed_model
+from edm_hloc.base.colmap import open_database, take_poses, unposed_model
 from edm_hloc.base.progress import StepProgress
 
 _ITERATIONS = (10, 5)  # of the adjustments of all cameras and points, a filter after each
@@ -46,9 +46,7 @@ def complete_model(
         for camera_id, camera in part.cameras.items():
             whole.cameras[camera_id].params = camera.params
     for part in (model, *beside):
-        for frame_id in sorted(set(part.reg_frame_ids()) - set(whole.reg_frame_ids())):
-            whole.frames[frame_id].rig_from_world = part.frames[frame_id].rig_from_world
-            whole.register_frame(frame_id)
+        take_poses(whole, part)
     _add_points(whole, model, kept)
     mapper = pycolmap.IncrementalMapper(cache)
     mapper.begin_reconstruction(whole)

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import adjust_all_images, open_database, posed_images, unposed_model
+from edm_hloc.base.colmap import (
+    adjust_all_images,
+    open_database,
+    posed_images,
+    take_poses,
+    unposed_model,
+)
 
 _MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
 _LEAST_SEEN = 0.5  # observations with a shared camera, likewise
@@ -40,9 +46,7 @@ def merge_cameras(
         params[camera_id].append(model.cameras[image.camera_id].params)
     for camera_id, of_each in params.items():
         shared.cameras[camera_id].params = np.median(of_each, axis=0)
-    for frame_id in sorted(model.reg_frame_ids()):
-        shared.frames[frame_id].rig_from_world = model.frames[frame_id].rig_from_world
-        shared.register_frame(frame_id)
+    take_poses(shared, model)
     for point_id in sorted(model.point3D_ids()):
         point = model.points3D[point_id]
         shared.add_point3D(point.xyz, point.track, point.color)
