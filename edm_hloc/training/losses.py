@@ -3,112 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from edm_hloc.models.coarse import similarity
 from edm_hloc.models.flow import RealNVP
 
 Residual = Literal["laplace", "gaussian", "l1", "l2"]
 SMALLEST_SIGMA = 1e-6
 LARGEST_WRONG = 1 - 1e-4  # factor on the probability of wrong matches, so that log(1 − p) is finite
-
-Entries = tuple[Tensor, Tensor, Tensor]
-"""Pair, row and column of P entries of a batch of matrices, (P,) long each."""
-
-
-class _DualSoftmaxEntries(torch.autograd.Function):
-    """See `dual_softmax_entries`. The gradient with respect to the similarity s is
-
-        dL/ds_ij = 2·g_ij − (Σ_j g_ij)·softmax_row(s)_ij − (Σ_i g_ij)·softmax_column(s)_ij
-
-    where the incoming gradient g is zero except at the entries. The blocks of s are recomputed.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features0: Tensor,
-        features1: Tensor,
-        temperature: float,
-        places: tuple[Entries, tuple[Tensor, Tensor]],
-        block_rows: int,
-    ) -> Tensor:
-        (batch, row, column), (row_lse, column_lse) = places
-        ctx.save_for_backward(features0, features1, row_lse, column_lse, batch, row, column)
-        ctx.temperature, ctx.block_rows = temperature, block_rows
-        scale = 1.0 / (features0.shape[-1] * temperature)
-        entries = (features0[batch, row].float() * features1[batch, column].float()).sum(dim=-1)
-        return 2.0 * scale * entries - row_lse[batch, row] - column_lse[batch, column]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        features0, features1, row_lse, column_lse, batch, row, column = ctx.saved_tensors
-        grad = grad.float()
-        row_weight = torch.zeros_like(row_lse).index_put_((batch, row), grad, accumulate=True)
-        column_weight = torch.zeros_like(column_lse)
-        column_weight.index_put_((batch, column), grad, accumulate=True)
-        scale = 1.0 / (features0.shape[-1] * ctx.temperature)
-        f1 = features1.float()
-        grad0, grad1 = [], torch.zeros_like(f1)
-        with torch.autocast(features0.device.type, enabled=False):
-            for start in range(0, features0.shape[1], ctx.block_rows):
-                rows = slice(start, start + ctx.block_rows)
-                f0 = features0[:, rows].float()
-                s = similarity(f0, f1, ctx.temperature)
-                ds = (s - row_lse[:, rows, None]).exp_().mul_(row_weight[:, rows, None])
-                s.sub_(column_lse[:, None]).exp_().mul_(column_weight[:, None])
-                ds.add_(s).neg_()
-                here = ((row >= start) & (row < start + ctx.block_rows)).nonzero()[:, 0]
-                index = (batch[here], row[here] - start, column[here])
-                ds.index_put_(index, 2.0 * grad[here], accumulate=True)
-                ds.mul_(scale)
-                grad0.append(torch.matmul(ds, f1))
-                grad1.add_(torch.matmul(ds.mT, f0))
-        grad_features0 = torch.cat(grad0, dim=1).to(features0.dtype)
-        return grad_features0, grad1.to(features1.dtype), None, None, None
-
-
-def dual_softmax_entries(
-    features0: Tensor,
-    features1: Tensor,
-    temperature: float,
-    entries: Entries,
-    log_sums: tuple[Tensor, Tensor],
-    block_bytes: int | None = None,
-) -> Tensor:
-    """Logarithms of some entries of the dual softmax (Eq. 2), in fp32.
-
-    log p_ij = 2·s_ij − row_lse_i − column_lse_j, so that only the log-sum-exp of the rows and
-    columns of the similarity matrix s is needed. For the gradient, which includes that of the
-    log-sum-exps, it is computed in blocks of rows, so that memory stays at a few times
-    `block_bytes` for any image size. Nothing overflows or underflows.
-
-    Args:
-        features0: (B, N, C) of the cells of image 0.
-        features1: (B, M, C) of the cells of image 1.
-        temperature: τ of Eq. 1.
-        entries: the P entries that are evaluated.
-        log_sums: the log-sum-exps (B, N) of the rows and (B, M) of the columns, as
-            `models.coarse.log_sum_exps` computes them, without gradients.
-        block_bytes: size of a block of the similarity matrix; None: 4 MiB on the CPU, about the
-            cache of a core, and 256 MiB on a GPU.
-
-    Returns:
-        (P,) log probabilities.
-    """
-    if block_bytes is None:
-        block_bytes = 4 << 20 if features0.device.type == "cpu" else 256 << 20
-    per_row = 4 * features0.shape[0] * features1.shape[1]
-    block_rows = max(1, min(features0.shape[1], block_bytes // per_row))
-    log_probability: Tensor = _DualSoftmaxEntries.apply(
-        features0, features1, temperature, (entries, log_sums), block_rows
-    )
-    return log_probability
 
 
 def focal_loss(log_probability: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:

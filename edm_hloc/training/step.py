@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edm_hloc.base.grid import CELL
-from edm_hloc.models.coarse import best_columns, log_sum_exps
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CoarseMatches, EDMFeatures, default_topk
 from edm_hloc.training.config import TrainConfig
+from edm_hloc.training.dual_softmax import DualSoftmax, Entries
 from edm_hloc.training.losses import (
-    Entries,
-    dual_softmax_entries,
     focal_loss,
     residual_log_likelihood,
     total_loss,
@@ -110,17 +108,15 @@ class TrainingStep(nn.Module):
             features0, features1 = self._encode(batch, position_scale)
             coarse0, coarse1 = model.interact(features0, features1)
         tokens0, tokens1 = coarse0.flatten(2).mT, coarse1.flatten(2).mT
-        temperature = model.config.temperature
-        with torch.no_grad():
-            log_sums = log_sum_exps(tokens0, tokens1, temperature)
-            confidence, best = best_columns(tokens0, tokens1, temperature, log_sums=log_sums)
+        softmax = DualSoftmax(tokens0, tokens1, model.config.temperature)
+        confidence, best = softmax.probability, softmax.column
         true = _entries(truth.partner, truth.partner >= 0)
         own = torch.arange(best.shape[1], device=best.device).expand_as(best)
         wrong = _entries(best, surely_wrong(truth, own, best) & (config.wrong_weight > 0))
         pair, row, column = (torch.cat(parts) for parts in zip(true, wrong, strict=True))
-        log_true, log_wrong = dual_softmax_entries(
-            tokens0, tokens1, temperature, (pair, row, column), log_sums
-        ).split([len(true[0]), len(wrong[0])])
+        log_true, log_wrong = softmax.log_entries((pair, row, column)).split(
+            [len(true[0]), len(wrong[0])]
+        )
         coarse_loss = focal_loss(log_true, config.focal_alpha, config.focal_gamma)
         wrong_loss = wrong_match_loss(log_wrong, len(log_true) + len(log_wrong), config.focal_gamma)
 

@@ -6,79 +6,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from edm_hloc.models.coarse import best_columns, log_sum_exps, similarity
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.training.losses import (
-    dual_softmax_entries,
     focal_loss,
     residual_log_likelihood,
     total_loss,
     wrong_match_loss,
 )
-
-
-def _entries() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    torch.manual_seed(0)
-    f0, f1 = torch.randn(2, 7, 4) * 3, torch.randn(2, 5, 4) * 3
-    index = (
-        torch.tensor([0, 0, 1, 1, 1]),
-        torch.tensor([0, 6, 2, 3, 6]),
-        torch.tensor([1, 4, 0, 0, 3]),
-    )
-    return f0.requires_grad_(), f1.requires_grad_(), index
-
-
-def _log_entries(
-    f0: Tensor, f1: Tensor, temperature: float, index: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    with torch.no_grad():
-        log_sums = log_sum_exps(f0, f1, temperature)
-    return dual_softmax_entries(f0, f1, temperature, index, log_sums)
-
-
-@pytest.mark.parametrize("block_bytes", [1, 3 * 4 * 2 * 5, 1 << 20])
-def test_dual_softmax_entries_and_their_gradient_equal_the_full_matrix(block_bytes: int) -> None:
-    f0, f1, index = _entries()
-    s = similarity(f0, f1, 0.1)
-    expected = (s.log_softmax(1) + s.log_softmax(2))[index]
-    weight = torch.linspace(-1, 2, 5)
-    grads = torch.autograd.grad((expected * weight).sum(), (f0, f1))
-    with torch.no_grad():
-        log_sums = log_sum_exps(f0, f1, 0.1, block_bytes)
-    torch.testing.assert_close(log_sums, (s.logsumexp(2), s.logsumexp(1)))
-    result = dual_softmax_entries(f0, f1, 0.1, index, log_sums, block_bytes)
-    torch.testing.assert_close(result, expected)
-    torch.testing.assert_close(torch.autograd.grad((result * weight).sum(), (f0, f1)), grads)
-    with torch.no_grad():  # the sums serve the search for the best columns
-        for found, alone in zip(
-            best_columns(f0, f1, 0.1, block_bytes, log_sums),
-            best_columns(f0, f1, 0.1, block_bytes),
-            strict=True,
-        ):
-            torch.testing.assert_close(found, alone)
-
-
-def test_dual_softmax_entries_gradient_by_finite_differences() -> None:
-    f0, f1, index = _entries()
-    _log_entries(f0, f1, 0.5, index).sum().backward()
-    with torch.no_grad():
-        for place in [(0, 0, 0), (0, 4, 2), (1, 6, 3)]:
-            step = torch.zeros_like(f0)
-            step[place] = 1e-2
-            up, down = (_log_entries(f0 + d, f1, 0.5, index).sum() for d in (step, -step))
-            assert f0.grad is not None
-            assert float((up - down) / 2e-2) == pytest.approx(float(f0.grad[place]), abs=2e-3)
-
-
-def test_dual_softmax_entries_of_enormous_similarities_are_finite() -> None:
-    f0, f1, index = _entries()
-    result = _log_entries(f0 * 1e3, f1 * 1e3, 0.1, index)
-    result.sum().backward()
-    assert torch.isfinite(result).all()
-    assert f0.grad is not None
-    assert torch.isfinite(f0.grad).all()
 
 
 def test_focal_loss_closed_form() -> None:
@@ -99,25 +34,6 @@ def test_loss_of_wrong_matches_closed_form() -> None:
     assert torch.isfinite(certain.grad).all()
     assert certain.grad[0] > 1
     assert wrong_match_loss(torch.zeros(0), 0) == 0
-
-
-def test_loss_of_the_best_match_of_a_row_equals_the_full_matrix() -> None:
-    """Value and gradient of the loss of row maxima, from blocks and from the whole matrix."""
-    f0, f1, _ = _entries()
-    wrong = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 0, 1]]).bool()
-    s = similarity(f0, f1, 2.0)
-    p = (s.softmax(1) * s.softmax(2)).amax(2)[wrong]
-    expected = -(p.square() * (1 - (1 - 1e-4) * p).log()).sum() / 14
-    grads = torch.autograd.grad(expected, (f0, f1))
-    with torch.no_grad():
-        log_sums = log_sum_exps(f0, f1, 2.0, 80)
-        best = best_columns(f0, f1, 2.0, 80, log_sums)[1]
-    pair, row = wrong.nonzero(as_tuple=True)
-    log_p = dual_softmax_entries(f0, f1, 2.0, (pair, row, best[pair, row]), log_sums, 80)
-    loss = wrong_match_loss(log_p, 14)
-    torch.testing.assert_close(loss, expected)
-    assert expected > 1e-3
-    torch.testing.assert_close(torch.autograd.grad(loss, (f0, f1)), grads)
 
 
 def test_hopeless_matches_still_have_a_gradient() -> None:
