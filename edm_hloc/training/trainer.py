@@ -21,6 +21,7 @@ from lightning.fabric import Fabric
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.base.stopping import StopRequest
 from edm_hloc.base.version import __version__
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.weights_file import metadata_of
@@ -95,6 +96,8 @@ def run_training(
     Raises:
         EdmHlocError: the configuration is malformed, `out` holds a run with another one, or the
             loss diverges.
+        KeyboardInterrupt: the user or a scheduler (SIGTERM) asked it to end. The step that was
+            begun is finished and saved before.
     """
     if (config.minutes is None) == (config.steps is None):
         raise EdmHlocError("give a training run its length: either minutes or steps")
@@ -201,9 +204,10 @@ class _Run:
             _Schedule(times, share)
             for times in (ROWS_PER_RUN, config.checkpoints, config.validations)
         )
-        skipped_in_row, means = 0, _RunningMeans()
-        with bar, Prefetcher(self.make_batch, progress.step) as batches:
-            while share < 1.0 and progress.step != stop_after_steps:
+        skipped_in_row, means, stopped = 0, _RunningMeans(), False
+        stop = StopRequest("Training ends with this step and saves it; Ctrl-C again ends it now.")
+        with stop, bar, Prefetcher(self.make_batch, progress.step) as batches:
+            while share < 1.0 and progress.step != stop_after_steps and not stopped:
                 loss, metrics = self.step(next(batches), share)
                 progress.step += 1
                 progress.pairs += metrics.pop("pairs") * self.fabric.world_size
@@ -214,7 +218,7 @@ class _Run:
                         "lower the learning rate and start from an earlier checkpoint"
                     )
                 means.add({"loss": loss, **metrics})
-                share = self.fabric.broadcast(self.share(progress.step))
+                share, stopped = self.fabric.broadcast((self.share(progress.step), stop.requested))
                 progress.seconds = self.clock.seconds
                 if row_due(share):
                     row = means.values()
@@ -228,6 +232,8 @@ class _Run:
                     self.save()
         if progress.step != self.saved_step:
             self.save()
+        if stopped and share < 1.0:
+            raise KeyboardInterrupt
         return TrainResult(
             self.state.average,
             progress.step,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -220,6 +221,37 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
         assert str(tmp_path) not in str(file.metadata())  # weights are given away
     kept = dict(through.model.named_parameters())
     assert all(torch.allclose(v, kept[k], atol=0.1) for k, v in started.model.named_parameters())
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_end_saves_the_step_at_work(
+    few: FewBatches,
+    tmp_path: Path,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny_config(checkpoints=0)
+    asked = []
+
+    def update(average: EDM, model: EDM, decay: float, step: int) -> None:
+        update_average(average, model, decay, step)
+        if step == 2 and not asked:
+            asked.append(number)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("edm_hloc.training.trainer.update_average", update)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, tmp_path / "a", source=few, accelerator="cpu", devices=1)
+    assert signal.getsignal(number) == before
+    assert "saves it" in capfd.readouterr().err
+    assert [r["step"] for r in read_curve(tmp_path / "a" / "training.csv")] == [1, 2, 3]
+    resumed = run_training(config, tmp_path / "a", source=few, accelerator="cpu", devices=1)
+    through = run_training(config, tmp_path / "b", source=few, accelerator="cpu", devices=1)
+    assert [r["step"] for r in read_curve(tmp_path / "a" / "training.csv")] == [1, 2, 3, 4, 5, 6]
+    assert states_equal(through.model, resumed.model)
 
 
 @pytest.mark.usefixtures("_no_pictures")
