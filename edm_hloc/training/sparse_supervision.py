@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from edm_hloc.base.frames import Origin, inside, origin_shift
@@ -49,17 +50,20 @@ def sparse_supervision(
 
 def _warp_affinely(grid: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Grid points (N, 2) → their warp (N, 2), and whether the affine map fits (N,) bool."""
+    warped, fits = torch.zeros_like(grid), torch.zeros(len(grid), dtype=torch.bool)
     if len(source) < NEIGHBOURS:
-        return torch.zeros_like(grid), torch.zeros(len(grid), dtype=torch.bool)
-    distance, near = torch.cdist(grid, source).topk(NEIGHBOURS, largest=False)
-    x = source[near] - grid[:, None]  # (N, k, 2)
+        return warped, fits
+    distance, near = KDTree(source.numpy()).query(grid.numpy(), NEIGHBOURS)
+    surrounded = torch.from_numpy((distance[:, 0] < NEAREST) & (distance[:, -1] < FARTHEST))
+    index = torch.from_numpy(near)[surrounded]
+    x = source[index] - grid[surrounded, None]  # (N, k, 2)
     design = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1).double()
-    y = target[near].double()
+    y = target[index].double()
     # The linear part is damped, since the neighbours may be collinear. The translation is not: it
     # would be drawn towards (0, 0), by more the farther the point is from there.
     damping = torch.diag(torch.tensor([1e-3, 1e-3, 0.0], dtype=torch.float64))
     normal = design.mT @ design + damping
     affine = torch.linalg.solve(normal, design.mT @ y)
     residual = (design @ affine - y).square().sum(dim=-1).mean(dim=-1).sqrt()
-    surrounded = (distance[:, 0] < NEAREST) & (distance[:, -1] < FARTHEST)
-    return affine[:, 2].float(), surrounded & (residual < MAX_RESIDUAL)
+    warped[surrounded], fits[surrounded] = affine[:, 2].float(), residual < MAX_RESIDUAL
+    return warped, fits
