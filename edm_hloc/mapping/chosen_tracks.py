@@ -85,15 +85,11 @@ class ChosenTracks:
             found = map_believably(self.mapping, refine)
         if not found:
             return []
-        agreements = view_agreements(found[0].model, self.mapping.database)
-        conflicts = many_conflicts(agreements)
-        best = self._unfolded(found[0], conflicts, refine) if conflicts else None
-        if best is None:
-            apart = self._by_strongest_pairs(found, refine)
-            if apart is not None:
-                found, agreements = apart, view_agreements(apart[0].model, self.mapping.database)
-            best = replace(found[0], agreements=tuple(agreements))
-        return [best, *found[1:]]
+        conflicts = many_conflicts(view_agreements(found[0].model, self.mapping.database))
+        unfolded = self._unfolded(found[0], conflicts, refine) if conflicts else None
+        if unfolded is not None:
+            return [unfolded, *found[1:]]
+        return self._by_strongest_pairs(found, refine) or found
 
     def _begun(self, refine: bool) -> list[FoundModel]:
         """Models of the chosen tracks, where there are such."""
@@ -163,14 +159,12 @@ class ChosenTracks:
         if not completed or completed[0].model.num_reg_images() < REGISTERED * registered:
             return None
         whole = completed[0]
-        agreements = tuple(view_agreements(whole.model, base.database))
-        if many_conflicts(agreements):
+        if many_conflicts(view_agreements(whole.model, base.database)):
             return None
         return replace(
             whole,
             one_camera=folded.one_camera or whole.one_camera,
             look_alikes=left.look_alikes,
-            agreements=agreements,
         )
 
     def _by_strongest_pairs(

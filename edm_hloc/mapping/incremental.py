@@ -14,7 +14,6 @@ from edm_hloc.base.colmap import drop_pointless, open_database
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.joining import join_models
-from edm_hloc.mapping.look_alikes import ViewAgreement
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
@@ -197,14 +196,12 @@ class FoundModel:
             share one here with others of their size, as they fit it no worse.
         look_alikes: names of the photos of verified pairs that were left out: with them the model
             had folded.
-        agreements: how far its photos agree; of the largest model of a part only.
     """
 
     model: pycolmap.Reconstruction
     undistorted: bool = False
     one_camera: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
-    agreements: tuple[ViewAgreement, ...] = ()
 
 
 def map_believably(mapping: IncrementalMapping, refine: bool) -> list[FoundModel]:

@@ -130,15 +130,15 @@ def stay_together(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int
     )
 
 
-def find_conflicts(
-    model: pycolmap.Reconstruction, agreements: Sequence[ViewAgreement]
-) -> ConflictSummary:
+def find_conflicts(model: pycolmap.Reconstruction, database: Path) -> ConflictSummary:
     """The pairs of photos of a model that disagree, if they are many; says so.
 
+    A model as the mapper leaves it, whose lens is not yet known, can have a few more of them.
+
     Args:
-        model: with poses and points.
-        agreements: of its photos.
+        model, database: as for `view_agreements`.
     """
+    agreements = view_agreements(model, database)
     pairs = many_conflicts(agreements)
     name = {image.image_id: image.name for image in posed_images(model).values()}
     names = tuple((name[a], name[b]) for a, b in pairs)

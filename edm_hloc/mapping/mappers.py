@@ -25,7 +25,6 @@ from edm_hloc.mapping.incremental import (
     size_of,
     with_points,
 )
-from edm_hloc.mapping.look_alikes import find_conflicts, view_agreements
 from edm_hloc.mapping.no_model import explain_no_model, explain_turning
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -132,10 +131,6 @@ def map_database(
         write_model(models[0], image_root, temporary)
         write_parts(models[1:], image_root, parts_folder(out))
         statistics = ModelStatistics.of(models[0])
-        agreements = found[0].agreements or view_agreements(models[0], database)
-        conflicts = find_conflicts(models[0], agreements)
-        for each in found[1:]:
-            find_conflicts(each.model, each.agreements)  # says so
     components = tuple(model.num_reg_images() for model in models)
     if len(components) > 1:
         logger.warning(
@@ -159,7 +154,6 @@ def map_database(
         undistorted=found[0].undistorted,
         undistorted_photos=tuple(sorted(undistorted)),
         one_camera_photos=tuple(sorted(shared)),
-        conflicts=conflicts,
         look_alikes=tuple(pair for each in found for pair in each.look_alikes),
         turned=turned,
     )

@@ -19,7 +19,6 @@ from edm_hloc.base.files import force_to_disk, remove_leftover
 from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import stored_pixels
-from edm_hloc.mapping.look_alikes import ConflictSummary
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +52,6 @@ class MappingSummary:
             its own in the database, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
-        conflicts: photos that the written model has before one place although they show different
-            things; None where that was not looked for.
         misplaced: names of photos whose verified matches contradict their model, sorted, see
             `misplaced_photos`; none where that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
@@ -71,7 +68,6 @@ class MappingSummary:
     undistorted_photos: tuple[str, ...] = ()
     one_camera_photos: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
-    conflicts: ConflictSummary | None = None
     misplaced: tuple[str, ...] = ()
     turned: tuple[str, ...] = ()
 

@@ -287,7 +287,8 @@ def _kept_results(record: Path, made_from: str) -> dict[str, Any] | None:
 def _results_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What `map_or_extend` had returned, of which a record was made."""
     statistics = ModelStatistics(**record["mapped"]["statistics"])
-    mapped = {**record["mapped"], "statistics": statistics, "conflicts": None}  # looked for anew
+    mapped = {**record["mapped"], "statistics": statistics}
+    mapped.pop("conflicts", None)  # of earlier versions; they are looked for anew
     results = {
         "mapped": MappingSummary(**mapped),
         "mapped_from": MappedFrom(**record["mapped_from"]),

@@ -41,7 +41,7 @@ from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.georeference import CAMERAS, RECORD
-from edm_hloc.mapping.look_alikes import find_conflicts, view_agreements
+from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, part_folders, parts_folder
@@ -209,13 +209,11 @@ def reconstruct(
             if "georeferenced" not in mapped:
                 run.discard_aside("georeference")
             summary: MappingSummary = mapped["mapped"]
-            written, conflicts = read_model(model), summary.conflicts
-            if conflicts is None:
-                conflicts = find_conflicts(written, view_agreements(written, database))
-            parts = [read_model(folder) for folder in part_folders(model).values()]
-            misplaced = misplaced_photos((written, *parts), database, mapping.min_inliers)
-            summary = replace(summary, conflicts=None, misplaced=misplaced)
-            return {**mapped, "mapped": summary, "conflicts": conflicts}
+            models = [read_model(folder) for folder in (model, *part_folders(model).values())]
+            conflicts = [find_conflicts(each, database) for each in models]  # says so
+            misplaced = misplaced_photos(models, database, mapping.min_inliers)
+            summary = replace(summary, misplaced=misplaced)
+            return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)

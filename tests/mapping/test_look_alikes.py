@@ -105,7 +105,8 @@ def agreements_of(
 
 
 def conflicts_of(model: pycolmap.Reconstruction, folder: Path) -> ConflictSummary:
-    return find_conflicts(model, agreements_of(model, folder))
+    agreements_of(model, folder)  # makes the database
+    return find_conflicts(model, folder / "database.db")
 
 
 FOUR = [[-0.3, 0.0, 0.0], [-0.1, 0.1, 0.0], [0.1, 0.0, 0.1], [0.3, 0.1, 0.0]]
@@ -140,7 +141,7 @@ def test_photos_of_two_equal_walls_conflict_and_those_of_one_do_not(
     # Of the width 2.8 of 6, which counts four times as it is in 4 photos and not in 8.
     expected = 3.2 / (3.2 + 4 * 2.8)
     assert max(shares[pair] for pair in across) == pytest.approx(expected, abs=0.08)
-    conflicts = find_conflicts(model, agreements)
+    conflicts = find_conflicts(model, tmp_path / "database.db")
     names = {(f"{a - 1}.jpg", f"{b - 1}.jpg") for a, b in across}
     assert set(conflicts.pairs) == names
     assert f"{len(names)} of {len(shares)} pairs of photos" in caplog.text
@@ -230,7 +231,7 @@ def test_where_tracks_break_matches_show_that_photos_show_the_same(tmp_path: Pat
     broken = agreements_of(model, tmp_path)
     share = {agreement.images: agreement.share for agreement in broken}
     assert share[1, 5] < 0.3
-    assert find_conflicts(model, broken).pairs
+    assert find_conflicts(model, tmp_path / "database.db").pairs
     xyz = {
         i: np.array([model.points3D[p.point3D_id].xyz for p in image.points2D])
         for i, image in model.images.items()
@@ -241,4 +242,4 @@ def test_where_tracks_break_matches_show_that_photos_show_the_same(tmp_path: Pat
         further[a, b] = np.argwhere((apart > 0) & (apart < 2e-3)).tolist()
     whole = agreements_of(model, tmp_path, further=further)
     assert min(agreement.share for agreement in whole) > 0.9
-    assert not find_conflicts(model, whole).pairs
+    assert not find_conflicts(model, tmp_path / "database.db").pairs

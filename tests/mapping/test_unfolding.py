@@ -19,6 +19,7 @@ from edm_hloc.mapping import chosen_tracks
 from edm_hloc.mapping.chosen_tracks import ChosenTracks
 from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
+from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs, unfold
 from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
@@ -140,14 +141,12 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
     assert len(left_out) > 60
     assert min(map(between, left_out)) >= 3
-    assert summary.conflicts is not None
-    assert not summary.conflicts.pairs
+    assert not find_conflicts(read_model(tmp_path / "m"), walls).pairs
 
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
-    folded = map_database(walls, images, tmp_path / "folded", THREADS)
+    map_database(walls, images, tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", truth).rotation_max > 80
-    assert folded.conflicts is not None
-    assert len(folded.conflicts.pairs) > 10
+    assert len(find_conflicts(read_model(tmp_path / "folded"), walls).pairs) > 10
 
 
 def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_the_model(
@@ -181,10 +180,10 @@ def test_where_the_photos_that_disagree_stay_together_the_model_stays(
     )
     summary = map_database(walls, walls.parent / "images", tmp_path / "m", THREADS)
     assert summary.look_alikes == ()
-    assert summary.conflicts is not None
-    assert summary.conflicts.pairs
+    model = read_model(tmp_path / "m")
+    assert find_conflicts(model, walls).pairs
     assert len(completed) <= 1  # nothing is completed that is not kept
-    assert read_model(tmp_path / "m").num_reg_images() == 16
+    assert model.num_reg_images() == 16
 
 
 def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(

@@ -24,11 +24,13 @@ from edm_hloc.mapping import output
 from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.left_out import LeftOut, register_left_out
+from edm_hloc.mapping.look_alikes import ConflictSummary
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, holds_only_models
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.pipelines import extending
+from edm_hloc.pipelines import reconstruct as pipeline
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks import alignment, refine
@@ -67,9 +69,21 @@ def test_the_model_of_a_run_without_refinement_is_refined_and_not_mapped_again(
 ) -> None:
     fresh, out = run_on(scene, tmp_path / "fresh", DEFAULT), tmp_path / "out"
     shutil.copytree(mapped, out)
+    looked_at: list[pycolmap.Reconstruction] = []
+
+    def find_conflicts(model: pycolmap.Reconstruction, database: Path) -> ConflictSummary:
+        looked_at.append(model)
+        return ConflictSummary((), 7)
+
     with monkeypatch.context() as patch:
         patch.setattr(extending, "map_database", _not_to_be_called)
+        patch.setattr(pipeline, "find_conflicts", find_conflicts)
         run = run_on(scene, out, DEFAULT)
+    assert run.results["conflicts"] == {"pairs": (), "compared": 7}
+    written = read_model(out / "model")  # of the refined model, whose lens is known
+    assert [model.compute_mean_reprojection_error() for model in looked_at] == [
+        written.compute_mean_reprojection_error()
+    ]
     assert run.results["tracks"]["before"]["registered"] == 7
     assert files_of(out / "model") == files_of(fresh.out / "model")
     assert {p.name for p in out.iterdir()} == {p.name for p in fresh.out.iterdir()}
