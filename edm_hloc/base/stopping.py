@@ -18,13 +18,13 @@ class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
     where `nohup` started the program in the background.
 
     Args:
-        said: what is written to the standard error at the first request.
+        said: what is written to the standard error at the first request; None: nothing.
 
     Attributes:
         requested: True after a signal.
     """
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, said: str | None) -> None:
         self.requested = False
         self._said = said
         self._previous: dict[int, object] = {}
@@ -50,5 +50,7 @@ class StopRequest(contextlib.AbstractContextManager["StopRequest"]):
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self._said is None:
+            return
         with contextlib.suppress(OSError):
             os.write(2, f"\n{self._said}\n".encode())  # `print` may be at work

@@ -205,7 +205,8 @@ class _Run:
             for times in (ROWS_PER_RUN, config.checkpoints, config.validations)
         )
         skipped_in_row, means, stopped = 0, _RunningMeans(), False
-        stop = StopRequest("Training ends with this step and saves it; Ctrl-C again ends it now.")
+        said = "Training ends with this step and saves it; Ctrl-C again ends it now."
+        stop = StopRequest(said if shown else None)
         with stop, bar, Prefetcher(self.make_batch, progress.step) as batches:
             while share < 1.0 and progress.step != stop_after_steps and not stopped:
                 loss, metrics = self.step(next(batches), share)
