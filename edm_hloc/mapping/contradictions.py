@@ -25,6 +25,9 @@ _MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
 _CONTRADICTS = 0.3  # share of the matches of a pair that fit, below which it contradicts the poses
 _DOUBTED = 0.2  # share of such pairs in what a photo's pairs weigh. In models that are right it is
 # at most 0.08, and above 0.5 in five models of two floors whose walls look alike
+_MOST_FIT = 0.8  # share of the matches of the middle photo that fit: else none stands out
+_AGREES = 0.75  # of that share: photos of which fewer fit do not agree with the others. In models
+# that are right each has 0.82 of it and more, in those of which a part is elsewhere some below 0.73
 _FEWEST = 3  # photos: with fewer a model is as good as right, and
 _LEAST_SHARE = 0.02  # of its photos
 
@@ -59,14 +62,29 @@ def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> d
     return {image_id: against[image_id] / of_all for image_id, of_all in weight.items()}
 
 
+def fitting_matches(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+    """By the id of each image, the mean share of the matches of its pairs that fit the poses.
+
+    Args:
+        counts, fits: as for `doubtful_shares`, with the same weights.
+    """
+    weight, fitting = Counter[int](), defaultdict[int, float](float)
+    for pair, share in fits.items():
+        for image_id in pair:
+            weight[image_id] += counts[pair] ** 2
+            fitting[image_id] += share * counts[pair] ** 2
+    return {image_id: fitting[image_id] / of_all for image_id, of_all in weight.items()}
+
+
 def misplaced_photos(
     models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
 ) -> tuple[str, ...]:
     """Names of the photos without which no photo's matches contradict a model; sorted.
 
     In each model one photo after another is taken whose pairs contradict the poses most, until they
-    do so with less than a fifth of the weight of any photo's pairs. Of two photos that contradict
-    each other one is named, not necessarily the one that is wrong.
+    do so with less than a fifth of the weight of any photo's pairs; then those of whose matches far
+    fewer fit the poses than of others, as those of photos that wrong pairs have moved together. Of
+    two photos that contradict each other one is named, not necessarily the one that is wrong.
 
     Args:
         models: with poses.
@@ -90,12 +108,23 @@ def misplaced_photos(
 def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
     """Ids of the images that are taken until the pairs of none are doubtful any more."""
     left, taken = dict(fits), set[int]()
+
+    def take(image_id: int) -> None:
+        taken.add(image_id)
+        for pair in [pair for pair in left if image_id in pair]:
+            del left[pair]
+
     while doubts := doubtful_shares(counts, left):
         worst = max(doubts, key=lambda i: doubts[i])
         if doubts[worst] < _DOUBTED:
             break
-        taken.add(worst)
-        left = {pair: share for pair, share in left.items() if worst not in pair}
+        take(worst)
+    middle = float(np.median([*fitting_matches(counts, fits).values()] or [0.0]))
+    while middle >= _MOST_FIT and (fitting := fitting_matches(counts, left)):
+        worst = min(fitting, key=lambda i: fitting[i])
+        if fitting[worst] >= _AGREES * middle:
+            break
+        take(worst)
     return taken
 
 

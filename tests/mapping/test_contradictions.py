@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import open_database, posed_images, read_model, verified_pairs
 from edm_hloc.mapping.contradictions import (
+    _taken,
+    doubtful_shares,
+    fitting_matches,
     fitting_shares,
     misplaced_photos,
     strongest_pairs,
@@ -69,6 +73,25 @@ def test_photos_that_are_turned_away_from_what_they_match_are_named(
 ) -> None:
     model = model_with(scene, turned)
     assert misplaced_photos([model], scene.truth.parent / "d.db", 30) == named
+
+
+def test_photos_that_wrong_pairs_have_moved_together_are_named(scene: Scene) -> None:
+    """Their poses fit two thirds of what matches them, and few of the weaker right pairs."""
+    with open_database(scene.truth.parent / "d.db") as db:
+        numbers = sorted(i.image_id for i in db.read_all_images())
+    moved = set(numbers[:3])
+    counts, fits = {}, {}
+    for a, b in itertools.combinations(numbers, 2):
+        together = len(moved & {a, b})
+        counts[a, b] = 100 if together == 1 else 400
+        fits[a, b] = (0.97, 0.4, 0.65)[together]
+    doubts, fitting = doubtful_shares(counts, fits), fitting_matches(counts, fits)
+    assert max(doubts.values()) == 0  # no pair contradicts the poses outright
+    assert max(fitting[i] for i in moved) < 0.65
+    assert min(fitting[i] for i in set(numbers) - moved) > 0.95
+    assert _taken(counts, fits) == moved
+    # Where the matches of most photos fit no better, as of far points, none stands out.
+    assert _taken(counts, {pair: 0.8 * share for pair, share in fits.items()}) == set()
 
 
 def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(
