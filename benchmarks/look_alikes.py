@@ -5,7 +5,8 @@
 RUN is the output folder of `edm-hloc reconstruct`. Prints a row of a Markdown table for each: the
 photos of the model, the pairs that look at the same points from the same side, those of them that
 show different things there, and whether the model's summary warns; the largest share by which the
-pairs of one of its photos contradict the poses, and how many photos are said to be misplaced.
+pairs of one of its photos contradict the poses; the least share of a photo's matches that fit the
+poses, of that of the middle photo; and how many photos are said to be misplaced.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from edm_hloc.base.colmap import open_database, read_model, verified_pairs
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.mapping.contradictions import (
     doubtful_shares,
+    fitting_matches,
     fitting_shares,
     misplaced_photos,
 )
@@ -30,8 +34,11 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     runs = parser.parse_args().runs
     least = MappingOptions().min_inliers
-    print("| run | photos | compared | disagree | warned of | contradicted by up to | misplaced |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| run | photos | compared | disagree | warned of | contradicted by up to | "
+        "least that fits, of the middle | misplaced |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for run in runs:
         database = run / "database.db"
         try:
@@ -40,14 +47,17 @@ def main() -> None:
             misplaced = misplaced_photos([model], database, least)
             with open_database(database) as db:
                 counts = verified_pairs(db, least)
-                doubts = doubtful_shares(counts, fitting_shares(db, model, counts))
+                fits = fitting_shares(db, model, counts)
         except EdmHlocError as error:
             sys.exit(f"{parser.prog}: {error}")
+        doubts = doubtful_shares(counts, fits)
+        fitting = [*fitting_matches(counts, fits).values()] or [0.0]
+        fit = f"{min(fitting):.2f} of {np.median(fitting):.2f}"
         below = sum(agreement.share < DISAGREEMENT for agreement in found)
         warned = "yes" if many_conflicts(found) else "no"
         print(
             f"| {run.name} | {model.num_reg_images()} | {len(found)} | {below} | {warned} | "
-            f"{max(doubts.values(), default=0):.0%} | {len(misplaced)} |"
+            f"{max(doubts.values(), default=0):.0%} | {fit} | {len(misplaced)} |"
         )
 
 
