@@ -208,7 +208,8 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
             if pose is not given:
                 rig.set_sensor_from_rig(sensor, pose)
     for name, image in posed_images(model).items():
-        rig, sensor = model.rigs[image.frame.rig_id], image.camera.sensor_id
+        rig = model.rigs[model.frames[image.frame_id].rig_id]
+        sensor = model.cameras[image.camera_id].sensor_id
         if not rig.is_ref_sensor(sensor) and rig.non_ref_sensors[sensor] is None:
             raise EdmHlocError(
                 f"The COLMAP model in {path} is incomplete: the rig {rig.rig_id} does not tell the "
