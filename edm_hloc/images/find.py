@@ -272,6 +272,11 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
         logger.warning("The folder %s is left out: %s.", folder, error.strerror)
         return
     if prefix and any(_is_record(folder, entry.name) for entry in visible):
+        if any(_ends_in(entry.name, IMAGE_SUFFIXES) for entry in visible):
+            warn_once(
+                f"The photos in {folder} are left out, as it is the output folder of a run, too: "
+                "give that folder itself, or move them into another."
+            )
         logger.info("The folder %s is not searched: it is the output of this program.", folder)
         return
     names = {entry.name for entry in visible}

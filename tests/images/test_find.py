@@ -109,6 +109,19 @@ def test_pictures_that_were_drawn_here_are_no_photos(
     assert mine.read_bytes() == b"a photo"
 
 
+def test_photos_in_an_output_folder_are_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a run was written into the folder of its photos, beside others."""
+    touch(tmp_path, "day1/a.jpg", "day2/b.jpg", "out/report.html")
+    for name in ("day1", "out"):
+        write_whole(tmp_path / name / "run.json", json.dumps({"settings": {}}, indent=2))
+    assert find_images(tmp_path) == ["day2/b.jpg"]
+    assert f"The photos in {tmp_path / 'day1'} are left out" in caplog.text
+    assert "photos in" not in caplog.text.replace(f"photos in {tmp_path / 'day1'} ", "")
+    assert find_images(tmp_path / "day1") == ["a.jpg"]
+
+
 def test_the_name_by_which_a_folder_of_views_is_known() -> None:
     assert "overview" in VIEWPOINTS  # `find` looks for overview.png
 
