@@ -175,7 +175,7 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
     """Makes all quaternions have length 1.
 
     Raises:
-        EdmHlocError: a camera or a pose cannot be.
+        EdmHlocError: a camera or a pose cannot be, or a posed image has no pose in its rig.
     """
     for camera in model.cameras.values():
         reason = camera_fault(camera)
@@ -207,6 +207,15 @@ def _check_numbers(path: Path, model: pycolmap.Reconstruction) -> None:
                 )
             if pose is not given:
                 rig.set_sensor_from_rig(sensor, pose)
+    for name, image in posed_images(model).items():
+        rig = model.rigs[model.frames[image.frame_id].rig_id]
+        sensor = model.cameras[image.camera_id].sensor_id
+        if not rig.is_ref_sensor(sensor) and rig.non_ref_sensors[sensor] is None:
+            raise EdmHlocError(
+                f"The COLMAP model in {path} is incomplete: the rig {rig.rig_id} does not tell the "
+                f"pose of its sensor {sensor.id}, the camera of {name}. Add it to the rigs; or "
+                "remove the files rigs and frames, then each image has the pose in the file images."
+            )
 
 
 def _with_unit_quaternion(pose: pycolmap.Rigid3d) -> pycolmap.Rigid3d | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edm_hloc.cli import options
+from edm_hloc.cli.streams import complain
 
 
 def register(command: options.AddCommand) -> None:
@@ -23,7 +24,14 @@ def register(command: options.AddCommand) -> None:
 def _frames(args: argparse.Namespace) -> None:
     from edm_hloc.images.films import extract_frames
 
-    found = extract_frames(args.film, args.out, args.step)
+    try:
+        found = extract_frames(args.film, args.out, args.step)
+    except KeyboardInterrupt:
+        complain(
+            f"\nedm-hloc: interrupted. {args.out} holds the frames up to here; the same command "
+            "begins again at the start of the film."
+        )
+        raise SystemExit(130) from None
     length = f" in {found.seconds:.0f} s" if found.seconds else ""
     print(f"Frames      {len(found.written):,} of {found.frames:,}{length}, in {args.out}")
     if found.cuts:

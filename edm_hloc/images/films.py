@@ -21,6 +21,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import holds_more_than, make_folder, require_file, write_whole
+from edm_hloc.base.fingerprint import file_stamp
 from edm_hloc.base.progress import StepProgress
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class FilmFrames:
 def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
     """Writes frames of a film as `out/frame_000123.jpg`, by their number in the film.
 
-    Warns where much of the film cannot be read.
+    Warns where much of the film cannot be read. Frames that are there already, of the same film and
+    step, are left as they are, so that nothing is matched again because of their times.
 
     Args:
         film: in any format that OpenCV reads; turned upright as the film tells.
@@ -82,25 +84,32 @@ def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
                 f"Cannot read the film {film}: it is none, or of a kind that OpenCV does not know. "
                 "Convert it: ffmpeg -i FILM -c:v libx264 film.mp4."
             )
-        _claim(film, out)
-        return _extract(capture, film, out, step)
+        made_from = {"film": str(film.resolve()), "stamp": file_stamp(film), "step": step}
+        return _claim(film, out, made_from) or _extract(capture, film, out, made_from)
     finally:
         capture.release()
 
 
-def _claim(film: Path, out: Path) -> None:
-    """Makes the folder; frames of an earlier extraction of the film are removed from it.
+def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | None:
+    """Makes the folder, or finds the frames in it.
+
+    Args:
+        film: the film.
+        out: the folder.
+        made_from: what decides which frames are chosen, for the record.
+
+    Returns:
+        The frames, if all are there. Others of an earlier extraction of the film are removed.
 
     Raises:
         EdmHlocError: it holds other things.
     """
-    record = out / RECORD
-    name = str(film.resolve())
     if out.exists() and not out.is_dir():
         raise EdmHlocError(f"{out} is a file: choose another folder for the frames.")
     if out.is_dir() and holds_more_than(out, RECORD):
         try:
-            ours = json.loads(record.read_text("utf-8"))["film"] == name
+            record = json.loads((out / RECORD).read_text("utf-8"))
+            ours = record["film"] == made_from["film"]
         except (OSError, ValueError, KeyError, TypeError):
             ours = False
         if not ours:
@@ -108,17 +117,25 @@ def _claim(film: Path, out: Path) -> None:
                 f"{out} is there already and holds other things than frames of {film}: choose a "
                 "new folder."
             )
-        for path in out.iterdir():
-            if _NAME.fullmatch(path.name):
-                path.unlink()
+        there = {path.name for path in out.iterdir() if _NAME.fullmatch(path.name)}
+        same = json.loads(json.dumps(made_from)).items() <= record.items()
+        if same and "found" in record:
+            found = FilmFrames(tuple(record["frames"]), **record["found"])
+            if there == {_path(out, number).name for number in found.written}:
+                return found
+        for name in there:
+            (out / name).unlink()
     make_folder(out)
-    write_whole(record, json.dumps({"film": name}))
+    write_whole(out / RECORD, json.dumps(made_from))
+    return None
 
 
-def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> FilmFrames:
+def _extract(
+    capture: cv2.VideoCapture, film: Path, out: Path, made_from: dict[str, Any]
+) -> FilmFrames:
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     rate = float(capture.get(cv2.CAP_PROP_FPS))
-    chooser = _Chooser(step)
+    chooser = _Chooser(made_from["step"])
     written, frames, last = [], 0, -1
     seconds = 0.0  # of the last frame that can be read, where the film tells
     with StepProgress("Choosing frames", "frame", total if total > 0 else None) as progress:
@@ -148,9 +165,10 @@ def _extract(capture: cv2.VideoCapture, film: Path, out: Path, step: float) -> F
             total,
             frames,
         )
-    record = {"film": str(film.resolve()), "step": step, "frames": written, "cuts": chooser.cuts}
-    write_whole(out / RECORD, json.dumps(record))
-    return FilmFrames(tuple(written), frames, frames / rate if rate > 0 else 0.0, chooser.cuts)
+    length = frames / rate if rate > 0 else 0.0
+    found: dict[str, Any] = {"frames": frames, "seconds": length, "cuts": chooser.cuts}
+    write_whole(out / RECORD, json.dumps(made_from | {"frames": written, "found": found}))
+    return FilmFrames(tuple(written), **found)
 
 
 def _pictures(capture: cv2.VideoCapture) -> Iterator[tuple[int, np.ndarray]]:

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from edm_hloc.base.errors import EdmHlocError
@@ -15,6 +15,7 @@ from edm_hloc.base.log import warn_once
 from edm_hloc.images import decode
 from edm_hloc.images.cloud import CloudFolder
 from edm_hloc.images.decode import HEIC_REMEDY
+from edm_hloc.images.drawn import is_drawn
 from edm_hloc.images.roots import ImageRoot
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
 
     Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
     pillow-heif is installed). Hidden files and folders are left out, and so are the output folders
-    of this program's runs and its undistorted copies of photos. Symbolic links to folders are
+    of this program's runs, its undistorted copies of photos, and the pictures of `edm-hloc match`
+    and `show` under the names that these give to their files. Symbolic links to folders are
     followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
     file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
     and so are photos in formats that cannot be read, films, and what is no file though its name is
@@ -270,8 +272,14 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
         logger.warning("The folder %s is left out: %s.", folder, error.strerror)
         return
     if prefix and any(_is_record(folder, entry.name) for entry in visible):
+        if any(_ends_in(entry.name, IMAGE_SUFFIXES) for entry in visible):
+            warn_once(
+                f"The photos in {folder} are left out, as it is the output folder of a run, too: "
+                "give that folder itself, or move them into another."
+            )
         logger.info("The folder %s is not searched: it is the output of this program.", folder)
         return
+    names = {entry.name for entry in visible}
     for entry in visible:
         name = f"{prefix}{entry.name}"
         try:
@@ -280,8 +288,18 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
             is_folder = False
         if is_folder:
             yield from _walk(root, f"{name}/", closed | {identity})
+        elif _is_ours(folder / entry.name, names):
+            warn_once(f"In {folder} the pictures that edm-hloc has drawn are no photos: left out.")
         else:
             yield name
+
+
+def _is_ours(path: Path, beside: Collection[str]) -> bool:
+    """Whether a file is a picture of `match`, which has an H5 file beside it, or one of `show`.
+
+    Only where the names allow it the file is opened, since many photos may be on a slow disk.
+    """
+    return not {f"{path.stem}.h5", "overview.png"}.isdisjoint(beside) and is_drawn(path)
 
 
 def image_stamps(root: ImageRoot, names: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.frames import PixelTransform, upright_size
 from edm_hloc.base.matches import Matches
+from edm_hloc.images.drawn import refuse_other_pictures, with_mark
 from edm_hloc.images.load import load_image
 
 HEIGHT = 720  # px of the photos in the picture; smaller photos are not enlarged
@@ -78,20 +79,21 @@ def ramp(share: np.ndarray) -> np.ndarray:
 
 
 def check_picture(path: Path) -> None:
-    """Raises EdmHlocError if the suffix of a picture's name is not that of a known format."""
-    if not path.suffix or not cv2.haveImageWriter(path.name):
+    """Raises EdmHlocError if a picture's name is no PNG's or JPEG's, or is that of another file."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise EdmHlocError(f"Cannot write a picture {path}: give it a name ending in .png or .jpg.")
+    refuse_other_pictures(path)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Writes (H, W, 3) uint8 RGB to a file, PNG or JPEG by its suffix.
 
     Raises:
-        EdmHlocError: the suffix is unknown, or the file cannot be written.
+        EdmHlocError: see `check_picture`, or the file cannot be written.
     """
     check_picture(path)
     _, data = cv2.imencode(path.suffix, picture[..., ::-1])
-    write_whole(path, data.tobytes())
+    write_whole(path, with_mark(data.tobytes()))
 
 
 def _span(scores: np.ndarray) -> tuple[float, float]:

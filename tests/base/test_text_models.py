@@ -147,6 +147,24 @@ def test_impossible_numbers_in_binary_files_are_named(value: float, tmp_path: Pa
         read_model(tmp_path)
 
 
+def test_a_sensor_without_a_pose_in_its_rig_is_named(tmp_path: Path) -> None:
+    """COLMAP reads such a model, and then fails in all that asks for the pose of an image."""
+    folder = write(tmp_path, "\n\n".join(POSES[:2]), f"{CAMERA}\n2{CAMERA[1:]}")
+    images = folder / "images.txt"
+    images.write_text(images.read_text().replace(" 1 photo 2", " 2 photo 2"))
+    pose = "0.6 0 0.8 0 1 0.5 -2"
+    (folder / "frames.txt").write_text(f"1 1 {pose} 2 CAMERA 1 1 CAMERA 2 2\n")
+    rigs = folder / "rigs.txt"
+    rigs.write_text("1 2 CAMERA 1 CAMERA 2 1 1 0 0 0 0.5 0 0\n")
+    assert read_model(folder).image(2).cam_from_world().translation[0] == pytest.approx(1.5)
+    rigs.write_text("1 2 CAMERA 1 CAMERA 2 0\n")
+    with pytest.raises(EdmHlocError, match=r"pose of its sensor 2, the camera of photo 2\.jpg"):
+        read_model(folder)
+    rigs.unlink()
+    (folder / "frames.txt").unlink()
+    assert read_model(folder).image(2).cam_from_world().translation[0] == pytest.approx(2)
+
+
 @pytest.mark.parametrize(
     "name", ["cameras.bin", "images.bin", "points3D.bin", "frames.bin", "rigs.bin"]
 )

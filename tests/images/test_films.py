@@ -117,6 +117,36 @@ def test_any_name_of_a_film_and_what_is_not_ours_in_the_folder(
     assert len(list((tmp_path / "out").glob("*.jpg"))) < len(numbers)
 
 
+def test_frames_that_are_there_stay_as_they_are(wall: np.ndarray, tmp_path: Path) -> None:
+    """Their times tell the next reconstruction that it need not match them again."""
+    film, out = write_film(tmp_path / "a.avi", wall, np.arange(0, 300, 6).tolist()), tmp_path / "o"
+    times = [(out / f"frame_{n:06d}.jpg").stat().st_mtime_ns for n in frames_of(film, out)]
+    again = frames_of(film, out)
+    assert [(out / f"frame_{n:06d}.jpg").stat().st_mtime_ns for n in again] == times
+    (out / f"frame_{again[1]:06d}.jpg").unlink()  # so that not all are there
+    assert frames_of(film, out) == again
+    write_film(film, wall, np.arange(0, 600, 6).tolist())  # another film of this name
+    assert len(frames_of(film, out)) > len(again)
+
+
+def test_an_interrupted_extraction_says_that_it_begins_again(
+    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, out = write_film(tmp_path / "a.avi", wall, np.arange(0, 300, 6).tolist()), tmp_path / "o"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "edm_hloc.images.films._Chooser.end", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(SystemExit) as end:
+            cli.main(["frames", str(film), str(out)])
+    assert end.value.code == 130
+    said = capsys.readouterr().err
+    assert "begins again at the start of the film" in said
+    assert "goes on" not in said
+    assert list(out.glob("*.jpg"))
+    assert len(frames_of(film, out)) > 10
+
+
 @pytest.mark.parametrize("ending", [".avi", ".mp4", ".mkv"])
 def test_a_film_that_cannot_be_read_as_a_whole_is_told(
     ending: str, wall: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture

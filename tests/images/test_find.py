@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +20,9 @@ from edm_hloc.base.text import read_text
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.load import load_image
+from edm_hloc.images.pictures import write_picture
 from edm_hloc.images.roots import photo_root
+from edm_hloc.report.model_pictures import VIEWPOINTS
 from tests.images.pixels import HEIGHT, WIDTH, stored
 
 
@@ -83,6 +86,44 @@ def test_links_are_followed_but_not_for_ever(tmp_path: Path) -> None:
     (root / "a" / "to-b").symlink_to(root / "b")
     (root / "b" / "to-a").symlink_to(root / "a")
     assert "a/to-b/2.jpg" in find_images(root)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_pictures_that_were_drawn_here_are_no_photos(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    for name in (f"matches{ending}", "views/overview.png", "views/top.png", "sub/other.png"):
+        write_picture(tmp_path / name, picture)
+    assert Image.open(tmp_path / f"matches{ending}").size == (64, 48)
+    assert cv2.imread(str(tmp_path / f"matches{ending}")).shape == (48, 64, 3)
+    touch(tmp_path, "matches.h5", "a.jpg", "a.h5", "views/b.jpg")
+    assert find_images(tmp_path) == ["a.jpg", "sub/other.png", "views/b.jpg"]
+    for folder in (tmp_path, tmp_path / "views"):
+        assert caplog.text.count(f"In {folder} the pictures that edm-hloc has drawn") == 1
+    write_picture(tmp_path / f"matches{ending}", picture)  # once more over its own
+    mine = tmp_path / f"mine{ending}"
+    mine.write_bytes(b"a photo")
+    with pytest.raises(EdmHlocError, match="not drawn by edm-hloc: choose another name"):
+        write_picture(mine, picture)
+    assert mine.read_bytes() == b"a photo"
+
+
+def test_photos_in_an_output_folder_are_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a run was written into the folder of its photos, beside others."""
+    touch(tmp_path, "day1/a.jpg", "day2/b.jpg", "out/report.html")
+    for name in ("day1", "out"):
+        write_whole(tmp_path / name / "run.json", json.dumps({"settings": {}}, indent=2))
+    assert find_images(tmp_path) == ["day2/b.jpg"]
+    assert f"The photos in {tmp_path / 'day1'} are left out" in caplog.text
+    assert "photos in" not in caplog.text.replace(f"photos in {tmp_path / 'day1'} ", "")
+    assert find_images(tmp_path / "day1") == ["a.jpg"]
+
+
+def test_the_name_by_which_a_folder_of_views_is_known() -> None:
+    assert "overview" in VIEWPOINTS  # `find` looks for overview.png
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not every file system holds such names")

@@ -122,7 +122,7 @@ def colmap(folder: Path, binary: bool = False) -> Path:
         image = pycolmap.Image(name=name, camera_id=1, image_id=i)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(np.linalg.inv(T)[:3]))
     path = folder / "sparse"
-    path.mkdir()
+    path.mkdir(parents=True)
     model.write_binary(path) if binary else model.write_text(path)
     for points in path.glob("points3D.*"):
         points.unlink()
@@ -505,3 +505,24 @@ def test_a_coefficient_that_colmap_lacks_is_said_once(
         read_given_poses(path, photos)
         assert caplog.text.count("k4") == 1
         caplog.clear()
+
+
+def test_rigs_are_taken_apart_with_a_word_on_it(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_given_poses(colmap(tmp_path / "alone"), photos)
+    assert "rigs" not in caplog.text
+    folder = tmp_path / "stereo"
+    folder.mkdir()
+    cameras = [f"{number} PINHOLE 120 80 100 101 61 39" for number in (1, 2)]
+    images = [f"{i} 1 0 0 0 {i // 3} 0 0 {2 - i % 2} {n}\n" for i, n in enumerate(NAMES, start=1)]
+    frames = [f"{k} 1 1 0 0 0 {k} 0 0 2 CAMERA 1 {2 * k - 1} CAMERA 2 {2 * k}" for k in (1, 2)]
+    (folder / "cameras.txt").write_text("\n".join(cameras))
+    (folder / "images.txt").write_text("\n".join(images))
+    (folder / "points3D.txt").write_text("")
+    (folder / "rigs.txt").write_text("1 2 CAMERA 1 CAMERA 2 1 1 0 0 0 -0.5 0 0")
+    (folder / "frames.txt").write_text("\n".join(frames))
+    given = posed_images(read_given_poses(folder, photos).model)
+    x = [given[name].cam_from_world().translation[0] for name in NAMES]
+    assert x == pytest.approx([1, 0.5, 2, 1.5])
+    assert f"{folder} holds cameras in rigs, which are taken apart" in caplog.text

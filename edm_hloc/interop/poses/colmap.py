@@ -8,6 +8,7 @@ from pathlib import Path
 from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import scratch_folder
+from edm_hloc.base.log import warn_once
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
 
 _PARTS = ("cameras", "images")
@@ -51,6 +52,11 @@ def read_colmap(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
 
 def _of_model(folder: Path, photos: PhotosAtHand) -> list[GivenPose]:
     model = read_model(folder)
+    if any(rig.num_sensors() > 1 for rig in model.rigs.values()):
+        warn_once(
+            f"{folder} holds cameras in rigs, which are taken apart: each photo gets a pose of its "
+            "own. edm-hloc triangulate … --tracks refine keeps the rigs, and so does refine-model."
+        )
     cameras = dict(model.cameras)
     posed = posed_images(model)
     return [
