@@ -308,6 +308,40 @@ def _fisheye_cameras(
     return found
 
 
+def cameras_of_same_size(
+    root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
+) -> dict[str, pycolmap.Camera]:
+    """Cameras that may have taken images without EXIF data, such as frames of a film.
+
+    Args:
+        root: folder of the images.
+        names: images to find cameras for.
+        known: cameras of other images. One that more than half of those of its size have, and at
+            least two, may have taken images of this size.
+
+    Returns:
+        Cameras by image name; images for which there is none are left out.
+    """
+    of_size: dict[tuple[int, int], list[pycolmap.Camera]] = defaultdict(list)
+    for camera in known.values():
+        of_size[camera.width, camera.height].append(camera)
+    usual = {}
+    for size, cameras in of_size.items():
+        chosen = _most_frequent(cameras)
+        same = [c for c in cameras if c.params_to_string() == chosen.params_to_string()]
+        if len(same) >= 2 and 2 * len(same) > len(cameras):
+            usual[size] = chosen
+    found = {}
+    for name in names if usual else ():
+        try:
+            photo = read_header(root / name)
+        except ImageError:
+            continue
+        if photo.size in usual and not (photo.names_camera or photo.has_focal_length):
+            found[name] = usual[photo.size]
+    return found
+
+
 def _most_frequent(cameras: Sequence[pycolmap.Camera]) -> pycolmap.Camera:
     number = Counter(camera.params_to_string() for camera in cameras)
     return max(cameras, key=lambda camera: number[camera.params_to_string()])

@@ -28,6 +28,7 @@ from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.log import append_to_log, resume_log
 from edm_hloc.localization.photo_alignment import PhotoAligner
 from edm_hloc.localization.pnp import (
+    Align,
     Correspondences,
     PoseOptions,
     estimate_pose,
@@ -37,6 +38,9 @@ from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
 
+# Inliers and median reprojection error, of those with estimated intrinsics, up to which given ones
+# explain a query as well: two numbers fewer are fitted to hundreds of matches.
+_AS_MANY, _AS_EXACT = 0.95, 1.05
 _BATCH = 32  # queries whose matches are in memory at a time
 
 
@@ -53,6 +57,9 @@ class Queries:
             length is estimated first unless the camera `has_prior_focal_length`.
         photos: of the queries that are aligned to the photos of the database, the files; needs
             `ModelPoints`, with the folder of the photos.
+        perhaps: intrinsics that uncalibrated queries may have, as those of the database. A query
+            gets them where they explain its matches as well as those that are estimated with the
+            pose, which are less exact by far.
     """
 
     names: Sequence[str]
@@ -61,6 +68,7 @@ class Queries:
     problems: Mapping[str, str] = field(default_factory=dict)
     uncalibrated: Collection[str] = ()
     photos: Mapping[str, Path] = field(default_factory=dict)
+    perhaps: Mapping[str, pycolmap.Camera] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every query with each of its retrieved images."""
@@ -135,18 +143,28 @@ def localize_queries(
 
     def estimate(job: tuple[str, list[Correspondences]]) -> QueryPose:
         query, groups = job
-        uncalibrated = query in queries.uncalibrated
-        camera, align = queries.cameras[query], None
+        align = None
         if aligner is not None and query in queries.photos:
             align = partial(aligner.align, queries.photos[query])
-        try:
+
+        def best(camera: pycolmap.Camera, uncalibrated: bool, align: Align | None) -> QueryPose:
             found = [
                 estimate_pose(query, camera, group, options, uncalibrated=uncalibrated, align=align)
                 for group in groups
             ]
+            return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
+
+        camera, uncalibrated = queries.cameras[query], query in queries.uncalibrated
+        try:
+            if uncalibrated and query in queries.perhaps:
+                given, own = best(queries.perhaps[query], False, None), best(camera, True, None)
+                if _fits_as_well(given, own):
+                    camera, uncalibrated, own = queries.perhaps[query], False, given
+                if align is None:
+                    return own
+            return best(camera, uncalibrated, align)
         except Exception as error:  # COLMAP may raise anything for one query
             return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
-        return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
 
     with (
         FeatureReader(features) as keypoints,
@@ -197,10 +215,23 @@ def fingerprint_of_poses(
             dict(queries.problems),
             sorted(queries.uncalibrated),
             *sorted(queries.photos),
+            *([name, camera_text(c)] for name, c in sorted(queries.perhaps.items())),
             file_stamp(features),
             file_stamp(matches),
             points.fingerprint(),
         ]
+    )
+
+
+def _fits_as_well(given: QueryPose, estimated: QueryPose) -> bool:
+    """Whether given intrinsics explain a query as well as those that were estimated with a pose."""
+    if given.status != "localized" or estimated.status != "localized":
+        return given.status == "localized"
+    assert given.median_error is not None
+    assert estimated.median_error is not None
+    return (
+        given.inliers >= _AS_MANY * estimated.inliers
+        and given.median_error <= _AS_EXACT * estimated.median_error
     )
 
 

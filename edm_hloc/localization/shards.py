@@ -69,6 +69,9 @@ def query_items(queries: Queries, names: Sequence[str]) -> list[list[Any]]:
                 "retrieved": list(queries.retrieved.get(name, ())),
                 "problem": queries.problems.get(name),
                 "uncalibrated": name in queries.uncalibrated,
+                "perhaps": camera_to_json(queries.perhaps[name])
+                if name in queries.perhaps
+                else None,
                 "photo": str(queries.photos[name].resolve()) if name in queries.photos else None,
             },
         ]
@@ -97,6 +100,7 @@ def localize_items(
         {name: t["problem"] for name, t in told.items() if t["problem"]},
         [name for name, t in told.items() if t["uncalibrated"]],
         {name: Path(t["photo"]) for name, t in told.items() if t["photo"]},
+        {name: camera_from_json(t["perhaps"]) for name, t in told.items() if t.get("perhaps")},
     )
     place = dict(shared["points"])
     points: PointSource

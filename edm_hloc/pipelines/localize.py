@@ -23,8 +23,9 @@ from typing import Any
 
 import pycolmap
 
+from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.cameras import cameras_of_others
+from edm_hloc.images.cameras import cameras_of_others, cameras_of_same_size
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.roots import JoinedFolders
 from edm_hloc.keypoints.h5 import FeatureReader
@@ -165,7 +166,8 @@ class LocalizationConfig:
         matching: memory and threads of the matching; does not change the matches.
         poses: thresholds of the pose estimation.
         known_cameras: intrinsics of the calibrated queries by name. Other queries that were taken
-            by a camera of the model, by their EXIF data, have that camera's intrinsics. The focal
+            by a camera of the model, by their EXIF data, have that camera's intrinsics; so do those
+            without EXIF data, of the size of its photos, that it explains as well. The focal
             length of the rest comes from the EXIF data and is refined, or is estimated.
         refine_tracks: align each query to the photos of the model in which it was localized.
         queries: names of the queries, relative to their folder; None for all photos in it.
@@ -250,12 +252,9 @@ def localize_photos(
         of_others = cameras_of_others(
             root, [name for name in names if name not in known], points.cameras(database)
         )
-        run.results["cameras"] = {
-            "given": len(known),
-            "of_the_model": len(of_others),
-            "estimated": len(names) - len(known) - len(of_others),
-        }
+        given = len(known)
         known |= of_others
+        unknown = [name for name in names if name not in known]
         cameras, problems = _query_cameras(query_root, names, known)
         usable = [name for name in names if name not in problems]
         images = RetrievalImages(root, usable, database)
@@ -264,7 +263,8 @@ def localize_photos(
             cameras,
             retrieve(run, config.retrieval, images, matcher),
             problems,
-            uncalibrated=[name for name in names if name not in known],
+            uncalibrated=unknown,
+            perhaps=cameras_of_same_size(root, unknown, points.cameras(database)),
             photos={name: root / name for name in usable} if config.refine_tracks else {},
         )
         features = model_keypoints(run, points, database)
@@ -278,10 +278,19 @@ def localize_photos(
             config.matching,
             overwrite=config.overwrite,
         )
-        answers = [
-            replace(answer, query=answer.query.removeprefix("query/"))
-            for answer in find_poses(run, queries, points, config.poses)
-        ]
+        poses = find_poses(run, queries, points, config.poses)
+        of_model = len(of_others) + sum(
+            answer.camera == camera_text(queries.perhaps[answer.query])
+            for answer in poses
+            if answer.query in queries.perhaps
+        )
+        run.results["cameras"] = {
+            "given": given,
+            "of_the_model": of_model,
+            "estimated": len(names) - given - of_model,
+        }
+        run.write()
+        answers = [replace(pose, query=pose.query.removeprefix("query/")) for pose in poses]
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
         _write_result(run, "poses.txt", localized)
         return run, answers

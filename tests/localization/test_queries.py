@@ -11,6 +11,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
@@ -192,7 +193,16 @@ def test_an_interrupted_log_is_continued(files) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    ["options", "camera", "focal length", "retrieved", "problem", "uncalibrated", "points"],
+    [
+        "options",
+        "camera",
+        "focal length",
+        "retrieved",
+        "problem",
+        "uncalibrated",
+        "perhaps",
+        "points",
+    ],
 )
 def test_a_log_of_other_inputs_is_not_resumed(files, changed: str) -> None:
     cloud, write = files
@@ -206,7 +216,7 @@ def test_a_log_of_other_inputs_is_not_resumed(files, changed: str) -> None:
         job["options"] = PoseOptions(max_error=11.0)
     elif changed == "camera":
         queries.cameras["q0"] = pycolmap.Camera(CAMERA.todict() | {"params": [401, 235, 156, 0]})
-    elif changed == "focal length":
+    elif changed == "focal":
         queries.cameras["q0"] = pycolmap.Camera(CAMERA.todict())
         queries.cameras["q0"].has_prior_focal_length = True
     elif changed == "retrieved":
@@ -215,6 +225,8 @@ def test_a_log_of_other_inputs_is_not_resumed(files, changed: str) -> None:
         job["queries"] = replace(queries, problems={"q1": "Cannot read image q1."})
     elif changed == "uncalibrated":
         job["queries"] = replace(queries, uncalibrated=["q1"])
+    elif changed == "perhaps":
+        job["queries"] = replace(queries, perhaps={"q1": CAMERA})
     else:
         job["points"] = Points(cloud + 1.0)
     answers = localize_queries(**job)
@@ -260,14 +272,53 @@ def test_deviations_are_those_of_repeated_measurements(files) -> None:
 def test_unknown_focal_length_is_estimated(files) -> None:
     cloud, write = files
     job = write({"q": seen(cloud)})
-    guess = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 600, 471, 313)
-    guess.has_prior_focal_length = False
+    guess = guessed_camera()
     job["queries"].cameras["q"] = guess
     job["queries"] = replace(job["queries"], uncalibrated=["q"])
     (answer,) = localize_queries(**job)
     assert float(answer.camera.split()[3]) == pytest.approx(400, rel=0.01)
     assert guess.focal_length == 600  # the caller's is untouched
     assert pose_errors(answer.pose, TRUTH)[1] < 0.1
+
+
+def guessed_camera() -> pycolmap.Camera:
+    """Of a photo without EXIF data."""
+    guess = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 600, 471, 313)
+    guess.has_prior_focal_length = False
+    return guess
+
+
+def test_the_camera_of_the_database_is_taken_where_it_explains_a_query_as_well(files) -> None:
+    cloud, write = files
+    noise = np.random.default_rng(5).normal(0, 0.7, (20, 300, 2))
+    job = write({f"q{k}": seen(cloud) + more for k, more in enumerate(noise)})
+    names = job["queries"].names
+    unknown = replace(
+        job["queries"],
+        cameras=dict.fromkeys(names, guessed_camera()),
+        uncalibrated=names,
+    )
+    errors = []
+    for perhaps in ({}, dict.fromkeys(names, CAMERA)):
+        job["queries"] = replace(unknown, perhaps=perhaps)
+        answers = localize_queries(**job)
+        errors.append(np.median([pose_errors(a.pose, TRUTH)[0] for a in answers]))
+        taken = [a.camera == camera_text(CAMERA) for a in answers]
+        assert all(taken) if perhaps else not any(taken)
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("params", [[430, 235.5, 156.5, -0.05], [400, 235.5, 156.5, 0.1]])
+def test_a_camera_that_did_not_take_a_query_is_not_taken(files, params: list[float]) -> None:
+    cloud, write = files
+    job = write({"q": seen(cloud) + np.random.default_rng(5).normal(0, 0.7, (300, 2))})
+    other = pycolmap.Camera(CAMERA.todict() | {"params": params})
+    job["queries"] = replace(
+        job["queries"], cameras={"q": guessed_camera()}, uncalibrated=["q"], perhaps={"q": other}
+    )
+    (answer,) = localize_queries(**job)
+    assert answer.camera != camera_text(other)
+    assert pose_errors(answer.pose, TRUTH)[1] < 0.5
 
 
 def test_queries_of_another_size_are_named(tmp_path: Path) -> None:

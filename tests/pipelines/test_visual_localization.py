@@ -20,7 +20,7 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
-from edm_hloc.images.cameras import cameras_of_others
+from edm_hloc.images.cameras import cameras_of_others, cameras_of_same_size
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.poses import read_poses
@@ -327,6 +327,14 @@ def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
     new = ["new.jpg", "other.jpg", "turned.jpg", "bare.jpg", "broken.jpg", "missing.jpg"]
     found = cameras_of_others(tmp_path, new, known)
     assert {name: c.params[0] for name, c in found.items()} == {"new.jpg": 70}
+
+    # Photos without EXIF data may be of the camera that took most photos of their size.
+    found = cameras_of_same_size(tmp_path, new, known)
+    assert found == {}  # two of four have one
+    del known["bare.jpg"]
+    found = cameras_of_same_size(tmp_path, new, known)
+    assert {name: c.params[0] for name, c in found.items()} == {"bare.jpg": 70}
+    assert cameras_of_same_size(tmp_path, new, {"a.jpg": camera(60)}) == {}
 
 
 def test_what_the_command_line_says(
