@@ -8,6 +8,8 @@ two at a time that are half the list apart, since the errors of two say little; 
 in the end. Both kinds of matches take the same steps
 from the H5 files on: `triangulate`, then `localize_queries` with all other photos as its database;
 and once more with `--tracks refine`: the points aligned in all photos, and each query to these.
+Then without their intrinsics, as of photos without EXIF data: *estimated* with the pose, and *of
+the model* where those of its photos explain a query as well.
 Position errors are in % of the largest distance between two true camera centres, rotation errors in
 degrees; seconds are those from the matches on.
 """
@@ -29,6 +31,7 @@ from sift_files import write_sift
 from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.localization import pose_errors
+from edm_hloc.images.cameras import cameras_of_same_size
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import Queries, localize_queries
@@ -47,6 +50,9 @@ WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """Matches the pairs of the model and those of the queries: (image folder, pairs of the model, pairs
 of the queries, output folder) → features.h5, matches.h5, query-features.h5, query-matches.h5. What
 is the same whichever photos are left out is kept in the folder around it."""
+
+
+KINDS = ("none", "refine", "none, estimated", "none, of the model")  # of tracks and intrinsics
 
 
 def edm(weights: str | None, size: int) -> WriteMatches:
@@ -88,6 +94,16 @@ def _every(pairs: list[Pair], queries: list[Pair]) -> list[Pair]:
     return exhaustive(sorted({name for pair in [*pairs, *queries] for name in pair}))
 
 
+def _guess(camera: pycolmap.Camera) -> pycolmap.Camera:
+    """The camera of a photo of the same size of which nothing is known."""
+    side = max(camera.width, camera.height)
+    guess = pycolmap.Camera.create_from_model_name(
+        camera.camera_id, "SIMPLE_RADIAL", 1.2 * side, camera.width, camera.height
+    )
+    guess.has_prior_focal_length = False
+    return guess
+
+
 def known_poses(truth: pycolmap.Reconstruction, names: list[str], folder: Path) -> None:
     """Writes a model with the true cameras of some of the images."""
     model = pycolmap.Reconstruction()
@@ -114,26 +130,42 @@ def localize(
     kept = [name for name in posed if name not in left_out]
     extent = largest_distance(centres_of(posed.values()))
     pairs = exhaustive(kept)
-    queries = [(query, name) for query in left_out for name in kept]
+    query_pairs = [(query, name) for query in left_out for name in kept]
     known_poses(truth, kept, out / "known")
-    write(images, pairs, queries, out)
+    write(images, pairs, query_pairs, out)
     start = time.monotonic()
     matched = MatchedImages(images, out / "features.h5", out / "matches.h5", pairs)
     mapped = triangulate(out / "known", matched, out / "database.db", out / "model")[1]
     cameras = {name: truth.cameras[posed[name].camera_id] for name in left_out}
     with_all = Queries(left_out, cameras, dict.fromkeys(left_out, kept))
     files = out / "query-features.h5", out / "query-matches.h5"
-    answers = localize_queries(with_all, *files, ModelPoints(out / "model"), out / "log.jsonl")
+    points = ModelPoints(out / "model")
+    answers = localize_queries(with_all, *files, points, out / "log.jsonl")
     seconds = time.monotonic() - start
+    guesses = {name: _guess(camera) for name, camera in cameras.items()}
+    unknown = replace(with_all, cameras=guesses, uncalibrated=left_out)
+    perhaps = cameras_of_same_size(images, left_out, points.cameras(kept))
+    found = [
+        *zip(["none"] * len(answers), answers, strict=True),
+        *(
+            (kind, answer)
+            for kind, queries in (
+                ("none, estimated", unknown),
+                ("none, of the model", replace(unknown, perhaps=perhaps)),
+            )
+            for answer in localize_queries(queries, *files, points, out / f"{kind}.jsonl")
+        ),
+    ]
     start = time.monotonic()
     refined = refine_model(out / "model", images, out / "refined", Kept(poses=True))
     aligned = replace(with_all, photos={name: images / name for name in left_out})
     points = ModelPoints(out / "refined", image_root=images)
-    answers += localize_queries(aligned, *files, points, out / "refined.jsonl")
+    answers = localize_queries(aligned, *files, points, out / "refined.jsonl")
+    found += [("refine", answer) for answer in answers]
     more = time.monotonic() - start
     rows: list[dict[str, object]] = []
-    for number, answer in enumerate(answers):
-        is_refined = number >= len(left_out)
+    for kind, answer in found:
+        is_refined = kind == "refine"
         statistics = refined.after if is_refined else mapped.statistics
         position = rotation = float("nan")
         if answer.status == "localized" and answer.pose is not None:
@@ -141,7 +173,7 @@ def localize(
         rows.append(
             {
                 "photo": answer.query,
-                "tracks": "refine" if is_refined else "none",
+                "tracks": kind,
                 "points": statistics.points,
                 "inliers": answer.inliers,
                 "correspondences": answer.correspondences,
@@ -186,7 +218,7 @@ def main() -> None:
                 f"{row['position_percent']:.4f} | {row['rotation_degrees']:.4f} | "
                 f"{row['seconds']} |"
             )
-        for tracks in ("none", "refine"):
+        for tracks in KINDS:
             its = [row for row in rows if row["tracks"] == tracks]
             position, rotation = (
                 np.median([row[of] for row in its])
