@@ -39,6 +39,7 @@ from edm_hloc.mapping.output import (
     write_parts,
 )
 from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.plausible import drop_bogus
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _MIN_KEPT = 3  # images of the earlier model, which determine its frame
@@ -286,6 +287,7 @@ def register_more(
         )
     found = list(models.values()) or [model]
     for each in found:
+        drop_bogus(each, colmap)
         drop_pointless(each)
     return found
 

@@ -19,6 +19,7 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
     MIN_PLAUSIBLE,
+    drop_bogus,
     focal_lengths_agree,
     plausible_images,
 )
@@ -175,6 +176,8 @@ class IncrementalMapping:
                 initial_image_pair_callback=registered_first,
                 next_image_callback=registered_next,
             )
+        for model in models.values():
+            drop_bogus(model, colmap)
         return list(models.values())
 
     def models(self, refine_focal: bool, refine_distortion: bool) -> list[pycolmap.Reconstruction]:

@@ -13,6 +13,7 @@ from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import register_next_images
 from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.plausible import is_bogus
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,10 @@ def register_left_out(
     with StepProgress("Trying photos that are in no model"):
         register_next_images(mapper, colmap, tried)
     mapper.end_reconstruction(False)
-    limits = colmap.min_focal_length_ratio, colmap.max_focal_length_ratio, colmap.max_extra_param
     found = [
         i
         for i in sorted(tried & set(whole.reg_image_ids()))
-        if not whole.cameras[whole.images[i].camera_id].has_bogus_params(*limits)
+        if not is_bogus(whole.cameras[whole.images[i].camera_id], colmap)
     ]
     return sorted(_put_in(model, whole, i) for i in found)
 

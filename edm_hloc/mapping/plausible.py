@@ -52,6 +52,29 @@ def focal_lengths_agree(model: pycolmap.Reconstruction, names: Collection[str]) 
     return bool(near.sum() >= MIN_PLAUSIBLE * len(ratio))
 
 
+def drop_bogus(model: pycolmap.Reconstruction, colmap: pycolmap.IncrementalPipelineOptions) -> None:
+    """Takes the poses from images with a focal length or distortion that no lens has.
+
+    COLMAP's mapper does so in models of 20 photos and more only. Such a photo sees few points, most
+    often by wrong matches, and comes to stand far from all others.
+
+    Args:
+        model: of the mapper's.
+        colmap: its options. Intrinsics that these keep are not judged.
+    """
+    found = set(model.cameras) - set(colmap.constant_cameras)
+    bogus = {i for i in found if is_bogus(model.cameras[i], colmap)}
+    frames = {i.frame_id for i in posed_images(model).values() if i.camera_id in bogus}
+    for frame_id in sorted(frames):
+        model.deregister_frame(frame_id)
+
+
+def is_bogus(camera: pycolmap.Camera, colmap: pycolmap.IncrementalPipelineOptions) -> bool:
+    """Whether a focal length or distortion is beyond the limits of the mapper's options."""
+    limits = colmap.min_focal_length_ratio, colmap.max_focal_length_ratio, colmap.max_extra_param
+    return bool(camera.has_bogus_params(*limits))
+
+
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
     """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
     if initial.has_prior_focal_length:
