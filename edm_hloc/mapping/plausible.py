@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pycolmap
@@ -50,6 +50,28 @@ def focal_lengths_agree(model: pycolmap.Reconstruction, names: Collection[str]) 
     ratio = np.concatenate([np.array(f) / np.median(f) for f in of_size.values()] or [np.empty(0)])
     near = (ratio < _MOST_APART) & (ratio > 1 / _MOST_APART)
     return bool(near.sum() >= MIN_PLAUSIBLE * len(ratio))
+
+
+def allow_cameras(
+    limits: pycolmap.IncrementalPipelineOptions | pycolmap.IncrementalTriangulatorOptions,
+    cameras: Iterable[pycolmap.Camera],
+) -> None:
+    """Widens limits of focal lengths and distortion such that given cameras are within them.
+
+    COLMAP makes no point that a camera beyond them sees. Its limit of the coefficients is 1, and
+    calibrations with larger ones are common: the TUM RGB-D benchmark's first camera has a 1.16.
+
+    Args:
+        limits: options of the mapper or of the triangulation, changed in place.
+        cameras: with intrinsics that are known.
+    """
+    for camera in cameras:
+        for index in camera.focal_length_idxs():
+            ratio = camera.params[index] / max(camera.width, camera.height)
+            limits.min_focal_length_ratio = min(limits.min_focal_length_ratio, ratio)
+            limits.max_focal_length_ratio = max(limits.max_focal_length_ratio, ratio)
+        for index in camera.extra_params_idxs():
+            limits.max_extra_param = max(limits.max_extra_param, abs(camera.params[index]))
 
 
 def drop_bogus(model: pycolmap.Reconstruction, colmap: pycolmap.IncrementalPipelineOptions) -> None:
