@@ -11,6 +11,7 @@ import pycolmap
 from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import open_database, take_poses, unposed_model
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.plausible import drop_bogus
 
 _ITERATIONS = (10, 5)  # of the adjustments of all cameras and points, a filter after each
 _SETTLED = 5e-4  # share of the observations that the filter removes, below which it is the last
@@ -71,8 +72,8 @@ def complete_model(
             mapper.complete_and_merge_tracks(triangulation)
             if mapper.filter_points(options) < _SETTLED * whole.compute_num_observations():
                 break
-    mapper.filter_frames(options)
     mapper.end_reconstruction(False)
+    drop_bogus(whole, colmap)
     return whole
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import pycolmap
 
@@ -28,6 +29,7 @@ _DOUBTED = 0.2  # share of such pairs in what a photo's pairs weigh. In models t
 _MOST_FIT = 0.8  # share of the matches of the middle photo that fit: else none stands out
 _AGREES = 0.75  # of that share: photos of which fewer fit do not agree with the others. In models
 # that are right each has 0.82 of it and more, in those of which a part is elsewhere some below 0.73
+_STRONG = 0.15  # of the matches of a photo's best pair, in the pairs that connect parts of a model
 _FEWEST = 3  # photos: with fewer a model is as good as right, and
 _LEAST_SHARE = 0.02  # of its photos
 
@@ -84,7 +86,9 @@ def misplaced_photos(
     In each model one photo after another is taken whose pairs contradict the poses most, until they
     do so with less than a fifth of the weight of any photo's pairs; then those of whose matches far
     fewer fit the poses than of others, as those of photos that wrong pairs have moved together. Of
-    two photos that contradict each other one is named, not necessarily the one that is wrong.
+    two photos that contradict each other one is named, not necessarily the one that is wrong. Where
+    it is but one or two, as where a ring of photos has folded, those that they alone connect with
+    the others count as well.
 
     Args:
         models: with poses.
@@ -99,7 +103,10 @@ def misplaced_photos(
         names = {image.image_id: image.name for image in db.read_all_images()}
         found = set[int]()
         for model in models:
-            taken = _taken(counts, fitting_shares(db, model, counts))
+            fits = fitting_shares(db, model, counts)
+            taken = _taken(counts, fits)
+            if 0 < len(taken) < _FEWEST:
+                taken |= _cut_off(counts, fits)
             if len(taken) >= max(_FEWEST, _LEAST_SHARE * model.num_reg_images()):
                 found |= taken
     return tuple(sorted(names[i] for i in found))
@@ -126,6 +133,17 @@ def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
             break
         take(worst)
     return taken
+
+
+def _cut_off(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+    """Ids of the images all of whose strong pairs with a larger part of the model contradict it."""
+    strong = strongest_pairs({pair: counts[pair] for pair in fits}, _STRONG)
+    sound = nx.Graph(pair for pair in strong if fits[pair] >= _CONTRADICTS)
+    cut = set[int]()
+    for group in nx.connected_components(nx.Graph(strong)):
+        parts = nx.connected_components(sound.subgraph(group))
+        cut |= group - max(parts, key=len, default=set())
+    return cut
 
 
 def fitting_shares(

@@ -28,7 +28,7 @@ from edm_hloc.base.colmap import (
 from edm_hloc.base.geometry import extent
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.frames import frame_change
-from edm_hloc.mapping.incremental import refining_options, with_points
+from edm_hloc.mapping.incremental import cameras_of, refining_options, with_points
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
@@ -39,6 +39,7 @@ from edm_hloc.mapping.output import (
     write_parts,
 )
 from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.plausible import allow_cameras, drop_bogus
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _MIN_KEPT = 3  # images of the earlier model, which determine its frame
@@ -271,6 +272,8 @@ def register_more(
     colmap.min_model_size = 3
     colmap.fix_existing_frames = True
     colmap.constant_cameras = refine.known | refine.held
+    cameras = cameras_of(database) | dict(model.cameras)
+    allow_cameras(colmap, [cameras[i] for i in sorted(colmap.constant_cameras & cameras.keys())])
     given, made = folder / "given", folder / "made"
     for path in (given, made):
         path.mkdir()
@@ -286,6 +289,7 @@ def register_more(
         )
     found = list(models.values()) or [model]
     for each in found:
+        drop_bogus(each, colmap)
         drop_pointless(each)
     return found
 

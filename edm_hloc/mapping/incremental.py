@@ -18,6 +18,8 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
     MIN_PLAUSIBLE,
+    allow_cameras,
+    drop_bogus,
     focal_lengths_agree,
     plausible_images,
 )
@@ -96,6 +98,7 @@ class IncrementalMapping:
         colmap = refining_options(self.options, refine_focal, refine_distortion)
         colmap.min_model_size = 3
         colmap.constant_cameras = self.constant_cameras
+        allow_cameras(colmap, self._constant)
         use_priors(colmap, self.database)
         if self.thinned:
             colmap.min_num_matches = min(colmap.min_num_matches, _MIN_THINNED)
@@ -110,6 +113,11 @@ class IncrementalMapping:
     def adjustment(self, distortion: bool) -> pycolmap.BundleAdjustmentOptions:
         """COLMAP's options of adjusting a whole model, with the distortion or without."""
         return self.colmap_options(True, distortion).get_global_bundle_adjustment()
+
+    @cached_property
+    def _constant(self) -> list[pycolmap.Camera]:
+        """The cameras whose intrinsics are not refined."""
+        return [c for i, c in cameras_of(self.database).items() if i in self.constant_cameras]
 
     @cached_property
     def with_one_camera(self) -> tuple[IncrementalMapping, tuple[str, ...]] | None:
@@ -174,6 +182,8 @@ class IncrementalMapping:
                 initial_image_pair_callback=registered_first,
                 next_image_callback=registered_next,
             )
+        for model in models.values():
+            drop_bogus(model, colmap)
         return list(models.values())
 
     def models(self, refine_focal: bool, refine_distortion: bool) -> list[pycolmap.Reconstruction]:

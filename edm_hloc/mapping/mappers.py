@@ -21,6 +21,7 @@ from edm_hloc.mapping.forecast import say_forecast
 from edm_hloc.mapping.incremental import (
     FoundModel,
     IncrementalMapping,
+    cameras_of,
     refining_options,
     size_of,
     with_points,
@@ -36,6 +37,7 @@ from edm_hloc.mapping.output import (
     write_parts,
 )
 from edm_hloc.mapping.parts import MIN_PART, split_database
+from edm_hloc.mapping.plausible import allow_cameras
 from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, with_priors
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
 from edm_hloc.mapping.turning import only_turned, turned_groups
@@ -242,6 +244,8 @@ def _map_globally(
     colmap.mapper.bundle_adjustment.refine_extra_params = refine
     colmap.mapper.min_tri_angle_deg = options.min_tri_angle
     colmap.mapper.retriangulation.min_angle = options.min_tri_angle
+    if not refine:
+        allow_cameras(colmap.mapper.retriangulation, cameras_of(database).values())
     colmap.mapper.retriangulation.ignore_two_view_tracks = not options.two_view_points
     working = folder / "database.db"
     shutil.copyfile(database, working)

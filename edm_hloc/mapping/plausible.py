@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pycolmap
@@ -50,6 +50,51 @@ def focal_lengths_agree(model: pycolmap.Reconstruction, names: Collection[str]) 
     ratio = np.concatenate([np.array(f) / np.median(f) for f in of_size.values()] or [np.empty(0)])
     near = (ratio < _MOST_APART) & (ratio > 1 / _MOST_APART)
     return bool(near.sum() >= MIN_PLAUSIBLE * len(ratio))
+
+
+def allow_cameras(
+    limits: pycolmap.IncrementalPipelineOptions | pycolmap.IncrementalTriangulatorOptions,
+    cameras: Iterable[pycolmap.Camera],
+) -> None:
+    """Widens limits of focal lengths and distortion such that given cameras are within them.
+
+    COLMAP makes no point that a camera beyond them sees. Its limit of the coefficients is 1, and
+    calibrations with larger ones are common: the TUM RGB-D benchmark's first camera has a 1.16.
+
+    Args:
+        limits: options of the mapper or of the triangulation, changed in place.
+        cameras: with intrinsics that are known.
+    """
+    for camera in cameras:
+        for index in camera.focal_length_idxs():
+            ratio = camera.params[index] / max(camera.width, camera.height)
+            limits.min_focal_length_ratio = min(limits.min_focal_length_ratio, ratio)
+            limits.max_focal_length_ratio = max(limits.max_focal_length_ratio, ratio)
+        for index in camera.extra_params_idxs():
+            limits.max_extra_param = max(limits.max_extra_param, abs(camera.params[index]))
+
+
+def drop_bogus(model: pycolmap.Reconstruction, colmap: pycolmap.IncrementalPipelineOptions) -> None:
+    """Takes the poses from images with a focal length or distortion that no lens has.
+
+    COLMAP's mapper does so in models of 20 photos and more only. Such a photo sees few points, most
+    often by wrong matches, and comes to stand far from all others.
+
+    Args:
+        model: of the mapper's.
+        colmap: its options. Intrinsics that these keep are not judged.
+    """
+    found = set(model.cameras) - set(colmap.constant_cameras)
+    bogus = {i for i in found if is_bogus(model.cameras[i], colmap)}
+    frames = {i.frame_id for i in posed_images(model).values() if i.camera_id in bogus}
+    for frame_id in sorted(frames):
+        model.deregister_frame(frame_id)
+
+
+def is_bogus(camera: pycolmap.Camera, colmap: pycolmap.IncrementalPipelineOptions) -> bool:
+    """Whether a focal length or distortion is beyond the limits of the mapper's options."""
+    limits = colmap.min_focal_length_ratio, colmap.max_focal_length_ratio, colmap.max_extra_param
+    return bool(camera.has_bogus_params(*limits))
 
 
 def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:

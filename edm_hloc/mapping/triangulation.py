@@ -22,6 +22,7 @@ from edm_hloc.mapping.database import MatchedImages, import_matches, new_databas
 from edm_hloc.mapping.incremental import incremental_options
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
+from edm_hloc.mapping.plausible import allow_cameras
 from edm_hloc.mapping.verification import VerificationSummary, verify_known_poses
 
 _REFINED_POINTS = 100_000  # minimum number of points that are refined at once, a kilobyte each
@@ -150,6 +151,7 @@ def triangulate_points(
         The model with its points.
     """
     colmap = incremental_options(options)
+    allow_cameras(colmap, model.cameras.values())
     colmap.ba_global_max_refinements = 0
     refinement = colmap.get_global_bundle_adjustment()
     for clear in (True, False):  # the second round extends and merges tracks of refined points

@@ -24,8 +24,10 @@ from edm_hloc.images.cameras import (
 )
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.images.roots import JoinedFolders
+from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.triangulation import triangulate
 from tests.mapping import scenes
 from tests.mapping.scenes import (
     CAMERA,
@@ -362,3 +364,33 @@ def test_photos_through_a_telephoto_lens_stay(
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS, known=NAMES)
     assert summary.unregistered == ()
     assert_near_truth(scene, tmp_path / "m", rotation=0.1, position=0.5)
+
+
+@pytest.mark.parametrize("step", ["incremental", "global", "triangulation", "more photos"])
+def test_a_known_coefficient_of_distortion_may_be_above_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As of the TUM RGB-D benchmark's first camera; COLMAP makes no point that such a one sees."""
+    params = [517.3, 516.5, 318.6, 255.3, 0.2624, -0.9531, -0.0054, 0.0026, 1.1633, 0.0, 0.0, 0.0]
+    lens = pycolmap.Camera(camera_id=1, model="FULL_OPENCV", width=640, height=480, params=params)
+    monkeypatch.setattr(scenes, "CAMERA", lens)
+    scene = make_scene(tmp_path, NAMES)
+    known = dict.fromkeys(NAMES, lens)
+    database, out = tmp_path / "d.db", tmp_path / "m"
+    if step == "triangulation":
+        _, summary = triangulate(scene.truth, scene.matched, database, out, THREADS)
+    else:
+        build(scene, database, CameraOptions(known=known))
+        mapper = "global" if step == "global" else "incremental"
+        options = MappingOptions(mapper=mapper, threads=1)
+        summary = map_database(database, scene.images, out, options, known)
+    if step == "more photos":
+        model = read_model(out)
+        model.deregister_frame(model.find_image_with_name(NAMES[-1]).frame_id)
+        earlier = EarlierModel(model, NAMES[:-1])
+        extended = extend_model(database, scene.images, tmp_path / "e", earlier, THREADS, known)
+        assert extended is not None
+        summary, out = extended[0], tmp_path / "e"
+    assert summary.unregistered == ()
+    assert summary.statistics.points > 400
+    assert_near_truth(scene, out, rotation=0.1, position=0.3)

@@ -20,6 +20,7 @@ from edm_hloc.mapping.contradictions import (
     misplaced_photos,
     strongest_pairs,
 )
+from edm_hloc.mapping.parts import copy_images
 from tests.mapping.scenes import Scene, build, make_scene
 
 NAMES = [f"{i:02}.jpg" for i in range(12)]
@@ -92,6 +93,23 @@ def test_photos_that_wrong_pairs_have_moved_together_are_named(scene: Scene) -> 
     assert _taken(counts, fits) == moved
     # Where the matches of most photos fit no better, as of far points, none stands out.
     assert _taken(counts, {pair: 0.8 * share for pair, share in fits.items()}) == set()
+
+
+def test_a_part_that_one_photo_connects_is_named_with_it(tmp_path: Path, scene: Scene) -> None:
+    """As of a ring that has folded: only the photos at the fold have matches that contradict it."""
+    path = tmp_path / "chain.db"
+    with open_database(scene.truth.parent / "d.db") as db:
+        images = {image.image_id: image.name for image in db.read_all_images()}
+        near = [(a, b) for a, b in verified_pairs(db, 30) if b == a + 1]
+        copy_images(db, path, images, near)
+    model = read_model(scene.truth)
+    assert misplaced_photos([model], path, 30) == ()
+    for name in NAMES[8:]:  # the same places, in a world that is turned
+        frame = model.frames[posed_images(model)[name].frame_id]
+        pose = frame.rig_from_world
+        frame.rig_from_world = pycolmap.Rigid3d(pose.rotation * AROUND, pose.translation)
+    named = misplaced_photos([model], path, 30)
+    assert set(NAMES[8:]) <= set(named) <= set(NAMES[7:])
 
 
 def test_many_weak_pairs_of_other_places_do_not_make_a_photo_doubtful(

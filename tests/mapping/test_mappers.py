@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.keypoints.h5 import MatchWriter
 from edm_hloc.mapping import incremental
@@ -74,6 +76,25 @@ def test_points_of_the_global_mapper_have_the_least_angle(
     assert summary.statistics.points > 100
     model = read_model(tmp_path / "m")
     assert min(widest_angle(model, point) for point in model.points3D.values()) > 52
+
+
+def test_a_photo_with_an_impossible_focal_length_is_left_out(tmp_path: Path) -> None:
+    """As a plan of the place, whose rays are parallel: of few photos COLMAP keeps any camera."""
+    names = [f"{i}.jpg" for i in range(8)]
+    scene = make_scene(tmp_path, names)
+    plan = names[-1]
+    shown = scene.ids[plan] >= 0
+    with h5py.File(scene.features, "r+") as file:
+        keypoints = file[plan]["keypoints"]
+        places = keypoints[:]
+        places[shown] = [320, 240] + 80 * scene.points[scene.ids[plan][shown], :2]
+        keypoints[...] = places
+    build(scene, tmp_path / "d.db")
+    options = replace(THREADS, one_camera=False)
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", options)
+    assert summary.unregistered == (plan,)
+    assert plan not in posed_images(read_model(tmp_path / "m"))
+    assert compare(tmp_path / "m", scene.truth).position_max < 1
 
 
 def widest_angle(model: pycolmap.Reconstruction, point: pycolmap.Point3D) -> float:
