@@ -157,9 +157,14 @@ def localize_queries(
         camera, uncalibrated = queries.cameras[query], query in queries.uncalibrated
         try:
             if uncalibrated and query in queries.perhaps:
-                given, own = best(queries.perhaps[query], False, None), best(camera, True, None)
-                if _fits_as_well(given, own):
-                    camera, uncalibrated, own = queries.perhaps[query], False, given
+                other = queries.perhaps[query]
+                given, own = best(other, False, None), best(camera, True, None)
+                # The estimate has the principal point in the middle, which the given camera may
+                # make up for: its own focal length has to be the best one, too.
+                if _fits_as_well(given, own) and _fits_as_well(
+                    given, best(_as_prior(other), True, None)
+                ):
+                    camera, uncalibrated, own = other, False, given
                 if align is None:
                     return own
             return best(camera, uncalibrated, align)
@@ -221,6 +226,13 @@ def fingerprint_of_poses(
             points.fingerprint(),
         ]
     )
+
+
+def _as_prior(camera: pycolmap.Camera) -> pycolmap.Camera:
+    """A camera whose focal length is refined and not estimated anew."""
+    prior = pycolmap.Camera(camera.todict())
+    prior.has_prior_focal_length = True
+    return prior
 
 
 def _fits_as_well(given: QueryPose, estimated: QueryPose) -> bool:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.frames import from_colmap
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.localization.log import read_log
@@ -319,6 +320,35 @@ def test_a_camera_that_did_not_take_a_query_is_not_taken(files, params: list[flo
     (answer,) = localize_queries(**job)
     assert answer.camera != camera_text(other)
     assert pose_errors(answer.pose, TRUTH)[1] < 0.5
+
+
+def test_a_zoomed_photo_of_a_flat_scene_does_not_get_the_camera_of_the_database(
+    tmp_path: Path,
+) -> None:
+    """The estimate has no principal point of its own, so that both explain the query alike."""
+    rng = np.random.default_rng(7)
+    cloud = np.column_stack([rng.uniform(-3, 3, (300, 2)), rng.uniform(6, 8, 300)])
+    lens = {"params": [400 * 1.03, 235.5 - 25, 156.5 - 18, -0.05]}
+    taken = pycolmap.Camera(CAMERA.todict() | lens)
+    other = pycolmap.Camera(CAMERA.todict() | {"params": [400, *lens["params"][1:]]})
+    pixels = from_colmap(taken.img_from_cam(TRUTH * cloud)) + rng.normal(0, 0.7, (300, 2))
+    with (
+        FeatureWriter(tmp_path / "f.h5", {}) as features,
+        MatchWriter(tmp_path / "m.h5", {}) as matches,
+    ):
+        features.add("q", pixels, np.ones(300))
+        matches.add("q", "db/a.jpg", np.arange(300), np.ones(300))
+    for perhaps, expected in ((other, False), (taken, True)):
+        queries = Queries(
+            ["q"],
+            {"q": guessed_camera()},
+            {"q": ["db/a.jpg"]},
+            uncalibrated=["q"],
+            perhaps={"q": perhaps},
+        )
+        files = tmp_path / "f.h5", tmp_path / "m.h5"
+        (answer,) = localize_queries(queries, *files, Points(cloud), tmp_path / "log")
+        assert (answer.camera == camera_text(perhaps)) == expected
 
 
 def test_queries_of_another_size_are_named(tmp_path: Path) -> None:
