@@ -20,9 +20,8 @@ def with_mark(data: bytes) -> bytes:
         text = b"tEXtSoftware\0" + _MARK
         chunk = (len(text) - 4).to_bytes(4, "big") + text + zlib.crc32(text).to_bytes(4, "big")
         return data[:_IHDR] + chunk + data[_IHDR:]
-    header = 4 + int.from_bytes(
-        data[4:6], "big"
-    )  # the start of the image and its first segment, JFIF
+    # The start of the image and its first segment, JFIF.
+    header = 4 + int.from_bytes(data[4:6], "big")
     comment = b"\xff\xfe" + (len(_MARK) + 2).to_bytes(2, "big") + _MARK
     return data[:header] + comment + data[header:]
 

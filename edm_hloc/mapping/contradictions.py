@@ -48,34 +48,30 @@ def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
     return {(a, b) for (a, b), n in counts.items() if n >= share * min(best[a], best[b])}
 
 
-def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
-    """By the id of each image, how much its pairs contradict the poses, in [0, 1].
+def fitting_matches(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+    """By the id of each image, the mean share of the matches of its pairs that fit the poses.
 
     Args:
         counts: number of matches of each pair. A pair weighs their square: pairs of other places
             may be many, but have fewer matches each.
         fits: of the pairs that count, what `fitting_shares` gives.
     """
-    weight, against = Counter[int](), Counter[int]()
+    weight, total = Counter[int](), defaultdict[int, float](float)
     for pair, share in fits.items():
         for image_id in pair:
             weight[image_id] += counts[pair] ** 2
-            against[image_id] += counts[pair] ** 2 if share < _CONTRADICTS else 0
-    return {image_id: against[image_id] / of_all for image_id, of_all in weight.items()}
+            total[image_id] += share * counts[pair] ** 2
+    return {image_id: total[image_id] / of_all for image_id, of_all in weight.items()}
 
 
-def fitting_matches(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
-    """By the id of each image, the mean share of the matches of its pairs that fit the poses.
+def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+    """By the id of each image, how much its pairs contradict the poses, in [0, 1].
 
     Args:
-        counts, fits: as for `doubtful_shares`, with the same weights.
+        counts, fits: as for `fitting_matches`.
     """
-    weight, fitting = Counter[int](), defaultdict[int, float](float)
-    for pair, share in fits.items():
-        for image_id in pair:
-            weight[image_id] += counts[pair] ** 2
-            fitting[image_id] += share * counts[pair] ** 2
-    return {image_id: fitting[image_id] / of_all for image_id, of_all in weight.items()}
+    # The mean of what is 1 for a pair that contradicts them, and else 0.
+    return fitting_matches(counts, {p: float(share < _CONTRADICTS) for p, share in fits.items()})
 
 
 def misplaced_photos(

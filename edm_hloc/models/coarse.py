@@ -22,6 +22,9 @@ MIN_THRESHOLD = 0.01
 # Sums of exponentials in fp32 above exp(−60) of the scale they are computed at are exact to
 # rounding: the terms that underflow, below exp(−87), do not matter for them.
 _LOG_RANGE = 60.0
+UNSHIFTED = 60.0
+"""Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials
+fit in fp32, and so do their inverses."""
 _GROUP = 16  # largest number of columns in a group of `_Block.group_max`
 
 
@@ -30,6 +33,19 @@ def similarity(features0: Tensor, features1: Tensor, temperature: float) -> Tens
     scale = 1.0 / (features0.shape[-1] * temperature)
     with torch.autocast(features0.device.type, enabled=False):
         return torch.matmul(features0.float() * scale, features1.float().transpose(1, 2))
+
+
+def largest_similarity(features0: Tensor, features1: Tensor, temperature: float) -> float:
+    """A bound of the similarities of (…, N, C) and (…, M, C): |⟨a, b⟩| ≤ |a|·|b|.
+
+    NaN for features that are not numbers.
+    """
+    return longest(features0) * longest(features1) / (features0.shape[-1] * temperature)
+
+
+def longest(features: Tensor) -> float:
+    """The largest norm of features (…, N, C)."""
+    return float(torch.linalg.vector_norm(features.float(), dim=-1).max())
 
 
 def best_columns(

@@ -28,13 +28,16 @@ from torch import Tensor
 from edm_hloc.base.compiled import compiled, cpu_features, inlined
 from edm_hloc.base.threads import on_cores
 from edm_hloc.models import coarse_amx, coarse_avx2
-from edm_hloc.models.coarse import MIN_THRESHOLD, confident_columns
+from edm_hloc.models.coarse import (
+    MIN_THRESHOLD,
+    UNSHIFTED,
+    confident_columns,
+    largest_similarity,
+    longest,
+)
 
 logger = logging.getLogger(__name__)
 
-# Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials fit
-# in fp32, and so do their inverses.
-_LARGEST_SIMILARITY = 60.0
 _EXACT = 2.0**12  # norms of the rounded features; fp32 holds all whole numbers up to its square
 _SPLIT = 32.0  # a multiple of this and what is left of a rounded feature have at most 8 bits each
 _SHARES = 8  # of the rows, each with sums of columns of its own, however many cores there are
@@ -83,9 +86,9 @@ def compiled_columns(
     products = products or available_products()[0]
     found = []
     for one, other in zip(features0.float(), features1.float(), strict=True):
-        # |⟨a, b⟩| ≤ |a|·|b|. False also for features that are not numbers.
-        largest = _longest(one) * _longest(other) / (one.shape[1] * temperature)
-        if threshold >= MIN_THRESHOLD and largest <= _LARGEST_SIMILARITY:
+        # False also for features that are not numbers.
+        unshifted = largest_similarity(one, other, temperature) <= UNSHIFTED
+        if threshold >= MIN_THRESHOLD and unshifted:
             scaled = one * (1.0 / (one.shape[1] * temperature * math.log(2.0)))
             found.append(_search(scaled.contiguous(), other.contiguous(), threshold, products))
         else:
@@ -95,15 +98,11 @@ def compiled_columns(
     return torch.stack(probability), torch.stack(column)
 
 
-def _longest(features: Tensor) -> float:
-    return float(torch.linalg.vector_norm(features, dim=1).max())
-
-
 def _rounded(features: Tensor) -> tuple[Tensor, float]:
     """Whole numbers, rows of zeros added up to a multiple of `coarse_amx.SIDE`, and their step."""
     rows, channels = features.shape
     # Rounding changes the norm by √C / 2 at most.
-    step = max(_longest(features), 1e-30) / (_EXACT - 0.5 * math.sqrt(channels) - 0.1)
+    step = max(longest(features), 1e-30) / (_EXACT - 0.5 * math.sqrt(channels) - 0.1)
     whole = (features * (1.0 / step)).round_()
     return F.pad(whole, (0, 0, 0, -rows % coarse_amx.SIDE)), step
 

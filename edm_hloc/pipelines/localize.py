@@ -249,8 +249,9 @@ def localize_photos(
         run.results["model_poses"] = points.fingerprint_of_poses()
         root = JoinedFolders({"database": image_root, "query": query_root})
         known = {f"query/{name}": camera for name, camera in config.known_cameras.items()}
+        of_database = points.cameras(database)
         of_others = cameras_of_others(
-            root, [name for name in names if name not in known], points.cameras(database)
+            root, [name for name in names if name not in known], of_database
         )
         given = len(known)
         known |= of_others
@@ -264,7 +265,7 @@ def localize_photos(
             retrieve(run, config.retrieval, images, matcher),
             problems,
             uncalibrated=unknown,
-            perhaps=cameras_of_same_size(root, unknown, points.cameras(database)),
+            perhaps=cameras_of_same_size(root, unknown, of_database),
             photos={name: root / name for name in usable} if config.refine_tracks else {},
         )
         features = model_keypoints(run, points, database)

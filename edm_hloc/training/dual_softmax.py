@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from edm_hloc.models.coarse import best_columns, log_sum_exps, similarity
+from edm_hloc.models.coarse import (
+    UNSHIFTED,
+    best_columns,
+    largest_similarity,
+    log_sum_exps,
+    similarity,
+)
 
 Entries = tuple[Tensor, Tensor, Tensor]
 """Pair, row and column of P entries of a batch of matrices, (P,) long each."""
 
-# Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials fit
-# in fp32, and so do their inverses.
-_LARGEST_SIMILARITY = 60.0
 KEPT_BYTES = 1 << 30  # largest matrix of a batch that is kept, on the CPU
 
 
@@ -60,16 +63,11 @@ class DualSoftmax:
         self.temperature = temperature
         self.block_bytes = block_bytes
         self._exponentials: Tensor | None = None
-        batch, rows, channels = features0.shape
+        batch, rows = features0.shape[:2]
+        fits = 4 * batch * rows * features1.shape[1] <= kept_bytes
         with torch.no_grad():
-            # |⟨a, b⟩| ≤ |a|·|b|. False also for features that are not numbers.
-            largest = (
-                features0.float().norm(dim=2).amax() * features1.float().norm(dim=2).amax()
-            ) / (channels * temperature)
-            if (
-                4 * batch * rows * features1.shape[1] <= kept_bytes
-                and largest <= _LARGEST_SIMILARITY
-            ):
+            # False also for features that are not numbers.
+            if fits and largest_similarity(features0, features1, temperature) <= UNSHIFTED:
                 self._exponentiate()
             else:
                 self._log_sums = log_sum_exps(features0, features1, temperature)
