@@ -33,7 +33,14 @@ def register(command: options.AddCommand) -> None:
 
     sub = command("compare", _compare, "compare a model with a ground-truth model")
     sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model to judge")
-    sub.add_argument("truth", type=Path, metavar="TRUTH", help="COLMAP model with the true cameras")
+    sub.add_argument(
+        "truth",
+        type=Path,
+        metavar="TRUTH",
+        help="COLMAP model with the true cameras; with --images also nerfstudio's transforms.json, "
+        "a trajectory of TUM's or KITTI's form, or another file that refine-poses reads",
+    )
+    sub.add_argument("--images", type=Path, help="folder of the photos")
     sub.add_argument("--json", type=Path, help="also write the numbers to this JSON file")
 
 
@@ -76,8 +83,8 @@ def _compare(args: argparse.Namespace) -> None:
     from edm_hloc.evaluation.models import compare
 
     if args.json is not None:
-        options.check_output(args.json, *args.model.glob("*"), *args.truth.glob("*"))
-    comparison = compare(args.model, args.truth)
+        options.check_output(args.json, *args.model.glob("*"), args.truth, *args.truth.glob("*"))
+    comparison = compare(args.model, args.truth, args.images)
     print(comparison)
     if args.json is not None:
         write_whole(args.json, json.dumps(asdict(comparison), indent=2, default=str))

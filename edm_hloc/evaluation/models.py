@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import ModelStatistics, centres_of, posed_images, read_model
+from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.pose_pairs import rotation_angle
+from edm_hloc.images.find import find_images
+from edm_hloc.interop.poses.colmap import colmap_folder
+from edm_hloc.interop.poses.files import read_poses_alone
+from edm_hloc.interop.poses.given import PhotosAtHand
 
 _MAX_HYPOTHESES = 200  # cameras from each of which a similarity is computed
 _REFITS = 3
@@ -81,7 +86,7 @@ class ModelComparison:
         return "\n".join(f"{title:<14}{text}" for title, text in rows)
 
 
-def compare(model: Path, truth: Path) -> ModelComparison:
+def compare(model: Path, truth: Path, images: Path | None = None) -> ModelComparison:
     """Aligns a COLMAP model to the truth and measures the errors of its cameras.
 
     Images correspond by their path or, where the folders differ, by their file name if it is
@@ -89,14 +94,16 @@ def compare(model: Path, truth: Path) -> ModelComparison:
 
     Args:
         model: folder of the model to be measured.
-        truth: folder of a model with the true cameras; it needs no points.
+        truth: folder of a model with the true cameras, which needs no points; or with `images` a
+            file of poses in any of the formats of `interop.poses`.
+        images: folder of the photos, among which those of such a file are looked up.
 
     Raises:
-        EdmHlocError: a model cannot be read, they have fewer than two images in common, or all true
-            camera centres coincide.
+        EdmHlocError: a model or file cannot be read, they have fewer than two images in common, or
+            all true camera centres coincide.
     """
-    reconstruction, reference = read_model(model), read_model(truth)
-    found, true = posed_images(reconstruction), posed_images(reference)
+    reconstruction = read_model(model)
+    found, true = _poses_of(reconstruction), _true_poses(truth, images)
     common = _same_images(found, true)
     if len(common) < 2:
         example = f" The model has {next(iter(found), 'none')!r}, the truth "
@@ -104,10 +111,9 @@ def compare(model: Path, truth: Path) -> ModelComparison:
             f"{model} and {truth} have {len(common)} image(s) in common; two are needed."
             f"{example}{next(iter(true), 'none')!r}."
         )
-    every_true_centre = centres_of(true.values())
-    extent = largest_distance(every_true_centre)
-    rotations, centres = _poses([found[a] for a, _ in common])
-    true_rotations, true_centres = _poses([true[b] for _, b in common])
+    extent = largest_distance(_arrays(list(true.values()))[1])
+    rotations, centres = _arrays([found[a] for a, _ in common])
+    true_rotations, true_centres = _arrays([true[b] for _, b in common])
     if np.ptp(true_centres, axis=0).max() <= 1e-9 * max(1.0, np.abs(true_centres).max()):
         raise EdmHlocError(f"All cameras of {truth} stand in one place: there is no scale.")
     similarity = align(rotations, centres, true_rotations, true_centres)
@@ -204,14 +210,30 @@ def _errors(
     return rotation_angle(difference), distance
 
 
-def _poses(images: list[pycolmap.Image]) -> tuple[np.ndarray, np.ndarray]:
-    rotations = np.array([image.cam_from_world().rotation.matrix() for image in images])
-    return rotations, centres_of(images)
+def _poses_of(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Rigid3d]:
+    """cam_from_world of the registered images by name."""
+    return {name: image.cam_from_world() for name, image in posed_images(model).items()}
 
 
-def _same_images(
-    found: dict[str, pycolmap.Image], true: dict[str, pycolmap.Image]
-) -> list[tuple[str, str]]:
+def _true_poses(truth: Path, images: Path | None) -> dict[str, pycolmap.Rigid3d]:
+    """cam_from_world by name, of a COLMAP model or of another file of poses."""
+    if images is not None:
+        return read_poses_alone(truth, PhotosAtHand(images, find_images(images)))
+    if truth.is_file() and colmap_folder(truth) is None:
+        raise EdmHlocError(
+            f"{truth} is no folder of a COLMAP model: give --images with the folder of the photos, "
+            "among which those of a file of poses are looked up."
+        )
+    return _poses_of(read_model(truth))
+
+
+def _arrays(poses: Sequence[pycolmap.Rigid3d]) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations (N, 3, 3) of cam_from_world, and camera centres (N, 3)."""
+    rotations = np.array([pose.rotation.matrix() for pose in poses])
+    return rotations, np.array([pose.inverse().translation for pose in poses])
+
+
+def _same_images(found: Collection[str], true: Collection[str]) -> list[tuple[str, str]]:
     """Names (found, true) of the same images: equal paths, otherwise equal, unique file names."""
     common = [(name, name) for name in found if name in true]
     left = [name for name in found if name not in true]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.errors import EdmHlocError
@@ -180,3 +182,44 @@ def test_what_cannot_be_compared(truth: Path, tmp_path: Path) -> None:
         compare(tmp_path / "nothing", truth)
     # a model whose cameras all fell together is bad, not an error
     assert compare(spot, truth).position_median > 1
+
+
+@pytest.mark.parametrize("form", ["TUM", "KITTI", "Blender"])
+def test_the_truth_in_forms_of_data_sets(form: str, tmp_path: Path) -> None:
+    """Against the truth as TUM, KITTI or Blender's NeRF scenes publish it, one photo is missing."""
+    for i in range(N):
+        Image.new("L", (64, 48)).save(tmp_path / f"{i:02}.jpg")
+    world = [np.column_stack([R.T, c]) for R, c in zip(ROTATIONS, CENTRES, strict=True)]
+    if form == "Blender":
+        path = tmp_path / "transforms_train.json"
+        frames = [
+            {
+                "file_path": f"./{i:02}",
+                "transform_matrix": [*(P @ np.diag([1, -1, -1, 1])).tolist(), [0, 0, 0, 1]],
+            }
+            for i, P in enumerate(world)
+        ]
+        path.write_text(json.dumps({"camera_angle_x": 0.7, "frames": frames}))
+    elif form == "KITTI":
+        path = tmp_path / "poses.txt"
+        path.write_text("\n".join(" ".join(map(repr, P.ravel().tolist())) for P in world))
+    else:
+        path = tmp_path / "groundtruth.txt"
+        rows = [
+            [float(i), *P[:, 3].tolist(), *Rotation.from_matrix(P[:, :3]).as_quat().tolist()]
+            for i, P in enumerate(world)
+        ]
+        path.write_text("\n".join(" ".join(map(repr, row)) for row in rows))
+    degrees = np.full(N - 1, 0.05)
+    model = write(tmp_path / "model", *moved(CENTRES[1:], turned(ROTATIONS[1:], degrees)))
+    for i in reversed(range(N - 1)):  # named from 00.jpg so far
+        names = (tmp_path / "model" / "images.txt").read_text()
+        (tmp_path / "model" / "images.txt").write_text(
+            names.replace(f" {i:02}.jpg", f" {i + 1:02}.jpg")
+        )
+    result = compare(model, path, tmp_path)
+    assert (result.registered, result.images, result.missing) == (N - 1, N, ("00.jpg",))
+    assert 0.02 < result.rotation_median < 0.06
+    assert result.position_max < 0.2
+    with pytest.raises(EdmHlocError, match="give --images with the folder of the photos"):
+        compare(model, path)

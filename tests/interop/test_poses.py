@@ -219,6 +219,33 @@ def test_numbers_of_frames_are_no_times(tmp_path: Path) -> None:
     }
 
 
+def test_matrices_of_kitti_belong_to_photos_by_order_or_number(tmp_path: Path) -> None:
+    turn = Rotation.from_euler("y", 30, degrees=True).as_matrix()
+    rows = [np.column_stack([turn, [i, 0.5, 0]]).ravel() for i in range(12)]
+    path = tmp_path / "07.txt"
+    path.write_text("\n".join(" ".join(f"{x:.9e}" for x in row) for row in rows) + "\n")
+
+    def places(names: list[str]) -> dict[str, float]:
+        given = read_trajectory(path, PhotosAtHand(tmp_path, names))
+        for pose in given:
+            assert pose.cam_from_world.rotation.matrix() == pytest.approx(turn.T)
+        return {pose.name: float(pose.cam_from_world.inverse().translation[0]) for pose in given}
+
+    ordered = [f"frame_{i}.png" for i in range(100, 112)]
+    assert places(ordered) == {name: pytest.approx(i) for i, name in enumerate(ordered)}
+    some = ["image_0/000011.png", "image_0/000003.png"]
+    assert places(some) == {some[0]: pytest.approx(11), some[1]: pytest.approx(3)}
+    for names in (["000003.png", "000012.png"], ["a.png"], ["left/000003.png", "right/000003.png"]):
+        with pytest.raises(EdmHlocError, match=r"12 poses for \d photos? .* by their numbers"):
+            places(names)
+    path.write_text("0 0 0 0 0 0 0 1\n" + " ".join("0" * 12))
+    with pytest.raises(EdmHlocError, match="different numbers of columns"):
+        places(ordered)
+    path.write_text("1 2 3 4 5 6 7 8 9 10\n")
+    with pytest.raises(EdmHlocError, match="twelve numbers of a matrix as KITTI"):
+        places(ordered)
+
+
 def test_poses_by_names_that_begin_like_a_comment(tmp_path: Path) -> None:
     names = ["#1.jpg", "#2.jpg", "#3.jpg"]
     for name in names:

@@ -140,11 +140,9 @@ def read_given_poses(
             poses; intrinsics are missing or for another photo.
     """
     kind, file = format_of(path)
-    given = kind.read(file, photos)
-    photos.report(file)
     chosen = frozenset(photos.names if listed is None else listed)
     used = [name for name in photos.names if name in chosen]
-    given = [pose for pose in given if pose.name in chosen]
+    given = [pose for pose in _read(kind, file, photos) if pose.name in chosen]
     if len(given) < _LEAST:
         example = used[0] if used else "none"
         raise EdmHlocError(
@@ -152,11 +150,6 @@ def read_given_poses(
             f"{photos.root}, and {_LEAST} are needed: are the names the same? The first photo is "
             f"{example!r}."
         )
-    counts = Counter(pose.name for pose in given)
-    twice = {name for name, count in counts.items() if count > 1}
-    if twice:
-        raise EdmHlocError(f"{file} has two poses for {min(twice)}: remove one of them.")
-    given = sorted(given, key=lambda pose: pose.name)
     if known is not None:
         given = [replace(pose, camera=known.get(pose.name, pose.camera)) for pose in given]
     posed = _with_cameras(file, photos, given)
@@ -168,6 +161,27 @@ def read_given_poses(
     names = {pose.name for pose in posed}
     unposed = tuple(name for name in used if name not in names)
     return GivenPoses(kind, file, _model(posed), photos, unposed)
+
+
+def read_poses_alone(path: Path, photos: PhotosAtHand) -> dict[str, pycolmap.Rigid3d]:
+    """cam_from_world by the photo's name, from a file of any of the formats.
+
+    Raises:
+        EdmHlocError: the file is damaged, or of another kind; a photo has two poses.
+    """
+    kind, file = format_of(path)
+    return {pose.name: pose.cam_from_world for pose in _read(kind, file, photos)}
+
+
+def _read(kind: PoseFormat, file: Path, photos: PhotosAtHand) -> list[GivenPose]:
+    """The poses of a file in the order of the photos' names, each photo once."""
+    given = kind.read(file, photos)
+    photos.report(file)
+    counts = Counter(pose.name for pose in given)
+    twice = {name for name, count in counts.items() if count > 1}
+    if twice:
+        raise EdmHlocError(f"{file} has two poses for {min(twice)}: remove one of them.")
+    return sorted(given, key=lambda pose: pose.name)
 
 
 def _with_cameras(file: Path, photos: PhotosAtHand, given: Sequence[GivenPose]) -> list[GivenPose]:

@@ -1,4 +1,4 @@
-"""Lists of poses: TUM's trajectories, and poses by the photos' names as benchmarks have them."""
+"""Lists of poses: TUM's and KITTI's trajectories, and poses by the photos' names."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from edm_hloc.localization.poses import read_poses
 from edm_hloc.pairs.rules import in_natural_order
 
 _APART = 0.02  # seconds between a pose and its photo, at most, as TUM's own tools have it
+_TUM, _KITTI = 8, 12  # numbers in a line
 _STAMP = re.compile(r"\d+(?:\.\d+)?")
 
 
 def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
-    """Poses of lines "timestamp tx ty tz qx qy qz qw" (world from camera), or of `write_poses`.
+    """Poses of TUM's or KITTI's lines (both world from camera), or of `write_poses`.
 
-    Photos are found by the timestamps in their names, those nearest in time within 0.02 s. Where
-    that finds neither most of the photos nor of the poses, the names hold other numbers: if there
-    are as many photos as poses, both are taken in their order.
+    TUM's lines are "timestamp tx ty tz qx qy qz qw". Photos are found by the timestamps in their
+    names, those nearest in time within 0.02 s. Where that finds neither most of the photos nor of
+    the poses, the names hold other numbers: if there are as many photos as poses, both are taken in
+    their order. KITTI's lines are the twelve numbers of a (3, 4) matrix by rows. They belong to the
+    photos in their order, if these are as many, or else by the photos' numbers, from 0.
 
     Raises:
         EdmHlocError: a line is no pose, or poses and photos do not fit.
@@ -41,22 +44,49 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             for name, pose in zip(names, poses.values(), strict=True)
             if name is not None
         ]
-    stamps, given = [], []
-    for number, line in lines:
-        words = line.replace(",", " ").split()
-        try:
-            values = [float(word) for word in words]
-            if len(values) != 8 or not np.isfinite(values).all() or not any(values[4:]):
-                raise ValueError
-        except ValueError:
-            raise EdmHlocError(
-                f"{path}, line {number}: expected 'timestamp tx ty tz qx qy qz qw', world from "
-                f"camera; found {line[:100]!r}."
-            ) from None
-        quaternion = np.array(values[4:]) / np.linalg.norm(values[4:])
-        matrix = np.column_stack([pycolmap.Rotation3d(quaternion).matrix(), values[1:4]])
-        stamps.append(values[0])
-        given.append(pose_from_world(matrix, f"{path}, line {number}"))
+    values = [_numbers(path, number, line) for number, line in lines]
+    if len({len(row) for row in values}) > 1:
+        raise EdmHlocError(
+            f"{path}: its lines have different numbers of columns ({len(values[0])} in the first): "
+            "it is damaged."
+        )
+    given = [
+        pose_from_world(_matrix(row), f"{path}, line {number}")
+        for row, (number, _) in zip(values, lines, strict=True)
+    ]
+    if len(values[0]) == _KITTI:
+        found = _by_number(path, len(given), photos)
+    else:
+        found = _by_stamps(path, [row[0] for row in values], photos)
+    return [GivenPose(name, given[i]) for i, name in found.items()]
+
+
+def _numbers(path: Path, number: int, line: str) -> list[float]:
+    """The numbers of a line: eight of TUM's or twelve of KITTI's."""
+    try:
+        values = [float(word) for word in line.replace(",", " ").split()]
+        if len(values) not in (_TUM, _KITTI) or not np.isfinite(values).all():
+            raise ValueError
+        if len(values) == _TUM and not any(values[4:]):
+            raise ValueError
+    except ValueError:
+        raise EdmHlocError(
+            f"{path}, line {number}: expected 'timestamp tx ty tz qx qy qz qw' or the twelve "
+            f"numbers of a matrix as KITTI has them, world from camera; found {line[:100]!r}."
+        ) from None
+    return values
+
+
+def _matrix(values: Sequence[float]) -> np.ndarray:
+    """(3, 4) world_from_cam of the numbers of a line."""
+    if len(values) == _KITTI:
+        return np.array(values).reshape(3, 4)
+    quaternion = np.array(values[4:]) / np.linalg.norm(values[4:])
+    return np.column_stack([pycolmap.Rotation3d(quaternion).matrix(), values[1:4]])
+
+
+def _by_stamps(path: Path, stamps: Sequence[float], photos: PhotosAtHand) -> dict[int, str]:
+    """Photos by the number of their pose: by the times in their names, or else in their order."""
     found = _by_time(np.array(stamps), photos)
     if 2 * len(found) <= min(len(stamps), len(photos.names)):  # a few are so by chance
         known = f"{len(found)} of {len(photos.names)} photos"
@@ -71,7 +101,21 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
             f"of {path}."
         )
         found = dict(enumerate(in_natural_order(photos.names)))
-    return [GivenPose(name, given[i]) for i, name in found.items()]
+    return found
+
+
+def _by_number(path: Path, poses: int, photos: PhotosAtHand) -> dict[int, str]:
+    """Photos by the number of their pose: in their order if as many, or else by their names."""
+    if len(photos.names) == poses:
+        return dict(enumerate(in_natural_order(photos.names)))
+    numbers = [re.findall(r"\d+", Path(name).stem) for name in photos.names]
+    found = {int(n[-1]): name for n, name in zip(numbers, photos.names, strict=True) if n}
+    if len(found) < len(photos.names) or max(found, default=0) >= poses:
+        raise EdmHlocError(
+            f"{path} has {poses} poses for {len(photos.names)} photos in {photos.root}: name these "
+            "by their numbers in the file, from 0, as 000012.png, or give as many."
+        )
+    return found
 
 
 def _by_time(stamps: np.ndarray, photos: PhotosAtHand) -> dict[int, str]:
