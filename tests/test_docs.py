@@ -75,6 +75,7 @@ ONLY_PARSED = {
     "edm-hloc reconstruct IMAGES /data/OUT --ray": "needs a cluster",
     "edm-hloc match-shard /data/OUT --all --ray": "needs a cluster",
     "edm-hloc match-shard OUT --all --ray": "needs a cluster",
+    "edm-hloc hloc MODULE": "stands for all of hloc's modules",
     "edm-hloc weights pull": "needs the network",
     "edm-hloc weights verify edm-outdoor": "needs the network",
     "edm-hloc plan s3://bucket/photos": "needs a bucket",
