@@ -7,7 +7,8 @@ FORM is one of
 
     middlebury  `*_par.txt` of the multi-view benchmark: name, K, R, t (camera from world)
     tartanair   `pose_left.txt`: tx ty tz qx qy qz qw, world from a camera that looks along x
-    tsukuba     tx ty tz and a 3×3 rotation by rows, world from camera
+    tsukuba     tx ty tz and a 3×3 rotation by rows, world from camera, this with the axes of
+                OpenGL, as in the copy of felixchenfy/Monocular-Visual-Odometry-Data
 
 The second and third have no names: photo number n, the last number of its name, has the n-th line,
 from 0. Other forms need no conversion: `edm-hloc compare` reads nerfstudio's and Blender's
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_lines
 from edm_hloc.images.find import find_images
-from edm_hloc.interop.poses.given import pose_from_world
+from edm_hloc.interop.poses.given import OPENGL, pose_from_world
 from edm_hloc.localization.poses import write_poses
 
 _TARTANAIR_AXES = np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])
@@ -51,8 +52,8 @@ def _tartanair(numbers: np.ndarray) -> np.ndarray:
 
 
 def _tsukuba(numbers: np.ndarray) -> np.ndarray:
-    """(3, 4) world_from_cam of a place and a rotation by rows."""
-    return np.column_stack([numbers[3:].reshape(3, 3), numbers[:3]])
+    """(3, 4) world_from_cam of a place and a rotation between OpenGL's axes by rows."""
+    return np.column_stack([OPENGL @ numbers[3:].reshape(3, 3) @ OPENGL, numbers[:3]])
 
 
 FORMS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {

@@ -34,7 +34,8 @@ def row(form: str, i: int) -> list[str | float]:
     if form == "tartanair":  # the columns are forward, right and down, not right, down, forward
         axes = np.column_stack([R[:, 2], R[:, 0], R[:, 1]])
         return [*c.tolist(), *Rotation.from_matrix(axes).as_quat().tolist()]
-    return [*c.tolist(), *R.ravel().tolist()]
+    flipped = R * [[1, -1, -1], [-1, 1, 1], [-1, 1, 1]]  # y and z of both frames
+    return [*c.tolist(), *flipped.ravel().tolist()]
 
 
 @pytest.mark.parametrize("form", ["middlebury", "tartanair", "tsukuba"])
