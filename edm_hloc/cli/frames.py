@@ -1,4 +1,4 @@
-"""`edm-hloc frames`: photos from a film."""
+"""`edm-hloc frames` and `views`: photos from a film, and from panoramas."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ def register(command: options.AddCommand) -> None:
         type=options.between(float, 0.005, 1),
         default=0.08,
         help="movement of the picture from one frame to the next, as a share of its longer side",
+    )
+
+    sub = command("views", _views, "cut panoramas of all directions into views, as of a lens")
+    sub.add_argument("panoramas", type=Path, metavar="PANORAMAS", help="folder of the panoramas")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for the views")
+    sub.add_argument(
+        "--directions",
+        type=options.between(int, 3, 36),
+        default=6,
+        help="number of views of a panorama, each of 90 degrees, around the horizon",
     )
 
 
@@ -46,4 +56,28 @@ def _frames(args: argparse.Namespace) -> None:
         )
     print(
         f"Next        edm-hloc reconstruct {args.out} OUT --pairs sequential --camera-mode single"
+    )
+
+
+def _views(args: argparse.Namespace) -> None:
+    from edm_hloc.images.find import find_images
+    from edm_hloc.images.panoramas import RIG, cut_panoramas
+
+    names = find_images(args.panoramas, [args.out])
+    try:
+        cut = cut_panoramas(args.panoramas, names, args.out, args.directions)
+    except KeyboardInterrupt:
+        complain(
+            f"\nedm-hloc: interrupted. {args.out} holds the views up to here; the same command goes "
+            "on."
+        )
+        raise SystemExit(130) from None
+    print(
+        f"Views       {len(cut.views)} of each of {len(cut.names):,} panoramas, {cut.side} × "
+        f"{cut.side} px, in {args.out}"
+    )
+    print(f'Next        edm-hloc reconstruct {args.out} OUT --known "{cut.intrinsics}"')
+    print(
+        f"            edm-hloc refine-model OUT/model {args.out} RIGID --keep-intrinsics "
+        f"--rig {args.out / RIG}"
     )

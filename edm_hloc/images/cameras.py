@@ -167,7 +167,7 @@ def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> l
     if panoramas:
         raise EdmHlocError(
             f"Photos are panoramas of all directions, as {panoramas[0]} is, which no camera model "
-            "here describes. Cut each into perspective views first, and give those."
+            "here describes. Cut them into perspective views first: edm-hloc views PANORAMAS VIEWS"
         )
     circular = most_of(root, unknown, image_circle)
     if circular:
