@@ -68,8 +68,8 @@ def _views(args: argparse.Namespace) -> None:
         cut = cut_panoramas(args.panoramas, names, args.out, args.directions)
     except KeyboardInterrupt:
         complain(
-            f"\nedm-hloc: interrupted. {args.out} holds the views up to here; the same command goes "
-            "on."
+            f"\nedm-hloc: interrupted. {args.out} holds the views up to here; the same command "
+            "goes on."
         )
         raise SystemExit(130) from None
     print(
