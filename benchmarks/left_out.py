@@ -44,7 +44,8 @@ from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines.localize import QUERY_KEYPOINTS
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.refinement.load import load_matcher
-from edm_hloc.tracks.refine import Kept, refine_model
+from edm_hloc.tracks.adjustment import Kept
+from edm_hloc.tracks.refine import refine_model
 
 WriteMatches = Callable[[Path, list[Pair], list[Pair], Path], None]
 """Matches the pairs of the model and those of the queries: (image folder, pairs of the model, pairs

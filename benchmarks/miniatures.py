@@ -55,7 +55,8 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
-from edm_hloc.tracks.refine import Kept, refine_model
+from edm_hloc.tracks.adjustment import Kept
+from edm_hloc.tracks.refine import refine_model
 from tests.scenes import TruthMatcher
 
 _REFINED = "-refined"

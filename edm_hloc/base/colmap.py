@@ -324,6 +324,31 @@ def posed_images(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Image]:
     return dict(sorted(images.items()))
 
 
+def with_cameras(
+    model: pycolmap.Reconstruction,
+    cameras: Iterable[pycolmap.Camera],
+    camera_of: Mapping[int, int],
+) -> pycolmap.Reconstruction:
+    """The posed images and the points of a model with other cameras, which are in no rigs.
+
+    Args:
+        model: stays as it is.
+        cameras: with ids that no two have.
+        camera_of: ids of the cameras by those of the images.
+    """
+    changed = pycolmap.Reconstruction()
+    for camera in cameras:
+        changed.add_camera_with_trivial_rig(camera)
+    for name, image in posed_images(model).items():
+        bare = pycolmap.Image(name=name, image_id=image.image_id)
+        bare.camera_id = camera_of[image.image_id]
+        bare.points2D = image.points2D
+        changed.add_image_with_trivial_frame(bare, image.cam_from_world())
+    for point_id, point in model.points3D.items():
+        changed.add_point3D_with_id(point_id, point)
+    return changed
+
+
 def adjust_all_images(
     model: pycolmap.Reconstruction, constant: Iterable[int] = ()
 ) -> pycolmap.BundleAdjustmentConfig:

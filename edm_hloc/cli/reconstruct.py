@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import format_duration
 from edm_hloc.cli import options, pair_options, summaries, workers
 from edm_hloc.cli.earth import add_positions
@@ -73,6 +74,13 @@ def register(command: options.AddCommand) -> None:
         "--keep-poses",
         action="store_true",
         help="leave poses and intrinsics as they are, as of surveyed cameras: only points move",
+    )
+    sub.add_argument(
+        "--rig",
+        type=Path,
+        metavar="FILE",
+        help="cameras that are fixed to each other, in the format of COLMAP's rig_config.json: "
+        "they keep one pose in their rig, that of the file or one that all frames agree on",
     )
 
 
@@ -144,9 +152,12 @@ def _match_pairs(args: argparse.Namespace) -> None:
 
 
 def _refine_model(args: argparse.Namespace) -> None:
-    from edm_hloc.tracks.refine import Kept, refine_model
+    from edm_hloc.tracks.adjustment import Kept
+    from edm_hloc.tracks.refine import refine_model
 
-    kept = Kept(intrinsics=args.keep_intrinsics, poses=args.keep_poses)
+    if args.rig is not None and args.keep_poses:
+        raise EdmHlocError("--rig moves cameras, and --keep-poses does not: leave one of them out.")
+    kept = Kept(intrinsics=args.keep_intrinsics, poses=args.keep_poses, rigs=args.rig)
     summary = refine_model(args.model, args.images, args.out, kept)
     summaries.print_tracks(asdict(summary))
     print(f"Time        {format_duration(summary.seconds)}")

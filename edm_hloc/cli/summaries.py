@@ -186,6 +186,13 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
     if tracks.get("registered"):
         more = first_few(tracks["registered"], "photos")
         print(f"            and could register what the mapper could not: {', '.join(more)}")
+    if rigs := tracks.get("rigs"):
+        scaled = f"; scaled by {rigs['scale']:.4g} to its distances" if rigs["scale"] != 1 else ""
+        print(
+            f"Rigs        {rigs['photos']:,} photos in {rigs['frames']:,} frames, which had been "
+            f"{rigs['rotation']:.2g}° and {rigs['position']:.2g} %\n            of the extent off "
+            f"their rig (medians){scaled}"
+        )
     for lens in tracks.get("lenses", ()):
         print(
             f"Lens        of {lens['photos']:,} photos, calibrated by them: {lens['changed']:.1f} "

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import posed_images, with_cameras
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
@@ -258,8 +258,7 @@ def _with_more_cameras(
             f"{source[0].upper()}{source[1:]} has cameras in rigs, and its photos come in several "
             "sizes for one camera: bring all photos of a camera to one size."
         )
-    split = pycolmap.Reconstruction()
-    next_id = max(model.cameras) + 1
+    next_id, copies = max(model.cameras) + 1, []
     ids = {}
     for camera_id, cameras in needed.items():
         for number, (size, camera) in enumerate(cameras.items()):
@@ -267,12 +266,7 @@ def _with_more_cameras(
             copy.camera_id = camera_id if number == 0 else next_id
             next_id += number > 0
             ids[camera_id, size] = copy.camera_id
-            split.add_camera_with_trivial_rig(copy)
-    for name, image in posed_images(model).items():
-        bare = pycolmap.Image(name=name, image_id=image.image_id)
-        bare.camera_id = ids[image.camera_id, size_of[name]]
-        bare.points2D = image.points2D
-        split.add_image_with_trivial_frame(bare, image.cam_from_world())
-    for point_id, point in model.points3D.items():
-        split.add_point3D_with_id(point_id, point)
-    return split
+            copies.append(copy)
+    posed = posed_images(model)
+    camera_of = {i.image_id: ids[i.camera_id, size_of[name]] for name, i in posed.items()}
+    return with_cameras(model, copies, camera_of)

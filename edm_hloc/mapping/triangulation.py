@@ -70,7 +70,7 @@ def triangulate(
                 f"{matched.features} has keypoints of none of the {len(ids)} images of "
                 f"{reference}: names must be the same."
             )
-        _write_reference(db, model)
+        write_reference(db, model)
         cameras = {name: model.cameras[image.camera_id] for name, image in posed.items()}
         import_matches(db, features, matched, ids, cameras)
         uncertainty = {
@@ -112,7 +112,7 @@ def triangulate(
     )
 
 
-def _write_reference(db: pycolmap.Database, model: pycolmap.Reconstruction) -> None:
+def write_reference(db: pycolmap.Database, model: pycolmap.Reconstruction) -> None:
     """Writes cameras, rigs, images and frames of a model into a database, with its ids."""
     posed = posed_images(model).values()
     for camera in model.cameras.values():

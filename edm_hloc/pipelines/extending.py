@@ -30,7 +30,8 @@ from edm_hloc.mapping.output import MappingSummary, part_folders, parts_folder
 from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.pipelines.georeferencing import place_set_aside
 from edm_hloc.pipelines.run import Run
-from edm_hloc.tracks.refine import Kept, TrackSummary, refine_model, uncertainty_files
+from edm_hloc.tracks.adjustment import Kept
+from edm_hloc.tracks.refine import TrackSummary, refine_model, uncertainty_files
 
 logger = logging.getLogger(__name__)
 

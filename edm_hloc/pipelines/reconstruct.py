@@ -66,7 +66,8 @@ from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, name
 from edm_hloc.pipelines.pair_rounds import PairRounds
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
-from edm_hloc.tracks.refine import Kept, uncertainty_files
+from edm_hloc.tracks.adjustment import Kept
+from edm_hloc.tracks.refine import uncertainty_files
 
 _FILES = (
     *MATCHING_FILES,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import adjust_all_images
+from edm_hloc.base.at_work import at_work
+from edm_hloc.base.colmap import adjust_all_images, posed_images
 from edm_hloc.mapping.incremental import refining_options
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.rigs import Rigs, put_in_rigs
+from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 
 _ITERATIONS = 12  # by which cameras change far less than their errors
@@ -30,6 +34,7 @@ class Freedom:
         focal, distortion, principal_point: whether these are refined in the other cameras.
         lenses: these may get other camera models between the rounds and after the last
             (see `tracks/lens.py`).
+        rigid: ids of the cameras whose poses in their rigs stay.
     """
 
     poses: bool = True
@@ -39,6 +44,43 @@ class Freedom:
     distortion: bool = True
     principal_point: bool = False
     lenses: bool = True
+    rigid: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of the cameras an adjustment leaves as it is.
+
+    Attributes:
+        names: of the photos whose intrinsics stay.
+        intrinsics: all intrinsics stay.
+        distortion: that of all cameras stays, but where a lens is found (see `lens.fit_lenses`).
+        poses: all poses and intrinsics stay: only the points are refined.
+        lenses: the camera models and principal points of all cameras stay.
+        rigs: file that says which cameras are fixed to each other (see `mapping.rigs`): they keep
+            one pose in their rig, that of the file or one that all frames agree on.
+    """
+
+    names: frozenset[str] = frozenset()
+    intrinsics: bool = False
+    distortion: bool = False
+    poses: bool = False
+    lenses: bool = False
+    rigs: Path | None = None
+
+    def freedom(self, model: pycolmap.Reconstruction) -> Freedom:
+        """What an adjustment of a model may change then."""
+        constant = frozenset(
+            image.camera_id
+            for name, image in posed_images(model).items()
+            if self.intrinsics or name in self.names
+        )
+        return Freedom(
+            not self.poses,
+            constant=constant,
+            distortion=not self.distortion,
+            lenses=not self.lenses,
+        )
 
 
 def with_telephotos_held(freedom: Freedom, model: pycolmap.Reconstruction) -> Freedom:
@@ -83,7 +125,7 @@ def adjuster_of(
         scale: median reprojection error, pixels.
         freedom: what changes besides the points.
         options: threads.
-        held: two cameras hold the frame.
+        held: two cameras hold the frame, or one where distances in a rig are known.
         iterations: at most.
     """
     colmap = refining_options(options, freedom.focal, freedom.distortion)
@@ -96,7 +138,11 @@ def adjuster_of(
     solver.max_num_iterations, solver.function_tolerance = iterations, _SETTLED
     if freedom.poses:
         config = adjust_all_images(model, freedom.constant)
-        if held:
+        for camera_id in freedom.rigid & set(model.cameras):
+            config.set_constant_sensor_from_rig_pose(model.cameras[camera_id].sensor_id)
+        if held and _has_known_baseline(model, freedom.rigid):  # which the scale follows
+            config.set_constant_rig_from_world_pose(min(model.reg_frame_ids()))
+        elif held:
             config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     else:
         config = pycolmap.BundleAdjustmentConfig()
@@ -104,6 +150,15 @@ def adjuster_of(
         for point_id in sorted(chosen):
             config.add_variable_point(point_id)
     return pycolmap.create_default_ceres_bundle_adjuster(adjustment, config, model)
+
+
+def _has_known_baseline(model: pycolmap.Reconstruction, rigid: frozenset[int]) -> bool:
+    """Whether cameras whose poses in their rig stay are apart from its reference camera."""
+    return any(
+        sensor.id in rigid and pose is not None and bool(np.any(np.abs(pose.translation) > 0))
+        for rig in model.rigs.values()
+        for sensor, pose in rig.non_ref_sensors.items()
+    )
 
 
 def adjust(
@@ -155,3 +210,30 @@ def drop_observations(
         image_id, index = int(views.ids[tracks.view[n]]), int(tracks.index[n])
         if model.images[image_id].points2D[index].has_point3D():
             model.delete_observation(image_id, index)
+
+
+def in_rigs(
+    model: pycolmap.Reconstruction, kept: Kept, config: TrackConfig, options: MappingOptions
+) -> tuple[pycolmap.Reconstruction, Rigs, Freedom]:
+    """A model with its photos in rigs, adjusted so.
+
+    Args:
+        model: stays as it is.
+        kept: with the file of the rigs.
+        config: the bound on the residuals of observations that stay.
+        options: minimum angle of a point's rays, and threads.
+
+    Returns:
+        The model, what became of its photos, and what a further adjustment may change.
+
+    Raises:
+        EdmHlocError: as `put_in_rigs`.
+    """
+    assert kept.rigs is not None
+    model, rigs = put_in_rigs(model, kept.rigs)
+    freedom = kept.freedom(model)
+    freedom = replace(freedom, rigid=rigs.given, constant=freedom.constant | rigs.calibrated)
+    with at_work("Adjusting the rigs"):
+        tracks = Tracks.of(model, Views.of(model))
+        adjust(model, tracks, config.outlier, freedom, options, again=True)
+    return model, rigs, freedom

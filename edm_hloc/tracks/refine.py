@@ -39,11 +39,14 @@ from edm_hloc.mapping.output import (
     new_model_folder,
     write_model,
 )
+from edm_hloc.mapping.rigs import Rigs
 from edm_hloc.mapping.snapshots import content_of
 from edm_hloc.tracks.adjustment import (
     Freedom,
+    Kept,
     adjust,
     drop_observations,
+    in_rigs,
     with_telephotos_held,
 )
 from edm_hloc.tracks.alignment import Alignment, align
@@ -98,6 +101,7 @@ class TrackSummary:
             sure, in % of the cameras' extent; None where it was not computed.
         registered: names of the photos that came in after the first round.
         lenses: what became of the cameras of which the photos tell a lens, see `fit_lenses`.
+        rigs: what became of the photos that a file put into rigs.
     """
 
     before: ModelStatistics
@@ -114,6 +118,7 @@ class TrackSummary:
     point_uncertainty: float | None = None
     registered: tuple[str, ...] = ()
     lenses: tuple[Lens, ...] = ()
+    rigs: Rigs | None = None
 
 
 @dataclass(frozen=True)
@@ -133,25 +138,6 @@ class RefinedTracks:
     cameras: Mapping[str, CameraUncertainty]
     ids: np.ndarray
     sigmas: np.ndarray
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What of the cameras an adjustment leaves as it is.
-
-    Attributes:
-        names: of the photos whose intrinsics stay.
-        intrinsics: all intrinsics stay.
-        distortion: that of all cameras stays, but where a lens is found (see `lens.fit_lenses`).
-        poses: all poses and intrinsics stay: only the points are refined.
-        lenses: the camera models and principal points of all cameras stay.
-    """
-
-    names: frozenset[str] = frozenset()
-    intrinsics: bool = False
-    distortion: bool = False
-    poses: bool = False
-    lenses: bool = False
 
 
 @dataclass(frozen=True)
@@ -336,31 +322,26 @@ def refine_model(
     """
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
     kept, options = kept or Kept(), options or MappingOptions()
+    config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
     posed = posed_images(model)
-    constant = frozenset(
-        image.camera_id for name, image in posed.items() if kept.intrinsics or name in kept.names
-    )
-    freedom = Freedom(
-        not kept.poses,
-        constant=constant,
-        distortion=not kept.distortion,
-        lenses=not kept.lenses,
-    )
-    config = TrackConfig()
     made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
         image_stamps(image_root, posed),
-        [freedom.poses, sorted(constant), freedom.distortion, freedom.lenses],
+        [freedom.poses, sorted(freedom.constant), freedom.distortion, freedom.lenses],
         [asdict(config), options.of_mapping()],
     ]
     if left_out:
         with open_database(left_out.database) as db:
             made_from += [content_of(db), sorted(left_out.names), sorted(left_out.known)]
+    if kept.rigs is not None:
+        made_from.append(file_stamp(kept.rigs))
     check_replaceable(out)
     rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
     try:
         with new_model_folder(out) as temporary, quiet_colmap():
+            if kept.rigs is not None:
+                model, rigs, freedom = in_rigs(model, kept, config, options)
             between = BetweenRounds(rounds, left_out)
             found = refine_tracks(model, image_root, freedom, config, options, between)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
@@ -376,7 +357,7 @@ def refine_model(
         write_uncertainties(cameras, found.cameras)
     write_point_uncertainties(points, found.ids, found.sigmas)
     rounds.remove()
-    return found.summary
+    return replace(found.summary, rigs=rigs)
 
 
 def rounds_folder(out: Path) -> Path:

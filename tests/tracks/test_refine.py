@@ -19,14 +19,13 @@ from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import alignment, refine
-from edm_hloc.tracks.adjustment import Freedom, adjust
+from edm_hloc.tracks.adjustment import Freedom, Kept, adjust
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.photos import GreyPhoto, PhotoShelf, PhotoStack
 from edm_hloc.tracks.point_uncertainty import deviations, point_covariances
 from edm_hloc.tracks.refine import (
-    Kept,
     TrackSummary,
     refine_model,
     refine_tracks,
