@@ -54,7 +54,7 @@ VALUES = {
     "H": "48",
 }
 # Written by the commands.
-OUTPUTS = {"POSES", "RUN", "RUN2", "O"}  # and OUT…
+OUTPUTS = {"POSES", "RUN", "RUN2", "O", "VIEWS"}  # and OUT…
 # Commands that take long even on small data, or need what only the network or nobody has here; they
 # are parsed. Those with "run" run in the slow test.
 ONLY_PARSED = {
@@ -76,6 +76,9 @@ ONLY_PARSED = {
     "edm-hloc match-shard /data/OUT --all --ray": "needs a cluster",
     "edm-hloc match-shard OUT --all --ray": "needs a cluster",
     "edm-hloc hloc MODULE": "stands for all of hloc's modules",
+    "edm-hloc reconstruct VIEWS": "needs panoramas",
+    "edm-hloc refine-model OUT/model VIEWS": "needs panoramas",
+    "edm-hloc refine-model OUT/model IMAGES RIGID --rig": "needs a rig",
     "edm-hloc weights pull": "needs the network",
     "edm-hloc weights verify edm-outdoor": "needs the network",
     "edm-hloc plan s3://bucket/photos": "needs a bucket",
@@ -200,6 +203,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
         for name in ("ONE", "BROKEN", "SIDEWAYS", "UNRELATED"):
             (folder / name).symlink_to(scene / name)
         (folder / "WEIGHTS").touch()
+        (folder / "PANORAMAS").mkdir()
+        Image.effect_noise((256, 128), 60).convert("RGB").save(folder / "PANORAMAS" / "a.jpg")
         for name in ("POSITIONS", "SURVEY", "CONTROL_POINTS", "FILM"):
             shutil.copy(scene / name, folder)
         (folder / "COLMAP_PROJECT").mkdir()

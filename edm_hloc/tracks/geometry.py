@@ -31,7 +31,7 @@ def check_refinable(model: pycolmap.Reconstruction) -> None:
         if not len(camera.focal_length_idxs()):
             raise EdmHlocError(
                 f"The camera of {name} is {camera.model.name}, without a focal length, which is "
-                "not refined: render views of a lens from the panoramas, and make the model of "
+                "not refined: cut them by edm-hloc views PANORAMAS VIEWS, and make the model of "
                 "those."
             )
 
