@@ -28,8 +28,8 @@ def register(command: options.AddCommand) -> None:
         type=Path,
         metavar="POSES",
         help="nerfstudio's transforms.json, Metashape's XML, RealityCapture's CSV, a trajectory of "
-        "TUM's (timestamp tx ty tz qx qy qz qw) or KITTI's form, or a COLMAP model with or without "
-        "points",
+        "TUM's (timestamp tx ty tz qx qy qz qw) or KITTI's form, poses by the photos' names as "
+        "edm-hloc localize writes them, or a COLMAP model with or without points",
     )
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of the photos")
     sub.add_argument(
