@@ -26,6 +26,12 @@ _DEFAULT_FOCAL = 1.2  # of the longer side, as COLMAP assumes where the focal le
 _FISHEYE_ANGLE = math.radians(190)  # across the image circle; lenses have 180° to 220°
 _LOOKED_AT = 5  # photos of a camera, for an image circle
 _FEWEST_SHARING = 3  # photos of one size that may be of one camera
+_RADIAL = (
+    *("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL"),
+    *("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE"),
+)
+"""Camera models whose distortion has no direction."""
+_TANGENTIAL = {"OPENCV": (6, 7), "FULL_OPENCV": (6, 7)}  # indices of p1, p2
 _SHARING = 0.25  # of all photos, for which a second mapping is worth its time
 
 
@@ -317,7 +323,9 @@ def cameras_of_same_size(
         root: folder of the images.
         names: images to find cameras for.
         known: cameras of other images. One that more than half of those of its size have, and at
-            least two, may have taken images of this size.
+            least two, may have taken images of this size. Turned by 90°, as a phone shows upright
+            what it took on its side, it may have taken those of the same sides as well, unless some
+            other images have these.
 
     Returns:
         Cameras by image name; images for which there is none are left out.
@@ -331,6 +339,9 @@ def cameras_of_same_size(
         same = [c for c in cameras if c.params_to_string() == chosen.params_to_string()]
         if len(same) >= 2 and 2 * len(same) > len(cameras):
             usual[size] = chosen
+    for (width, height), camera in list(usual.items()):
+        if (height, width) not in of_size and (turned := turned_camera(camera)) is not None:
+            usual[height, width] = turned
     found = {}
     for name in names if usual else ():
         try:
@@ -340,6 +351,35 @@ def cameras_of_same_size(
         if photo.size in usual and not (photo.names_camera or photo.has_focal_length):
             found[name] = usual[photo.size]
     return found
+
+
+def turned_camera(camera: pycolmap.Camera) -> pycolmap.Camera | None:
+    """The camera of photos that were turned by 90°: from landscape clockwise, from portrait back.
+
+    This is how phones turn what they took on their side. None for camera models whose distortion
+    has directions that are not known here.
+    """
+    parameters = list(camera.params)
+    focal, middle = list(camera.focal_length_idxs()), list(camera.principal_point_idxs())
+    clockwise = camera.width > camera.height
+    for i, j in zip(focal, reversed(focal), strict=True):
+        parameters[i] = camera.params[j]
+    cx, cy = (camera.params[i] for i in middle)
+    parameters[middle[0]] = camera.height - cy if clockwise else cy
+    parameters[middle[1]] = cx if clockwise else camera.width - cx
+    if camera.model_name in _TANGENTIAL:
+        i, j = _TANGENTIAL[camera.model_name]
+        p1, p2 = camera.params[i], camera.params[j]
+        parameters[i], parameters[j] = (p2, -p1) if clockwise else (-p2, p1)
+    elif camera.model_name not in _RADIAL:
+        return None
+    return pycolmap.Camera(
+        model=camera.model_name,
+        width=camera.height,
+        height=camera.width,
+        params=parameters,
+        has_prior_focal_length=camera.has_prior_focal_length,
+    )
 
 
 def _most_frequent(cameras: Sequence[pycolmap.Camera]) -> pycolmap.Camera:
