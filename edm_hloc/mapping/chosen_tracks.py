@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 _STRONG = (0.15, 0.3, 0.5)  # of the matches of a photo's best pair, in the pairs that are trusted
 _FEWER = 0.5  # misplaced photos, of those before, that mapping by these must leave at most
 _LARGEST = 0.8  # images of the largest model, of those before, that it must have at least
+_DOUBTED = 2  # images for each misplaced one that models without them may lack, if none has all:
+# of photos that contradict each other either side is named
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ class ChosenTracks:
     ) -> list[FoundModel] | None:
         """Models without the weaker pairs, where with them the largest has misplaced photos.
 
-        The weaker pairs come back that fit these models. None if the models are no better.
+        The weaker pairs come back that fit these models. Where no choice of pairs gives models as
+        large, they may lack photos that are doubted. None if the models are no better.
         """
         base, least = self.mapping.like(found[0]), self.mapping.options.min_inliers
         misplaced = misplaced_photos([found[0].model], base.database, least)
@@ -183,6 +186,7 @@ class ChosenTracks:
             names = {image.image_id: image.name for image in db.read_all_images()}
         before = [each.model for each in found]
         tried: set[Pair] = set(counts)
+        smaller: list[list[FoundModel]] = []
 
         def fewer_misplaced(models: Sequence[FoundModel]) -> bool:
             still = misplaced_photos((m.model for m in models), base.database, least)
@@ -207,19 +211,29 @@ class ChosenTracks:
             fitting = strong | _fitting(base.database, begun, counts)
             whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
             completed = whole._completed(begun, refine)
-            models = [each.model for each in completed]
-            if (
-                fewer_misplaced(completed)
-                and len(_images(models)) >= REGISTERED * len(_images(before))
-                and models[0].num_reg_images() >= _LARGEST * before[0].num_reg_images()
-            ):
-                together = [_images([model]) for model in models]
-                left = [p for p in counts.keys() - fitting if any(set(p) <= t for t in together)]
-                alike = tuple(sorted((names[a], names[b]) for a, b in left))
-                shared = found[0].one_camera
-                apart = [replace(each, one_camera=shared or each.one_camera) for each in completed]
-                return [replace(apart[0], look_alikes=alike), *apart[1:]]
-        return None
+            if not fewer_misplaced(completed):
+                continue
+            together = [_images([each.model]) for each in completed]
+            left = [p for p in counts.keys() - fitting if any(set(p) <= t for t in together)]
+            alike = tuple(sorted((names[a], names[b]) for a, b in left))
+            shared = found[0].one_camera
+            apart = [replace(each, one_camera=shared or each.one_camera) for each in completed]
+            apart[0] = replace(apart[0], look_alikes=alike)
+            if _as_large(apart, before):
+                return apart
+            if _as_large(apart, before, _DOUBTED * len(misplaced)):
+                smaller.append(apart)
+        return max(smaller, key=lambda each: each[0].model.num_reg_images(), default=None)
+
+
+def _as_large(
+    found: Sequence[FoundModel], before: Sequence[pycolmap.Reconstruction], less: int = 0
+) -> bool:
+    """Whether models have nearly as many images as others, or as others of so many less."""
+    models = [each.model for each in found]
+    return len(_images(models)) >= REGISTERED * (len(_images(before)) - less) and models[
+        0
+    ].num_reg_images() >= _LARGEST * (before[0].num_reg_images() - less)
 
 
 def _begun_on(
