@@ -41,7 +41,7 @@ def walls_between(a: int, b: int) -> int:
     return int(np.sign(ahead)) * ((abs(ahead) + 1) // 4)
 
 
-def courtyard(folder: Path, alike_share: float = 1.0) -> Path:
+def courtyard(folder: Path, alike_share: float = 1.0, apart: int = 0) -> Path:
     """Keypoints and matches of photos that look at four equal walls from the middle.
 
     Each wall has what all have, and three pictures of its own that hide some of it. Photos are
@@ -50,6 +50,7 @@ def courtyard(folder: Path, alike_share: float = 1.0) -> Path:
     Args:
         folder: for all files.
         alike_share: share of what is equal that is matched between photos of different walls.
+        apart: so many of the last photos have such matches alone with the others.
     """
     rng = np.random.default_rng(0)
     wall = np.column_stack(
@@ -95,6 +96,8 @@ def courtyard(folder: Path, alike_share: float = 1.0) -> Path:
             alike = (shown[a] + further * on_wall) % len(xyz)
             alike[(further != 0) & (shown[a] % on_wall >= len(wall))] = -1
             matches = np.array([place.get(point, -1) for point in alike.tolist()])
+            if further == 0 and (a < len(PHOTOS) - apart) != (b < len(PHOTOS) - apart):
+                matches[:] = -1
             if alike_share < 1:
                 matches[(further != 0) & (rng.random(len(matches)) > alike_share)] = -1
             writer.add(PHOTOS[a], PHOTOS[b], matches, (matches >= 0).astype(np.float32))
@@ -166,6 +169,23 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
     map_database(walls, tmp_path / "images", tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", tmp_path / "truth").rotation_max > 80
     assert len(misplaced_photos([read_model(tmp_path / "folded")], walls, THREADS.min_inliers)) > 3
+
+
+def test_right_parts_are_taken_in_place_of_a_wrong_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but pairs of equal walls connects six of the photos with the others."""
+    walls = courtyard(tmp_path, alike_share=0.25, apart=6)
+    monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
+    assert summary.components == (10, 6)
+    assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
+    assert compare(tmp_path / "m_parts" / "2", tmp_path / "truth").rotation_max < 1.0
+    assert summary.misplaced == ()
+    monkeypatch.setattr(chosen_tracks, "_DOUBTED", 0)
+    whole = map_database(walls, tmp_path / "images", tmp_path / "whole", THREADS)
+    assert whole.components == (16,)
+    assert compare(tmp_path / "whole", tmp_path / "truth").rotation_max > 20
 
 
 def test_where_the_photos_that_disagree_stay_together_the_model_stays(
