@@ -7,21 +7,24 @@ the other.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
 
-_SHARED = 4  # photos of two models, at least, that tell how they lie to one another
-_AGREEING = 0.75  # share of these whose poses agree
+_SHARED = 4  # photos of two models, at least, that tell how they lie to one another, or
+_INDEPENDENT = 2  # where no verified pair connects them: neighbours can be wrong together
+_AGREEING = 0.75  # share of these whose poses agree, all if they are fewer than four
 _ROTATION = 3.0  # degrees between poses that agree
 _POSITION = 0.05  # distance of their centres, of the median distance of the points
 _KEPT = 0.95  # share of the images that are left in the joined model
@@ -47,7 +50,11 @@ def join_models(
         The joined models and those that could not be joined, in no particular order.
     """
     joined = []
-    for group in group_models(models):
+    if len(models) < 2:
+        return list(models)
+    with open_database(database) as db:
+        verified = verified_pairs(db, max(1, colmap.min_num_matches))
+    for group in group_models(models, verified):
         if len(group) == 1:
             joined.append(group[0])
             continue
@@ -68,11 +75,14 @@ def join_models(
     return joined
 
 
-def group_models(models: Sequence[pycolmap.Reconstruction]) -> list[list[pycolmap.Reconstruction]]:
+def group_models(
+    models: Sequence[pycolmap.Reconstruction], verified: Collection[Pair]
+) -> list[list[pycolmap.Reconstruction]]:
     """Models in groups of those that belong together, in the frame of the first of each group.
 
     Args:
         models: of images with the same ids, the largest first; they stay as they are.
+        verified: ids of the images of the verified pairs, the smaller first.
 
     Returns:
         The groups in the order of their first models, which are those of `models`; the others are
@@ -81,7 +91,9 @@ def group_models(models: Sequence[pycolmap.Reconstruction]) -> list[list[pycolma
     groups: list[list[pycolmap.Reconstruction]] = []
     for model in models:
         for group in groups:
-            placed = next((m for m in (_placed(model, other) for other in group) if m), None)
+            placed = next(
+                (m for m in (_placed(model, other, verified) for other in group) if m), None
+            )
             if placed is not None:
                 group.append(placed)
                 break
@@ -91,12 +103,14 @@ def group_models(models: Sequence[pycolmap.Reconstruction]) -> list[list[pycolma
 
 
 def _placed(
-    model: pycolmap.Reconstruction, other: pycolmap.Reconstruction
+    model: pycolmap.Reconstruction, other: pycolmap.Reconstruction, verified: Collection[Pair]
 ) -> pycolmap.Reconstruction | None:
     """A copy of a model in the frame of another; None where shared photos do not tell that."""
     here, there = posed_images(model), posed_images(other)
     shared = sorted(here.keys() & there.keys())
-    if len(shared) < _SHARED:
+    ids = sorted(here[name].image_id for name in shared)
+    apart = not any(pair in verified for pair in itertools.combinations(ids, 2))
+    if len(shared) < (_INDEPENDENT if apart else _SHARED):
         return None
     placed = pycolmap.Reconstruction(model)
     placed.transform(frame_change(model, other, shared))
@@ -108,7 +122,8 @@ def _placed(
         apart = np.linalg.norm(a.projection_center() - b.projection_center())
         near = apart < _POSITION * _depth(other, b)
         agreeing += bool(near and np.degrees(turn) < _ROTATION)
-    return placed if agreeing >= _AGREEING * len(shared) else None
+    least = _AGREEING if len(shared) >= _SHARED else 1.0
+    return placed if agreeing >= least * len(shared) else None
 
 
 def _depth(model: pycolmap.Reconstruction, image: pycolmap.Image) -> float:
