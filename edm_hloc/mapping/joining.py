@@ -17,6 +17,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
 from edm_hloc.mapping.completion import complete_model
+from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.verified_matches import Pair
 
@@ -39,7 +40,8 @@ def join_models(
     """Joins models in which the photos that they share have the same poses.
 
     All points of the joined model are triangulated anew, and all cameras adjusted together. It is
-    kept if hardly an image is lost by that, and if its points fit no worse.
+    kept if hardly an image is lost by that, if its points fit no worse, and if its poses contradict
+    the matches of no more images.
 
     Args:
         models: of images of the database, the largest first; they stay as they are.
@@ -52,8 +54,13 @@ def join_models(
     joined = []
     if len(models) < 2:
         return list(models)
+    least = max(1, colmap.min_num_matches)
     with open_database(database) as db:
-        verified = verified_pairs(db, max(1, colmap.min_num_matches))
+        verified = verified_pairs(db, least)
+
+    def misplaced(found: Sequence[pycolmap.Reconstruction]) -> int:
+        return len(misplaced_photos(found, database, least))
+
     for group in group_models(models, verified):
         if len(group) == 1:
             joined.append(group[0])
@@ -66,6 +73,7 @@ def join_models(
         if (
             whole.num_reg_images() >= _KEPT * len(all_images)
             and whole.compute_mean_reprojection_error() <= _MOST_ERROR * error
+            and misplaced([whole]) <= misplaced(group)
         ):
             counts = " and ".join(str(model.num_reg_images()) for model in group)
             logger.info("Models of %s photos became one of %d.", counts, whole.num_reg_images())

@@ -13,7 +13,7 @@ from edm_hloc.base.colmap import posed_images
 MIN_PLAUSIBLE = 0.9
 """A model is mapped again without distortion if fewer of its images have a plausible camera."""
 
-LENSES = (0.3, 5.0)
+LENSES = (0.3, 10.0)
 """Focal lengths by the longer side, between which those that nothing tells are plausible."""
 
 _MOST_APART = 1.5  # factor between a focal length and the median of the others

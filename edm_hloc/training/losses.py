@@ -36,7 +36,7 @@ def wrong_match_loss(log_probability: Tensor, cells: int, gamma: float = 2.0) ->
 
     Args:
         log_probability: (P,) log p of the wrong matches.
-        cells: number of cells whose true position is known, with and without a true match.
+        cells: number of true matches and of best matches that are surely wrong.
         gamma: exponent; wrong matches of low probability count little.
     """
     log_probability = log_probability.clamp(max=0.0)  # rounding can exceed it

@@ -9,11 +9,18 @@ import numpy as np
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import posed_images, quiet_colmap, read_model
+from edm_hloc.base.colmap import (
+    open_database,
+    posed_images,
+    quiet_colmap,
+    read_model,
+    verified_pairs,
+)
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.incremental import incremental_options
 from edm_hloc.mapping.joining import join_models
 from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.parts import copy_images
 from tests.mapping.scenes import THREADS, Scene, assert_near_truth, build, make_scene
 
 NAMES = [f"{i}.jpg" for i in range(12)]
@@ -61,6 +68,34 @@ def test_models_that_share_four_photos_become_one(
     (model,) = joined
     assert set(posed_images(model)) == set(NAMES)
     assert model.compute_mean_reprojection_error() < 1.2 * whole.compute_mean_reprojection_error()
+    (tmp_path / "j").mkdir()
+    model.write(tmp_path / "j")
+    assert_near_truth(truth, tmp_path / "j", rotation=0.3, position=0.5)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_arcs_of_a_ring_that_share_the_photos_at_their_ends_become_one(
+    scene: tuple[Scene, Path], tmp_path: Path, connected: bool
+) -> None:
+    """Neighbours could be wrong together: no verified pair may connect the two."""
+    truth, folder = scene
+    whole = read_model(folder / "m")
+    first, second = part(whole, NAMES[:7]), elsewhere(part(whole, [*NAMES[6:], NAMES[0]]))
+    with open_database(folder / "d.db") as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        ends = tuple(sorted((ids[NAMES[0]], ids[NAMES[6]])))
+        pairs = sorted(verified_pairs(db))
+        assert ends in pairs
+        if not connected:
+            pairs.remove(ends)
+        copy_images(db, tmp_path / "d.db", set(ids.values()), pairs)
+    with quiet_colmap():
+        joined = join_models([first, second], tmp_path / "d.db", incremental_options(THREADS))
+    if connected:
+        assert joined == [first, second]
+        return
+    (model,) = joined
+    assert set(posed_images(model)) == set(NAMES)
     (tmp_path / "j").mkdir()
     model.write(tmp_path / "j")
     assert_near_truth(truth, tmp_path / "j", rotation=0.3, position=0.5)
