@@ -19,6 +19,7 @@ from edm_hloc.tracks.geometry import Tracks, Views
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _FEW = 3  # of adjustments that others follow
+_SETTLING = 3  # adjustments after cameras were put in rigs, each with a narrower loss
 _SETTLED = 1e-4  # relative change of the cost
 _WEAK_PERSPECTIVE = 5.0  # focal length by the longer side
 
@@ -235,5 +236,8 @@ def in_rigs(
     freedom = replace(freedom, rigid=rigs.given, constant=freedom.constant | rigs.calibrated)
     with at_work("Adjusting the rigs"):
         tracks = Tracks.of(model, Views.of(model))
-        adjust(model, tracks, config.outlier, freedom, options, again=True)
+        for _ in range(_SETTLING):  # all cameras before anything is dropped: they moved by pixels
+            scale = robust_scale(reprojection_errors(tracks.at_points_of(model), Views.of(model)))
+            adjuster_of(model, scale, freedom, options).solve()
+        adjust(model, tracks.at_points_of(model), config.outlier, freedom, options, again=True)
     return model, rigs, freedom

@@ -212,3 +212,16 @@ def test_wrong_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             put_in_rigs(model, file)
     with pytest.raises(EdmHlocError, match=r"none\.json"):
         put_in_rigs(model, tmp_path / "none.json")
+
+
+def test_photos_far_off_their_rig_keep_what_they_see(tmp_path: Path) -> None:
+    noisy, true = model_of_a_rig(Noise(pixels=0.3, degrees=2.0, metres=0.1))
+    kept = Kept(intrinsics=True, rigs=write_rig(tmp_path / "rig.json"))
+    found, rigs, _ = in_rigs(noisy, kept, TrackConfig(), MappingOptions())
+    assert rigs.rotation > 1  # 10 pixels
+    assert found.num_points3D() > 0.99 * noisy.num_points3D()
+    assert found.compute_num_observations() > 0.99 * noisy.compute_num_observations()
+    for name, model in (("true", true), ("found", found)):
+        (tmp_path / name).mkdir()
+        model.write_text(tmp_path / name)
+    assert compare(tmp_path / "found", tmp_path / "true").rotation_max < 0.05
