@@ -224,7 +224,8 @@ def _cut(panorama: Path, size: tuple[int, int], side: int, yaws: dict[Path, floa
     rays = np.stack(np.broadcast_arrays(place, place[:, None], 1.0), axis=-1)
     for path, yaw in yaws.items():
         where = panorama_pixels(rays @ view_rotation(yaw), size).astype(np.float32)
-        view = cv2.remap(pixels, where, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
+        x, y = np.moveaxis(where, -1, 0)
+        view = cv2.remap(pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
         file = io.BytesIO()
         Image.fromarray(view).save(file, "JPEG", quality=_QUALITY, exif=exif)
         make_folder(path.parent)

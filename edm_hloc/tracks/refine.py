@@ -46,6 +46,7 @@ from edm_hloc.tracks.adjustment import (
     Kept,
     adjust,
     drop_observations,
+    has_known_baseline,
     in_rigs,
     with_telephotos_held,
 )
@@ -217,7 +218,8 @@ def refine_tracks(
     tracks = Tracks.of(model, views)
     sigmas = deviations(point_covariances(tracks, views, kept, of_cameras, config), views)
     if freedom.poses:
-        model.transform(frame_change(model, mapped, posed_images(mapped)))
+        scaled = not has_known_baseline(model, freedom.rigid)
+        model.transform(frame_change(model, mapped, posed_images(mapped), scaled=scaled))
     summary = TrackSummary(
         before=before,
         after=ModelStatistics.of(model),
