@@ -325,7 +325,7 @@ def refine_model(
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
     kept, options = kept or Kept(), options or MappingOptions()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
-    posed = posed_images(model)
+    posed, before = posed_images(model), ModelStatistics.of(model)
     made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
@@ -359,7 +359,7 @@ def refine_model(
         write_uncertainties(cameras, found.cameras)
     write_point_uncertainties(points, found.ids, found.sigmas)
     rounds.remove()
-    return replace(found.summary, rigs=rigs)
+    return replace(found.summary, before=before, rigs=rigs)
 
 
 def rounds_folder(out: Path) -> Path:
