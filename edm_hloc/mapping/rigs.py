@@ -311,7 +311,8 @@ def _check_intrinsics(
         if max(abs(x / w - 0.5), abs(y / h - 0.5)) > FAR_FROM_MIDDLE:
             raise EdmHlocError(
                 f"The camera_params of {prefix} in {file} are for photos of another size: their "
-                f"principal point ({x:.0f}, {y:.0f}) is far from the middle of {w} × {h} pixels."
+                f"principal point ({x:.0f}, {y:.0f}) is far from the middle of {w} × {h} pixels. "
+                "Give those of these photos, or leave out camera_model_name and camera_params."
             )
 
 

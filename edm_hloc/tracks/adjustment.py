@@ -19,7 +19,8 @@ from edm_hloc.tracks.geometry import Tracks, Views
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _FEW = 3  # of adjustments that others follow
-_SETTLING = 3  # adjustments after cameras were put in rigs, each with a narrower loss
+_SETTLING = 5  # adjustments at most after cameras were put in rigs, each with a narrower loss,
+_LESS = 0.9  # while the reprojection error becomes so many times as large
 _OFF = 3.0  # times its reprojection error without its rig, of a photo that does not fit this
 _SETTLED = 1e-4  # relative change of the cost
 _WEAK_PERSPECTIVE = 5.0  # focal length by the longer side
@@ -238,8 +239,11 @@ def in_rigs(
     freedom = replace(freedom, rigid=rigs.given, constant=freedom.constant | rigs.calibrated)
     with at_work("Adjusting the rigs"):
         tracks = Tracks.of(model, Views.of(model))
+        scale = np.inf
         for _ in range(_SETTLING):  # all cameras before anything is dropped: they moved by pixels
-            scale = robust_scale(reprojection_errors(tracks, Views.of(model)))
+            was, scale = scale, robust_scale(reprojection_errors(tracks, Views.of(model)))
+            if scale > _LESS * was:
+                break
             adjuster_of(model, scale, freedom, options).solve()
             tracks = tracks.at_points_of(model)
         after, each = _medians(model)
