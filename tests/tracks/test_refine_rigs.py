@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.cli.summaries import print_tracks
 from edm_hloc.evaluation.models import compare
 from edm_hloc.tracks.adjustment import Kept
 from edm_hloc.tracks.refine import refine_model
@@ -18,7 +20,9 @@ from tests.tracks.test_refine import THREADS, Roof
 roof = test_refine.roof
 
 
-def test_distances_in_a_rig_stay_as_its_file_tells(roof: Roof, tmp_path: Path) -> None:
+def test_distances_in_a_rig_stay_as_its_file_tells(
+    roof: Roof, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     truth = posed_images(pycolmap.Reconstruction(roof.truth))
     first, second = (name for name in [*truth][1:3])
     pose = truth[second].cam_from_world() * truth[first].cam_from_world().inverse()
@@ -39,3 +43,7 @@ def test_distances_in_a_rig_stay_as_its_file_tells(roof: Roof, tmp_path: Path) -
     poses = [p for rig in refined.rigs.values() for p in rig.non_ref_sensors.values()]
     assert [p.translation for p in poses] == [pytest.approx(told, rel=1e-9)]
     assert compare(tmp_path / "refined", roof.truth).position_median < 0.1
+    print_tracks(asdict(replace(summary, rigs=replace(summary.rigs, off=("2.png",)))))
+    said = capsys.readouterr().out
+    assert "2 photos in 1 frames" in said
+    assert "Far worse in it: 2.png. The camera moved in its rig" in said
