@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from edm_hloc.cli import options
 from edm_hloc.cli.streams import complain
@@ -55,7 +56,8 @@ def _frames(args: argparse.Namespace) -> None:
             "A smaller --step gives more"
         )
     print(
-        f"Next        edm-hloc reconstruct {args.out} OUT --pairs sequential --camera-mode single"
+        f"Next        edm-hloc reconstruct {quote(str(args.out))} OUT --pairs sequential "
+        "--camera-mode single"
     )
 
 
@@ -76,8 +78,8 @@ def _views(args: argparse.Namespace) -> None:
         f"Views       {len(cut.views)} of each of {len(cut.names):,} panoramas, {cut.side} × "
         f"{cut.side} px, in {args.out}"
     )
-    print(f'Next        edm-hloc reconstruct {args.out} OUT --known "{cut.intrinsics}"')
+    views, rig = quote(str(args.out)), quote(str(args.out / RIG))
+    print(f'Next        edm-hloc reconstruct {views} OUT --known "{cut.intrinsics}"')
     print(
-        f"            edm-hloc refine-model OUT/model {args.out} RIGID --keep-intrinsics "
-        f"--rig {args.out / RIG}"
+        f"            edm-hloc refine-model OUT/model {views} RIGID --keep-intrinsics --rig {rig}"
     )

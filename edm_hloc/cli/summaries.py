@@ -193,6 +193,18 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
             f"{rigs['rotation']:.2g}° and {rigs['position']:.2g} %\n            of the extent off "
             f"their rig (medians){scaled}"
         )
+        before_rigs, in_rigs = rigs["residuals"]
+        print(
+            f"            They agree to {in_rigs:.2g} px in their rig, and to {before_rigs:.2g} px "
+            "without (medians)"
+        )
+        if rigs["off"]:
+            few = ", ".join(first_few(rigs["off"], "photos"))
+            print(
+                f"            Far worse in it: {few}. The camera moved in its rig, photos of equal "
+                "names\n            are of several moments, or the file is wrong: do without these "
+                "photos, or without --rig"
+            )
     for lens in tracks.get("lenses", ()):
         print(
             f"Lens        of {lens['photos']:,} photos, calibrated by them: {lens['changed']:.1f} "

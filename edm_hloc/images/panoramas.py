@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import holds_more_than, make_folder, write_whole
+from edm_hloc.base.frames import turned_upright
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import StepProgress
-from edm_hloc.images.decode import open_header, photo_size
+from edm_hloc.images.decode import exif_orientation, open_header, photo_size
 from edm_hloc.images.load import stored_pixels
+
+logger = logging.getLogger(__name__)
 
 RIG = "rig_config.json"
 _ASPECT = 2.0
@@ -71,9 +75,10 @@ def cut_panoramas(
 ) -> PanoramaViews:
     """Writes views of panoramas to `out/yaw_060/NAME.jpg`, …, and the file of their rig beside.
 
-    Neighbouring views overlap where there are more than four. In its middle a view has as many
-    pixels to a degree as the panoramas have, most of which have one size. A view that is there and
-    younger than its panorama is left as it is.
+    Panoramas are cut upright, as their EXIF orientation says. Neighbouring views overlap where
+    there are more than four. In its middle a view has as many pixels to a degree as the panoramas
+    have, most of which have one size. A view that is there and younger than its panorama is left
+    as it is.
 
     Args:
         root: folder of the panoramas.
@@ -82,7 +87,8 @@ def cut_panoramas(
         directions: number of the views of a panorama, three or more.
 
     Raises:
-        EdmHlocError: `out` holds other things, or none of the photos is a panorama.
+        EdmHlocError: `out` holds other things, or none of the photos is a panorama that can be
+            read.
     """
     sizes, skipped = _sizes(root, names)
     if not sizes:
@@ -107,7 +113,11 @@ def cut_panoramas(
             except ImageError as error:
                 skipped[name] = f"cannot be read: {error}"
             progress.update(1)
+    if not written:
+        name, reason = next(iter(skipped.items()))
+        raise EdmHlocError(f"None of the panoramas in {root} has views: {name} {reason}")
     warn_of_skipped(f"{name}: it {reason}" for name, reason in skipped.items())
+    _warn_of_others(out, folders, {*files.values()}, root)
     return PanoramaViews(tuple(written), folders, side, skipped)
 
 
@@ -146,7 +156,7 @@ def _sizes(root: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, int]]
     sizes, skipped = {}, {}
     for name in names:
         try:
-            width, height = photo_size(root / name)
+            width, height = _upright_size(root / name)
         except ImageError as error:
             skipped[name] = f"cannot be read: {error}"
             continue
@@ -160,6 +170,13 @@ def _sizes(root: Path, names: Sequence[str]) -> tuple[dict[str, tuple[int, int]]
         else:
             sizes[name] = width, height
     return sizes, skipped
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) as the EXIF orientation shows it. Raises ImageError."""
+    width, height = photo_size(path)
+    with open_header(path) as image:
+        return (height, width) if exif_orientation(image) >= 5 else (width, height)
 
 
 def _view_names(names: Sequence[str]) -> dict[str, str]:
@@ -193,15 +210,32 @@ def _claim(out: Path, rig: str, folders: Sequence[str]) -> None:
     make_folder(out)
     there = out / RIG
     if there.is_file():
-        if there.read_text("utf-8") != rig:
+        if there.read_bytes() != rig.encode():
             raise EdmHlocError(
-                f"{out} holds views of other directions or sizes: choose a new folder."
+                f"{out} holds views of other directions or sizes, by its {RIG}: choose a new "
+                "folder."
             )
     elif holds_more_than(out, RIG):
         raise EdmHlocError(f"{out} is there already and holds other things: choose a new folder.")
     write_whole(there, rig)
     for folder in folders:
         make_folder(out / folder)
+
+
+def _warn_of_others(out: Path, folders: Sequence[str], files: Collection[str], root: Path) -> None:
+    """Says which views are of panoramas that are not there, as they would be reconstructed too."""
+    others = [
+        path
+        for folder in folders
+        for path in sorted((out / folder).rglob("*.jpg"))
+        if path.relative_to(out / folder).as_posix() not in files
+    ]
+    if others:
+        logger.warning(
+            "%d views in %s are of no panorama in %s, such as %s: delete them, or choose a new "
+            "folder, as they are taken for photos too.",
+            *(len(others), out, root, others[0].relative_to(out).as_posix()),
+        )
 
 
 def _is_younger(view: Path, panorama: Path) -> bool:
@@ -219,12 +253,14 @@ def _cut(panorama: Path, size: tuple[int, int], side: int, yaws: dict[Path, floa
         pixels = np.rint(pixels).astype(np.uint8)
     with open_header(panorama) as image:
         exif = _exif_of_view(image)
+        pixels = np.ascontiguousarray(turned_upright(pixels, exif_orientation(image)))
     focal, middle, _ = _parameters(side)
     place = (np.arange(side) + 0.5 - middle) / focal
     rays = np.stack(np.broadcast_arrays(place, place[:, None], 1.0), axis=-1)
     for path, yaw in yaws.items():
         where = panorama_pixels(rays @ view_rotation(yaw), size).astype(np.float32)
-        view = cv2.remap(pixels, where, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
+        x, y = np.moveaxis(where, -1, 0)
+        view = cv2.remap(pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP)
         file = io.BytesIO()
         Image.fromarray(view).save(file, "JPEG", quality=_QUALITY, exif=exif)
         make_folder(path.parent)

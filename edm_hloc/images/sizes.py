@@ -15,7 +15,7 @@ from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
 from edm_hloc.images.decode import photo_size
 
-_FAR_FROM_MIDDLE = 0.15  # of a side; a principal point is nearer in all but cropped photos
+FAR_FROM_MIDDLE = 0.15  # of a side; a principal point is nearer in all but cropped photos
 _ROUNDING = 1.0  # px by which a side may miss the common factor: programs round, cut or fill up
 
 
@@ -105,7 +105,7 @@ def _of_unknown_size(
 ) -> pycolmap.Camera:
     """The camera for a photo of `size`, of which its principal point must be near the middle."""
     centre = camera.principal_point_x, camera.principal_point_y
-    if any(abs(c / side - 0.5) > _FAR_FROM_MIDDLE for c, side in zip(centre, size, strict=True)):
+    if any(abs(c / side - 0.5) > FAR_FROM_MIDDLE for c, side in zip(centre, size, strict=True)):
         raise EdmHlocError(
             "The known intrinsics do not tell the size of the photos that they are for, and "
             f"{photo} has {size[0]} × {size[1]} pixels, far from whose middle their principal "

@@ -13,7 +13,11 @@ _OUTLIER = 3.0  # times the median distance: images that moved so far do not det
 
 
 def frame_change(
-    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, names: Collection[str]
+    model: pycolmap.Reconstruction,
+    earlier: pycolmap.Reconstruction,
+    names: Collection[str],
+    *,
+    scaled: bool = True,
 ) -> pycolmap.Sim3d:
     """The similarity that brings cameras of a model to where they are in an earlier one.
 
@@ -23,6 +27,7 @@ def frame_change(
     Args:
         model, earlier: the two models.
         names: images to compare; those that are not in both do not count.
+        scaled: or else the similarity has a scale of 1.
     """
     now, then = posed_images(model), posed_images(earlier)
     common = sorted(set(names) & now.keys() & then.keys())
@@ -43,6 +48,7 @@ def frame_change(
         turned = (centres - middle) @ R.T
         spread = (turned[use] ** 2).sum()
         scale = float((turned[use] * (targets[use] - goal)).sum() / spread) if spread > 0 else 1.0
+        scale = scale if scaled else 1.0
         error = np.linalg.norm(scale * turned + goal - targets, axis=1)
         use = error <= max(_OUTLIER * float(np.median(error)), 1e-12)
     return pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), goal - scale * R @ middle)

@@ -19,6 +19,9 @@ from edm_hloc.tracks.geometry import Tracks, Views
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _FEW = 3  # of adjustments that others follow
+_SETTLING = 5  # adjustments at most after cameras were put in rigs, each with a narrower loss,
+_LESS = 0.9  # while the reprojection error becomes so many times as large
+_OFF = 3.0  # times its reprojection error without its rig, of a photo that does not fit this
 _SETTLED = 1e-4  # relative change of the cost
 _WEAK_PERSPECTIVE = 5.0  # focal length by the longer side
 
@@ -140,7 +143,7 @@ def adjuster_of(
         config = adjust_all_images(model, freedom.constant)
         for camera_id in freedom.rigid & set(model.cameras):
             config.set_constant_sensor_from_rig_pose(model.cameras[camera_id].sensor_id)
-        if held and _has_known_baseline(model, freedom.rigid):  # which the scale follows
+        if held and has_known_baseline(model, freedom.rigid):  # which the scale follows
             config.set_constant_rig_from_world_pose(min(model.reg_frame_ids()))
         elif held:
             config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
@@ -152,7 +155,7 @@ def adjuster_of(
     return pycolmap.create_default_ceres_bundle_adjuster(adjustment, config, model)
 
 
-def _has_known_baseline(model: pycolmap.Reconstruction, rigid: frozenset[int]) -> bool:
+def has_known_baseline(model: pycolmap.Reconstruction, rigid: frozenset[int]) -> bool:
     """Whether cameras whose poses in their rig stay are apart from its reference camera."""
     return any(
         sensor.id in rigid and pose is not None and bool(np.any(np.abs(pose.translation) > 0))
@@ -230,10 +233,30 @@ def in_rigs(
         EdmHlocError: as `put_in_rigs`.
     """
     assert kept.rigs is not None
+    before, each_before = _medians(model)
     model, rigs = put_in_rigs(model, kept.rigs)
     freedom = kept.freedom(model)
     freedom = replace(freedom, rigid=rigs.given, constant=freedom.constant | rigs.calibrated)
     with at_work("Adjusting the rigs"):
         tracks = Tracks.of(model, Views.of(model))
+        scale = np.inf
+        for _ in range(_SETTLING):  # all cameras before anything is dropped: they moved by pixels
+            was, scale = scale, robust_scale(reprojection_errors(tracks, Views.of(model)))
+            if scale > _LESS * was:
+                break
+            adjuster_of(model, scale, freedom, options).solve()
+            tracks = tracks.at_points_of(model)
+        after, each = _medians(model)
+        off = [n for n, error in each.items() if error > _OFF * max(before, each_before[n])]
         adjust(model, tracks, config.outlier, freedom, options, again=True)
+    rigs = replace(rigs, residuals=(before, after), off=tuple(off))
     return model, rigs, freedom
+
+
+def _medians(model: pycolmap.Reconstruction) -> tuple[float, dict[str, float]]:
+    """Median reprojection errors in pixels: of all observations, and of each photo's by name."""
+    views = Views.of(model)
+    tracks = Tracks.of(model, views)
+    errors = reprojection_errors(tracks, views)
+    each = {n: robust_scale(errors[tracks.view == v]) for v, n in enumerate(views.names)}
+    return robust_scale(errors), each

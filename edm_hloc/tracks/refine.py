@@ -46,6 +46,7 @@ from edm_hloc.tracks.adjustment import (
     Kept,
     adjust,
     drop_observations,
+    has_known_baseline,
     in_rigs,
     with_telephotos_held,
 )
@@ -217,7 +218,8 @@ def refine_tracks(
     tracks = Tracks.of(model, views)
     sigmas = deviations(point_covariances(tracks, views, kept, of_cameras, config), views)
     if freedom.poses:
-        model.transform(frame_change(model, mapped, posed_images(mapped)))
+        scaled = not has_known_baseline(model, freedom.rigid)
+        model.transform(frame_change(model, mapped, posed_images(mapped), scaled=scaled))
     summary = TrackSummary(
         before=before,
         after=ModelStatistics.of(model),
@@ -323,7 +325,7 @@ def refine_model(
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
     kept, options = kept or Kept(), options or MappingOptions()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
-    posed = posed_images(model)
+    posed, before = posed_images(model), ModelStatistics.of(model)
     made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
@@ -357,7 +359,7 @@ def refine_model(
         write_uncertainties(cameras, found.cameras)
     write_point_uncertainties(points, found.ids, found.sigmas)
     rounds.remove()
-    return replace(found.summary, rigs=rigs)
+    return replace(found.summary, before=before, rigs=rigs)
 
 
 def rounds_folder(out: Path) -> Path:

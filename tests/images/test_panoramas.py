@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 
+from edm_hloc import cli
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.panoramas import RIG, cut_panoramas, panorama_pixels, view_rotation
 
@@ -136,3 +138,59 @@ def test_views_of_one_size_of_panoramas_of_several(tmp_path: Path) -> None:
     sizes = {Image.open(path).size for path in (tmp_path / "views").rglob("*.jpg")}
     assert sizes == {(cut.side, cut.side)} == {(254, 254)}
     assert len(json.loads((tmp_path / "views" / RIG).read_text())[0]["cameras"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90)],
+)
+def test_panoramas_are_cut_upright(orientation: int, turn: Image.Transpose, tmp_path: Path) -> None:
+    write_panorama(tmp_path / "a.png", (800, 400))
+    tags = Image.Exif()
+    tags[ExifTag.Orientation] = orientation
+    stored = Image.open(tmp_path / "a.png").transpose(turn)
+    stored.save(tmp_path / "turned.png", exif=tags)
+    cut = cut_panoramas(tmp_path, ["a.png", "turned.png"], tmp_path / "views", 4)
+    assert cut.names == ("a.png", "turned.png")
+    for folder in cut.views:
+        upright, turned = (
+            Image.open(tmp_path / "views" / folder / f"{name}.jpg") for name in ("a", "turned")
+        )
+        assert np.array_equal(np.asarray(upright), np.asarray(turned))
+        assert ExifTag.Orientation not in turned.getexif()
+
+
+def test_what_is_in_the_folder_of_the_views(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, out = tmp_path / "panoramas", tmp_path / "views"
+    (root / "inside").mkdir(parents=True)
+    write_panorama(root / "a.jpg")
+    write_panorama(root / "inside/b.jpg")
+    cut_panoramas(root, ["a.jpg", "inside/b.jpg"], out, 3)
+    assert not caplog.text
+    cut_panoramas(root, ["a.jpg"], out, 3)
+    assert f"3 views in {out} are of no panorama in {root}, such as yaw_000/inside/b.jpg" in (
+        caplog.text
+    )
+    (out / RIG).write_bytes(b"\xff\xfe[]")
+    with pytest.raises(EdmHlocError, match=r"by its rig_config\.json: choose a new folder"):
+        cut_panoramas(root, ["a.jpg"], out, 3)
+    (root / "broken.jpg").write_bytes((root / "a.jpg").read_bytes()[:9000])
+    with pytest.raises(EdmHlocError, match=r"None of the panoramas .* broken\.jpg cannot be read"):
+        cut_panoramas(root, ["broken.jpg"], tmp_path / "others", 3)
+
+
+def test_the_commands_that_follow_can_be_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_panorama(tmp_path / "a.jpg")
+    out = tmp_path / "my views"
+    assert cli.main(["views", str(tmp_path), str(out)]) == 0
+    reconstruct, refine = (
+        shlex.split(line.removeprefix("Next"))
+        for line in capsys.readouterr().out.splitlines()
+        if "edm-hloc" in line
+    )
+    assert reconstruct[2:4] == [str(out), "OUT"]
+    assert refine[-1] == str(out / RIG)

@@ -12,7 +12,7 @@ import pycolmap
 import pytest
 from scipy.spatial.transform import Rotation
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import posed_images, with_cameras
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.options import MappingOptions
@@ -136,6 +136,14 @@ def test_photos_get_one_pose_in_their_rig(one_camera: bool, tmp_path: Path) -> N
     for k, relatives in enumerate(relative_poses(model).values(), start=1):
         assert np.ptp(relatives, axis=0).max() < 1e-9
         assert relatives[0] == pytest.approx(SENSORS[k][:3], abs=0.03)
+    # each photo of a frame counts alike
+    for f in range(FRAMES):
+        turns = []
+        for name in (f"{side}/{f}.jpg" for side in SIDES):
+            new, old = (posed_images(m)[name].cam_from_world().rotation for m in (model, noisy))
+            turns.append((old.inverse() * new).matrix())
+        axes = Rotation.from_matrix(turns).as_rotvec()
+        assert np.abs(axes.mean(axis=0)).max() < 0.05 * np.abs(axes).max()
     # the photo of no rig is where it was
     single, was = (posed_images(m)["single.jpg"].cam_from_world() for m in (model, noisy))
     assert single.matrix() == pytest.approx(was.matrix())
@@ -196,7 +204,7 @@ def test_wrong_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         ("[]", "describes no rig"),
         ("{", "is damaged or no configuration of rigs"),
         ('[{"cameras": []}]', "is damaged or no configuration of rigs"),
-        ('[{"cameras": [{"image_prefix": "front/"}]}]', 'one of them the "ref_sensor"'),
+        ('[{"cameras": [{"image_prefix": "front/"}]}]', 'its reference, with "ref_sensor": true'),
         (
             '[{"cameras": [{"image_prefix": "a/", "ref_sensor": true}]}]',
             r"is named a/…, as .* says of the reference camera; the first is 'back/0\.jpg'",
@@ -204,7 +212,7 @@ def test_wrong_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         (
             '[{"cameras": [{"image_prefix": "front/1", "ref_sensor": true}, '
             '{"image_prefix": "right/"}]}]',
-            r"No two photos of the model are of one frame|does not fit the model",
+            "No two photos of the model are of one frame",
         ),
     ):
         file.write_text(text)
@@ -212,3 +220,153 @@ def test_wrong_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             put_in_rigs(model, file)
     with pytest.raises(EdmHlocError, match=r"none\.json"):
         put_in_rigs(model, tmp_path / "none.json")
+
+
+def test_photos_far_off_their_rig_keep_what_they_see(tmp_path: Path) -> None:
+    noisy, true = model_of_a_rig(Noise(pixels=0.3, degrees=2.0, metres=0.1))
+    kept = Kept(intrinsics=True, rigs=write_rig(tmp_path / "rig.json"))
+    found, rigs, _ = in_rigs(noisy, kept, TrackConfig(), MappingOptions())
+    assert rigs.rotation > 1  # 10 pixels
+    assert found.num_points3D() > 0.99 * noisy.num_points3D()
+    assert found.compute_num_observations() > 0.99 * noisy.compute_num_observations()
+    for name, model in (("true", true), ("found", found)):
+        (tmp_path / name).mkdir()
+        model.write_text(tmp_path / name)
+    assert compare(tmp_path / "found", tmp_path / "true").rotation_max < 0.05
+
+
+def renamed(model: pycolmap.Reconstruction, folders: dict[str, str]) -> pycolmap.Reconstruction:
+    """The model with the photos of some folders in others."""
+    copy = pycolmap.Reconstruction(model)
+    for image in copy.images.values():
+        folder, slash, file = image.name.partition("/")
+        image.name = f"{folders.get(folder, folder)}{slash}{file}"
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("folders", "prefixes"),
+    [
+        (("0/10", "1/10", "2/10"), ("0/", "1/", "2/")),  # "0/" is in 0/10/1.jpg once more
+        (("cam1", "cam10", "cam2"), ("cam1", "cam10", "cam2")),
+        (("c/a", "c", "back"), ("c/a/", "c/", "back/")),
+        (("links ü/a", "rechts ü/a", "b"), ("links ü\\a\\", "rechts ü\\a\\", "b\\")),
+    ],
+)
+def test_prefixes_in_each_other(
+    folders: Sequence[str], prefixes: Sequence[str], tmp_path: Path
+) -> None:
+    model = renamed(model_of_a_rig(Noise())[0], dict(zip(SIDES, folders, strict=True)))
+    cameras = [{"image_prefix": p, "ref_sensor": p == prefixes[0]} for p in prefixes]
+    for order in (cameras, cameras[::-1]):
+        (tmp_path / "rig.json").write_text(json.dumps([{"cameras": order}]))
+        found, rigs = put_in_rigs(model, tmp_path / "rig.json")
+        assert (rigs.photos, rigs.frames) == (3 * FRAMES, FRAMES)
+        assert posed_images(found).keys() == posed_images(model).keys()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"cam_from_rig_rotation": [1, 0, 0, 0]}, "needs both cam_from_rig_rotation and"),
+        ({"cam_from_rig_translation": [1, 0, 0]}, "needs both cam_from_rig_rotation and"),
+        (
+            {"cam_from_rig_rotation": [1, 0, 0, 0, 0], "cam_from_rig_translation": [1, 0, 0]},
+            r"camera 'right/': cam_from_rig_rotation is no quaternion",
+        ),
+        (
+            {"cam_from_rig_rotation": [0, 0, 0, 0], "cam_from_rig_translation": [1, 0, 0]},
+            "is no quaternion",
+        ),
+        (
+            {"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [1, 0]},
+            r"cam_from_rig_translation is not \[x, y, z\]",
+        ),
+        (
+            {"cam_from_rig_rotation": [1, 0, 0, "nan"], "cam_from_rig_translation": [1, 0, 0]},
+            "not finite",
+        ),
+        ({"cam_from_rig_rotation": 1}, "is no list of numbers"),
+        ({"camera_params": [300, 160, 120]}, "go together"),
+        ({"camera_model_name": "PINHOLE", "camera_params": [300]}, "another number of parameters"),
+        ({"camera_model_name": "LENS", "camera_params": [300]}, "no camera model 'LENS'"),
+        (
+            {"camera_model_name": "SIMPLE_PINHOLE", "camera_params": [0, 160, 120]},
+            "focal length is not above 0",
+        ),
+        (
+            {"camera_model_name": "SIMPLE_PINHOLE", "camera_params": [600, 320, 240]},
+            r"params of right/ .* for photos of another size: .* \(320, 240\) .* 320 × 240 pixels",
+        ),
+        ({"ref_sensor": "no"}, "has to be true or false"),
+        ({"ref_sensor": True}, "its reference, with .* and only one"),
+        ({"image_prefix": "front/"}, "2 cameras with the image_prefix 'front/'"),
+        ({"image_prefix": None}, "is damaged or no configuration of rigs"),
+        (
+            {"cam_from_rig_rotation": [0.2, 0, 0.9, 0], "cam_from_rig_translation": [0, 0, 0]},
+            "° .median. off the rigs of .* not their inverses",
+        ),
+        (
+            {"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [-1, 0, 0]},
+            "on the other side",
+        ),
+    ],
+)
+def test_what_a_file_says_of_a_camera_can_be(
+    entry: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    model, _ = model_of_a_rig(Noise())
+    cameras = [{"image_prefix": "front/", "ref_sensor": True}, {"image_prefix": "right/"} | entry]
+    (tmp_path / "rig.json").write_text(json.dumps([{"cameras": cameras}]))
+    with pytest.raises(EdmHlocError, match=message) as error:
+        put_in_rigs(model, tmp_path / "rig.json")
+    assert str(tmp_path / "rig.json") in str(error.value)
+
+
+def test_a_camera_that_no_frame_has_beside_the_reference(tmp_path: Path) -> None:
+    apart = [f"front/{f}.jpg" for f in (3, 4, 5, 6)] + [f"back/{f}.jpg" for f in (0, 1, 2)]
+    model, _ = model_of_a_rig(Noise(), missing=apart)
+    with pytest.raises(EdmHlocError, match=r"no two photos of one frame named front/… and back/…"):
+        put_in_rigs(model, write_rig(tmp_path / "rig.json"))
+
+
+def test_photos_of_one_camera_have_one_size(tmp_path: Path) -> None:
+    model, _ = model_of_a_rig(Noise())
+    file = write_rig(tmp_path / "rig.json")
+    other = pycolmap.Camera(model="SIMPLE_PINHOLE", width=W // 2, height=H // 2, params=[F, 80, 60])
+    cameras = {i: pycolmap.Camera(c.todict()) for i, c in model.cameras.items()}
+    own = {image.image_id: image.camera_id for image in model.images.values()}
+    number = posed_images(model)["right/0.jpg"].image_id
+    for size, focal in (((W // 2, H // 2), F), ((W, H), 100 * F)):
+        other.width, other.height, other.focal_length, other.camera_id = *size, focal, 9
+        several = with_cameras(model, [*cameras.values(), other], own | {number: 9})
+        if size != (W, H):
+            with pytest.raises(EdmHlocError, match=r"right/… .* several sizes \(160 × 120, 320 × "):
+                put_in_rigs(several, file)
+    found, _ = put_in_rigs(several, file)  # the first photo's camera is not as the others
+    assert {round(camera.focal_length) for camera in found.cameras.values()} == {F}
+
+
+def test_rigs_that_another_file_described_are_taken_apart_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _ = put_in_rigs(model_of_a_rig(Noise())[0], write_rig(tmp_path / "rig.json"))
+    assert not caplog.text
+    two = [{"image_prefix": "front/", "ref_sensor": True}, {"image_prefix": "right/"}]
+    (tmp_path / "two.json").write_text(json.dumps([{"cameras": two}]))
+    put_in_rigs(model, tmp_path / "two.json")
+    assert "7 photos in rigs that" in caplog.text
+    assert "such as back/0.jpg" in caplog.text
+
+
+def test_a_photo_that_moved_in_its_rig_is_named(tmp_path: Path) -> None:
+    model, _ = model_of_a_rig(Noise(pixels=0.3))
+    file = write_rig(tmp_path / "rig.json")
+    _, rigs, _ = in_rigs(model, Kept(intrinsics=True, rigs=file), TrackConfig(), MappingOptions())
+    assert rigs.off == ()
+    assert rigs.residuals[1] < 1.2 * rigs.residuals[0]
+    images = posed_images(model)
+    images["right/2.jpg"].name, images["right/5.jpg"].name = "right/5.jpg", "right/2.jpg"
+    _, rigs, _ = in_rigs(model, Kept(intrinsics=True, rigs=file), TrackConfig(), MappingOptions())
+    assert {"right/2.jpg", "right/5.jpg"} <= set(rigs.off)
+    assert not any(name.startswith("back/") for name in rigs.off)
