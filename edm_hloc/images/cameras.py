@@ -316,16 +316,16 @@ def _fisheye_cameras(
 
 def cameras_of_same_size(
     root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
-) -> dict[str, pycolmap.Camera]:
+) -> dict[str, list[pycolmap.Camera]]:
     """Cameras that may have taken images without EXIF data, such as frames of a film.
 
     Args:
         root: folder of the images.
         names: images to find cameras for.
         known: cameras of other images. One that more than half of those of its size have, and at
-            least two, may have taken images of this size. Turned by 90°, as a phone shows upright
-            what it took on its side, it may have taken those of the same sides as well, unless some
-            other images have these.
+            least two, may have taken images of this size. Turned by 90°, as of a phone held
+            upright, it may have taken those of the same sides as well, unless some other images
+            have these.
 
     Returns:
         Cameras by image name; images for which there is none are left out.
@@ -333,14 +333,14 @@ def cameras_of_same_size(
     of_size: dict[tuple[int, int], list[pycolmap.Camera]] = defaultdict(list)
     for camera in known.values():
         of_size[camera.width, camera.height].append(camera)
-    usual = {}
+    usual: dict[tuple[int, int], list[pycolmap.Camera]] = {}
     for size, cameras in of_size.items():
         chosen = _most_frequent(cameras)
         same = [c for c in cameras if c.params_to_string() == chosen.params_to_string()]
         if len(same) >= 2 and 2 * len(same) > len(cameras):
-            usual[size] = chosen
-    for (width, height), camera in list(usual.items()):
-        if (height, width) not in of_size and (turned := turned_camera(camera)) is not None:
+            usual[size] = [chosen]
+    for (width, height), (camera,) in list(usual.items()):
+        if (height, width) not in of_size and (turned := turned_cameras(camera)):
             usual[height, width] = turned
     found = {}
     for name in names if usual else ():
@@ -353,15 +353,22 @@ def cameras_of_same_size(
     return found
 
 
-def turned_camera(camera: pycolmap.Camera) -> pycolmap.Camera | None:
-    """The camera of photos that were turned by 90°: from landscape clockwise, from portrait back.
+def turned_cameras(camera: pycolmap.Camera) -> list[pycolmap.Camera]:
+    """Cameras of photos that were turned by 90°, first the way in which phones turn theirs.
 
-    This is how phones turn what they took on their side. None for camera models whose distortion
-    has directions that are not known here.
+    This is clockwise from landscape to portrait. None of camera models whose distortion has
+    directions that are not known here.
     """
+    if camera.model_name not in (*_RADIAL, *_TANGENTIAL):
+        return []
+    clockwise = camera.width > camera.height
+    turned = [_turned(camera, clockwise), _turned(camera, not clockwise)]
+    return turned[: len({each.params_to_string() for each in turned})]
+
+
+def _turned(camera: pycolmap.Camera, clockwise: bool) -> pycolmap.Camera:
     parameters = list(camera.params)
     focal, middle = list(camera.focal_length_idxs()), list(camera.principal_point_idxs())
-    clockwise = camera.width > camera.height
     for i, j in zip(focal, reversed(focal), strict=True):
         parameters[i] = camera.params[j]
     cx, cy = (camera.params[i] for i in middle)
@@ -371,8 +378,6 @@ def turned_camera(camera: pycolmap.Camera) -> pycolmap.Camera | None:
         i, j = _TANGENTIAL[camera.model_name]
         p1, p2 = camera.params[i], camera.params[j]
         parameters[i], parameters[j] = (p2, -p1) if clockwise else (-p2, p1)
-    elif camera.model_name not in _RADIAL:
-        return None
     return pycolmap.Camera(
         model=camera.model_name,
         width=camera.height,

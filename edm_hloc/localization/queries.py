@@ -57,9 +57,9 @@ class Queries:
             length is estimated first unless the camera `has_prior_focal_length`.
         photos: of the queries that are aligned to the photos of the database, the files; needs
             `ModelPoints`, with the folder of the photos.
-        perhaps: intrinsics that uncalibrated queries may have, as those of the database. A query
-            gets them where they explain its matches as well as those that are estimated with the
-            pose, which are less exact by far.
+        perhaps: intrinsics that uncalibrated queries may have, as those of the database; several
+            of a query are tried in their order. A query gets them where they explain its matches as
+            well as those that are estimated with the pose, which are less exact by far.
     """
 
     names: Sequence[str]
@@ -68,7 +68,7 @@ class Queries:
     problems: Mapping[str, str] = field(default_factory=dict)
     uncalibrated: Collection[str] = ()
     photos: Mapping[str, Path] = field(default_factory=dict)
-    perhaps: Mapping[str, pycolmap.Camera] = field(default_factory=dict)
+    perhaps: Mapping[str, Sequence[pycolmap.Camera]] = field(default_factory=dict)
 
     def pairs(self) -> list[tuple[str, str]]:
         """Every query with each of its retrieved images."""
@@ -157,14 +157,16 @@ def localize_queries(
         camera, uncalibrated = queries.cameras[query], query in queries.uncalibrated
         try:
             if uncalibrated and query in queries.perhaps:
-                other = queries.perhaps[query]
-                given, own = best(other, False, None), best(camera, True, None)
-                # The estimate has the principal point in the middle, which the given camera may
-                # make up for: its own focal length has to be the best one, too.
-                if _fits_as_well(given, own) and _fits_as_well(
-                    given, best(_as_prior(other), True, None)
-                ):
-                    camera, uncalibrated, own = other, False, given
+                own = best(camera, True, None)
+                for other in queries.perhaps[query]:
+                    given = best(other, False, None)
+                    # The estimate has the principal point in the middle, which the given camera may
+                    # make up for: its own focal length has to be the best one, too.
+                    if _fits_as_well(given, own) and _fits_as_well(
+                        given, best(_as_prior(other), True, None)
+                    ):
+                        camera, uncalibrated, own = other, False, given
+                        break
                 if align is None:
                     return own
             return best(camera, uncalibrated, align)
@@ -220,7 +222,7 @@ def fingerprint_of_poses(
             dict(queries.problems),
             sorted(queries.uncalibrated),
             *sorted(queries.photos),
-            *([name, camera_text(c)] for name, c in sorted(queries.perhaps.items())),
+            *([name, *map(camera_text, c)] for name, c in sorted(queries.perhaps.items())),
             file_stamp(features),
             file_stamp(matches),
             points.fingerprint(),

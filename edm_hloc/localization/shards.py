@@ -69,9 +69,7 @@ def query_items(queries: Queries, names: Sequence[str]) -> list[list[Any]]:
                 "retrieved": list(queries.retrieved.get(name, ())),
                 "problem": queries.problems.get(name),
                 "uncalibrated": name in queries.uncalibrated,
-                "perhaps": camera_to_json(queries.perhaps[name])
-                if name in queries.perhaps
-                else None,
+                "perhaps": [camera_to_json(camera) for camera in queries.perhaps.get(name, ())],
                 "photo": str(queries.photos[name].resolve()) if name in queries.photos else None,
             },
         ]
@@ -100,7 +98,11 @@ def localize_items(
         {name: t["problem"] for name, t in told.items() if t["problem"]},
         [name for name, t in told.items() if t["uncalibrated"]],
         {name: Path(t["photo"]) for name, t in told.items() if t["photo"]},
-        {name: camera_from_json(t["perhaps"]) for name, t in told.items() if t.get("perhaps")},
+        {
+            name: [camera_from_json(camera) for camera in t["perhaps"]]
+            for name, t in told.items()
+            if t.get("perhaps")
+        },
     )
     place = dict(shared["points"])
     points: PointSource

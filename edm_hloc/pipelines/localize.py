@@ -281,9 +281,8 @@ def localize_photos(
         )
         poses = find_poses(run, queries, points, config.poses)
         of_model = len(of_others) + sum(
-            answer.camera == camera_text(queries.perhaps[answer.query])
+            answer.camera in map(camera_text, queries.perhaps.get(answer.query, ()))
             for answer in poses
-            if answer.query in queries.perhaps
         )
         run.results["cameras"] = {
             "given": given,

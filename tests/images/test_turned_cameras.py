@@ -9,7 +9,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from edm_hloc.images.cameras import cameras_of_same_size, turned_camera
+from edm_hloc.images.cameras import cameras_of_same_size, turned_cameras
 
 MODELS = {
     "SIMPLE_PINHOLE": [300, 151, 98],
@@ -22,13 +22,16 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("clockwise", [True, False])
+@pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.parametrize("landscape", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_turned_camera_sees_the_same_at_turned_pixels(model: str, clockwise: bool) -> None:
-    size = (313, 201) if clockwise else (201, 313)
+def test_turned_cameras_see_the_same_at_turned_pixels(
+    model: str, landscape: bool, way: int
+) -> None:
+    size = (313, 201) if landscape else (201, 313)
+    clockwise = landscape == (way == 0)
     camera = pycolmap.Camera(model=model, width=size[0], height=size[1], params=MODELS[model])
-    turned = turned_camera(camera)
-    assert turned is not None
+    turned = turned_cameras(camera)[way]
     assert (turned.width, turned.height) == (size[1], size[0])
     points = np.random.default_rng(0).uniform([-0.4, -0.4, 1.1], [0.4, 0.4, 1.9], (50, 3))
     x, y, z = points.T
@@ -41,7 +44,11 @@ def test_a_turned_camera_sees_the_same_at_turned_pixels(model: str, clockwise: b
 def test_no_turned_camera_of_other_models() -> None:
     parameters = [300, 310, 151, 98, *[0.01] * 8]
     camera = pycolmap.Camera(model="THIN_PRISM_FISHEYE", width=313, height=201, params=parameters)
-    assert turned_camera(camera) is None
+    assert turned_cameras(camera) == []
+    centred = pycolmap.Camera(
+        model="RADIAL", width=313, height=201, params=[300, 156.5, 100.5, 0, 0]
+    )
+    assert len(turned_cameras(centred)) == 1  # both ways alike
 
 
 def test_photos_on_their_side_may_be_of_the_camera_of_the_others(tmp_path: Path) -> None:
@@ -54,8 +61,11 @@ def test_photos_on_their_side_may_be_of_the_camera_of_the_others(tmp_path: Path)
     known = dict.fromkeys(["a", "b", "c"], camera)
     found = cameras_of_same_size(tmp_path, names, known)
     assert found.keys() == {"wide.jpg", "upright.jpg"}
-    assert found["wide.jpg"] is camera
-    assert found["upright.jpg"].params.tolist() == [70.0, 48.0 - 20.0, 33.0, 0.1]
+    assert found["wide.jpg"] == [camera]
+    assert [c.params.tolist() for c in found["upright.jpg"]] == [
+        [70.0, 48.0 - 20.0, 33.0, 0.1],
+        [70.0, 20.0, 64.0 - 33.0, 0.1],
+    ]
     # of another camera, which took photos of these sides
     other = pycolmap.Camera(model="SIMPLE_PINHOLE", width=48, height=64, params=[90.0, 24, 32])
     found = cameras_of_same_size(tmp_path, names, {**known, "d": other})

@@ -227,7 +227,7 @@ def test_a_log_of_other_inputs_is_not_resumed(files, changed: str) -> None:
     elif changed == "uncalibrated":
         job["queries"] = replace(queries, uncalibrated=["q1"])
     elif changed == "perhaps":
-        job["queries"] = replace(queries, perhaps={"q1": CAMERA})
+        job["queries"] = replace(queries, perhaps={"q1": [CAMERA]})
     else:
         job["points"] = Points(cloud + 1.0)
     answers = localize_queries(**job)
@@ -300,7 +300,7 @@ def test_the_camera_of_the_database_is_taken_where_it_explains_a_query_as_well(f
         uncalibrated=names,
     )
     errors = []
-    for perhaps in ({}, dict.fromkeys(names, CAMERA)):
+    for perhaps in ({}, {name: [CAMERA] for name in names}):
         job["queries"] = replace(unknown, perhaps=perhaps)
         answers = localize_queries(**job)
         errors.append(np.median([pose_errors(a.pose, TRUTH)[0] for a in answers]))
@@ -315,7 +315,7 @@ def test_a_camera_that_did_not_take_a_query_is_not_taken(files, params: list[flo
     job = write({"q": seen(cloud) + np.random.default_rng(5).normal(0, 0.7, (300, 2))})
     other = pycolmap.Camera(CAMERA.todict() | {"params": params})
     job["queries"] = replace(
-        job["queries"], cameras={"q": guessed_camera()}, uncalibrated=["q"], perhaps={"q": other}
+        job["queries"], cameras={"q": guessed_camera()}, uncalibrated=["q"], perhaps={"q": [other]}
     )
     (answer,) = localize_queries(**job)
     assert answer.camera != camera_text(other)
@@ -344,7 +344,7 @@ def test_a_zoomed_photo_of_a_flat_scene_does_not_get_the_camera_of_the_database(
             {"q": guessed_camera()},
             {"q": ["db/a.jpg"]},
             uncalibrated=["q"],
-            perhaps={"q": perhaps},
+            perhaps={"q": [other, taken][: 1 + expected]},
         )
         files = tmp_path / "f.h5", tmp_path / "m.h5"
         (answer,) = localize_queries(queries, *files, Points(cloud), tmp_path / "log")

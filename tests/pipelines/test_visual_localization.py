@@ -333,7 +333,7 @@ def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
     assert found == {}  # two of four have one
     del known["bare.jpg"]
     found = cameras_of_same_size(tmp_path, new, known)
-    assert {name: c.params[0] for name, c in found.items()} == {"bare.jpg": 70}
+    assert {name: [c.params[0] for c in its] for name, its in found.items()} == {"bare.jpg": [70]}
     assert cameras_of_same_size(tmp_path, new, {"a.jpg": camera(60)}) == {}
 
 
