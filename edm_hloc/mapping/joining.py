@@ -117,8 +117,8 @@ def _placed(
     here, there = posed_images(model), posed_images(other)
     shared = sorted(here.keys() & there.keys())
     ids = sorted(here[name].image_id for name in shared)
-    apart = not any(pair in verified for pair in itertools.combinations(ids, 2))
-    if len(shared) < (_INDEPENDENT if apart else _SHARED):
+    independent = not any(pair in verified for pair in itertools.combinations(ids, 2))
+    if len(shared) < (_INDEPENDENT if independent else _SHARED):
         return None
     placed = pycolmap.Reconstruction(model)
     placed.transform(frame_change(model, other, shared))
