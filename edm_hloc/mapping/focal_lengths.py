@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, verified_pairs
+from edm_hloc.mapping.plausible import LENSES
 
-_STARTS = (0.3, 5.0)  # by the longer side; of longer lenses pairs hardly tell the focal length
 _STEP = 0.01  # of the longer side: beside the cameras' errors nothing, and the same in each run
 
 
@@ -41,7 +41,7 @@ def calibrate_focal_lengths(database: Path) -> None:
         for camera in unknown:
             side, focal = max(camera.width, camera.height), found[camera.camera_id]
             ratio = round(focal / side / _STEP) * _STEP
-            if focal != camera.mean_focal_length() and _STARTS[0] < ratio < _STARTS[1]:
+            if focal != camera.mean_focal_length() and LENSES[0] < ratio < LENSES[1]:
                 camera.focal_length = ratio * side
                 db.update_camera(camera)
 

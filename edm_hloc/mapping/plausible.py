@@ -13,8 +13,10 @@ from edm_hloc.base.colmap import posed_images
 MIN_PLAUSIBLE = 0.9
 """A model is mapped again without distortion if fewer of its images have a plausible camera."""
 
-LENSES = (0.3, 10.0)
+LENSES = (0.3, 5.0)
 """Focal lengths by the longer side, between which those that nothing tells are plausible."""
+
+_LONGEST = 10.0  # by the longer side: plausible where most photos of the model have such a lens
 
 _MOST_APART = 1.5  # factor between a focal length and the median of the others
 
@@ -26,7 +28,10 @@ def plausible_images(
     if not models:
         return 0, 0
     posed = posed_images(models[0]).values()
-    plausible = {id: _is_plausible(camera, initial[id]) for id, camera in models[0].cameras.items()}
+    cameras = models[0].cameras
+    usual = float(np.median([_by_side(cameras[i.camera_id]) for i in posed] or [0.0]))
+    longest = min(_LONGEST, max(LENSES[1], _MOST_APART * usual))
+    plausible = {id: _is_plausible(c, initial[id], longest) for id, c in cameras.items()}
     return sum(plausible[i.camera_id] for i in posed), len(posed)
 
 
@@ -97,8 +102,13 @@ def is_bogus(camera: pycolmap.Camera, colmap: pycolmap.IncrementalPipelineOption
     return bool(camera.has_bogus_params(*limits))
 
 
-def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera) -> bool:
+def _by_side(camera: pycolmap.Camera) -> float:
+    """The focal length by the longer side."""
+    return float(camera.mean_focal_length() / max(camera.width, camera.height))
+
+
+def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera, longest: float) -> bool:
     """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
     if initial.has_prior_focal_length:
         return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
-    return LENSES[0] < camera.mean_focal_length() / max(camera.width, camera.height) < LENSES[1]
+    return LENSES[0] < _by_side(camera) < longest
