@@ -229,6 +229,8 @@ def test_no_pairs_get_a_sentence_and_leave_nothing(scene: Path, tmp_path: Path) 
 
 
 def test_register_without_hloc(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("hloc.")]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have imported it
     monkeypatch.setitem(sys.modules, "hloc", None)
     with pytest.raises(EdmHlocError, match="hloc"):
         edm_hloc.register()
