@@ -322,6 +322,7 @@ def refine_model(
     Raises:
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
     """
+    begin = time.monotonic()
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
     kept, options = kept or Kept(), options or MappingOptions()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
@@ -359,7 +360,8 @@ def refine_model(
         write_uncertainties(cameras, found.cameras)
     write_point_uncertainties(points, found.ids, found.sigmas)
     rounds.remove()
-    return replace(found.summary, before=before, rigs=rigs)
+    seconds = time.monotonic() - begin
+    return replace(found.summary, before=before, rigs=rigs, seconds=seconds)
 
 
 def rounds_folder(out: Path) -> Path:
