@@ -65,9 +65,7 @@ class PanoramaViews:
     @property
     def intrinsics(self) -> str:
         """Of all views, as COLMAP writes a camera: model, width, height, focal length, middle."""
-        return (
-            f"SIMPLE_PINHOLE {self.side} {self.side} {' '.join(map(str, _parameters(self.side)))}"
-        )
+        return " ".join(map(str, ["SIMPLE_PINHOLE", self.side, self.side, *_parameters(self.side)]))
 
 
 def cut_panoramas(
@@ -189,9 +187,9 @@ def _view_names(names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _parameters(side: int) -> tuple[float, float, float]:
-    """Focal length and middle of a view, pixels in COLMAP's frame."""
-    return side / 2, side / 2, side / 2
+def _parameters(side: int) -> list[float]:
+    """Focal length and middle of a view, pixels in COLMAP's frame: of 90°, they are all equal."""
+    return [side / 2] * 3
 
 
 def _sensor(folder: str, yaw: float, side: int) -> dict[str, Any]:
@@ -254,8 +252,7 @@ def _cut(panorama: Path, size: tuple[int, int], side: int, yaws: dict[Path, floa
     with open_header(panorama) as image:
         exif = _exif_of_view(image)
         pixels = np.ascontiguousarray(turned_upright(pixels, exif_orientation(image)))
-    focal, middle, _ = _parameters(side)
-    place = (np.arange(side) + 0.5 - middle) / focal
+    place = (np.arange(side) + 0.5) / (side / 2) - 1
     rays = np.stack(np.broadcast_arrays(place, place[:, None], 1.0), axis=-1)
     for path, yaw in yaws.items():
         where = panorama_pixels(rays @ view_rotation(yaw), size).astype(np.float32)

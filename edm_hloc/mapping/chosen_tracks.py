@@ -231,9 +231,10 @@ def _as_large(
 ) -> bool:
     """Whether models have nearly as many images as others, or as others of so many less."""
     models = [each.model for each in found]
-    return len(_images(models)) >= REGISTERED * (len(_images(before)) - less) and models[
-        0
-    ].num_reg_images() >= _LARGEST * (before[0].num_reg_images() - less)
+    of_all, of_largest = len(_images(before)) - less, before[0].num_reg_images() - less
+    if len(_images(models)) < REGISTERED * of_all:
+        return False
+    return models[0].num_reg_images() >= _LARGEST * of_largest
 
 
 def _begun_on(

@@ -51,9 +51,9 @@ def join_models(
     Returns:
         The joined models and those that could not be joined, in no particular order.
     """
-    joined = []
     if len(models) < 2:
         return list(models)
+    joined = []
     least = max(1, colmap.min_num_matches)
     with open_database(database) as db:
         verified = verified_pairs(db, least)

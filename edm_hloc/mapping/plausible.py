@@ -29,7 +29,7 @@ def plausible_images(
         return 0, 0
     posed = posed_images(models[0]).values()
     cameras = models[0].cameras
-    usual = float(np.median([_by_side(cameras[i.camera_id]) for i in posed] or [0.0]))
+    usual = float(np.median([focal_by_side(cameras[i.camera_id]) for i in posed] or [0.0]))
     longest = min(_LONGEST, max(LENSES[1], _MOST_APART * usual))
     plausible = {id: _is_plausible(c, initial[id], longest) for id, c in cameras.items()}
     return sum(plausible[i.camera_id] for i in posed), len(posed)
@@ -102,8 +102,8 @@ def is_bogus(camera: pycolmap.Camera, colmap: pycolmap.IncrementalPipelineOption
     return bool(camera.has_bogus_params(*limits))
 
 
-def _by_side(camera: pycolmap.Camera) -> float:
-    """The focal length by the longer side."""
+def focal_by_side(camera: pycolmap.Camera) -> float:
+    """The focal length of a camera by the longer side of its photos."""
     return float(camera.mean_focal_length() / max(camera.width, camera.height))
 
 
@@ -111,4 +111,4 @@ def _is_plausible(camera: pycolmap.Camera, initial: pycolmap.Camera, longest: fl
     """Whether a focal length is near that of the EXIF data, or else in the range of lenses."""
     if initial.has_prior_focal_length:
         return 0.7 < camera.mean_focal_length() / initial.mean_focal_length() < 1.4
-    return LENSES[0] < _by_side(camera) < longest
+    return LENSES[0] < focal_by_side(camera) < longest

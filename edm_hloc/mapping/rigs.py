@@ -336,13 +336,11 @@ def _moved(
     model: pycolmap.Reconstruction, before: dict[str, pycolmap.Rigid3d], which: Sequence[int]
 ) -> tuple[float, float]:
     """Median rotation in degrees and distance in % of the extent by which photos were moved."""
-    extent = largest_distance(np.array([p.inverse().translation for p in before.values()]))
+    world_from_cam = {name: pose.inverse() for name, pose in before.items()}
+    extent = largest_distance(np.array([pose.translation for pose in world_from_cam.values()]))
     rotations, distances = [], []
-    for i in which:
-        image = model.images[i]
-        change = image.cam_from_world() * before[image.name].inverse()
-        rotations.append(np.degrees(change.rotation.angle()))
-        distances.append(
-            np.linalg.norm(image.projection_center() - before[image.name].inverse().translation)
-        )
+    for image in (model.images[i] for i in which):
+        was = world_from_cam[image.name]
+        rotations.append(np.degrees((image.cam_from_world() * was).rotation.angle()))
+        distances.append(np.linalg.norm(image.projection_center() - was.translation))
     return float(np.median(rotations)), float(100 * np.median(distances) / max(extent, 1e-300))

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from edm_hloc.base.colmap import verified_pairs
 from edm_hloc.base.geometry import epipolar_errors, homogeneous
 from edm_hloc.base.grid import evenly
+from edm_hloc.mapping.plausible import focal_by_side
 
 # Turning explains a pair where its residuals are at most so many times the distances of the matches
 # from epipolar lines, which leave the motion free. On synthetic pairs with 0.1 to 1 px of noise:
@@ -144,7 +145,7 @@ def _range_of_scale(
         return 1.0, 1.0
     if any(c.has_prior_focal_length or c.camera_id in known for c in cameras):
         return _FOCAL_PRIOR
-    sides = [camera.mean_focal_length() / max(camera.width, camera.height) for camera in cameras]
+    sides = [focal_by_side(camera) for camera in cameras]
     low, high = (limit / float(np.mean(sides)) for limit in _FOCAL_UNKNOWN)
     return low, high
 
