@@ -113,6 +113,11 @@ def is_comment(line: str, name: str, names: Collection[str]) -> bool:
     return not (name.startswith("#") and is_name)
 
 
+def plural(number: int, singular: str, more: str | None = None) -> str:
+    """A number with its noun; the plural `more` is by default the singular with an "s"."""
+    return f"{number:,} {singular if number == 1 else more or singular + 's'}"
+
+
 def format_duration(seconds: float) -> str:
     """A time for people: "3.1 s", "42 s", "2 min 0 s", "1 h 0 min"."""
     if seconds < 10:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edm_hloc.base.log import first_few
+from edm_hloc.base.text import plural
 
 if TYPE_CHECKING:
     from edm_hloc.localization.results import QueryPose
@@ -117,11 +118,25 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Look alike  {len(alike):,} verified pairs, probably of different places, e.g. "
             f"{' and '.join(alike[0])}: left out, as they had folded the model"
         )
+        lost = sorted({name for pair in alike for name in pair} & set(missing))
+        if lost:
+            print(
+                f"            and with them {plural(len(lost), 'photo')} that no other pairs "
+                f"connect, e.g. {lost[0]}: it may as well be that the others are in the wrong place"
+            )
     misplaced = mapped.get("misplaced")
     if misplaced:
         print(
-            f"Misplaced   {len(misplaced):,} photos, e.g. {misplaced[0]}, or those beside them: "
-            "their matches contradict their model, as where walls look alike"
+            f"Misplaced   {plural(len(misplaced), 'photo')}, e.g. {misplaced[0]}, or those beside "
+            "them: their matches contradict their model, as where walls look alike"
+        )
+    from edm_hloc.mapping.contradictions import MIN_FITTING
+
+    fitting = mapped.get("fitting", 1.0)
+    if fitting < MIN_FITTING:
+        print(
+            f"Doubtful    only {fitting:.0%} of the verified matches fit the model, so it is "
+            "probably wrong: photos of places that look alike, too few, or too far apart"
         )
     flat = mapped.get("undistorted_photos")
     if flat:

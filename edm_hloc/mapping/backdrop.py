@@ -2,7 +2,8 @@
 
 The camera stands still, so the background stays at the same pixels, and its matches say that the
 camera did not move. No depth follows from them. They are told from a scene that stands still while
-people walk through it in that what moves is rigid, and in that no photo from elsewhere shows it.
+people walk through it in that what moves is rigid, and in that most matches move or no photo from
+elsewhere shows what does not.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def find_backdrops(
         vote = _vote(*both, max(size))
         if vote is None:
             continue
-        graph.add_edge(*pair)
+        graph.add_edge(*pair, moving=-float(vote.sum()))
         for name, points in zip(pair, both, strict=True):
             np.add.at(
                 sums.setdefault(name, np.zeros(shape_of(size), np.float32)),
@@ -96,7 +97,8 @@ def find_backdrops(
     for group in nx.connected_components(graph):
         if len(group) >= _MIN_PHOTOS:
             backdrops = {name: Backdrop(sizes[name], _grown(sums[name])) for name in sorted(group)}
-            if not _shown_elsewhere(backdrops, pairs, matched):
+            moves = sum(vote for *_, vote in graph.edges(group, data="moving")) > 0
+            if moves or not _shown_elsewhere(backdrops, pairs, matched):
                 found |= backdrops
     return found
 

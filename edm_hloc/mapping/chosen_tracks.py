@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from edm_hloc.mapping.verified_matches import Pair
 logger = logging.getLogger(__name__)
 
 _STRONG = (0.15, 0.3, 0.5)  # of the matches of a photo's best pair, in the pairs that are trusted
+_FEW = 3  # misplaced photos, up to which models without them are asked for
 _FEWER = 0.5  # misplaced photos, of those before, that mapping by these must leave at most
 _LARGEST = 0.8  # images of the largest model, of those before, that it must have at least
 _DOUBTED = 2  # images for each misplaced one that models without them may lack, if none has all:
@@ -91,7 +92,7 @@ class ChosenTracks:
         unfolded = self._unfolded(found[0], conflicts, refine) if conflicts else None
         if unfolded is not None:
             return [unfolded, *found[1:]]
-        return self._by_strongest_pairs(found, refine) or found
+        return self._by_trusted_pairs(found, refine) or found
 
     def _begun(self, refine: bool) -> list[FoundModel]:
         """Models of the chosen tracks, where there are such."""
@@ -169,7 +170,7 @@ class ChosenTracks:
             look_alikes=left.look_alikes,
         )
 
-    def _by_strongest_pairs(
+    def _by_trusted_pairs(
         self, found: Sequence[FoundModel], refine: bool
     ) -> list[FoundModel] | None:
         """Models without the weaker pairs, where with them the largest has misplaced photos.
@@ -185,45 +186,73 @@ class ChosenTracks:
             counts = verified_pairs(db, max(1, least))
             names = {image.image_id: image.name for image in db.read_all_images()}
         before = [each.model for each in found]
-        tried: set[Pair] = set(counts)
         smaller: list[list[FoundModel]] = []
-
-        def fewer_misplaced(models: Sequence[FoundModel]) -> bool:
-            still = misplaced_photos((m.model for m in models), base.database, least)
-            return len(still) <= _FEWER * len(misplaced)
-
-        for share in _STRONG:
-            strong = strongest_pairs(counts, share)
-            if strong == tried:
-                continue
-            tried = strong
-            logger.info(
-                "Mapping once more, without the %d weakest of %d pairs: the matches of %d photos "
-                "contradict the model.",
-                len(counts) - len(strong),
-                len(counts),
-                len(misplaced),
-            )
-            trusted = _copy_with(base, "strongest", strong)
-            begun, kept = _begun_on(trusted, refine)
-            if not fewer_misplaced(begun):
-                continue
-            fitting = strong | _fitting(base.database, begun, counts)
-            whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
-            completed = whole._completed(begun, refine)
-            if not fewer_misplaced(completed):
-                continue
-            together = [_images([each.model]) for each in completed]
-            left = [p for p in counts.keys() - fitting if any(set(p) <= t for t in together)]
-            alike = tuple(sorted((names[a], names[b]) for a, b in left))
-            shared = found[0].one_camera
-            apart = [replace(each, one_camera=shared or each.one_camera) for each in completed]
-            apart[0] = replace(apart[0], look_alikes=alike)
+        for trusted in _strongest(counts):
+            apart, _ = self._mapped_by(trusted, found[0], len(misplaced), refine)
             if _as_large(apart, before):
                 return apart
             if _as_large(apart, before, _DOUBTED * len(misplaced)):
                 smaller.append(apart)
+        # Nothing may tell where a photo belongs that shares matches with its neighbours by mistake.
+        doubted, still = set[str](), set(misplaced)
+        while still and not smaller and len(doubted | still) <= _FEW:
+            doubted |= still
+            others = {p for p in counts if not {names[i] for i in p} & doubted}
+            apart, still = self._mapped_by(others, found[0], len(misplaced), refine)
+            if _as_large(apart, before, len(doubted)):
+                smaller.append(apart)
         return max(smaller, key=lambda each: each[0].model.num_reg_images(), default=None)
+
+    def _mapped_by(
+        self, trusted: set[Pair], like: FoundModel, misplaced: int, refine: bool
+    ) -> tuple[list[FoundModel], set[str]]:
+        """Models by trusted pairs and those that fit them, with half the misplaced photos or fewer.
+
+        Args:
+            trusted: the pairs.
+            like: model of all pairs.
+            misplaced: number of its misplaced photos.
+            refine: as for `models`.
+
+        Returns:
+            The models, none if they have more; and the names of their misplaced photos.
+        """
+        base, least = self.mapping.like(like), self.mapping.options.min_inliers
+        with open_database(base.database) as db:
+            counts = verified_pairs(db, max(1, least))
+            names = {image.image_id: image.name for image in db.read_all_images()}
+        logger.info(
+            "Mapping once more, without %d of %d pairs: the matches of %d photos contradict the "
+            "model.",
+            len(counts) - len(trusted),
+            len(counts),
+            misplaced,
+        )
+        completed: list[FoundModel] = []
+        begun, kept = _begun_on(_copy_with(base, "strongest", trusted), refine)
+        still = set(misplaced_photos((m.model for m in begun), base.database, least))
+        if len(still) <= _FEWER * misplaced:
+            fitting = trusted | _fitting(base.database, begun, counts)
+            whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
+            completed = whole._completed(begun, refine)
+            still = set(misplaced_photos((m.model for m in completed), base.database, least))
+        if not completed or len(still) > _FEWER * misplaced:
+            return [], still
+        together = [_images([each.model]) for each in completed]
+        left = [p for p in counts.keys() - fitting if any(set(p) & images for images in together)]
+        alike = tuple(sorted((names[a], names[b]) for a, b in left))
+        apart = [replace(each, one_camera=like.one_camera or each.one_camera) for each in completed]
+        return [replace(apart[0], look_alikes=alike), *apart[1:]], still
+
+
+def _strongest(counts: Mapping[Pair, int]) -> Iterator[set[Pair]]:
+    """Choices of the strongest pairs of each photo, from most to fewest."""
+    before = set(counts)
+    for share in _STRONG:
+        strong = strongest_pairs(counts, share)
+        if strong != before:
+            before = strong
+            yield strong
 
 
 def _as_large(
@@ -232,7 +261,7 @@ def _as_large(
     """Whether models have nearly as many images as others, or as others of so many less."""
     models = [each.model for each in found]
     of_all, of_largest = len(_images(before)) - less, before[0].num_reg_images() - less
-    if len(_images(models)) < REGISTERED * of_all:
+    if not models or len(_images(models)) < REGISTERED * of_all:
         return False
     return models[0].num_reg_images() >= _LARGEST * of_largest
 

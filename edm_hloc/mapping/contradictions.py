@@ -8,7 +8,8 @@ model that is right, have few beside the right pairs of the same photos.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneou
 from edm_hloc.mapping.verification import CACHED_IMAGES
 from edm_hloc.mapping.verified_matches import Pair
 
+MIN_FITTING = 0.85
+"""Share of the verified matches that fit a model, below which it is probably wrong. Models of 5 to
+80 photos that are right have 0.92 and more."""
+
 _CONSISTENT = 0.5  # share of the matches of a pair that fit the poses of a model, if the pair does
 _MAX_ERROR = 4.0  # px, of a match that fits the poses of a model
 _CONTRADICTS = 0.3  # share of the matches of a pair that fit, below which it contradicts the poses
@@ -30,8 +35,9 @@ _MOST_FIT = 0.8  # share of the matches of the middle photo that fit: else none 
 _AGREES = 0.75  # of that share: photos of which fewer fit do not agree with the others. In models
 # that are right each has 0.82 of it and more, in those of which a part is elsewhere some below 0.73
 _STRONG = 0.15  # of the matches of a photo's best pair, in the pairs that connect parts of a model
-_FEWEST = 3  # photos: with fewer a model is as good as right, and
-_LEAST_SHARE = 0.02  # of its photos
+_FEWEST = 3  # photos: with fewer a model is as good as right, but where they are
+_SMALL = 0.05  # of its photos; of eight photos one counts. In models that are right there is none
+_LEAST_SHARE = 0.02  # of its photos: fewer may be by chance
 
 
 def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
@@ -74,38 +80,72 @@ def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> d
     return fitting_matches(counts, {p: float(share < _CONTRADICTS) for p, share in fits.items()})
 
 
-def misplaced_photos(
-    models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
-) -> tuple[str, ...]:
-    """Names of the photos without which no photo's matches contradict a model; sorted.
+@dataclass(frozen=True)
+class Contradictions:
+    """How far models are contradicted by the verified matches of their photos.
+
+    Attributes:
+        misplaced: names of the photos without which no photo's matches contradict a model, sorted.
+        fitting: share in [0, 1] of the verified matches between photos of one model that fit their
+            poses; 1 without any matches.
+    """
+
+    misplaced: tuple[str, ...]
+    fitting: float
+
+
+def find_contradictions(
+    models: Iterable[pycolmap.Reconstruction],
+    database: Path,
+    min_inliers: int,
+    left_out: Collection[tuple[str, str]] = (),
+) -> Contradictions:
+    """Finds photos that a model has in the wrong place, and how many matches fit the models.
 
     In each model one photo after another is taken whose pairs contradict the poses most, until they
     do so with less than a fifth of the weight of any photo's pairs; then those of whose matches far
     fewer fit the poses than of others, as those of photos that wrong pairs have moved together. Of
     two photos that contradict each other one is named, not necessarily the one that is wrong. Where
     it is but one or two, as where a ring of photos has folded, those that they alone connect with
-    the others count as well.
+    the others count as well. None is named of a model of which so few are concerned that it may be
+    by chance.
 
     Args:
         models: with poses.
         database: with the keypoints and verified pairs of their photos, by their names.
         min_inliers: pairs with fewer verified matches do not count.
-
-    Returns:
-        The names; none of a model of which so few are concerned that it may be by chance.
+        left_out: names of the photos of pairs that are known to show different places; they are not
+            in `Contradictions.fitting`.
     """
     with open_database(database) as db:
         counts = verified_pairs(db, max(1, min_inliers))
         names = {image.image_id: image.name for image in db.read_all_images()}
+        apart = {frozenset(pair) for pair in left_out}
         found = set[int]()
+        fitting = total = 0.0
         for model in models:
             fits = fitting_shares(db, model, counts)
             taken = _taken(counts, fits)
             if 0 < len(taken) < _FEWEST:
                 taken |= _cut_off(counts, fits)
-            if len(taken) >= max(_FEWEST, _LEAST_SHARE * model.num_reg_images()):
+            if _are_many(len(taken), model.num_reg_images()):
                 found |= taken
-    return tuple(sorted(names[i] for i in found))
+            of_scene = [p for p in fits if frozenset(names[i] for i in p) not in apart]
+            fitting += sum(counts[pair] * fits[pair] for pair in of_scene)
+            total += sum(counts[pair] for pair in of_scene)
+    return Contradictions(tuple(sorted(names[i] for i in found)), fitting / total if total else 1.0)
+
+
+def misplaced_photos(
+    models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
+) -> tuple[str, ...]:
+    """Names of photos that models have in the wrong place, see `find_contradictions`."""
+    return find_contradictions(models, database, min_inliers).misplaced
+
+
+def _are_many(misplaced: int, photos: int) -> bool:
+    """Whether so many of the photos of a model are not misplaced by chance."""
+    return misplaced >= max(_LEAST_SHARE * photos, min(_FEWEST, _SMALL * photos), 1)
 
 
 def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:

@@ -52,8 +52,9 @@ class MappingSummary:
             its own in the database, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
-        misplaced: names of photos whose verified matches contradict their model, sorted, see
-            `misplaced_photos`; none where that was not looked for.
+        misplaced, fitting: photos whose verified matches contradict their model, and the share of
+            all that fit, see `contradictions.Contradictions`; none and 1 where that was not looked
+            for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """
@@ -69,6 +70,7 @@ class MappingSummary:
     one_camera_photos: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
     misplaced: tuple[str, ...] = ()
+    fitting: float = 1.0
     turned: tuple[str, ...] = ()
 
 

@@ -38,7 +38,7 @@ from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.mapping.contradictions import misplaced_photos
+from edm_hloc.mapping.contradictions import find_contradictions
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts
@@ -212,8 +212,9 @@ def reconstruct(
             summary: MappingSummary = mapped["mapped"]
             models = [read_model(folder) for folder in (model, *part_folders(model).values())]
             conflicts = [find_conflicts(each, database) for each in models]  # says so
-            misplaced = misplaced_photos(models, database, mapping.min_inliers)
-            summary = replace(summary, misplaced=misplaced)
+            alike = summary.look_alikes
+            found = find_contradictions(models, database, mapping.min_inliers, alike)
+            summary = replace(summary, misplaced=found.misplaced, fitting=found.fitting)
             return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]

@@ -21,8 +21,3 @@ class Finding:
     level: Level
     text: str
     photos: tuple[str, ...] = ()
-
-
-def plural(number: int, singular: str, more: str | None = None) -> str:
-    """A number with its noun; the plural `more` is by default the singular with an "s"."""
-    return f"{number:,} {singular if number == 1 else more or singular + 's'}"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from edm_hloc.base.text import plural
 from edm_hloc.report.facts import PhotoFacts, RunFacts
-from edm_hloc.report.finding import Finding, plural
+from edm_hloc.report.finding import Finding
 from edm_hloc.report.odd_cameras import may_share, odd_cameras
 from edm_hloc.report.wrong_matches import wrong_matches
 

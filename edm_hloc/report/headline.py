@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edm_hloc.base.text import format_duration
+from edm_hloc.base.text import format_duration, plural
 from edm_hloc.report.facts import RunFacts
-from edm_hloc.report.finding import plural
 
 
 class Figure(NamedTuple):

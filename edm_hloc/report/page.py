@@ -15,13 +15,13 @@ import jinja2
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import check_kinds, write_whole
-from edm_hloc.base.text import format_duration
+from edm_hloc.base.text import format_duration, plural
 from edm_hloc.base.version import __version__
 from edm_hloc.report import histograms
 from edm_hloc.report.collect import collect
 from edm_hloc.report.earth import draw_map, place_figures
 from edm_hloc.report.facts import RunFacts
-from edm_hloc.report.finding import Finding, plural
+from edm_hloc.report.finding import Finding
 from edm_hloc.report.findings import findings
 from edm_hloc.report.headline import headline
 from edm_hloc.report.model_pictures import draw_model

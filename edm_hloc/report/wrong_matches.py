@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edm_hloc.base.text import plural
+from edm_hloc.mapping.contradictions import MIN_FITTING
 from edm_hloc.report.facts import RunFacts
-from edm_hloc.report.finding import Finding, plural
+from edm_hloc.report.finding import Finding
 
 _MOST_STILL = 3  # one for each size of photos
 
@@ -15,6 +17,7 @@ def wrong_matches(facts: RunFacts) -> Iterator[Finding]:
     yield from _still(facts)
     yield from _conflicts(facts)
     yield from _misplaced(facts)
+    yield from _doubtful(facts)
 
 
 def _still(facts: RunFacts) -> Iterator[Finding]:
@@ -82,4 +85,16 @@ def _misplaced(facts: RunFacts) -> Iterator[Finding]:
             "place to the other, or a list of pairs without those of different places (--pairs "
             "FILE), keep them apart.",
             tuple(names),
+        )
+
+
+def _doubtful(facts: RunFacts) -> Iterator[Finding]:
+    fitting = facts.results.get("mapped", {}).get("fitting", 1.0)
+    if fitting < MIN_FITTING:
+        yield Finding(
+            "warning",
+            f"Only {fitting:.0%} of the verified matches fit the model; of models that are right "
+            "nine in ten do and more. It is probably bent or folded: repeated things, such as rows "
+            "of equal windows, were taken for one another, or the photos are too few or too far "
+            "apart. Photos from between those that are there tell such things apart.",
         )

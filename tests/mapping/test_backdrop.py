@@ -57,6 +57,20 @@ def test_what_photos_from_elsewhere_show_is_the_scene() -> None:
     assert backdrops_in(found) == {}
 
 
+def test_one_photo_from_elsewhere_does_not_make_a_background_the_scene() -> None:
+    """Where most matches move, what turns is the scene, whoever else saw the background."""
+    found = photos("turntable", np.random.default_rng(0))
+    still = np.linalg.norm(found[1] - found[0], axis=1) < 1.5
+    background = np.flatnonzero(still)[::8]
+    few = [np.full_like(pixels, np.nan) for pixels in found]
+    for pixels, of_all in zip(few, found, strict=True):
+        pixels[~still], pixels[background] = of_all[~still], of_all[background]
+    elsewhere = np.full_like(found[0], np.nan)
+    elsewhere[background] = 0.9 * found[0][background] + [20.0, 30.0]
+    assert sorted(backdrops_in([*few, elsewhere])) == list("012345")
+    assert backdrops_in([*found, np.where(still[:, None], 0.9 * found[0] + 20, np.nan)]) == {}
+
+
 def test_a_turned_object_is_reconstructed_before_a_background_that_stays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     angles = 12.0 * np.arange(8)

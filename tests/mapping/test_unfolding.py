@@ -165,7 +165,7 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
     assert min(map(between, left_out)) >= 3
     assert misplaced_photos([read_model(tmp_path / "m")], walls, THREADS.min_inliers) == ()
 
-    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
+    monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
     map_database(walls, tmp_path / "images", tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", tmp_path / "truth").rotation_max > 80
     assert len(misplaced_photos([read_model(tmp_path / "folded")], walls, THREADS.min_inliers)) > 3
@@ -183,6 +183,7 @@ def test_right_parts_are_taken_in_place_of_a_wrong_whole(
     assert compare(tmp_path / "m_parts" / "2", tmp_path / "truth").rotation_max < 1.0
     assert summary.misplaced == ()
     monkeypatch.setattr(chosen_tracks, "_DOUBTED", 0)
+    monkeypatch.setattr(chosen_tracks, "_FEW", 0)
     whole = map_database(walls, tmp_path / "images", tmp_path / "whole", THREADS)
     assert whole.components == (16,)
     assert compare(tmp_path / "whole", tmp_path / "truth").rotation_max > 20
