@@ -93,6 +93,15 @@ def test_photos_whose_matches_contradict_the_model_are_said() -> None:
     assert "contradict" not in texts(facts)
 
 
+def test_a_model_that_few_matches_fit_is_doubted() -> None:
+    facts = facts_of(CHAIN, "abc")
+    facts.record["results"] = {"mapped": {"fitting": 0.524}}
+    assert "warning: Only 52% of the verified matches fit the model" in texts(facts)
+    for fine in ({"fitting": 0.92}, {}):  # of a run of an earlier version nothing is known
+        facts.record["results"] = {"mapped": fine}
+        assert "verified matches fit" not in texts(facts)
+
+
 def test_a_good_run_has_a_single_good_finding() -> None:
     assert texts(facts_of(CHAIN, "abc")) == (
         "good: All 3 photos were registered in one model, and no problem was found. []"
