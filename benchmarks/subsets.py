@@ -81,7 +81,7 @@ def main() -> None:
     print(heading(("photos", "of", "in the model", "largest error °", "matches fit", "said")))
     wrong = warned = false = 0
     for name, photos in sets_of(names, args.rounds, args.seed):
-        folder = args.out / name
+        folder = args.out / f"seed-{args.seed}" / name
         for photo in photos:
             copy = folder / "images" / photo
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         if lost:
             print(
                 f"            and with them {plural(len(lost), 'photo')} that no other pairs "
-                f"connect, e.g. {lost[0]}: it may as well be that the others are in the wrong place"
+                f"connect, e.g. {lost[0]}"
             )
     misplaced = mapped.get("misplaced")
     if misplaced:

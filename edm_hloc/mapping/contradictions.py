@@ -35,9 +35,8 @@ _MOST_FIT = 0.8  # share of the matches of the middle photo that fit: else none 
 _AGREES = 0.75  # of that share: photos of which fewer fit do not agree with the others. In models
 # that are right each has 0.82 of it and more, in those of which a part is elsewhere some below 0.73
 _STRONG = 0.15  # of the matches of a photo's best pair, in the pairs that connect parts of a model
-_FEWEST = 3  # photos: with fewer a model is as good as right, but where they are
-_SMALL = 0.05  # of its photos; of eight photos one counts. In models that are right there is none
-_LEAST_SHARE = 0.02  # of its photos: fewer may be by chance
+_FEW = 3  # photos: where fewer are misplaced, those that they alone connect count as well
+_LEAST_SHARE = 0.02  # of the photos of a model: fewer may be by chance
 
 
 def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
@@ -126,9 +125,9 @@ def find_contradictions(
         for model in models:
             fits = fitting_shares(db, model, counts)
             taken = _taken(counts, fits)
-            if 0 < len(taken) < _FEWEST:
+            if 0 < len(taken) < _FEW:
                 taken |= _cut_off(counts, fits)
-            if _are_many(len(taken), model.num_reg_images()):
+            if len(taken) >= _LEAST_SHARE * model.num_reg_images():
                 found |= taken
             of_scene = [p for p in fits if frozenset(names[i] for i in p) not in apart]
             fitting += sum(counts[pair] * fits[pair] for pair in of_scene)
@@ -141,11 +140,6 @@ def misplaced_photos(
 ) -> tuple[str, ...]:
     """Names of photos that models have in the wrong place, see `find_contradictions`."""
     return find_contradictions(models, database, min_inliers).misplaced
-
-
-def _are_many(misplaced: int, photos: int) -> bool:
-    """Whether so many of the photos of a model are not misplaced by chance."""
-    return misplaced >= max(_LEAST_SHARE * photos, min(_FEWEST, _SMALL * photos), 1)
 
 
 def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:

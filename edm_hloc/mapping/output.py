@@ -52,9 +52,9 @@ class MappingSummary:
             its own in the database, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
-        misplaced, fitting: photos whose verified matches contradict their model, and the share of
-            all that fit, see `contradictions.Contradictions`; none and 1 where that was not looked
-            for.
+        misplaced, fitting: photos whose verified matches contradict their model, or did so before
+            they were left out, and the share of all that fit, see `contradictions.Contradictions`;
+            none and 1 where that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """

@@ -214,7 +214,10 @@ def reconstruct(
             conflicts = [find_conflicts(each, database) for each in models]  # says so
             alike = summary.look_alikes
             found = find_contradictions(models, database, mapping.min_inliers, alike)
-            summary = replace(summary, misplaced=found.misplaced, fitting=found.fitting)
+            # Photos left out for their matches may as well be right, and those beside them wrong.
+            lost = {name for pair in alike for name in pair} & set(summary.unregistered)
+            misplaced = tuple(sorted({*found.misplaced, *lost}))
+            summary = replace(summary, misplaced=misplaced, fitting=found.fitting)
             return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]

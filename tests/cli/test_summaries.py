@@ -69,7 +69,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert (
         f"500 verified pairs, probably of different places, e.g. {names[0]} and {names[1]}" in said
     )
-    assert f"and with them 1 photo that no other pairs connect, e.g. {names[399]}: " in said
+    assert f"and with them 1 photo that no other pairs connect, e.g. {names[399]}" in said
     assert "Doubtful    only 52% of the verified matches fit the model" in said
     assert f"Misplaced   83 photos, e.g. {names[7]}, or those beside them" in said
     assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said

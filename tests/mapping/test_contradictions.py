@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import open_database, posed_images, read_model, verified_pairs
 from edm_hloc.mapping.contradictions import (
-    _are_many,
     _taken,
     doubtful_shares,
     fitting_matches,
@@ -75,19 +74,6 @@ def test_photos_that_are_turned_away_from_what_they_match_are_named(
 ) -> None:
     model = model_with(scene, turned)
     assert misplaced_photos([model], scene.truth.parent / "d.db", 30) == named
-
-
-@pytest.mark.parametrize(
-    ("misplaced", "photos", "many"),
-    [
-        *((0, 3, False), (1, 3, True), (1, 20, True), (1, 21, False), (2, 40, True)),
-        *((2, 41, False), (3, 41, True), (3, 150, True), (3, 151, False), (20, 1000, True)),
-    ],
-)
-def test_few_of_many_photos_may_be_misplaced_by_chance(
-    misplaced: int, photos: int, many: bool
-) -> None:
-    assert _are_many(misplaced, photos) == many
 
 
 def test_photos_that_wrong_pairs_have_moved_together_are_named(scene: Scene) -> None:
