@@ -195,7 +195,7 @@ class ChosenTracks:
                 smaller.append(apart)
         # Nothing may tell where a photo belongs that shares matches with its neighbours by mistake.
         doubted, still = set[str](), set(misplaced)
-        while still and not smaller and len(doubted | still) <= _FEW:
+        while still - doubted and not smaller and len(doubted | still) <= _FEW:
             doubted |= still
             others = {p for p in counts if not {names[i] for i in p} & doubted}
             apart, still = self._mapped_by(others, found[0], len(misplaced), refine)
