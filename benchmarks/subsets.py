@@ -25,11 +25,11 @@ import numpy as np
 from reconstruct_rows import heading, reconstruct, row
 
 from edm_hloc.base.colmap import posed_images, read_model
-from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.mapping.contradictions import MIN_FITTING
 
 FEWEST, MOST = 5, 15
 WRONG = 3.0  # degrees
+NO_MODEL = 1  # exit status of an error, unlike those of Ctrl-C and SIGTERM
 
 
 def in_order(name: str) -> list[str | int]:
@@ -89,7 +89,9 @@ def main() -> None:
                 shutil.copy2(args.images / photo, copy)
         try:
             mapped = reconstruct(folder / "images", folder / "out", [])["mapped"]
-        except (EdmHlocError, SystemExit):
+        except SystemExit as stopped:
+            if stopped.code != NO_MODEL:
+                raise
             print(row((name, str(len(photos)), "0", "", "", "no model")))
             continue
         largest = rotation_errors(folder / "out/model", args.model).max()

@@ -97,7 +97,7 @@ def find_backdrops(
     for group in nx.connected_components(graph):
         if len(group) >= _MIN_PHOTOS:
             backdrops = {name: Backdrop(sizes[name], _grown(sums[name])) for name in sorted(group)}
-            moves = sum(vote for *_, vote in graph.edges(group, data="moving")) > 0
+            moves = sum(more for *_, more in graph.edges(group, data="moving")) > 0
             if moves or not _shown_elsewhere(backdrops, pairs, matched):
                 found |= backdrops
     return found

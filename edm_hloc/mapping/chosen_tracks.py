@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,13 @@ class ChosenTracks:
             look_alikes=left.look_alikes,
         )
 
+    @cached_property
+    def _verified(self) -> tuple[dict[Pair, int], dict[int, str]]:
+        """The number of matches of each verified pair that counts, and the images' names by id."""
+        with open_database(self.mapping.database) as db:
+            counts = verified_pairs(db, max(1, self.mapping.options.min_inliers))
+            return counts, {image.image_id: image.name for image in db.read_all_images()}
+
     def _by_trusted_pairs(
         self, found: Sequence[FoundModel], refine: bool
     ) -> list[FoundModel] | None:
@@ -182,9 +190,7 @@ class ChosenTracks:
         misplaced = misplaced_photos([found[0].model], base.database, least)
         if not misplaced:
             return None
-        with open_database(base.database) as db:
-            counts = verified_pairs(db, max(1, least))
-            names = {image.image_id: image.name for image in db.read_all_images()}
+        counts, names = self._verified
         before = [each.model for each in found]
         smaller: list[list[FoundModel]] = []
         for trusted in _strongest(counts):
@@ -218,9 +224,7 @@ class ChosenTracks:
             The models, none if they have more; and the names of their misplaced photos.
         """
         base, least = self.mapping.like(like), self.mapping.options.min_inliers
-        with open_database(base.database) as db:
-            counts = verified_pairs(db, max(1, least))
-            names = {image.image_id: image.name for image in db.read_all_images()}
+        counts, names = self._verified
         logger.info(
             "Mapping once more, without %d of %d pairs: the matches of %d photos contradict the "
             "model.",

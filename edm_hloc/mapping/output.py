@@ -73,6 +73,12 @@ class MappingSummary:
     fitting: float = 1.0
     turned: tuple[str, ...] = ()
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the photos of `look_alikes` that are in no model without those pairs, sorted."""
+        of_pairs = {name for pair in self.look_alikes for name in pair}
+        return tuple(sorted((of_pairs & set(self.unregistered)) - set(self.elsewhere)))
+
 
 def holds_only_models(folder: Path) -> bool:
     """Whether a folder holds the files of a COLMAP model, or models in `2`, `3`, …, and no others.

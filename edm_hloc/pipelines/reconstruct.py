@@ -212,11 +212,10 @@ def reconstruct(
             summary: MappingSummary = mapped["mapped"]
             models = [read_model(folder) for folder in (model, *part_folders(model).values())]
             conflicts = [find_conflicts(each, database) for each in models]  # says so
-            alike = summary.look_alikes
-            found = find_contradictions(models, database, mapping.min_inliers, alike)
+            least, alike = mapping.min_inliers, summary.look_alikes
+            found = find_contradictions(models, database, least, alike)
             # Photos left out for their matches may as well be right, and those beside them wrong.
-            lost = {name for pair in alike for name in pair} & set(summary.unregistered)
-            misplaced = tuple(sorted({*found.misplaced, *lost}))
+            misplaced = tuple(sorted({*found.misplaced, *summary.left_out}))
             summary = replace(summary, misplaced=misplaced, fitting=found.fitting)
             return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 

@@ -68,7 +68,7 @@ def test_a_photo_that_its_matches_have_at_two_places_is_left_out(
 ) -> None:
     images, truth = database.parent / "images", database.parent / "truth"
     summary = map_database(database, images, tmp_path / "m", THREADS)
-    assert summary.unregistered == (STRAY,)
+    assert summary.unregistered == summary.left_out == (STRAY,)
     assert {name for pair in summary.look_alikes for name in pair} == {*NAMES, STRAY}
     assert len(summary.look_alikes) == 8
     assert compare(tmp_path / "m", truth).rotation_max < 0.5

@@ -182,6 +182,8 @@ def test_right_parts_are_taken_in_place_of_a_wrong_whole(
     assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
     assert compare(tmp_path / "m_parts" / "2", tmp_path / "truth").rotation_max < 1.0
     assert summary.misplaced == ()
+    assert summary.look_alikes
+    assert summary.left_out == ()  # the six are in a model of their own
     monkeypatch.setattr(chosen_tracks, "_DOUBTED", 0)
     monkeypatch.setattr(chosen_tracks, "_FEW", 0)
     whole = map_database(walls, tmp_path / "images", tmp_path / "whole", THREADS)
