@@ -25,7 +25,7 @@ from edm_hloc.mapping.contradictions import (
     fitting_shares,
     misplaced_photos,
 )
-from edm_hloc.mapping.look_alikes import DISAGREEMENT, many_conflicts, view_agreements
+from edm_hloc.mapping.look_alikes import many_conflicts, view_agreements
 from edm_hloc.mapping.options import MappingOptions
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         doubts = doubtful_shares(counts, fits)
         fitting = [*fitting_matches(counts, fits).values()] or [0.0]
         fit = f"{min(fitting):.2f} of {np.median(fitting):.2f}"
-        below = sum(agreement.share < DISAGREEMENT for agreement in found)
+        below = sum(agreement.disagree for agreement in found)
         warned = "yes" if many_conflicts(found) else "no"
         print(
             f"| {run.name} | {model.num_reg_images()} | {len(found)} | {below} | {warned} | "

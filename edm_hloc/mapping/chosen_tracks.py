@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from edm_hloc.mapping.look_alikes import many_conflicts, view_agreements
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
 from edm_hloc.mapping.thinning import thin_database
-from edm_hloc.mapping.unfolding import REGISTERED, unfold
+from edm_hloc.mapping.unfolding import REGISTERED, pairs_of_places, shown_by_both, stay, unfold
 from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,12 @@ class ChosenTracks:
         unfolded = self._unfolded(found[0], conflicts, refine) if conflicts else None
         if unfolded is not None:
             return [unfolded, *found[1:]]
-        return self._by_trusted_pairs(found, refine) or found
+        trusted = self._by_trusted_pairs(found, refine)
+        if trusted:
+            found = trusted
+            conflicts = many_conflicts(view_agreements(found[0].model, self.mapping.database))
+        places = self._of_places(found, conflicts, refine) if conflicts else None
+        return places or found
 
     def _begun(self, refine: bool) -> list[FoundModel]:
         """Models of the chosen tracks, where there are such."""
@@ -178,6 +183,34 @@ class ChosenTracks:
             counts = verified_pairs(db, max(1, self.mapping.options.min_inliers))
             return counts, {image.image_id: image.name for image in db.read_all_images()}
 
+    def _of_places(
+        self, found: Sequence[FoundModel], conflicts: Sequence[Pair], refine: bool
+    ) -> list[FoundModel] | None:
+        """Models of the places, where only pairs that look alike connect them."""
+        database, least = self.mapping.database, self.mapping.options.min_inliers
+        counts, names = self._verified
+        left_out = set(found[0].look_alikes)
+        with open_database(database) as db:
+            shares = {
+                pair: share
+                for pair, share in shown_by_both(db, least).items()
+                if tuple(sorted((names[pair[0]], names[pair[1]]))) not in left_out
+            }
+        trusted = pairs_of_places(shares, counts, conflicts)
+        if trusted is None:
+            return None
+
+        def moved(models: Sequence[pycolmap.Reconstruction]) -> bool:
+            return not stay(models, conflicts)
+
+        apart = self._mapped_by(trusted, found, moved, refine)
+        models = [each.model for each in apart]
+        if len(_images(models)) < REGISTERED * len(_images(each.model for each in found)):
+            return None
+        if any(many_conflicts(view_agreements(model, database)) for model in models):
+            return None
+        return apart
+
     def _by_trusted_pairs(
         self, found: Sequence[FoundModel], refine: bool
     ) -> list[FoundModel] | None:
@@ -192,9 +225,16 @@ class ChosenTracks:
             return None
         counts, names = self._verified
         before = [each.model for each in found]
+        still = set(misplaced)
+
+        def better(models: Sequence[pycolmap.Reconstruction]) -> bool:
+            nonlocal still
+            still = set(misplaced_photos(models, base.database, least))
+            return len(still) <= _FEWER * len(misplaced)
+
         smaller: list[list[FoundModel]] = []
         for trusted in _strongest(counts):
-            apart, _ = self._mapped_by(trusted, found[0], len(misplaced), refine)
+            apart = self._mapped_by(trusted, found, better, refine)
             if _as_large(apart, before):
                 return apart
             if _as_large(apart, before, _DOUBTED * len(misplaced)):
@@ -204,49 +244,49 @@ class ChosenTracks:
         while still - doubted and not smaller and len(doubted | still) <= _FEW:
             doubted |= still
             others = {p for p in counts if not {names[i] for i in p} & doubted}
-            apart, still = self._mapped_by(others, found[0], len(misplaced), refine)
+            apart = self._mapped_by(others, found, better, refine)
             if _as_large(apart, before, len(doubted)):
                 smaller.append(apart)
         return max(smaller, key=lambda each: each[0].model.num_reg_images(), default=None)
 
     def _mapped_by(
-        self, trusted: set[Pair], like: FoundModel, misplaced: int, refine: bool
-    ) -> tuple[list[FoundModel], set[str]]:
-        """Models by trusted pairs and those that fit them, with half the misplaced photos or fewer.
+        self,
+        trusted: set[Pair],
+        found: Sequence[FoundModel],
+        better: Callable[[Sequence[pycolmap.Reconstruction]], bool],
+        refine: bool,
+    ) -> list[FoundModel]:
+        """Models by trusted pairs and those that fit them, none if they are not better.
 
         Args:
             trusted: the pairs.
-            like: model of all pairs.
-            misplaced: number of its misplaced photos.
+            found: models of all pairs.
+            better: asked of the models as they begin, and when they are complete.
             refine: as for `models`.
-
-        Returns:
-            The models, none if they have more; and the names of their misplaced photos.
         """
-        base, least = self.mapping.like(like), self.mapping.options.min_inliers
+        base = self.mapping.like(found[0])
         counts, names = self._verified
         logger.info(
-            "Mapping once more, without %d of %d pairs: the matches of %d photos contradict the "
-            "model.",
+            "Mapping once more, without %d of %d pairs, which contradict the model or may look "
+            "alike.",
             len(counts) - len(trusted),
             len(counts),
-            misplaced,
         )
-        completed: list[FoundModel] = []
         begun, kept = _begun_on(_copy_with(base, "strongest", trusted), refine)
-        still = set(misplaced_photos((m.model for m in begun), base.database, least))
-        if len(still) <= _FEWER * misplaced:
-            fitting = trusted | _fitting(base.database, begun, counts)
-            whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
-            completed = whole._completed(begun, refine)
-            still = set(misplaced_photos((m.model for m in completed), base.database, least))
-        if not completed or len(still) > _FEWER * misplaced:
-            return [], still
+        if not begun or not better([each.model for each in begun]):
+            return []
+        fitting = trusted | _fitting(base.database, begun, counts)
+        whole = ChosenTracks(_copy_with(base, "fitting", fitting), None, kept, 0.0)
+        completed = whole._completed(begun, refine)
+        if not completed or not better([each.model for each in completed]):
+            return []
+        before = _images(each.model for each in found)
         together = [_images([each.model]) for each in completed]
         left = [p for p in counts.keys() - fitting if any(set(p) & images for images in together)]
-        alike = tuple(sorted((names[a], names[b]) for a, b in left))
-        apart = [replace(each, one_camera=like.one_camera or each.one_camera) for each in completed]
-        return [replace(apart[0], look_alikes=alike), *apart[1:]], still
+        alike = tuple(sorted((names[a], names[b]) for a, b in left if {a, b} <= before))
+        one_camera = found[0].one_camera
+        apart = [replace(each, one_camera=one_camera or each.one_camera) for each in completed]
+        return [replace(apart[0], look_alikes=alike), *apart[1:]]
 
 
 def _strongest(counts: Mapping[Pair, int]) -> Iterator[set[Pair]]:

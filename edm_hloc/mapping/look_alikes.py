@@ -33,8 +33,10 @@ from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
 
-DISAGREEMENT = 0.4
-"""Share (`ViewAgreement.share`) below which two photos show different things."""
+_DISAGREEMENT = 0.4  # share below which two photos show different things
+_ENOUGH = 10  # compared pairs; where there are fewer, photos further apart are compared, too,
+_WIDE_ANGLE = 20.0  # degrees, up to this, and
+_WIDE_DISAGREEMENT = 0.2  # with this share, as right ones have less in common there
 
 _CELLS = 32  # along the longer side of a photo
 _MIN_TRACK = 3  # photos that have seen a point which another photo should see
@@ -62,19 +64,28 @@ class ViewAgreement:
         shares: of the places of the first photo that the second one should show, those where they
             have verified matches or points in common, rare things counting most, in [0, 1]; and the
             other way round.
+        limit: share below which they show different things.
     """
 
     images: tuple[int, int]
     shares: tuple[float, float]
+    limit: float
 
     @property
     def share(self) -> float:
         """The smaller of the two shares."""
         return min(self.shares)
 
+    @property
+    def disagree(self) -> bool:
+        """Whether the two photos show different things."""
+        return self.share < self.limit
+
 
 def view_agreements(model: pycolmap.Reconstruction, database: Path) -> list[ViewAgreement]:
     """The agreement of all matched photos of a model that see many points from nearly one side.
+
+    Few photos may have few such pairs, or none. Then those further apart are compared as well.
 
     Args:
         model: with poses and points.
@@ -83,13 +94,28 @@ def view_agreements(model: pycolmap.Reconstruction, database: Path) -> list[View
     scene = _Scene.of(model)
     with open_database(database) as db:
         matches = _Matches.of(db, model, scene)
-        pairs = list(scene.pairs_that_look_alike(matches.pairs))
-        found = []
-        for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
-            in_a, in_b = matches.cells(a, b)
-            first, second = _share(scene, a, b, in_a), _share(scene, b, a, in_b)
-            if first is not None and second is not None:
-                found.append(ViewAgreement((scene.ids[a], scene.ids[b]), (first, second)))
+        found = _agreements(scene, matches, _MAX_ANGLE, _DISAGREEMENT)
+        if len(found) < _ENOUGH:
+            near = {agreement.images for agreement in found}
+            wide = _agreements(scene, matches, _WIDE_ANGLE, _WIDE_DISAGREEMENT)
+            found += [agreement for agreement in wide if agreement.images not in near]
+    return found
+
+
+def _agreements(
+    scene: _Scene, matches: _Matches, angle: float, limit: float
+) -> list[ViewAgreement]:
+    """The agreement of photos that see many points from directions less than an angle apart."""
+    pairs = list(scene.pairs_that_look_alike(matches.pairs, angle))
+    found = []
+    for a, b in pairs[:: -(-len(pairs) // _MAX_COMPARED) or 1]:
+        in_a, in_b = matches.cells(a, b)
+        first, second = (
+            _share(scene, one, other, cells, angle)
+            for one, other, cells in ((a, b, in_a), (b, a, in_b))
+        )
+        if first is not None and second is not None:
+            found.append(ViewAgreement((scene.ids[a], scene.ids[b]), (first, second), limit))
     return found
 
 
@@ -110,7 +136,7 @@ class ConflictSummary:
 def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[tuple[int, int]]:
     """The pairs that disagree, those that agree least first; none if so few may be by chance."""
     ordered = sorted(agreements, key=lambda agreement: agreement.share)
-    pairs = [a.images for a in ordered if a.share < DISAGREEMENT]
+    pairs = [a.images for a in ordered if a.disagree]
     few = len(pairs) < max(_MIN_CONFLICTS, _MIN_OF_COMPARED * len(agreements))
     return [] if few else pairs
 
@@ -225,7 +251,7 @@ class _Scene:
         ]
         return cls(ids, views, found.xyz, np.bincount(rows, minlength=len(found.ids)))
 
-    def pairs_that_look_alike(self, among: Collection[Pair]) -> Iterator[Pair]:
+    def pairs_that_look_alike(self, among: Collection[Pair], angle: float) -> Iterator[Pair]:
         """Those that see many points in common, and these from the same side, of pairs of views."""
         number = np.repeat(np.arange(len(self.views)), [len(view.points) for view in self.views])
         points = np.concatenate([view.points for view in self.views] or [np.zeros(0, int)])
@@ -239,14 +265,14 @@ class _Scene:
                 continue
             points = self.views[b].points
             common = points[_among(self.views[a].points, points)]
-            same = self.seen_from_same_side(a, b, common[:: -(-len(common) // 64)])
+            same = self.seen_from_same_side(a, b, common[:: -(-len(common) // 64)], angle)
             if same.mean() >= 0.5:
                 yield a, b
 
     def overlap(self, a: int, b: int) -> float:
         """The share of the points of view a that lie in the photo of b, seen from the same side."""
         first, second = self.views[a], self.views[b]
-        points = first.points[self.seen_from_same_side(a, b, first.points)]
+        points = first.points[self.seen_from_same_side(a, b, first.points, _WIDE_ANGLE)]
         there = self.xyz[points] @ second.cam_from_world[:, :3].T + second.cam_from_world[:, 3]
         there = there[there[:, 2] > 0]
         if not len(there):
@@ -255,13 +281,19 @@ class _Scene:
         inside = (pixels > 0) & (pixels < [second.camera.width, second.camera.height])
         return float(inside.all(axis=1).sum() / len(first.points))
 
-    def seen_from_same_side(self, a: int, b: int, points: np.ndarray) -> np.ndarray:
-        """(N,) bool, whether two views see points (N,) from similar directions and distances."""
+    def seen_from_same_side(self, a: int, b: int, points: np.ndarray, angle: float) -> np.ndarray:
+        """(N,) bool, whether two views see points (N,) from similar directions and distances.
+
+        Args:
+            a, b: numbers of the views.
+            points: rows of `xyz`.
+            angle: between the directions, in degrees, up to which they are similar.
+        """
         to_a, to_b = (self.views[i].centre - self.xyz[points] for i in (a, b))
         far_a, far_b = (np.linalg.norm(ray, axis=1) for ray in (to_a, to_b))
         cosine = (to_a * to_b).sum(axis=1) / np.maximum(far_a * far_b, 1e-12)
         ratio = np.maximum(far_a, far_b) / np.maximum(np.minimum(far_a, far_b), 1e-12)
-        return np.asarray((cosine > np.cos(np.radians(_MAX_ANGLE))) & (ratio < _MAX_SCALE))
+        return np.asarray((cosine > np.cos(np.radians(angle))) & (ratio < _MAX_SCALE))
 
 
 @dataclass(frozen=True)
@@ -308,17 +340,18 @@ class _Matches:
         return in_a, in_b
 
 
-def _share(scene: _Scene, a: int, b: int, matched: np.ndarray) -> float | None:
+def _share(scene: _Scene, a: int, b: int, matched: np.ndarray, angle: float) -> float | None:
     """The share of what view b should show of view a that it does; None if that is too little.
 
     Args:
         scene: the views.
         a, b: their numbers.
         matched: (N, 2) rows and columns of the cells of view a with matches to view b.
+        angle: see `_Scene.seen_from_same_side`.
     """
     first, second = scene.views[a], scene.views[b]
     expected = scene.length[first.points] >= _MIN_TRACK
-    expected &= scene.seen_from_same_side(a, b, first.points)
+    expected &= scene.seen_from_same_side(a, b, first.points, angle)
     points, cells = first.points[expected], first.cells[expected]
     there = scene.xyz[points] @ second.cam_from_world[:, :3].T + second.cam_from_world[:, 3]
     in_front = there[:, 2] > 0

@@ -15,7 +15,7 @@ model that is there, and it stays as it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ _DETERMINED = 3  # matches that determine an affine map
 _CONNECTED = 0.9  # of the photos of the folded model that the pairs left must connect
 _SLACK = 0.05  # below the share that connects them
 _STAYED = 0.2  # of the pairs that disagreed: more at one place in the new model, and it was right
+
+_GAP = 0.15  # between the shares of pairs of one place and those of places that look alike
 
 REGISTERED = 0.9
 """Share of the photos of a folded model that one without a fold must have."""
@@ -138,6 +140,41 @@ def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pa
     return {p for p in ordered if shares[p] >= shares[last] - _SLACK}
 
 
+def pairs_of_places(
+    shares: Mapping[Pair, float], counts: Mapping[Pair, int], conflicts: Sequence[Pair]
+) -> set[Pair] | None:
+    """The pairs of clearly larger shares than most that disagree, connected or not.
+
+    A photo that has no such pair keeps the one with most matches, as nothing tells its share.
+
+    Args:
+        shares: see `shown_by_both`.
+        counts: verified matches of each pair.
+        conflicts: pairs of images that disagree in a model of all pairs.
+
+    Returns:
+        None if no gap parts the larger shares from the others.
+    """
+    disagree = [shares.get((min(pair), max(pair)), 0.0) for pair in conflicts]
+    ordered = np.unique([np.median(disagree), *shares.values()])
+    gaps = np.diff(ordered[ordered >= np.median(disagree)])
+    if not len(gaps) or gaps.max() < _GAP:
+        return None
+    limit = ordered[len(ordered) - len(gaps) + int(gaps.argmax())]
+    kept = {pair for pair, share in shares.items() if share >= limit}
+    most: dict[int, Pair] = {}
+    for pair in sorted(shares, key=lambda pair: counts[pair]):
+        most.update(dict.fromkeys(pair, pair))
+    connected = {image_id for pair in kept for image_id in pair}
+    return kept | {pair for image_id, pair in most.items() if image_id not in connected}
+
+
+def stay(models: Iterable[pycolmap.Reconstruction], conflicts: Sequence[Pair]) -> bool:
+    """Whether many of the photos that disagreed are at one place in one of other models, too."""
+    together = sum(stay_together(model, conflicts) for model in models)
+    return together > _STAYED * len(conflicts)
+
+
 def _connecting(pairs: Sequence[Pair], images: Sequence[int]) -> Pair | None:
     """The pair with which nearly all images are connected, if pairs are taken in their order."""
     root = {image_id: image_id for image_id in images}
@@ -208,7 +245,7 @@ def unfold(
     model = mapping(trusted)
     if model is None or model.num_reg_images() < REGISTERED * len(images):
         return None
-    if stay_together(model, conflicts) > _STAYED * len(conflicts):
+    if stay([model], conflicts):
         return None
     name = {image.image_id: image.name for image in posed_images(model).values()}
     consistent = database.with_name(f"consistent-{database.name}")

@@ -195,16 +195,24 @@ def test_what_is_hidden_need_not_be_seen(depth: float, hidden: bool, tmp_path: P
     assert agreement.share == min(agreement.shares)
 
 
-@pytest.mark.parametrize("angle", [6.0, 15.0])
-def test_only_photos_from_the_same_side_are_compared(angle: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("angle", "few", "many"), [(6, 0.4, 0.4), (15, 0.2, None), (25, None, None)]
+)
+def test_only_photos_from_the_same_side_are_compared(
+    angle: float, few: float | None, many: float | None, tmp_path: Path
+) -> None:
+    """Those up to 20° apart where few others are compared, with a lower limit."""
     rng = np.random.default_rng(3)
     points = wall(rng, 1800) * [0.25, 1, 1]
-    turned = np.radians([0.0, angle, angle + 3])
-    centres = [[5 * np.sin(t), 0.0, 5 - 5 * np.cos(t)] for t in turned]
-    model = model_of(centres, {(0, 1, 2): points}, turned.tolist())
-    pairs = {agreement.images for agreement in agreements_of(model, tmp_path)}
-    assert (2, 3) in pairs
-    assert ((1, 3) in pairs) == (angle < 10)
+    for others, limit in ((1, few), (5, many)):
+        turned = np.radians([0.0, *(angle + 0.6 * np.arange(others))])
+        centres = [[5 * np.sin(t), 0.0, 5 - 5 * np.cos(t)] for t in turned]
+        if others == 1:
+            turned, centres = np.append(turned, turned[0]), [*centres, [0.05, 0.0, 0.0]]
+        seen = {tuple(range(len(centres))): points}
+        found = agreements_of(model_of(centres, seen, turned.tolist()), tmp_path)
+        limits = {agreement.images: agreement.limit for agreement in found}
+        assert limits.get((1, 2)) == limit, others
 
 
 def test_models_without_points_or_photos(tmp_path: Path) -> None:

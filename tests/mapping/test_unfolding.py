@@ -21,7 +21,7 @@ from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import map_database
-from edm_hloc.mapping.unfolding import shown_by_both, trusted_pairs, unfold
+from edm_hloc.mapping.unfolding import pairs_of_places, shown_by_both, trusted_pairs, unfold
 from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
 
 PHOTOS = [f"{i:02}.jpg" for i in range(16)]
@@ -147,6 +147,7 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     assert not find_conflicts(read_model(tmp_path / "m"), walls).pairs
 
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
     map_database(walls, images, tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", truth).rotation_max > 80
     assert len(find_conflicts(read_model(tmp_path / "folded"), walls).pairs) > 10
@@ -157,6 +158,7 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
 ) -> None:
     walls = courtyard(tmp_path, alike_share=0.25)
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
     assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
     assert summary.components == (16,)
@@ -177,6 +179,7 @@ def test_right_parts_are_taken_in_place_of_a_wrong_whole(
     """Nothing but pairs of equal walls connects six of the photos with the others."""
     walls = courtyard(tmp_path, alike_share=0.25, apart=6)
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
+    monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
     assert summary.components == (10, 6)
     assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
@@ -188,6 +191,37 @@ def test_right_parts_are_taken_in_place_of_a_wrong_whole(
     monkeypatch.setattr(chosen_tracks, "_FEW", 0)
     whole = map_database(walls, tmp_path / "images", tmp_path / "whole", THREADS)
     assert whole.components == (16,)
+    assert compare(tmp_path / "whole", tmp_path / "truth").rotation_max > 20
+
+
+def test_pairs_of_places_show_clearly_more_than_those_that_disagree() -> None:
+    """A photo of which nothing tells this keeps the pair with most matches."""
+    shares = {(1, 2): 0.9, (3, 4): 0.8, (2, 3): 0.4, (1, 4): 0.3, (4, 5): 0.0, (1, 5): 0.0}
+    counts = dict.fromkeys(shares, 100) | {(4, 5): 900}
+    places = {(1, 2), (3, 4), (4, 5)}
+    assert pairs_of_places(shares, counts, [(4, 1)]) == places
+    assert pairs_of_places(shares, counts, [(1, 4), (2, 3), (3, 4)]) == places
+    assert pairs_of_places(shares, counts, [(1, 2)]) is None  # nothing is above
+    even = shares | {(1, 3): 0.5, (2, 4): 0.6, (2, 5): 0.7}
+    assert pairs_of_places(even, counts | dict.fromkeys(even, 1), [(4, 1)]) is None
+
+
+def test_places_that_only_look_alikes_connect_become_models_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of the photos match the others as if each showed the same wall, and at all its points."""
+    walls = courtyard(tmp_path, apart=6)
+    monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
+    summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
+    assert summary.components == (10, 6)
+    assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
+    assert compare(tmp_path / "m_parts" / "2", tmp_path / "truth").rotation_max < 1.0
+    left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
+    assert all(between(pair) > 2 or (pair[0] < 10) != (pair[1] < 10) for pair in left_out)
+    assert sum((a < 10) != (b < 10) for a, b in left_out) > 20
+    monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
+    whole = map_database(walls, tmp_path / "images", tmp_path / "whole", THREADS)
+    assert whole.components[0] > 10
     assert compare(tmp_path / "whole", tmp_path / "truth").rotation_max > 20
 
 
