@@ -324,7 +324,7 @@ def main() -> None:
         rotation = position = "–"
         registered = str(statistics.registered)
         if args.truth:
-            errors = compare(model, args.truth)
+            errors = compare(model, args.truth, args.images)
             result |= asdict(errors)
             registered = f"{errors.registered} of {errors.images}"
             rotation = f"{errors.rotation_median:.3f} ({errors.rotation_max:.3f})"

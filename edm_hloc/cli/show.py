@@ -16,6 +16,12 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("model", type=Path, metavar="MODEL", help="COLMAP model")
     sub.add_argument("--out", type=Path, default=Path("views"), help="folder of the pictures")
     sub.add_argument(
+        "--images",
+        type=Path,
+        help="folder of its photos, whose EXIF data say which way is up (default: that of the run "
+        "in whose folder the model is)",
+    )
+    sub.add_argument(
         "--size",
         type=int,
         nargs=2,
@@ -30,6 +36,7 @@ def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
     from edm_hloc.images.pictures import write_picture
     from edm_hloc.mapping.georeference import is_on_earth
+    from edm_hloc.report.collect import photos_of_model
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
     from edm_hloc.report.scene import Points, build_scene, camera_views
 
@@ -40,9 +47,13 @@ def _show(args: argparse.Namespace) -> None:
             f"--size must be at most {_MAX_PIXELS:,} pixels in all, such as 3840 2160: drawing "
             "takes 400 bytes of memory a pixel."
         )
+    if args.images is not None and not args.images.is_dir():
+        raise EdmHlocError(f"No such folder of images: {args.images}. Check the path.")
     model = read_model(args.model)
     points = Points.of(model)
-    views = camera_views(model)
+    photos = args.images or photos_of_model(args.model)
+    gone = photos is not None and not photos.is_dir()
+    views = camera_views(model, photos=None if gone else photos)
     if not len(points) and not views:
         raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
     on_earth = is_on_earth(args.model)
@@ -53,6 +64,8 @@ def _show(args: argparse.Namespace) -> None:
     print(f"Model       {len(views):,} cameras, {len(points):,} points")
     if on_earth:
         print("Up          as on Earth, where the run has placed the model")
+    elif gone:
+        print(f"Up          as the photos are stored: they are not in {photos} (--images)")
     if scene.hidden:
         print(f"Left out    {scene.hidden:,} points far outside the model")
     print(f"Written     {', '.join(f'{v}.png' for v in VIEWPOINTS)} in {args.out}")

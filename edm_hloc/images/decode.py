@@ -188,6 +188,15 @@ def photo_size(path: Path) -> tuple[int, int]:
             return image.size
 
 
+def photo_orientation(path: Path) -> int:
+    """`exif_orientation` of a file, of which only the header is read; 1 if it cannot be opened."""
+    try:
+        with open_header(path) as image:
+            return exif_orientation(image)
+    except ImageError:
+        return 1
+
+
 def exif_orientation(image: Image.Image) -> int:
     """The EXIF orientation of an opened photo, 1 to 8; 1 where there is none."""
     try:

@@ -64,6 +64,21 @@ def is_recorded(out: Path, error: EdmHlocError) -> bool:
         return False
 
 
+def photos_of_model(model: Path) -> Path | None:
+    """The folder of a model's photos, as the run in whose folder the model is names it, or None.
+
+    Args:
+        model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
+    """
+    for out in Path(model).absolute().parents[:2]:
+        try:
+            images = read_record(out)["settings"].get("images")
+        except EdmHlocError:
+            continue
+        return Path(str(images)) if images else None
+    return None
+
+
 def collect(out: Path, images: Path | None = None) -> RunFacts:
     """Reads a run.
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
@@ -197,6 +197,56 @@ def test_show_writes_four_pictures(
         assert border.mean() < 0.2  # what is shown fits
     assert run("show", model, "--size", 4, 4) == 1
     assert run("show", tmp_path, "--out", out) == 1
+
+
+@pytest.mark.parametrize("found", ["given", "by the run"])
+def test_show_draws_photos_that_are_stored_on_their_side_upright(
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A wall wider than high before three cameras, and the same with the camera turned by 90°."""
+    rng = np.random.default_rng(0)
+    wall = rng.uniform((-3, -1, 4.5), (3, 1, 5), (500, 3))
+    pictures = []
+    for side in ("upright", "turned", "unknown"):
+        folder = tmp_path / side
+        (folder / "photos").mkdir(parents=True)
+        size = (320, 240) if side == "upright" else (240, 320)
+        turn = np.zeros(3) if side == "upright" else np.array([0, 0, -np.pi / 2])
+        stored = pycolmap.Rigid3d(pycolmap.Rotation3d(turn), np.zeros(3))
+        written = pycolmap.Reconstruction()
+        camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 300, *size)
+        written.add_camera_with_trivial_rig(camera)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6 if side == "turned" else 1
+        for k in range(3):
+            pose = stored * pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([1.0 - k, 0, 0]))
+            image = pycolmap.Image(name=f"{k}.jpg", image_id=k + 1, camera_id=1)
+            written.add_image_with_trivial_frame(image, pose)
+            Image.new("RGB", size).save(folder / "photos" / f"{k}.jpg", exif=exif)
+        for point in wall:
+            written.add_point3D(point, pycolmap.Track(), np.array([90, 90, 90], np.uint8))
+        (folder / "model").mkdir()
+        written.write(folder / "model")
+        options = ["--images", folder / "photos"] if found == "given" else []
+        if found == "by the run":
+            settings = {"images": f"{side}/photos"}
+            (folder / "run.json").write_text(json.dumps({"settings": settings}))
+            monkeypatch.chdir(tmp_path)
+        out = folder / "views"
+        assert run("show", folder / "model", "--out", out, "--size", 320, 240, *options) == 0
+        with Image.open(out / "front.png") as image:
+            pictures.append(np.asarray(image).astype(int))
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    run("show", tmp_path / "turned/model", "--out", tmp_path / "v", "--size", 32, 24)
+    stored = "Up          as the photos are stored: they are not in turned/photos (--images)"
+    assert (stored in capsys.readouterr().out) == (found == "by the run")
+    assert np.abs(pictures[1] - pictures[0]).max() <= 2
+    assert np.abs(pictures[2] - pictures[0]).max() > 100
+    assert run("show", tmp_path / "turned/model", "--images", tmp_path / "none") == 1
 
 
 def test_the_nearest_point_hides_those_behind() -> None:
