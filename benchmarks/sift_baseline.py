@@ -24,6 +24,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,6 +235,8 @@ def beside(folder: Path, threads: int, again: bool, keep: Path | None) -> None:
     record = json.loads((folder / "run.json").read_text())
     chosen = record["settings"]
     images = Path(chosen["images"])
+    if not images.is_dir():
+        sys.exit(f"sift_baseline.py: no folder {images}: start in the folder where the run was.")
     settings = Settings(
         images=images,
         max_size=chosen["matcher"]["resize_max"],
