@@ -15,10 +15,13 @@ from edm_hloc.base.files import require_file, scratch_folder
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.sizes import Scaled, camera_for_network, warn_of_scaled
+from edm_hloc.interop.poses.bundler import read_bundler
 from edm_hloc.interop.poses.colmap import colmap_folder, read_colmap
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
+from edm_hloc.interop.poses.meshroom import read_meshroom
 from edm_hloc.interop.poses.metashape import read_metashape
 from edm_hloc.interop.poses.nerfstudio import read_nerfstudio, write_nerfstudio
+from edm_hloc.interop.poses.opensfm import read_opensfm
 from edm_hloc.interop.poses.realitycapture import read_realitycapture
 from edm_hloc.interop.poses.trajectory import read_trajectory
 
@@ -43,13 +46,19 @@ class PoseFormat:
 
 
 _COLMAP = PoseFormat("COLMAP", "", read_colmap)
+_NERFSTUDIO = PoseFormat("nerfstudio's transforms.json", ".json", read_nerfstudio, write_nerfstudio)
+_OPENSFM = PoseFormat("OpenSfM's reconstruction.json", ".json", read_opensfm)
+_MESHROOM = PoseFormat("Meshroom's cameras.sfm", ".sfm", read_meshroom)
 FORMATS = (
-    PoseFormat("nerfstudio's transforms.json", ".json", read_nerfstudio, write_nerfstudio),
+    _NERFSTUDIO,
+    _OPENSFM,
+    _MESHROOM,
     PoseFormat("Metashape's XML", ".xml", read_metashape),
     PoseFormat("RealityCapture's CSV", ".csv", read_realitycapture),
+    PoseFormat("Bundler's bundle.out", ".out", read_bundler),
     PoseFormat("a trajectory", ".txt", read_trajectory),
 )
-"""The formats that the suffix of a file tells."""
+"""The formats that the suffix of a file tells, and for those in JSON its content."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def format_of(path: Path) -> tuple[PoseFormat, Path]:
         return _COLMAP, path
     if path.is_dir():
         if (path / "transforms.json").is_file():
-            return FORMATS[0], path / "transforms.json"
+            return _NERFSTUDIO, path / "transforms.json"
         raise EdmHlocError(
             f"{path} holds neither a COLMAP model (images.txt or .bin) nor a transforms.json: give "
             "the file of the poses itself."
@@ -114,11 +123,26 @@ def format_of(path: Path) -> tuple[PoseFormat, Path]:
     for known in FORMATS:
         if path.suffix.lower() == known.suffix:
             require_file(path)
-            return known, path
+            return (_in_json(path) if known.suffix == ".json" else known), path
     raise EdmHlocError(
         f"{path}: poses are read from {', '.join(f'{f.name} ({f.suffix})' for f in FORMATS)} or a "
         "COLMAP model; name the file as one of these."
     )
+
+
+def _in_json(path: Path) -> PoseFormat:
+    """The format of a JSON file: OpenSfM's is a list, and only Meshroom's has poses by number.
+
+    One that is neither is left to the reader of nerfstudio's, which says what it lacks.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)  # a list may hold millions of points
+            if start.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"["):
+                return _OPENSFM
+            return _MESHROOM if b'"poseId"' in start + file.read() else _NERFSTUDIO
+    except OSError as error:
+        raise EdmHlocError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def read_given_poses(
