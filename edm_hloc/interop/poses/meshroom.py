@@ -191,7 +191,7 @@ def _camera(own: Mapping[str, Any], version: _Version, where: str) -> pycolmap.C
 def _distortion(own: Mapping[str, Any], version: _Version) -> str:
     """Kind of the distortion of a pinhole camera. Raises NotInColmapError for another."""
     projection = str(own.get("type", "")).lower()
-    if version < (1, 2, 8):
+    if version < (1, 2, 8) or "distortionType" not in own:
         if projection not in _OLD_TYPES:
             raise NotInColmapError(projection)
         return _OLD_TYPES[projection]
