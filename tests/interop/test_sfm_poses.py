@@ -145,6 +145,8 @@ def test_the_list_of_photos_is_found_beside_the_file(
         (path.parent / other).write_text(text)
     poses_of = "".join(f"{name} 1 0 0 0 0 0 0\n" for name in sorted(NAMES, reverse=True))
     (path.parent / "poses.txt").write_text(poses_of)
+    images = "".join(f"1 1 0 0 0 0 0 0 1 photos/{name}\n" for name in sorted(NAMES, reverse=True))
+    (path.parent / "images.txt").write_text(images)
     (path.parent / names).write_text("\n".join(["4", *NAMES]) + "\n")
     check(path, photos, bundler_pixels)
 
