@@ -197,9 +197,12 @@ def test_wrong_files_of_bundler(photos: PhotosAtHand, tmp_path: Path) -> None:
         (text.replace("4 1\n", "-4 1\n", 1), "line 2: expected the numbers of cameras"),
         (text.replace("100 0.1", "long 0.1", 1), "line 3: expected numbers of a camera; found"),
         (text[:900], r"cut off: it ends in camera [123] of the 4"),
-        (text.replace("100 0.1", "nan 0.1", 1), r"camera 0 \(left/a.jpg\): f, k1 and k2 are nan"),
-        (text.replace("100 0.1", "100 inf", 1), "f, k1 and k2 are 100, inf"),
-        (text.replace("100 0.1", "-100 0.1", 1), "f must be positive"),
+        (
+            text.replace("100 0.1", "nan 0.1", 1),
+            r"camera 0 \(left/a.jpg\): it holds a number that is not",
+        ),
+        (text.replace("100 0.1", "100 inf", 1), "holds a number that is not finite"),
+        (text.replace("100 0.1", "-100 0.1", 1), "its focal length is -100; it must be positive"),
         (text.replace("\n", "\n2 2 2\n", 3).replace("2 2 2\n", "", 2), "no rotation and place"),
     ):
         path.write_text(wrong)
@@ -435,6 +438,9 @@ def test_wrong_files_of_meshroom(
         (changed("intrinsics", focalLength=None), "focalLength is missing"),
         (changed("intrinsics", sensorWidth="0"), "sensorWidth is 0; it must be a positive"),
         (changed("intrinsics", width=True), "width is 'True'"),
+        (changed("intrinsics", width="1e30"), "width is .* no photo's size in pixels"),
+        (changed("intrinsics", width="0.2"), "width is 0, which is no photo's size in pixels"),
+        (changed("intrinsics", focalLength="1e308"), "its values are no possible camera"),
         (changed("intrinsics", principalPoint=["1"]), "principalPoint is .* it must be 2 numbers"),
         (changed("intrinsics", distortionParams=[1, 2]), "distortionParams is .* be a number"),
     ):

@@ -42,13 +42,13 @@ def read_bundler(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     names = photos.find([listed[number] for number in registered])
     for number, name in zip(registered, names, strict=True):
         where = f"{path}, camera {number} ({listed[number]})"
+        if not np.isfinite(cameras[number]).all():
+            raise EdmHlocError(f"{where}: it holds a number that is not finite.")
         f, k1, k2 = cameras[number][:3]
+        if f < 0:
+            raise EdmHlocError(f"{where}: its focal length is {f:g}; it must be positive.")
         R, t = cameras[number][3:12].reshape(3, 3), cameras[number][12:]
         pose = pose_from_world(np.column_stack([(OPENGL @ R).T, -R.T @ t]), where)
-        if not f > 0 or not np.isfinite([f, k1, k2]).all():
-            raise EdmHlocError(
-                f"{where}: f, k1 and k2 are {f:g}, {k1:g} and {k2:g}; f must be positive."
-            )
         if name is None:
             continue
         try:

@@ -17,9 +17,11 @@ from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand, pose_from_world
 from edm_hloc.interop.poses.records import (
     NotInColmapError,
+    checked_camera,
     number,
     numbers,
     objects,
+    pixels,
     positive,
     report_not_in_colmap,
 )
@@ -165,7 +167,7 @@ def _camera(own: Mapping[str, Any], version: _Version, where: str) -> pycolmap.C
         EdmHlocError: the values are no possible camera.
     """
     distortion = _distortion(own, version)
-    size = [round(positive(own, key, where)) for key in ("width", "height")]
+    size = [pixels(own, key, where) for key in ("width", "height")]
     centre = numbers(own.get("principalPoint"), 2, "principalPoint", where)
     if version >= (1, 2, 1):
         centre = [side / 2 + offset for side, offset in zip(size, centre, strict=True)]
@@ -185,7 +187,7 @@ def _camera(own: Mapping[str, Any], version: _Version, where: str) -> pycolmap.C
         model, values = brown_model(k1, k2, 0.0, 0.0, k3)
     else:
         model, values = "PINHOLE", []
-    return pycolmap.Camera(model=model, width=size[0], height=size[1], params=[*lens, *values])
+    return checked_camera(model, size, [*lens, *values], where)
 
 
 def _distortion(own: Mapping[str, Any], version: _Version) -> str:

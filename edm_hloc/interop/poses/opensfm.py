@@ -18,8 +18,10 @@ from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
 from edm_hloc.interop.poses.records import (
     NotInColmapError,
+    checked_camera,
     number,
     numbers,
+    pixels,
     positive,
     report_not_in_colmap,
 )
@@ -111,7 +113,7 @@ def _camera(own: Mapping[str, Any], photos: PhotosAtHand, name: str, where: str)
     """
     kind = str(own.get("projection_type", "perspective"))
     if number(own, "width", where, 0) and number(own, "height", where, 0):
-        width, height = (round(positive(own, key, where)) for key in ("width", "height"))
+        width, height = (pixels(own, key, where) for key in ("width", "height"))
     else:
         width, height = photos.size(name)
     unit = max(width, height)
@@ -132,7 +134,7 @@ def _camera(own: Mapping[str, Any], photos: PhotosAtHand, name: str, where: str)
             model, distortion = brown_model(*(value(key) for key in ("k1", "k2", "p1", "p2", "k3")))
     else:
         raise NotInColmapError(kind)
-    return pycolmap.Camera(model=model, width=width, height=height, params=[*lens, *distortion])
+    return checked_camera(model, (width, height), [*lens, *distortion], where)
 
 
 _FISHEYES = ("fisheye_opencv", "fisheye62", "fisheye624")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pycolmap
+
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.log import warn_once
+
+_LONGEST = 2**24  # pixels of a side, more than any photo has
 
 
 class NotInColmapError(EdmHlocError):
@@ -75,6 +79,33 @@ def objects(record: Mapping[str, Any], key: str, where: object) -> list[dict[str
     if not isinstance(found, list) or not all(isinstance(value, dict) for value in found):
         raise EdmHlocError(f"{where}: {key} is no list of objects. Export the file again.")
     return found
+
+
+def pixels(record: Mapping[str, Any], key: str, where: str) -> int:
+    """The width or height of a photo. Raises EdmHlocError where it is none."""
+    value = round(positive(record, key, where))
+    if not 1 <= value <= _LONGEST:
+        raise EdmHlocError(f"{where}: {key} is {value:g}, which is no photo's size in pixels.")
+    return value
+
+
+def checked_camera(
+    model: str, size: Sequence[int], params: Sequence[float], where: str
+) -> pycolmap.Camera:
+    """A camera of COLMAP's.
+
+    Args:
+        model: its name.
+        size: (width, height) in pixels.
+        params: of the model, in COLMAP's pixel frame.
+        where: file and camera, for the message.
+
+    Raises:
+        EdmHlocError: a parameter is beyond all numbers.
+    """
+    if not all(map(math.isfinite, params)):
+        raise EdmHlocError(f"{where}: its values are no possible camera. Export the file again.")
+    return pycolmap.Camera(model=model, width=size[0], height=size[1], params=list(params))
 
 
 def report_not_in_colmap(path: Path, kinds: Counter[str], others: int) -> None:
