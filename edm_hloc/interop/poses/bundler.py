@@ -20,6 +20,8 @@ from edm_hloc.pairs.rules import in_natural_order
 
 _NUMBERS = 15  # of a camera: f, k1, k2, nine of the rotation, three of the translation
 _VERSIONS = ("0.2", "0.3")  # those with f, k1, k2 and all cameras before the points
+_MOST_LISTS = 100  # text files to look into, in a folder with one for each photo
+_LONGEST_LINE = 1000  # bytes of a name, on average
 _AFTER_NAME = re.compile(r"(?:\s+[-+.\deE]+){1,2}\s*$")  # "0 1234.5" or "1234.5" in Bundler's lists
 
 
@@ -190,7 +192,3 @@ def _other_lists(path: Path, count: int, photos: PhotosAtHand) -> dict[str, list
         if 2 * len(known) > min(count, len(photos.names)):
             found[other.name] = names
     return found
-
-
-_MOST_LISTS = 100  # text files to look into, in a folder with one for each photo
-_LONGEST_LINE = 1000  # bytes of a name, on average

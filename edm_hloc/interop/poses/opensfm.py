@@ -26,6 +26,9 @@ from edm_hloc.interop.poses.records import (
     report_not_in_colmap,
 )
 
+_FISHEYES = ("fisheye_opencv", "fisheye62", "fisheye624")
+_FISHEYE_KEYS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "s0", "s1", "s2", "s3")
+
 
 def read_opensfm(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     """Poses and intrinsics of the largest reconstruction of a file, in its own world.
@@ -135,13 +138,6 @@ def _camera(own: Mapping[str, Any], photos: PhotosAtHand, name: str, where: str)
     else:
         raise NotInColmapError(kind)
     return checked_camera(model, (width, height), [*lens, *distortion], where)
-
-
-_FISHEYES = ("fisheye_opencv", "fisheye62", "fisheye624")
-_FISHEYE_KEYS = (
-    *("k1", "k2", "k3", "k4", "k5", "k6"),
-    *("p1", "p2", "s0", "s1", "s2", "s3"),
-)
 
 
 def _fisheye(kind: str, values: list[float]) -> tuple[str, list[float]]:
