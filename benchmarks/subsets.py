@@ -7,8 +7,8 @@ sets of 5 to 15 of its photos are reconstructed by the bare command, as far as i
 some spread evenly over the photos in the order of their names, some in a row, some at random. Each
 prints a row of a Markdown table: the photos of the set and of its model; the largest error of the
 rotation of a photo, that is the median over the others of the relative rotation's; the share of the
-verified matches that fit the model; and whether the summary names misplaced photos, doubts the
-model, or says that photos or pairs were left out of it. The last line counts the models of which
+verified matches that fit the model; and whether the summary names misplaced photos or photos of one
+place that show different things, doubts the model, or says that pairs were left out of it. The last line counts the models of which
 some photo is more than 3° off, those of them with a warning, and the warnings of the others.
 """
 
@@ -88,15 +88,17 @@ def main() -> None:
             if not copy.exists():
                 shutil.copy2(args.images / photo, copy)
         try:
-            mapped = reconstruct(folder / "images", folder / "out", [])["mapped"]
+            results = reconstruct(folder / "images", folder / "out", [])
         except SystemExit as stopped:
             if stopped.code != NO_MODEL:
                 raise
             print(row((name, str(len(photos)), "0", "", "", "no model")))
             continue
+        mapped, conflicts = results["mapped"], results["conflicts"]["pairs"]
         largest = rotation_errors(folder / "out/model", args.model).max()
         said = [f"{len(mapped['misplaced'])} misplaced"] if mapped["misplaced"] else []
         said += ["doubtful"] if mapped["fitting"] < MIN_FITTING else []
+        said += [f"{len(conflicts)} pairs show different things"] if conflicts else []
         wrong += largest > WRONG
         warned += largest > WRONG and bool(said)
         false += largest <= WRONG and bool(said)
