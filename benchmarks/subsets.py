@@ -3,13 +3,14 @@
     python benchmarks/subsets.py IMAGES MODEL OUT [--rounds 2] [--seed 1]
 
 MODEL has the true cameras, or those of `edm-hloc reconstruct` on all photos. In each round three
-sets of 5 to 15 of its photos are reconstructed by the bare command, as far as it is not done:
-some spread evenly over the photos in the order of their names, some in a row, some at random. Each
+sets of 5 to 15 of its photos are reconstructed by the bare command, as far as it is not done: some
+spread evenly over the photos in the order of their names, some in a row, some at random. Each
 prints a row of a Markdown table: the photos of the set and of its model; the largest error of the
 rotation of a photo, that is the median over the others of the relative rotation's; the share of the
 verified matches that fit the model; and whether the summary names misplaced photos or photos of one
-place that show different things, doubts the model, or says that pairs were left out of it. The last line counts the models of which
-some photo is more than 3° off, those of them with a warning, and the warnings of the others.
+place that show different things, doubts the model, or says that pairs were left out of it. The last
+line counts the models of which some photo is more than 3° off, those of them with a warning, and
+the warnings of the others.
 """
 
 from __future__ import annotations
