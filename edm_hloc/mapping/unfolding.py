@@ -7,9 +7,10 @@ not at the door that only one of the walls has; what is seen in few photos count
 
 Photos with much depth, or taken from far apart, fail this as well, so pairs are left out only after
 `look_alikes` has found that the model has folded, and a model without them is taken only if it
-registers the photos, has no such signs, and has the photos that disagreed at different places. An
-object that was turned before a background has the same signs; there the pairs that are left fit the
-model that is there, and it stays as it is.
+registers the photos, has no such signs, and has the photos that disagreed at different places. If
+nothing but such pairs connects the places, each of them becomes a model of its own. An object that
+was turned before a background has the same signs; there the pairs that are left fit the model that
+is there, and it stays as it is.
 """
 
 from __future__ import annotations
