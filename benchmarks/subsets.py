@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,15 +26,11 @@ from reconstruct_rows import heading, reconstruct, row
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.mapping.contradictions import MIN_FITTING
+from edm_hloc.pairs.rules import in_natural_order
 
 FEWEST, MOST = 5, 15
 WRONG = 3.0  # degrees
 NO_MODEL = 1  # exit status of an error, unlike those of Ctrl-C and SIGTERM
-
-
-def in_order(name: str) -> list[str | int]:
-    """A key that sorts 2.jpg before 10.jpg."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def sets_of(names: Sequence[str], rounds: int, seed: int) -> Iterator[tuple[str, list[str]]]:
@@ -78,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    names = sorted(posed_images(read_model(args.model)), key=in_order)
+    names = in_natural_order(posed_images(read_model(args.model)))
     print(heading(("photos", "of", "in the model", "largest error °", "matches fit", "said")))
     wrong = warned = false = 0
     for name, photos in sets_of(names, args.rounds, args.seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
@@ -34,6 +35,8 @@ def register(command: options.AddCommand) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
+    from edm_hloc.images.decode import photo_orientation
+    from edm_hloc.images.find import no_folder
     from edm_hloc.images.pictures import write_picture
     from edm_hloc.mapping.georeference import is_on_earth
     from edm_hloc.report.collect import photos_of_model
@@ -48,12 +51,14 @@ def _show(args: argparse.Namespace) -> None:
             "takes 400 bytes of memory a pixel."
         )
     if args.images is not None and not args.images.is_dir():
-        raise EdmHlocError(f"No such folder of images: {args.images}. Check the path.")
+        raise EdmHlocError(no_folder(args.images))
     model = read_model(args.model)
     points = Points.of(model)
+    views = camera_views(model)
     photos = args.images or photos_of_model(args.model)
     gone = photos is not None and not photos.is_dir()
-    views = camera_views(model, photos=None if gone else photos)
+    if photos is not None and not gone:
+        views = [replace(v, orientation=photo_orientation(photos / v.name)) for v in views]
     if not len(points) and not views:
         raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
     on_earth = is_on_earth(args.model)

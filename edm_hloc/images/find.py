@@ -113,7 +113,7 @@ def _can_be_listed(name: str) -> bool:
 def _files_in(root: Path, leave_out: Sequence[Path], readable: tuple[str, ...]) -> Iterator[str]:
     """Names of the files of any kind below a folder, but for photos that are to be left out."""
     if not root.is_dir():
-        raise EdmHlocError(_no_folder(root))
+        raise EdmHlocError(no_folder(root))
     one_file = any(Path(path).is_file() for path in leave_out)
     closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
     for name in _walk(root, "", closed):
@@ -201,7 +201,7 @@ def _how_to_make_frames(film: Path | str) -> str:
     )
 
 
-def _no_folder(root: Path) -> str:
+def no_folder(root: Path) -> str:
     """Why this is no folder of photos, and what to give instead."""
     suffix = root.suffix.lower()
     if root.is_file() and suffix in _FILM_SUFFIXES:

@@ -23,7 +23,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.images.listed import listed_names
-from edm_hloc.mapping.output import PARTS, new_model_folder
+from edm_hloc.mapping.output import new_model_folder, run_folder
 
 RECORD, CAMERAS = "georeference.json", "cameras.geojson"
 _TOLERANCES = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # m, of the fixes that agree
@@ -422,12 +422,10 @@ def is_on_earth(model: Path) -> bool:
     Args:
         model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
     """
-    model = Path(model).absolute()
-    is_part = model.parent.name.endswith(PARTS)
-    record = (model.parents[1] if is_part else model.parent) / RECORD
+    out, is_part = run_folder(model)
     try:
-        placed = json.loads(record.read_text("utf-8"))
-        placed = placed["parts"][model.name] if is_part else placed
+        placed = json.loads((out / RECORD).read_text("utf-8"))
+        placed = placed["parts"][Path(model).absolute().name] if is_part else placed
         return bool(placed["used"])
     except (OSError, ValueError, LookupError, TypeError):
         return False

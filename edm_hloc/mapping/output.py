@@ -22,8 +22,7 @@ from edm_hloc.images.load import stored_pixels
 
 logger = logging.getLogger(__name__)
 
-PARTS = "_parts"
-"""What the name of the folder of the other models ends with, see `parts_folder`."""
+_PARTS = "_parts"  # what the name of the folder of the other models ends with
 
 _MODEL_FILES = {
     f"{part}{end}"
@@ -202,7 +201,18 @@ def parts_folder(model: Path) -> Path:
 
     It does not exist where there is one model only.
     """
-    return model.with_name(f"{model.name}{PARTS}")
+    return model.with_name(f"{model.name}{_PARTS}")
+
+
+def run_folder(model: Path) -> tuple[Path, bool]:
+    """The folder of the run that wrote a model, and whether the model is one of its parts.
+
+    Args:
+        model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
+    """
+    model = Path(model).absolute()
+    is_part = model.parent.name.endswith(_PARTS)
+    return model.parents[1] if is_part else model.parent, is_part
 
 
 def part_folders(model: Path) -> dict[str, Path]:

@@ -41,7 +41,6 @@ _DETERMINED = 3  # matches that determine an affine map
 _CONNECTED = 0.9  # of the photos of the folded model that the pairs left must connect
 _SLACK = 0.05  # below the share that connects them
 _STAYED = 0.2  # of the pairs that disagreed: more at one place in the new model, and it was right
-
 _GAP = 0.15  # between the shares of pairs of one place and those of places that look alike
 
 REGISTERED = 0.9
@@ -157,11 +156,12 @@ def pairs_of_places(
         None if no gap parts the larger shares from the others.
     """
     disagree = [shares.get((min(pair), max(pair)), 0.0) for pair in conflicts]
-    ordered = np.unique([np.median(disagree), *shares.values()])
-    gaps = np.diff(ordered[ordered >= np.median(disagree)])
+    low = float(np.median(disagree))
+    above = np.unique([low, *(share for share in shares.values() if share > low)])
+    gaps = np.diff(above)
     if not len(gaps) or gaps.max() < _GAP:
         return None
-    limit = ordered[len(ordered) - len(gaps) + int(gaps.argmax())]
+    limit = above[1 + gaps.argmax()]
     kept = {pair for pair, share in shares.items() if share >= limit}
     most: dict[int, Pair] = {}
     for pair in sorted(shares, key=lambda pair: counts[pair]):

@@ -15,12 +15,14 @@ import numpy as np
 
 from edm_hloc.base.colmap import open_database, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.find import no_folder
 from edm_hloc.images.intrinsics import parse_camera
 from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.mapping.no_model import explain_no_model
+from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.aachen import AachenDataset
 from edm_hloc.pipelines.inloc import InLocDataset
 from edm_hloc.report.facts import Kind, RunFacts
@@ -70,13 +72,12 @@ def photos_of_model(model: Path) -> Path | None:
     Args:
         model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
     """
-    for out in Path(model).absolute().parents[:2]:
-        try:
-            images = read_record(out)["settings"].get("images")
-        except EdmHlocError:
-            continue
-        return Path(str(images)) if images else None
-    return None
+    out, _ = run_folder(model)
+    try:
+        images = read_record(out)["settings"].get("images")
+    except EdmHlocError:
+        return None
+    return Path(str(images)) if images else None
 
 
 def collect(out: Path, images: Path | None = None) -> RunFacts:
@@ -129,7 +130,7 @@ def _image_root(facts: RunFacts, images: Path | None) -> ImageRoot | None:
     root: ImageRoot
     if images is not None:
         if not images.is_dir():
-            raise EdmHlocError(f"No such folder of images: {images}. Check the path.")
+            raise EdmHlocError(no_folder(images))
         if "queries" not in settings:
             return images
         parts = {part: images / part for part in ("query", "database")}

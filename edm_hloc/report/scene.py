@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.frames import upright_axes, upright_size
-from edm_hloc.images.decode import photo_orientation
 
 # The extent of the points is that between these percentiles of each coordinate.
 _EXTENT_PERCENTILES = (2.0, 98.0)
@@ -90,23 +88,11 @@ class CameraView:
     orientation: int = 1
 
 
-def camera_views(
-    model: pycolmap.Reconstruction, kind: str = "registered", photos: Path | None = None
-) -> list[CameraView]:
-    """The cameras of all registered images of a model, sorted by name.
-
-    Args:
-        model: the model.
-        kind: see `CameraView`.
-        photos: folder of its photos, whose EXIF orientations are read.
-    """
+def camera_views(model: pycolmap.Reconstruction, kind: str = "registered") -> list[CameraView]:
+    """The cameras of all registered images of a model, sorted by name."""
     return [
         CameraView(
-            name,
-            image.cam_from_world(),
-            image_half_size(model.cameras[image.camera_id]),
-            kind,
-            photo_orientation(photos / name) if photos else 1,
+            name, image.cam_from_world(), image_half_size(model.cameras[image.camera_id]), kind
         )
         for name, image in posed_images(model).items()
     ]
