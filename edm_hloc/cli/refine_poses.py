@@ -28,9 +28,10 @@ def register(command: options.AddCommand) -> None:
         type=Path,
         metavar="POSES",
         help="nerfstudio's transforms.json, Metashape's XML, RealityCapture's CSV, Meshroom's "
-        "cameras.sfm, OpenSfM's or ODM's reconstruction.json, Bundler's bundle.out, a trajectory "
-        "of TUM's (timestamp tx ty tz qx qy qz qw) or KITTI's form, poses by the photos' names as "
-        "edm-hloc localize writes them, or a COLMAP model with or without points",
+        "cameras.sfm, OpenSfM's or ODM's reconstruction.json, Bundler's bundle.out, LLFF's "
+        "poses_bounds.npy, a trajectory of TUM's (timestamp tx ty tz qx qy qz qw) or KITTI's "
+        "form, poses by the photos' names as edm-hloc localize writes them, or a COLMAP model "
+        "with or without points",
     )
     sub.add_argument("images", type=Path, metavar="IMAGES", help="folder of the photos")
     sub.add_argument(

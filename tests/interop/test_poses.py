@@ -381,7 +381,10 @@ def test_wrong_files_get_one_sentence(photos: PhotosAtHand, tmp_path: Path) -> N
 
     refused(tmp_path / "none.json", "No poses at")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "neither a COLMAP model .* nor a transforms.json")
+    refused(
+        tmp_path / "empty",
+        "neither a COLMAP model .* nor one of transforms.json, .*poses_bounds.npy",
+    )
     path = tmp_path / "transforms.json"
     for text, message in (
         ("{", "is not JSON"),

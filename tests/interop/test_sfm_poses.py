@@ -1,4 +1,4 @@
-"""Poses of Bundler, Meshroom and OpenSfM: points land where the file's own formulas put them."""
+"""Poses of Bundler, Meshroom, OpenSfM and LLFF: points land where the files' formulas put them."""
 
 from __future__ import annotations
 
@@ -616,6 +616,66 @@ def test_wrong_files_of_opensfm(photos: PhotosAtHand, tmp_path: Path) -> None:
         refused(path, photos, message)
 
 
+# --------------------------------------------------------------------------------------- LLFF
+
+
+def llff(folder: Path, size: tuple[int, int] = SIZE) -> Path:
+    """The file as LLFF writes it: axes down, right, backwards; a row for each photo."""
+    rows = []
+    for R, t in poses().values():
+        right, down, forward = R  # the camera's axes in the world
+        matrix = np.column_stack([down, right, -forward, -R.T @ t, [size[1], size[0], size[0]]])
+        rows.append([*matrix.ravel(), 1.0, 9.0])
+    np.save(folder / "poses_bounds.npy", rows)
+    return folder / "poses_bounds.npy"
+
+
+@pytest.mark.parametrize("enlarged", [1, 4])
+def test_llff(enlarged: int, photos: PhotosAtHand, tmp_path: Path) -> None:
+    """Its photos may lie reduced beside it, as in images_4."""
+
+    def project(at: np.ndarray) -> np.ndarray:
+        return at[:, :2] / at[:, 2:] * SIZE[0] + np.array(SIZE) / 2
+
+    path = llff(tmp_path, (SIZE[0] * enlarged, SIZE[1] * enlarged))
+    check(path, photos, project, "SIMPLE_PINHOLE")
+
+
+def test_llff_has_the_plain_order_of_names(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = ["8.jpg", "9.jpg", "10.jpg", "11.jpg"]
+    for name in names:
+        Image.new("RGB", SIZE).save(folder / name)
+    found = read_poses_alone(llff(tmp_path), PhotosAtHand(folder, names))
+    for name, (R, t) in zip(["10.jpg", "11.jpg", "8.jpg", "9.jpg"], poses().values(), strict=True):
+        np.testing.assert_allclose(found[name].matrix(), np.column_stack([R, t]), atol=1e-9)
+
+
+def test_wrong_files_of_llff(photos: PhotosAtHand, tmp_path: Path) -> None:
+    path = llff(tmp_path)
+    rows = np.load(path)
+    for wrong, message in (
+        (rows[:3], "poses for 3 photos, and .* has 4"),
+        (rows[:, :15], r"an array with 17 numbers .* shape \(4, 15\)"),
+        (rows * np.nan, "not finite"),
+        (rows.astype(str), "holds no numbers"),
+        (rows * np.where(np.arange(17) == 4, 0, 1), "photo of 120 × 0 px"),
+        (rows * np.where(np.arange(17) == 14, -1, 1), "focal length of -120 px is impossible"),
+        (rows * np.where(np.arange(17) == 4, 1e300, 1), "photo of 120 × 8e.301 px"),
+        (
+            rows * np.where(np.arange(17) % 5 == 0, -1, 1),
+            "row 0 .left/a.jpg.: the pose is mirrored",
+        ),
+        (rows * 2, "no rotation and place"),
+    ):
+        np.save(path, wrong)
+        refused(path, photos, message)
+    for damaged in (b"", b"\x93NUMPY", llff(tmp_path).read_bytes()[:200], b"1 2 3"):
+        path.write_bytes(damaged)
+        refused(path, photos, "is not LLFF's poses_bounds.npy")
+
+
 # ---------------------------------------------------------------------------------------- all
 
 
@@ -663,3 +723,15 @@ def test_json_is_told_by_its_content(photos: PhotosAtHand, tmp_path: Path) -> No
     for text in ("", "{", '{"w": 3}', '"a"', '{"frames": []}'):
         path.write_text(text)
         assert format_of(path)[0].name == "nerfstudio's transforms.json"
+
+
+def test_a_folder_stands_for_the_file_in_it(tmp_path: Path) -> None:
+    for kind, name in (("OpenSfM", "reconstruction.json"), ("Meshroom", "cameras.sfm")):
+        folder = tmp_path / kind
+        folder.mkdir()
+        path = written(kind, folder)
+        if path.name != name:
+            path = path.rename(folder / name)
+        assert format_of(folder)[1] == path
+    llff(tmp_path)
+    assert format_of(tmp_path)[0].name == "LLFF's poses_bounds.npy"

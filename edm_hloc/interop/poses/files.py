@@ -18,6 +18,7 @@ from edm_hloc.images.sizes import Scaled, camera_for_network, warn_of_scaled
 from edm_hloc.interop.poses.bundler import read_bundler
 from edm_hloc.interop.poses.colmap import colmap_folder, read_colmap
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
+from edm_hloc.interop.poses.llff import read_llff
 from edm_hloc.interop.poses.meshroom import read_meshroom
 from edm_hloc.interop.poses.metashape import read_metashape
 from edm_hloc.interop.poses.nerfstudio import read_nerfstudio, write_nerfstudio
@@ -26,6 +27,14 @@ from edm_hloc.interop.poses.realitycapture import read_realitycapture
 from edm_hloc.interop.poses.trajectory import read_trajectory
 
 _LEAST = 3  # posed photos that can be refined together
+_IN_FOLDERS = (
+    "transforms.json",
+    "reconstruction.json",
+    "cameras.sfm",
+    "bundle.out",
+    "poses_bounds.npy",
+)
+"""Files that programs always name so, so that their folder may be given: the first it holds."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ FORMATS = (
     PoseFormat("Metashape's XML", ".xml", read_metashape),
     PoseFormat("RealityCapture's CSV", ".csv", read_realitycapture),
     PoseFormat("Bundler's bundle.out", ".out", read_bundler),
+    PoseFormat("LLFF's poses_bounds.npy", ".npy", read_llff),
     PoseFormat("a trajectory", ".txt", read_trajectory),
 )
 """The formats that the suffix of a file tells, and for those in JSON its content."""
@@ -114,12 +124,13 @@ def format_of(path: Path) -> tuple[PoseFormat, Path]:
     if colmap_folder(path) is not None:
         return _COLMAP, path
     if path.is_dir():
-        if (path / "transforms.json").is_file():
-            return _NERFSTUDIO, path / "transforms.json"
-        raise EdmHlocError(
-            f"{path} holds neither a COLMAP model (images.txt or .bin) nor a transforms.json: give "
-            "the file of the poses itself."
-        )
+        held = next((name for name in _IN_FOLDERS if (path / name).is_file()), None)
+        if held is None:
+            raise EdmHlocError(
+                f"{path} holds neither a COLMAP model (images.txt or .bin) nor one of "
+                f"{', '.join(_IN_FOLDERS)}: give the file of the poses itself."
+            )
+        path = path / held
     for known in FORMATS:
         if path.suffix.lower() == known.suffix:
             require_file(path)
