@@ -35,6 +35,7 @@ _UNREAD_SUFFIXES = (
     *(".avif", ".jxl", ".jxr", ".gif", ".apng", ".psd", ".xcf", ".exr", ".hdr", ".pfm", ".svg"),
     *(".ico", ".pcx", ".sgi", ".ras", ".dds", ".fits", ".dpx", ".heics", *_RAW_SUFFIXES),
 )
+_FLOAT_SUFFIXES = (".exr", ".hdr", ".pfm")  # beside photos: depth maps, or the light of a scene
 _FILM_SUFFIXES = (
     *(".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv"),
     *(".3gp", ".insv", ".360", ".lrv", ".flv", ".ogv"),
@@ -58,8 +59,9 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
     and `show` under the names that these give to their files. Symbolic links to folders are
     followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
     file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
-    and so are photos in formats that cannot be read, films, and what is no file though its name is
-    that of a photo: pipes, devices, links to nothing or to themselves.
+    and so are photos in formats that cannot be read (unless one of the same name can be), films, and
+    what is no file though its name is that of a photo: pipes, devices, links to nothing or to
+    themselves.
 
     Args:
         root: the folder.
@@ -86,7 +88,7 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
             names.append(name)
         else:
             logger.warning("Image %r in %s is left out: rename it first.", name, root)
-    unread = others.description()
+    unread = others.description(names)
     if not names:
         raise EdmHlocError(
             f"No images in {root}: there must be files ending in {', '.join(IMAGE_SUFFIXES)} in it "
@@ -141,7 +143,7 @@ class _Others:
 
     def __init__(self, root: Path | CloudFolder) -> None:
         self._root = root
-        self._kinds = Counter[str]()
+        self._unread: list[str] = []
         self._films: list[str] = []
         self._misnamed: list[str] = []
         self._peeked = 0
@@ -152,20 +154,30 @@ class _Others:
         if suffix in _FILM_SUFFIXES:
             self._films.append(name)
         elif suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
-            self._kinds[suffix] += 1
+            self._unread.append(name)
         elif isinstance(self._root, Path) and self._peeked < _PEEKED:
             self._peeked += 1
             if _begins_like_a_photo(self._root / name):
                 self._misnamed.append(name)
 
-    def description(self) -> str:
-        """Sentences on what is there and what to do with it; empty if there is nothing."""
+    def description(self, photos: Sequence[str]) -> str:
+        """Sentences on what is there and what to do with it; empty if there is nothing.
+
+        Args:
+            photos: those that are read; a raw file of the same name beside one is the same photo.
+        """
         sentences = []
-        if self._kinds:
-            kinds = ", ".join(sorted(self._kinds))
-            text = f"{self._kinds.total()} files ({kinds}) are of a kind that is not read: "
-            sentences.append(text + "convert them to JPEG.")
-            if not self._kinds.keys().isdisjoint(HEIC_SUFFIXES):
+        read = {str(PurePosixPath(name).with_suffix("")) for name in photos}
+        kinds = Counter(
+            PurePosixPath(name).suffix.lower()
+            for name in self._unread
+            if str(PurePosixPath(name).with_suffix("")) not in read
+            and not (photos and _ends_in(name, _FLOAT_SUFFIXES))
+        )
+        if kinds:
+            text = f"{kinds.total()} files ({', '.join(sorted(kinds))}) are of a kind that is not "
+            sentences.append(text + "read: convert them to JPEG.")
+            if not kinds.keys().isdisjoint(HEIC_SUFFIXES):
                 sentences.append(f"HEIC: {HEIC_REMEDY}.")
         if self._misnamed:
             few = ", ".join(sorted(self._misnamed)[:3])

@@ -154,6 +154,23 @@ def test_photos_of_other_kinds_are_counted(
     ]
 
 
+def test_raw_files_and_depth_maps_beside_photos_need_no_conversion(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "a.ARW", "b.exr", "depth/a.exr", "sub/c.JPG", "sub/c.CR2"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images(tmp_path) == ["a.jpg", "sub/c.JPG"]
+    assert not caplog.text
+    (tmp_path / "sub" / "a.ARW").touch()  # of another folder: another photo
+    find_images(tmp_path)
+    assert "1 files (.arw) are of a kind that is not read: convert them" in caplog.text
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "b.exr").touch()
+    with pytest.raises(EdmHlocError, match=r"1 files \(.exr\) are of a kind that is not read"):
+        find_images(tmp_path / "only")
+
+
 def test_heic_is_found_only_where_it_can_be_read(
     tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
