@@ -59,8 +59,8 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
     and `show` under the names that these give to their files. Symbolic links to folders are
     followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
     file cannot hold (with tabs or line breaks, or not valid Unicode) are left out with a warning,
-    and so are photos in formats that cannot be read (unless one of the same name can be), films, and
-    what is no file though its name is that of a photo: pipes, devices, links to nothing or to
+    and so are films, photos in formats that cannot be read (unless one of the same name can be),
+    and what is no file though its name is that of a photo: pipes, devices, links to nothing or to
     themselves.
 
     Args:
