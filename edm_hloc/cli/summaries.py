@@ -65,8 +65,8 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         print(done if still["certain"] else asked)
     if backdrop := imported.get("backdrop"):
         print(
-            f"Background  of {len(backdrop['photos'])} photos stays at the same pixels while an "
-            "object turns before it:\n"
+            f"Background  of {len(backdrop['photos'])} photos stays as it is, or moves as a whole, "
+            "while an object turns before it:\n"
             f"            {backdrop['matches']:,} matches there were left out"
         )
     print(

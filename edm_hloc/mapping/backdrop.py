@@ -4,6 +4,10 @@ The camera stands still, so the background stays at the same pixels, and its mat
 camera did not move. No depth follows from them. They are told from a scene that stands still while
 people walk through it in that what moves is rigid, and in that most matches move or no photo from
 elsewhere shows what does not.
+
+The camera may have been aimed anew between two photos, or these may be cut to the object: then a
+homography moves the background as a whole. So it does with a distant or flat part of a scene that
+stands still, but there one fundamental matrix agrees with everything.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import cv2
 import networkx as nx
 import numpy as np
 
+from edm_hloc.base.grid import evenly
 from edm_hloc.base.matches import Matches
 from edm_hloc.base.progress import track
 from edm_hloc.mapping.still import Matched, cells_of, shape_of
@@ -29,6 +34,11 @@ _MAX_BETWEEN = 0.5  # matches whose movement is in between, of the still ones: i
 # scene movement is as continuous as depth
 _MIN_RIGID = 0.8  # of the moving matches, those that agree with one fundamental matrix
 _MIN_PHOTOS = 3  # with the same background
+_MAX_AIMED = 0.1  # of the longer side, that a homography moves the corners of a photo by: up to it
+# the camera may have been aimed anew
+_RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
+# fundamental matrix, where nothing has turned
+_MAX_SAMPLED = 500  # matches that homographies are estimated from
 _KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
 
 
@@ -123,16 +133,67 @@ def in_backdrop(
 def _vote(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> np.ndarray | None:
     """(M,) float32: 1 for still matches, −1 for moving ones; None unless an object has turned."""
     movement = np.linalg.norm(points1 - points0, axis=1)
-    still, moving = movement <= _STILL * longer_side, movement > _MOVING * longer_side
+    vote = _vote_by(movement / longer_side, points0, points1)
+    if vote is not None:
+        return vote
+    aimed = _aimed_anew(points0, points1, longer_side)
+    if aimed is None:
+        return None
+    vote = _vote_by(np.linalg.norm(points1 - aimed, axis=1) / longer_side, points0, points1)
+    return None if vote is None or _is_rigid(points0, points1, vote) else vote
+
+
+def _vote_by(movement: np.ndarray, points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    """The same, by how far matches (M, 2) move against the background, of the longer side."""
+    still, moving = movement <= _STILL, movement > _MOVING
     between = len(movement) - still.sum() - moving.sum()
     if min(still.sum(), moving.sum()) < _MIN_MATCHES or moving.mean() < _MIN_SHARE:
         return None
-    if between > _MAX_BETWEEN * still.sum():
-        return None
-    others = Matches(points0[moving], points1[moving], np.ones(moving.sum(), np.float32))
-    if not agreeing_matches(others, _MIN_RIGID):
+    if between > _MAX_BETWEEN * still.sum() or not _agreeing(points0, points1, moving, _MIN_RIGID):
         return None
     return still.astype(np.float32) - moving
+
+
+def _aimed_anew(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> np.ndarray | None:
+    """(M, 2) where points (M, 2) of a background are in the other photo, for the most matches.
+
+    None unless a camera that was aimed a little otherwise explains it.
+    """
+    chosen = evenly(range(len(points0)), _MAX_SAMPLED)
+    if len(chosen) < 2 * _MIN_MATCHES:
+        return None
+    cv2.setRNGSeed(0)
+    first, second = (points[chosen].astype(np.float64) for points in (points0, points1))
+    H, _ = cv2.findHomography(first, second, cv2.RANSAC, _STILL * longer_side, maxIters=500)
+    if H is None:
+        return None
+    low, high = points0.min(axis=0), points0.max(axis=0)
+    corners = np.array([low, high, [low[0], high[1]], [high[0], low[1]]], np.float64)
+    if np.linalg.norm(_mapped(H, corners) - corners, axis=1).max() > _MAX_AIMED * longer_side:
+        return None
+    return _mapped(H, points0)
+
+
+def _mapped(H: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (N, 2) by a homography (3, 3); far off where it has none."""
+    there = points @ H[:, :2].T + H[:, 2]
+    return np.asarray(there[:, :2] / np.maximum(there[:, 2:], 1e-9))
+
+
+def _is_rigid(points0: np.ndarray, points1: np.ndarray, vote: np.ndarray) -> bool:
+    """Whether still and moving matches agree with one fundamental matrix: nothing has turned."""
+    still, moving = np.flatnonzero(vote > 0), np.flatnonzero(vote < 0)
+    number = min(len(still), len(moving))
+    both = np.array(evenly(still.tolist(), number) + evenly(moving.tolist(), number))
+    return _agreeing(points0, points1, both, _RIGID) > 0
+
+
+def _agreeing(
+    points0: np.ndarray, points1: np.ndarray, chosen: np.ndarray, min_share: float
+) -> int:
+    """The number of chosen matches that agree with one fundamental matrix, 0 if too few."""
+    few = points0[chosen], points1[chosen]
+    return agreeing_matches(Matches(*few, np.ones(len(few[0]), np.float32)), min_share)
 
 
 def _grown(votes: np.ndarray) -> np.ndarray:

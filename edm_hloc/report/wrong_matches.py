@@ -44,8 +44,8 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
     if backdrop := imported.get("backdrop"):
         yield Finding(
             "note",
-            f"The background of {plural(len(backdrop['photos']), 'photo')} stays at the same "
-            "pixels while an object turns before it, as on a turntable: the object is "
+            f"The background of {plural(len(backdrop['photos']), 'photo')} stays as it is, or "
+            "moves as a whole, while an object turns before it, as on a turntable: the object is "
             f"reconstructed, and {backdrop['matches']:,} matches in the background were left out.",
             tuple(backdrop["photos"]),
         )

@@ -35,11 +35,24 @@ def test_the_background_of_a_turntable_is_found(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("aimed", [0.3, 1.0])
+def test_the_camera_may_be_aimed_anew(aimed: float, seed: int) -> None:
+    found = photos("turntable", np.random.default_rng(seed), aimed)
+    backdrops = backdrops_in(found)
+    assert sorted(backdrops) == list("012345")
+    for pixels, backdrop in zip(found, backdrops.values(), strict=True):
+        aside = np.abs(pixels[:, 0] - 320)
+        assert backdrop.contains(pixels[aside > 250]).mean() > 0.9
+        assert backdrop.contains(pixels[aside < 100]).mean() < 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("aimed", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
     "kind", ["tripod", "duplicates", "straight on", "along a plain", "orbit", "people"]
 )
-def test_a_scene_has_no_background_to_leave_out(kind: str, seed: int) -> None:
-    assert backdrops_in(photos(kind, np.random.default_rng(seed))) == {}
+def test_a_scene_has_no_background_to_leave_out(kind: str, aimed: float, seed: int) -> None:
+    assert backdrops_in(photos(kind, np.random.default_rng(seed), aimed)) == {}
 
 
 def test_what_photos_from_elsewhere_show_is_the_scene() -> None:
