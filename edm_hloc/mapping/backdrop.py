@@ -34,7 +34,7 @@ _MAX_BETWEEN = 0.5  # matches whose movement is in between, of the still ones: i
 # scene movement is as continuous as depth
 _MIN_RIGID = 0.8  # of the moving matches, those that agree with one fundamental matrix
 _MIN_PHOTOS = 3  # with the same background
-_MAX_AIMED = 0.1  # of the longer side, that a homography moves the corners of a photo by: up to it
+_MAX_AIMED = 0.2  # of the longer side, that a homography moves the corners of a photo by: up to it
 # the camera may have been aimed anew
 _RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
 # fundamental matrix, where nothing has turned
@@ -207,13 +207,15 @@ def _shown_elsewhere(
 ) -> bool:
     """Whether most matches with photos from elsewhere are in the background: it is the scene.
 
-    Photos are from elsewhere if they show it at other pixels.
+    Photos are from elsewhere if they show it at other pixels, and not moved as a whole.
     """
     inside = total = 0
     for pair in pairs:
         if len(backdrops.keys() & set(pair)) == 1 and (both := matched(pair)) is not None:
             (size,) = (backdrops[name].size for name in pair if name in backdrops)
-            moving = np.linalg.norm(both[1] - both[0], axis=1) > _MOVING * max(size)
+            aimed = _aimed_anew(*both, max(size))
+            there = both[0] if aimed is None else aimed
+            moving = np.linalg.norm(both[1] - there, axis=1) > _MOVING * max(size)
             inside += int((in_backdrop(backdrops, pair, both) & moving).sum())
             total += int(moving.sum())
     return inside > total / 2
