@@ -138,7 +138,8 @@ def build_database(
         ids = _write_images(db, camera_of)
         with MatchReader(matched.matches) as matches:
             points_of = _matched_points(features, matches)
-            not_scene = NotScene(unique_pairs(matched.pairs), points_of, camera_of)
+            sizes = {name: (camera.width, camera.height) for name, camera in camera_of.items()}
+            not_scene = NotScene(unique_pairs(matched.pairs), points_of, sizes)
         missing = import_matches(db, features, matched, ids, camera_of, not_scene)
         imported = ImportSummary(
             images=len(ids),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pycolmap
 
 from edm_hloc.mapping.backdrop import Backdrop, BackdropSummary, find_backdrops, in_backdrop
 from edm_hloc.mapping.still import Matched, StillPlaces, find_still_places
@@ -18,18 +17,19 @@ class NotScene:
     Args:
         pairs: names of the photos of each pair.
         matched: gives the matched points (M, 2) of both photos, or None.
-        cameras: camera of each photo by name, for its size.
+        sizes: (width, height) of each photo by name.
 
     Attributes:
         still: what was found in all photos of a size; where it is not certain, it is kept.
+        backdrops: the still background of each photo that has one, by name.
         left_out: number of matches left out for it so far.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], matched: Matched, cameras: Mapping[str, pycolmap.Camera]
+        self, pairs: Sequence[Pair], matched: Matched, sizes: Mapping[str, tuple[int, int]]
     ) -> None:
-        self._sizes = {name: (camera.width, camera.height) for name, camera in cameras.items()}
-        self._backdrops: dict[str, Backdrop] = {}
+        self._sizes = sizes
+        self.backdrops: dict[str, Backdrop] = {}
         self._places: dict[tuple[int, int], StillPlaces] = {}
         self.left_out = self._in_backdrops = 0
 
@@ -42,8 +42,8 @@ class NotScene:
 
         found = find_still_places(pairs, matched, self._sizes)
         self._places = {places.size: places for places in found if places.summary().certain}
-        self._backdrops = find_backdrops(pairs, rest, self._sizes)
-        if self._backdrops and len(found) > len(self._places):  # some of which may be explained now
+        self.backdrops = find_backdrops(pairs, rest, self._sizes)
+        if self.backdrops and len(found) > len(self._places):  # some of which may be explained now
             uncertain = find_still_places(pairs, rest, self._sizes)
             found = [*self._places.values(), *(p for p in uncertain if not p.summary().certain)]
         self.still = tuple(places.summary() for places in found)
@@ -51,7 +51,7 @@ class NotScene:
     def concerns(self, pair: Pair) -> bool:
         """Whether matches of a pair may be left out."""
         size, other = (self._sizes[name] for name in pair)
-        return not self._backdrops.keys().isdisjoint(pair) or (
+        return not self.backdrops.keys().isdisjoint(pair) or (
             size == other and size in self._places
         )
 
@@ -69,9 +69,9 @@ class NotScene:
 
     def backdrop(self) -> BackdropSummary | None:
         """The photos before whose background an object turns, and what was left out so far."""
-        if not self._backdrops:
+        if not self.backdrops:
             return None
-        return BackdropSummary(tuple(self._backdrops), self._in_backdrops)
+        return BackdropSummary(tuple(self.backdrops), self._in_backdrops)
 
     def _stay(
         self, pair: Pair, points: tuple[np.ndarray, np.ndarray]
@@ -81,4 +81,4 @@ class NotScene:
         stay = np.zeros(len(points[0]), bool)
         if size == other and size in self._places:
             stay = self._places[size].of(*points)
-        return stay, in_backdrop(self._backdrops, pair, points)
+        return stay, in_backdrop(self.backdrops, pair, points)

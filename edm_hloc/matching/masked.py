@@ -1,14 +1,15 @@
 """Reads the raw matches of photos as they are now, without those in masked parts of either photo.
 
 Masks are applied when raw matches are read, not when photos are matched, so that other masks do
-not require the photos to be matched again. Pairs of a photo that has changed since and could not be
+not require the photos to be matched again. What is found not to be of the scene is left out in the
+same way, so that it takes no keypoints. Pairs of a photo that has changed since and could not be
 matched again, as it is no photo any more, stay stored for the case that it comes back.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,15 @@ class MaskedMatchReader(RawMatchReader):
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
         any_masked: whether any match read so far was left out.
+        not_scene: tells of a pair and its matched points (M, 2) in both photos which of the visible
+            matches are left out as well, (M,) bool; None for none.
     """
 
     def __init__(self, path: Path, masks: Mapping[str, Path], images: ImageRoot) -> None:
         super().__init__(path)
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
+        self.not_scene: Callable[[Pair, tuple[np.ndarray, np.ndarray]], np.ndarray] | None = None
         self._cache: OrderedDict[str, Mask] = OrderedDict()
         self._outdated: set[frozenset[str]] = set()
 
@@ -65,7 +69,11 @@ class MaskedMatchReader(RawMatchReader):
                 visible &= self._mask(name).visible(points)
         self.any_visible |= bool(visible.any())
         self.any_masked |= not visible.all()
-        return matches[visible]
+        matches = matches[visible]
+        if self.not_scene is None:
+            return matches
+        both = matches.keypoints0, matches.keypoints1
+        return matches[~self.not_scene((name0, name1), both)]
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
         with self._lock:

@@ -6,15 +6,21 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.errors import EdmHlocError
+import numpy as np
+
+from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.h5 import DamagedH5Error
+from edm_hloc.images.decode import photo_size
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
+from edm_hloc.mapping.backdrop import BackdropSummary, in_backdrop
+from edm_hloc.mapping.not_scene import NotScene
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.damage import drop_damaged
 from edm_hloc.matching.engine import MatchingConfig, MatchingSummary
@@ -22,7 +28,7 @@ from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.matching.shards import shard_times
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.retrieval import SimilarPhotos
-from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
 from edm_hloc.pipelines.retrieval import similar_pairs
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_matching
@@ -62,6 +68,7 @@ class PairsToMatch:
         reference_features: H5 file of keypoints. The images in it keep these keypoints: matches
             are indices into them, and `features.h5` holds the other images only.
         chosen: the matching of these pairs, where they were chosen while they were matched.
+        turntable: leave out the still background of an object that turns before the camera.
     """
 
     image_root: ImageRoot
@@ -69,6 +76,7 @@ class PairsToMatch:
     masks: Mapping[str, Path] = field(default_factory=dict)
     reference_features: Path | None = None
     chosen: MatchingSummary | None = None
+    turntable: bool = False
 
 
 def match_and_quantize(
@@ -128,6 +136,7 @@ def match_and_quantize(
         reference = photos.reference_features
         files = KeypointFiles(features, matches, made_from)
         references = ReferenceFiles((reference,) if reference else ())
+        found = {"background": _leave_out_backgrounds(raw, photos)} if photos.turntable else {}
         summary = aggregate(raw, pairs, files, keypoints, references)
         # of a run that goes on, raw matches were read of the last images only
         if raw.any_masked and not raw.any_visible and not summary.matches:
@@ -135,7 +144,7 @@ def match_and_quantize(
                 "The masks leave none of the matches: only matches in the white parts of the "
                 "masks count. Are black and white exchanged?"
             )
-        return {"keypoints": summary}
+        return {"keypoints": summary, **found}
 
     depends_on: list[Any] = [asdict(keypoints)]
     if photos.reference_features is not None:
@@ -161,6 +170,26 @@ def match_and_quantize(
     drop_damaged(raw_matches)
     match(overwrite=False)
     return make_keypoints()
+
+
+def _leave_out_backgrounds(raw: MaskedMatchReader, photos: PairsToMatch) -> BackdropSummary:
+    """Leaves out the matches in still backgrounds of turning objects, which take no keypoints."""
+    sizes = {}
+    for name in names_in(photos.pairs):
+        with contextlib.suppress(ImageError):
+            sizes[name] = photo_size(photos.image_root / name)
+
+    def matched(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
+        found = raw.read(*pair) if pair in raw else None
+        return None if found is None else (found.keypoints0, found.keypoints1)
+
+    pairs = unique_pairs(photos.pairs)
+    backdrops = NotScene(pairs, matched, sizes).backdrops
+    concerned = [pair for pair in pairs if not backdrops.keys().isdisjoint(pair)]
+    found = [(pair, both) for pair in concerned if (both := matched(pair)) is not None]
+    left_out = sum(int(in_backdrop(backdrops, pair, both).sum()) for pair, both in found)
+    raw.not_scene = partial(in_backdrop, backdrops) if backdrops else None
+    return BackdropSummary(tuple(backdrops), left_out)
 
 
 def _record_pairs(run: Run, pairs: Sequence[Pair]) -> None:
