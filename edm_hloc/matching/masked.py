@@ -22,6 +22,9 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import StoredPair
 from edm_hloc.pairs.rules import Pair, names_in
 
+NotOfScene = Callable[[Pair, tuple[np.ndarray, np.ndarray]], np.ndarray]
+"""Tells of a pair and its matched points (M, 2) in both photos which are left out, (M,) bool."""
+
 _CACHED_MASKS = 4096  # of up to 131 kB each
 
 
@@ -38,15 +41,14 @@ class MaskedMatchReader(RawMatchReader):
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
         any_masked: whether any match read so far was left out.
-        not_scene: tells of a pair and its matched points (M, 2) in both photos which of the visible
-            matches are left out as well, (M,) bool; None for none.
+        not_scene: which of the visible matches are left out as well; None for none.
     """
 
     def __init__(self, path: Path, masks: Mapping[str, Path], images: ImageRoot) -> None:
         super().__init__(path)
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
-        self.not_scene: Callable[[Pair, tuple[np.ndarray, np.ndarray]], np.ndarray] | None = None
+        self.not_scene: NotOfScene | None = None
         self._cache: OrderedDict[str, Mask] = OrderedDict()
         self._outdated: set[frozenset[str]] = set()
 

@@ -136,7 +136,9 @@ def match_and_quantize(
         reference = photos.reference_features
         files = KeypointFiles(features, matches, made_from)
         references = ReferenceFiles((reference,) if reference else ())
-        found = {"background": _leave_out_backgrounds(raw, photos)} if photos.turntable else {}
+        found = {}
+        if photos.turntable:
+            found["background"] = leave_out_backgrounds(raw, image_root, pairs)
         summary = aggregate(raw, pairs, files, keypoints, references)
         # of a run that goes on, raw matches were read of the last images only
         if raw.any_masked and not raw.any_visible and not summary.matches:
@@ -172,20 +174,28 @@ def match_and_quantize(
     return make_keypoints()
 
 
-def _leave_out_backgrounds(raw: MaskedMatchReader, photos: PairsToMatch) -> BackdropSummary:
-    """Leaves out the matches in still backgrounds of turning objects, which take no keypoints."""
+def leave_out_backgrounds(
+    raw: MaskedMatchReader, image_root: ImageRoot, pairs: Sequence[Pair]
+) -> BackdropSummary:
+    """Has a reader leave out the matches in still backgrounds before which an object turns.
+
+    Args:
+        raw: the reader.
+        image_root: folder or folders of the photos.
+        pairs: those among which backgrounds are sought.
+    """
     sizes = {}
-    for name in names_in(photos.pairs):
+    for name in names_in(pairs):
         with contextlib.suppress(ImageError):
-            sizes[name] = photo_size(photos.image_root / name)
+            sizes[name] = photo_size(image_root / name)
 
     def matched(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
         found = raw.read(*pair) if pair in raw else None
         return None if found is None else (found.keypoints0, found.keypoints1)
 
-    pairs = unique_pairs(photos.pairs)
-    backdrops = NotScene(pairs, matched, sizes).backdrops
-    concerned = [pair for pair in pairs if not backdrops.keys().isdisjoint(pair)]
+    each = unique_pairs(pairs)
+    backdrops = NotScene(each, matched, sizes).backdrops
+    concerned = [pair for pair in each if not backdrops.keys().isdisjoint(pair)]
     found = [(pair, both) for pair in concerned if (both := matched(pair)) is not None]
     left_out = sum(int(in_backdrop(backdrops, pair, both).sum()) for pair, both in found)
     raw.not_scene = partial(in_backdrop, backdrops) if backdrops else None

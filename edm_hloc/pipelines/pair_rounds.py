@@ -28,14 +28,14 @@ from edm_hloc.matching.engine import (
     MatchingSummary,
     run_provenance,
 )
-from edm_hloc.matching.masked import MaskedMatchReader
+from edm_hloc.matching.masked import MaskedMatchReader, NotOfScene
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import shard_paths
 from edm_hloc.pairs.automatic import ROUNDS, AutomaticPairs
 from edm_hloc.pairs.neighbours import near_in_space, near_in_time
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, unique_pairs
-from edm_hloc.pipelines.matching import PairsToMatch, find_pairs
+from edm_hloc.pipelines.matching import PairsToMatch, find_pairs, leave_out_backgrounds
 from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_matching
@@ -138,22 +138,33 @@ class PairRounds:
             if overwrite:
                 journal_path(path).unlink(missing_ok=True)
             first, near, ranked, before = self._first(photos, path, chosen_from)
+            raw = self.run.out / "raw_matches"
             rounds: list[dict[Pair, int]] = []  # agreeing matches of the pairs of each
             new = first
+            not_scene: NotOfScene | None = None
+
+            def checked() -> dict[Pair, int]:
+                nonlocal not_scene
+                with MaskedMatchReader(raw, self.masks, self.image_root) as reader:
+                    if not rounds:  # it has pairs of all photos
+                        leave_out_backgrounds(reader, self.image_root, new)
+                        not_scene = reader.not_scene
+                    reader.not_scene = not_scene
+                    return _agreeing(reader, new)
+
             while new and len(rounds) < ROUNDS:
                 again = overwrite and not rounds
-                raw = self.run.out / "raw_matches"
                 spread_matching(self.run, self.image_root, new, self.matcher)
                 done = match_in_processes(
                     self.image_root, new, self.matcher, raw, matching, overwrite=again
                 )
                 summaries.append(done)
                 try:
-                    rounds.append(self._checked(new))
+                    rounds.append(checked())
                 except DamagedH5Error:
                     drop_damaged(raw)
                     match_in_processes(self.image_root, new, self.matcher, raw, matching)
-                    rounds.append(self._checked(new))
+                    rounds.append(checked())
                 skipped = {name for summary in summaries for name in summary.skipped}
                 tried = [{pair: n >= CONNECTED for pair, n in pairs.items()} for pairs in rounds]
                 new = _with_new_photo(photos.further(ranked, tried, skipped), before)
@@ -244,13 +255,13 @@ class PairRounds:
         write_whole(journal, "".join(f"{a}\t{b}\t0\n" for a, b in pairs))
         return pairs
 
-    def _checked(self, pairs: Sequence[Pair]) -> dict[Pair, int]:
-        """The number of agreeing matches of each pair; 0 of those with a photo left out."""
-        with MaskedMatchReader(self.run.out / "raw_matches", self.masks, self.image_root) as raw:
-            return {
-                pair: agreeing_matches(raw.read(*pair)) if pair in raw else 0
-                for pair in track(pairs, "Checking pairs", "pair")
-            }
+
+def _agreeing(reader: RawMatchReader, pairs: Sequence[Pair]) -> dict[Pair, int]:
+    """The number of agreeing matches of each pair; 0 of those with a photo left out."""
+    return {
+        pair: agreeing_matches(reader.read(*pair)) if pair in reader else 0
+        for pair in track(pairs, "Checking pairs", "pair")
+    }
 
 
 def _record_of(path: Path) -> Path:
