@@ -48,6 +48,7 @@ def print_matching(run: Run) -> None:
 def print_reconstruction(run: Run, seconds: float) -> None:
     """Print the summary of a run that made a model; `seconds` is its duration."""
     from edm_hloc.base.text import format_duration
+    from edm_hloc.mapping.backdrop import BackdropSummary
     from edm_hloc.mapping.output import parts_folder
 
     print_matching(run)
@@ -63,11 +64,11 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         done = f"            {imported['left_out']:,} of the matches of all pairs were left out"
         asked = "            they were kept, as they may be the scene: mask (--masks) what is not"
         print(done if still["certain"] else asked)
-    if backdrop := imported.get("backdrop"):
+    if backdrop := BackdropSummary.of_run(run.results):
         print(
-            f"Background  of {len(backdrop['photos'])} photos stays as it is, or moves as a whole, "
+            f"Background  of {len(backdrop.photos)} photos stays as it is, or moves as a whole, "
             "while an object turns before it:\n"
-            f"            {backdrop['matches']:,} matches there were left out"
+            f"            {backdrop.matches:,} matches there were left out"
         )
     print(
         f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "

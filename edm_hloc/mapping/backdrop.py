@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import networkx as nx
@@ -70,6 +71,17 @@ class BackdropSummary:
 
     photos: tuple[str, ...]
     matches: int
+
+    @classmethod
+    def of_run(cls, results: Mapping[str, Any]) -> BackdropSummary | None:
+        """From the results of a run: of its raw matches, and of those of its keypoints.
+
+        None without such photos.
+        """
+        parts = results.get("background"), results.get("imported", {}).get("backdrop")
+        found = [part for part in parts if part and part["photos"]]
+        photos = sorted({name for part in found for name in part["photos"]})
+        return cls(tuple(photos), sum(part["matches"] for part in found)) if found else None
 
 
 def find_backdrops(

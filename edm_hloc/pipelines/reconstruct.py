@@ -38,9 +38,8 @@ from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.mapping.contradictions import find_contradictions
-from edm_hloc.mapping.database import ImportSummary, MatchedImages, build_database
+from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import check_known
@@ -187,7 +186,7 @@ def reconstruct(
         def verify() -> dict[str, Any]:
             elsewhere = partial(spread_verification, run) if run.shards else None
             imported, verified = build_database(database, matched, cameras, mapping, elsewhere)
-            return {"imported": _with_background(imported, run), "verified": verified}
+            return {"imported": imported, "verified": verified}
 
         photos = PhotosToMap(
             database, image_root, names_in(matched.pairs), known, priors, cameras.lenses
@@ -224,16 +223,6 @@ def reconstruct(
         mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
-
-
-def _with_background(imported: ImportSummary, run: Run) -> ImportSummary:
-    """What was imported, with the background that took no keypoints, of a turning object."""
-    found = run.results.get("background")
-    if not found or not found["photos"]:
-        return imported
-    rest = imported.backdrop or BackdropSummary((), 0)
-    photos = tuple(sorted({*found["photos"], *rest.photos}))
-    return replace(imported, backdrop=BackdropSummary(photos, found["matches"] + rest.matches))
 
 
 def _without(

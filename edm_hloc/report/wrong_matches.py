@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edm_hloc.base.text import plural
+from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.mapping.contradictions import MIN_FITTING
 from edm_hloc.report.facts import RunFacts
 from edm_hloc.report.finding import Finding
@@ -41,13 +42,13 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
             f"The same holds, for fewer matches, in {plural(len(every) - _MOST_STILL, 'group')} of "
             "photos of other sizes; run.json has them all.",
         )
-    if backdrop := imported.get("backdrop"):
+    if backdrop := BackdropSummary.of_run(facts.results):
         yield Finding(
             "note",
-            f"The background of {plural(len(backdrop['photos']), 'photo')} stays as it is, or "
-            "moves as a whole, while an object turns before it, as on a turntable: the object is "
-            f"reconstructed, and {backdrop['matches']:,} matches in the background were left out.",
-            tuple(backdrop["photos"]),
+            f"The background of {plural(len(backdrop.photos), 'photo')} stays as it is, or moves "
+            "as a whole, while an object turns before it, as on a turntable: the object is "
+            f"reconstructed, and {backdrop.matches:,} matches in the background were left out.",
+            backdrop.photos,
         )
 
 

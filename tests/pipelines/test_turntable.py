@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.keypoints.h5 import FeatureReader
+from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.matchers.base import Features
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pipelines.matching import MATCHING_FILES, PairsToMatch, match_and_quantize
@@ -73,11 +75,14 @@ def test_keypoints_are_of_the_object(turntable: bool, photos: Path, tmp_path: Pa
         assert aside > 0.3 * inside
 
 
-def test_the_run_says_so(photos: Path, tmp_path: Path) -> None:
+def test_the_run_says_so(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = ReconstructionConfig(matching=MATCHING, refine_tracks=False)
     run = reconstruct(photos, tmp_path / "out", PAIRS, Turntable(), config)
-    backdrop = run.results["imported"]["backdrop"]
-    assert backdrop["photos"] == tuple(NAMES)
-    assert backdrop["matches"] >= run.results["background"]["matches"] > 3000
+    backdrop = BackdropSummary.of_run(run.results)
+    assert backdrop is not None
+    assert backdrop.photos == tuple(NAMES)
+    assert backdrop.matches >= run.results["background"]["matches"] > 3000
     again = reconstruct(photos, tmp_path / "out", PAIRS, Turntable(), config)
-    assert list(again.results["imported"]["backdrop"]["photos"]) == NAMES
+    assert BackdropSummary.of_run(again.results) == backdrop
+    print_reconstruction(again, 1.0)
+    assert "of 6 photos stays as it is, or moves as a whole" in capsys.readouterr().out
