@@ -39,7 +39,7 @@ _MAX_AIMED = 0.2  # of the longer side, that a homography moves the corners of a
 # the camera may have been aimed anew
 _RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
 # fundamental matrix, where nothing has turned
-_MAX_SAMPLED = 500  # matches that homographies are estimated from
+_MAX_SAMPLED = 250  # matches that a homography or a fundamental matrix is estimated from
 _KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
 
 
@@ -161,7 +161,9 @@ def _vote_by(movement: np.ndarray, points0: np.ndarray, points1: np.ndarray) -> 
     between = len(movement) - still.sum() - moving.sum()
     if min(still.sum(), moving.sum()) < _MIN_MATCHES or moving.mean() < _MIN_SHARE:
         return None
-    if between > _MAX_BETWEEN * still.sum() or not _agreeing(points0, points1, moving, _MIN_RIGID):
+    if between > _MAX_BETWEEN * still.sum():
+        return None
+    if not _agree(points0[moving], points1[moving], _MIN_RIGID):
         return None
     return still.astype(np.float32) - moving
 
@@ -176,7 +178,7 @@ def _aimed_anew(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> n
         return None
     cv2.setRNGSeed(0)
     first, second = (points[chosen].astype(np.float64) for points in (points0, points1))
-    H, _ = cv2.findHomography(first, second, cv2.RANSAC, _STILL * longer_side, maxIters=500)
+    H, _ = cv2.findHomography(first, second, cv2.USAC_FAST, _STILL * longer_side, maxIters=500)
     if H is None:
         return None
     low, high = points0.min(axis=0), points0.max(axis=0)
@@ -194,18 +196,17 @@ def _mapped(H: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _is_rigid(points0: np.ndarray, points1: np.ndarray, vote: np.ndarray) -> bool:
     """Whether still and moving matches agree with one fundamental matrix: nothing has turned."""
-    still, moving = np.flatnonzero(vote > 0), np.flatnonzero(vote < 0)
-    number = min(len(still), len(moving))
-    both = np.array(evenly(still.tolist(), number) + evenly(moving.tolist(), number))
-    return _agreeing(points0, points1, both, _RIGID) > 0
+    still, moving = (np.flatnonzero(chosen).tolist() for chosen in (vote > 0, vote < 0))
+    number = min(len(still), len(moving), _MAX_SAMPLED // 2)
+    both = evenly(still, number) + evenly(moving, number)
+    return _agree(points0[both], points1[both], _RIGID)
 
 
-def _agreeing(
-    points0: np.ndarray, points1: np.ndarray, chosen: np.ndarray, min_share: float
-) -> int:
-    """The number of chosen matches that agree with one fundamental matrix, 0 if too few."""
-    few = points0[chosen], points1[chosen]
-    return agreeing_matches(Matches(*few, np.ones(len(few[0]), np.float32)), min_share)
+def _agree(points0: np.ndarray, points1: np.ndarray, min_share: float) -> bool:
+    """Whether one fundamental matrix agrees with such a share of matches (M, 2)."""
+    chosen = evenly(range(len(points0)), _MAX_SAMPLED)
+    scores = np.ones(len(chosen), np.float32)
+    return agreeing_matches(Matches(points0[chosen], points1[chosen], scores), min_share) > 0
 
 
 def _grown(votes: np.ndarray) -> np.ndarray:
