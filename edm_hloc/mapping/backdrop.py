@@ -12,7 +12,7 @@ stands still, but there one fundamental matrix agrees with everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ _MAX_AIMED = 0.2  # of the longer side, that a homography moves the corners of a
 # the camera may have been aimed anew
 _RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
 # fundamental matrix, where nothing has turned
+_MAX_ELSEWHERE = 0.5  # of the moving matches with photos from elsewhere, in the background
+_MAX_MOVING = 0.1  # of all moving matches, in the background, where the camera was aimed anew
 _MAX_SAMPLED = 250  # matches that a homography or a fundamental matrix is estimated from
 _KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
 
@@ -98,31 +100,57 @@ def find_backdrops(
         The background by name, of photos that have one.
     """
     pairs = [pair for pair in pairs if sizes.keys() >= set(pair)]
-    sums: dict[str, np.ndarray] = {}  # of each cell the still less the moving matches
-    graph: nx.Graph[str] = nx.Graph()
+    still, every = _Votes(sizes), _Votes(sizes)
     for pair in track(pairs, "Looking for still backgrounds", "pair"):
         size = sizes[pair[0]]
         both = matched(pair) if size == sizes[pair[1]] else None
         if both is None:
             continue
-        vote = _vote(*both, max(size))
-        if vote is None:
-            continue
-        graph.add_edge(*pair, moving=-float(vote.sum()))
-        for name, points in zip(pair, both, strict=True):
-            np.add.at(
-                sums.setdefault(name, np.zeros(shape_of(size), np.float32)),
-                cells_of(points, size),
-                vote,
-            )
+        vote, aimed = _vote(*both, max(size))
+        if vote is not None:
+            every.add(pair, both, vote)
+            if not aimed:
+                still.add(pair, both, vote)
     found: dict[str, Backdrop] = {}
-    for group in nx.connected_components(graph):
-        if len(group) >= _MIN_PHOTOS:
-            backdrops = {name: Backdrop(sizes[name], _grown(sums[name])) for name in sorted(group)}
-            moves = sum(more for *_, more in graph.edges(group, data="moving")) > 0
-            if moves or not _shown_elsewhere(backdrops, pairs, matched):
-                found |= backdrops
+    for backdrops, moves in still.groups():
+        elsewhere = [pair for pair in pairs if len(backdrops.keys() & set(pair)) == 1]
+        if moves or _moving_in(backdrops, elsewhere, matched) <= _MAX_ELSEWHERE:
+            found |= backdrops
+    for backdrops, _ in every.groups():
+        concerned = [pair for pair in pairs if not backdrops.keys().isdisjoint(pair)]
+        new = not backdrops.keys() <= found.keys()
+        if new and _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
+            found |= backdrops
     return found
+
+
+class _Votes:
+    """What pairs of photos say of their background, in the cells of each photo.
+
+    Args:
+        sizes: (width, height) of each photo by name.
+    """
+
+    def __init__(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self._sizes = sizes
+        self._sums: dict[str, np.ndarray] = {}  # of each cell the still less the moving matches
+        self._graph: nx.Graph[str] = nx.Graph()
+
+    def add(self, pair: Pair, both: tuple[np.ndarray, np.ndarray], vote: np.ndarray) -> None:
+        """Adds what `_vote` gives for the matched points (M, 2) of a pair."""
+        self._graph.add_edge(*pair, moving=-float(vote.sum()))
+        for name, points in zip(pair, both, strict=True):
+            size = self._sizes[name]
+            sums = self._sums.setdefault(name, np.zeros(shape_of(size), np.float32))
+            np.add.at(sums, cells_of(points, size), vote)
+
+    def groups(self) -> Iterator[tuple[dict[str, Backdrop], bool]]:
+        """The background of the photos that such pairs connect, and whether most matches move."""
+        for group in nx.connected_components(self._graph):
+            if len(group) >= _MIN_PHOTOS:
+                moving = sum(more for *_, more in self._graph.edges(group, data="moving"))
+                grown = {name: _grown(self._sums[name]) for name in sorted(group)}
+                yield {n: Backdrop(self._sizes[n], cells) for n, cells in grown.items()}, moving > 0
 
 
 def in_backdrop(
@@ -142,17 +170,22 @@ def in_backdrop(
     return found
 
 
-def _vote(points0: np.ndarray, points1: np.ndarray, longer_side: int) -> np.ndarray | None:
-    """(M,) float32: 1 for still matches, −1 for moving ones; None unless an object has turned."""
+def _vote(
+    points0: np.ndarray, points1: np.ndarray, longer_side: int
+) -> tuple[np.ndarray | None, bool]:
+    """(M,) float32: 1 for still matches, −1 for moving ones; None unless an object has turned.
+
+    And whether the camera was aimed anew meanwhile.
+    """
     movement = np.linalg.norm(points1 - points0, axis=1)
     vote = _vote_by(movement / longer_side, points0, points1)
     if vote is not None:
-        return vote
+        return vote, False
     aimed = _aimed_anew(points0, points1, longer_side)
     if aimed is None:
-        return None
+        return None, False
     vote = _vote_by(np.linalg.norm(points1 - aimed, axis=1) / longer_side, points0, points1)
-    return None if vote is None or _is_rigid(points0, points1, vote) else vote
+    return None if vote is None or _is_rigid(points0, points1, vote) else vote, True
 
 
 def _vote_by(movement: np.ndarray, points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
@@ -215,20 +248,19 @@ def _grown(votes: np.ndarray) -> np.ndarray:
     return np.asarray(summed > 0)
 
 
-def _shown_elsewhere(
-    backdrops: Mapping[str, Backdrop], pairs: Iterable[Pair], matched: Matched
-) -> bool:
-    """Whether most matches with photos from elsewhere are in the background: it is the scene.
+def _moving_in(backdrops: Mapping[str, Backdrop], pairs: Iterable[Pair], matched: Matched) -> float:
+    """Of the moving matches of pairs, the share in the background: it is the scene.
 
-    Photos are from elsewhere if they show it at other pixels, and not moved as a whole.
+    Matches move if the camera was not aimed anew, and shows them at other pixels.
     """
     inside = total = 0
     for pair in pairs:
-        if len(backdrops.keys() & set(pair)) == 1 and (both := matched(pair)) is not None:
-            (size,) = (backdrops[name].size for name in pair if name in backdrops)
+        both = matched(pair)
+        if both is not None:
+            (size, *_) = (backdrops[name].size for name in pair if name in backdrops)
             aimed = _aimed_anew(*both, max(size))
             there = both[0] if aimed is None else aimed
             moving = np.linalg.norm(both[1] - there, axis=1) > _MOVING * max(size)
             inside += int((in_backdrop(backdrops, pair, both) & moving).sum())
             total += int(moving.sum())
-    return inside > total / 2
+    return inside / max(1, total)

@@ -37,7 +37,7 @@ def test_the_background_of_a_turntable_is_found(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("aimed", [0.3, 1.0])
 def test_the_camera_may_be_aimed_anew(aimed: float, seed: int) -> None:
-    found = photos("turntable", np.random.default_rng(seed), aimed)
+    found = photos("opaque turntable", np.random.default_rng(seed), aimed)
     backdrops = backdrops_in(found)
     assert sorted(backdrops) == list("012345")
     for pixels, backdrop in zip(found, backdrops.values(), strict=True):

@@ -64,10 +64,12 @@ def photos(kind: str, rng: np.random.Generator, aimed: float = 0.0) -> Points:
         there = points + AHEAD
         if kind == "people":
             there[:1000] += i * people
-        elif kind == "turntable":
+        elif kind.endswith("turntable"):  # whose background is seen through it, unless opaque
             inner = np.hypot(points[:, 0], points[:, 2]) < 2.5
             turn = Rotation.from_euler("y", 20 * i, degrees=True)
             there[inner] = turn.apply(points[inner]) + AHEAD
+            if kind == "opaque turntable":
+                there[~inner & (np.abs(there[:, 0]) < 0.26 * there[:, 2]), 2] = 0  # not seen
         elif kind == "straight on":
             there = points - [0.0, 0.0, 6.0 * i]
         elif kind == "along a plain":

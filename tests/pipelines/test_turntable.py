@@ -36,7 +36,8 @@ class Turntable(FakeMatcher):
 
     def __init__(self) -> None:
         super().__init__()
-        self._matched = matched_in(points_of("turntable", np.random.default_rng(0), aimed=0.5))
+        rng = np.random.default_rng(0)
+        self._matched = matched_in(points_of("opaque turntable", rng, aimed=0.5))
 
     def find(self, features0: Features, features1: Features) -> Matches:
         found = self._matched((str(features0.data // 20), str(features1.data // 20)))
