@@ -8,7 +8,8 @@ spread evenly over the photos in the order of their names, some in a row, some a
 prints a row of a Markdown table: the photos of the set and of its model; the largest error of the
 rotation of a photo, that is the median over the others of the relative rotation's; the share of the
 verified matches that fit the model; and whether the summary names misplaced photos or photos of one
-place that show different things, doubts the model, or says that pairs were left out of it. The last
+place that show different things, doubts the model, says that something turned before a background
+that was kept, or that pairs were left out of the model. The last
 line counts the models of which some photo is more than 3° off, those of them with a warning, and
 the warnings of the others.
 """
@@ -95,6 +96,7 @@ def main() -> None:
         said = [f"{len(mapped['misplaced'])} misplaced"] if mapped["misplaced"] else []
         said += ["doubtful"] if mapped["fitting"] < MIN_FITTING else []
         said += [f"{len(conflicts)} pairs show different things"] if conflicts else []
+        said += ["something turned"] if results.get("background", {}).get("kept") else []
         wrong += largest > WRONG
         warned += largest > WRONG and bool(said)
         false += largest <= WRONG and bool(said)

@@ -64,7 +64,15 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         done = f"            {imported['left_out']:,} of the matches of all pairs were left out"
         asked = "            they were kept, as they may be the scene: mask (--masks) what is not"
         print(done if still["certain"] else asked)
-    if backdrop := BackdropSummary.of_run(run.results):
+    backdrop = BackdropSummary.of_run(run.results)
+    if backdrop and backdrop.kept:
+        a, b = backdrop.kept[0]
+        print(
+            f"Turned      something between {a} and {b}, before a background that other photos "
+            "show as well:\n"
+            "            it was taken for the scene; mask (--masks) what is not"
+        )
+    if backdrop and backdrop.photos:
         print(
             f"Background  of {len(backdrop.photos)} photos stays as it is, or moves as a whole, "
             "while an object turns before it:\n"

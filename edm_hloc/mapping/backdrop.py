@@ -41,6 +41,7 @@ _RIGID = 0.75  # of as many matches of the background as of the object, those th
 # fundamental matrix, where nothing has turned
 _MAX_ELSEWHERE = 0.5  # of the moving matches with photos from elsewhere, in the background
 _MAX_MOVING = 0.1  # of all moving matches, in the background, where the camera was aimed anew
+_LARGE = 0.15  # of the matches of a pair, still ones of a large background
 _MAX_SAMPLED = 250  # matches that a homography or a fundamental matrix is estimated from
 _KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
 
@@ -69,26 +70,30 @@ class BackdropSummary:
     Attributes:
         photos: their names.
         matches: matches in the background that were left out.
+        kept: pairs of photos in which it seems to turn as well, but before what others show, too.
     """
 
     photos: tuple[str, ...]
     matches: int
+    kept: tuple[Pair, ...] = ()
 
     @classmethod
     def of_run(cls, results: Mapping[str, Any]) -> BackdropSummary | None:
         """From the results of a run: of its raw matches, and of those of its keypoints.
 
-        None without such photos.
+        None without such photos or pairs.
         """
         parts = results.get("background"), results.get("imported", {}).get("backdrop")
-        found = [part for part in parts if part and part["photos"]]
-        photos = sorted({name for part in found for name in part["photos"]})
-        return cls(tuple(photos), sum(part["matches"] for part in found)) if found else None
+        found = [part for part in parts if part]
+        photos = tuple(sorted({name for part in found for name in part["photos"]}))
+        kept = tuple((a, b) for part in found for a, b in part.get("kept", ()))
+        matches = sum(part["matches"] for part in found)
+        return cls(photos, matches, kept) if photos or kept else None
 
 
 def find_backdrops(
     pairs: Sequence[Pair], matched: Matched, sizes: Mapping[str, tuple[int, int]]
-) -> dict[str, Backdrop]:
+) -> tuple[dict[str, Backdrop], list[Pair]]:
     """Finds the still background of photos before which an object turns.
 
     Args:
@@ -97,10 +102,12 @@ def find_backdrops(
         sizes: (width, height) of each photo by name.
 
     Returns:
-        The background by name, of photos that have one.
+        The background by name, of photos that have one; and pairs of others in which an object
+        turns before a large background that stays, but photos from elsewhere show that as well.
     """
     pairs = [pair for pair in pairs if sizes.keys() >= set(pair)]
     still, every = _Votes(sizes), _Votes(sizes)
+    large: list[Pair] = []
     for pair in track(pairs, "Looking for still backgrounds", "pair"):
         size = sizes[pair[0]]
         both = matched(pair) if size == sizes[pair[1]] else None
@@ -111,6 +118,8 @@ def find_backdrops(
             every.add(pair, both, vote)
             if not aimed:
                 still.add(pair, both, vote)
+                if (vote > 0).mean() >= _LARGE:
+                    large.append(pair)
     found: dict[str, Backdrop] = {}
     for backdrops, moves in still.groups():
         elsewhere = [pair for pair in pairs if len(backdrops.keys() & set(pair)) == 1]
@@ -121,7 +130,7 @@ def find_backdrops(
         new = not backdrops.keys() <= found.keys()
         if new and _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
             found |= backdrops
-    return found
+    return found, [pair for pair in large if not found.keys() >= set(pair)]
 
 
 class _Votes:

@@ -22,6 +22,7 @@ class NotScene:
     Attributes:
         still: what was found in all photos of a size; where it is not certain, it is kept.
         backdrops: the still background of each photo that has one, by name.
+        kept: pairs of others with a background that stays, but is the scene (see `find_backdrops`).
         left_out: number of matches left out for it so far.
     """
 
@@ -42,7 +43,7 @@ class NotScene:
 
         found = find_still_places(pairs, matched, self._sizes)
         self._places = {places.size: places for places in found if places.summary().certain}
-        self.backdrops = find_backdrops(pairs, rest, self._sizes)
+        self.backdrops, self.kept = find_backdrops(pairs, rest, self._sizes)
         if self.backdrops and len(found) > len(self._places):  # some of which may be explained now
             uncertain = find_still_places(pairs, rest, self._sizes)
             found = [*self._places.values(), *(p for p in uncertain if not p.summary().certain)]

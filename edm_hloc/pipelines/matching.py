@@ -194,12 +194,13 @@ def leave_out_backgrounds(
         return None if found is None else (found.keypoints0, found.keypoints1)
 
     each = unique_pairs(pairs)
-    backdrops = NotScene(each, matched, sizes).backdrops
+    not_scene = NotScene(each, matched, sizes)
+    backdrops = not_scene.backdrops
     concerned = [pair for pair in each if not backdrops.keys().isdisjoint(pair)]
     found = [(pair, both) for pair in concerned if (both := matched(pair)) is not None]
     left_out = sum(int(in_backdrop(backdrops, pair, both).sum()) for pair, both in found)
     raw.not_scene = partial(in_backdrop, backdrops) if backdrops else None
-    return BackdropSummary(tuple(backdrops), left_out)
+    return BackdropSummary(tuple(backdrops), left_out, tuple(not_scene.kept))
 
 
 def _record_pairs(run: Run, pairs: Sequence[Pair]) -> None:

@@ -42,7 +42,16 @@ def _still(facts: RunFacts) -> Iterator[Finding]:
             f"The same holds, for fewer matches, in {plural(len(every) - _MOST_STILL, 'group')} of "
             "photos of other sizes; run.json has them all.",
         )
-    if backdrop := BackdropSummary.of_run(facts.results):
+    backdrop = BackdropSummary.of_run(facts.results)
+    if backdrop and backdrop.kept:
+        yield Finding(
+            "warning",
+            f"In {plural(len(backdrop.kept), 'pair')} of photos something has turned before a "
+            "background that stays. Other photos show this as well, so it was taken for the scene: "
+            "mask (--masks) what does not belong to it.",
+            tuple(sorted({name for pair in backdrop.kept for name in pair})),
+        )
+    if backdrop and backdrop.photos:
         yield Finding(
             "note",
             f"The background of {plural(len(backdrop.photos), 'photo')} stays as it is, or moves "

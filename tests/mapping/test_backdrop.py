@@ -12,11 +12,16 @@ from scipy.spatial.transform import Rotation
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.backdrop import Backdrop, find_backdrops
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.pairs.rules import Pair
 from tests.mapping.test_still import AHEAD, SIZE, Points, matched_in, photos
 from tests.mapping.walk import Walk
 
 
 def backdrops_in(found: Points) -> dict[str, Backdrop]:
+    return found_in(found)[0]
+
+
+def found_in(found: Points) -> tuple[dict[str, Backdrop], list[Pair]]:
     names = [str(i) for i in range(len(found))]
     pairs = list(itertools.combinations(names, 2))
     return find_backdrops(pairs, matched_in(found), dict.fromkeys(names, SIZE))
@@ -60,6 +65,7 @@ def test_what_photos_from_elsewhere_show_is_the_scene() -> None:
     rng = np.random.default_rng(0)
     found = photos("turntable", rng)
     assert backdrops_in(found)
+    assert found_in(found)[1] == []
     points = np.random.default_rng(0).uniform(-1, 1, (4000, 3)) * [8, 6, 3]
     for i in range(1, 4):
         there = Rotation.from_euler("y", 9 * i, degrees=True).apply(points) + AHEAD
@@ -67,7 +73,10 @@ def test_what_photos_from_elsewhere_show_is_the_scene() -> None:
         pixels = 640 * there[:, :2] / np.maximum(there[:, 2:], 1e-6) + [320, 240]
         pixels[(there[:, 2] < 1) | np.any((pixels < 0) | (pixels > [639, 479]), axis=1)] = np.nan
         found.append(pixels)
-    assert backdrops_in(found) == {}
+    backdrops, kept = found_in(found)
+    assert backdrops == {}
+    assert set(kept) <= set(itertools.combinations("012345", 2))
+    assert len(kept) >= 5
 
 
 def test_one_photo_from_elsewhere_does_not_make_a_background_the_scene() -> None:

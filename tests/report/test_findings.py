@@ -57,6 +57,11 @@ def test_what_stays_and_what_only_turned_is_said() -> None:
     facts.record["results"]["imported"]["backdrop"] = {"photos": ["a", "b"], "matches": 1234}
     found = r"note: The background of 2 photos stays .* 1,234 matches .*left out. \['a', 'b'\]"
     assert re.search(found, texts(facts))
+    kept = {"photos": [], "matches": 0, "kept": [["a", "c"]]}
+    facts.record["results"] = {"background": kept}
+    found = r"warning: In 1 pair of photos something has turned .*--masks.*\['a', 'c'\]"
+    assert re.search(found, texts(facts))
+    assert "The background of" not in texts(facts)
 
 
 def test_lists_of_many_sizes_and_parts_stay_short() -> None:
