@@ -40,7 +40,9 @@ _MAX_AIMED = 0.2  # of the longer side, that a homography moves the corners of a
 _RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
 # fundamental matrix, where nothing has turned
 _MAX_ELSEWHERE = 0.5  # of the moving matches with photos from elsewhere, in the background
-_MAX_MOVING = 0.1  # of all moving matches, in the background, where the camera was aimed anew
+_MIN_VOTED = 0.3  # of the pairs with such photos, those in which an object turns, where the camera
+# was aimed anew; and of all their moving matches,
+_MAX_MOVING = 0.3  # those in the background
 _LARGE = 0.15  # of the matches of a pair, still ones of a large background
 _MAX_SAMPLED = 250  # matches that a homography or a fundamental matrix is estimated from
 _KERNEL = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32)  # votes count in the next cells as well
@@ -107,12 +109,15 @@ def find_backdrops(
     """
     pairs = [pair for pair in pairs if sizes.keys() >= set(pair)]
     still, every = _Votes(sizes), _Votes(sizes)
+    compared: list[Pair] = []
     large: list[Pair] = []
     for pair in track(pairs, "Looking for still backgrounds", "pair"):
         size = sizes[pair[0]]
         both = matched(pair) if size == sizes[pair[1]] else None
         if both is None:
             continue
+        if len(both[0]) >= 2 * _MIN_MATCHES:
+            compared.append(pair)
         vote, aimed = _vote(*both, max(size))
         if vote is not None:
             every.add(pair, both, vote)
@@ -126,9 +131,11 @@ def find_backdrops(
         if moves or _moving_in(backdrops, elsewhere, matched) <= _MAX_ELSEWHERE:
             found |= backdrops
     for backdrops, _ in every.groups():
-        concerned = [pair for pair in pairs if not backdrops.keys().isdisjoint(pair)]
-        new = not backdrops.keys() <= found.keys()
-        if new and _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
+        concerned = [pair for pair in compared if not backdrops.keys().isdisjoint(pair)]
+        voted = sum(backdrops.keys() >= set(pair) for pair in every.pairs)
+        if backdrops.keys() <= found.keys() or voted < _MIN_VOTED * len(concerned):
+            continue
+        if _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
             found |= backdrops
     return found, [pair for pair in large if not found.keys() >= set(pair)]
 
@@ -144,6 +151,11 @@ class _Votes:
         self._sizes = sizes
         self._sums: dict[str, np.ndarray] = {}  # of each cell the still less the moving matches
         self._graph: nx.Graph[str] = nx.Graph()
+
+    @property
+    def pairs(self) -> Iterable[Pair]:
+        """The pairs that were added."""
+        return list(self._graph.edges)
 
     def add(self, pair: Pair, both: tuple[np.ndarray, np.ndarray], vote: np.ndarray) -> None:
         """Adds what `_vote` gives for the matched points (M, 2) of a pair."""
