@@ -40,8 +40,8 @@ _MAX_AIMED = 0.2  # of the longer side, that a homography moves the corners of a
 _RIGID = 0.75  # of as many matches of the background as of the object, those that agree with one
 # fundamental matrix, where nothing has turned
 _MAX_ELSEWHERE = 0.5  # of the moving matches with photos from elsewhere, in the background
-_MIN_VOTED = 0.3  # of the pairs with such photos, those in which an object turns, where the camera
-# was aimed anew; and of all their moving matches,
+_MIN_TURNING = 0.1  # of the pairs with such photos, those in which an object turns
+_MIN_TURNING_AIMED = 0.3  # the same where the camera was aimed anew; and of all moving matches,
 _MAX_MOVING = 0.3  # those in the background
 _LARGE = 0.15  # of the matches of a pair, still ones of a large background
 _MAX_SAMPLED = 250  # matches that a homography or a fundamental matrix is estimated from
@@ -126,14 +126,21 @@ def find_backdrops(
                 if (vote > 0).mean() >= _LARGE:
                     large.append(pair)
     found: dict[str, Backdrop] = {}
+
+    def turns(votes: _Votes, backdrops: Mapping[str, Backdrop], share: float) -> bool:
+        """Whether an object turns in such a share of the pairs of photos."""
+        voted = sum(backdrops.keys() >= set(pair) for pair in votes.pairs)
+        return voted >= share * sum(not backdrops.keys().isdisjoint(pair) for pair in compared)
+
     for backdrops, moves in still.groups():
         elsewhere = [pair for pair in pairs if len(backdrops.keys() & set(pair)) == 1]
-        if moves or _moving_in(backdrops, elsewhere, matched) <= _MAX_ELSEWHERE:
+        if turns(still, backdrops, _MIN_TURNING) and (
+            moves or _moving_in(backdrops, elsewhere, matched) <= _MAX_ELSEWHERE
+        ):
             found |= backdrops
     for backdrops, _ in every.groups():
         concerned = [pair for pair in compared if not backdrops.keys().isdisjoint(pair)]
-        voted = sum(backdrops.keys() >= set(pair) for pair in every.pairs)
-        if backdrops.keys() <= found.keys() or voted < _MIN_VOTED * len(concerned):
+        if backdrops.keys() <= found.keys() or not turns(every, backdrops, _MIN_TURNING_AIMED):
             continue
         if _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
             found |= backdrops
