@@ -660,9 +660,12 @@ def test_wrong_files_of_llff(photos: PhotosAtHand, tmp_path: Path) -> None:
         (rows[:, :15], r"an array with 17 numbers .* shape \(4, 15\)"),
         (rows * np.nan, "not finite"),
         (rows.astype(str), "holds no numbers"),
-        (rows * np.where(np.arange(17) == 4, 0, 1), "photo of 120 × 0 px"),
-        (rows * np.where(np.arange(17) == 14, -1, 1), "focal length of -120 px is impossible"),
-        (rows * np.where(np.arange(17) == 4, 1e300, 1), "photo of 120 × 8e.301 px"),
+        (rows * np.where(np.arange(17) == 4, 0, 1), "height is 0; it must be a positive"),
+        (
+            rows * np.where(np.arange(17) == 14, -1, 1),
+            "focal length is -120; it must be a positive",
+        ),
+        (rows * np.where(np.arange(17) == 4, 1e300, 1), "height is 8e.301, which is no photo"),
         (
             rows * np.where(np.arange(17) % 5 == 0, -1, 1),
             "row 0 .left/a.jpg.: the pose is mirrored",

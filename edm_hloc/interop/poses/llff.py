@@ -9,10 +9,9 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand, pose_from_world
-from edm_hloc.interop.poses.records import checked_camera
+from edm_hloc.interop.poses.records import checked_camera, pixels, positive
 
 _NUMBERS = 17  # 15 of a (3, 5) matrix by rows, and the nearest and farthest depth
-_LONGEST = 2**24  # pixels of a side, more than any photo has
 
 
 def read_llff(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
@@ -37,17 +36,13 @@ def read_llff(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     for number, (row, name) in enumerate(zip(rows, names, strict=True)):
         where = f"{path}, row {number} ({name})"
         matrix = row[:15].reshape(3, 5)
-        height, width, focal = map(float, matrix[:, 4])
-        if not (1 <= width <= _LONGEST and 1 <= height <= _LONGEST and focal > 0):
-            raise EdmHlocError(
-                f"{where}: a photo of {width:g} × {height:g} px with a focal length of {focal:g} "
-                "px is impossible: export the file again."
-            )
+        own = dict(zip(("height", "width", "focal length"), map(float, matrix[:, 4]), strict=True))
+        width, height = (pixels(own, key, where) for key in ("width", "height"))
+        focal = positive(own, "focal length", where)
         key = width, height, focal
         if key not in cameras:
-            size = round(width), round(height)
-            params = [focal, size[0] / 2, size[1] / 2]
-            cameras[key] = checked_camera("SIMPLE_PINHOLE", size, params, where)
+            params = [focal, width / 2, height / 2]
+            cameras[key] = checked_camera("SIMPLE_PINHOLE", (width, height), params, where)
         down, right, backwards, place = matrix[:, :4].T
         world_from_cam = np.column_stack([right, down, -backwards, place])
         given.append(GivenPose(name, pose_from_world(world_from_cam, where), cameras[key]))
