@@ -9,9 +9,8 @@ prints a row of a Markdown table: the photos of the set and of its model; the la
 rotation of a photo, that is the median over the others of the relative rotation's; the share of the
 verified matches that fit the model; and whether the summary names misplaced photos or photos of one
 place that show different things, doubts the model, says that something turned before a background
-that was kept, or that pairs were left out of the model. The last
-line counts the models of which some photo is more than 3° off, those of them with a warning, and
-the warnings of the others.
+that was kept, or that pairs were left out of the model. The last line counts the models of which
+some photo is more than 3° off, those of them with a warning, and the warnings of the others.
 """
 
 from __future__ import annotations

@@ -167,11 +167,11 @@ class _Others:
             photos: those that are read; a raw file of the same name beside one is the same photo.
         """
         sentences = []
-        read = {str(PurePosixPath(name).with_suffix("")) for name in photos}
+        read = {PurePosixPath(name).with_suffix("") for name in photos}
         kinds = Counter(
             PurePosixPath(name).suffix.lower()
             for name in self._unread
-            if str(PurePosixPath(name).with_suffix("")) not in read
+            if PurePosixPath(name).with_suffix("") not in read
             and not (photos and _ends_in(name, _FLOAT_SUFFIXES))
         )
         if kinds:

@@ -12,7 +12,7 @@ stands still, but there one fundamental matrix agrees with everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,23 +126,20 @@ def find_backdrops(
                 if (vote > 0).mean() >= _LARGE:
                     large.append(pair)
     found: dict[str, Backdrop] = {}
-
-    def turns(votes: _Votes, backdrops: Mapping[str, Backdrop], share: float) -> bool:
-        """Whether an object turns in such a share of the pairs of photos."""
-        voted = sum(backdrops.keys() >= set(pair) for pair in votes.pairs)
-        return voted >= share * sum(not backdrops.keys().isdisjoint(pair) for pair in compared)
-
     for backdrops, moves in still.groups():
+        concerned = [pair for pair in compared if not backdrops.keys().isdisjoint(pair)]
         elsewhere = [pair for pair in pairs if len(backdrops.keys() & set(pair)) == 1]
-        if turns(still, backdrops, _MIN_TURNING) and (
+        if still.within(backdrops) >= _MIN_TURNING * len(concerned) and (
             moves or _moving_in(backdrops, elsewhere, matched) <= _MAX_ELSEWHERE
         ):
             found |= backdrops
     for backdrops, _ in every.groups():
         concerned = [pair for pair in compared if not backdrops.keys().isdisjoint(pair)]
-        if backdrops.keys() <= found.keys() or not turns(every, backdrops, _MIN_TURNING_AIMED):
-            continue
-        if _moving_in(backdrops, concerned, matched) <= _MAX_MOVING:
+        if (
+            not backdrops.keys() <= found.keys()
+            and every.within(backdrops) >= _MIN_TURNING_AIMED * len(concerned)
+            and _moving_in(backdrops, concerned, matched) <= _MAX_MOVING
+        ):
             found |= backdrops
     return found, [pair for pair in large if not found.keys() >= set(pair)]
 
@@ -159,10 +156,9 @@ class _Votes:
         self._sums: dict[str, np.ndarray] = {}  # of each cell the still less the moving matches
         self._graph: nx.Graph[str] = nx.Graph()
 
-    @property
-    def pairs(self) -> Iterable[Pair]:
-        """The pairs that were added."""
-        return list(self._graph.edges)
+    def within(self, photos: Collection[str]) -> int:
+        """The number of pairs that were added of such photos."""
+        return self._graph.subgraph(photos).number_of_edges()
 
     def add(self, pair: Pair, both: tuple[np.ndarray, np.ndarray], vote: np.ndarray) -> None:
         """Adds what `_vote` gives for the matched points (M, 2) of a pair."""
@@ -277,9 +273,9 @@ def _grown(votes: np.ndarray) -> np.ndarray:
 
 
 def _moving_in(backdrops: Mapping[str, Backdrop], pairs: Iterable[Pair], matched: Matched) -> float:
-    """Of the moving matches of pairs, the share in the background: it is the scene.
+    """Of the moving matches of pairs, the share in the background; a large one is of the scene.
 
-    Matches move if the camera was not aimed anew, and shows them at other pixels.
+    What moves as a whole, as the camera was aimed anew, does not count.
     """
     inside = total = 0
     for pair in pairs:

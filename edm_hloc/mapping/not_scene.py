@@ -68,6 +68,10 @@ class NotScene:
         self._in_backdrops += int((background & ~stay).sum())
         return stay | background
 
+    def in_background(self, pair: Pair, points: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Which matches (M,) of a pair are in the background of a photo, see `in_backdrop`."""
+        return in_backdrop(self.backdrops, pair, points)
+
     def backdrop(self) -> BackdropSummary | None:
         """The photos before whose background an object turns, and what was left out so far."""
         if not self.backdrops:
@@ -82,4 +86,4 @@ class NotScene:
         stay = np.zeros(len(points[0]), bool)
         if size == other and size in self._places:
             stay = self._places[size].of(*points)
-        return stay, in_backdrop(self.backdrops, pair, points)
+        return stay, self.in_background(pair, points)

@@ -23,7 +23,7 @@ from edm_hloc.matching.shards import StoredPair
 from edm_hloc.pairs.rules import Pair, names_in
 
 NotOfScene = Callable[[Pair, tuple[np.ndarray, np.ndarray]], np.ndarray]
-"""Tells of a pair and its matched points (M, 2) in both photos which are left out, (M,) bool."""
+"""Tells of a pair and its matched points (M, 2) in both photos which are not of it, (M,) bool."""
 
 _CACHED_MASKS = 4096  # of up to 131 kB each
 
@@ -41,7 +41,7 @@ class MaskedMatchReader(RawMatchReader):
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
         any_masked: whether any match read so far was left out.
-        not_scene: which of the visible matches are left out as well; None for none.
+        not_scene: which matches are left out as well; None for none.
     """
 
     def __init__(self, path: Path, masks: Mapping[str, Path], images: ImageRoot) -> None:
@@ -71,11 +71,10 @@ class MaskedMatchReader(RawMatchReader):
                 visible &= self._mask(name).visible(points)
         self.any_visible |= bool(visible.any())
         self.any_masked |= not visible.all()
-        matches = matches[visible]
-        if self.not_scene is None:
-            return matches
-        both = matches.keypoints0, matches.keypoints1
-        return matches[~self.not_scene((name0, name1), both)]
+        if self.not_scene is not None:
+            both = matches.keypoints0, matches.keypoints1
+            visible &= ~self.not_scene((name0, name1), both)
+        return matches[visible]
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
         with self._lock:

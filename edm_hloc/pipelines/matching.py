@@ -19,7 +19,7 @@ from edm_hloc.images.decode import photo_size
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
-from edm_hloc.mapping.backdrop import BackdropSummary, in_backdrop
+from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.mapping.not_scene import NotScene
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.damage import drop_damaged
@@ -138,7 +138,8 @@ def match_and_quantize(
         references = ReferenceFiles((reference,) if reference else ())
         found = {}
         if photos.turntable:
-            found["background"] = leave_out_backgrounds(raw, image_root, pairs)
+            not_scene = find_backgrounds(raw, image_root, pairs)
+            found["background"] = _leave_out(raw, pairs, not_scene)
         summary = aggregate(raw, pairs, files, keypoints, references)
         # of a run that goes on, raw matches were read of the last images only
         if raw.any_masked and not raw.any_visible and not summary.matches:
@@ -174,13 +175,13 @@ def match_and_quantize(
     return make_keypoints()
 
 
-def leave_out_backgrounds(
+def find_backgrounds(
     raw: MaskedMatchReader, image_root: ImageRoot, pairs: Sequence[Pair]
-) -> BackdropSummary:
-    """Has a reader leave out the matches in still backgrounds before which an object turns.
+) -> NotScene:
+    """Finds the still backgrounds before which an object turns, see `mapping.backdrop`.
 
     Args:
-        raw: the reader.
+        raw: reads the matches of the pairs.
         image_root: folder or folders of the photos.
         pairs: those among which backgrounds are sought.
     """
@@ -188,19 +189,26 @@ def leave_out_backgrounds(
     for name in names_in(pairs):
         with contextlib.suppress(ImageError):
             sizes[name] = photo_size(image_root / name)
+    return NotScene(unique_pairs(pairs), partial(_matched, raw), sizes)
 
-    def matched(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
-        found = raw.read(*pair) if pair in raw else None
-        return None if found is None else (found.keypoints0, found.keypoints1)
 
-    each = unique_pairs(pairs)
-    not_scene = NotScene(each, matched, sizes)
-    backdrops = not_scene.backdrops
-    concerned = [pair for pair in each if not backdrops.keys().isdisjoint(pair)]
-    found = [(pair, both) for pair in concerned if (both := matched(pair)) is not None]
-    left_out = sum(int(in_backdrop(backdrops, pair, both).sum()) for pair, both in found)
-    raw.not_scene = partial(in_backdrop, backdrops) if backdrops else None
-    return BackdropSummary(tuple(backdrops), left_out, tuple(not_scene.kept))
+def _matched(raw: MaskedMatchReader, pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
+    """The matched points (M, 2) of both photos of a pair; None without any stored."""
+    found = raw.read(*pair) if pair in raw else None
+    return None if found is None else (found.keypoints0, found.keypoints1)
+
+
+def _leave_out(
+    raw: MaskedMatchReader, pairs: Sequence[Pair], not_scene: NotScene
+) -> BackdropSummary:
+    """Has a reader leave out the matches in backgrounds, and counts them."""
+    number = 0
+    for pair in unique_pairs(pairs):
+        if not not_scene.backdrops.keys().isdisjoint(pair):
+            both = _matched(raw, pair)
+            number += 0 if both is None else int(not_scene.in_background(pair, both).sum())
+    raw.not_scene = not_scene.in_background
+    return BackdropSummary(tuple(not_scene.backdrops), number, tuple(not_scene.kept))
 
 
 def _record_pairs(run: Run, pairs: Sequence[Pair]) -> None:

@@ -35,7 +35,7 @@ from edm_hloc.pairs.automatic import ROUNDS, AutomaticPairs
 from edm_hloc.pairs.neighbours import near_in_space, near_in_time
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, unique_pairs
-from edm_hloc.pipelines.matching import PairsToMatch, find_pairs, leave_out_backgrounds
+from edm_hloc.pipelines.matching import PairsToMatch, find_backgrounds, find_pairs
 from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_matching
@@ -147,8 +147,7 @@ class PairRounds:
                 nonlocal not_scene
                 with MaskedMatchReader(raw, self.masks, self.image_root) as reader:
                     if not rounds:  # it has pairs of all photos
-                        leave_out_backgrounds(reader, self.image_root, new)
-                        not_scene = reader.not_scene
+                        not_scene = find_backgrounds(reader, self.image_root, new).in_background
                     reader.not_scene = not_scene
                     return _agreeing(reader, new)
 
