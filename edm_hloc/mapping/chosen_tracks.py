@@ -16,6 +16,7 @@ from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.contradictions import (
     consistent_pairs,
+    least_agreement,
     misplaced_photos,
     strongest_pairs,
 )
@@ -32,6 +33,7 @@ from edm_hloc.mapping.joining import join_models
 from edm_hloc.mapping.look_alikes import many_conflicts, view_agreements
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
+from edm_hloc.mapping.rotations import StrongestPairs
 from edm_hloc.mapping.thinning import thin_database
 from edm_hloc.mapping.unfolding import REGISTERED, pairs_of_places, shown_by_both, stay, unfold
 from edm_hloc.mapping.verified_matches import Pair
@@ -42,6 +44,8 @@ _STRONG = (0.15, 0.3, 0.5)  # of the matches of a photo's best pair, in the pair
 _FEW = 3  # misplaced photos, up to which models without them are asked for
 _FEWER = 0.5  # misplaced photos, of those before, that mapping by these must leave at most
 _LARGEST = 0.8  # images of the largest model, of those before, that it must have at least
+_LESS = 0.75  # of what does not fit of the photo that fits least, that mapping once more must leave
+_AS_WELL = 0.02  # less of that photo's matches that may fit a model that fits the strongest pairs
 _DOUBTED = 2  # images for each misplaced one that models without them may lack, if none has all:
 # of photos that contradict each other either side is named
 
@@ -93,7 +97,7 @@ class ChosenTracks:
         unfolded = self._unfolded(found[0], conflicts, refine) if conflicts else None
         if unfolded is not None:
             return [unfolded, *found[1:]]
-        trusted = self._by_trusted_pairs(found, refine)
+        trusted = self._by_strongest_pairs(found, refine) or self._by_trusted_pairs(found, refine)
         if trusted:
             found = trusted
             conflicts = many_conflicts(view_agreements(found[0].model, self.mapping.database))
@@ -210,6 +214,34 @@ class ChosenTracks:
         if any(many_conflicts(view_agreements(model, database)) for model in models):
             return None
         return apart
+
+    def _by_strongest_pairs(
+        self, found: Sequence[FoundModel], refine: bool
+    ) -> list[FoundModel] | None:
+        """Models without the pairs that contradict the strongest ones, where the largest model has
+        misplaced photos or is bent against the strongest pairs. None if they are no better."""
+        base, least = self.mapping.like(found[0]), self.mapping.options.min_inliers
+        counts, _ = self._verified
+        largest = found[0].model
+        with open_database(base.database) as db:
+            pairs = StrongestPairs.of(db, largest, counts)
+        others, bent = pairs.contradicting(), pairs.bent(largest)
+        misplaced = bool(misplaced_photos([largest], base.database, least))
+        if not others or not (bent or misplaced):
+            return None
+        agreement = least_agreement([largest], base.database, least)
+
+        def better(models: Sequence[pycolmap.Reconstruction]) -> bool:
+            now, left = least_agreement(models, base.database, least), pairs.bent(models[0])
+            if 1 - now <= _LESS * (1 - agreement):
+                return left <= bent
+            return left <= _FEWER * bent and left < bent and now >= agreement - _AS_WELL
+
+        apart = self._mapped_by(counts.keys() - others, found, better, refine)
+        before = [each.model for each in found]
+        # A model that nothing contradicts outright is not left for a smaller one.
+        enough = misplaced or _images(before) <= _images(each.model for each in apart)
+        return apart if enough and _as_large(apart, before) else None
 
     def _by_trusted_pairs(
         self, found: Sequence[FoundModel], refine: bool

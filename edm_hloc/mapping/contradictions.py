@@ -142,6 +142,24 @@ def misplaced_photos(
     return find_contradictions(models, database, min_inliers).misplaced
 
 
+def least_agreement(
+    models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
+) -> float:
+    """Of the photo of models whose matches fit the poses least, the share that does, in [0, 1].
+
+    Args:
+        models, database, min_inliers: as for `find_contradictions`.
+    """
+    with open_database(database) as db:
+        counts = verified_pairs(db, max(1, min_inliers))
+        of_photos = [
+            share
+            for model in models
+            for share in fitting_matches(counts, fitting_shares(db, model, counts)).values()
+        ]
+    return min(of_photos, default=0.0)
+
+
 def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
     """Ids of the images that are taken until the pairs of none are doubtful any more."""
     left, taken = dict(fits), set[int]()

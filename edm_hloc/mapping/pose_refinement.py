@@ -35,6 +35,7 @@ from edm_hloc.mapping.extension import Refinement, adjust, register_more
 from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
+from edm_hloc.mapping.rotations import rotation_by_poses, rotations_by_matches
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _WRONG_TURN = 15.0  # degrees by which most pairs of a wrong camera contradict its rotation, or …
@@ -202,23 +203,11 @@ def _turns(
     db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], float]:
     """By pair, the angle in degrees between the rotation by its matches and that by its poses."""
-    turns: dict[tuple[int, int], float] = {}
-    points = {
-        i: db.read_keypoints(i)[:, :2].astype(np.float64)
-        for i in {i for pair in pairs for i in pair}
+    tracked = track(pairs, "Comparing poses with matches", "pair")
+    return {
+        pair: float(np.degrees(by_matches.angle_to(rotation_by_poses(model, pair))))
+        for pair, by_matches in rotations_by_matches(db, model, tracked).items()
     }
-    for a, b in track(pairs, "Comparing poses with matches", "pair"):
-        cameras = [model.cameras[model.images[i].camera_id] for i in (a, b)]
-        geometry = db.read_two_view_geometry(a, b)
-        if not pycolmap.estimate_two_view_geometry_pose(
-            cameras[0], points[a], cameras[1], points[b], geometry
-        ):
-            continue
-        by_matches = geometry.cam2_from_cam1
-        by_poses = model.images[b].cam_from_world() * model.images[a].cam_from_world().inverse()
-        if by_matches is not None:
-            turns[a, b] = float(np.degrees(by_matches.rotation.angle_to(by_poses.rotation)))
-    return turns
 
 
 def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
