@@ -120,4 +120,4 @@ class StrongestPairs:
             for pair in strongest
             if inside.issuperset(pair)
         ]
-        return sum(angle > _BENT for angle in angles)
+        return sum(bool(angle > _BENT) for angle in angles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return courtyard(tmp_path_factory.mktemp("courtyard"))
 
 
-def between(pair: tuple[int, int]) -> int:
+def between(pair: Sequence[int]) -> int:
     """Photos from one of a pair to the other, around the courtyard."""
     steps = abs(pair[0] - pair[1])
     return min(steps, len(PHOTOS) - steps)
@@ -167,6 +168,7 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
     assert min(map(between, left_out)) >= 3
     assert misplaced_photos([read_model(tmp_path / "m")], walls, THREADS.min_inliers) == ()
 
+    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
     map_database(walls, tmp_path / "images", tmp_path / "folded", THREADS)
     assert compare(tmp_path / "folded", tmp_path / "truth").rotation_max > 80
@@ -211,6 +213,7 @@ def test_places_that_only_look_alikes_connect_become_models_of_their_own(
 ) -> None:
     """Six of the photos match the others as if each showed the same wall, and at all its points."""
     walls = courtyard(tmp_path, apart=6)
+    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
     assert summary.components == (10, 6)
