@@ -7,10 +7,11 @@ sets of 5 to 15 of its photos are reconstructed by the bare command, as far as i
 spread evenly over the photos in the order of their names, some in a row, some at random. Each
 prints a row of a Markdown table: the photos of the set and of its model; the largest error of the
 rotation of a photo, that is the median over the others of the relative rotation's; the share of the
-verified matches that fit the model; and whether the summary names misplaced photos or photos of one
-place that show different things, doubts the model, says that something turned before a background
-that was kept, or that pairs were left out of the model. The last line counts the models of which
-some photo is more than 3° off, those of them with a warning, and the warnings of the others.
+verified matches that fit the model; and whether the summary names misplaced or contested photos, or
+photos of one place that show different things, doubts the model, says that something turned before
+a background that was kept, or that pairs were left out of the model. The last line counts the
+models of which some photo is more than 3° off, those of them with a warning, and the warnings of
+the others.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def main() -> None:
         largest = rotation_errors(folder / "out/model", args.model).max()
         said = [f"{len(mapped['misplaced'])} misplaced"] if mapped["misplaced"] else []
         said += ["doubtful"] if mapped["fitting"] < MIN_FITTING else []
+        said += [f"{len(mapped['contested'])} contested"] if mapped["contested"] else []
         said += [f"{len(conflicts)} pairs show different things"] if conflicts else []
         said += ["something turned"] if results.get("background", {}).get("kept") else []
         wrong += largest > WRONG

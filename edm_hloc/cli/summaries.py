@@ -147,6 +147,12 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Doubtful    only {fitting:.0%} of the verified matches fit the model, so it is "
             "probably wrong: photos of places that look alike, too few, or too far apart"
         )
+    contested = mapped.get("contested")
+    if contested:
+        print(
+            f"Contested   {plural(len(contested), 'photo')}, e.g. {contested[0]}: three times as "
+            "many matches contradict their place among the others as connect them with these"
+        )
     flat = mapped.get("undistorted_photos")
     if flat:
         several = len(mapped["components"]) > 1

@@ -16,9 +16,9 @@ from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.contradictions import (
     consistent_pairs,
-    least_agreement,
     misplaced_photos,
     strongest_pairs,
+    weakest_points,
 )
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.forecast import forecast
@@ -229,10 +229,13 @@ class ChosenTracks:
         misplaced = bool(misplaced_photos([largest], base.database, least))
         if not others or not (bent or misplaced):
             return None
-        agreement = least_agreement([largest], base.database, least)
+        agreement, _ = weakest_points([largest], base.database, least)
 
         def better(models: Sequence[pycolmap.Reconstruction]) -> bool:
-            now, left = least_agreement(models, base.database, least), pairs.bent(models[0])
+            now, loose = weakest_points(models, base.database, least)
+            left = pairs.bent(models[0])
+            if loose:  # the strongest of the pairs that connect its parts may be wrong as well
+                return False
             if 1 - now <= _LESS * (1 - agreement):
                 return left <= bent
             return left <= _FEWER * bent and left < bent and now >= agreement - _AS_WELL

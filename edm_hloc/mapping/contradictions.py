@@ -35,7 +35,10 @@ _MOST_FIT = 0.8  # share of the matches of the middle photo that fit: else none 
 _AGREES = 0.75  # of that share: photos of which fewer fit do not agree with the others. In models
 # that are right each has 0.82 of it and more, in those of which a part is elsewhere some below 0.73
 _STRONG = 0.15  # of the matches of a photo's best pair, in the pairs that connect parts of a model
+_STRONGEST = 0.5  # the same, of a pair that may be right though more matches contradict it
 _FEW = 3  # photos: where fewer are misplaced, those that they alone connect count as well
+_OUTVOTED = 3.0  # times as many matches that contradict a connection as there are that make it. Of
+# right models only those have more whose things repeat all along, of folded ones a third
 _LEAST_SHARE = 0.02  # of the photos of a model: fewer may be by chance
 
 
@@ -87,10 +90,13 @@ class Contradictions:
         misplaced: names of the photos without which no photo's matches contradict a model, sorted.
         fitting: share in [0, 1] of the verified matches between photos of one model that fit their
             poses; 1 without any matches.
+        contested: names of photos of a model that few matches connect with its others, while three
+            times as many contradict their place, sorted: of those it is the worst part.
     """
 
     misplaced: tuple[str, ...]
     fitting: float
+    contested: tuple[str, ...] = ()
 
 
 def find_contradictions(
@@ -120,7 +126,7 @@ def find_contradictions(
         counts = verified_pairs(db, max(1, min_inliers))
         names = {image.image_id: image.name for image in db.read_all_images()}
         apart = {frozenset(pair) for pair in left_out}
-        found = set[int]()
+        found, contested = set[int](), set[int]()
         fitting = total = 0.0
         for model in models:
             fits = fitting_shares(db, model, counts)
@@ -129,10 +135,15 @@ def find_contradictions(
                 taken |= _cut_off(counts, fits)
             if len(taken) >= _LEAST_SHARE * model.num_reg_images():
                 found |= taken
+            contested |= _contested(counts, fits)
             of_scene = [p for p in fits if frozenset(names[i] for i in p) not in apart]
             fitting += sum(counts[pair] * fits[pair] for pair in of_scene)
             total += sum(counts[pair] for pair in of_scene)
-    return Contradictions(tuple(sorted(names[i] for i in found)), fitting / total if total else 1.0)
+    return Contradictions(
+        misplaced=tuple(sorted(names[i] for i in found)),
+        fitting=fitting / total if total else 1.0,
+        contested=tuple(sorted(names[i] for i in contested)),
+    )
 
 
 def misplaced_photos(
@@ -142,22 +153,28 @@ def misplaced_photos(
     return find_contradictions(models, database, min_inliers).misplaced
 
 
-def least_agreement(
+def weakest_points(
     models: Iterable[pycolmap.Reconstruction], database: Path, min_inliers: int
-) -> float:
-    """Of the photo of models whose matches fit the poses least, the share that does, in [0, 1].
+) -> tuple[float, bool]:
+    """Where models agree least with the verified matches.
 
     Args:
         models, database, min_inliers: as for `find_contradictions`.
+
+    Returns:
+        Of the photo whose matches fit the poses least, the share that does, in [0, 1]; and whether
+        a part that no strong pair of its photos connects with the others has more matches with
+        these that contradict its place than that fit it.
     """
+    least, loose = 1.0, False
     with open_database(database) as db:
         counts = verified_pairs(db, max(1, min_inliers))
-        of_photos = [
-            share
-            for model in models
-            for share in fitting_matches(counts, fitting_shares(db, model, counts)).values()
-        ]
-    return min(of_photos, default=0.0)
+        for model in models:
+            fits = fitting_shares(db, model, counts)
+            least = min([least, *fitting_matches(counts, fits).values()])
+            strong = strongest_pairs({pair: counts[pair] for pair in fits}, _STRONGEST)
+            loose |= any(link not in strong for link, _ in _outvoted(counts, fits, 1.0))
+    return least, loose
 
 
 def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
@@ -192,6 +209,50 @@ def _cut_off(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]
         parts = nx.connected_components(sound.subgraph(group))
         cut |= group - max(parts, key=len, default=set())
     return cut
+
+
+def _contested(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+    """Ids of the images of the part that is outvoted most, if any is."""
+    outvoted = _outvoted(counts, fits, _OUTVOTED)
+    return outvoted[0][1] if outvoted else set()
+
+
+def _outvoted(
+    counts: Mapping[Pair, int], fits: Mapping[Pair, float], times: float
+) -> list[tuple[Pair, set[int]]]:
+    """Parts of a model whose place more matches contradict than fit, the worst first.
+
+    They are what a maximum spanning tree of the pairs that fit falls into without one of its pairs,
+    the link, and so many times as many matches contradict the poses as fit across it.
+
+    Returns:
+        The link, and the ids of the images of the smaller part.
+    """
+    graph = nx.Graph()
+    for (a, b), share in fits.items():
+        if share > _CONSISTENT:
+            graph.add_edge(a, b, weight=counts[a, b])
+    tree = nx.maximum_spanning_tree(graph)
+    number = {image_id: k for k, image_id in enumerate(tree)}
+    some = [p for p, share in fits.items() if share > _CONSISTENT or share < _CONTRADICTS]
+    some = [(a, b) for a, b in some if a in number and b in number]
+    ends = np.array([(number[a], number[b]) for a, b in some], int).reshape(-1, 2)
+    agree = np.array([counts[pair] if fits[pair] > _CONSISTENT else 0 for pair in some])
+    against = np.array([counts[pair] if fits[pair] < _CONTRADICTS else 0 for pair in some])
+    found = []
+    for images in nx.connected_components(tree):
+        below = {image_id: {image_id} for image_id in images}
+        for parent, image_id in reversed(list(nx.bfs_edges(tree, min(images)))):
+            inside = np.zeros(len(number), bool)
+            inside[[number[i] for i in below[image_id]]] = True
+            across = inside[ends[:, 0]] != inside[ends[:, 1]]
+            ratio = against[across].sum() / agree[across].sum()
+            if ratio > times:
+                part = min(below[image_id], images - below[image_id], key=len)
+                link = (min(parent, image_id), max(parent, image_id))
+                found.append((ratio, link, set(part)))
+            below[parent] |= below[image_id]
+    return [(link, part) for _, link, part in sorted(found, key=lambda each: -each[0])]
 
 
 def fitting_shares(

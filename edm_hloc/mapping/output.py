@@ -51,9 +51,10 @@ class MappingSummary:
             its own in the database, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
-        misplaced, fitting: photos whose verified matches contradict their model, or did so before
-            they were left out, and the share of all that fit, see `contradictions.Contradictions`;
-            none and 1 where that was not looked for.
+        misplaced, fitting, contested: photos whose verified matches contradict their model, or did
+            so before they were left out, the share of all that fit, and photos whose connection
+            with the others is outvoted, see `contradictions.Contradictions`; none, 1 and none where
+            that was not looked for.
         turned: names of the photos that were taken from one place and match no others, so that no
             model can be made of them, sorted.
     """
@@ -70,6 +71,7 @@ class MappingSummary:
     look_alikes: tuple[tuple[str, str], ...] = ()
     misplaced: tuple[str, ...] = ()
     fitting: float = 1.0
+    contested: tuple[str, ...] = ()
     turned: tuple[str, ...] = ()
 
     @property

@@ -216,7 +216,9 @@ def reconstruct(
             found = find_contradictions(models, database, least, alike)
             # Photos left out for their matches may as well be right, and those beside them wrong.
             misplaced = tuple(sorted({*found.misplaced, *summary.left_out}))
-            summary = replace(summary, misplaced=misplaced, fitting=found.fitting)
+            summary = replace(
+                summary, misplaced=misplaced, fitting=found.fitting, contested=found.contested
+            )
             return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 
         maybe = [parts_folder(model), *uncertainty_files(model)]

@@ -18,6 +18,7 @@ def wrong_matches(facts: RunFacts) -> Iterator[Finding]:
     yield from _still(facts)
     yield from _conflicts(facts)
     yield from _misplaced(facts)
+    yield from _contested(facts)
     yield from _doubtful(facts)
 
 
@@ -94,6 +95,18 @@ def _misplaced(facts: RunFacts) -> Iterator[Finding]:
             "those beside them, are probably in the wrong place. Photos that lead from one such "
             "place to the other, or a list of pairs without those of different places (--pairs "
             "FILE), keep them apart.",
+            tuple(names),
+        )
+
+
+def _contested(facts: RunFacts) -> Iterator[Finding]:
+    if names := facts.results.get("mapped", {}).get("contested"):
+        yield Finding(
+            "warning",
+            f"{plural(len(names), 'photo')} may be on the wrong side of the others: three times as "
+            "many matches contradict where they are as connect them with these. That happens with "
+            "things whose sides look alike. More photos from between these and the others tell "
+            "the sides apart.",
             tuple(names),
         )
 

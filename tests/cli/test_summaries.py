@@ -53,6 +53,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
             "look_alikes": [*[names[:2]] * 499, [names[0], names[399]]],
             "misplaced": names[7:90],
             "fitting": 0.524,
+            "contested": names[20:24],
         },
     }
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
@@ -71,6 +72,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     )
     assert f"and with them 1 photo that no other pairs connect, e.g. {names[399]}" in said
     assert "Doubtful    only 52% of the verified matches fit the model" in said
+    assert f"Contested   4 photos, e.g. {names[20]}: three times as many" in said
     assert f"Misplaced   83 photos, e.g. {names[7]}, or those beside them" in said
     assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import open_database, posed_images, read_model, verified_pairs
 from edm_hloc.mapping.contradictions import (
+    _contested,
     _taken,
     doubtful_shares,
     fitting_matches,
@@ -161,3 +162,17 @@ def test_the_best_pair_of_each_photo_is_among_the_strongest(
         best = max((p for p in counts if image_id in p), key=lambda p: counts[p])
         assert best in strong
     assert strongest_pairs(counts, 0) == counts.keys()
+
+
+def test_the_worst_part_whose_connection_is_outvoted_is_contested() -> None:
+    """Two groups of three: 100 matches connect them, and others contradict that."""
+    inside = {(1, 2): 900, (2, 3): 800, (4, 5): 900, (5, 6): 800, (1, 3): 700}
+    counts = {**inside, (3, 4): 100, (1, 6): 150, (2, 5): 160, (2, 7): 50}
+    fits = dict.fromkeys(counts, 1.0) | {(1, 6): 0.1, (2, 5): 0.0}
+    assert _contested(counts, fits | {(2, 7): 0.4}) in ({1, 2, 3}, {4, 5, 6})  # 310 of 100
+    assert _contested(counts | {(1, 6): 130}, fits) == set()  # 290
+    assert _contested(counts, fits | {(1, 6): 0.4}) == set()  # neither fits nor contradicts
+    assert _contested(counts | {(2, 7): 600}, fits | {(2, 7): 0.1}) != {7}  # nothing connects it
+    assert _contested({}, {}) == set()
+    lone = {**counts, (6, 8): 40, (1, 8): 500}
+    assert _contested(lone, fits | {(6, 8): 0.9, (1, 8): 0.0}) == {8}  # 500 of 40

@@ -98,6 +98,14 @@ def test_photos_whose_matches_contradict_the_model_are_said() -> None:
     assert "contradict" not in texts(facts)
 
 
+def test_photos_whose_connection_is_outvoted_are_contested() -> None:
+    facts = facts_of(CHAIN, "abc")
+    facts.record["results"] = {"mapped": {"contested": ["b", "c"]}}
+    assert re.search(r"warning: 2 photos may be on the wrong side.*\['b', 'c'\]", texts(facts))
+    facts.record["results"] = {"mapped": {}}  # of an earlier version
+    assert "wrong side" not in texts(facts)
+
+
 def test_a_model_that_few_matches_fit_is_doubted() -> None:
     facts = facts_of(CHAIN, "abc")
     facts.record["results"] = {"mapped": {"fitting": 0.524}}
