@@ -80,6 +80,10 @@ class NoRoomError(EdmHlocError):
     """
 
 
+class NotInColmapError(EdmHlocError):
+    """A camera is of a kind that COLMAP has no model for; the text is what the file calls it."""
+
+
 class ImageError(EdmHlocError):
     """A photo that cannot be read; a run reports it and goes on without it."""
 

@@ -13,13 +13,16 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import is_model, read_model
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NotInColmapError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import filled_lines, is_comment, read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 from edm_hloc.images.listed import listed_names
 
 logger = logging.getLogger(__name__)
+
+_PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "RADIAL", "SIMPLE_RADIAL")  # nerfstudio's
+_OTHER_LENSES = ("ftheta_p0", "latlong", "equirectangular", "orthographic")  # instant-ngp's keys
 
 
 def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Camera]:
@@ -161,16 +164,43 @@ def _read_transforms(path: Path) -> dict[str, pycolmap.Camera]:
         EdmHlocError: the file cannot be read, or has no such cameras.
     """
     cameras = {}
+    not_in_colmap = set()
     try:
         record = json.loads(read_text(path, "intrinsics"))
         for frame in record["frames"]:
             name = str(frame["file_path"]).removeprefix("./").removeprefix("images/")
-            cameras[name] = transforms_camera(record | frame, f"{path}, {name}")
+            try:
+                cameras[name] = transforms_camera(record | frame, f"{path}, {name}")
+            except NotInColmapError as error:
+                not_in_colmap.add(str(error))
     except (ValueError, TypeError, KeyError) as error:
         raise EdmHlocError(
             f"{path} is not a transforms.json of nerfstudio with w, h, fl_x, fl_y, cx, cy: {error}."
         ) from error
+    if not_in_colmap:
+        kinds = " or ".join(sorted(not_in_colmap))
+        text = f"{path}: COLMAP has no model for cameras of the kind {kinds}"
+        if not cameras:
+            raise EdmHlocError(f"{text}: undistort the photos, and give the intrinsics of these.")
+        warn_once(f"{text}: the intrinsics of their photos are left out.")
     return cameras
+
+
+def is_fisheye(own: Mapping[str, Any]) -> bool:
+    """Whether a frame of a ``transforms.json`` is of a fisheye lens, not of a perspective one.
+
+    nerfstudio names the camera model, OPENCV if it does not; instant-ngp has a key for each lens.
+
+    Raises:
+        NotInColmapError: it is of a third kind.
+    """
+    model = str(own.get("camera_model") or "OPENCV")
+    if model not in (*_PERSPECTIVE, "OPENCV_FISHEYE"):
+        raise NotInColmapError(model)
+    for lens in _OTHER_LENSES:
+        if own.get(lens) is not None and own[lens] is not False:
+            raise NotInColmapError("f-theta" if lens == "ftheta_p0" else lens)
+    return model == "OPENCV_FISHEYE" or bool(own.get("is_fisheye"))
 
 
 def transforms_camera(own: Mapping[str, Any], where: str) -> pycolmap.Camera:
@@ -182,10 +212,11 @@ def transforms_camera(own: Mapping[str, Any], where: str) -> pycolmap.Camera:
         where: file and frame, for the message.
 
     Raises:
+        NotInColmapError: the camera is neither a fisheye nor perspective.
         EdmHlocError: the values are no possible camera.
         KeyError: one of the six is missing.
     """
-    fisheye = str(own.get("camera_model", "OPENCV")) == "OPENCV_FISHEYE"
+    fisheye = is_fisheye(own)
     numbers = [own[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
     names = ("k1", "k2", "k3", "k4", "p1", "p2")
     given = own.get("distortion_params", [own.get(name, 0.0) for name in names])

@@ -488,6 +488,80 @@ def test_a_third_coefficient_is_kept(photos: PhotosAtHand, tmp_path: Path) -> No
     assert again.params.tolist() == own.params.tolist()
 
 
+@pytest.mark.parametrize("own", [{"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True}])
+def test_fisheyes_of_nerfstudio_and_of_instant_ngp(
+    own: dict[str, object], photos: PhotosAtHand, tmp_path: Path
+) -> None:
+    path = nerfstudio(tmp_path)
+    record = json.loads(path.read_text())
+    del record["camera_model"]
+    path.write_text(json.dumps({**record, **own, "k3": 0.003, "k4": 0.004}))
+    lens = [*camera().params[:6].tolist(), 0.003, 0.004]
+    (known,) = {c.todict()["model"] for c in load_intrinsics(path, NAMES).values()}
+    assert known == pycolmap.CameraModelId.OPENCV_FISHEYE
+    given = read_given_poses(path, photos)
+    (found,) = given.model.cameras.values()
+    assert (found.model_name, found.params.tolist()) == ("OPENCV_FISHEYE", lens)
+    given.write_again(given.model, tmp_path / "out.json")
+    (again,) = read_given_poses(tmp_path / "out.json", photos).model.cameras.values()
+    assert (again.model_name, again.params.tolist()) == ("OPENCV_FISHEYE", lens)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["camera_model"] == "OPENCV_FISHEYE"
+    assert {f.get("is_fisheye") for f in written["frames"]} == {own.get("is_fisheye")}
+    # undistorted in between, as it were
+    flat = dict.fromkeys(NAMES, camera())
+    given = read_given_poses(path, photos, flat)
+    given.write_again(given.model, tmp_path / "out.json")
+    (again,) = read_given_poses(tmp_path / "out.json", photos).model.cameras.values()
+    assert again.model_name == "OPENCV"
+
+
+def test_a_fisheye_of_instant_ngp_with_an_angle_only(photos: PhotosAtHand, tmp_path: Path) -> None:
+    path = nerfstudio(tmp_path)
+    angle = 2 * np.arctan(60 / 100)
+    frames = json.loads(path.read_text())["frames"]
+    path.write_text(
+        json.dumps({"camera_angle_x": angle, "is_fisheye": True, "k1": 0.1, "frames": frames})
+    )
+    (found,) = read_given_poses(path, photos).model.cameras.values()
+    assert found.model_name == "OPENCV_FISHEYE"
+    assert found.params.tolist() == pytest.approx([100, 100, 60, 40, 0.1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("own", "kind"),
+    [
+        ({"camera_model": "FISHEYE624", "distortion_params": [0.0] * 12}, "FISHEYE624"),
+        ({"camera_model": "EQUIRECTANGULAR"}, "EQUIRECTANGULAR"),
+        ({"ftheta_p0": 0.0}, "f-theta"),
+        ({"latlong": True}, "latlong"),
+        ({"equirectangular": True}, "equirectangular"),
+    ],
+)
+def test_lenses_of_a_transforms_json_that_colmap_lacks_are_left_out(
+    own: dict[str, object],
+    kind: str,
+    photos: PhotosAtHand,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = nerfstudio(tmp_path)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "orthographic": False, "latlong": None}))
+    read_given_poses(path, photos)
+    record["frames"][1] |= own
+    path.write_text(json.dumps(record))
+    given = read_given_poses(path, photos)
+    assert given.unposed == (NAMES[1],)
+    assert f"COLMAP has no model for cameras of the kind {kind}, which took 1 of" in caplog.text
+    assert set(load_intrinsics(path, NAMES)) == set(NAMES) - {NAMES[1]}
+    assert f"the kind {kind}: the intrinsics of their photos are left out" in caplog.text
+    path.write_text(json.dumps({**record, **own}))
+    for read in (lambda: read_given_poses(path, photos), lambda: load_intrinsics(path, NAMES)):
+        with pytest.raises(EdmHlocError, match=f"of the kind {kind}.*: undistort the photos"):
+            read()
+
+
 def test_cameras_that_nerfstudio_does_not_know_are_told_before_matching(
     photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

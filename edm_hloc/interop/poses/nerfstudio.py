@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,29 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError, NotInColmapError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_json_object
-from edm_hloc.images.intrinsics import transforms_camera
+from edm_hloc.images.intrinsics import is_fisheye, transforms_camera
 from edm_hloc.interop.exports import nerfstudio_frames
 from edm_hloc.interop.poses.given import OPENGL, GivenPose, PhotosAtHand, pose_from_world
+from edm_hloc.interop.poses.records import report_not_in_colmap
 
 _INTRINSICS = {
-    *("camera_model", "w", "h", "fl_x", "fl_y", "cx", "cy", "distortion_params", "p1", "p2"),
+    *(
+        "camera_model",
+        "is_fisheye",
+        "w",
+        "h",
+        "fl_x",
+        "fl_y",
+        "cx",
+        "cy",
+        "distortion_params",
+        "p1",
+        "p2",
+    ),
     *("k1", "k2", "k3", "k4", "k5", "k6", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
 }
 _PARTS = {"train_filenames", "val_filenames", "test_filenames"}  # file_path of some frames each
@@ -31,13 +45,14 @@ def read_nerfstudio(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     """Poses and intrinsics of a `transforms.json`, in the world of its `transform_matrix`.
 
     Raises:
-        EdmHlocError: the file is damaged or another.
+        EdmHlocError: the file is damaged or another, or all cameras are such as COLMAP has not.
     """
     record = read_json_object(path, "transforms.json")
     frames = record.get("frames")
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise EdmHlocError(f"{path} has no list of frames, as a transforms.json of nerfstudio has.")
     given = []
+    not_in_colmap: Counter[str] = Counter()
     same: dict[str, pycolmap.Camera] = {}
     names = photos.find([str(frame.get("file_path")) for frame in frames])
     for number, (frame, name) in enumerate(zip(frames, names, strict=True)):
@@ -61,15 +76,20 @@ def read_nerfstudio(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
         except ImageError as error:
             warn_once(f"Skipping a photo: {error}")
             continue
+        except NotInColmapError as error:
+            not_in_colmap[str(error)] += 1
+            continue
         if camera is not None:  # one object for all frames of equal intrinsics
             camera = same.setdefault(str(camera.todict()), camera)
         given.append(GivenPose(name, pose_from_world(matrix, where), camera))
+    report_not_in_colmap(path, not_in_colmap, len(given))
     return given
 
 
 def _camera(
     own: Mapping[str, Any], photos: PhotosAtHand, name: str, where: str
 ) -> pycolmap.Camera | None:
+    fisheye = is_fisheye(own)
     if "fl_x" in own:
         for key in ("fl_x", "fl_y", "w", "h"):
             value = own.get(key, 1)
@@ -89,6 +109,9 @@ def _camera(
             raise EdmHlocError(f"{where}: camera_angle_x must be between 0 and π radians.")
         width, height = photos.size(name)
         focal = width / 2 / math.tan(angle / 2)
+        if fisheye:  # the angle stands for the same focal length in instant-ngp
+            lens = {"w": width, "h": height, "fl_x": focal, "fl_y": focal}
+            return transforms_camera({"cx": width / 2, "cy": height / 2, **own, **lens}, where)
         return pycolmap.Camera(
             model="SIMPLE_PINHOLE",
             width=width,
@@ -134,7 +157,10 @@ def write_nerfstudio(
     names = photos.find([str(frame["file_path"]) for frame in record["frames"]])
     for frame, name in zip(record["frames"], names, strict=True):
         if name in refined:
-            frames.append({**kept(frame), "file_path": paths[name], **refined[name]})
+            lens = refined[name]
+            if "is_fisheye" in {**record, **frame}:  # instant-ngp wants it beside k1
+                lens = {**lens, "is_fisheye": kind == "OPENCV_FISHEYE"}
+            frames.append({**kept(frame), "file_path": paths[name], **lens})
     written = {**kept(record), "camera_model": kind, "frames": frames}
     for part in _PARTS & record.keys():
         if not isinstance(record[part], list):

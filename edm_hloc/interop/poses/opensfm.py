@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError, NotInColmapError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_text
 from edm_hloc.images.intrinsics import brown_model
 from edm_hloc.interop.poses.given import GivenPose, PhotosAtHand
 from edm_hloc.interop.poses.records import (
-    NotInColmapError,
     checked_camera,
     number,
     numbers,

@@ -16,10 +16,6 @@ from edm_hloc.base.log import warn_once
 _LONGEST = 2**24  # pixels of a side, more than any photo has
 
 
-class NotInColmapError(EdmHlocError):
-    """A camera is of a kind that COLMAP has no model for; the text is what the file calls it."""
-
-
 def number(record: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     """A finite number, which may be written as text.
 
