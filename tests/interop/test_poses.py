@@ -611,6 +611,92 @@ def test_a_coefficient_that_colmap_lacks_is_said_once(
         caplog.clear()
 
 
+def components(xml: str, places: list[tuple[float, np.ndarray, np.ndarray] | None]) -> str:
+    """Metashape's XML with the photos in turn in components of these places in the chunk."""
+    written = ""
+    for i, place in enumerate(places):
+        inside = ""
+        if place is not None:
+            scale, R, t = place
+            values = [" ".join(map(repr, x.ravel().tolist())) for x in (R, t)]
+            inside = (
+                f'<transform><rotation locked="true">{values[0]}</rotation><translation>'
+                f"{values[1]}</translation><scale>{scale}</scale></transform>"
+            )
+        written += f'<component id="{i}" label="Component {i + 1}">{inside}</component>'
+    for k, T in enumerate(poses().values()):
+        place = places[k % len(places)]
+        own = T.copy()
+        if place is not None:
+            scale, R, t = place
+            own[:3, :3], own[:3, 3] = R.T @ T[:3, :3], R.T @ (T[:3, 3] - t) / scale
+        matrices = [" ".join(map(repr, x.ravel().tolist())) for x in (T, own)]
+        assert matrices[0] in xml
+        xml = xml.replace(matrices[0], matrices[1])
+        xml = xml.replace(f'<camera id="{k}"', f'<camera id="{k}" component_id="{k % len(places)}"')
+    return xml.replace("<cameras>", f"<components>{written}</components><cameras>")
+
+
+def test_components_of_metashape_are_brought_into_the_frame_of_the_chunk(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = metashape(tmp_path)
+    xml = path.read_text()
+    rotations = Rotation.random(2, random_state=1).as_matrix()
+    places = [
+        (2.0, rotations[0], np.array([1.0, 2, 3])),
+        (0.5, rotations[1], np.array([4.0, 0, 9])),
+    ]
+    path.write_text(components(xml, [*places]))
+    check(read_given_poses(path, photos))
+    assert "components" not in caplog.text
+    path.write_text(components(xml, [*places]).replace("<scale>0.5", "<scale>-0.5"))
+    with pytest.raises(EdmHlocError, match=r"component Component 2: scale is -0\.5; it must be"):
+        read_given_poses(path, photos)
+    # a single one stays in its own frame
+    path.write_text(components(xml, [places[0]]))
+    before = np.linalg.norm(poses()[NAMES[0]][:3, 3] - poses()[NAMES[1]][:3, 3])
+    images = posed_images(read_given_poses(path, photos).model)
+    a, b = (images[name].projection_center() for name in NAMES[:2])
+    assert np.linalg.norm(a - b) == pytest.approx(before / 2)
+
+
+def test_of_components_without_a_common_frame_the_largest_is_read(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = metashape(tmp_path)
+    place = 2.0, Rotation.random(random_state=1).as_matrix(), np.array([1.0, 2, 3])
+    xml = components(path.read_text(), [None, place])
+    path.write_text(xml.replace('id="1" component_id="1"', 'id="1" component_id="0"'))
+    given = read_given_poses(path, photos)
+    assert given.unposed == (NAMES[3],)
+    assert f"{path}: not all of the 2 components have a place" in caplog.text
+    assert "only the 3 of 4 photos of the largest are read" in caplog.text
+
+
+def test_cameras_of_metashape_that_colmap_lacks_are_left_out(
+    photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = metashape(tmp_path)
+    own = (
+        '<sensor id="1" label="panorama" type="spherical"/><sensor id="2" type="frame">'
+        '<resolution width="0" height="8"/><calibration><f>0</f></calibration></sensor>'
+    )
+    xml = path.read_text().replace("</sensors>", own + "</sensors>")
+    path.write_text(xml)
+    check(read_given_poses(path, photos))  # no photo is of these sensors
+    assert "no model" not in caplog.text
+    path.write_text(xml.replace('id="1" sensor_id="0"', 'id="1" sensor_id="1"'))
+    assert read_given_poses(path, photos).unposed == (NAMES[1],)
+    assert "COLMAP has no model for cameras of the kind spherical, which took 1 of" in caplog.text
+    path.write_text(xml.replace(' sensor_id="0"', ' sensor_id="1"'))
+    with pytest.raises(EdmHlocError, match="of the kind spherical, which took 4 of the photos"):
+        read_given_poses(path, photos)
+    path.write_text(xml.replace('id="1" sensor_id="0"', 'id="1" sensor_id="2"'))
+    with pytest.raises(EdmHlocError, match="sensor 2: its calibration holds no possible numbers"):
+        read_given_poses(path, photos)
+
+
 def test_rigs_are_taken_apart_with_a_word_on_it(
     photos: PhotosAtHand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,20 +23,9 @@ from edm_hloc.interop.poses.given import OPENGL, GivenPose, PhotosAtHand, pose_f
 from edm_hloc.interop.poses.records import report_not_in_colmap
 
 _INTRINSICS = {
-    *(
-        "camera_model",
-        "is_fisheye",
-        "w",
-        "h",
-        "fl_x",
-        "fl_y",
-        "cx",
-        "cy",
-        "distortion_params",
-        "p1",
-        "p2",
-    ),
-    *("k1", "k2", "k3", "k4", "k5", "k6", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
+    *("camera_model", "is_fisheye", "w", "h", "fl_x", "fl_y", "cx", "cy", "distortion_params"),
+    *("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2"),
+    *("camera_angle_x", "camera_angle_y", "x_fov", "y_fov"),
 }
 _PARTS = {"train_filenames", "val_filenames", "test_filenames"}  # file_path of some frames each
 
