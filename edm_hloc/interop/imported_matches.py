@@ -7,6 +7,7 @@ Refinement (`RefinedMatcher`) brings them to the corners of the photos, where th
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,12 +177,7 @@ class GivenMatches:
                     photo = headers.get(name)
                     if photo is None:
                         continue  # it is left out later, with its reason
-                    shown = upright_size(photo.stored, photo.orientation)
-                    if size == shown != photo.stored and not self.frame.upright:
-                        raise EdmHlocError(
-                            f"{source}: the points of {name} are of {shown[0]} × {shown[1]} "
-                            "pixels, as its EXIF orientation shows it: give --upright."
-                        )
+                    self._check_turn(source, name, photo, size)
                     placed = self.frame.to_photo(points, photo, size)
                     if len(placed):
                         self._check_inside(source, name, placed, photo)
@@ -193,6 +189,27 @@ class GivenMatches:
                 f"No match of {self.path} reaches beyond {reach:.0%} of the photos' sides: were "
                 "they found in reduced copies? Then the result is wrong: multiply the points, or "
                 "put the copies' sizes into the files as size0 and size1."
+            )
+
+    def _check_turn(
+        self, source: PairSource, name: str, photo: PhotoFrame, size: tuple[int, int] | None
+    ) -> None:
+        shown = upright_size(photo.stored, photo.orientation)
+        if size is None or shown == photo.stored:
+            return
+        taken, other = (shown, photo.stored) if self.frame.upright else (photo.stored, shown)
+        # much nearer in shape to the other than to that taken, though copies are rounded; squares
+        # are as near to both
+        if _off(size, other) < _off(size, taken) / 4:
+            how, remedy = "as its EXIF orientation shows it", "give --upright"
+            if self.frame.upright:
+                how, remedy = (
+                    "as it is stored, not turned by its EXIF orientation",
+                    "leave --upright out",
+                )
+            raise EdmHlocError(
+                f"{source}: the points of {name} are of {size[0]} × {size[1]} pixels, {how}: "
+                f"{remedy}."
             )
 
     def _check_inside(
@@ -211,6 +228,11 @@ class GivenMatches:
             f"{height} pixels, up to ({placed[:, 0].max():.0f}, {placed[:, 1].max():.0f}); "
             f"{remedy}."
         )
+
+
+def _off(size: tuple[int, int], other: tuple[int, int]) -> float:
+    """How far two sizes are from being of one shape, as the logarithm of a factor."""
+    return abs(math.log(size[0] * other[1] / (size[1] * other[0])))
 
 
 def photo_frames(root: Path, names: Iterable[str]) -> dict[str, PhotoFrame]:

@@ -99,15 +99,16 @@ class PairSource:
             EdmHlocError: the file is damaged, or holds something else.
         """
         suffix = self.path.suffix.lower()
-        if suffix in _TEXT:
-            given = _of_rows(self, _table(self.path))
-        elif suffix in H5_SUFFIXES:
-            given = self._of_h5()
-        else:
-            content = _unpacked(self.path)
-            is_array = isinstance(content, np.ndarray)
-            given = _of_rows(self, content) if is_array else _of_arrays(self, content)
-        return _checked(self, given)
+        with _telling(self):
+            if suffix in _TEXT:
+                given = _of_rows(self, _table(self.path))
+            elif suffix in H5_SUFFIXES:
+                given = self._of_h5()
+            else:
+                content = _unpacked(self.path)
+                is_array = isinstance(content, np.ndarray)
+                given = _of_rows(self, content) if is_array else _of_arrays(self, content)
+            return _checked(self, given)
 
     def _of_h5(self) -> GivenPoints:
         with open_h5(self.path) as h5, reading(self.path):
@@ -176,8 +177,8 @@ def _keys(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turns what NumPy, torch and pickle raise on damaged files into an EdmHlocError."""
+def _telling(source: PairSource) -> Iterator[None]:
+    """Turns what NumPy, torch and pickle raise on what a file holds into an EdmHlocError."""
     try:
         yield
     except EdmHlocError:
@@ -189,21 +190,20 @@ def _telling(path: Path) -> Iterator[None]:
         elif isinstance(error, pickle.UnpicklingError) and not reason.endswith("is not data"):
             reason = "it is damaged"
         raise EdmHlocError(
-            f"{path} holds no matches that can be read ({reason}): write them again, or take it "
+            f"{source} holds no matches that can be read ({reason}): write them again, or take it "
             "out of the folder."
         ) from error
 
 
 def _unpacked(path: Path) -> Any:
     suffix = path.suffix.lower()
-    with _telling(path):
-        if suffix in _TORCH:
-            return _of_torch(path)
-        if suffix in _PICKLE:
-            with path.open("rb") as file:
-                return _ArraysOnly(file).load()
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    if suffix in _TORCH:
+        return _of_torch(path)
+    if suffix in _PICKLE:
+        with path.open("rb") as file:
+            return _ArraysOnly(file).load()
+    loaded = np.load(path, allow_pickle=False)
+    return loaded if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
 
 
 def _of_torch(path: Path) -> Any:
@@ -283,7 +283,11 @@ def _table(path: Path) -> np.ndarray:
 
 def _array(value: Any) -> np.ndarray:
     """An array or tensor as NumPy's, without leading axes of length 1."""
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if value.is_floating_point():
+            value = value.double()  # NumPy has no bfloat16
+    array = np.asarray(value)
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     return array
@@ -307,7 +311,7 @@ def _of_arrays(source: PairSource, content: Any) -> GivenPoints:
         )
     named = {str(name): value for name, value in content.items() if value is not None}
     given = _matched(source, named)
-    sizes = _sizes(named)
+    sizes = _sizes(source, named)
     if sizes is not None and min(*sizes[0], *sizes[1]) < 1:
         raise EdmHlocError(f"{source}: no image is of size {sizes[0]} or {sizes[1]}, in pixels.")
     return GivenPoints(given.points0, given.points1, given.scores, _images(named), sizes)
@@ -380,14 +384,22 @@ def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:
     return GivenPoints(points0.reshape(-1, 2), points1.reshape(-1, 2), scores)
 
 
-def _sizes(named: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+def _sizes(
+    source: PairSource, named: Mapping[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """The sizes of the images that the points are of, where a file tells them."""
     if "size0" in named and "size1" in named:
         first, second = (_array(named[name]).reshape(-1).tolist() for name in ("size0", "size1"))
         if len(first) == len(second) == 2:
             return (int(first[0]), int(first[1])), (int(second[0]), int(second[1]))
     if "im_size" in named and "img0_path" in named:  # vismatch squeezes photos into squares
-        side = int(named["im_size"])
+        sides = [int(side) for side in _array(named["im_size"]).reshape(-1).tolist()]
+        if len(set(sides)) != 1:
+            raise EdmHlocError(
+                f"{source}: im_size is {sides}, no square: give the (width, height) of both images "
+                "as size0 and size1."
+            )
+        side = sides[0]
         return (side, side), (side, side)
     shown: list[Any] = [named.get(name) for name in ("image0_orig", "image1_orig")]
     if all(hasattr(pixels, "shape") and len(pixels.shape) == 3 for pixels in shown):

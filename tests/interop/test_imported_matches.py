@@ -289,6 +289,54 @@ def test_points_of_upright_photos_are_turned_back(photos: Path, tmp_path: Path) 
     np.testing.assert_allclose(matches.keypoints1, [[0, 47], [0, 0], [60, 37]])
 
 
+@pytest.mark.parametrize("size", [(24, 32), (51, 68), (30, 40), (32, 40)])
+def test_points_of_reduced_copies_of_upright_photos_are_not_stretched(
+    size: tuple[int, int], photos: Path, tmp_path: Path
+) -> None:
+    """Reduced, exactly or to what networks need."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(photos / "c.jpg").save(photos / "c.jpg", exif=exif)
+    folder = tmp_path / "matches"
+    folder.mkdir()
+    points = {"keypoints0": POINTS0, "keypoints1": np.zeros((3, 2)) + 9}
+
+    def sized(size: tuple[int, int]) -> None:
+        np.savez(folder / "a__c.npz", **points, size0=[64, 48], size1=size)
+
+    sized(size)
+    with pytest.raises(EdmHlocError, match=rf"c.jpg are of {size[0]} × {size[1]} .* give --upr"):
+        given(folder, photos)
+    given(folder, photos, PointFrame(upright=True))
+    sized((size[1], size[0]))
+    given(folder, photos)
+    with pytest.raises(EdmHlocError, match=r"as it is stored, .*: leave --upright out"):
+        given(folder, photos, PointFrame(upright=True))
+    for upright in (False, True):
+        sized((32, 32))  # squeezed: the size does not tell
+        given(folder, photos, PointFrame(upright=upright))
+    Image.new("RGB", (48, 48)).save(photos / "c.jpg", exif=exif)
+    given(folder, photos)
+
+
+def test_tensors_of_half_precision_and_sizes_as_pairs_are_read(
+    photos: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a__c.torch"
+    paths = {"img0_path": "left/a.jpg", "img1_path": "c.jpg"}
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors = {"matched_kpts0": torch.ones(1, 2), "matched_kpts1": torch.full((1, 2), 2.5)}
+        tensors |= {"matched_confidences": torch.full((1,), 0.5)}
+        content = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        torch.save({**content, **paths, "im_size": (32, 32)}, file)
+        found = PairSource(file).read()
+        assert (found.points1.tolist(), found.scores.tolist()) == ([[2.5, 2.5]], [0.5])
+        assert found.sizes == ((32, 32), (32, 32))
+    torch.save({**content, **paths, "im_size": (32, 24)}, file)
+    with pytest.raises(EdmHlocError, match=r"a__c.torch: im_size is \[32, 24\], no square"):
+        PairSource(file).read()
+
+
 class Harmful:
     def __reduce__(self) -> tuple:
         return pathlib.Path.touch, (pathlib.Path("harm"),)
@@ -336,6 +384,11 @@ def test_a_wrong_file_gets_one_sentence(
     refused("has no two arrays of points .* but descriptors")
     np.savez(file, keypoints0=POINTS0 * 10, keypoints1=POINTS1)
     refused(r"lie outside of its 64 × 48 pixels, up to \(630, 470\); give the size")
+    np.savez(file, keypoints0=POINTS0, keypoints1=POINTS1, size0=["a", "b"], size1=[64, 48])
+    refused("a__c.npz holds no matches that can be read .*'a'")
+    torch.save({"keypoints0": torch.ones(3, 2).to_sparse(), "keypoints1": POINTS1}, file)
+    file.rename(folder / "a__c.pt")
+    refused("a__c.pt holds no matches that can be read")
     (folder / "a__c.txt").write_text("1 2 3 4\n1 2 3\n")
     refused(r"lines of \[3, 4\] numbers")
     (folder / "a__c.pkl").write_bytes(pickle.dumps({"keypoints0": Harmful()}))
