@@ -16,6 +16,8 @@ def odd_cameras(facts: RunFacts) -> list[str]:
     """What is odd about each camera of which something is, unless the EXIF data say so."""
     odd = []
     for camera in _cameras(facts):
+        if camera.params.size and not len(camera.focal_length_idxs()):
+            continue  # a panorama
         focal = camera.mean_focal_length() if camera.params.size else 0.0
         angle = np.degrees(2 * np.arctan(max(camera.width, camera.height) / 2 / max(focal, 1e-9)))
         extra = camera.params[camera.extra_params_idxs()].copy()

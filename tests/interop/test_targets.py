@@ -21,7 +21,7 @@ from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.files import read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.interop.targets import registry
-from edm_hloc.interop.targets.undistorted import pinhole_of, plain_names
+from edm_hloc.interop.targets.undistorted import PhotosOfModel, pinhole_of, plain_names, undistort
 from tests.full_disk import largest_file
 from tests.interop import target_readers as readers
 from tests.mapping.scenes import look_at
@@ -468,3 +468,28 @@ def test_the_principal_point_is_brought_to_the_middle(
     pinhole, _ = pinhole_of(camera)
     assert (pinhole.camera_id, pinhole.width, pinhole.height) == (7, *size)
     np.testing.assert_allclose(pinhole.params, [500, 510, *place])
+
+
+@pytest.mark.parametrize("name", sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"}))
+def test_every_camera_model_is_undistorted_or_refused_at_once(name: str, tmp_path: Path) -> None:
+    camera = pycolmap.Camera.create_from_model_name(1, name, 60.0, 64, 48)
+    x = np.array([[0.1, 0.2, 1.0], [-0.3, 0.1, 1.0], [0.0, 0.0, 1.0]])
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    image = pycolmap.Image(name="a.png", image_id=1, camera_id=1)
+    image.points2D = [pycolmap.Point2D(xy) for xy in camera.img_from_cam(x)]
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "photos" / "a.png")
+    source, out = PhotosOfModel(tmp_path / "photos"), tmp_path / "out"
+    if name == "EQUIRECTANGULAR":
+        with pytest.raises(EdmHlocError, match=r"a.png is a panorama .* by edm-hloc views"):
+            undistort(model, source, out, "images", "gsplat")
+        assert not out.exists()
+        return
+    undistort(model, source, out, "images", "gsplat")
+    (pinhole,) = model.cameras.values()
+    with Image.open(out / "images" / "a.png") as photo:
+        assert photo.size == (pinhole.width, pinhole.height)
+    found = [point.xy for point in model.images[1].points2D]
+    np.testing.assert_allclose(found, pinhole.img_from_cam(x), atol=1e-4)

@@ -172,6 +172,10 @@ def test_findings_on_quality() -> None:
     assert "calibration" not in texts(told)
     told.prior_focal_lengths[1] = 4000.0
     assert "a field of view of 6°" in texts(told)
+    if "EQUIRECTANGULAR" in pycolmap.CameraModelId.__members__:  # since pycolmap 4.2
+        panorama = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 1.0, 1000, 500)
+        told = facts_of(CHAIN, "abc", cameras={"a": panorama}, prior_focal_lengths={1: 0.0})
+        assert "calibration" not in texts(told)
     view = CameraView("a", pycolmap.Rigid3d(), (1.0, 1.0))
     assert "keypoints of 1 photo cover less than 25%" in texts(
         facts_of(CHAIN, "abc", views=[view]), coverage=0.1

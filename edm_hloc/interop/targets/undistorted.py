@@ -93,11 +93,19 @@ def undistort(
         target: the program that they are for, recorded in ``export.json``.
 
     Raises:
-        EdmHlocError: the folder holds other things or cannot be written, no photo can be read, or
-            a photo or mask does not fit its camera.
+        EdmHlocError: the folder holds other things or cannot be written, no photo can be read, a
+            photo or mask does not fit its camera, or photos are panoramas.
     """
     if not posed_images(model):
         raise EdmHlocError("The model has no posed images, so that there is nothing to export.")
+    for name, image in posed_images(model).items():
+        camera = model.cameras[image.camera_id]
+        if not len(camera.focal_length_idxs()):
+            raise EdmHlocError(
+                f"{name} is a panorama ({camera.model_name}), which no other program takes and "
+                "which cannot be undistorted: cut the panoramas by edm-hloc views, and reconstruct "
+                "from these."
+            )
     model, _ = fit_model(model, source.images, "the model")
     posed = posed_images(model)
     masks = find_masks(source.masks, list(posed), source.images)
