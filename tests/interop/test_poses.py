@@ -219,6 +219,20 @@ def test_numbers_of_frames_are_no_times(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("unit", [1, 1e9])
+def test_timestamps_in_nanoseconds(unit: float, tmp_path: Path) -> None:
+    """As ORB-SLAM3 writes them for EuRoC, some after a key frame."""
+    stamps = [1403636579763555584 + 50_000_000 * i for i in range(5)]
+    (tmp_path / "poses.txt").write_text(
+        "".join(f"{stamp:.6f} {i} 0 0 0 0 0 1\n" for i, stamp in enumerate(stamps))
+    )
+    times = [stamps[3], stamps[1] + 12_000_000, stamps[4] + 30_000_000]
+    names = [f"{time}.png" if unit == 1 else f"{time / unit:.6f}.png" for time in times]
+    given = read_trajectory(tmp_path / "poses.txt", PhotosAtHand(tmp_path, names))
+    places = {pose.name: pose.cam_from_world.inverse().translation[0] for pose in given}
+    assert places == {names[0]: 3, names[1]: 1}
+
+
 def test_matrices_of_kitti_belong_to_photos_by_order_or_number(tmp_path: Path) -> None:
     turn = Rotation.from_euler("y", 30, degrees=True).as_matrix()
     rows = [np.column_stack([turn, [i, 0.5, 0]]).ravel() for i in range(12)]
@@ -649,7 +663,7 @@ def test_components_of_metashape_are_brought_into_the_frame_of_the_chunk(
     ]
     path.write_text(components(xml, [*places]))
     check(read_given_poses(path, photos))
-    assert "components" not in caplog.text
+    assert "have a place in the chunk" not in caplog.text
     path.write_text(components(xml, [*places]).replace("<scale>0.5", "<scale>-0.5"))
     with pytest.raises(EdmHlocError, match=r"component Component 2: scale is -0\.5; it must be"):
         read_given_poses(path, photos)

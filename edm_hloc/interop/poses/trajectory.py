@@ -25,10 +25,11 @@ def read_trajectory(path: Path, photos: PhotosAtHand) -> list[GivenPose]:
     """Poses of TUM's or KITTI's lines (both world from camera), or of `write_poses`.
 
     TUM's lines are "timestamp tx ty tz qx qy qz qw". Photos are found by the timestamps in their
-    names, those nearest in time within 0.02 s. Where that finds neither most of the photos nor of
-    the poses, the names hold other numbers: if there are as many photos as poses, both are taken in
-    their order. KITTI's lines are the twelve numbers of a (3, 4) matrix by rows. They belong to the
-    photos in their order, if these are as many, or else by the photos' numbers, from 0.
+    names, those nearest in time within 0.02 s; both may be in nanoseconds. Where that finds neither
+    most of the photos nor of the poses, the names hold other numbers: if there are as many photos
+    as poses, both are taken in their order. KITTI's lines are the twelve numbers of a (3, 4) matrix
+    by rows. They belong to the photos in their order, if these are as many, or else by the photos'
+    numbers, from 0.
 
     Raises:
         EdmHlocError: a line is no pose, or poses and photos do not fit.
@@ -87,6 +88,7 @@ def _matrix(values: Sequence[float]) -> np.ndarray:
 
 def _by_stamps(path: Path, stamps: Sequence[float], photos: PhotosAtHand) -> dict[int, str]:
     """Photos by the number of their pose: by the times in their names, or else in their order."""
+    stamps = [_seconds(stamp) for stamp in stamps]
     found = _by_time(np.array(stamps), photos)
     if 2 * len(found) <= min(len(stamps), len(photos.names)):  # a few are so by chance
         known = f"{len(found)} of {len(photos.names)} photos"
@@ -118,6 +120,11 @@ def _by_number(path: Path, poses: int, photos: PhotosAtHand) -> dict[int, str]:
     return found
 
 
+def _seconds(stamp: float) -> float:
+    """A timestamp in seconds, which EuRoC and ORB-SLAM3 write in nanoseconds."""
+    return stamp * 1e-9 if stamp > 1e17 else stamp
+
+
 def _by_time(stamps: np.ndarray, photos: PhotosAtHand) -> dict[int, str]:
     """Photos by the number of the pose nearest in time, each pose and photo once."""
     near: dict[int, tuple[float, str]] = {}
@@ -125,8 +132,7 @@ def _by_time(stamps: np.ndarray, photos: PhotosAtHand) -> dict[int, str]:
         numbers = _STAMP.findall(Path(name).stem)
         if not numbers:
             continue
-        time = float(max(numbers, key=len))
-        time *= 1e-9 if time > 1e17 else 1.0  # nanoseconds, as of EuRoC
+        time = _seconds(float(max(numbers, key=len)))
         i = int(np.abs(stamps - time).argmin())
         apart = abs(float(stamps[i]) - time)
         if apart <= _APART and (i not in near or apart < near[i][0]):
