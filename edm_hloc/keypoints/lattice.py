@@ -24,8 +24,9 @@ def checked_points(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must be of shape (M, 2), not {points.shape}")
-    extremes = [points.min(initial=0), points.max(initial=0)]
-    if not (np.abs(extremes) <= MAX_COORDINATE).all():  # false for NaN as well
+    # Python's floats, as float16 does not reach the limit
+    low, high = float(points.min(initial=0)), float(points.max(initial=0))
+    if not (low >= -MAX_COORDINATE and high <= MAX_COORDINATE):  # true for NaN as well
         raise ValueError("coordinates are not all finite pixels")
     return points
 

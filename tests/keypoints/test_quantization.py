@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial import KDTree
 
 from edm_hloc.keypoints.assignment import assign_points, unique_matches
+from edm_hloc.keypoints.lattice import checked_points
 from edm_hloc.keypoints.quantization import QuantizationConfig, quantize_image
 from tests.oracles import hloc_quantization as oracle
 
@@ -173,6 +174,7 @@ def test_points_far_apart_agree_with_plain_reading(max_kps):
     assert_same(quantize_image(points, scores, config), expected)
 
 
+@pytest.mark.filterwarnings("error")
 def test_bad_input_is_refused():
     config = QuantizationConfig(2, 8, None)
     good, one = np.zeros((1, 2), np.float32), np.ones(1, np.float32)
@@ -181,6 +183,10 @@ def test_bad_input_is_refused():
             quantize_image(np.full((1, 2), bad), one, config)
         with pytest.raises(ValueError, match="finite pixels"):
             assign_points(good, np.full((1, 2), bad), 2.0)
+        if not np.isfinite(bad):
+            with pytest.raises(ValueError, match="finite pixels"):
+                quantize_image(np.full((1, 2), bad, np.float16), one, config)
+    assert checked_points(good.astype(np.float16)).dtype == np.float16
     with pytest.raises(ValueError, match="scores are not all finite"):
         quantize_image(good, np.array([np.nan]), config)
     with pytest.raises(ValueError, match=r"1 points but scores of shape \(2,\)"):
