@@ -102,9 +102,8 @@ def undistort(
         camera = model.cameras[image.camera_id]
         if not len(camera.focal_length_idxs()):
             raise EdmHlocError(
-                f"{name} is a panorama ({camera.model_name}), which no other program takes and "
-                "which cannot be undistorted: cut the panoramas by edm-hloc views, and reconstruct "
-                "from these."
+                f"{name} is a panorama ({camera.model_name}), which cannot be undistorted: cut "
+                "the panoramas into views by edm-hloc views, and reconstruct these."
             )
     model, _ = fit_model(model, source.images, "the model")
     posed = posed_images(model)
