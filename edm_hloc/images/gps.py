@@ -118,13 +118,16 @@ def read_fixes(root: Path, names: Iterable[str]) -> dict[str, Fix]:
 
     A barometer gives the heights of one flight to each other better than GPS, which gives their
     level. Where all photos have both, and the two agree but for one shift, the heights are the
-    barometer's.
+    barometer's; but not where photos tell how accurate their altitudes are, as with RTK: those are
+    better than a barometer, and another height would not have that accuracy.
     """
     found = {
         name: fix
         for name in track(list(names), "Reading positions", "photo")
         if (fix := read_fix(Path(root) / name)) is not None
     }
+    if any(fix.altitude_accuracy is not None for fix in found.values()):
+        return found
     both = [
         fix.altitude - fix.relative_altitude
         for fix in found.values()

@@ -65,6 +65,16 @@ def test_heights_of_one_flight_are_the_barometers(tmp_path: Path) -> None:
     assert [f.altitude for f in fixes.values()] == [level + 50, level + 50.5, level + 60]
 
 
+def test_heights_by_rtk_are_not_replaced_by_the_barometers(tmp_path: Path) -> None:
+    for i, (rtk, barometer) in enumerate(((502.0, 50.0), (499.0, 50.5), (504.0, 50.25))):
+        xmp = b'drone-dji:AbsoluteAltitude="%f" drone-dji:RelativeAltitude="%f"' % (rtk, barometer)
+        xmp += b' drone-dji:RtkStdHgt="0.02"' * (i < 2)
+        Image.new("L", (8, 8)).save(tmp_path / f"{i}.jpg", exif=exif_with(47, 8, 0), xmp=DJI % xmp)
+    fixes = read_fixes(tmp_path, ["0.jpg", "1.jpg", "2.jpg"])
+    assert [f.altitude for f in fixes.values()] == [502.0, 499.0, 504.0]
+    assert [f.altitude_accuracy for f in fixes.values()] == [0.02, 0.02, None]
+
+
 def test_tables_of_positions(tmp_path: Path) -> None:
     path = tmp_path / "positions.csv"
     path.write_text(
