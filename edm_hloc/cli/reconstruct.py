@@ -128,6 +128,7 @@ def _triangulate(args: argparse.Namespace) -> None:
 def _match_pairs(args: argparse.Namespace) -> None:
     end_quietly()
     from edm_hloc.images.masks import find_masks
+    from edm_hloc.images.roots import root_text
     from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of
     from edm_hloc.pipelines.pair_rounds import PairRounds
     from edm_hloc.pipelines.run import Run
@@ -136,7 +137,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
     matcher, quantization = options.make_matcher(args), options.quantization(args)
     settings = {
         "command": "match-pairs",
-        "images": str(args.images),
+        "images": root_text(args.images),
         "quantization": asdict(quantization),
         "masks": None if args.masks is None else str(args.masks),
     }

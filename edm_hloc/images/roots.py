@@ -39,6 +39,11 @@ class JoinedFolders:
         return " and ".join(str(folder) for folder in self.folders.values())
 
 
+def root_text(root: ImageRoot) -> str:
+    """Where photos lie, as a record names it: a folder by its absolute path, to be found again."""
+    return str(root.resolve() if isinstance(root, Path) else root)
+
+
 def root_to_json(root: ImageRoot) -> Any:
     """Where photos lie as a value that JSON knows, with absolute paths, for another process.
 

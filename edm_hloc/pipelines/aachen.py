@@ -190,7 +190,7 @@ def localize_aachen(
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "aachen",
-        "dataset": str(dataset),
+        "dataset": str(data.root.resolve()),
         "options": asdict(options),
     }
     files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS)

@@ -140,7 +140,7 @@ def localize_inloc(
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "inloc",
-        "dataset": str(dataset),
+        "dataset": str(data.root.resolve()),
         "options": asdict(options),
     }
     files = (*MATCHING_FILES, *POSES_FILES, "scan_points")

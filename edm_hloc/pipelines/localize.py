@@ -27,7 +27,7 @@ from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import cameras_of_others, cameras_of_same_size
 from edm_hloc.images.find import find_images, image_stamps
-from edm_hloc.images.roots import JoinedFolders
+from edm_hloc.images.roots import JoinedFolders, root_text
 from edm_hloc.keypoints.h5 import FeatureReader
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
@@ -235,9 +235,9 @@ def localize_photos(
     check_retrieval(config.retrieval, names, database)
     settings = {
         "command": "localize",
-        "model": str(model),
-        "images": str(image_root),
-        "queries": str(query_root),
+        "model": str(model.resolve()),
+        "images": root_text(image_root),
+        "queries": root_text(query_root),
         "retrieval": asdict(config.retrieval),
         "pose": asdict(config.poses),
         "tracks": config.refine_tracks,

@@ -36,6 +36,7 @@ from edm_hloc.images.cameras import CameraOptions, check_cameras
 from edm_hloc.images.copies import warn_of_copies
 from edm_hloc.images.gps import Fix
 from edm_hloc.images.masks import find_masks
+from edm_hloc.images.roots import root_text
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.mapping.contradictions import find_contradictions
@@ -154,7 +155,7 @@ def reconstruct(
     known = {name: str(camera.todict()) for name, camera in (cameras.known or {}).items()}
     settings: dict[str, Any] = {
         "command": "reconstruct",
-        "images": str(image_root),
+        "images": root_text(image_root),
         "quantization": asdict(config.keypoints),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
@@ -278,7 +279,7 @@ def triangulate_model(
     settings = {
         "command": "triangulate",
         "reference": str(reference),
-        "images": str(image_root),
+        "images": root_text(image_root),
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),

@@ -26,6 +26,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.masks import find_masks
+from edm_hloc.images.roots import root_text
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.pose_refinement import PoseRefinementSummary, refine_poses
@@ -89,7 +90,7 @@ def refine_given_poses(
     settings = {
         "command": "refine-poses",
         "poses": str(posed.source),
-        "images": str(image_root),
+        "images": root_text(image_root),
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
         "masks": None if config.masks is None else str(config.masks),

@@ -64,8 +64,7 @@ class Run:
         made: names in `out` that this run and earlier ones made or were about to; None for the
             oldest records, which do not tell.
         wrote: of each finished step the names of its "files" and of its "results".
-        earlier: what is set aside, by step: its fingerprint, results, and files and folders with
-            their names.
+        earlier: what is set aside, by step: its fingerprint, results, and files by their names.
         error: message of the error that ended the run, if one did.
         shards: number of shards in which steps are planned for other processes, see
             `pipelines/spreading.py`; 0 to do everything in this one.
@@ -440,6 +439,7 @@ class Run:
             "memory_mib": self.memory_mib,
             "peak_memory_mib": self.peak_memory_mib,
             "wrote": self.wrote,
+            "folder": str(self.out.resolve()),
         }
         if self.made is not None:
             record["made"] = self.made

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.colmap import is_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import remove_leftover
+from edm_hloc.base.log import warn_once
 from edm_hloc.mapping.output import holds_only_models
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,39 @@ def is_set_aside(entry: Any) -> bool:
         and _are_names([*entry["places"], *entry["places"].values()])
         and (entry.get("wrote") == {} or is_written(entry.get("wrote")))
     )
+
+
+def recorded_folder(out: Path, record: Mapping[str, Any], name: str) -> Path | None:
+    """The folder that a run's settings name, such as "images"; None if they name none.
+
+    It need not be there. Where only the run's folder is found, but not under its recorded path,
+    both have moved: then the other one is looked for where it lay beside it.
+
+    Args:
+        out: output folder of the run.
+        record: of the run.
+        name: of the setting.
+    """
+    settings = record.get("settings")
+    recorded = settings.get(name) if isinstance(settings, dict) else None
+    if not recorded:
+        return None
+    folder, at = Path(str(recorded)), record.get("folder")
+    if not folder.is_absolute():  # the oldest records do not tell what it is relative to
+        if folder.is_dir():
+            warn_once(
+                f"{out / 'run.json'} was written by an older version and names the folder {folder} "
+                f"as it was typed. {folder.resolve()} is taken for it: if that is another one, run "
+                "this command in the folder where the run was started."
+            )
+        return folder
+    if not folder.is_dir() and isinstance(at, str):
+        with contextlib.suppress(ValueError):  # another drive
+            moved = Path(os.path.normpath(out.resolve() / os.path.relpath(folder, at)))
+            if moved != folder and moved.is_dir():
+                warn_once(f"{folder} has moved with {out}: {moved} is taken for it.")
+                return moved
+    return folder
 
 
 def is_whole(path: Path, recorded: int | None) -> bool:

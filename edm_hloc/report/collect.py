@@ -25,6 +25,7 @@ from edm_hloc.mapping.no_model import explain_no_model
 from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.aachen import AachenDataset
 from edm_hloc.pipelines.inloc import InLocDataset
+from edm_hloc.pipelines.run_entries import recorded_folder
 from edm_hloc.report.facts import Kind, RunFacts
 from edm_hloc.report.pair_counts import count_matched_pairs, read_pair_counts
 from edm_hloc.report.scene import CameraView, Points, camera_views, image_half_size
@@ -74,10 +75,9 @@ def photos_of_model(model: Path) -> Path | None:
     """
     out, _ = run_folder(model)
     try:
-        images = read_record(out)["settings"].get("images")
+        return recorded_folder(out, read_record(out), "images")
     except EdmHlocError:
         return None
-    return Path(str(images)) if images else None
 
 
 def collect(out: Path, images: Path | None = None) -> RunFacts:
@@ -136,21 +136,26 @@ def _image_root(facts: RunFacts, images: Path | None) -> ImageRoot | None:
         parts = {part: images / part for part in ("query", "database")}
         return JoinedFolders({p: f if f.is_dir() else images for p, f in parts.items()})
     if "queries" in settings:
-        folders = [Path(settings["queries"]), Path(settings.get("images", ""))]
-        root = JoinedFolders(dict(zip(("query", "database"), folders, strict=True)))
+        parts = {"query": _folder(facts, "queries"), "database": _folder(facts, "images")}
+        folders = [*parts.values()]
+        root = JoinedFolders(parts)
     else:
-        root = Path(settings.get("dataset", settings.get("images", "")))
+        root = _folder(facts, "dataset" if facts.dataset else "images")
         if facts.dataset and facts.dataset != "InLoc":
             root = AachenDataset(root).images
         folders = [root]
     gone = [folder for folder in folders if not folder.is_dir()]
     if gone:
         facts.problems.append(
-            f"Photos: there is no folder {gone[0]}, so its photos are not shown. Run this command "
-            "in the folder where the run was started, or give theirs: edm-hloc report OUT --images "
-            "FOLDER."
+            f"Photos: there is no folder {gone[0]}, so its photos are not shown. If they have "
+            "moved, give their folder: edm-hloc report OUT --images FOLDER."
         )
     return root if len(gone) < len(folders) else None
+
+
+def _folder(facts: RunFacts, name: str) -> Path:
+    """A folder of the settings; where they are damaged and name none, one that is not there."""
+    return recorded_folder(facts.out, facts.record, name) or facts.out / name
 
 
 # --------------------------------------------------------------------------- model and queries
@@ -169,7 +174,7 @@ def _read_model(facts: RunFacts) -> None:
                 facts.unfinished.append("The model of the database has no points yet.")
                 return
         else:
-            folder, prefix = Path(facts.settings["model"]), "database/"
+            folder, prefix = _folder(facts, "model"), "database/"
         source = ModelPoints(folder, prefix)
         recorded = facts.results.get("model_poses")
         if recorded not in (None, source.fingerprint_of_poses()):
@@ -212,7 +217,7 @@ def _read_scans(facts: RunFacts) -> None:
     xyz = np.concatenate([np.zeros((0, 3)), *found])
     grey = np.full((len(xyz), 3), 150, np.uint8)
     facts.points = Points(xyz, grey, np.ones(len(xyz), np.int64), np.full(len(xyz), np.nan))
-    data = InLocDataset(Path(facts.settings["dataset"]))
+    data = InLocDataset(_folder(facts, "dataset"))
     facts.point_source = ScanPoints(data.root, folder, data.database())
 
 

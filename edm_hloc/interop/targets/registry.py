@@ -11,6 +11,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_json_object
 from edm_hloc.interop.targets import kapture, layouts, metashape, rerun
 from edm_hloc.interop.targets.undistorted import PhotosOfModel, Undistorted, undistort
+from edm_hloc.pipelines.run_entries import recorded_folder
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,9 @@ def photos_of(model: Path) -> Path:
             f"Where are the photos of {model}? There is no record of a run beside it: give their "
             "folder by --images."
         )
-    folder = Path(
-        str(read_json_object(record, "record of a run").get("settings", {}).get("images"))
-    )
-    if not folder.is_dir():
+    read = read_json_object(record, "record of a run")
+    folder = recorded_folder(record.parent, read, "images")
+    if folder is None or not folder.is_dir():
         raise EdmHlocError(
             f"The photos of {model} were in {folder}, which is not there: give their folder by "
             "--images."
