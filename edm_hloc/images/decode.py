@@ -18,6 +18,7 @@ from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import ImageError
 from edm_hloc.base.files import require_file
+from edm_hloc.base.frames import turned_upright
 
 HEIC_REMEDY = "pip install 'edm_hloc[heic]'"
 # Pillow's names; TGA files have no signature, and are opened only under their name
@@ -209,13 +210,13 @@ def exif_orientation(image: Image.Image) -> int:
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     """(H, W, 3) uint16 RGB of a PNG, TIFF or PPM that has them, which Pillow would cut to 8 bits.
 
-    None of all other files, and of those that only Pillow reads or that EXIF data turn.
+    As stored, like all of `decode`. None of all other files, and of those that only Pillow reads.
     """
     if image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return None
     sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
     tile = str(getattr(image, "tile", ""))
-    if sign is None or sign not in tile or exif_orientation(image) != 1:
+    if sign is None or sign not in tile:
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -223,9 +224,11 @@ def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
         return None
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] < 3:
         return None
-    return (
-        np.ascontiguousarray(pixels[..., 2::-1]) if pixels.shape[:2] == image.size[::-1] else None
-    )
+    if image.format == "TIFF":  # which OpenCV gives upright whatever it is told; not a PNG
+        orientation = exif_orientation(image)
+        pixels = turned_upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    same = pixels.shape[:2] == stored_size(image)[::-1]
+    return np.ascontiguousarray(pixels[..., 2::-1]) if same else None
 
 
 def _pixels(image: Image.Image, grayscale: bool) -> np.ndarray:

@@ -115,6 +115,39 @@ def test_sixteen_bits(tmp_path: Path, scene: np.ndarray, name: str) -> None:
         assert np.abs(stored(path) - luma(scene[..., ::-1]) * 255).max() <= 2
 
 
+def _with_orientation(file: bytes, orientation: int) -> bytes:
+    """A PNG or little-endian TIFF of OpenCV, with an EXIF orientation."""
+    entry = struct.pack("<HHIHH", 0x112, 3, 1, orientation, 0)
+    if file.startswith(b"\x89PNG"):
+        chunk = b"eXIf" + b"II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+        size, check = struct.pack(">I", len(chunk) - 4), struct.pack(">I", zlib.crc32(chunk))
+        return file[:33] + size + chunk + check + file[33:]
+    file += bytes(len(file) % 2)
+    (at,) = struct.unpack_from("<I", file, 4)
+    (number,) = struct.unpack_from("<H", file, at)
+    entries = [file[i : i + 12] for i in range(at + 2, at + 2 + 12 * number, 12)]
+    entries = [e for e in entries if e[:2] != entry[:2]] + [entry]
+    entries.sort(key=lambda e: struct.unpack("<H", e[:2]))
+    tags = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return file[:4] + struct.pack("<I", len(file)) + file[8:] + tags
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_colours_keep_their_bits_whatever_their_orientation(
+    suffix: str, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    file, path = cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes(), tmp_path / f"a{suffix}"
+    for orientation in range(1, 9):
+        path.write_bytes(_with_orientation(file, orientation))
+        for grayscale in (True, False):
+            found, read = decode(path, grayscale)
+            assert read == orientation
+            np.testing.assert_array_equal(found, pixels)  # as stored
+            assert found.dtype == np.uint16
+    assert photo_size(path) == (30, 20)
+
+
 def test_sixteen_bits_of_a_dark_photo_are_not_brightened(tmp_path: Path) -> None:
     for name in ("a.png", "a.pgm", "a.tif"):
         cv2.imwrite(str(tmp_path / name), np.full((40, 40), 257 // 2, np.uint16))
