@@ -47,6 +47,7 @@ _RECORDS = {  # of the folders that this program has made of photos, and how the
     "run.json": b'{ "settings":',
     "export.json": b'{ "made_by": "edm-hloc export-model"',
 }
+_OF_SYSTEMS = ("@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx")  # in lower case
 _PEEKED = 2000  # files of unknown kind of which the first bytes are read
 
 
@@ -54,7 +55,8 @@ def find_images(root: Path | CloudFolder, leave_out: Sequence[Path] = ()) -> lis
     """Names of all images below a folder.
 
     Images are recognised by their suffix in any case (`IMAGE_SUFFIXES`; `HEIC_SUFFIXES` too if
-    pillow-heif is installed). Hidden files and folders are left out, and so are the output folders
+    pillow-heif is installed). Hidden files and folders are left out, and so are those of a NAS or
+    a computer with thumbnails, deleted files or the like (`@eaDir`, `__MACOSX`), the output folders
     of this program's runs, its undistorted copies of photos, and the pictures of `edm-hloc match`
     and `show` under the names that these give to their files. Symbolic links to folders are
     followed, except to a folder that the link itself lies in. Names that a list of pairs or an H5
@@ -134,8 +136,14 @@ def _walk_cloud(root: CloudFolder) -> Iterator[str]:
     inside = [name for name in names if "/" in name]
     outputs = tuple(n.removesuffix(PurePosixPath(n).name) for n in inside if _is_record(root, n))
     for name in names:
-        if not name.startswith(outputs) and not any(p.startswith(".") for p in name.split("/")):
+        hidden = any(p.startswith(".") or _is_of_system(p) for p in name.split("/"))
+        if not name.startswith(outputs) and not hidden:
             yield name
+
+
+def _is_of_system(folder: str) -> bool:
+    """Whether systems keep thumbnails, deleted files or the like in folders of this name."""
+    return folder.lower() in _OF_SYSTEMS
 
 
 class _Others:
@@ -298,7 +306,9 @@ def _walk(root: Path, prefix: str, closed: frozenset[tuple[int, int]]) -> Iterat
             is_folder = entry.is_dir()
         except OSError:  # a link to itself
             is_folder = False
-        if is_folder:
+        if is_folder and _is_of_system(entry.name):
+            logger.info("The folder %s is not searched: a system has made it.", folder / entry.name)
+        elif is_folder:
             yield from _walk(root, f"{name}/", closed | {identity})
         elif _is_ours(folder / entry.name, names):
             warn_once(f"In {folder} the pictures that edm-hloc has drawn are no photos: left out.")
