@@ -83,23 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.command is _train:
-        args.arguments = rest
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Before torch is imported: waiting OpenMP threads must not keep the cores from the threads that
-    # decode photos or from other programs (on a busy computer a pair took half the time).
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _log_to_terminal(args.verbose)
-    # A name that the output cannot show, as in a file on Windows, is no reason to end.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _check_working_folder()
-        args.command(args)
-        sys.stdout.flush()
+        _run_command(argv)
     except EdmHlocError as error:
         streams.complain(f"edm-hloc: {error}")
         return 1
@@ -114,13 +99,41 @@ def _run(argv: Sequence[str] | None) -> int:
         elif streams.output_is_written(end="\n"):  # neither of a file nor of what was printed
             raise
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        if not _is_interrupt(error):
+            raise
         streams.complain(
             "\nedm-hloc: interrupted. What was finished is kept; the same command goes on "
             "from there."
         )
         return 130
     return 0
+
+
+def _run_command(argv: Sequence[str] | None) -> None:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if args.command is _train:
+        args.arguments = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # Before torch is imported: waiting OpenMP threads must not keep the cores from the threads that
+    # decode photos or from other programs (on a busy computer a pair took half the time).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _log_to_terminal(args.verbose)
+    # A name that the output cannot show, as in a file on Windows, is no reason to end.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+    _check_working_folder()
+    args.command(args)
+    sys.stdout.flush()
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: while it is imported, pycolmap makes it its own error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _check_working_folder() -> None:

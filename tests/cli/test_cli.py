@@ -505,6 +505,22 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert run("weights", "list") == 130
     assert "goes on from there" in capsys.readouterr().err
 
+    def importing(args: object) -> None:  # as pycolmap ends
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+        except ImportError as error:
+            raise RuntimeError("Cannot import the C++ backend") from error
+
+    monkeypatch.setattr(cli.weights, "_weights", importing)
+    assert run("weights", "list") == 130
+    assert "goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "build_parser", lambda: interrupted(None))
+    assert run("weights", "list") == 130
+    assert "goes on from there" in capsys.readouterr().err
+
 
 KILLED = {
     "reconstruct I O": "cli.pair_options.choose_pairs",
