@@ -8,12 +8,13 @@ COLMAP's format.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ from edm_hloc.base.files import holds_more_than, make_folder, write_whole
 from edm_hloc.base.frames import turned_upright
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.base.text import read_json_object
 from edm_hloc.images.decode import exif_orientation, open_header, photo_size
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import stored_pixels
 
 logger = logging.getLogger(__name__)
 
 RIG = "rig_config.json"
+_CUT_FROM = "panoramas.json"  # size and modification time of the panoramas that views are of
 _ASPECT = 2.0
 _SAME_ASPECT = 0.01  # relative difference up to which a picture counts as twice as wide as high
 _LARGEST = 32_000  # px of a side, of what OpenCV maps
@@ -75,8 +79,9 @@ def cut_panoramas(
 
     Panoramas are cut upright, as their EXIF orientation says. Neighbouring views overlap where
     there are more than four. In its middle a view has as many pixels to a degree as the panoramas
-    have, most of which have one size. A view that is there and younger than its panorama is left
-    as it is.
+    have, most of which have one size. Views that are there are left as they are, unless their
+    panorama has another size or time than `out/panoramas.json` tells; or is younger, where it tells
+    none, as in folders of older versions.
 
     Args:
         root: folder of the panoramas.
@@ -101,13 +106,19 @@ def cut_panoramas(
     rig = [_sensor(folder, yaw, side) for folder, yaw in zip(folders, yaws, strict=True)]
     _claim(out, json.dumps([{"cameras": rig}], indent=1) + "\n", folders)
     files, written = _view_names(list(sizes)), []
-    with StepProgress("Cutting views", "panorama", len(sizes)) as progress:
+    cut_from = _read_cut_from(out)
+    stamps = {name: list(stamp) for name, stamp in image_stamps(root, sizes).items()}
+    with StepProgress("Cutting views", "panorama", len(sizes)) as progress, _kept(out, cut_from):
         for name, size in sizes.items():
             paths = [out / folder / files[name] for folder in folders]
+            same = cut_from.get(name) in (None, stamps.get(name))
+            is_cut = all(map(Path.is_file, paths)) and same
             try:
-                if not all(_is_younger(path, root / name) for path in paths):
+                if not is_cut or (name not in cut_from and _is_younger(root / name, paths)):
+                    cut_from.pop(name, None)
                     _cut(root / name, size, side, dict(zip(paths, yaws, strict=True)))
                 written.append(name)
+                cut_from[name] = stamps.get(name)
             except ImageError as error:
                 skipped[name] = f"cannot be read: {error}"
             progress.update(1)
@@ -236,8 +247,24 @@ def _warn_of_others(out: Path, folders: Sequence[str], files: Collection[str], r
         )
 
 
-def _is_younger(view: Path, panorama: Path) -> bool:
-    return view.is_file() and view.stat().st_mtime_ns >= panorama.stat().st_mtime_ns
+def _read_cut_from(out: Path) -> dict[str, Any]:
+    """[size, modification time] of the panoramas of the views in `out`, where they are known."""
+    if not (out / _CUT_FROM).is_file():
+        return {}
+    return read_json_object(out / _CUT_FROM, "record of the panoramas")
+
+
+@contextlib.contextmanager
+def _kept(out: Path, cut_from: Mapping[str, Any]) -> Iterator[None]:
+    """Records what `_read_cut_from` reads at the end, also where the block is interrupted."""
+    try:
+        yield
+    finally:
+        write_whole(out / _CUT_FROM, json.dumps(cut_from, indent=1) + "\n")
+
+
+def _is_younger(panorama: Path, views: Sequence[Path]) -> bool:
+    return panorama.stat().st_mtime_ns > min(view.stat().st_mtime_ns for view in views)
 
 
 def _cut(panorama: Path, size: tuple[int, int], side: int, yaws: dict[Path, float]) -> None:

@@ -104,11 +104,32 @@ def test_a_second_call_writes_what_is_missing_or_older(tmp_path: Path) -> None:
         os.utime(path, ns=(1, 1))
     os.utime(root / "a.jpg", ns=(2, 2))
     os.utime(root / "b.jpg", ns=(0, 0))
+    (out / "panoramas.json").unlink()  # as older versions left it
     cut_panoramas(root, ["a.jpg", "b.jpg"], out, directions=4)
     again = {path.relative_to(out).as_posix() for path in views if path.stat().st_mtime_ns > 1}
     assert again == {f"yaw_{yaw:03d}/a.jpg" for yaw in (0, 90, 180, 270)}
     with pytest.raises(EdmHlocError, match="views of other directions"):
         cut_panoramas(root, ["a.jpg"], out, directions=6)
+
+
+def test_a_panorama_that_is_replaced_by_an_older_file_is_cut_again(tmp_path: Path) -> None:
+    root, out = tmp_path / "panoramas", tmp_path / "views"
+    root.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        write_panorama(root / name)
+    cut_panoramas(root, ["a.jpg"], out, directions=3)
+    cut_panoramas(root, ["b.jpg"], out, directions=3)
+    before = {path: path.read_bytes() for path in out.rglob("*.jpg")}
+    Image.new("RGB", Image.open(root / "a.jpg").size, "red").save(root / "a.jpg")
+    os.utime(root / "a.jpg", ns=(5, 5))
+    for path in before:
+        os.utime(path, ns=(9, 9))
+    for _ in range(2):
+        cut_panoramas(root, ["a.jpg", "b.jpg"], out, directions=3)
+        times = {p.relative_to(out).as_posix(): p.stat().st_mtime_ns for p in before}
+        again = {name for name, time in times.items() if time != 9}
+        assert again == {f"yaw_{yaw:03d}/a.jpg" for yaw in (0, 120, 240)}
+    assert all((path.read_bytes() != old) == (path.name == "a.jpg") for path, old in before.items())
 
 
 def test_what_is_no_panorama_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
