@@ -390,6 +390,17 @@ def test_plain_names_are_all_different() -> None:
     assert (plain["c.tif"], plain["c.webp"]) == ("c.png", "c_2.jpg")
 
 
+def test_plain_names_fit_file_systems_however_deep_the_folders() -> None:
+    deep = "/".join(["Überführung über die Brücke"] * 8)
+    names = [f"{deep}/{part}/{i}.jpg" for part in "ab" for i in range(3)]
+    plain = plain_names([*names, "a/" + "x" * 178 + ".jpg"])
+    assert len(set(plain.values())) == 7
+    assert max(len(name.encode()) for name in plain.values()) <= 180 + len(".jpg")
+    assert all("Brücke_a_1_" in plain[name] for name in names if name.endswith("a/1.jpg"))
+    assert plain_names(names[:1])[names[0]] == plain[names[0]]  # whatever else is there
+    assert plain["a/" + "x" * 178 + ".jpg"] == f"a_{'x' * 178}.jpg"
+
+
 # --------------------------------------------------------------------------- own loaders
 
 

@@ -7,6 +7,7 @@ gone on with: photos that are there and were made from the same photo, camera an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -38,6 +39,7 @@ RECORD = "export.json"
 _MADE_BY = "edm-hloc export-model"
 _LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga")
 _QUALITY = 97  # of JPEG: no loss that can be seen in a splat
+_LONGEST = 180  # bytes of a name without its endings, of 255 that file systems take
 _MOST_CUT = 0.25  # of a side, to have the principal point in the middle
 
 
@@ -158,6 +160,9 @@ def plain_names(names: Sequence[str] | Mapping[str, object]) -> dict[str, str]:
         path = PurePosixPath(name)
         suffix = ".png" if path.suffix.lower() in _LOSSLESS else ".jpg"
         stem = re.sub(r"[^\w-]", "_", path.with_suffix("").as_posix())
+        if len(stem.encode()) > _LONGEST:
+            digest = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+            stem = f"{stem.encode()[9 - _LONGEST :].decode(errors='ignore')}_{digest}"
         free, number = stem, 2
         while free.lower() in taken:  # some file systems take a.jpg for A.jpg
             free, number = f"{stem}_{number}", number + 1
