@@ -102,7 +102,7 @@ def _export(args: argparse.Namespace) -> None:
     model = largest_model(args.model)
     if model != args.model:
         print(f"Model       {model}")
-    suffix = args.out.suffix.lower()
+    suffix, written = args.out.suffix.lower(), [args.out]
     if args.target is not None:
         if args.text:
             raise EdmHlocError("--text is for COLMAP's own files: leave it out with --for.")
@@ -114,7 +114,7 @@ def _export(args: argparse.Namespace) -> None:
     if suffix == ".ply":
         exports.export_ply(model, args.out)
     elif suffix == ".json":
-        exports.export_nerfstudio(model, args.out, args.images)
+        written = exports.export_nerfstudio(model, args.out, args.images)
     elif suffix and not args.out.is_dir():
         raise EdmHlocError(
             f"Cannot export to {args.out.suffix} files: OUT must be a .ply or .json file "
@@ -124,4 +124,4 @@ def _export(args: argparse.Namespace) -> None:
         exports.export_text(model, args.out)
     else:
         exports.export_binary(model, args.out)
-    print(f"Written     {args.out}")
+    print(f"Written     {' and '.join(map(str, written))}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import pycolmap
 from edm_hloc.base.colmap import posed_images, read_model, write_model_files
 from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import make_folder, remove_leftover, write_whole
+from edm_hloc.base.text import read_json_object
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 
@@ -46,15 +49,22 @@ def export_binary(model: Path, out: Path) -> None:
 
 
 def export_text(model: Path, out: Path) -> None:
-    """Writes COLMAP's text files into the folder `out`.
+    """Writes COLMAP's text files into the folder `out`; warns of names that COLMAP cuts off there.
 
     Raises:
         EdmHlocError: there is no model, `out` holds a model in binary form, or writing fails.
     """
-    _export_colmap(model, out, text=True)
+    read = _export_colmap(model, out, text=True)
+    cut = [image.name for image in read.images.values() if re.search(r"\s", image.name)]
+    if cut:
+        logger.warning(
+            "%d photos have white space in their names, such as %r: COLMAP's reader of %s ends a "
+            "name there, and finds them in the binary form only (leave out --text).",
+            *(len(cut), min(cut), out / "images.txt"),
+        )
 
 
-def _export_colmap(model: Path, out: Path, *, text: bool) -> None:
+def _export_colmap(model: Path, out: Path, *, text: bool) -> pycolmap.Reconstruction:
     read = read_model(model)
     # COLMAP reads only one of the two forms of a folder, which might be the outdated one
     other = out / ("cameras.bin" if text else "cameras.txt")
@@ -63,6 +73,7 @@ def _export_colmap(model: Path, out: Path, *, text: bool) -> None:
             f"{out} holds a model in another form ({other.name}): choose another folder."
         )
     put_model(read, out, text=text)
+    return read
 
 
 def put_model(model: pycolmap.Reconstruction, folder: Path, *, text: bool) -> None:
@@ -111,8 +122,10 @@ def points_ply(model: pycolmap.Reconstruction, *, normals: bool = False) -> byte
     return "\n".join([*lines, "end_header\n"]).encode() + table.tobytes()
 
 
-def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> None:
+def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> list[Path]:
     """Writes nerfstudio's `transforms.json` and, beside it, the points as `sparse_pc.ply`.
+
+    The points of any other `NAME.json` are in `NAME_sparse_pc.ply`.
 
     Poses are world from camera in OpenGL's convention (y up, looking along −z). The world frame is
     the model's, so `applied_transform` is the identity. Each frame has its own intrinsics and
@@ -124,10 +137,13 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
         images: folder of the photos, for their absolute paths; by default paths are relative, in
             `images/`.
 
+    Returns:
+        The files.
+
     Raises:
         EdmHlocError: there is no model, or none with registered images; `images` has none of its
-            photos; a camera model is unknown to nerfstudio; fisheye and other cameras are mixed; or
-            a file cannot be written.
+            photos; a camera model is unknown to nerfstudio; fisheye and other cameras are mixed;
+            the file of the points is there and is not of `out`; or a file cannot be written.
     """
     read = read_model(model)
     if images is not None:
@@ -144,10 +160,26 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> Non
         frames[name] = {"file_path": path}
     if not frames:
         raise EdmHlocError(f"The model in {model} has no posed images.")
-    points = out.with_name("sparse_pc.ply") if read.num_points3D() else None
-    write_transforms(read, out, frames, None if points is None else points.name)
-    if points is not None:
-        export_ply(model, points)
+    if not read.num_points3D():
+        write_transforms(read, out, frames, None)
+        return [out]
+    of_other = "" if out.name == "transforms.json" else f"{out.stem}_"
+    points = out.with_name(f"{of_other}sparse_pc.ply")
+    if points.exists() and _points_of(out) != points.name:
+        raise EdmHlocError(
+            f"{points} is there already, and {out} does not name it as its points: move it, or "
+            "export into another folder."
+        )
+    write_transforms(read, out, frames, points.name)
+    export_ply(model, points)
+    return [out, points]
+
+
+def _points_of(transforms: Path) -> object:
+    """The file of points that a `transforms.json` names; None if it names none or is not there."""
+    with contextlib.suppress(EdmHlocError, OSError):
+        return read_json_object(transforms, "file of poses").get("ply_file_path")
+    return None
 
 
 def write_transforms(

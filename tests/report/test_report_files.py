@@ -16,7 +16,12 @@ from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.pictures import _spread, draw_matches, ramp
-from edm_hloc.interop.exports import export_nerfstudio, nerfstudio_camera
+from edm_hloc.interop.exports import (
+    export_binary,
+    export_nerfstudio,
+    export_text,
+    nerfstudio_camera,
+)
 from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
 from edm_hloc.report.scene import CameraView, Points, build_scene
 
@@ -112,6 +117,40 @@ def test_nerfstudio_projects_points_to_the_same_pixels(
         expected = camera.img_from_cam(image.cam_from_world() * points[ahead])
         np.testing.assert_allclose(pixels, expected, atol=1e-6)
         assert (frame["w"], frame["h"]) == (camera.width, camera.height)
+
+
+def test_points_of_another_file_are_not_written_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other, x = (tmp_path / name for name in ("sparse_pc.ply", "x_sparse_pc.ply", "x.json"))
+    own.write_text("mine")
+    for _ in range(2):
+        assert run("export-model", model, x) == 0
+        assert f"Written     {x} and {other}" in capsys.readouterr().out
+    assert json.loads(x.read_text())["ply_file_path"] == other.name
+    assert own.read_text() == "mine"
+    transforms = tmp_path / "transforms.json"
+    assert run("export-model", model, transforms) == 1
+    assert f"{own} is there already, and {transforms} does not" in capsys.readouterr().err
+    assert not transforms.exists()
+    transforms.write_text('{"ply_file_path": "sparse_pc.ply"}')
+    assert run("export-model", model, transforms) == 0
+    assert own.read_bytes() == other.read_bytes()
+
+
+def test_names_with_spaces_are_told_of_in_text(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export_text(model, tmp_path / "a")
+    assert "1 photos have white space in their names, such as 'a folder/with" in caplog.text
+    caplog.clear()
+    export_binary(model, tmp_path / "b")
+    read = read_model(model)
+    read.images[min(read.images)].name = "a/b.jpg"
+    (tmp_path / "m").mkdir()
+    read.write_binary(tmp_path / "m")
+    export_text(tmp_path / "m", tmp_path / "c")
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
