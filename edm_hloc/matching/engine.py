@@ -177,6 +177,7 @@ def match_pairs(
         with loader, _workers(matcher) as pool:
             queue, encoder = MatchingQueue(matcher, writer, pool), Encoder(matcher, loader, pool)
             _match(todo, matcher, encoder, queue, config)
+            _try_others(pairs, loader)
         summary = MatchingSummary(
             matched=queue.num_pairs,
             resumed=len(pairs) - len(todo),
@@ -197,6 +198,16 @@ def match_pairs(
             summary.skipped,
         )
     return summary
+
+
+def _try_others(pairs: Sequence[Pair], loader: ImageLoader) -> None:
+    """Loads photos whose partners all cannot be read, so that those like them are named as well."""
+    if not loader.skipped:
+        return
+    readable = set(names_in([pair for pair in pairs if loader.can_read(pair)]))
+    for name in names_in(pairs):
+        if name not in readable and name not in loader.skipped and name not in loader.shapes:
+            loader.get(name)
 
 
 @contextlib.contextmanager

@@ -351,6 +351,18 @@ def test_unreadable_photos_are_skipped(
         assert log.count(str(photos / name)) == 1
 
 
+def test_unreadable_photos_are_all_named_whatever_their_partners(
+    photos: Path, tmp_path: Path
+) -> None:
+    for name in ("bad.png", "worse.png", "worst.png"):
+        (photos / name).write_bytes(b"")
+    pairs = [("bad.png", "worse.png"), ("bad.png", "worst.png"), (names()[0], names()[1])]
+    for _ in range(2):  # also by a call that finds the others matched
+        summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
+        assert sorted(summary.skipped) == ["bad.png", "worse.png", "worst.png"]
+        assert summary.skipped_pairs == 2
+
+
 def test_partners_of_an_unreadable_photo_are_not_decoded(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +373,11 @@ def test_partners_of_an_unreadable_photo_are_not_decoded(
     decoded: list[str] = []
     monkeypatch.setattr("edm_hloc.matching.loading.load_image", load)
     (photos / "bad.png").write_bytes(b"")
-    pairs = [(name, "bad.png") for name in names()] + [(names()[6], names()[7])]
+    good = [(names()[i], names()[i + 1]) for i in range(7)]
+    pairs = [(name, "bad.png") for name in names()]
+    match_pairs(photos, good[:-1], FakeMatcher(), tmp_path / "raw")
+    decoded.clear()
+    pairs += good
     summary = match_pairs(photos, pairs, FakeMatcher(), tmp_path / "raw")
     assert (summary.matched, summary.skipped_pairs, list(summary.skipped)) == (1, 8, ["bad.png"])
     # the first one, before it is known, and those of the good pair
