@@ -84,6 +84,7 @@ _TURN_BACK = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+_MIRRORED = (2, 4, 5, 7)
 
 
 @contextlib.contextmanager
@@ -205,6 +206,24 @@ def exif_orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF data is no reason to do without the photo
         return 1
     return value if value in _TURN_BACK else 1
+
+
+def check_not_mirrored(path: Path, orientation: int) -> None:
+    """Raises ImageError if an EXIF orientation mirrors a photo.
+
+    Its stored pixels, in which keypoints and cameras are, are a mirror image of what it shows: no
+    rotation of the camera explains them, and a pose that seems to is far from the true one.
+
+    Args:
+        path: of the photo.
+        orientation: EXIF's, 1 to 8.
+    """
+    if orientation in _MIRRORED:
+        raise ImageError(
+            f"Cannot use image {path}: its EXIF orientation ({orientation}) mirrors it, so that "
+            "its stored pixels are a mirror image of the scene. Store it as it is shown, for "
+            "instance with mogrify -auto-orient."
+        )
 
 
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:

@@ -13,7 +13,12 @@ from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.base.log import warn_once
-from edm_hloc.images.decode import open_header, stored_size
+from edm_hloc.images.decode import (
+    check_not_mirrored,
+    exif_orientation,
+    open_header,
+    stored_size,
+)
 
 _CAMERA_TAGS = (ExifTag.Make, ExifTag.Model)
 _FOCAL_TAGS = (ExifTag.FocalLength, ExifTag.FocalLengthIn35mmFilm)
@@ -47,10 +52,11 @@ def read_header(path: Path) -> PhotoHeader:
     """Reads the header of a photo, not its pixels. Damaged EXIF data count as none.
 
     Raises:
-        ImageError: the photo cannot be opened.
+        ImageError: the photo cannot be opened, or its EXIF orientation mirrors it.
     """
     with open_header(path) as image:
         size = image.size
+        check_not_mirrored(path, exif_orientation(image))
         try:
             exif = image.getexif()
             size = stored_size(image)

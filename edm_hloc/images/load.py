@@ -11,7 +11,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform, turned_upright
-from edm_hloc.images.decode import decode
+from edm_hloc.images.decode import check_not_mirrored, decode
 from edm_hloc.images.levels import FolderLevels, levels_of, to_eight_bits
 
 
@@ -115,6 +115,20 @@ def load_image(
     scale = width / size[0], height / size[1]
     transform = PixelTransform(scale, orientation, stored)
     return NetworkImage(tensor, transform, stored, orientation, levels, path)
+
+
+def load_photo(
+    path: Path, *, resize_max: int | None = 1024, divisor: int = 32, grayscale: bool = True
+) -> NetworkImage:
+    """`load_image` of a photo whose camera is sought.
+
+    Raises:
+        ImageError: as `load_image`, or the EXIF orientation mirrors the photo.
+        EdmHlocError: as `load_image`.
+    """
+    image = load_image(path, resize_max=resize_max, divisor=divisor, grayscale=grayscale)
+    check_not_mirrored(path, image.exif_orientation)
+    return image
 
 
 def reduced(image: NetworkImage, resize_max: int, divisor: int) -> NetworkImage:

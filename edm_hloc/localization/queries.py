@@ -22,7 +22,7 @@ from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.grid import blocks
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
-from edm_hloc.images.decode import photo_size
+from edm_hloc.images.exif import read_header
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.log import append_to_log, resume_log
@@ -95,7 +95,7 @@ def query_cameras(
             continue
         camera = known[name]
         try:
-            size = photo_size(root / name)
+            size = read_header(root / name).size
             cameras[name] = camera_for_size(camera, size, root / name, "the known intrinsics")
         except (ImageError, EdmHlocError) as error:
             problems[name] = str(error)

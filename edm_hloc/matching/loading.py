@@ -9,7 +9,7 @@ from functools import partial
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.images.cloud import CloudFolder
-from edm_hloc.images.load import NetworkImage, load_image
+from edm_hloc.images.load import NetworkImage, load_photo
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matching.levels import StoredLevels
@@ -30,7 +30,7 @@ class ImageLoader:
 
     Attributes:
         shapes: (C, H, W) of each image loaded so far, by name.
-        skipped: photos that could not be read, with the reason.
+        skipped: photos that could not be read or used, with the reason.
         rotated: photos that were turned upright by their EXIF orientation.
     """
 
@@ -44,7 +44,7 @@ class ImageLoader:
         ahead: int,
     ) -> None:
         self._load = partial(
-            load_image,
+            load_photo,
             resize_max=preprocessing.resize_max,
             divisor=preprocessing.divisor,
             grayscale=preprocessing.grayscale,
@@ -74,7 +74,7 @@ class ImageLoader:
         return name in self._pending and self._pending[name].done()
 
     def get(self, name: str) -> NetworkImage | None:
-        """An image, or None if its photo cannot be read.
+        """An image, or None if its photo cannot be read or used.
 
         Raises:
             EdmHlocError: see `StoredLevels.check`; or a photo in object storage has more than 8

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edm_hloc.images.load import load_image
+from edm_hloc.images.load import load_photo
 from edm_hloc.images.sift import root_sift
 from edm_hloc.models.weights import load as load_weights
 
@@ -38,7 +38,7 @@ def sift_descriptors(path: Path) -> np.ndarray:
     Raises:
         ImageError: the photo cannot be read.
     """
-    image = load_image(path, resize_max=_SIFT_SIZE, divisor=8)
+    image = load_photo(path, resize_max=_SIFT_SIZE, divisor=8)
     grey = (image.tensor[0].numpy() * 255).round().astype(np.uint8)
     return root_sift(grey, _SIFT_FEATURES).descriptors
 
@@ -60,7 +60,7 @@ def edm_features(weights: str | Path | None, device: torch.device) -> LocalFeatu
 
     @torch.inference_mode()
     def extract(path: Path) -> np.ndarray:
-        image = load_image(path, resize_max=_EDM_SIZE, divisor=32)
+        image = load_photo(path, resize_max=_EDM_SIZE, divisor=32)
         x16 = model.backbone(image.tensor[None].to(device))[1]
         rows = torch.nn.functional.normalize(x16[0].flatten(1).T.float(), dim=1)
         return rows.cpu().numpy()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
-from edm_hloc.images.load import load_image
+from edm_hloc.images.load import load_photo
 from edm_hloc.models.weights import cache_directory, download, file_sha256
 from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 
@@ -66,7 +66,7 @@ def megaloc_descriptors(
         todo = [name for name in images.names if name not in kept]
         for name in track(todo, "Global descriptors", "photo"):
             try:
-                image = load_image(images.root / name, resize_max=None, grayscale=False, divisor=1)
+                image = load_photo(images.root / name, resize_max=None, grayscale=False, divisor=1)
             except ImageError as error:
                 skipped[name] = str(error)
                 logger.warning("Skipping a photo: %s", error)

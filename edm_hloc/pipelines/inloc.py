@@ -16,7 +16,7 @@ from pathlib import Path
 import pycolmap
 
 from edm_hloc.base.errors import ImageError, raise_any
-from edm_hloc.images.decode import photo_size
+from edm_hloc.images.exif import read_header
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
@@ -152,7 +152,7 @@ def localize_inloc(
         cameras, unusable = {}, {}
         for name in names:
             try:
-                cameras[name] = query_camera(*photo_size(data.root / name))
+                cameras[name] = query_camera(*read_header(data.root / name).size)
             except ImageError as error:
                 unusable[name] = str(error)
         images = RetrievalImages(data.root, names, database)

@@ -35,7 +35,7 @@ from edm_hloc.base.h5 import (
     stored_provenance,
     stored_text,
 )
-from edm_hloc.images.decode import decode
+from edm_hloc.images.decode import check_not_mirrored, decode
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
@@ -209,7 +209,8 @@ def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
 
 def _is_readable(root: ImageRoot, name: str) -> bool:
     try:
-        decode(root / name, grayscale=True)
+        path = root / name
+        check_not_mirrored(path, decode(path, grayscale=True)[1])
     except ImageError:
         return False
     return True

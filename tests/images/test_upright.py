@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from edm_hloc.base.errors import ImageError
 from edm_hloc.base.frames import PixelTransform, upright_axes, upright_size
 from edm_hloc.base.matches import Matches
+from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.decode import photo_size
-from edm_hloc.images.load import load_image
+from edm_hloc.images.exif import read_header
+from edm_hloc.images.load import load_image, load_photo
 from edm_hloc.images.pictures import draw_matches
 from tests.images.pixels import HEIGHT, STORED_AT, WIDTH, store_turned, turned_as
 
@@ -49,6 +52,28 @@ def test_frames_of_all_orientations(
     np.testing.assert_array_equal(stored[y, x], np.asarray(photo)[v, u])
     of_network = upright.transform.to_network(np.stack([u, v], axis=1).astype(float))
     np.testing.assert_allclose(image.transform.to_original(of_network), at, atol=1e-9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_mirrored_photos_are_shown_but_not_used(
+    tmp_path: Path, photo: Image.Image, orientation: int, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    store_turned(photo, path, orientation)
+    assert load_image(path).exif_orientation == orientation
+    if np.linalg.det(upright_axes(orientation)) > 0:
+        assert load_photo(path).original_size == read_header(path).size
+        assert photo_cameras(tmp_path, [path.name], CameraOptions())[0].keys() == {path.name}
+        return
+    for read in (load_photo, read_header):
+        with pytest.raises(
+            ImageError, match=rf"{path.name}: its EXIF .* \({orientation}\) mirrors"
+        ):
+            read(path)
+    cameras, skipped = photo_cameras(tmp_path, [path.name], CameraOptions())
+    assert cameras == {}
+    assert "Store it as it is shown" in skipped[path.name]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

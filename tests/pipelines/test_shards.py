@@ -26,6 +26,7 @@ from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
 from edm_hloc.pipelines.shards import is_matched, match_shard, merge_shards
 from tests.fakes import FakeMatcher
+from tests.images.pixels import store_turned
 
 NAMES = [f"a b/é {i}.png" for i in range(9)]
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -184,6 +185,14 @@ def test_unreadable_photos_are_left_out_and_named(photos: Path, tmp_path: Path) 
     merged = merge_shards(plan)
     assert merged.pairs == len(PAIRS) - len(alone)
     assert merged.skipped.keys() == {NAMES[0]}
+
+
+def test_mirrored_photos_are_left_out_once(photos: Path, tmp_path: Path) -> None:
+    store_turned(Image.new("RGB", (40, 50), (10, 10, 10)), photos / NAMES[0], 2)
+    plan = plan_of(photos, tmp_path / "out", 1)
+    assert match_shard(plan, 1, FakeMatcher()).skipped.keys() == {NAMES[0]}
+    assert is_matched(plan, 1)  # as far as it can be
+    assert "mirrors it" in merge_shards(plan).skipped[NAMES[0]]
 
 
 def test_plans_and_matchers_are_not_mixed(photos: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 import edm_hloc
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import upright_axes
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.images.decode import photo_size
+from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from tests.images.pixels import STORED_AT, store_turned
 
@@ -44,6 +46,33 @@ def test_matches_are_those_of_the_upright_photo(
         axis=2
     )  # where the end of a line is rounded otherwise
     assert differ.mean() < 0.02
+
+
+@pytest.mark.parametrize("how", ["listed", "similar"])
+def test_mirrored_photos_are_left_out_of_a_model(tmp_path: Path, scene: Path, how: str) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((scene / "images").iterdir())[:4]:
+        with Image.open(path) as opened:
+            turn = 2 if path.name == "view_01.jpg" else 1
+            store_turned(opened.convert("RGB"), images / path.name, turn, quality=97)
+    names = tuple(sorted(path.name for path in images.iterdir()))
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    chosen = SimilarPhotos(names, RetrievalOptions("sift", 2))
+    matcher = edm_hloc.load_matcher(weights="edm_s", resize=320, device="cpu", refine="none")
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+    config = ReconstructionConfig(cameras=cameras, refine_tracks=False)
+    given = pairs if how == "listed" else chosen
+    run = reconstruct(images, tmp_path / "out", given, matcher, config)
+    assert "mirrors it" in run.results["matching"]["skipped"]["view_01.jpg"]
+    assert run.results["matching"]["encoded"] == 3
+    assert run.results["mapped"]["statistics"]["registered"] == 3
+
+    for path in images.iterdir():
+        with Image.open(path) as opened:
+            store_turned(opened.convert("RGB"), path, 2)
+    with pytest.raises(EdmHlocError, match="its EXIF orientation"):
+        reconstruct(images, tmp_path / "none", given, matcher, config)
 
 
 def test_portrait_and_landscape_photos_match_without_a_second_look(
