@@ -24,8 +24,8 @@ _FEWEST_ALIGNED = 30  # points that a pose is refined by
 # Scales of the robust loss, in median errors of the points: matches have far longer tails
 _MATCHED_LOSS, _ALIGNED_LOSS = 1.0, 2.0
 _LARGEST_LOSS = 1.0  # pixels, COLMAP's own, and the largest that is taken
+_NO_LOSS = 1e6  # pixels, a scale at which the loss has no effect
 _ROUNDS = 3  # of refinement, each with the scale that the last errors give
-_MEDIAN_OF_RAYLEIGH = 1.1774  # median length of a 2D Gaussian error with a deviation of 1 an axis
 
 ALIGNMENTS = 2
 """Number of times that a query is aligned to the photos of a model, each from the last pose on."""
@@ -159,7 +159,7 @@ def estimate_pose(
     found = None
     if len(matched.pixels) >= _MIN_CORRESPONDENCES:
         found = pycolmap.estimate_and_refine_absolute_pose(
-            matched.pixels, matched.points, camera, estimation, refinement, True
+            matched.pixels, matched.points, camera, estimation, refinement
         )
     answer = QueryPose(
         query,
@@ -196,7 +196,9 @@ def estimate_pose(
     pose = found["cam_from_world"]
     # by the camera as refined
     errors = _errors(pose, pixels, points, camera)
-    position, rotation = _deviations(pose, found["covariance"], errors)
+    covariance = _covariance(pose, pixels, points, camera, refinement)
+    noise = _noise(errors, _ALIGNED_LOSS if aligned else _MATCHED_LOSS)
+    position, rotation = _deviations(pose, covariance, noise)
     return replace(
         answer,
         status="localized",
@@ -257,14 +259,59 @@ def _refined(
         pose = answer["cam_from_world"]
         errors = _errors(pose, pixels, points, camera)
         ahead: Any = np.isfinite(errors)
-        median = float(np.median(errors[ahead])) if ahead.any() else 0.0
-        options.loss_function_scale = min(max(scale * median, 1e-3), _LARGEST_LOSS)
-        answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, camera, options, True)
+        options.loss_function_scale = _loss_scale(errors, scale)
+        answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, camera, options)
     return answer
 
 
+def _loss_scale(errors: np.ndarray, scale: float) -> float:
+    """The scale of the robust loss in pixels, for errors (N,) and a scale in median errors."""
+    ahead = errors[np.isfinite(errors)]
+    median = float(np.median(ahead)) if len(ahead) else 0.0
+    return min(max(scale * median, 1e-3), _LARGEST_LOSS)
+
+
+def _noise(errors: np.ndarray, scale: float) -> float:
+    """The standard deviation an axis, in pixels, of keypoints whose least-squares pose would be as
+    uncertain as the one that the robust loss (Cauchy's) gives for these errors.
+
+    It is larger than that of the keypoints, as points far off count less: the asymptotic variance
+    of an M-estimator, for residuals in the plane.
+
+    Args:
+        errors: (N,) reprojection errors in pixels.
+        scale: of the loss, in median errors.
+    """
+    squares = errors[np.isfinite(errors)] ** 2
+    weights = 1 / (1 + squares / _loss_scale(errors, scale) ** 2)
+    return float(np.sqrt((weights**2 * squares).mean() / 2) / (weights**2).mean())
+
+
+def _covariance(
+    pose: pycolmap.Rigid3d,
+    pixels: np.ndarray,
+    points: np.ndarray,
+    camera: pycolmap.Camera,
+    options: pycolmap.AbsolutePoseRefinementOptions,
+) -> np.ndarray | None:
+    """The covariance of a refined pose for `_deviations`; None where there is none.
+
+    It is computed without the robust loss, whose weights would pass for a lack of information.
+
+    Args:
+        pose, camera: as refined; both stay as they are.
+        pixels, points: by which they were refined.
+        options: those of the refinement; the scale of their loss and the steps are set.
+    """
+    ahead: Any = np.isfinite(_errors(pose, pixels, points, camera))
+    options.loss_function_scale, options.max_num_iterations = _NO_LOSS, 0
+    copy = pycolmap.Camera(camera.todict())  # COLMAP refines it in place
+    answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, copy, options, True)
+    return None if answer is None else answer["covariance"]
+
+
 def _deviations(
-    pose: pycolmap.Rigid3d, covariance: np.ndarray | None, errors: np.ndarray
+    pose: pycolmap.Rigid3d, covariance: np.ndarray | None, noise: float
 ) -> tuple[float | None, float | None]:
     """Standard deviations of the camera's position, and of its rotation in degrees.
 
@@ -272,12 +319,10 @@ def _deviations(
         pose: cam_from_world.
         covariance: (6, 6) by COLMAP, for keypoints with a standard deviation of 1 px an axis: of
             half the rotation vector (Ceres's quaternion manifold) and of the translation.
-        errors: reprojection errors of the points in pixels. Their median gives the keypoints'
-            actual standard deviation.
+        noise: the keypoints' standard deviation, see `_noise`.
     """
     if covariance is None:
         return None, None
-    noise = float(np.median(errors)) / _MEDIAN_OF_RAYLEIGH
     whole_rotation = np.diag([2.0] * 3 + [1.0] * 3)
     covariance = whole_rotation @ covariance @ whole_rotation
     R, cross = pose.rotation.matrix(), cross_product_matrix(pose.translation)

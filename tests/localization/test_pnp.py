@@ -42,6 +42,20 @@ def test_the_loss_is_as_narrow_as_the_matches_are_exact(cloud: np.ndarray) -> No
     assert (_off(answer.pose) < 0.2 * _off(of_colmap["cam_from_world"])).all()
 
 
+@pytest.mark.parametrize("sigma", [0.3, 3.0])
+def test_deviations_are_those_of_repeated_measurements(cloud: np.ndarray, sigma: float) -> None:
+    """Also where errors are larger than the loss ever is wide."""
+    rng = np.random.default_rng(2)
+    errors, stated = [], []
+    for _ in range(60):
+        pixels = to_colmap(seen(cloud)) + rng.normal(0, sigma, (len(cloud), 2))
+        answer = _estimated(pixels, cloud)
+        errors.append(_off(answer.pose))
+        stated.append([answer.position_deviation, answer.rotation_deviation])
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.15)
+
+
 def test_a_point_counts_once_at_the_median_of_its_matches(cloud: np.ndarray) -> None:
     """A quarter of the points are wrong by 0.5 px, and nine database images match each of these."""
     rng = np.random.default_rng(1)
