@@ -69,7 +69,7 @@ def find_poses(
     """Localizes queries by the `features.h5` and `matches.h5` of a run.
 
     The results are logged in `queries.jsonl` and summarized in the run's record. A photo that the
-    matching could not read counts among the `problems`.
+    retrieval or the matching could not read counts among the `problems`.
 
     Raises:
         EdmHlocError: a file cannot be read or written.
@@ -79,7 +79,8 @@ def find_poses(
         if (run.out / earlier_name(name)).is_file():
             (run.out / earlier_name(name)).replace(run.out / name)
     start = time.monotonic()
-    skipped: Mapping[str, str] = run.results["matching"]["skipped"]
+    skipped: dict[str, str] = run.results["matching"]["skipped"]
+    skipped = skipped | run.results.get("retrieval", {}).get("skipped", {})
     unreadable = {name: skipped[name] for name in queries.names if name in skipped}
     queries = replace(queries, problems={**unreadable, **queries.problems})
     files = QueryFiles(run.out / "features.h5", run.out / "matches.h5", points)
@@ -253,7 +254,7 @@ def localize_photos(
         of_others = cameras_of_others(
             root, [name for name in names if name not in known], of_database
         )
-        given = len(known)
+        given = sum(name in known for name in names)
         known |= of_others
         unknown = [name for name in names if name not in known]
         cameras, problems = _query_cameras(query_root, names, known)

@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
+from edm_hloc.base.errors import ImageError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.load import load_photo
+from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import WeightsInfo, weights_sha256
 from edm_hloc.pairs.descriptors import RetrievalImages
@@ -46,6 +49,9 @@ def retrieve(
     run: Run, options: RetrievalOptions, images: RetrievalImages, matcher: Matcher | None = None
 ) -> dict[str, list[str]]:
     """The database images of each query, most similar first; a step of `run`.
+
+    Its record gets the queries that have none as their photo cannot be read, with the reason, even
+    where descriptors of an earlier run are used.
 
     Args:
         run: the run in whose folder the files go.
@@ -76,6 +82,7 @@ def retrieve(
     else:
         found = _by_descriptors(run, options, images, matcher, scores_path)
     missing = [query for query in queries if query not in found]
+    run.results["retrieval"] = {"skipped": _unreadable(images.root, missing)}
     if missing:
         logger.warning(
             "%d of %d queries have no retrieved image and cannot be localized, such as %s.",
@@ -88,6 +95,17 @@ def retrieve(
         run.claim(list_path.name)
         write_pairs(list_path, [(q, image) for q, partners in found.items() for image in partners])
     return found
+
+
+def _unreadable(root: ImageRoot, names: Sequence[str]) -> dict[str, str]:
+    """Why photos cannot be used, by name; those that can be are left out."""
+    problems = {}
+    for name in names:
+        try:
+            load_photo(root / name)
+        except ImageError as error:
+            problems[name] = str(error)
+    return problems
 
 
 def similar_pairs(

@@ -97,7 +97,7 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
     facts.dataset = _dataset(facts)
     facts.image_root = _image_root(facts, images)
     with facts.noting_errors("Skipped photos"):
-        for step in ("matching", "imported"):
+        for step in ("matching", "imported", "retrieval"):
             facts.skipped |= facts.results.get(step, {}).get("skipped", {})
     with facts.noting_errors("Model"):
         _read_model(facts)
