@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError, raise_any
 from edm_hloc.base.files import make_folder
+from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import read_lines
 from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.localize import (
@@ -211,7 +212,7 @@ def _report_check(dataset: Path, what: str, missing: Sequence[str]) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from edm_hloc.images.find import find_images
-    from edm_hloc.images.intrinsics import listed_camera
+    from edm_hloc.images.intrinsics import listed_name
     from edm_hloc.localization.submission import check_submission
 
     queries: list[str] = []
@@ -219,8 +220,7 @@ def _check(args: argparse.Namespace) -> None:
         if path.is_dir():
             queries += find_images(path)
         else:
-            lines = [line for _, line in read_lines(path, "list of queries")]
-            listed = [listed_camera(line)[0] or line.split()[0] for line in lines]
+            listed = [listed_name(line) for _, line in read_lines(path, "list of queries")]
             if not listed:
                 raise EdmHlocError(f"The list of queries {path} is empty: give one name a line.")
             queries += listed
@@ -238,6 +238,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         AACHEN_THRESHOLDS,
         INLOC_THRESHOLDS,
         evaluate,
+        poses_of_no_query,
         read_truth,
         table,
     )
@@ -247,7 +248,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     poses = read_poses(args.file)
     if not poses:
         raise EdmHlocError(f"{args.file} holds no poses: run the localization again.")
-    print(table(evaluate(poses, read_truth(args.truth), thresholds), thresholds))
+    truth = read_truth(args.truth)
+    errors = evaluate(poses, truth, thresholds)
+    if unknown := poses_of_no_query(poses, truth):
+        warn_once(
+            f"{len(unknown)} of the {len(poses)} poses in {args.file} count for nothing, as they "
+            f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
+        )
+    print(table(errors, thresholds))
 
 
 def _synth(args: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.models import same_images
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 from edm_hloc.localization.poses import read_poses
 
@@ -66,15 +66,16 @@ def evaluate(
     """Compares estimated poses with the true ones, for each group of queries.
 
     Args:
-        poses: cam_from_world by the query's path or, as in a submission, by its file name if no
-            other query has it.
+        poses: cam_from_world by the query's path or, as in a submission, by its file name or with
+            other folders, if no other query and no other pose has that file name. Poses of other
+            photos count for nothing (see `poses_of_no_query`).
         truth: true cam_from_world by group and by the query's path.
         thresholds: pairs of thresholds of which the recall is computed.
 
     Raises:
         EdmHlocError: none of the queries has an estimated pose.
     """
-    answers = _answers(poses, {name for group in truth.values() for name in group})
+    answers = {query: poses[name] for name, query in _pairs_of_names(poses, truth)}
     if not answers:
         raise EdmHlocError(
             "None of the true queries has a pose: the names are like "
@@ -84,14 +85,17 @@ def evaluate(
     return [_evaluate(group, answers, true, thresholds) for group, true in truth.items()]
 
 
-def _answers(
-    poses: Mapping[str, pycolmap.Rigid3d], queries: Collection[str]
-) -> dict[str, pycolmap.Rigid3d]:
-    """The poses by the paths of the queries."""
-    file_of = {name: name.rpartition("/")[2] for name in queries}
-    number = Counter(file_of.values())
-    by_file = {n: poses[file] for n, file in file_of.items() if number[file] == 1 and file in poses}
-    return by_file | {name: poses[name] for name in queries if name in poses}
+def poses_of_no_query(poses: Collection[str], truth: Mapping[str, Collection[str]]) -> list[str]:
+    """Names of the poses that `evaluate` finds no true query for."""
+    known = {name for name, _ in _pairs_of_names(poses, truth)}
+    return [name for name in poses if name not in known]
+
+
+def _pairs_of_names(
+    poses: Collection[str], truth: Mapping[str, Collection[str]]
+) -> list[tuple[str, str]]:
+    """The name of each pose that is of a true query, and the query's."""
+    return same_images(poses, dict.fromkeys(name for group in truth.values() for name in group))
 
 
 def _evaluate(

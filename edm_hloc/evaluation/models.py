@@ -104,7 +104,7 @@ def compare(model: Path, truth: Path, images: Path | None = None) -> ModelCompar
     """
     reconstruction = read_model(model)
     found, true = _poses_of(reconstruction), _true_poses(truth, images)
-    common = _same_images(found, true)
+    common = same_images(found, true)
     if len(common) < 2:
         example = f" The model has {next(iter(found), 'none')!r}, the truth "
         raise EdmHlocError(
@@ -233,7 +233,7 @@ def _arrays(poses: Sequence[pycolmap.Rigid3d]) -> tuple[np.ndarray, np.ndarray]:
     return rotations, np.array([pose.inverse().translation for pose in poses])
 
 
-def _same_images(found: Collection[str], true: Collection[str]) -> list[tuple[str, str]]:
+def same_images(found: Collection[str], true: Collection[str]) -> list[tuple[str, str]]:
     """Names (found, true) of the same images: equal paths, otherwise equal, unique file names."""
     common = [(name, name) for name in found if name in true]
     left = [name for name in found if name not in true]

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import is_model, read_model
+from edm_hloc.base.colmap import camera_text, is_model, read_model
 from edm_hloc.base.errors import EdmHlocError, NotInColmapError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import filled_lines, is_comment, read_lines, read_text
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
+from edm_hloc.images.find import HEIC_SUFFIXES, IMAGE_SUFFIXES
 from edm_hloc.images.listed import listed_names
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
         names: of the images; those that begin with "#" are known by it from comments.
 
     Raises:
-        EdmHlocError: the list cannot be read, or a line holds something else.
+        EdmHlocError: the list cannot be read, a line holds something else, or an image has two
+            cameras.
     """
     cameras: dict[str, pycolmap.Camera] = {}
     same: dict[str, pycolmap.Camera] = {}
@@ -135,7 +137,11 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
             )
         text = " ".join(words)
         same.setdefault(text, parse_camera(words, f"{path}, {name}"))
-        cameras[name] = same[text]
+        if camera_text(cameras.setdefault(name, same[text])) != camera_text(same[text]):
+            raise EdmHlocError(
+                f"{path}: {name} is there a second time, with another camera: remove one of the "
+                "two."
+            )
     return cameras
 
 
@@ -150,6 +156,19 @@ def listed_camera(line: str) -> tuple[str, list[str]]:
     if not place:
         return "", []
     return line[: line.rindex(words[place])].strip(), words[place:]
+
+
+def listed_name(line: str) -> str:
+    """The name in a line of a list of images, behind which there may be a camera or more words.
+
+    A name may hold spaces: it is what stands before a camera, or the whole line where this ends as
+    the names of images do, or else the first word.
+    """
+    line = line.strip()
+    name, _ = listed_camera(line)
+    if name or line.lower().endswith((*IMAGE_SUFFIXES, *HEIC_SUFFIXES)):
+        return name or line
+    return line.split()[0]
 
 
 def _is_transforms(path: Path) -> bool:

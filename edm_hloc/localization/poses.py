@@ -76,16 +76,21 @@ def read_poses(path: Path, names: Collection[str] | None = None) -> dict[str, py
             if they are not known: all poses are read.
 
     Raises:
-        EdmHlocError: the file cannot be read, or a line is not a pose.
+        EdmHlocError: the file cannot be read, a line is not a pose, or a name has two poses.
     """
-    poses = {}
+    poses: dict[str, pycolmap.Rigid3d] = {}
     for line in read_pose_lines(path):
         if names is not None and is_comment(line.name, line.name, names):
             continue
         if line.problem:
             raise EdmHlocError(f"{path}, line {line.number}: {line.problem}.")
         quaternion = np.array(line.pose[:4]) / np.linalg.norm(line.pose[:4])
-        poses[line.name] = to_rigid([*quaternion, *line.pose[4:]])
+        pose = to_rigid([*quaternion, *line.pose[4:]])
+        if to_numbers(poses.setdefault(line.name, pose)) != to_numbers(pose):
+            raise EdmHlocError(
+                f"{path}, line {line.number}: {line.name} is there a second time, with another "
+                "pose: remove one of the two."
+            )
     return poses
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
 from edm_hloc.base.text import read_text
+from edm_hloc.images.intrinsics import listed_name
 from edm_hloc.pairs.descriptors import DescriptorReader
 from edm_hloc.pairs.files import find_pairs
 from edm_hloc.pairs.names import NameFinder
@@ -280,7 +281,7 @@ def _in_list(names: Sequence[str], path: Path) -> list[str]:
     for line in map(str.strip, read_text(path, "list of names").split("\n")):
         if not line:
             continue
-        name = finder.find(line) or finder.find(line.split()[0])
+        name = finder.find(line) or finder.find(listed_name(line))
         if name is not None:
             wanted.add(name)
         elif not line.startswith("#"):

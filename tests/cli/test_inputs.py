@@ -237,3 +237,6 @@ def test_names_of_queries_with_spaces_are_found_in_a_list_of_intrinsics(
     queries.write_text("night/my photo.jpg SIMPLE_RADIAL 640 480 500 320 240 0\n")
     assert run("check-submission", poses, "--queries", queries) == 0
     assert "one pose for each of 1 queries" in capsys.readouterr().out
+    queries.write_text("night/my photo.jpg\n")  # without intrinsics
+    assert run("check-submission", poses, "--queries", queries) == 0
+    assert "one pose for each of 1 queries" in capsys.readouterr().out

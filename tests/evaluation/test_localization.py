@@ -9,7 +9,14 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth, table
+from edm_hloc.cli import main
+from edm_hloc.evaluation.localization import (
+    evaluate,
+    pose_errors,
+    poses_of_no_query,
+    read_truth,
+    table,
+)
 from edm_hloc.localization.poses import write_poses
 from tests.localization.queries import TRUTH
 
@@ -45,3 +52,19 @@ def test_errors_and_recall(tmp_path: Path) -> None:
     assert (both.queries, both.answered) == (2, 1)
     with pytest.raises(EdmHlocError, match="names are like 'z"):
         evaluate({"z.jpg": TRUTH}, read_truth(tmp_path))
+
+
+def test_poses_under_other_folders_count_where_their_file_names_are_unique(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = {"day": {f"query/day/{name}.jpg": TRUTH for name in "abc"}}
+    poses = {"mine/a.jpg": TRUTH, "b.jpg": TRUTH, "x/c.jpg": TRUTH, "y/c.jpg": TRUTH}
+    (day,) = evaluate(poses, truth)
+    assert (day.answered, day.recall) == (2, (2 / 3,) * 3)
+    assert poses_of_no_query(poses, truth) == ["x/c.jpg", "y/c.jpg"]  # either may be the one
+    write_poses(tmp_path / "poses.txt", poses)
+    write_poses(tmp_path / "day.txt", truth["day"])
+    assert main(["evaluate-poses", str(tmp_path / "poses.txt"), str(tmp_path / "day.txt")]) == 0
+    said = capsys.readouterr().err
+    assert f"2 of the 4 poses in {tmp_path / 'poses.txt'} count for nothing" in said
+    assert "such as 'x/c.jpg'" in said

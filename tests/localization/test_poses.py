@@ -42,6 +42,17 @@ def test_rounded_quaternions_turn_the_same_and_stretch_nothing(tmp_path: Path) -
         assert pose_errors(read_poses(path)[name], TRUTH) == pytest.approx((0, 0), abs=1e-9)
 
 
+def test_a_photo_has_one_pose(tmp_path: Path) -> None:
+    path = tmp_path / "poses.txt"
+    write_poses(path, {"1.jpg": TRUTH, "2.jpg": TRUTH})
+    lines = path.read_text()
+    path.write_text(lines + lines)  # the same again
+    assert list(read_poses(path)) == ["1.jpg", "2.jpg"]
+    path.write_text(f"{lines}\n2.jpg 1 0 0 0 1 2 3\n")
+    with pytest.raises(EdmHlocError, match=r"poses\.txt, line 4: 2\.jpg is there a second time"):
+        read_poses(path)
+
+
 def test_names_may_begin_like_a_comment(tmp_path: Path) -> None:
     path = tmp_path / "poses.txt"
     write_poses(path, {"#3 kitchen/1.jpg": TRUTH, " hall/2.jpg": TRUTH})

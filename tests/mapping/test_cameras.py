@@ -291,6 +291,11 @@ def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:
         ("a.jpg SIMPLE_RADIAL 640 480 5 5 5 inf", "not a camera"),
         ("b.jpg PINHOLE 640 480 5 5 5 5", "none of the 1 images"),
         ("", "holds no intrinsics: it names no image"),
+        (
+            "a.jpg SIMPLE_PINHOLE 64 48 5 5 5\na.jpg SIMPLE_PINHOLE 64 48 5 5 5.0\n"
+            "a.jpg SIMPLE_PINHOLE 64 48 5 5 6",
+            r"list.txt: a.jpg is there a second time, with another camera: remove one",
+        ),
     ],
 )
 def test_wrong_intrinsics(tmp_path: Path, text: str, message: str) -> None:

@@ -96,7 +96,9 @@ def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
 
 def test_names_are_chosen_by_a_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "list.txt"
-    path.write_text("# of mine\n\nb.jpg PINHOLE 64 48 5 5 5 5\nIMG 1.jpg\n#2.jpg\nc d\n")
+    path.write_text(
+        "# of mine\n\nb.jpg PINHOLE 64 48 5 5 5 5\nIMG 1.jpg PINHOLE 64 48 5 5 5 5\n#2.jpg\nc d\n"
+    )
     names = ["#2.jpg", "IMG 1.jpg", "a.jpg", "b.jpg"]
     # what a line begins with is a name too, as of hloc's queries with intrinsics
     assert select_names(names, listed=path) == ["#2.jpg", "IMG 1.jpg", "b.jpg"]
