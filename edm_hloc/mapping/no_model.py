@@ -38,7 +38,7 @@ def explain_no_model(database: Path) -> str:
         advice = (
             "The matches of no pair agree with one geometry: check that the photos show the same "
             "things from not too different places, try a larger image size or other weights, or "
-            "a larger maximal error if the photos are much larger than the matcher's input."
+            "reduced copies of photos that are much larger than the matcher's input."
         )
     else:
         advice = (

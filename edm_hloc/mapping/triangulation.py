@@ -98,7 +98,8 @@ def triangulate(
         if not result.num_points3D():
             raise EdmHlocError(
                 f"None of {verification.inliers} verified matches gave a point. Are the photos of "
-                "the pairs taken from one place? Try a smaller triangulation angle."
+                "the pairs taken from one place? Give more partners, or photos from farther "
+                "apart; in Python MappingOptions(min_tri_angle=…) accepts smaller angles."
             )
         write_model(result, image_root, temporary)
         statistics = ModelStatistics.of(result)
