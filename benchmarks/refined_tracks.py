@@ -32,8 +32,7 @@ from scipy.spatial.transform import Rotation
 from edm_hloc import cli
 from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
-from edm_hloc.evaluation.models import compare
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.evaluation.models import align, compare
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from edm_hloc.synthetic.photo_truth import write_photo
 from edm_hloc.tracks.uncertainty import uncertainty_file
@@ -115,7 +114,16 @@ def over_sigma(model: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     refined, true = read_model(model), posed_images(read_model(truth))
     told = json.loads(uncertainty_file(model).read_text("utf-8"))["cameras"]
-    refined.transform(frame_change(refined, read_model(truth), true))
+    found = posed_images(refined)
+    cameras = [
+        (
+            np.array([p[name].cam_from_world().rotation.matrix() for name in found]),
+            centres_of(p[name] for name in found),
+        )
+        for p in (found, true)
+    ]
+    frame = align(*cameras[0], *cameras[1])
+    refined.transform(pycolmap.Sim3d(frame.scale, pycolmap.Rotation3d(frame.R), frame.translation))
     extent = largest_distance(centres_of(true.values()))
     ratios = []
     for name, image in posed_images(refined).items():

@@ -1,8 +1,8 @@
 """How sure the cameras of an adjusted model are, in a frame of their own.
 
 The covariance of an adjustment depends on which cameras hold the frame. Here none does: it is that
-of the cameras after the similarity that brings them nearest to where they are, as two models are
-compared.
+of the cameras after the similarity that brings them nearest to where they are, as the command
+`compare` aligns two models.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from edm_hloc.tracks.kernel import PATCH_SIGMAS
 _DOUBTFUL = 5.0  # times the median uncertainty
 _SAMPLED = 20  # photos of which the overlap of patches is measured, at most
 _MOST_PHOTOS = 400  # of which the covariances of all pairs are computed
-_DAMPING = (
-    1.0  # makes the frame, which is taken out in the end, determined; all else is far more so
-)
+# Makes the frame, which is taken out in the end, determined. COLMAP adds it to the information of
+# all parameters, so the first is far below what photos tell of a lens in a model with an extent of
+# 1; it may drown in rounding where photos are large or see very many points, and more is needed.
+_DAMPINGS = 1e-6, 1e-4, 1e-2, 1.0
 UNSEEN = 1.2  # true errors over those that residuals tell: rendered scenes, seeds 3 to 5
 RAYLEIGH = 1.1774  # median length of errors that are normal with 1 along each axis
 
@@ -72,21 +73,25 @@ def camera_covariances(
         return None
     if not all(model.images[i].is_ref_in_frame() for i in views.ids.tolist()):
         return None  # COLMAP has no covariance of a camera that is held by another
+    whole = extent(views.centres) or 1.0
+    middle = np.median(views.centres, axis=0)
+    model = pycolmap.Reconstruction(model)
+    model.transform(pycolmap.Sim3d(1 / whole, pycolmap.Rotation3d(), -middle / whole))
+    views = Views.of(model)
     tracks = Tracks.of(model, views)
     scale = robust_scale(reprojection_errors(tracks, views))
-    adjuster = adjuster_of(model, scale, freedom, options or MappingOptions(), held=False)
-    wanted = pycolmap.BACovarianceOptions()
-    wanted.damping = _DAMPING
-    wanted.params = pycolmap.BACovarianceOptionsParams.POSES
-    found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
-    if found is None:
-        return None
     noise = scale / RAYLEIGH / np.sqrt(_left_free(tracks, views))
-    shared = _sharing_errors(tracks, views, config)
-    covariance = _of_centres(found, views) * (shared * (UNSEEN * noise) ** 2)
-    if not np.isfinite(covariance).all():  # as where photos were mapped onto one place
-        return None
-    return _free_of_frame(covariance, views)
+    size = _sharing_errors(tracks, views, config) * (UNSEEN * noise) ** 2
+    wanted = pycolmap.BACovarianceOptions()
+    wanted.params = pycolmap.BACovarianceOptionsParams.POSES
+    unit = np.tile([1.0] * 3 + [whole] * 3, len(views.ids))
+    for wanted.damping in _DAMPINGS:
+        adjuster = adjuster_of(model, scale, freedom, options or MappingOptions(), held=False)
+        found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
+        covariance = None if found is None else size * _of_centres(found, views)
+        if covariance is not None and np.isfinite(covariance).all():
+            return unit[:, None] * _free_of_frame(covariance, views) * unit
+    return None  # as where photos were mapped onto one place
 
 
 def camera_uncertainties(
@@ -205,7 +210,8 @@ def _of_centres(found: pycolmap.BACovariance, views: Views) -> np.ndarray:
 
 def _free_of_frame(covariance: np.ndarray, views: Views) -> np.ndarray:
     """The covariance (6V, 6V) after the similarity that brings all cameras nearest to where they
-    are; an angle of a radian counts as the cameras' mean distance from their middle."""
+    are. An angle of a radian counts as √2 times the cameras' mean distance from their middle, as in
+    `evaluation.models.align`, where a rotation counts by all three of its axes."""
     centres = views.centres - views.centres.mean(axis=0)
     spread = float(np.sqrt((centres**2).sum(axis=1).mean())) or 1.0
     similarity = np.zeros((len(centres), 6, 7))
@@ -214,7 +220,7 @@ def _free_of_frame(covariance: np.ndarray, views: Views) -> np.ndarray:
         similarity[v, 3:, :3] = -cross_product_matrix(centre)
         similarity[v, 3:, 3:6] = np.eye(3)
         similarity[v, 3:, 6] = centre
-    unit = np.tile([1.0] * 3 + [1 / spread] * 3, len(centres))
+    unit = np.tile([np.sqrt(2)] * 3 + [1 / spread] * 3, len(centres))
     basis, _ = np.linalg.qr(unit[:, None] * similarity.reshape(-1, 7))
     project = np.eye(len(unit)) - basis @ basis.T
     scaled = unit[:, None] * covariance * unit
