@@ -23,6 +23,8 @@ _SETTLING = 5  # adjustments at most after cameras were put in rigs, each with a
 _LESS = 0.9  # while the reprojection error becomes so many times as large
 _OFF = 3.0  # times its reprojection error without its rig, of a photo that does not fit this
 _SETTLED = 1e-4  # relative change of the cost
+_TANGIBLE = 0.01  # share of a model beyond a limit, which it was not made with then
+_ANY_ERROR = 1e9  # pixels
 _WEAK_PERSPECTIVE = 5.0  # focal length by the longer side
 
 
@@ -110,6 +112,26 @@ def robust_scale(errors: np.ndarray) -> float:
     length = np.linalg.norm(errors, axis=1)
     length = length[np.isfinite(length)]
     return float(np.median(length)) if len(length) else 0.0
+
+
+def limits_of(model: pycolmap.Reconstruction) -> MappingOptions:
+    """The limits of points that those of a model meet, which another program may have made.
+
+    They are the usual ones, but for the angle of rays or the reprojection error, or both, that more
+    than a few of its points or observations exceed: there no angle is too small, and no error
+    larger than the largest.
+    """
+    limits = MappingOptions()
+    sure = pycolmap.Reconstruction(model)
+    pycolmap.ObservationManager(sure).filter_all_points3D(_ANY_ERROR, limits.min_tri_angle)
+    if sure.num_points3D() < (1 - _TANGIBLE) * model.num_points3D():
+        limits = replace(limits, min_tri_angle=0.0)
+    views = Views.of(model)
+    length = np.linalg.norm(reprojection_errors(Tracks.of(model, views), views), axis=1)
+    length = length[np.isfinite(length)]
+    if np.count_nonzero(length > limits.max_error) > _TANGIBLE * len(length):
+        limits = replace(limits, max_error=float(length.max()))
+    return limits
 
 
 def adjuster_of(

@@ -48,6 +48,7 @@ from edm_hloc.tracks.adjustment import (
     drop_observations,
     has_known_baseline,
     in_rigs,
+    limits_of,
     with_telephotos_held,
 )
 from edm_hloc.tracks.alignment import Alignment, align
@@ -276,7 +277,7 @@ def _one_round(
     aligned &= ~blurred[tracks.view]
     as_mapped = (shelf.unread | blurred)[tracks.view] & voting
     keep = aligned | as_mapped
-    share = float((aligned | shelf.unread[tracks.view])[voting].mean())
+    share = np.count_nonzero((aligned | shelf.unread[tracks.view]) & voting) / max(1, voting.sum())
     if share < _LEAST_SHARE:
         raise EdmHlocError(
             f"The photos in {shelf.root} agree at only {share:.0%} of what the model sees: are "
@@ -292,6 +293,11 @@ def _one_round(
     with at_work("Adjusting to refined tracks"):
         last = number == len(config.patch_radii) - 1
         adjust(model, written, config.outlier, freedom, options, again=last)
+    if not model.num_points3D():
+        raise EdmHlocError(
+            f"No point of the model is left once it is adjusted to the photos in {shelf.root}: are "
+            "they the ones that it was made of, and taken from different places?"
+        )
     progress.rounds += 1
     return tuple(np.array(views.names)[blurred].tolist())
 
@@ -316,7 +322,8 @@ def refine_model(
             that is there is replaced. The uncertainties of cameras and points are written beside
             it, see `uncertainty_files`.
         kept: what of the cameras stays as it is.
-        options: minimum angle of a point's rays, and threads.
+        options: limits of points, and threads; without, the limits are those that the points of
+            the model meet (see `limits_of`).
         left_out: photos of the model's database that are tried once more, after the first round.
 
     Raises:
@@ -324,9 +331,12 @@ def refine_model(
     """
     begin = time.monotonic()
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
-    kept, options = kept or Kept(), options or MappingOptions()
+    kept = kept or Kept()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
     posed, before = posed_images(model), ModelStatistics.of(model)
+    if options is None:
+        check_refinable(model)
+        options = limits_of(model)
     made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),

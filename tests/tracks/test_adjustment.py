@@ -10,14 +10,14 @@ import pytest
 
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import adjustment
-from edm_hloc.tracks.adjustment import Freedom, adjust, with_telephotos_held
+from edm_hloc.tracks.adjustment import Freedom, adjust, limits_of, with_telephotos_held
 from edm_hloc.tracks.geometry import Tracks, Views
 
 FOCAL, MIDDLE = 129.0, 240.0  # pixels
 BEHIND = np.array([3.0, 0.0, -0.02])  # 90.4° from the axis
 
 
-def fisheye_model() -> pycolmap.Reconstruction:
+def fisheye_model(step: float = 0.5, noise: float = 0.3) -> pycolmap.Reconstruction:
     """Three fisheye cameras in a row along y, before 81 points; number 81 lies at 89.6°."""
     rng = np.random.default_rng(0)
     ahead = rng.uniform(-4, 4, (80, 3)) + np.array([0, 0, 7])
@@ -29,8 +29,8 @@ def fisheye_model() -> pycolmap.Reconstruction:
     )
     model.add_camera_with_trivial_rig(camera)
     for k in range(3):
-        centre = np.array([0.0, 0.5 * (k - 1), 0.0])
-        pixels = camera.img_from_cam(xyz - centre) + rng.normal(0, 0.3, (len(xyz), 2))
+        centre = np.array([0.0, step * (k - 1), 0.0])
+        pixels = camera.img_from_cam(xyz - centre) + rng.normal(0, noise, (len(xyz), 2))
         image = pycolmap.Image(
             name=f"{k}.jpg",
             image_id=k + 1,
@@ -79,3 +79,17 @@ def test_intrinsics_of_long_telephoto_lenses_stay() -> None:
         model.add_camera(camera)
     freedom = with_telephotos_held(Freedom(constant=frozenset({1}), distortion=False), model)
     assert freedom == Freedom(constant=frozenset({1, 3, 4}), distortion=False)
+
+
+def test_points_of_another_program_are_held_to_no_limit_that_they_did_not_meet() -> None:
+    """Of photos from nearly one place all rays meet under less than the mapper's least angle."""
+    assert limits_of(fisheye_model()) == MappingOptions()
+    near = fisheye_model(0.02, 0.01)
+    limits = limits_of(near)
+    assert (limits.min_tri_angle, limits.max_error) == (0, MappingOptions().max_error)
+    tracks, freedom = Tracks.of(near, Views.of(near)), Freedom(focal=False, distortion=False)
+    adjust(near, tracks, 8.0, freedom, limits, again=True)
+    assert near.num_points3D() > 75
+    large = limits_of(fisheye_model(noise=5.0))
+    assert large.min_tri_angle == MappingOptions().min_tri_angle
+    assert large.max_error > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -302,6 +303,23 @@ def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
     with pytest.raises(EdmHlocError, match="None of the 6 photos"):
         refine_model(roof.model, tmp_path, tmp_path / "out", options=THREADS)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_which_no_point_is_left_is_not_replaced(
+    roof: Roof, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(model: pycolmap.Reconstruction, *others: Any, again: bool) -> None:
+        for point_id in list(model.point3D_ids()):
+            model.delete_point3D(point_id)
+
+    model = tmp_path / "model"
+    shutil.copytree(roof.model, model)
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    monkeypatch.setattr(refine, "adjust", empty)
+    with pytest.raises(EdmHlocError, match="No point of the model is left"):
+        refine_model(model, roof.images, model, options=THREADS)
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_panoramas_are_refused_by_their_name() -> None:
