@@ -164,7 +164,8 @@ class ChosenTracks:
             kept.update(numbers)
             return begun[0].model if begun else None
 
-        left = unfold(base.database, folded.model, conflicts, mapping, base.options.min_inliers)
+        least = base.options.min_inliers
+        left = unfold(base.database, base.folder, folded.model, conflicts, mapping, least)
         if left is None:
             return None
         fitting = replace(base, database=left.database)
@@ -362,7 +363,7 @@ def _begun_on(
 
 def _copy_with(base: IncrementalMapping, name: str, pairs: Collection[Pair]) -> IncrementalMapping:
     """The same on a copy of the database with some of its pairs."""
-    copy = base.database.with_name(f"{name}-{base.database.name}")
+    copy = base.folder / f"{name}-{base.database.name}"
     with open_database(base.database) as db:
         copy_images(db, copy, {i.image_id for i in db.read_all_images()}, sorted(pairs))
     return replace(base, database=copy)

@@ -211,6 +211,7 @@ class Unfolded:
 
 def unfold(
     database: Path,
+    folder: Path,
     folded: pycolmap.Reconstruction,
     conflicts: Sequence[Pair],
     mapping: Callable[[Path], pycolmap.Reconstruction | None],
@@ -219,7 +220,8 @@ def unfold(
     """Maps once more without the pairs that look alike.
 
     Args:
-        database: COLMAP database with verified pairs; others are written beside it.
+        database: COLMAP database with verified pairs.
+        folder: for other databases.
         folded: a model with the signs of a fold.
         conflicts: ids of the images of the pairs that disagree in it.
         mapping: gives the largest model of a database. It need not be complete.
@@ -236,7 +238,7 @@ def unfold(
         fit = consistent_pairs(db, folded, kept)
         if len(kept) == len(shares) or _connecting(sorted(fit), sorted(images)) is not None:
             return None
-        trusted = database.with_name(f"trusted-{database.name}")
+        trusted = folder / f"trusted-{database.name}"
         copy_images(db, trusted, images, sorted(kept))
     logger.info(
         "Mapping once more, without %d of %d pairs of photos that may look alike.",
@@ -249,7 +251,7 @@ def unfold(
     if stay([model], conflicts):
         return None
     name = {image.image_id: image.name for image in posed_images(model).values()}
-    consistent = database.with_name(f"consistent-{database.name}")
+    consistent = folder / f"consistent-{database.name}"
     with open_database(database) as db:
         fitting = consistent_pairs(db, model, shares) | kept
         copy_images(db, consistent, {i.image_id for i in db.read_all_images()}, sorted(fitting))

@@ -82,7 +82,10 @@ def test_matches_alone_give_the_rotations_of_a_courtyard_and_unfold_it(
     walls = courtyard(tmp_path, alike_share=0.4)
     for other in ("_unfolded", "_by_trusted_pairs", "_of_places"):
         monkeypatch.setattr(ChosenTracks, other, lambda *_: None)
+    before = {path.name for path in tmp_path.iterdir()}
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"m"}
+    assert {path.suffix for path in (tmp_path / "m").iterdir()} == {".bin"}
     assert summary.components == (16,)
     assert compare(tmp_path / "m", tmp_path / "truth").rotation_max < 1.0
     left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]

@@ -137,7 +137,9 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, truth = walls.parent / "images", walls.parent / "truth"
+    beside = {path.name for path in walls.parent.iterdir()}
     summary = map_database(walls, images, tmp_path / "m", THREADS)
+    assert {path.name for path in walls.parent.iterdir()} == beside
     assert summary.components == (16,)
     comparison = compare(tmp_path / "m", truth)
     assert comparison.rotation_max < 1.0
@@ -259,7 +261,7 @@ def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(
         raise AssertionError("mapped once more")
 
     right = read_model(tmp_path / "right")
-    assert unfold(database, right, disagreeing, never, 30) is None
+    assert unfold(database, tmp_path, right, disagreeing, never, 30) is None
 
     turned = [image for image in right.images.values() if image.image_id > 8]
     assert len(turned) == 8
@@ -267,4 +269,4 @@ def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(
     for image in turned:
         image.frame.rig_from_world = flip * image.cam_from_world()
     with pytest.raises(AssertionError, match="once more"):
-        unfold(database, right, disagreeing, never, 30)
+        unfold(database, tmp_path, right, disagreeing, never, 30)
