@@ -330,6 +330,7 @@ def refine_model(
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
     """
     begin = time.monotonic()
+    check_replaceable(out)
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
     kept = kept or Kept()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
@@ -349,7 +350,6 @@ def refine_model(
             made_from += [content_of(db), sorted(left_out.names), sorted(left_out.known)]
     if kept.rigs is not None:
         made_from.append(file_stamp(kept.rigs))
-    check_replaceable(out)
     rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
     try:
         with new_model_folder(out) as temporary, quiet_colmap():
