@@ -186,6 +186,8 @@ def test_distortion_is_not_blamed_for_a_wrong_focal_length(
         return models
 
     monkeypatch.setattr(IncrementalMapping, "run", fewer_points)
+    # rotations of pairs are by the focal length of the EXIF data, and contradict the model
+    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
     assert calls == [(True, True), (True, False)]
     assert not summary.undistorted
@@ -260,6 +262,7 @@ def test_one_impossible_camera_of_many_is_no_reason_to_map_again(
 
     monkeypatch.setattr(IncrementalMapping, "run", diverging)
     # the matches of their photos contradict the model, which has reasons of its own to map again
+    monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
     own = replace(THREADS, one_camera=False)
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", own)

@@ -371,7 +371,7 @@ def test_partners_of_an_unreadable_photo_are_not_decoded(
         return load_image(path, **options)
 
     decoded: list[str] = []
-    monkeypatch.setattr("edm_hloc.matching.loading.load_image", load)
+    monkeypatch.setattr("edm_hloc.matching.loading.load_photo", load)
     (photos / "bad.png").write_bytes(b"")
     good = [(names()[i], names()[i + 1]) for i in range(7)]
     pairs = [(name, "bad.png") for name in names()]
