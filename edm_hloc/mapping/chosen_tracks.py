@@ -97,7 +97,11 @@ class ChosenTracks:
         unfolded = self._unfolded(found[0], conflicts, refine) if conflicts else None
         if unfolded is not None:
             return [unfolded, *found[1:]]
-        trusted = self._by_strongest_pairs(found, refine) or self._by_trusted_pairs(found, refine)
+        database, least = self.mapping.database, self.mapping.options.min_inliers
+        misplaced = misplaced_photos([found[0].model], database, least)
+        trusted = self._by_strongest_pairs(found, misplaced, refine)
+        if not trusted and misplaced:
+            trusted = self._by_trusted_pairs(found, misplaced, refine)
         if trusted:
             found = trusted
             conflicts = many_conflicts(view_agreements(found[0].model, self.mapping.database))
@@ -217,7 +221,7 @@ class ChosenTracks:
         return apart
 
     def _by_strongest_pairs(
-        self, found: Sequence[FoundModel], refine: bool
+        self, found: Sequence[FoundModel], misplaced: Collection[str], refine: bool
     ) -> list[FoundModel] | None:
         """Models without the pairs that contradict the strongest ones, where the largest model has
         misplaced photos or is bent against the strongest pairs. None if they are no better."""
@@ -227,7 +231,6 @@ class ChosenTracks:
         with open_database(base.database) as db:
             pairs = StrongestPairs.of(db, largest, counts)
         others, bent = pairs.contradicting(), pairs.bent(largest)
-        misplaced = bool(misplaced_photos([largest], base.database, least))
         if not others or not (bent or misplaced):
             return None
         agreement, _ = weakest_points([largest], base.database, least)
@@ -244,21 +247,18 @@ class ChosenTracks:
         apart = self._mapped_by(counts.keys() - others, found, better, refine)
         before = [each.model for each in found]
         # A model that nothing contradicts outright is not left for a smaller one.
-        enough = misplaced or _images(before) <= _images(each.model for each in apart)
+        enough = bool(misplaced) or _images(before) <= _images(each.model for each in apart)
         return apart if enough and _as_large(apart, before) else None
 
     def _by_trusted_pairs(
-        self, found: Sequence[FoundModel], refine: bool
+        self, found: Sequence[FoundModel], misplaced: Collection[str], refine: bool
     ) -> list[FoundModel] | None:
-        """Models without the weaker pairs, where with them the largest has misplaced photos.
+        """Models without the weaker pairs, as with them the largest has misplaced photos.
 
         The weaker pairs come back that fit these models. Where no choice of pairs gives models as
         large, they may lack photos that are doubted. None if the models are no better.
         """
         base, least = self.mapping.like(found[0]), self.mapping.options.min_inliers
-        misplaced = misplaced_photos([found[0].model], base.database, least)
-        if not misplaced:
-            return None
         counts, names = self._verified
         before = [each.model for each in found]
         still = set(misplaced)
