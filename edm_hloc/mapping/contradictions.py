@@ -243,15 +243,15 @@ def _outvoted(
     for images in nx.connected_components(tree):
         below = {image_id: {image_id} for image_id in images}
         for parent, image_id in reversed(list(nx.bfs_edges(tree, min(images)))):
+            part = below.pop(image_id)
             inside = np.zeros(len(number), bool)
-            inside[[number[i] for i in below[image_id]]] = True
+            inside[[number[i] for i in part]] = True
             across = inside[ends[:, 0]] != inside[ends[:, 1]]
             ratio = against[across].sum() / agree[across].sum()
             if ratio > times:
-                part = min(below[image_id], images - below[image_id], key=len)
                 link = (min(parent, image_id), max(parent, image_id))
-                found.append((ratio, link, set(part)))
-            below[parent] |= below[image_id]
+                found.append((ratio, link, min(part, images - part, key=len)))
+            below[parent] |= part
     return [(link, part) for _, link, part in sorted(found, key=lambda each: -each[0])]
 
 
