@@ -73,7 +73,7 @@ _TURNS = {
     7: _Turn(True, (True, True)),
     8: _Turn(True, (True, False)),
 }
-"""By EXIF orientation: 3 is half a turn, 6 and 8 are quarter turns, the even others mirror."""
+"""By EXIF orientation: 3 is half a turn, 6 and 8 are quarter turns, the others but 1 mirror."""
 
 
 def turned_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -105,6 +105,11 @@ def upright_axes(orientation: int) -> np.ndarray:
     exchanged, mirrored = _TURNS[orientation]
     axes = np.diag([-1.0 if mirror else 1.0 for mirror in (*mirrored, False)])
     return axes[:, [1, 0, 2]] if exchanged else axes
+
+
+def mirrors(orientation: int) -> bool:
+    """Whether an EXIF orientation mirrors the photo, whatever else it does."""
+    return bool(np.linalg.det(upright_axes(orientation)) < 0)
 
 
 def resizing_matrix(size: tuple[int, int], resized: tuple[int, int]) -> np.ndarray:

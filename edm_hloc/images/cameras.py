@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import pycolmap
 
+from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.exif import exif_focal_length, read_header
@@ -364,6 +365,16 @@ def turned_cameras(camera: pycolmap.Camera) -> list[pycolmap.Camera]:
     clockwise = camera.width > camera.height
     turned = [_turned(camera, clockwise), _turned(camera, not clockwise)]
     return turned[: len({each.params_to_string() for each in turned})]
+
+
+def panorama_in(model: pycolmap.Reconstruction) -> tuple[str, str] | None:
+    """A posed image whose camera has no focal length, as COLMAP's of panoramas, by its name, and
+    the name of its camera model; None where all have one."""
+    for name, image in posed_images(model).items():
+        camera = model.cameras[image.camera_id]
+        if not len(camera.focal_length_idxs()):
+            return name, camera.model_name
+    return None
 
 
 def _turned(camera: pycolmap.Camera, clockwise: bool) -> pycolmap.Camera:

@@ -18,7 +18,7 @@ from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import ImageError
 from edm_hloc.base.files import require_file
-from edm_hloc.base.frames import turned_upright
+from edm_hloc.base.frames import mirrors, turned_upright
 
 HEIC_REMEDY = "pip install 'edm_hloc[heic]'"
 # Pillow's names; TGA files have no signature, and are opened only under their name
@@ -84,7 +84,6 @@ _TURN_BACK = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-_MIRRORED = (2, 4, 5, 7)
 
 
 @contextlib.contextmanager
@@ -218,7 +217,7 @@ def check_not_mirrored(path: Path, orientation: int) -> None:
         path: of the photo.
         orientation: EXIF's, 1 to 8.
     """
-    if orientation in _MIRRORED:
+    if mirrors(orientation):
         raise ImageError(
             f"Cannot use image {path}: its EXIF orientation ({orientation}) mirrors it, so that "
             "its stored pixels are a mirror image of the scene. Store it as it is shown, for "

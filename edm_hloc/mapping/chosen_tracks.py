@@ -230,8 +230,8 @@ class ChosenTracks:
         largest = found[0].model
         with open_database(base.database) as db:
             pairs = StrongestPairs.of(db, largest, counts)
-        others, bent = pairs.contradicting(), pairs.bent(largest)
-        if not others or not (bent or misplaced):
+        bent = pairs.bent(largest)
+        if not (bent or misplaced) or not (others := pairs.contradicting()):
             return None
         agreement, _ = weakest_points([largest], base.database, least)
 

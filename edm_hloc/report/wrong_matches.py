@@ -11,14 +11,26 @@ from edm_hloc.report.facts import RunFacts
 from edm_hloc.report.finding import Finding
 
 _MOST_STILL = 3  # one for each size of photos
+_NAMED_PHOTOS = {
+    "misplaced": (
+        "The matches of {photos} contradict their model: their strongest pairs do not fit where "
+        "they are, as happens where walls look alike. These photos, or those beside them, are "
+        "probably in the wrong place. Photos that lead from one such place to the other, or a list "
+        "of pairs without those of different places (--pairs FILE), keep them apart."
+    ),
+    "contested": (
+        "{photos} may be on the wrong side of the others: three times as many matches contradict "
+        "where they are as connect them with these. That happens with things whose sides look "
+        "alike. More photos from between these and the others tell the sides apart."
+    ),
+}
 
 
 def wrong_matches(facts: RunFacts) -> Iterator[Finding]:
     """What stays at the same pixels, and photos of different places that a model has at one."""
     yield from _still(facts)
     yield from _conflicts(facts)
-    yield from _misplaced(facts)
-    yield from _contested(facts)
+    yield from _named_photos(facts)
     yield from _doubtful(facts)
 
 
@@ -86,29 +98,13 @@ def _conflicts(facts: RunFacts) -> Iterator[Finding]:
         )
 
 
-def _misplaced(facts: RunFacts) -> Iterator[Finding]:
-    if names := facts.results.get("mapped", {}).get("misplaced"):
-        yield Finding(
-            "warning",
-            f"The matches of {plural(len(names), 'photo')} contradict their model: their strongest "
-            "pairs do not fit where they are, as happens where walls look alike. These photos, or "
-            "those beside them, are probably in the wrong place. Photos that lead from one such "
-            "place to the other, or a list of pairs without those of different places (--pairs "
-            "FILE), keep them apart.",
-            tuple(names),
-        )
-
-
-def _contested(facts: RunFacts) -> Iterator[Finding]:
-    if names := facts.results.get("mapped", {}).get("contested"):
-        yield Finding(
-            "warning",
-            f"{plural(len(names), 'photo')} may be on the wrong side of the others: three times as "
-            "many matches contradict where they are as connect them with these. That happens with "
-            "things whose sides look alike. More photos from between these and the others tell "
-            "the sides apart.",
-            tuple(names),
-        )
+def _named_photos(facts: RunFacts) -> Iterator[Finding]:
+    """The photos that the mapping has named, for each reason."""
+    mapped = facts.results.get("mapped", {})
+    for reason, text in _NAMED_PHOTOS.items():
+        if names := mapped.get(reason):
+            photos = plural(len(names), "photo")
+            yield Finding("warning", text.format(photos=photos), tuple(names))
 
 
 def _doubtful(facts: RunFacts) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.images.cameras import panorama_in
 
 _STEP = 0.5  # pixels, of the differences that derivatives are taken from
 _REWEIGHTED = 3  # fits of a plane
@@ -26,14 +27,11 @@ def check_refinable(model: pycolmap.Reconstruction) -> None:
             "The model has no 3D points, so there are no tracks to refine. Make them first: "
             "edm-hloc triangulate MODEL IMAGES OUT"
         )
-    for name, image in posed_images(model).items():
-        camera = model.cameras[image.camera_id]
-        if not len(camera.focal_length_idxs()):
-            raise EdmHlocError(
-                f"The camera of {name} is {camera.model.name}, without a focal length, which is "
-                "not refined: cut them by edm-hloc views PANORAMAS VIEWS, and make the model of "
-                "those."
-            )
+    if panorama := panorama_in(model):
+        raise EdmHlocError(
+            f"The camera of {panorama[0]} is {panorama[1]}, without a focal length, which is not "
+            "refined: cut them by edm-hloc views PANORAMAS VIEWS, and make the model of those."
+        )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.base.text import read_json_object
+from edm_hloc.images.cameras import panorama_in
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import stored_pixels
 from edm_hloc.images.masks import find_masks, mask_pixels
@@ -100,13 +101,11 @@ def undistort(
     """
     if not posed_images(model):
         raise EdmHlocError("The model has no posed images, so that there is nothing to export.")
-    for name, image in posed_images(model).items():
-        camera = model.cameras[image.camera_id]
-        if not len(camera.focal_length_idxs()):
-            raise EdmHlocError(
-                f"{name} is a panorama ({camera.model_name}), which cannot be undistorted: cut "
-                "the panoramas into views by edm-hloc views, and reconstruct these."
-            )
+    if panorama := panorama_in(model):
+        raise EdmHlocError(
+            f"{panorama[0]} is a panorama ({panorama[1]}), which cannot be undistorted: cut the "
+            "panoramas into views by edm-hloc views, and reconstruct these."
+        )
     model, _ = fit_model(model, source.images, "the model")
     posed = posed_images(model)
     masks = find_masks(source.masks, list(posed), source.images)
