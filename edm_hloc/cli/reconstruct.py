@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import format_duration
-from edm_hloc.cli import options, pair_options, summaries, workers
+from edm_hloc.cli import mesh, options, pair_options, summaries, workers
 from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.handover import add_target, check_target, export_for
 from edm_hloc.cli.report import end_quietly, reporting
@@ -29,6 +29,7 @@ def register(command: options.AddCommand) -> None:
     options.add_mapping(sub)
     add_positions(sub)
     add_target(sub)
+    mesh.add_mesh(sub)
     options.add_overwrite(sub)
 
     sub = command("match-pairs", _match_pairs, "match listed pairs and write hloc's H5 files")
@@ -92,6 +93,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
     start = time.monotonic()
     check_target(args)
+    mesh.check_mesh(args)
     pairs = pair_options.choose_pairs(args)
     known = None
     if args.known is not None:
@@ -102,6 +104,8 @@ def _reconstruct(args: argparse.Namespace) -> None:
         summaries.print_reconstruction(run, time.monotonic() - start)
     if args.target is not None:
         export_for(args, args.out / "model", args.images, args.out / args.target)
+    if args.mesh is not None:
+        mesh.write(args.out / "model", args.images, args.mesh)
 
 
 def _triangulate(args: argparse.Namespace) -> None:

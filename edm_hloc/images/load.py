@@ -80,6 +80,18 @@ def stored_pixels(path: Path) -> np.ndarray:
     return to_eight_bits(pixels, levels_of(pixels, path), grayscale=False)
 
 
+def colours_at(pixels: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Colours (M, 3) of a photo (H, W, 3) at points (M, 2) in hloc's frame, bilinearly."""
+    last = np.array(pixels.shape[1::-1]) - 1
+    points = np.clip(points, 0, last)
+    left_top = np.minimum(points.astype(int), np.maximum(last - 1, 0))
+    (x, y), (u, v) = left_top.T, (points - left_top).T[..., None]
+    right, below = np.minimum(x + 1, last[0]), np.minimum(y + 1, last[1])
+    above = (1 - u) * pixels[y, x] + u * pixels[y, right]
+    under = (1 - u) * pixels[below, x] + u * pixels[below, right]
+    return np.asarray((1 - v) * above + v * under)
+
+
 def load_image(
     path: Path, *, resize_max: int | None = 1024, divisor: int = 32, grayscale: bool = True
 ) -> NetworkImage:

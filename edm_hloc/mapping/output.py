@@ -18,7 +18,7 @@ from edm_hloc.base.errors import EdmHlocError, ImageError, NoRoomError
 from edm_hloc.base.files import force_to_disk, remove_leftover
 from edm_hloc.base.frames import from_colmap
 from edm_hloc.base.progress import track
-from edm_hloc.images.load import stored_pixels
+from edm_hloc.images.load import colours_at, stored_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -257,22 +257,10 @@ def _colour_points(model: pycolmap.Reconstruction, image_root: Path) -> None:
             logger.warning("The colours of its points are of other photos, or none: %s", error)
             continue
         rows = np.searchsorted(seen.ids, seen.point[its])
-        colours = _colours_at(pixels, from_colmap(seen.xy[its]))
+        colours = colours_at(pixels, from_colmap(seen.xy[its]))
         for k in range(3):  # a photo may see a point at several pixels
             sums[:, k] += np.bincount(rows, colours[:, k], number)
         numbers += np.bincount(rows, minlength=number)
     means = np.rint(sums / np.maximum(numbers, 1)[:, None]).astype(np.uint8)
     for i, mean in zip(seen.ids.tolist(), means, strict=True):
         model.points3D[i].color = mean
-
-
-def _colours_at(pixels: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Colours (M, 3) of a photo (H, W, 3) at points (M, 2) in hloc's frame, bilinearly."""
-    last = np.array(pixels.shape[1::-1]) - 1
-    points = np.clip(points, 0, last)
-    left_top = np.minimum(points.astype(int), np.maximum(last - 1, 0))
-    (x, y), (u, v) = left_top.T, (points - left_top).T[..., None]
-    right, below = np.minimum(x + 1, last[0]), np.minimum(y + 1, last[1])
-    above = (1 - u) * pixels[y, x] + u * pixels[y, right]
-    under = (1 - u) * pixels[below, x] + u * pixels[below, right]
-    return np.asarray((1 - v) * above + v * under)

@@ -149,13 +149,11 @@ def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool =
         on_earth: the z axis of the world points up and its y axis to the north. Where the cameras
             look down, north is ahead: the scene from above is a map.
     """
-    rotations = np.array(
-        [v.cam_from_world.rotation.matrix().T @ upright_axes(v.orientation) for v in views]
-    ).reshape(-1, 3, 3)
+    rotations = _rotations(views)
     centres = np.array([v.cam_from_world.inverse().translation for v in views]).reshape(-1, 3)
     finite = np.isfinite(points.xyz).all(axis=1)
     points = points[finite]
-    R = _upright(rotations, points.xyz, on_earth)
+    R = upright(views, points.xyz, on_earth=on_earth)
     xyz, centres = points.xyz @ R.T, centres @ R.T
     rotations = R @ rotations
 
@@ -178,14 +176,22 @@ def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool =
     )
 
 
-def _upright(rotations: np.ndarray, xyz: np.ndarray, on_earth: bool) -> np.ndarray:
+def _rotations(views: Sequence[CameraView]) -> np.ndarray:
+    """(C, 3, 3) world from the camera of each photo as it is upright."""
+    return np.array(
+        [v.cam_from_world.rotation.matrix().T @ upright_axes(v.orientation) for v in views]
+    ).reshape(-1, 3, 3)
+
+
+def upright(views: Sequence[CameraView], xyz: np.ndarray, *, on_earth: bool) -> np.ndarray:
     """(3, 3) rotation of the world into a frame with y up and the cameras looking along −z.
 
     Args:
-        rotations: (C, 3, 3) world from camera.
+        views: the cameras.
         xyz: (N, 3) points.
         on_earth: see `build_scene`.
     """
+    rotations = _rotations(views)
     if on_earth:
         up, ahead = np.array([0.0, 0.0, 1.0]), np.zeros(3)
         if len(rotations):

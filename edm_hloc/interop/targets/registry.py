@@ -11,6 +11,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_json_object
 from edm_hloc.interop.targets import kapture, layouts, metashape, rerun
 from edm_hloc.interop.targets.undistorted import PhotosOfModel, Undistorted, undistort
+from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.run_entries import recorded_folder
 
 
@@ -77,7 +78,7 @@ def photos_of(model: Path) -> Path:
     Raises:
         EdmHlocError: no run is recorded beside the model, or the folder is not there.
     """
-    record = model.parent / "run.json"
+    record = run_folder(model)[0] / "run.json"
     if not record.is_file():
         raise EdmHlocError(
             f"Where are the photos of {model}? There is no record of a run beside it: give their "

@@ -1,0 +1,88 @@
+"""`edm-hloc mesh`: the surface of what the photos of a run show, as a file that viewers open."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edm_hloc.cli import options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def register(command: options.AddCommand) -> None:
+    sub = command("mesh", _mesh, "make a coloured mesh of what the photos of a run show")
+    sub.add_argument("model", type=Path, metavar="OUT", help="folder of a run, or of a model in it")
+    sub.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the mesh: .glb (glTF, upright, for viewers) or .ply (in the frame of the model)",
+    )
+    sub.add_argument("--images", type=Path, help="folder of the photos, by default that of the run")
+
+
+def add_mesh(sub: argparse.ArgumentParser) -> None:
+    """Add --mesh, which `check_mesh` reads."""
+    sub.add_argument(
+        "--mesh",
+        type=Path,
+        metavar="FILE",
+        help="also make a coloured mesh: .glb (glTF) or .ply; `edm-hloc mesh` makes it later",
+    )
+
+
+def check_mesh(args: argparse.Namespace) -> None:
+    """Raise EdmHlocError if the file of --mesh is not a mesh's."""
+    if args.mesh is not None:
+        from edm_hloc.pipelines.mesh import check_mesh_file
+
+        check_mesh_file(args.mesh)
+
+
+def _mesh(args: argparse.Namespace) -> None:
+    from edm_hloc.interop.targets.registry import largest_model, photos_of
+    from edm_hloc.pipelines.mesh import check_mesh_file
+
+    check_mesh_file(args.file)
+    model = largest_model(args.model)
+    write(model, args.images or photos_of(model), args.file)
+
+
+def write(model: Path, images: Path, file: Path) -> None:
+    """Make the mesh of a model, write it, and print what was made.
+
+    Args:
+        model: folder of the model of a run.
+        images: folder of its photos.
+        file: the mesh, .glb or .ply.
+
+    Raises:
+        EdmHlocError: see `pipelines.mesh.make_mesh` and `write_mesh`.
+    """
+    from edm_hloc.pipelines.mesh import make_mesh, write_mesh
+
+    made = make_mesh(model, images)
+    write_mesh(file, made.mesh, _up(model, images, made.mesh.vertices))
+    print(
+        f"Mesh        {len(made.mesh.triangles):,} triangles of {made.points:,} points, from "
+        f"{made.matches:,} matches"
+    )
+    print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _up(model: Path, images: Path, vertices: np.ndarray) -> np.ndarray:
+    """(3, 3) rotation of the model into a frame with y up."""
+    from edm_hloc.base.colmap import read_model
+    from edm_hloc.images.decode import photo_orientation
+    from edm_hloc.mapping.georeference import is_on_earth
+    from edm_hloc.report.scene import camera_views, upright
+
+    views = [
+        replace(view, orientation=photo_orientation(images / view.name))
+        for view in camera_views(read_model(model))
+    ]
+    return upright(views, vertices, on_earth=is_on_earth(model))

@@ -1,0 +1,94 @@
+"""Meshes and clouds as binary PLY files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edm_hloc.surface.cloud import Cloud
+
+Array = np.ndarray
+
+_KINDS = {"<f4": "float", "u1": "uchar"}
+_TYPES = {"float": "<f4", "double": "<f8", "uchar": "u1", "int": "<i4", "uint": "<u4"}
+_XYZ, _RGB = ("x", "y", "z"), ("red", "green", "blue")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A triangle mesh with a colour for each vertex.
+
+    Attributes:
+        vertices: (V, 3) in the frame of the model.
+        colours: (V, 3) uint8.
+        triangles: (T, 3) int32, rows of `vertices`, counter-clockwise seen from outside.
+    """
+
+    vertices: Array
+    colours: Array
+    triangles: Array
+
+    def with_triangles(self, kept: Array) -> Mesh:
+        """The mesh of some triangles (T,) bool, and of their vertices."""
+        triangles = self.triangles[kept]
+        used, numbers = np.unique(triangles, return_inverse=True)
+        renumbered = numbers.reshape(-1, 3).astype(np.int32)
+        return Mesh(self.vertices[used], self.colours[used], renumbered)
+
+
+def cloud_ply(cloud: Cloud, origin: Array) -> bytes:
+    """The PLY file of a cloud with normals and colours, relative to `origin` (3,)."""
+    columns = [*(cloud.points - origin).T, *cloud.normals.T]
+    table = _table((*_XYZ, "nx", "ny", "nz"), columns, cloud.colours)
+    return _header(table) + b"end_header\n" + table.tobytes()
+
+
+def mesh_ply(mesh: Mesh) -> bytes:
+    """The PLY file of a mesh, its vertices with colours in single precision."""
+    table = _table(_XYZ, list(mesh.vertices.T), mesh.colours)
+    rows = np.zeros(len(mesh.triangles), [("number", "u1"), ("corners", "<i4", 3)])
+    rows["number"], rows["corners"] = 3, mesh.triangles
+    faces = f"element face {len(rows)}\nproperty list uchar int vertex_indices\nend_header\n"
+    return _header(table) + faces.encode() + table.tobytes() + rows.tobytes()
+
+
+def _table(names: Sequence[str], columns: Sequence[Array], colours: Array) -> Array:
+    table = np.zeros(
+        len(colours), [(name, "<f4") for name in names] + [(name, "u1") for name in _RGB]
+    )
+    for name, column in zip((*names, *_RGB), (*columns, *colours.T), strict=True):
+        table[name] = column
+    return table
+
+
+def _header(table: Array) -> bytes:
+    kinds = [(name, table.dtype[name].str.lstrip("|")) for name in table.dtype.names or ()]
+    lines = [f"property {_KINDS[kind]} {name}\n" for name, kind in kinds]
+    start = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n"
+    return (start + "".join(lines)).encode()
+
+
+def read_mesh(path: Path) -> Mesh:
+    """A mesh of triangles with colours, as COLMAP writes it (binary, little endian)."""
+    data = path.read_bytes()
+    start = data.index(b"end_header\n") + len(b"end_header\n")
+    numbers: dict[str, int] = {}
+    vertex: list[tuple[str, str]] = []
+    length = "<i4"
+    for line in data[:start].decode().splitlines():
+        words = line.split()
+        if words[0] == "element":
+            numbers[words[1]] = int(words[2])
+        elif words[:2] == ["property", "list"]:
+            length = _TYPES[words[2]]
+        elif words[0] == "property":
+            vertex.append((words[2], _TYPES[words[1]]))
+    table = np.frombuffer(data, np.dtype(vertex), numbers["vertex"], start)
+    face = np.dtype([("number", length), ("corners", "<i4", 3)])
+    faces = np.frombuffer(data, face, numbers["face"], start + table.nbytes)
+    xyz = np.stack([table[name] for name in _XYZ], axis=1).astype(np.float64)
+    rgb = np.stack([table[name] for name in _RGB], axis=1)
+    return Mesh(xyz, rgb, faces["corners"].copy())

@@ -1,0 +1,172 @@
+"""`edm-hloc mesh` on a rendered scene whose depth is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from edm_hloc import cli
+from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.mapping.extension import frame_change
+from edm_hloc.surface.ply import Mesh, read_mesh
+from tests.scenes import TruthMatcher
+
+
+@pytest.fixture(scope="module")
+def run(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the scene, with a mesh that --mesh made."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli.options, "make_matcher", lambda args: TruthMatcher(scene))
+        options = ["--camera-mode", "single", "--mesh", str(out / "mesh.ply")]
+        assert cli.main(["reconstruct", str(scene / "images"), str(out), *options]) == 0
+    return out
+
+
+def _in_truth(mesh: Mesh, run: Path, scene: Path) -> np.ndarray:
+    """The vertices (V, 3) in metres of the scene."""
+    truth = read_model(scene / "truth")
+    change = frame_change(read_model(run / "model"), truth, posed_images(truth))
+    return change.scale * mesh.vertices @ change.rotation.matrix().T + change.translation
+
+
+def test_the_mesh_is_the_scene(run: Path, scene: Path) -> None:
+    mesh = read_mesh(run / "mesh.ply")
+    vertices = _in_truth(mesh, run, scene)
+    truth = read_model(scene / "truth")
+    # of the vertices that photos see, most have the true depth, and most of the photos is covered
+    seen, covered = [], []
+    for name, image in posed_images(truth).items():
+        depth = np.load((scene / "depth" / name).with_suffix(".npy"))
+        camera, pose = truth.cameras[image.camera_id], image.cam_from_world()
+        local = vertices @ pose.rotation.matrix().T + pose.translation
+        local = local[local[:, 2] > 0.1]
+        x, y = np.floor(camera.img_from_cam(local)).astype(int).T
+        inside = (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
+        there = depth[y[inside], x[inside]]
+        off = (local[inside, 2] - there)[there > 0] / there[there > 0]
+        seen.append(off[off < 0.05])  # what is farther is hidden
+        hit = np.zeros(depth.shape, np.uint8)
+        near = np.abs(local[inside, 2] - there) < 0.03 * np.maximum(there, 1)
+        hit[y[inside][near], x[inside][near]] = 1
+        covered.append(cv2.dilate(hit, np.ones((9, 9)))[depth > 0].mean())
+    error = np.abs(np.concatenate(seen))
+    assert np.median(error) < 0.004
+    assert np.percentile(error, 80) < 0.02
+    assert np.mean(covered) > 0.5
+
+
+def test_faces_look_at_the_cameras(run: Path) -> None:
+    mesh = read_mesh(run / "mesh.ply")
+    a, b, c = (mesh.vertices[mesh.triangles[:, k]] for k in range(3))
+    centres = [i.projection_center() for i in posed_images(read_model(run / "model")).values()]
+    towards = np.mean(centres, axis=0) - a
+    assert np.mean(np.sum(np.cross(b - a, c - a) * towards, axis=1) > 0) > 0.8
+
+
+def test_colours_are_those_of_the_photos(run: Path, scene: Path) -> None:
+    mesh = read_mesh(run / "mesh.ply")
+    model = read_model(run / "model")
+    differences = []
+    for name, image in posed_images(model).items():
+        pixels = cv2.imread(str(scene / "images" / name))[:, :, ::-1].astype(float)
+        pixels = cv2.GaussianBlur(pixels, (0, 0), 2)
+        camera = model.cameras[image.camera_id]
+        for point in image.get_observation_points2D()[::9]:
+            xyz = model.points3D[point.point3D_id].xyz
+            nearest = np.argmin(np.linalg.norm(mesh.vertices - xyz, axis=1))
+            x, y = np.minimum(point.xy.astype(int), [camera.width - 1, camera.height - 1])
+            differences.append(mesh.colours[nearest] - pixels[y, x])
+    assert np.abs(np.median(differences, axis=0)).max() < 6
+    assert np.median(np.abs(differences)) < 20
+
+
+def test_glb_is_upright(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["mesh", str(run), str(tmp_path / "a.glb")]) == 0
+    said = capsys.readouterr().out
+    data = (tmp_path / "a.glb").read_bytes()
+    size = int.from_bytes(data[12:16], "little")
+    document = json.loads(data[20 : 20 + size])
+    number, triangles = (document["accessors"][k]["count"] for k in (0, 2))
+    assert f"{triangles // 3:,} triangles" in said
+    xyz = np.frombuffer(data, "<f4", 3 * number, 28 + size).reshape(-1, 3)
+    # the ground of the square is flat: the most common height is below the middle
+    counts, edges = np.histogram(xyz[:, 1], 40)
+    assert edges[np.argmax(counts)] < np.median(xyz[:, 1])
+    plain = read_mesh(run / "mesh.ply").vertices
+    assert np.ptp(xyz, axis=0).prod() != pytest.approx(np.ptp(plain, axis=0).prod())
+
+
+def test_masks_leave_their_part_out(run: Path, scene: Path, tmp_path: Path) -> None:
+    out, masks = tmp_path / "out", tmp_path / "masks"
+    shutil.copytree(run, out)
+    masks.mkdir()
+    record = json.loads((out / "run.json").read_text())
+    for photo in (scene / "images").iterdir():
+        mask = np.full((240, 320), 255, np.uint8)
+        mask[:, :200] = 0
+        cv2.imwrite(str(masks / f"{photo.name}.png"), mask)
+    record["settings"]["masks"] = str(masks)
+    (out / "run.json").write_text(json.dumps(record))
+    assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 0
+    masked, whole = read_mesh(tmp_path / "a.ply"), read_mesh(run / "mesh.ply")
+    assert 0.1 * len(whole.triangles) < len(masked.triangles) < 0.7 * len(whole.triangles)
+
+
+def test_a_changed_photo_is_left_out_and_named(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(scene / "images", photos)
+    broken = photos / "view_02.jpg"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    arguments = ["mesh", str(run), str(tmp_path / "a.ply"), "--images", str(photos)]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "pairs are not in the mesh" in said
+    assert "view_02.jpg" in said
+    changed, whole = read_mesh(tmp_path / "a.ply"), read_mesh(run / "mesh.ply")
+    assert 0 < len(changed.triangles) < len(whole.triangles)
+
+
+@pytest.mark.parametrize("name", ["mesh.obj", "mesh", "mesh.stl"])
+def test_other_formats_are_refused_before_the_work(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert cli.main(["mesh", str(run), str(tmp_path / name)]) == 1
+    assert "must end with .glb" in capsys.readouterr().err
+    arguments = ["reconstruct", str(scene / "images"), str(tmp_path / "out"), "--mesh", name]
+    assert cli.main(arguments) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_matches_is_told_so(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pycolmap.Reconstruction(run / "model").write_binary(tmp_path)
+    arguments = [str(tmp_path), str(tmp_path / "a.ply"), "--images", str(scene / "images")]
+    assert cli.main(["mesh", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "raw_matches" in error
+    assert "reconstruct" in error
+    assert not (tmp_path / "a.ply").exists()
+
+
+def test_cameras_at_one_place_give_no_surface(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(run, out)
+    model = pycolmap.Reconstruction(out / "model")
+    for frame in model.frames.values():
+        pose = frame.rig_from_world
+        frame.rig_from_world = pycolmap.Rigid3d(pose.rotation, np.zeros(3))
+    model.write_binary(out / "model")
+    assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 1
+    assert "from more places" in capsys.readouterr().err
