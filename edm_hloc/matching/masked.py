@@ -37,6 +37,7 @@ class MaskedMatchReader(RawMatchReader):
         path: the raw matches: a folder of shards, or an H5 file in hloc's format.
         masks: path of the mask by name of the photo, for the photos that have one.
         images: folder or folders of the photos.
+        changed: pairs of photos that have changed count as well, as for what was made from them.
 
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
@@ -44,8 +45,11 @@ class MaskedMatchReader(RawMatchReader):
         not_scene: which matches are left out as well; None for none.
     """
 
-    def __init__(self, path: Path, masks: Mapping[str, Path], images: ImageRoot) -> None:
+    def __init__(
+        self, path: Path, masks: Mapping[str, Path], images: ImageRoot, *, changed: bool = False
+    ) -> None:
         super().__init__(path)
+        self._changed = changed
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
         self.not_scene: NotOfScene | None = None
@@ -78,7 +82,7 @@ class MaskedMatchReader(RawMatchReader):
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
         with self._lock:
-            if self._index is None:
+            if self._index is None and not self._changed:
                 index = super()._indexed()
                 now = image_stamps(self.images, names_in(pair.names for _, pair in index.values()))
                 for key, (_, pair) in list(index.items()):

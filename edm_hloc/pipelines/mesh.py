@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.backdrop import BackdropSummary
 from edm_hloc.mapping.output import run_folder
 from edm_hloc.matching.masked import MaskedMatchReader
-from edm_hloc.matching.reader import RawMatchReader
-from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.matching import find_backgrounds
 from edm_hloc.pipelines.run_entries import recorded_folder
 from edm_hloc.surface.cloud import oriented_cloud
@@ -28,8 +25,6 @@ from edm_hloc.surface.glb import mesh_glb
 from edm_hloc.surface.ply import Mesh, mesh_ply
 from edm_hloc.surface.poisson import poisson_mesh
 from edm_hloc.surface.samples import samples_of
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".glb", ".ply")
 
@@ -63,14 +58,7 @@ def make_mesh(model: Path, images: Path) -> MadeMesh:
     read, _ = fit_model(read_model(model), images, f"the model {model}")
     out, _ = run_folder(model)
     with _scene_matches(out, images, read) as matches:
-        changed = _pairs_of_changed_photos(matches)
         samples = samples_of(read, matches, images)
-    if changed:
-        logger.warning(
-            "%d pairs are not in the mesh: a photo of each has changed since it was matched, or is "
-            "not in %s, such as %s.",
-            *(len(changed), images, " or ".join(changed[0])),
-        )
     with at_work("Making the surface"):
         cloud = oriented_cloud(samples)
         mesh = poisson_mesh(cloud)
@@ -93,18 +81,13 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
         )
     record = read_json_object(out / "run.json", "record of a run")
     masks = find_masks(recorded_folder(out, record, "masks"), sorted(posed_images(model)), images)
-    reader = MaskedMatchReader(matches, masks, images)
+    # photos that have changed since show another colour at most: the model is of those before
+    reader = MaskedMatchReader(matches, masks, images, changed=True)
     results = record.get("results")
     background = BackdropSummary.of_run(results if isinstance(results, dict) else {})
     if background is not None and background.photos:
         reader.not_scene = find_backgrounds(reader, images, reader.pairs()).in_background
     return reader
-
-
-def _pairs_of_changed_photos(matches: MaskedMatchReader) -> list[Pair]:
-    """The stored pairs that a reader leaves out."""
-    with RawMatchReader(matches.path) as stored:
-        return [pair for pair in stored.pairs() if matches.is_outdated(pair)]
 
 
 def check_mesh_file(path: Path) -> None:

@@ -21,7 +21,7 @@ from edm_hloc.surface.ply import Mesh, cloud_ply, read_mesh
 
 _DEEPEST = 13  # levels of the octree; each takes up to four times the memory
 _REACH = 4.0  # spacings from the next point of the cloud, up to which the surface is kept
-_SMALLEST_PIECE = 0.001  # share of the triangles
+_SMALLEST_PIECE = 0.005  # share of the triangles
 
 
 def poisson_mesh(cloud: Cloud) -> Mesh:
@@ -56,7 +56,7 @@ def near_points(mesh: Mesh, cloud: Cloud) -> Mesh:
 
 
 def _without_small_pieces(mesh: Mesh) -> Mesh:
-    """Without what hangs together in less than a thousandth of the triangles."""
+    """Without what hangs together in less than half a per cent of the triangles."""
     number, (a, b, c) = len(mesh.vertices), mesh.triangles.T
     rows, columns = np.concatenate([a, b]), np.concatenate([b, c])
     edges = coo_array((np.ones(len(rows), np.int8), (rows, columns)), (number, number))

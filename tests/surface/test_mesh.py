@@ -119,20 +119,22 @@ def test_masks_leave_their_part_out(run: Path, scene: Path, tmp_path: Path) -> N
     assert 0.1 * len(whole.triangles) < len(masked.triangles) < 0.7 * len(whole.triangles)
 
 
-def test_a_changed_photo_is_left_out_and_named(
+def test_photos_that_were_copied_or_damaged_since_give_the_same_surface(
     run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
-    shutil.copytree(scene / "images", photos)
+    shutil.copytree(scene / "images", photos, copy_function=shutil.copyfile)
     broken = photos / "view_02.jpg"
-    broken.write_bytes(broken.read_bytes()[:20_000])
+    broken.write_bytes(broken.read_bytes()[:2000])
     arguments = ["mesh", str(run), str(tmp_path / "a.ply"), "--images", str(photos)]
     assert cli.main(arguments) == 0
     said = capsys.readouterr().err
-    assert "pairs are not in the mesh" in said
+    assert "grey" in said
     assert "view_02.jpg" in said
     changed, whole = read_mesh(tmp_path / "a.ply"), read_mesh(run / "mesh.ply")
-    assert 0 < len(changed.triangles) < len(whole.triangles)
+    assert len(changed.triangles) == pytest.approx(len(whole.triangles), rel=0.01)
+    assert np.ptp(changed.vertices, axis=0) == pytest.approx(np.ptp(whole.vertices, axis=0))
+    assert changed.colours.std(axis=1).mean() < whole.colours.std(axis=1).mean()
 
 
 @pytest.mark.parametrize("name", ["mesh.obj", "mesh", "mesh.stl"])
