@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 from edm_hloc import reconstruct
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.mapping.extension import frame_change
-from edm_hloc.pipelines.mesh import make_mesh
+from edm_hloc.pipelines.mesh import Surfaces
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 
 _SIZE = (1024, 768)
@@ -53,7 +53,7 @@ def row(scene: Path) -> list[float]:
     if not (scene / "run" / "model").exists():
         reconstruct(scene / "images", scene / "run")
     started = time.process_time()
-    mesh = make_mesh(scene / "run" / "model", scene / "images").mesh
+    mesh = Surfaces.of_run(scene / "run" / "model", scene / "images").mesh()
     seconds = time.process_time() - started
     truth, model = read_model(scene / "truth"), read_model(scene / "run" / "model")
     change = frame_change(model, truth, posed_images(truth))

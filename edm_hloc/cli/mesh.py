@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def register(command: options.AddCommand) -> None:
         type=Path,
         metavar="FILE",
         help="the mesh: .glb (glTF, upright, for viewers) or .ply (in the frame of the model)",
+    )
+    sub.add_argument(
+        "--points",
+        action="store_true",
+        help="write the points that the mesh is made of, with normals and colours (.ply)",
     )
     sub.add_argument("--images", type=Path, help="folder of the photos, by default that of the run")
 
@@ -48,8 +54,14 @@ def _mesh(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.mesh import check_mesh_file
 
     check_mesh_file(args.file)
+    if args.points and args.file.suffix.lower() != ".ply":
+        raise EdmHlocError(f"Points are written as PLY, and {args.file} does not end with .ply.")
     model = largest_model(args.model)
-    write(model, args.images or photos_of(model), args.file)
+    images = args.images or photos_of(model)
+    if args.points:
+        _write_points(model, images, args.file)
+    else:
+        write(model, images, args.file)
 
 
 def write(model: Path, images: Path, file: Path) -> None:
@@ -61,16 +73,27 @@ def write(model: Path, images: Path, file: Path) -> None:
         file: the mesh, .glb or .ply.
 
     Raises:
-        EdmHlocError: see `pipelines.mesh.make_mesh` and `write_mesh`.
+        EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
     """
-    from edm_hloc.pipelines.mesh import make_mesh, write_mesh
+    from edm_hloc.pipelines.mesh import Surfaces, write_mesh
 
-    made = make_mesh(model, images)
-    write_mesh(file, made.mesh, _up(model, images, made.mesh.vertices))
+    found = Surfaces.of_run(model, images)
+    mesh = found.mesh()
+    write_mesh(file, mesh, _up(model, images, mesh.vertices))
     print(
-        f"Mesh        {len(made.mesh.triangles):,} triangles of {made.points:,} points, from "
-        f"{made.matches:,} matches"
+        f"Mesh        {len(mesh.triangles):,} triangles of {len(found.cloud):,} points, from "
+        f"{found.matches:,} matches"
     )
+    print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+def _write_points(model: Path, images: Path, file: Path) -> None:
+    from edm_hloc.base.files import write_whole
+    from edm_hloc.pipelines.mesh import Surfaces
+
+    found = Surfaces.of_run(model, images)
+    write_whole(file, found.points_ply())
+    print(f"Points      {len(found.cloud):,} with normals, from {found.matches:,} matches")
     print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")
 
 

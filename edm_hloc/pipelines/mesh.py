@@ -1,8 +1,8 @@
-"""The mesh of a run: from its raw matches and its model to a file."""
+"""The surfaces that a run shows: from its raw matches and its model to points, a mesh, a file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,55 +20,73 @@ from edm_hloc.mapping.output import run_folder
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pipelines.matching import find_backgrounds
 from edm_hloc.pipelines.run_entries import recorded_folder
-from edm_hloc.surface.cloud import oriented_cloud
+from edm_hloc.surface.cloud import Cloud, oriented_cloud
+from edm_hloc.surface.colours import colours_of
 from edm_hloc.surface.glb import mesh_glb
-from edm_hloc.surface.ply import Mesh, mesh_ply
+from edm_hloc.surface.ply import Mesh, cloud_ply, mesh_ply
 from edm_hloc.surface.poisson import poisson_mesh
-from edm_hloc.surface.samples import samples_of
+from edm_hloc.surface.samples import matched_side, samples_of
 
 SUFFIXES = (".glb", ".ply")
 
 
 @dataclass(frozen=True)
-class MadeMesh:
-    """What a mesh was made from.
+class Surfaces:
+    """The surfaces that the photos of a run show.
 
     Attributes:
-        mesh: its vertices, triangles and colours.
-        matches: number of matches that were triangulated.
-        points: number of points of the cloud.
-    """
-
-    mesh: Mesh
-    matches: int
-    points: int
-
-
-def make_mesh(model: Path, images: Path) -> MadeMesh:
-    """The mesh of what the photos of a run show.
-
-    Args:
-        model: folder of its model, or of a part of it.
+        cloud: points and normals of them, in the frame of the model.
+        matches: number of matches that were triangulated for it.
+        model: its cameras are for the photos as they are stored.
         images: folder of the photos.
-
-    Raises:
-        EdmHlocError: there is no model, or no raw matches in the folder of its run; or too few
-            matches agree with the model for a surface.
+        side: px of a photo's longer side as the matcher saw it.
     """
-    read, _ = fit_model(read_model(model), images, f"the model {model}")
-    out, _ = run_folder(model)
-    with _scene_matches(out, images, read) as matches:
-        samples = samples_of(read, matches, images)
-    with at_work("Making the surface"):
-        cloud = oriented_cloud(samples)
-        mesh = poisson_mesh(cloud)
-    if not len(mesh.triangles):
-        raise EdmHlocError(
-            f"Of the matches in {matches.path} {int(samples.matches.sum()):,} agree with the model "
-            f"{model} at angles of 3° and more: too few lie side by side for a surface. Photos "
-            "from more places are needed."
-        )
-    return MadeMesh(mesh, int(samples.matches.sum()), len(cloud))
+
+    cloud: Cloud
+    matches: int
+    model: pycolmap.Reconstruction
+    images: Path
+    side: float
+
+    @classmethod
+    def of_run(cls, model: Path, images: Path) -> Surfaces:
+        """Those of all matches of a run.
+
+        Args:
+            model: folder of its model, or of a part of it.
+            images: folder of the photos.
+
+        Raises:
+            EdmHlocError: there is no model, or no raw matches in the folder of its run; or too few
+                matches agree with the model for a surface.
+        """
+        read, _ = fit_model(read_model(model), images, f"the model {model}")
+        out, _ = run_folder(model)
+        with _scene_matches(out, images, read) as matches:
+            samples, side = samples_of(read, matches), matched_side(matches)
+        with at_work("Smoothing the points"):
+            cloud = oriented_cloud(samples)
+        number = int(samples.matches.sum())
+        if not len(cloud):
+            raise EdmHlocError(
+                f"Of the matches in {matches.path} {number:,} agree with the model {model} at "
+                "angles of 3° and more: too few lie side by side for a surface. Photos from more "
+                "places are needed."
+            )
+        return cls(cloud, number, read, images, side)
+
+    def mesh(self) -> Mesh:
+        """The mesh through the points, with the colours of the photos."""
+        with at_work("Making the surface"):
+            mesh = poisson_mesh(self.cloud)
+        return replace(mesh, colours=self._colours(mesh.vertex_cloud()))
+
+    def points_ply(self) -> bytes:
+        """The points with normals and colours, as a PLY file."""
+        return cloud_ply(self.cloud, self._colours(self.cloud))
+
+    def _colours(self, cloud: Cloud) -> np.ndarray:
+        return colours_of(cloud, self.model, self.images, self.side)
 
 
 def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> MaskedMatchReader:

@@ -35,13 +35,11 @@ class Cloud:
     Attributes:
         points: (N, 3) in the frame of the model.
         normals: (N, 3) unit vectors on the side of the cameras.
-        colours: (N, 3) uint8.
         spacings: (N,) distance between neighbours that can be told apart: the edge of the voxel.
     """
 
     points: Array
     normals: Array
-    colours: Array
     spacings: Array
 
     def __len__(self) -> int:
@@ -56,7 +54,7 @@ def oriented_cloud(samples: Samples) -> Cloud:
     for step in range(_ROUNDS + 1):
         if len(samples) <= _NEIGHBOURS:
             none = np.zeros((0, 3))
-            return Cloud(none, none, none.astype(np.uint8), np.zeros(0))
+            return Cloud(none, none, np.zeros(0))
         plane = _planes(points, deviations, samples)
         normals = plane.normals
         kept = plane.reach < _FARTHEST * samples.voxels
@@ -67,8 +65,7 @@ def oriented_cloud(samples: Samples) -> Cloud:
             points = points - (deviations**2 / spread * off)[:, None] * normals
         points, normals, deviations = points[kept], normals[kept], deviations[kept]
         samples = samples[kept]
-    colours = np.rint(samples.colours).clip(0, 255).astype(np.uint8)
-    return Cloud(points, normals, colours, samples.voxels)
+    return Cloud(points, normals, samples.voxels)
 
 
 def supported(samples: Samples) -> Array:

@@ -31,6 +31,22 @@ class Mesh:
     colours: Array
     triangles: Array
 
+    def vertex_cloud(self) -> Cloud:
+        """The vertices with the mean normals and edges of their triangles."""
+        corners = self.vertices[self.triangles]
+        edges = np.roll(corners, -1, axis=1) - corners
+        areas = np.cross(edges[:, 0], edges[:, 1])
+        number, at = len(self.vertices), self.triangles.ravel()
+        normals = [np.bincount(at, np.repeat(column, 3), number) for column in areas.T]
+        lengths = np.linalg.norm(edges, axis=2).ravel()
+        count = np.maximum(np.bincount(at, minlength=number), 1)
+        return Cloud(
+            self.vertices,
+            np.stack(normals, axis=1)
+            / np.maximum(np.linalg.norm(normals, axis=0), 1e-300)[:, None],
+            np.bincount(at, lengths, number) / count,
+        )
+
     def with_triangles(self, kept: Array) -> Mesh:
         """The mesh of some triangles (T,) bool, and of their vertices."""
         triangles = self.triangles[kept]
@@ -39,10 +55,10 @@ class Mesh:
         return Mesh(self.vertices[used], self.colours[used], renumbered)
 
 
-def cloud_ply(cloud: Cloud, origin: Array) -> bytes:
-    """The PLY file of a cloud with normals and colours, relative to `origin` (3,)."""
+def cloud_ply(cloud: Cloud, colours: Array, origin: Array | float = 0.0) -> bytes:
+    """The PLY file of a cloud with normals and colours (N, 3), relative to `origin` (3,)."""
     columns = [*(cloud.points - origin).T, *cloud.normals.T]
-    table = _table((*_XYZ, "nx", "ny", "nz"), columns, cloud.colours)
+    table = _table((*_XYZ, "nx", "ny", "nz"), columns, colours)
     return _header(table) + b"end_header\n" + table.tobytes()
 
 

@@ -25,13 +25,14 @@ _SMALLEST_PIECE = 0.005  # share of the triangles
 
 
 def poisson_mesh(cloud: Cloud) -> Mesh:
-    """The mesh of a cloud with colours; without triangles if the cloud is empty."""
+    """The grey mesh of a cloud; without triangles if the cloud is empty."""
     if not len(cloud):
         return Mesh(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.int32))
     middle = np.median(cloud.points, axis=0)  # the file has single precision
     with scratch_folder() as folder:
         before, after = Path(folder) / "cloud.ply", Path(folder) / "mesh.ply"
-        before.write_bytes(cloud_ply(cloud, middle))
+        grey = np.full(cloud.points.shape, 128, np.uint8)
+        before.write_bytes(cloud_ply(cloud, grey, middle))
         options = pycolmap.PoissonMeshingOptions()
         options.depth = octree_depth(cloud)
         options.trim = 0

@@ -10,20 +10,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
-from edm_hloc.base.errors import ImageError
-from edm_hloc.base.frames import from_colmap, to_colmap
+from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import homogeneous
-from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
-from edm_hloc.images.load import colours_at, stored_pixels
 from edm_hloc.matching.reader import RawMatchReader
 
 Array = np.ndarray
@@ -45,7 +40,6 @@ class Samples:
     Attributes:
         points: (N, 3) in the frame of the model.
         towards: (N, 3) unit vectors towards the cameras.
-        colours: (N, 3) of the photos, 0 to 255.
         voxels: (N,) edge of the voxel, a power of two in units of the model.
         weights: (N,) inverse of the variance along the rays.
         matches: (N,) number of matches.
@@ -53,7 +47,6 @@ class Samples:
 
     points: Array
     towards: Array
-    colours: Array
     voxels: Array
     weights: Array
     matches: Array
@@ -88,13 +81,12 @@ class _View(NamedTuple):
         return np.asarray(rays @ self.world_from_camera.T)
 
 
-def samples_of(model: pycolmap.Reconstruction, matches: RawMatchReader, images: Path) -> Samples:
+def samples_of(model: pycolmap.Reconstruction, matches: RawMatchReader) -> Samples:
     """The samples of all matches between photos of a model, one a voxel.
 
     Args:
         model: its cameras are for the photos as they are stored.
         matches: raw matches of its photos.
-        images: folder of the photos, for the colours; grey where one cannot be read.
 
     Raises:
         EdmHlocError: the raw matches are damaged.
@@ -102,7 +94,7 @@ def samples_of(model: pycolmap.Reconstruction, matches: RawMatchReader, images: 
     posed = posed_images(model)
     middle = np.median([image.projection_center() for image in posed.values()], axis=0)
     found: list[Samples] = []
-    side = float(matches.provenance.get("resize_max") or _UNKNOWN_SIDE)
+    side = matched_side(matches)
     partners: dict[str, list[str]] = defaultdict(list)
     for name0, name1 in matches.pairs():
         if name0 in posed and name1 in posed:
@@ -110,17 +102,21 @@ def samples_of(model: pycolmap.Reconstruction, matches: RawMatchReader, images: 
     views = {name: _view(model, image, middle) for name, image in posed.items()}
     limit = _MAX_TIMES_MODEL * model.compute_mean_reprojection_error()
     for name0 in track(sorted(partners), "Triangulating matches", "photo"):
-        colours = PhotoColours.read(images / name0, side)
         for name1 in partners[name0]:
             pair = matches.read(name0, name1)
             two = (views[name0], views[name1])
-            found.append(_of_pair(two, pair.keypoints0, pair.keypoints1, side, limit, colours))
+            found.append(_of_pair(two, pair.keypoints0, pair.keypoints1, side, limit))
         if sum(map(len, found)) > _MERGE_AT:
             found = [merged(Samples.joined(found))]
     samples = merged(Samples.joined(found)) if found else _none()
     return Samples(
         samples.points + middle, *(getattr(samples, f.name) for f in fields(samples)[1:])
     )
+
+
+def matched_side(matches: RawMatchReader) -> float:
+    """Pixels of a photo's longer side as the matcher saw it, at most."""
+    return float(matches.provenance.get("resize_max") or _UNKNOWN_SIDE)
 
 
 def _view(model: pycolmap.Reconstruction, image: pycolmap.Image, middle: Array) -> _View:
@@ -131,36 +127,12 @@ def _view(model: pycolmap.Reconstruction, image: pycolmap.Image, middle: Array) 
     )
 
 
-class PhotoColours(NamedTuple):
-    """A photo, reduced so that half a voxel is a pixel: else single pixels would be the colours."""
-
-    pixels: Array
-    scale: float
-
-    @classmethod
-    def read(cls, path: Path, side: float) -> PhotoColours:
-        """Those of the file `path`, whose longer side had `side` px for the matcher."""
-        try:
-            pixels = stored_pixels(path)
-        except ImageError as error:
-            warn_once(f"Its part of the surface is grey: {error}")
-            return cls(np.full((1, 1, 3), 128, np.uint8), 1.0)
-        scale = min(1.0, 2 * side / (VOXEL * max(pixels.shape)))
-        size = [max(1, round(scale * length)) for length in pixels.shape[1::-1]]
-        return cls(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), scale)
-
-    def at(self, points: Array) -> Array:
-        """(N, 3) colours at points (N, 2) of the photo in hloc's frame."""
-        return colours_at(self.pixels, from_colmap(self.scale * to_colmap(points)))
-
-
 def _none() -> Samples:
-    return Samples(*(np.zeros((0, 3)) for _ in range(3)), *(np.zeros(0) for _ in range(3)))
+    return Samples(*(np.zeros((0, 3)) for _ in range(2)), *(np.zeros(0) for _ in range(3)))
 
 
 def _of_pair(
-    views: tuple[_View, _View], points0: Array, points1: Array, side: float, limit: float,
-    colours: PhotoColours,
+    views: tuple[_View, _View], points0: Array, points1: Array, side: float, limit: float
 ) -> Samples:  # fmt: skip
     """The samples of the matches of a pair that agree with the poses."""
     rays0, rays1 = views[0].rays(points0), views[1].rays(points1)
@@ -178,7 +150,6 @@ def _of_pair(
     return Samples(
         points=found[kept],
         towards=towards / np.linalg.norm(towards, axis=1, keepdims=True),
-        colours=colours.at(points0[kept]),
         voxels=np.exp2(np.rint(np.log2(edges))),
         weights=(sines[kept] / (_NOISE * edges)) ** 2,
         matches=np.ones(len(kept)),
@@ -232,7 +203,6 @@ def merged(samples: Samples) -> Samples:
     return Samples(
         points=mean(samples.points),
         towards=towards / np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-12),
-        colours=mean(samples.colours),
         voxels=samples.voxels[first],
         weights=weights,
         matches=np.bincount(which, samples.matches, number),
