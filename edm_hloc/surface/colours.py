@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pycolmap
+from scipy.spatial import cKDTree
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import ImageError
@@ -25,12 +26,14 @@ from edm_hloc.surface.samples import VOXEL
 Array = np.ndarray
 
 _GREY = 128.0
+_FILLED = 10.0  # spacings, up to which a point that no photo sees has the colour of its neighbour
 _LEAST_FACING = 0.25  # cosine between normal and ray: about 75°
 _CELL = 2 * VOXEL  # px, as `VOXEL`, of the grid in which points hide what is behind
 
 
 def colours_of(cloud: Cloud, model: pycolmap.Reconstruction, images: Path, side: float) -> Array:
-    """Colours (N, 3) uint8 of a cloud; grey where no photo that can be read sees a point.
+    """Colours (N, 3) uint8 of a cloud; grey where no photo that can be read sees a point or one
+    beside it.
 
     Args:
         cloud: in the frame of the model.
@@ -51,6 +54,10 @@ def colours_of(cloud: Cloud, model: pycolmap.Reconstruction, images: Path, side:
     seen = weights > 0
     means = np.full((len(cloud), 3), _GREY)
     means[seen] = sums[seen] / weights[seen, None]
+    if seen.any() and not seen.all():  # such as at rims, which look away from all photos
+        distances, nearest = cKDTree(cloud.points[seen]).query(cloud.points[~seen])
+        close = distances < _FILLED * cloud.spacings[~seen]
+        means[np.flatnonzero(~seen)[close]] = means[seen][nearest[close]]
     return np.asarray(np.rint(means).clip(0, 255), np.uint8)
 
 
