@@ -11,8 +11,9 @@ import pycolmap
 from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import write_whole
+from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.text import read_json_object
+from edm_hloc.images.cameras import panorama_in
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.backdrop import BackdropSummary
@@ -57,10 +58,16 @@ class Surfaces:
             images: folder of the photos.
 
         Raises:
-            EdmHlocError: there is no model, or no raw matches in the folder of its run; or too few
-                matches agree with the model for a surface.
+            EdmHlocError: there is no model, it is of panoramas, or there are no raw matches in the
+                folder of its run; or too few matches agree with the model for a surface.
         """
-        read, _ = fit_model(read_model(model), images, f"the model {model}")
+        read = read_model(model)
+        if panorama := panorama_in(read):
+            raise EdmHlocError(
+                f"{panorama[0]} is a panorama ({panorama[1]}), which no mesh is made of: cut the "
+                "panoramas into views by edm-hloc views, and reconstruct these."
+            )
+        read, _ = fit_model(read, images, f"the model {model}")
         out, _ = run_folder(model)
         with _scene_matches(out, images, read) as matches:
             samples, side = samples_of(read, matches), matched_side(matches)
@@ -109,9 +116,13 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
 
 
 def check_mesh_file(path: Path) -> None:
-    """Raises EdmHlocError unless the name of a file ends with one of `SUFFIXES`."""
+    """Called before the work: raises EdmHlocError unless the name of a file ends with one of
+    `SUFFIXES` and it can be written."""
     if path.suffix.lower() not in SUFFIXES:
         raise EdmHlocError(f"{path} must end with .glb (glTF) or .ply.")
+    if path.is_dir():
+        raise EdmHlocError(f"{path} is a folder: choose another name for the mesh.")
+    make_folder(path.parent)
 
 
 def write_mesh(path: Path, mesh: Mesh, up: np.ndarray) -> None:

@@ -164,6 +164,34 @@ def test_other_formats_are_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.ply").mkdir()
+    for name in ("file/a.ply", "folder.ply"):
+        assert cli.main(["mesh", str(run), str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert "Triangulating" not in error
+        assert str(tmp_path) in error
+
+
+def test_panoramas_have_no_mesh(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "EQUIRECTANGULAR" not in pycolmap.CameraModelId.__members__:
+        pytest.skip("this pycolmap has no panoramas")
+    model = pycolmap.Reconstruction(run / "model")
+    for camera in model.cameras.values():
+        camera.model = pycolmap.CameraModelId.EQUIRECTANGULAR
+        camera.params = [camera.width, camera.height]
+    out = tmp_path / "out"
+    shutil.copytree(run, out)
+    model.write_binary(out / "model")
+    assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 1
+    assert "edm-hloc views" in capsys.readouterr().err
+
+
 def test_a_model_without_matches_is_told_so(
     run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
