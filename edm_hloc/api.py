@@ -29,6 +29,7 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
+from edm_hloc.interop.targets.registry import photos_of
 from edm_hloc.localization.results import QueryPose
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
@@ -38,11 +39,13 @@ from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import localize as localization
 from edm_hloc.pipelines import reconstruct as reconstruction
 from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.pipelines.mesh import Surfaces, check_mesh_file, write_mesh
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
 from edm_hloc.report.collect import is_recorded
 from edm_hloc.report.page import make_report
+from edm_hloc.report.scene import upright_of_model
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +181,22 @@ class Reconstruction:
     def unregistered(self) -> tuple[str, ...]:
         """Names of the photos that are not in the model."""
         return tuple(self.run.results["mapped"]["unregistered"])
+
+    def mesh(self, path: str | Path) -> Path:
+        """Makes a coloured mesh of what the photos show, from all matches.
+
+        Args:
+            path: the file: .glb (glTF, upright) or .ply (in the frame of the model).
+
+        Raises:
+            EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
+        """
+        path = Path(path)
+        check_mesh_file(path)
+        images = photos_of(self.model_path)
+        mesh = Surfaces.of_run(self.model_path, images).mesh()
+        write_mesh(path, mesh, upright_of_model(self.model_path, images, mesh.vertices))
+        return path
 
     def __repr__(self) -> str:
         s, images = self.statistics, self.run.results["mapped"]["images"]

@@ -148,6 +148,9 @@ def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
     assert model.report.is_file()
     assert repr(model).startswith("6 of 6 photos registered, ")
     assert repr(model).endswith(f"px, in {out / 'model'}")
+    assert model.mesh(tmp_path / "mesh.glb").read_bytes().startswith(b"glTF")
+    with pytest.raises(edm_hloc.EdmHlocError, match="must end with"):
+        model.mesh(str(tmp_path / "mesh.stl"))
     again = edm_hloc.reconstruct(known, out, edm_hloc.PairSelection(), TruthMatcher(scene), config)
     assert again.run.results["matching"]["matched"] == 0
     assert again.statistics == model.statistics

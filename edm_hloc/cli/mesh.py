@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def register(command: options.AddCommand) -> None:
@@ -76,10 +71,11 @@ def write(model: Path, images: Path, file: Path) -> None:
         EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
     """
     from edm_hloc.pipelines.mesh import Surfaces, write_mesh
+    from edm_hloc.report.scene import upright_of_model
 
     found = Surfaces.of_run(model, images)
     mesh = found.mesh()
-    write_mesh(file, mesh, _up(model, images, mesh.vertices))
+    write_mesh(file, mesh, upright_of_model(model, images, mesh.vertices))
     print(
         f"Mesh        {len(mesh.triangles):,} triangles of {len(found.cloud):,} points, from "
         f"{found.matches:,} matches"
@@ -95,17 +91,3 @@ def _write_points(model: Path, images: Path, file: Path) -> None:
     write_whole(file, found.points_ply())
     print(f"Points      {len(found.cloud):,} with normals, from {found.matches:,} matches")
     print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")
-
-
-def _up(model: Path, images: Path, vertices: np.ndarray) -> np.ndarray:
-    """(3, 3) rotation of the model into a frame with y up."""
-    from edm_hloc.base.colmap import read_model
-    from edm_hloc.images.decode import photo_orientation
-    from edm_hloc.mapping.georeference import is_on_earth
-    from edm_hloc.report.scene import camera_views, upright
-
-    views = [
-        replace(view, orientation=photo_orientation(images / view.name))
-        for view in camera_views(read_model(model))
-    ]
-    return upright(views, vertices, on_earth=is_on_earth(model))
