@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycolmap
@@ -18,6 +18,7 @@ from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
+from edm_hloc.mapping.plausible import LONGEST_LENS, SHORTEST_LENS
 
 _MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among its solutions
 _FEWEST_ALIGNED = 30  # points that a pose is refined by
@@ -148,19 +149,10 @@ def estimate_pose(
             first unless the camera `has_prior_focal_length`.
         align: refines the pose by the photos; without it, it is that of the matches.
     """
-    estimation = pycolmap.AbsolutePoseEstimationOptions()
-    estimation.ransac.max_error = options.max_error
-    estimation.ransac.random_seed = options.seed
-    estimation.estimate_focal_length = uncalibrated and not camera.has_prior_focal_length
-    refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = refinement.refine_extra_params = uncalibrated
-    camera = pycolmap.Camera(camera.todict())  # a copy, which COLMAP refines in place
     start = time.monotonic()
-    found = None
+    found, fit, refinement = None, _Fit(pycolmap.Rigid3d(), camera), _refinement_options(False)
     if len(matched.pixels) >= _MIN_CORRESPONDENCES:
-        found = pycolmap.estimate_and_refine_absolute_pose(
-            matched.pixels, matched.points, camera, estimation, refinement
-        )
+        found, fit, refinement = _estimated(camera, matched, options, uncalibrated)
     answer = QueryPose(
         query,
         "failed",
@@ -182,33 +174,89 @@ def estimate_pose(
     }
     pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
     if len(pixels) >= options.min_inliers:
-        found = _refined(found, pixels, points, camera, refinement, _MATCHED_LOSS) or found
+        fit = _refined(fit, pixels, points, refinement, _MATCHED_LOSS) or fit
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
-        new_pixels, new_points = align(number, camera, found["cam_from_world"], inliers_of)
+        new_pixels, new_points = align(number, fit.camera, fit.pose, inliers_of)
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
-        better = _refined(found, new_pixels, new_points, camera, refinement, _ALIGNED_LOSS)
+        better = _refined(fit, new_pixels, new_points, refinement, _ALIGNED_LOSS)
         if better is None:
             break
-        found, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
-    pose = found["cam_from_world"]
+        fit, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
     # by the camera as refined
-    errors = _errors(pose, pixels, points, camera)
-    covariance = _covariance(pose, pixels, points, camera, refinement)
-    noise = _noise(errors, _ALIGNED_LOSS if aligned else _MATCHED_LOSS)
-    position, rotation = _deviations(pose, covariance, noise)
+    errors = _errors(fit, pixels, points)
+    # also where the focal length was held, which is no more certain for that
+    free = _refinement_options(uncalibrated)
+    noise = _noise(errors, _ALIGNED_LOSS if aligned else _MATCHED_LOSS, _parameters(fit, free))
+    position, rotation = _deviations(fit.pose, _covariance(fit, pixels, points, free), noise)
     return replace(
         answer,
         status="localized",
-        cam_from_world=to_numbers(pose),
-        camera=camera_text(camera),
+        cam_from_world=to_numbers(fit.pose),
+        camera=camera_text(fit.camera),
         median_error=float(np.median(errors)),
+        distance=float(np.median(np.linalg.norm(fit.pose * points, axis=1))),
         position_deviation=position,
         rotation_deviation=rotation,
         inliers_of=inliers_of,
         aligned=aligned,
+    )
+
+
+class _Fit(NamedTuple):
+    """A pose, cam_from_world, with the camera that was refined with it or is known."""
+
+    pose: pycolmap.Rigid3d
+    camera: pycolmap.Camera
+
+
+def _refinement_options(intrinsics: bool) -> pycolmap.AbsolutePoseRefinementOptions:
+    """COLMAP's, with focal length and distortion refined or held."""
+    options = pycolmap.AbsolutePoseRefinementOptions()
+    options.refine_focal_length = options.refine_extra_params = intrinsics
+    return options
+
+
+def _estimated(
+    camera: pycolmap.Camera, matched: Correspondences, options: PoseOptions, uncalibrated: bool
+) -> tuple[dict[str, Any] | None, _Fit, pycolmap.AbsolutePoseRefinementOptions]:
+    """COLMAP's answer, the pose and camera in it, and what of these is to be refined further.
+
+    Where the points hardly tell the focal length from the distance, as those of a wall that the
+    camera looks squarely at, COLMAP may end with one that no lens has, even below zero. Then the
+    focal length and the distortion are held as given.
+    """
+    estimation = pycolmap.AbsolutePoseEstimationOptions()
+    estimation.ransac.max_error = options.max_error
+    estimation.ransac.random_seed = options.seed
+    for free in (True, False) if uncalibrated else (False,):
+        estimation.estimate_focal_length = free and not camera.has_prior_focal_length
+        refinement = _refinement_options(free)
+        copy = pycolmap.Camera(camera.todict())  # COLMAP refines it in place
+        found = pycolmap.estimate_and_refine_absolute_pose(
+            matched.pixels, matched.points, copy, estimation, refinement
+        )
+        if found is None:
+            break
+        fit, inlier = _Fit(found["cam_from_world"], copy), found["inlier_mask"]
+        if _is_possible(fit, *_each_point_once(matched.pixels[inlier], matched.points[inlier])):
+            return found, fit, refinement
+    return None, _Fit(pycolmap.Rigid3d(), camera), refinement
+
+
+def _is_possible(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> bool:
+    """Whether the numbers are a pose and a lens that there can be, and most of the points (N, 3)
+    are ahead."""
+    camera = fit.camera
+    focal = camera.params[camera.focal_length_idxs()] / max(camera.width, camera.height)
+    return bool(
+        np.isfinite(fit.pose.matrix()).all()
+        and np.isfinite(camera.params).all()
+        and (focal > SHORTEST_LENS).all()
+        and (focal < LONGEST_LENS).all()
+        and 2 * np.isfinite(_errors(fit, pixels, points)).sum() > len(points)
     )
 
 
@@ -226,42 +274,41 @@ def _each_point_once(pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray
     return middle, unique
 
 
-def _errors(
-    pose: pycolmap.Rigid3d, pixels: np.ndarray, points: np.ndarray, camera: pycolmap.Camera
-) -> np.ndarray:
+def _errors(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(N,) lengths of the reprojection errors, pixels; inf of points that end behind the camera."""
-    errors = np.linalg.norm(np.asarray(camera.img_from_cam(pose * points)) - pixels, axis=1)
-    return np.nan_to_num(errors, nan=np.inf)
+    seen = np.asarray(fit.camera.img_from_cam(fit.pose * points))
+    return np.nan_to_num(np.linalg.norm(seen - pixels, axis=1), nan=np.inf)
 
 
 def _refined(
-    found: dict[str, Any],
+    fit: _Fit,
     pixels: np.ndarray,
     points: np.ndarray,
-    camera: pycolmap.Camera,
     options: pycolmap.AbsolutePoseRefinementOptions,
     scale: float,
-) -> dict[str, Any] | None:
+) -> _Fit | None:
     """A pose that is refined by points (N, 3) and their pixels, with a loss whose scale follows
-    their errors; None where it fails.
+    their errors; None where that ends with nothing possible.
 
     Args:
-        found: COLMAP's answer with the pose before.
+        fit: the pose before, and the camera, which is refined with it where the options say so.
         pixels, points: the correspondences, all of them inliers.
-        camera: refined with the pose where the options say so.
         options: those of COLMAP; the scale of their loss is set.
         scale: of the loss, in median errors.
     """
-    answer: dict[str, Any] | None = found
+    camera = pycolmap.Camera(fit.camera.todict())  # a copy, which COLMAP refines in place
+    fit = _Fit(fit.pose, camera)
     for _ in range(_ROUNDS):
-        if answer is None:
-            return None
-        pose = answer["cam_from_world"]
-        errors = _errors(pose, pixels, points, camera)
+        errors = _errors(fit, pixels, points)
         ahead: Any = np.isfinite(errors)
         options.loss_function_scale = _loss_scale(errors, scale)
-        answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, camera, options)
-    return answer
+        answer = pycolmap.refine_absolute_pose(fit.pose, pixels, points, ahead, camera, options)
+        if answer is None:
+            return None
+        fit = _Fit(answer["cam_from_world"], camera)
+        if not _is_possible(fit, pixels, points):
+            return None
+    return fit
 
 
 def _loss_scale(errors: np.ndarray, scale: float) -> float:
@@ -271,27 +318,40 @@ def _loss_scale(errors: np.ndarray, scale: float) -> float:
     return min(max(scale * median, 1e-3), _LARGEST_LOSS)
 
 
-def _noise(errors: np.ndarray, scale: float) -> float:
+def _parameters(fit: _Fit, options: pycolmap.AbsolutePoseRefinementOptions) -> int:
+    """Number of parameters that are refined: six of the pose, and those of the camera."""
+    camera = fit.camera
+    focal = len(camera.focal_length_idxs()) if options.refine_focal_length else 0
+    return 6 + focal + (len(camera.extra_params_idxs()) if options.refine_extra_params else 0)
+
+
+def _noise(errors: np.ndarray, scale: float, parameters: int) -> float:
     """The standard deviation an axis, in pixels, of keypoints whose least-squares pose would be as
     uncertain as the one that the robust loss (Cauchy's) gives for these errors.
 
     It is larger than that of the keypoints, as points far off count less: the asymptotic variance
-    of an M-estimator, for residuals in the plane.
+    of an M-estimator, for residuals in the plane, with Huber's correction for few of them (Robust
+    Statistics, 7.6): residuals are smaller than errors by what the parameters take up.
 
     Args:
         errors: (N,) reprojection errors in pixels.
         scale: of the loss, in median errors.
+        parameters: number of those that were fitted.
     """
     squares = errors[np.isfinite(errors)] ** 2
     weights = 1 / (1 + squares / _loss_scale(errors, scale) ** 2)
-    return float(np.sqrt((weights**2 * squares).mean() / 2) / (weights**2).mean())
+    slope = weights**2  # mean derivative of the residual times its weight, over both axes
+    residuals = 2 * len(squares)
+    few = (1 + parameters / residuals * slope.var() / slope.mean() ** 2) * np.sqrt(
+        residuals / max(1, residuals - parameters)
+    )
+    return float(few * np.sqrt((slope * squares).mean() / 2) / slope.mean())
 
 
 def _covariance(
-    pose: pycolmap.Rigid3d,
+    fit: _Fit,
     pixels: np.ndarray,
     points: np.ndarray,
-    camera: pycolmap.Camera,
     options: pycolmap.AbsolutePoseRefinementOptions,
 ) -> np.ndarray | None:
     """The covariance of a refined pose for `_deviations`; None where there is none.
@@ -299,14 +359,14 @@ def _covariance(
     It is computed without the robust loss, whose weights would pass for a lack of information.
 
     Args:
-        pose, camera: as refined; both stay as they are.
-        pixels, points: by which they were refined.
-        options: those of the refinement; the scale of their loss and the steps are set.
+        fit: as refined; stays as it is.
+        pixels, points: by which it was refined.
+        options: what of the camera is uncertain; the scale of their loss and the steps are set.
     """
-    ahead: Any = np.isfinite(_errors(pose, pixels, points, camera))
+    ahead: Any = np.isfinite(_errors(fit, pixels, points))
     options.loss_function_scale, options.max_num_iterations = _NO_LOSS, 0
-    copy = pycolmap.Camera(camera.todict())  # COLMAP refines it in place
-    answer = pycolmap.refine_absolute_pose(pose, pixels, points, ahead, copy, options, True)
+    copy = pycolmap.Camera(fit.camera.todict())  # COLMAP refines it in place
+    answer = pycolmap.refine_absolute_pose(fit.pose, pixels, points, ahead, copy, options, True)
     return None if answer is None else answer["covariance"]
 
 
@@ -327,6 +387,8 @@ def _deviations(
     covariance = whole_rotation @ covariance @ whole_rotation
     R, cross = pose.rotation.matrix(), cross_product_matrix(pose.translation)
     J = -R.T @ np.hstack([cross, np.eye(3)])  # derivative of the camera centre -Rᵀ t
-    position = noise * np.sqrt(np.trace(J @ covariance @ J.T))
-    rotation = noise * np.sqrt(np.trace(covariance[:3, :3]))
+    variances = np.array([np.trace(J @ covariance @ J.T), np.trace(covariance[:3, :3])])
+    if not (np.isfinite(variances) & (variances >= 0)).all():
+        return None, None
+    position, rotation = noise * np.sqrt(variances)
     return float(position), float(np.degrees(rotation))

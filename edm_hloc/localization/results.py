@@ -15,10 +15,12 @@ from edm_hloc.localization.poses import to_rigid
 Status = Literal["localized", "closest", "failed"]
 
 # Thresholds of a high confidence. A wrong pose has few inliers, or inliers that lie close together
-# or far away, which leave its rotation uncertain.
+# or far away, which leave its rotation uncertain. Where the intrinsics are not known, the distance
+# can be uncertain while the rotation is not: of a wall that the camera looks squarely at.
 _CONFIDENT_INLIERS = 100
 _CONFIDENT_INLIER_RATIO = 0.1
 _CONFIDENT_ROTATION = 0.2  # degrees, standard deviation
+_CONFIDENT_POSITION = 0.03  # standard deviation, by the distance
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class QueryPose:
         inliers: number of correspondences that agree with the pose.
         median_error: median reprojection error of the points that inliers see, each at the median
             of its inliers, pixels of the original photo; of the aligned points, if there are any.
+        distance: median distance of these points from the camera, in the world's unit; None in logs
+            of earlier versions.
         position_deviation: standard deviation of the camera's position, in the world's unit. It is
             computed from the inliers' residuals as if these were independent, so that the true one
             can be larger.
@@ -61,6 +65,7 @@ class QueryPose:
     correspondences: int = 0
     inliers: int = 0
     median_error: float | None = None
+    distance: float | None = None
     position_deviation: float | None = None
     rotation_deviation: float | None = None
     inliers_of: dict[str, int] = field(default_factory=dict)
@@ -71,9 +76,9 @@ class QueryPose:
     def confidence(self) -> Literal["high", "low", "none"]:
         """How far the pose can be relied on.
 
-        "high": at least 100 inliers, which are at least a tenth of the correspondences, and a
-        standard deviation of the rotation of at most 0.2°. "low": any other localized query.
-        "none": not localized.
+        "high": at least 100 inliers, which are at least a tenth of the correspondences, and
+        standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
+        of the position. "low": any other localized query. "none": not localized.
         """
         if self.status != "localized":
             return "none"
@@ -83,7 +88,11 @@ class QueryPose:
         certain_rotation = (
             self.rotation_deviation is not None and self.rotation_deviation <= _CONFIDENT_ROTATION
         )
-        return "high" if many_inliers and certain_rotation else "low"
+        certain_position = self.distance is None or (
+            self.position_deviation is not None
+            and self.position_deviation <= _CONFIDENT_POSITION * self.distance
+        )
+        return "high" if many_inliers and certain_rotation and certain_position else "low"
 
     @property
     def pose(self) -> pycolmap.Rigid3d | None:

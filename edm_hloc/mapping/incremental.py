@@ -17,6 +17,7 @@ from edm_hloc.mapping.joining import join_models
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.parts import share_cameras
 from edm_hloc.mapping.plausible import (
+    LONGEST_LENS,
     MIN_PLAUSIBLE,
     allow_cameras,
     drop_bogus,
@@ -29,7 +30,6 @@ from edm_hloc.mapping.snapshots import Snapshots, content_of
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_LENS = 30.0  # focal length by the longer side; photos of longer ones are dropped
 _MIN_THINNED = 15  # matches of a pair where tracks were chosen
 _TRIALS = 2  # of a photo that is dropped as its camera diverges; completion tries it once more
 _GROWTH = 1.3  # of a model of chosen tracks, between adjustments of all its cameras
@@ -44,7 +44,7 @@ def incremental_options(options: MappingOptions) -> pycolmap.IncrementalPipeline
     colmap.random_seed = options.seed
     colmap.num_threads = options.threads
     # By COLMAP's default of 10 photos through telephoto lenses are dropped and taken up in turns.
-    colmap.max_focal_length_ratio = _LONGEST_LENS
+    colmap.max_focal_length_ratio = LONGEST_LENS
     colmap.extract_colors = False  # only the model that is kept gets colours, in `write_model`
     colmap.mapper.init_max_error = options.max_error
     colmap.mapper.abs_pose_max_error = 3 * options.max_error

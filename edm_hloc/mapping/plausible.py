@@ -16,6 +16,9 @@ MIN_PLAUSIBLE = 0.9
 LENSES = (0.3, 5.0)
 """Focal lengths by the longer side, between which those that nothing tells are plausible."""
 
+SHORTEST_LENS, LONGEST_LENS = 0.1, 30.0
+"""Focal lengths by the longer side, beyond which no photo is placed: the shorter is COLMAP's."""
+
 _LONGEST = 10.0  # by the longer side: plausible where most photos of the model have such a lens
 
 _MOST_APART = 1.5  # factor between a focal length and the median of the others

@@ -378,8 +378,8 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: few "
-            "inliers, a low inlier ratio, or an uncertain rotation. Inspect the pictures before "
-            "relying on such a pose.",
+            "inliers, a low inlier ratio, or an uncertain rotation or distance. Inspect the "
+            "pictures before relying on such a pose.",
             low,
         )
     scans = facts.results.get("missing_scans", [])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pycolmap
 import pytest
 
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.evaluation.localization import pose_errors
+from edm_hloc.localization.log import format_pose
 from edm_hloc.localization.pnp import Correspondences, PoseOptions, estimate_pose
 from edm_hloc.localization.results import QueryPose
 from tests.localization.queries import CAMERA, TRUTH, seen
@@ -54,6 +57,61 @@ def test_deviations_are_those_of_repeated_measurements(cloud: np.ndarray, sigma:
         stated.append([answer.position_deviation, answer.rotation_deviation])
     rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
     np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.15)
+
+
+def test_deviations_of_few_points_account_for_what_was_fitted(cloud: np.ndarray) -> None:
+    """Twelve points are 24 coordinates, of which the six of the pose take up a quarter."""
+    rng = np.random.default_rng(4)
+    errors, stated = [], []
+    for _ in range(150):
+        few = rng.choice(cloud, 12, replace=False)
+        answer = _estimated(to_colmap(seen(few)) + rng.normal(0, 0.5, (12, 2)), few)
+        if answer.status == "localized":
+            errors.append(_off(answer.pose))
+            stated.append([answer.position_deviation, answer.rotation_deviation])
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    assert len(errors) > 140
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.25)
+
+
+def _before_a_wall(relief: float, seed: int) -> tuple[QueryPose, float]:
+    """A photo without a known focal length, 10 units before a wall that it looks squarely at: its
+    pose, and how far that is off."""
+    rng = np.random.default_rng(seed)
+    taken = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=640, height=480, params=[800, 320, 240, 0.0]
+    )
+    pixels = rng.uniform([0, 0], [640, 480], (300, 2))
+    rays = np.column_stack([taken.cam_from_img(pixels), np.ones(300)])
+    points = rays * 10 * (1 + relief * rng.uniform(-1, 1, (300, 1)))
+    guess = pycolmap.Camera(taken.todict() | {"params": [768, 320, 240, 0.0]})
+    pixels += rng.normal(0, 0.3, pixels.shape)
+    matched = Correspondences(pixels, points, [("db.jpg", np.arange(300))], 1, 300)
+    answer = estimate_pose("q.jpg", guess, matched, PoseOptions(), uncalibrated=True)
+    assert answer.pose is not None
+    return answer, pose_errors(answer.pose, pycolmap.Rigid3d())[0]
+
+
+def test_confidence_is_low_where_the_distance_is_not_known() -> None:
+    flat, deep = ([_before_a_wall(relief, seed) for seed in range(20)] for relief in (0.001, 0.01))
+    assert {answer.confidence for answer, _ in deep} == {"high"}
+    assert max(off for _, off in deep) < 0.5
+    assert max(off for _, off in flat) > 1
+    assert {answer.confidence for answer, _ in flat} == {"low"}
+    assert all(a.distance == pytest.approx(10.3, rel=0.1) for a, _ in deep)
+
+
+def test_a_focal_length_that_no_lens_has_is_held_instead() -> None:
+    """COLMAP's refinement of these two ends below zero, with all points behind the camera."""
+    for seed in (6, 34):
+        answer, _ = _before_a_wall(0.001, seed)
+        assert answer.status == "localized"
+        assert answer.camera.split()[3] == "768.0"
+        assert answer.median_error is not None
+        assert answer.median_error < 1
+        assert answer.position_deviation is not None
+        assert answer.position_deviation > 1  # though the focal length was held
+        json.loads(format_pose(answer), parse_constant=pytest.fail)
 
 
 def test_a_point_counts_once_at_the_median_of_its_matches(cloud: np.ndarray) -> None:
