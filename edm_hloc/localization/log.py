@@ -6,7 +6,6 @@ The first line holds the run's fingerprint, {"run": …}; every other line is a 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -54,20 +53,24 @@ def resume_log(path: Path, fingerprint: str) -> dict[str, QueryPose]:
     return done
 
 
-def append_to_log(log: TextIO, poses: Iterable[QueryPose]) -> None:
-    """Appends results to an open log and flushes it."""
-    log.writelines(format_pose(pose) + "\n" for pose in poses)
+def append_to_log(log: TextIO, pose: QueryPose) -> None:
+    """Appends a result to an open log and flushes it."""
+    log.write(format_pose(pose) + "\n")
     log.flush()
 
 
 def format_pose(pose: QueryPose) -> str:
-    """A result as a line of the log."""
-    return json.dumps(asdict(pose))
+    """A result as a line of the log. Raises ValueError if a number of it is not finite."""
+    return json.dumps(asdict(pose), allow_nan=False)
 
 
 def parse_pose(line: str) -> QueryPose:
     """The result in a line. Raises ValueError, TypeError or KeyError if it is none."""
-    record = json.loads(line)
+    record = json.loads(line, parse_constant=_no_number)  # which earlier versions wrote
     if record["cam_from_world"] is not None:
         record["cam_from_world"] = tuple(record["cam_from_world"])
     return QueryPose(**record)
+
+
+def _no_number(_: str) -> None:
+    """What NaN and infinities stand for, which JSON does not have."""

@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.localization.points import ModelPoints
-from edm_hloc.tracks.alignment import align
+from edm_hloc.tracks.alignment import AlignmentSettings, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, mean_directions, viewing_directions
 from edm_hloc.tracks.photos import PhotoShelf
@@ -69,7 +69,9 @@ class PhotoAligner:
         query = len(rows)
         voting = tracks.view != query
         shelf = PhotoShelf(self._root, views.names, config.max_side)
-        found = align(tracks, voting, views, shelf, config, (config.patch_radii[number], 1))
+        # many queries are aligned at a time, each a part of the one progress
+        how = AlignmentSettings(config.patch_radii[number], threads=1, shown=False)
+        found = align(tracks, voting, views, shelf, config, how)
         good = (found.correlation > config.min_new_correlation) & ~voting
         good &= found.texture[tracks.track] > config.min_texture
         if good.any():

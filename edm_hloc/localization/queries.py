@@ -141,7 +141,9 @@ def localize_queries(
     if queries.photos and todo and isinstance(points, ModelPoints):
         aligner = PhotoAligner(points)
 
-    def estimate(job: tuple[str, list[Correspondences]]) -> QueryPose:
+    def estimate(job: tuple[str, list[Correspondences]] | QueryPose) -> QueryPose:
+        if isinstance(job, QueryPose):
+            return job
         query, groups = job
         align = None
         if aligner is not None and query in queries.photos:
@@ -184,12 +186,12 @@ def localize_queries(
         quiet_colmap(),
     ):
         for block in blocks(len(todo), _BATCH):
-            batch, jobs = todo[block], []
-            for query in batch:
+            jobs: list[tuple[str, list[Correspondences]] | QueryPose] = []
+            for query in todo[block]:
                 retrieved = list(dict.fromkeys(queries.retrieved.get(query, ())))
                 reason = _cannot_be_localized(query, retrieved, queries, points)
                 if reason:
-                    done[query] = QueryPose(query, "failed", reason, retrieved=len(retrieved))
+                    jobs.append(QueryPose(query, "failed", reason, retrieved=len(retrieved)))
                     continue
                 groups = points.clusters(retrieved) if options.clusters else [retrieved]
                 matched = [
@@ -197,11 +199,10 @@ def localize_queries(
                     for g in groups
                 ]
                 jobs.append((query, matched))
-            done |= {pose.query: pose for pose in pool.map(estimate, jobs)}
-            for query in batch:
-                done[query] = _or_closest(done[query], queries.retrieved.get(query, ()), points)
-            append_to_log(out, (done[query] for query in batch))
-            progress.update(len(batch))
+            for pose in pool.map(estimate, jobs):
+                done[pose.query] = _or_closest(pose, queries.retrieved.get(pose.query, ()), points)
+                append_to_log(out, done[pose.query])
+                progress.update()
     return [done[query] for query in queries.names]
 
 

@@ -145,4 +145,4 @@ def spread_poses(run: Run, queries: Queries, files: QueryFiles, options: PoseOpt
     work = Work("poses", made_from, files.to_json(options), parts)
     with log.open("a", encoding="utf-8") as file:
         for _, line in results_of_workers(run.out, work):
-            append_to_log(file, [parse_pose(line.decode())])
+            append_to_log(file, parse_pose(line.decode()))

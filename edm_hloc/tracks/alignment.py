@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,20 @@ class Alignment:
     texture: np.ndarray
 
 
+class AlignmentSettings(NamedTuple):
+    """What differs between the alignments of a run.
+
+    Attributes:
+        radius: of the patches.
+        threads: number of them.
+        shown: whether progress is shown.
+    """
+
+    radius: int
+    threads: int
+    shown: bool = True
+
+
 @dataclass(frozen=True)
 class _Round:
     """What all blocks of a round have in common.
@@ -78,7 +93,7 @@ def align(
     views: Views,
     shelf: PhotoShelf,
     config: TrackConfig,
-    how: tuple[int, int],
+    how: AlignmentSettings,
 ) -> Alignment:
     """Aligns the photos of each track, from the projections of its point on.
 
@@ -88,22 +103,21 @@ def align(
         views: the photos' cameras.
         shelf: their pixels.
         config: the settings.
-        how: radius of the patches, and number of threads.
+        how: patches, threads and progress.
     """
-    radius, threads = how
     voters = tracks.chosen(voting)
     facing = mean_directions(voters, views)
     votes = np.zeros(len(voting), np.float32)
     votes[np.flatnonzero(voting)] = spread_out(voters, views, config.max_photos)
     planes = plane_normals(tracks.xyz, facing, config.neighbours)
-    of_round = _Round(views, config, radius, facing, planes, votes)
+    of_round = _Round(views, config, how.radius, facing, planes, votes)
     n = len(voting)
     found = Alignment(
         np.full((n, 2), np.nan), np.full(n, np.nan), np.full(n, -1.0), np.zeros(len(tracks.ids))
     )
     with (
-        StepProgress("Refining tracks", "point", len(tracks.ids)) as progress,
-        ThreadPoolExecutor(threads) as pool,
+        StepProgress("Refining tracks", "point", len(tracks.ids), shown=how.shown) as progress,
+        ThreadPoolExecutor(how.threads) as pool,
     ):
         for rows, needed in _groups(tracks, views, config):
             blocks = [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]

@@ -51,7 +51,7 @@ from edm_hloc.tracks.adjustment import (
     limits_of,
     with_telephotos_held,
 )
-from edm_hloc.tracks.alignment import Alignment, align
+from edm_hloc.tracks.alignment import Alignment, AlignmentSettings, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.kept_points import put_back
@@ -262,7 +262,8 @@ def _one_round(
     if number:
         more = possible_observations(tracks, views, config.max_photos)
         tracks, voting = joined(tracks, more)
-    found = align(tracks, voting, views, shelf, config, (config.patch_radii[number], threads))
+    how = AlignmentSettings(config.patch_radii[number], threads)
+    found = align(tracks, voting, views, shelf, config, how)
     if shelf.unread.all():
         raise EdmHlocError(
             f"None of the {len(views.names)} photos of the model can be read in {shelf.root}: "

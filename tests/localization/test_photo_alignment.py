@@ -40,7 +40,8 @@ def test_points_are_spread_over_the_query(tmp_path: Path, monkeypatch: pytest.Mo
         model.add_point3D(point, track)
     model.write_binary(tmp_path)
 
-    def as_projected(tracks: Tracks, *_: Any) -> Alignment:
+    def as_projected(tracks: Tracks, *more: Any) -> Alignment:
+        assert not more[-1].shown  # beside the progress of the queries
         n, t = len(tracks.view), len(tracks.ids)
         return Alignment(tracks.xy, np.full(n, 0.1), np.ones(n), np.ones(t))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import from_colmap
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
-from edm_hloc.localization.log import read_log
+from edm_hloc.localization import queries as of_queries
+from edm_hloc.localization.log import append_to_log, read_log
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.queries import Queries, localize_queries, query_cameras
 from edm_hloc.localization.results import QueryPose
@@ -144,6 +146,9 @@ def test_confidence_needs_many_inliers_that_fix_the_pose() -> None:
     assert confidence(correspondences=2100) == "low"
     assert confidence(rotation_deviation=0.5) == "low"
     assert confidence(rotation_deviation=None) == "low"
+    assert confidence(position_deviation=0.02, distance=1.0) == "high"
+    assert confidence(position_deviation=0.04, distance=1.0) == "low"
+    assert confidence(position_deviation=None, distance=1.0) == "low"
 
 
 def test_pairs_with_few_matches_are_left_out(files) -> None:
@@ -190,6 +195,46 @@ def test_an_interrupted_log_is_continued(files) -> None:
     assert [a.cam_from_world for a in again] == [a.cam_from_world for a in whole]
     assert again[0].seconds == 1234.0  # not done again
     assert [a.query for a in read_log(log)] == ["q0", "q1", "q2", "q3"]
+
+
+def test_each_answer_is_in_the_log_before_the_next_one_is_there(files, monkeypatch) -> None:
+    cloud, write = files
+    names = ["q0", "dark", "q2", "q3"]
+    job = write(dict.fromkeys(names, seen(cloud)))
+    job["queries"] = replace(job["queries"], problems={"dark": "Cannot read image dark."})
+    estimate, logged = of_queries.estimate_pose, threading.Event()
+
+    def append(log, pose) -> None:
+        append_to_log(log, pose)
+        if pose.query == "dark":
+            logged.set()
+
+    def slowly(query: str, *args, **options) -> QueryPose:
+        if query == "q2" and not logged.wait(20):
+            raise RuntimeError("the answers before it wait for this one")
+        if query == "q3":
+            raise KeyboardInterrupt
+        return estimate(query, *args, **options)
+
+    monkeypatch.setattr(of_queries, "estimate_pose", slowly)
+    monkeypatch.setattr(of_queries, "append_to_log", append)
+    with pytest.raises(KeyboardInterrupt):
+        localize_queries(**job, options=PoseOptions(threads=1))
+    statuses = ["localized", "closest", "localized"]
+    assert [(a.query, a.status) for a in read_log(job["log"])] == [*zip(names, statuses)]
+
+
+def test_logs_of_earlier_versions_are_read(files) -> None:
+    """They have no distance, and may hold what JSON has no numbers for."""
+    cloud, write = files
+    job = write({"q": seen(cloud)})
+    (answer,) = localize_queries(**job)
+    header, line = job["log"].read_text().splitlines()
+    record = json.loads(line)
+    assert record.pop("distance") == pytest.approx(8, abs=2)
+    record["position_deviation"] = float("nan")
+    job["log"].write_text(f"{header}\n{json.dumps(record)}\n")
+    assert read_log(job["log"]) == [replace(answer, distance=None, position_deviation=None)]
 
 
 @pytest.mark.parametrize(
