@@ -137,12 +137,18 @@ def read_intrinsics_list(path: Path, names: Collection[str] = ()) -> dict[str, p
             )
         text = " ".join(words)
         same.setdefault(text, parse_camera(words, f"{path}, {name}"))
-        if camera_text(cameras.setdefault(name, same[text])) != camera_text(same[text]):
-            raise EdmHlocError(
-                f"{path}: {name} is there a second time, with another camera: remove one of the "
-                "two."
-            )
+        _add(cameras, name, same[text], path)
     return cameras
+
+
+def _add(
+    cameras: dict[str, pycolmap.Camera], name: str, camera: pycolmap.Camera, path: Path
+) -> None:
+    """Adds the camera of an image. Raises EdmHlocError if it has another one already."""
+    if camera_text(cameras.setdefault(name, camera)) != camera_text(camera):
+        raise EdmHlocError(
+            f"{path}: {name} is there a second time, with another camera: remove one of the two."
+        )
 
 
 def listed_camera(line: str) -> tuple[str, list[str]]:
@@ -180,16 +186,17 @@ def _read_transforms(path: Path) -> dict[str, pycolmap.Camera]:
     """Cameras by image name from nerfstudio's ``transforms.json``, for all frames or for each.
 
     Raises:
-        EdmHlocError: the file cannot be read, or has no such cameras.
+        EdmHlocError: the file cannot be read, has no such cameras, or two of an image.
     """
-    cameras = {}
+    cameras: dict[str, pycolmap.Camera] = {}
     not_in_colmap = set()
     try:
         record = json.loads(read_text(path, "intrinsics"))
         for frame in record["frames"]:
             name = str(frame["file_path"]).removeprefix("./").removeprefix("images/")
             try:
-                cameras[name] = transforms_camera(record | frame, f"{path}, {name}")
+                camera = transforms_camera(record | frame, f"{path}, {name}")
+                _add(cameras, name, camera, path)
             except NotInColmapError as error:
                 not_in_colmap.add(str(error))
     except (ValueError, TypeError, KeyError) as error:

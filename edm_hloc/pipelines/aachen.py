@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.colmap import is_model, posed_images, read_model
-from edm_hloc.base.errors import raise_any
+from edm_hloc.base.colmap import camera_text, is_model, posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError, raise_any
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.intrinsics import read_intrinsics_list
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -112,11 +112,16 @@ class AachenDataset:
         """Cameras of all queries by name, in the order of the lists.
 
         Raises:
-            EdmHlocError: a list cannot be read.
+            EdmHlocError: a list cannot be read, or two cameras of a query contradict each other.
         """
         cameras: dict[str, pycolmap.Camera] = {}
         for path in self.query_lists:
-            cameras |= read_intrinsics_list(path)
+            for name, camera in read_intrinsics_list(path).items():
+                if camera_text(cameras.setdefault(name, camera)) != camera_text(camera):
+                    raise EdmHlocError(
+                        f"{path}: {name} has another camera there than in the list before, "
+                        f"{self.query_lists[0]}: remove one of the two."
+                    )
         return cameras
 
     def problems(self) -> list[str]:

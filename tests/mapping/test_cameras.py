@@ -272,6 +272,9 @@ def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:
     found = load_intrinsics(path, ["a.jpg", "b.jpg"])
     assert found["a.jpg"].params.tolist() == [550, 551, 320, 240, 0.02, 0, 0, 0]
     assert found["b.jpg"].params.tolist() == [500, 551, 320, 240, 0.02, 0, 0, 0]
+    path.write_text(path.read_text().replace("images/a", "b"))
+    with pytest.raises(EdmHlocError, match=r"b\.jpg is there a second time, with another camera"):
+        load_intrinsics(path, ["b.jpg"])
     path.write_text('{"frames": [], "w": 640}')
     with pytest.raises(EdmHlocError, match=r"transforms\.json holds no intrinsics"):
         load_intrinsics(path, ["a.jpg"])

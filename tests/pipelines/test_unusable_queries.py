@@ -9,6 +9,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.localization.log import read_log
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
@@ -41,6 +42,19 @@ def mirror(photo: Path, orientation: int) -> None:
 
 def truncate(photo: Path) -> None:
     photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+
+
+def test_a_query_has_one_camera_in_both_lists(aachen: Path) -> None:
+    """The same again is no contradiction, another one is, as within one list."""
+    data = AachenDataset(aachen)
+    day, night = data.query_lists
+    name, model, width, height, focal, *more = day.read_text().splitlines()[0].split()
+    before = night.read_text()
+    night.write_text(before + " ".join([name, model, width, height, focal, *more]) + "\n")
+    assert len(data.queries()) == 4
+    night.write_text(before + " ".join([name, model, width, height, f"{focal}9", *more]) + "\n")
+    with pytest.raises(EdmHlocError, match=rf"{night}: {name} has another camera .* {day}: remove"):
+        data.queries()
 
 
 @pytest.mark.parametrize("orientation", [2, 4, 5, 7])
