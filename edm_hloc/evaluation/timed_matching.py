@@ -15,8 +15,9 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.load import load_image
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.matching.engine import MatchingConfig, match_pairs
+from edm_hloc.matching.engine import MatchingConfig, match_pairs, run_provenance
 from edm_hloc.matching.reader import RawMatchReader
+from edm_hloc.matching.shards import check_folder_provenance
 from edm_hloc.pairs.rules import Pair
 
 
@@ -55,10 +56,13 @@ def match_timed(
         dense: memory and threads of matching.
 
     Raises:
-        EdmHlocError: as `matching.engine.match_pairs`.
+        EdmHlocError: as `matching.engine.match_pairs`; of matches with other settings it says to
+            remove the folder.
     """
     record = raw.with_name(f"{raw.name}.time.json")
     before = {"pairs": 0, "cpu_seconds": 0.0}
+    remedy = f"Choose another output folder, or remove {raw} to match them again."
+    check_folder_provenance(raw, run_provenance(matcher), remedy)
     _warm_up(images, pairs[0], matcher)
     if record.is_file():
         with contextlib.suppress(EdmHlocError, KeyError, TypeError, ValueError):

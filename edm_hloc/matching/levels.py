@@ -40,7 +40,7 @@ class StoredLevels:
         if self._path.exists():
             self.levels = read_json_object(self._path, "levels of 16-bit photos")
             if not all(map(_are_levels, self.levels.values())):
-                raise EdmHlocError(f"{self._path} is damaged: delete it, or run with --overwrite.")
+                raise EdmHlocError(f"{self._path} is damaged: delete it.")
 
     def check(self, used: FolderLevels) -> None:
         """Stores the levels of a photo that is going to be matched.
@@ -57,8 +57,8 @@ class StoredLevels:
             raise EdmHlocError(
                 f"The photos of more than 8 bits in {used.folder} were matched with "
                 f"{_describe(self.levels[key])}; now, as photos were added, removed or changed, "
-                f"it would be with {_describe(now)}. Put the folder back as it was, or run with "
-                "--overwrite to match all pairs again."
+                f"it would be with {_describe(now)}. Put the folder back as it was, or remove "
+                f"{self._path.parent} to match all pairs again."
             )
 
     def add(self, levels: Mapping[str, list[float] | None]) -> None:

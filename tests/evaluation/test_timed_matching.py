@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.evaluation.timed_matching import match_timed
 from edm_hloc.images.load import NetworkImage
@@ -40,6 +41,25 @@ class Slow(Matcher):
         while time.process_time() < end:
             pass
         return [Matches(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1)) for _ in pairs]
+
+
+def test_matches_with_other_settings_are_refused_with_what_helps(tmp_path: Path) -> None:
+    """The commands that evaluate have no --overwrite."""
+
+    class Other(Slow):
+        @property
+        def provenance(self) -> dict[str, str | int | float | bool | None]:
+            return {"matcher": "other"}
+
+    images, raw = tmp_path / "images", tmp_path / "raw"
+    images.mkdir()
+    for i in range(2):
+        cv2.imwrite(str(images / f"{i}.png"), np.full((64, 64), 80 * i, np.uint8))
+    match_timed(images, [("0.png", "1.png")], Slow(), raw)
+    with pytest.raises(EdmHlocError) as caught:
+        match_timed(images, [("0.png", "1.png")], Other(), raw)
+    remedy = f"Choose another output folder, or remove {raw} to match them again."
+    assert str(caught.value).splitlines()[-1] == remedy
 
 
 def test_time_of_interrupted_calls(tmp_path: Path) -> None:
