@@ -44,7 +44,12 @@ def register(command: options.AddCommand) -> None:
 
     sub = command("inloc", _inloc, "localize the queries of InLoc")
     _add_dataset(sub)
-    sub.add_argument("--min-matches", type=int, default=20, help="pairs with fewer are left out")
+    sub.add_argument(
+        "--min-matches",
+        type=options.between(int, 0),
+        default=20,
+        help="pairs with fewer are left out",
+    )
     _add_keypoints(sub, max_error=1.0, cell_size=1.0, max_keypoints=0)
     add_localization(sub, retrieved=40, max_error=48.0)
 

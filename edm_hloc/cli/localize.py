@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options, summaries, workers
 from edm_hloc.cli.report import end_quietly, reporting
 
@@ -48,12 +47,15 @@ def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error:
     group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
     group.add_argument(
         "--ransac",
-        type=float,
+        type=options.between(float, 1e-3),
         default=max_error,
         help="largest reprojection error of an inlier, px of the query photo",
     )
     group.add_argument(
-        "--min-inliers", type=int, default=10, help="minimum inliers of a localized query"
+        "--min-inliers",
+        type=options.between(int, 4),  # of fewer, all agree with some pose
+        default=10,
+        help="minimum inliers of a localized query",
     )
     group.add_argument(
         "--clusters",
@@ -75,11 +77,8 @@ def retrieval_options(args: argparse.Namespace) -> RetrievalOptions:
 
 
 def pose_options(args: argparse.Namespace) -> PoseOptions:
-    """Raises EdmHlocError if a value is out of range."""
     from edm_hloc.localization.pnp import PoseOptions
 
-    if not args.ransac > 0:
-        raise EdmHlocError("--ransac must be more than 0 px.")
     return PoseOptions(args.ransac, args.min_inliers, clusters=args.clusters, seed=args.seed)
 
 
