@@ -86,8 +86,9 @@ def print_reconstruction(run: Run, seconds: float) -> None:
         print_tracks(run.results["tracks"])
     mapped = run.results["mapped"]
     statistics = mapped["statistics"]
+    inside = mapped["images"] - len(mapped["unregistered"])  # with points, of known poses
     print(
-        f"Model       {statistics['registered']} of {mapped['images']} photos, "
+        f"Model       {inside} of {mapped['images']} photos, "
         f"{statistics['points']:,} points, track length {statistics['mean_track_length']:.2f}, "
         f"reprojection error {statistics['mean_reprojection_error']:.2f} px"
     )

@@ -61,6 +61,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert len(said.splitlines()) <= 40
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
+    assert "Model       250 of 400 photos, " in said
     assert "Copies      2 of other photos byte by byte, e.g. b.jpg of a.jpg: left out" in said
     assert f"Far away    {names[0]}, " in said
     assert "and 4 more photos: more than thirty times as far" in said
@@ -75,6 +76,29 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert f"Contested   4 photos, e.g. {names[20]}: three times as many" in said
     assert f"Misplaced   83 photos, e.g. {names[7]}, or those beside them" in said
     assert "separate models of 250, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, and 39 more; others in" in said
+
+
+def test_photos_of_a_known_model_without_points_are_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Triangulation keeps the poses also of photos that are not there."""
+    counts = dict.fromkeys(("matched", "resumed", "encoded", "skipped_pairs"), 1)
+    statistics = dict.fromkeys(("points", "mean_track_length", "mean_reprojection_error"), 1)
+    results = {
+        "matching": {**counts, "seconds": 1.0, "skipped": {}, "rotated": []},
+        "keypoints": dict.fromkeys(("keypoints", "images", "matches"), 1),
+        "verified": dict.fromkeys(("verified_pairs", "pairs", "inliers", "matches"), 1),
+        "mapped": {
+            "statistics": {"registered": 11, **statistics},
+            "images": 11,
+            "unregistered": ["1.jpg", "2.jpg", "3.jpg"],
+            "components": [11],
+        },
+    }
+    print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
+    said = capsys.readouterr().out
+    assert "Model       8 of 11 photos, " in said
+    assert "Missing     1.jpg, 2.jpg, 3.jpg" in said
 
 
 def test_warnings_of_skipped_photos_are_few(caplog: pytest.LogCaptureFixture) -> None:
