@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.matching.shards import shard_times
 
+logger = logging.getLogger(__name__)
+
 THRESHOLDS = (5.0, 10.0, 20.0)
 """Pose errors in degrees up to which the AUC is computed."""
 
@@ -44,6 +47,8 @@ EPIPOLAR_PX = 1.0
 
 ROTATIONS = ((0.0, 30.0), (30.0, 60.0), (60.0, 180.0))
 """Ranges of the relative rotation (from, to, in degrees) of which there are separate summaries."""
+
+_ONE_PLACE = 1e-9  # distance of two cameras in one place, by the largest of all pairs: rounding
 
 
 def pose_error(pose: Pose | None, T_0to1: np.ndarray) -> float:
@@ -230,6 +235,7 @@ def evaluate_pose(
     """
     if not pairs:
         raise EdmHlocError("There is no pair to evaluate.")
+    _warn_of_one_place(pairs)
     protocol = protocol or ours()
     make_folder(out)
     nothing = np.empty((0, 2))
@@ -267,6 +273,21 @@ def evaluate_pose(
     }
     write_whole(out / "pose.json", json.dumps(content, indent=1) + "\n")
     return summaries
+
+
+def _warn_of_one_place(pairs: Sequence[PosePair]) -> None:
+    """Warns of pairs whose true translation has no direction that an estimate could be held to."""
+    lengths = [float(np.linalg.norm(pair.T_0to1[:3, 3])) for pair in pairs]
+    same = [p for p, x in zip(pairs, lengths, strict=True) if x <= _ONE_PLACE * max(lengths)]
+    if same:
+        logger.warning(
+            "%d of the %d pairs have one true position for both photos, such as %s and %s: their "
+            "translation has no direction, and counts as wrong by up to 90°. Leave them out.",
+            len(same),
+            len(pairs),
+            same[0].name0,
+            same[0].name1,
+        )
 
 
 def _stored_results(record: Path, made_from: str) -> list[PairResult]:

@@ -401,6 +401,22 @@ def test_interrupted_evaluation_goes_on(
         evaluate_pose([moved, pairs[1]], scene / "images", {"truth": truth}, tmp_path)
 
 
+def test_pairs_from_one_place_are_counted(
+    scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:3]
+    matchers = {"fake": FakeMatcher()}
+    evaluate_pose(pairs, scene / "images", matchers, tmp_path)
+    assert not caplog.messages
+    turned = pairs[1].T_0to1.copy()
+    turned[:3, 3] = 1e-16  # as the difference of two equal positions in a file is
+    pairs[1] = dataclasses.replace(pairs[1], T_0to1=turned)
+    evaluate_pose(pairs, scene / "images", matchers, tmp_path)
+    assert f"1 of the 3 pairs have one true position for both photos, such as {pairs[1].name0}" in (
+        caplog.text
+    )
+
+
 def test_a_repaired_photo_is_measured(scene: Path, tmp_path: Path) -> None:
     pairs = read_pose_pairs(scene / "truth", scene / "images", 1024)[:2]
     images, matchers = tmp_path / "images", {"fake": FakeMatcher()}
