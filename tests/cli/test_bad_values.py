@@ -90,11 +90,6 @@ def test_a_folder_that_cannot_be_written(
         "synth aachen OUT --queries 1",
         "synth inloc OUT --views -1",
         "synth aachen OUT --views nan",
-        "localize M I Q OUT --min-inliers -5",
-        "localize M I Q OUT --min-inliers 3",
-        "localize M I Q OUT --ransac inf",
-        "aachen D OUT --min-inliers 0",
-        "inloc D OUT --min-matches -1",
         "export OUT --topk 0",
         "export OUT --topk 5000",
         "evaluate pose T I OUT --max-rotation nan",
@@ -129,6 +124,26 @@ def test_values_that_make_no_sense(
     assert "Traceback" not in said
     assert len(said.splitlines()[-1]) < 300
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "localize M I Q OUT --min-inliers -5",
+        "localize M I Q OUT --min-inliers 3",
+        "localize M I Q OUT --ransac inf",
+        "aachen D OUT --min-inliers 0",
+        "inloc D OUT --min-matches -1",
+    ],
+)
+def test_thresholds_of_poses_that_make_no_sense(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _exit_code(words.split()) == 2
+    *_, option, value = words.split()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: must be at least" in said
+    assert said.endswith(f"not {value}")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"[1]", b'{"preset": []}'])
