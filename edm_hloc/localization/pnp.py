@@ -27,6 +27,9 @@ _MATCHED_LOSS, _ALIGNED_LOSS = 1.0, 2.0
 _LARGEST_LOSS = 1.0  # pixels, COLMAP's own, and the largest that is taken
 _NO_LOSS = 1e6  # pixels, a scale at which the loss has no effect
 _ROUNDS = 3  # of refinement, each with the scale that the last errors give
+# Change of a known focal length, factor of the median error by it, and points that leave it in
+# doubt: with a right one the error of so many points hardly changes
+_OTHER_FOCAL, _LESS_ERROR, _MANY = 0.03, 1.2, 100
 
 ALIGNMENTS = 2
 """Number of times that a query is aligned to the photos of a model, each from the last pose on."""
@@ -175,6 +178,7 @@ def estimate_pose(
     pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
     if len(pixels) >= options.min_inliers:
         fit = _refined(fit, pixels, points, refinement, _MATCHED_LOSS) or fit
+    better_focal = None if uncalibrated else _better_focal(fit, pixels, points)
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
@@ -196,6 +200,7 @@ def estimate_pose(
         status="localized",
         cam_from_world=to_numbers(fit.pose),
         camera=camera_text(fit.camera),
+        better_focal=better_focal,
         median_error=float(np.median(errors)),
         distance=float(np.median(np.linalg.norm(fit.pose * points, axis=1))),
         position_deviation=position,
@@ -316,6 +321,23 @@ def _loss_scale(errors: np.ndarray, scale: float) -> float:
     ahead = errors[np.isfinite(errors)]
     median = float(np.median(ahead)) if len(ahead) else 0.0
     return min(max(scale * median, 1e-3), _LARGEST_LOSS)
+
+
+def _better_focal(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> float | None:
+    """The focal length that explains points (N, 3) far better than a known one; None if none does,
+    or there are too few of them to tell."""
+    if len(points) < _MANY:
+        return None
+    options = _refinement_options(False)
+    options.refine_focal_length = True
+    other = _refined(fit, pixels, points, options, _MATCHED_LOSS)
+    if other is None:
+        return None
+    focal, known = (each.camera.mean_focal_length() for each in (other, fit))
+    less = np.median(_errors(fit, pixels, points)) > _LESS_ERROR * np.median(
+        _errors(other, pixels, points)
+    )
+    return float(focal) if less and abs(focal / known - 1) > _OTHER_FOCAL else None
 
 
 def _parameters(fit: _Fit, options: pycolmap.AbsolutePoseRefinementOptions) -> int:

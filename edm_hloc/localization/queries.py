@@ -7,6 +7,7 @@ known, so that an interrupted run resumes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from edm_hloc.base.colmap import camera_text, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.grid import blocks
+from edm_hloc.base.log import first_few
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.exif import read_header
@@ -37,6 +39,8 @@ from edm_hloc.localization.pnp import (
 from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
+
+logger = logging.getLogger(__name__)
 
 # Inliers and median reprojection error, of those with estimated intrinsics, up to which given ones
 # explain a query as well: two numbers fewer are fitted to hundreds of matches.
@@ -203,7 +207,28 @@ def localize_queries(
                 done[pose.query] = _or_closest(pose, queries.retrieved.get(pose.query, ()), points)
                 append_to_log(out, done[pose.query])
                 progress.update()
-    return [done[query] for query in queries.names]
+    answers = [done[query] for query in queries.names]
+    _warn_of_focal_lengths(answers, queries.cameras)
+    return answers
+
+
+def _warn_of_focal_lengths(
+    answers: Sequence[QueryPose], cameras: Mapping[str, pycolmap.Camera]
+) -> None:
+    doubtful = [
+        f"{a.query} ({cameras[a.query].mean_focal_length():,.0f} px is known, "
+        f"{a.better_focal:,.0f} px fits)"
+        for a in answers
+        if a.better_focal is not None
+    ]
+    if doubtful:
+        logger.warning(
+            "Other focal lengths than the known ones explain the matches of %d of %d queries far "
+            "better: %s. Give the right intrinsics, or none to have them estimated.",
+            len(doubtful),
+            len(answers),
+            ", ".join(first_few(doubtful, "queries")),
+        )
 
 
 def fingerprint_of_poses(

@@ -35,6 +35,8 @@ class QueryPose:
         cam_from_world: qw, qx, qy, qz, tx, ty, tz in COLMAP's convention: a point of the world
             times this is in the camera's frame. None if `status` is "failed".
         camera: COLMAP's camera model, width, height and parameters of the pose, as refined.
+        better_focal: focal length in pixels that explains the inliers far better than that of the
+            known intrinsics, which are in doubt then; None if none does.
         retrieved: number of retrieved database images.
         matched: number of them with enough matches to the query (`PoseOptions.min_matches`).
         matches: number of matches to these images.
@@ -59,6 +61,7 @@ class QueryPose:
     reason: str = ""
     cam_from_world: tuple[float, ...] | None = None
     camera: str = ""
+    better_focal: float | None = None
     retrieved: int = 0
     matched: int = 0
     matches: int = 0
@@ -78,7 +81,8 @@ class QueryPose:
 
         "high": at least 100 inliers, which are at least a tenth of the correspondences, and
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
-        of the position. "low": any other localized query. "none": not localized.
+        of the position, by intrinsics that are not in doubt. "low": any other localized query.
+        "none": not localized.
         """
         if self.status != "localized":
             return "none"
@@ -92,7 +96,8 @@ class QueryPose:
             self.position_deviation is not None
             and self.position_deviation <= _CONFIDENT_POSITION * self.distance
         )
-        return "high" if many_inliers and certain_rotation and certain_position else "low"
+        certain = certain_rotation and certain_position and self.better_focal is None
+        return "high" if many_inliers and certain else "low"
 
     @property
     def pose(self) -> pycolmap.Rigid3d | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,7 @@ def test_confidence_needs_many_inliers_that_fix_the_pose() -> None:
     assert confidence(position_deviation=0.02, distance=1.0) == "high"
     assert confidence(position_deviation=0.04, distance=1.0) == "low"
     assert confidence(position_deviation=None, distance=1.0) == "low"
+    assert confidence(better_focal=500.0) == "low"
 
 
 def test_pairs_with_few_matches_are_left_out(files) -> None:
@@ -221,7 +223,8 @@ def test_each_answer_is_in_the_log_before_the_next_one_is_there(files, monkeypat
     with pytest.raises(KeyboardInterrupt):
         localize_queries(**job, options=PoseOptions(threads=1))
     statuses = ["localized", "closest", "localized"]
-    assert [(a.query, a.status) for a in read_log(job["log"])] == [*zip(names, statuses)]
+    logged_answers = {a.query: a.status for a in read_log(job["log"])}
+    assert logged_answers == dict(zip(names[:3], statuses, strict=True))
 
 
 def test_logs_of_earlier_versions_are_read(files) -> None:
@@ -352,6 +355,23 @@ def test_the_camera_of_the_database_is_taken_where_it_explains_a_query_as_well(f
         taken = [a.camera == camera_text(CAMERA) for a in answers]
         assert all(taken) if perhaps else not any(taken)
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_known_focal_length_that_is_wrong_is_questioned(files, caplog) -> None:
+    cloud, write = files
+    noise = np.random.default_rng(5).normal(0, 0.7, (3, 300, 2))
+    job = write({f"q{k}": seen(cloud) + more for k, more in enumerate(noise)})
+    wrong = pycolmap.Camera(CAMERA.todict() | {"params": [430, 235.5, 156.5, -0.05]})
+    job["queries"].cameras["q1"] = wrong
+    for _ in range(2):  # the second time from the log
+        caplog.clear()
+        answers = localize_queries(**job)
+        assert [a.confidence for a in answers] == ["high", "low", "high"]
+        assert answers[1].better_focal == pytest.approx(400, rel=0.01)
+        assert answers[1].camera == camera_text(wrong)
+        (message,) = caplog.messages
+        assert "of 1 of 3 queries" in message
+        assert re.search(r"better: q1 \(430 px is known, (399|40\d) px fits\)\. ", message)
 
 
 @pytest.mark.parametrize("params", [[430, 235.5, 156.5, -0.05], [400, 235.5, 156.5, 0.1]])
