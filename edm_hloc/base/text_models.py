@@ -155,6 +155,15 @@ def camera_fault(camera: pycolmap.Camera) -> str:
     """What makes a camera impossible; empty if nothing does."""
     if camera.width <= 0 or camera.height <= 0:
         return f"the camera has a size of {camera.width} × {camera.height} pixels"
+    return lens_fault(camera)
+
+
+def lens_fault(camera: pycolmap.Camera) -> str:
+    """`camera_fault` of a camera whose size need not be known.
+
+    To be asked of each camera that somebody gives before any other use: with too few parameters
+    COLMAP reads memory that is not there.
+    """
     if not all(map(math.isfinite, camera.params)):
         return "a parameter of the camera is no finite number"
     if not camera.verify_params():

@@ -9,13 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import camera_text, is_model, read_model
 from edm_hloc.base.errors import EdmHlocError, NotInColmapError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.text import filled_lines, is_comment, read_lines, read_text
+from edm_hloc.base.text_models import lens_fault
 from edm_hloc.images.calibration import SUFFIXES, read_calibration
 from edm_hloc.images.find import HEIC_SUFFIXES, IMAGE_SUFFIXES
 from edm_hloc.images.listed import listed_names
@@ -311,10 +311,12 @@ def parse_camera(words: Sequence[str], where: str) -> pycolmap.Camera:
             height=_whole(words[2]),
             params=[float(word) for word in words[3:]],
         )
-        focal = camera.mean_focal_length()
-        valid = camera.verify_params() and focal > 0 and np.isfinite(camera.params).all()
+        reason = lens_fault(camera)
+        if not reason and not len(camera.focal_length_idxs()):
+            reason = "a camera of all directions has no focal length"
     except Exception:  # pycolmap raises almost anything
-        valid = False
-    if not valid:
-        raise EdmHlocError(f"{where}: not a camera in COLMAP's form: {' '.join(words)!r}.")
+        reason = "expected MODEL WIDTH HEIGHT PARAMETERS"
+    if reason:
+        text = " ".join(words)
+        raise EdmHlocError(f"{where}: not a camera in COLMAP's form: {text!r}: {reason}.")
     return camera

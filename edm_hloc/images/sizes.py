@@ -13,6 +13,7 @@ from edm_hloc.base.colmap import posed_images, with_cameras
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
+from edm_hloc.base.text_models import lens_fault
 from edm_hloc.images.decode import photo_size
 
 FAR_FROM_MIDDLE = 0.15  # of a side; a principal point is nearer in all but cropped photos
@@ -37,8 +38,10 @@ def camera_for_size(
 
     Raises:
         EdmHlocError: the photo was turned or cropped: the sizes differ otherwise; or a camera of
-            unknown size looks past the middle of the photo.
+            unknown size looks past the middle of the photo; or the camera cannot be.
     """
+    if reason := lens_fault(camera):
+        raise EdmHlocError(f"The camera of {photo.name} in {source} cannot be: {reason}.")
     width, height = size
     if not camera.width:
         return _of_unknown_size(camera, size, photo)

@@ -14,6 +14,7 @@ import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.text import read_text
+from edm_hloc.base.text_models import lens_fault
 
 _WHAT = (
     'a list of objects with "cameras", each with an "image_prefix", one of them the "ref_sensor"'
@@ -125,8 +126,6 @@ def _intrinsics(model: Any, params: list[float], where: str) -> pycolmap.Camera:
     if model not in models or model == "INVALID":
         raise EdmHlocError(f"{where} COLMAP has no camera model {model!r}.")
     camera = pycolmap.Camera(model=model, width=0, height=0, params=params)
-    if not camera.verify_params():
-        raise EdmHlocError(f"{where} {model} has another number of parameters than {len(params)}.")
-    if min((params[i] for i in camera.focal_length_idxs()), default=1) <= 0:
-        raise EdmHlocError(f"{where} its focal length is not above 0.")
+    if reason := lens_fault(camera):
+        raise EdmHlocError(f"{where} {reason}.")
     return camera

@@ -24,6 +24,7 @@ from edm_hloc.images.cameras import (
 )
 from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.images.roots import JoinedFolders
+from edm_hloc.images.sizes import camera_for_size
 from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
@@ -261,6 +262,26 @@ def test_one_camera_for_all_photos(tmp_path: Path) -> None:
     for wrong in ("PINHOLE 640 480 500", "PINHOLE 640.5 480 5 5 5 5", "PINHOLE nan 480 5 5 5 5"):
         with pytest.raises(EdmHlocError, match="--known: not a camera in COLMAP's form"):
             load_intrinsics(Path(wrong), ["a.jpg"])
+
+
+@pytest.mark.parametrize("how", ["text", "list", "cameras.txt", "model"])
+def test_cameras_without_their_parameters_are_refused(how: str, tmp_path: Path) -> None:
+    """COLMAP's focal length of such a camera is read from memory that is not there."""
+    path = tmp_path / "list.txt"
+    path.write_text("a.jpg PINHOLE 640 480\n")
+    if how == "text":
+        path = Path("PINHOLE 640 480")
+    elif how in ("cameras.txt", "model"):
+        path = tmp_path / "cameras.txt"
+        path.write_text("1 PINHOLE 640 480\n")
+    if how == "model":
+        (tmp_path / "images.txt").write_text("1 1 0 0 0 0 0 0 1 a.jpg\n\n")
+        (tmp_path / "points3D.txt").write_text("")
+    with pytest.raises(EdmHlocError, match="PINHOLE has another number of parameters than 0"):
+        load_intrinsics(path, ["a.jpg"])
+    camera = pycolmap.Camera(model="PINHOLE", width=640, height=480, params=[])
+    with pytest.raises(EdmHlocError, match=r"camera of a\.jpg in the known intrinsics cannot be"):
+        camera_for_size(camera, (320, 240), Path("a.jpg"), "the known intrinsics")
 
 
 def test_intrinsics_of_nerfstudio(tmp_path: Path) -> None:

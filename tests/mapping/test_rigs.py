@@ -292,7 +292,7 @@ def test_prefixes_in_each_other(
         ({"camera_model_name": "LENS", "camera_params": [300]}, "no camera model 'LENS'"),
         (
             {"camera_model_name": "SIMPLE_PINHOLE", "camera_params": [0, 160, 120]},
-            "focal length is not above 0",
+            "has a focal length of 0 pixels",
         ),
         (
             {"camera_model_name": "SIMPLE_PINHOLE", "camera_params": [600, 320, 240]},
