@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable
 from pathlib import Path
 
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import content_checksum
 from edm_hloc.images.roots import ImageRoot
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def find_copies(root: ImageRoot, names: Iterable[str]) -> dict[str, str]:
     groups: list[list[str]] = [sorted(stamps)]
     for trait in (
         lambda name: stamps[name][0],
-        lambda name: _digest(root / name, _HEAD),
-        lambda name: _digest(root / name, None),
+        lambda name: content_checksum(root / name, _HEAD),
+        lambda name: content_checksum(root / name),
     ):
         groups = [alike for group in groups for alike in _alike(group, trait)]
     return dict(sorted((name, group[0]) for group in groups for name in group[1:]))
@@ -60,14 +60,3 @@ def _alike(names: Collection[str], trait: Callable[[str], Hashable]) -> list[lis
     for name in names if len(names) > 1 else ():
         groups[trait(name)].append(name)
     return [group for value, group in groups.items() if value is not None and len(group) > 1]
-
-
-def _digest(path: Path, length: int | None) -> bytes | None:
-    """A digest of the first bytes of a file, None for all; None where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            if length is not None:
-                return hashlib.blake2b(file.read(length)).digest()
-            return hashlib.file_digest(file, "blake2b").digest()
-    except OSError:
-        return None

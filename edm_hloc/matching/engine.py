@@ -15,7 +15,7 @@ from edm_hloc.base.progress import say, track
 from edm_hloc.base.text import format_duration
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.base.version import __version__
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos, warn_of_changed
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.batches import MatchingQueue
@@ -159,11 +159,12 @@ def match_pairs(
     start = time.monotonic()
     pairs = unique_pairs(pairs)
     check_keys(pairs)
-    stamps = image_stamps(image_root, names_in(pairs))
+    stamps = KnownPhotos(raw_directory).stamps(image_root, names_in(pairs))
     with RawMatchWriter(
         raw_directory, run_provenance(matcher), stamps, overwrite=overwrite
     ) as writer:
         todo = [pair for pair in pairs if pair not in writer]
+        warn_of_changed(writer.changed)
         if overwrite:
             forget_levels(raw_directory)
         levels = StoredLevels(raw_directory)

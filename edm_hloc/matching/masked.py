@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.matches import Matches
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.masks import Mask, read_mask
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matching.reader import RawMatchReader
@@ -84,9 +84,11 @@ class MaskedMatchReader(RawMatchReader):
         with self._lock:
             if self._index is None and not self._changed:
                 index = super()._indexed()
-                now = image_stamps(self.images, names_in(pair.names for _, pair in index.values()))
+                known = KnownPhotos(self.path)
+                now = known.stamps(self.images, names_in(pair.names for _, pair in index.values()))
                 for key, (_, pair) in list(index.items()):
-                    stamped = zip(pair.names, pair.stamps, strict=True)
+                    stamps = map(known.first, pair.names, pair.stamps)
+                    stamped = zip(pair.names, stamps, strict=True)
                     if any(stamp not in (None, now.get(name)) for name, stamp in stamped):
                         del index[key]
                         self._outdated.add(frozenset(pair.names))

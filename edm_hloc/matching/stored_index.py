@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos, warn_of_changed
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matching.left_out import without_left_out
 from edm_hloc.matching.shards import FileStamp, StoredPair, shard_paths, stored_pairs
@@ -62,17 +62,24 @@ def pairs_to_match(directory: Path, image_root: ImageRoot, pairs: Iterable[Pair]
     wanted = without_left_out(directory, unique_pairs(pairs))
     left = {frozenset(pair): pair for pair in wanted}
     undecided = set(left)
+    known = KnownPhotos(directory)
     stamps: dict[str, FileStamp] | None = None
+    changed: set[str] = set()
     for path in reversed(shard_paths(Path(directory))):
         if stamps is None:
-            stamps = image_stamps(image_root, names_in(wanted))
+            stamps = known.stamps(image_root, names_in(wanted))
         with contextlib.suppress(DamagedH5Error), open_h5(path) as h5, reading(path):
             for pair in stored_pairs(h5):
                 names = frozenset(pair.names)
                 if names in undecided:
                     undecided.remove(names)
-                    if pair.stamps == tuple(map(stamps.get, pair.names)):
+                    stored = tuple(map(known.first, pair.names, pair.stamps))
+                    if stored == tuple(map(stamps.get, pair.names)):
                         del left[names]
+                    else:
+                        pairs_of_stamps = zip(pair.names, stored, strict=True)
+                        changed |= {n for n, s in pairs_of_stamps if stamps.get(n, s) != s}
+    warn_of_changed(changed)
     return list(left.values())
 
 

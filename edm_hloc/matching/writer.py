@@ -28,6 +28,7 @@ from edm_hloc.base.h5 import (
     stored_provenance,
 )
 from edm_hloc.base.matches import Matches
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.matching.damage import set_aside
 from edm_hloc.matching.recent import RecentPairs, recent_path
 from edm_hloc.matching.shards import (
@@ -118,13 +119,15 @@ class RawMatchWriter:
         provenance: the settings the matches depend on (SHA-256 of the weights, preset, version …).
         stamps: the `FileStamp` of each image by name. They are stored with each pair; a pair whose
             images have other stamps than those stored is not in `done`, so that it is matched
-            again and replaced. With None all stored pairs are in `done`.
+            again and replaced. With None all stored pairs are in `done`. Stamps that photos had
+            with the same content are the same, see `KnownPhotos`.
         overwrite: delete the raw matches of earlier runs first.
 
     Attributes:
         directory: the folder.
         done: the keys (see `pair_key`) of the pairs that were stored and up to date when the
             folder was opened.
+        changed: names of the images of the other stored pairs that have other stamps now.
 
     Raises:
         EdmHlocError: the folder holds matches of another provenance, another process writes into
@@ -156,6 +159,8 @@ class RawMatchWriter:
             self._shards: list[tuple[Path, int]] = []  # oldest first, with the number of pairs
             self._names: dict[str, tuple[str, str]] = {}  # the exact names, by key
             self.done: set[str] = set()
+            self.changed: set[str] = set()
+            self._known = KnownPhotos(self.directory)
             self._open_folder()
             self._recent = RecentPairs(self.directory, self._provenance)
             self._store_recent()
@@ -276,8 +281,18 @@ class RawMatchWriter:
         """Fills `_names` and `done` with pairs of a shard."""
         for pair in stored:
             self._names[pair.key] = pair.names
-            if self._stamps is None or pair.stamps == self._with_stamps(*pair.names).stamps:
+            changed = self._changed(pair)
+            if not changed:
                 self.done.add(pair.key)
+            self.changed |= changed & (self._stamps or {}).keys()
+
+    def _changed(self, pair: StoredPair) -> set[str]:
+        """The photos of a stored pair that are other files now."""
+        if self._stamps is None:
+            return set()
+        now = zip(pair.names, pair.stamps, self._with_stamps(*pair.names).stamps, strict=True)
+        first = self._known.first
+        return {name for name, *stamps in now if len({first(name, s) for s in stamps}) > 1}
 
     def _store_recent(self) -> None:
         """Puts what a killed writer had not come to put into a shard into one."""

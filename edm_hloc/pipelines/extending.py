@@ -15,7 +15,8 @@ from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.journal import journal_path
-from edm_hloc.images.find import image_stamps
+from edm_hloc.base.text import plural
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.mapping.extension import (
     EarlierModel,
     ExtensionSummary,
@@ -89,11 +90,12 @@ def map_or_extend(
         EdmHlocError: as `map_database`.
     """
     database, image_root, known = photos.database, photos.image_root, photos.known
+    known_photos = KnownPhotos(run.out / "raw_matches")
     made_of = MappedFrom(
         fingerprint_of([settings, options.of_verification(), options.of_mapping()]),
         {
             name: [*stamp, known.get(name)]
-            for name, stamp in image_stamps(image_root, photos.names).items()
+            for name, stamp in known_photos.stamps(image_root, photos.names).items()
         },
     )
     extended, place = None, place_set_aside(run)
@@ -101,10 +103,13 @@ def map_or_extend(
     if earlier is not None and options.mapper == "incremental" and photos.priors is None:
         extended = extend_model(database, image_root, model, earlier, options, known)
         if extended is None:
+            left = posed_images(earlier.model).keys() & made_of.photos.keys()
+            changed = left - set(earlier.names)
             logger.warning(
-                "The earlier model cannot be extended, as too little of it is left, its camera "
+                "The earlier model cannot be extended, as too little of it is left%s, its camera "
                 "cannot be that of all photos, or photos that look alike had folded it: all are "
-                "mapped anew, in a frame of their own."
+                "mapped anew, in a frame of their own.",
+                f" ({plural(len(changed), 'photo')} of it changed since)" if changed else "",
             )
     if extended is None:
         mapped = map_database(database, image_root, model, options, known, photos.priors)

@@ -16,6 +16,7 @@ from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.h5 import DamagedH5Error
 from edm_hloc.images.decode import photo_size
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -155,7 +156,7 @@ def match_and_quantize(
         depends_on.append((str(photos.reference_features), modified))
     run.results.pop("masks", None)
     if masks:
-        depends_on.append({name: (str(m), m.stat().st_mtime_ns) for name, m in masks.items()})
+        depends_on.append(mask_stamps(raw_matches, masks))
         run.results["masks"] = {"photos": len(masks)}
 
     def make_keypoints() -> str:
@@ -173,6 +174,17 @@ def match_and_quantize(
     drop_damaged(raw_matches)
     match(overwrite=False)
     return make_keypoints()
+
+
+def mask_stamps(raw_matches: Path, masks: Mapping[str, Path]) -> dict[str, list[Any]]:
+    """Path and time of the mask of each photo that has one; equal content keeps its time.
+
+    Args:
+        raw_matches: see `KnownPhotos`.
+        masks: as in `PairsToMatch`.
+    """
+    stamps = KnownPhotos(raw_matches).noted(Path(), [*dict.fromkeys(map(str, masks.values()))])
+    return {name: [str(mask), stamps[str(mask)][1]] for name, mask in masks.items()}
 
 
 def find_backgrounds(

@@ -20,6 +20,7 @@ from edm_hloc.base.progress import say, track
 from edm_hloc.base.text import filled_lines
 from edm_hloc.images.capture import read_capture
 from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.connections import agreeing_matches
 from edm_hloc.matching.damage import drop_damaged
@@ -35,7 +36,7 @@ from edm_hloc.pairs.automatic import ROUNDS, AutomaticPairs
 from edm_hloc.pairs.neighbours import near_in_space, near_in_time
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, unique_pairs
-from edm_hloc.pipelines.matching import PairsToMatch, find_backgrounds, find_pairs
+from edm_hloc.pipelines.matching import PairsToMatch, find_backgrounds, find_pairs, mask_stamps
 from edm_hloc.pipelines.retrieval import pairs_of_missing, ranked_photos
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_matching
@@ -190,10 +191,11 @@ class PairRounds:
 
     def _chosen_from(self, photos: AutomaticPairs) -> ChosenFrom:
         """What the pairs are chosen from in this run."""
-        stamps = image_stamps(self.image_root, photos.names)
+        raw = self.run.out / "raw_matches"
+        stamps = KnownPhotos(raw).noted(self.image_root, photos.names)
         how = Path(photos.options.how)
         given = image_stamps(how.parent, [how.name]) if photos.options.is_file else {}
-        masked = {name: [str(m), m.stat().st_mtime_ns] for name, m in self.masks.items()}
+        masked = mask_stamps(raw, self.masks)
         return ChosenFrom(
             [asdict(photos.options), *map(list, given.values())],
             {name: [*stamp, *masked.get(name, [])] for name, stamp in stamps.items()},

@@ -20,7 +20,7 @@ import torch
 from edm_hloc.base.errors import ImageError
 from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_once
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.load import load_photo
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
@@ -219,7 +219,7 @@ def _compute_descriptors(
             vlad_descriptors(images, descriptors, local, options.vlad, made_from, elsewhere)
         return {}
 
-    stamps = image_stamps(images.root, images.names)
+    stamps = KnownPhotos(run.out / "raw_matches").noted(images.root, images.names)
     depends_on: list[Any] = [stamps, images.database, how, asdict(options.vlad), "upright"]
     if how == "edm":
         depends_on.append(weights_sha256(weights))

@@ -36,7 +36,7 @@ from edm_hloc.base.h5 import (
     stored_text,
 )
 from edm_hloc.images.decode import check_not_mirrored, decode
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import (
@@ -196,9 +196,10 @@ def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
         content = _whole_shard(plan, shard)
     except DamagedH5Error:
         return None
-    now = image_stamps(plan.image_root, names_in(pair.names for pair in content.stored))
+    known = KnownPhotos(plan.raw_matches)
+    now = known.stamps(plan.image_root, names_in(pair.names for pair in content.stored))
     same_photos = all(
-        stamp == now.get(name)
+        known.first(name, stamp) == now.get(name)
         for pair in content.stored
         for name, stamp in zip(pair.names, pair.stamps, strict=True)
     )
@@ -247,7 +248,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             other levels of 16-bit photos. Nothing is merged then.
     """
     wrong: dict[int, str] = {}
-    stamps: dict[str, tuple[FileStamp | None, int]] = {}
+    stamps = _Stamps(KnownPhotos(plan.raw_matches))
     levels: Levels = {}
     skipped: dict[str, str] = {}
     skipped_in: dict[str, int] = {}
@@ -256,7 +257,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
     for shard in range(1, len(plan.pairs) + 1):
         try:
             content = _whole_shard(plan, shard)
-            _check_stamps(content.stored, stamps, shard)
+            stamps.check(content.stored, shard)
             _check_levels(content.levels, levels, shard)
         except EdmHlocError as error:
             reason = error.reason if isinstance(error, DamagedH5Error) else str(error)
@@ -266,10 +267,10 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
         skipped_in |= dict.fromkeys(content.skipped, shard)
         left_out |= content.left_out
         number += len(content.stored)
-    for name in sorted(skipped_in.keys() & stamps.keys()):
+    for name in sorted(skipped_in.keys() & stamps.found.keys()):
         wrong[skipped_in[name]] = (
             f"the photo {name} could not be read ({skipped[name].removesuffix('.')}), but for "
-            f"shard {stamps[name][1]} it could: match both again"
+            f"shard {stamps.found[name][1]} it could: match both again"
         )
     if wrong:
         listed = "\n".join(f"  {shard}: {reason}" for shard, reason in list(wrong.items())[:20])
@@ -395,18 +396,24 @@ def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
     return content
 
 
-def _check_stamps(
-    stored: Sequence[StoredPair], stamps: dict[str, tuple[FileStamp | None, int]], shard: int
-) -> None:
-    """Refuses photos that were not the same files in all shards; fills `stamps`."""
-    for pair in stored:
-        for name, stamp in zip(pair.names, pair.stamps, strict=True):
-            before, earlier = stamps.setdefault(name, (stamp, shard))
-            if before != stamp:
-                raise EdmHlocError(
-                    f"the photo {name} was another file (size or time of change) for shard "
-                    f"{earlier}"
-                )
+@dataclass
+class _Stamps:
+    """The stamps that photos had in the shards, each with the first shard that has it."""
+
+    known: KnownPhotos
+    found: dict[str, tuple[FileStamp | None, int]] = field(default_factory=dict)
+
+    def check(self, stored: Sequence[StoredPair], shard: int) -> None:
+        """Refuses photos that were other files in earlier shards."""
+        for pair in stored:
+            for name, stamp in zip(pair.names, pair.stamps, strict=True):
+                stamp = self.known.first(name, stamp)
+                before, earlier = self.found.setdefault(name, (stamp, shard))
+                if before != stamp:
+                    raise EdmHlocError(
+                        f"the photo {name} was another file (size or time of change) for shard "
+                        f"{earlier}"
+                    )
 
 
 def _check_levels(found: dict[str, Any], levels: Levels, shard: int) -> None:

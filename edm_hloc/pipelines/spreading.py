@@ -15,6 +15,7 @@ import numpy as np
 
 from edm_hloc.base.errors import WorkLeftError
 from edm_hloc.base.files import FolderLock
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot, root_to_json
 from edm_hloc.localization.log import append_to_log, parse_pose, resume_log
 from edm_hloc.localization.pnp import PoseOptions
@@ -24,7 +25,7 @@ from edm_hloc.mapping.verification import UnverifiedPairs
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import cut_into_blocks
 from edm_hloc.matching.stored_index import pairs_to_match
-from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
     PLAN_FOLDER,
@@ -58,6 +59,7 @@ def spread_matching(
     """
     if not run.shards:
         return
+    KnownPhotos(run.out / "raw_matches").note(image_root, names_in(pairs))
     kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
     if kind == "matching":
         plan = load_plan(run.out)

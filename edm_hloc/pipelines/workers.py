@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.loading import default_device
@@ -24,7 +25,7 @@ from edm_hloc.matching.left_out import left_out_path, read_left_out, without_lef
 from edm_hloc.matching.levels import forget_levels
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.matching.writer import RawMatchWriter
-from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.processes import ProcessCrew, num_cores
 from edm_hloc.pipelines.ray_actors import RayCrew
 from edm_hloc.pipelines.shard_plan import (
@@ -68,6 +69,7 @@ def match_in_processes(
     """
     config = config or MatchingConfig()
     start = time.monotonic()
+    KnownPhotos(raw_directory).note(image_root, names_in(pairs))
     if overwrite:
         left_out_path(raw_directory).unlink(missing_ok=True)
     found = None

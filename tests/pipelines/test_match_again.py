@@ -128,13 +128,17 @@ def test_whatever_was_done_before_a_run_gives_what_a_fresh_one_gives(
     monkeypatch.setattr(writer, "_FAN_IN", 3)
     r, levels, pairs, out = random.Random(seed), itertools.count(100, 7), PAIRS, tmp_path / "out"
     for step in range(6):
-        change = r.choice(["other pairs", "other order", "other photo", "no photo", "no photo"])
+        change = r.choice(["other pairs", "other order", "other photo", "no photo", "other time"])
         if change == "other pairs":
             pairs = r.sample(PAIRS, r.randint(5, 10)) + r.sample(PAIRS, 2)
         elif change == "other order":
             pairs = [
                 pair[::-1] if r.random() < 0.5 else pair for pair in r.sample(pairs, len(pairs))
             ]
+        elif change == "other time":
+            for name in NAMES:
+                times = (photos / name).stat().st_mtime_ns + 10**9
+                os.utime(photos / name, ns=(times, times))
         else:  # one at most is none
             put_photo(photos, NAMES[2], None if change == "no photo" else next(levels))
             put_photo(photos, r.choice([*NAMES[:2], *NAMES[3:]]), next(levels))
