@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pycolmap
 from PIL import Image
@@ -26,6 +26,7 @@ from PIL import Image
 from edm_hloc.base.colmap import ModelStatistics, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.settings import check_type, check_types
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
@@ -49,6 +50,8 @@ from edm_hloc.report.scene import upright_of_model
 
 logger = logging.getLogger(__name__)
 
+Config = TypeVar("Config")
+
 
 def load_matcher(
     name: str = "edm", *, refine: load.Refinement = "photometric", **settings: Any
@@ -66,9 +69,11 @@ def load_matcher(
             here only, worker processes (`MatchingConfig.workers`) can make the same matcher.
 
     Raises:
-        EdmHlocError: no such matcher, setting, device or weights; a library is not installed.
+        EdmHlocError: no such matcher, setting, device or weights; a setting is of another type; a
+            library is not installed.
     """
     device = settings.pop("device", None)
+    device = None if device is None else str(device)
     if settings.keys() <= _OF_RECIPES and settings.get("resize", 1024) is not None:
         paths = {"weights", "onnx"} & settings.keys()
         settings |= {key: str(settings[key]) for key in paths if settings[key] is not None}
@@ -132,6 +137,7 @@ def match(
             f"{', '.join(settings)}: settings are of `load_matcher`, and the matcher is made "
             "already. Give them there, or leave the matcher out."
         )
+    check_type("matcher", matcher, Matcher | None)
     matcher = load_matcher(**settings) if matcher is None else matcher
     p = matcher.info.preprocessing
     paths = Path(photo0).absolute(), Path(photo1).absolute()  # wherever the program goes later
@@ -232,10 +238,12 @@ def reconstruct(
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
     """
     photos, out = Path(photos), Path(out).absolute()
-    config = config or ReconstructionConfig()
+    config = _checked(config, ReconstructionConfig)
+    check_type("pairs", pairs, str | Path | PairSelection | Collection)
     selected: Sequence[Pair] | SimilarPhotos
     if isinstance(pairs, str | Path | PairSelection):
         selection = pairs if isinstance(pairs, PairSelection) else PairSelection(str(pairs))
+        check_types(selection)
         masks = [] if config.masks is None else [config.masks]
         names = selection.photos(find_images(photos, [out, *masks]))
         selected = select_pairs(photos, names, selection)
@@ -243,6 +251,7 @@ def reconstruct(
         selected = pairs
         if len(pairs) == 0:
             raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
+        _check_pairs(pairs)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     with _reporting_failure(out):
         run = reconstruction.reconstruct(photos, out, selected, matcher, config)
@@ -311,15 +320,32 @@ def localize(
         EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
     """
     folders = Path(model), Path(photos), Path(new_photos), Path(out).absolute()
-    config = config or LocalizationConfig()
+    config = _checked(config, LocalizationConfig)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     with _reporting_failure(folders[3]):
         _, answers = localization.localize_photos(*folders, matcher, config)
     return Localization(folders[3], tuple(answers), _report(folders[3]))
 
 
+def _check_pairs(pairs: Collection[Pair]) -> None:
+    """Raises EdmHlocError for the first that is not two names."""
+    for pair in pairs:
+        two = isinstance(pair, Collection) and not isinstance(pair, str) and len(pair) == 2
+        if not two or not all(isinstance(name, str) for name in pair):
+            raise EdmHlocError(f"pairs holds {pair!r}: each must be the names of two photos.")
+
+
+def _checked(config: Config | None, kind: type[Config]) -> Config:
+    """The configuration, by default that of a kind, with no field of a wrong type."""
+    config = kind() if config is None else config
+    check_type("config", config, kind)
+    check_types(config)
+    return config
+
+
 def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:
     """The matcher, with a warning where workers are asked for that cannot make the same one."""
+    check_type("matcher", matcher, Matcher)
     if matcher.recipe is None and (config.workers > 1 or config.ray is not None):
         logger.warning(
             "This process does all the matching: workers cannot make the same as %s. They can with "

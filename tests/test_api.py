@@ -19,10 +19,13 @@ import edm_hloc
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.poses import read_poses
+from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.matchers.base import Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.refinement.load import MatcherRecipe
 from tests.scenes import TruthMatcher
 
@@ -73,12 +76,67 @@ def test_match_and_draw(scene: Path) -> None:
         ("loftr", {"refined": "image0"}),  # which is EDM's
         ("eloftr", {"refined": "image0", "refine": "none"}),
         ("edm", {"resize": 16}),
+        ("edm", {"resize": "a"}),
+        ("edm", {"resize": 640.5, "batch_size": 1}),
+        ("edm", {"threshold": "a"}),
+        ("edm", {"topk": True}),
+        ("edm", {"network_size": "a"}),
+        ("edm", {"network_size": "a", "batch_size": 1}),
+        ("eloftr", {"resize": None, "topk": 1.5, "refine": "none"}),
+        ("edm", {"candidates": "yes", "refined": "image0"}),
+        ("edm", {"refined": "both"}),
+        ("edm", {"onnx": 5, "batch_size": 1}),
     ],
 )
 def test_wrong_settings_are_refused(name: str, settings: dict[str, Any]) -> None:
-    wrong = "weihgts|reszie|photometrc|no setting 'refined'|at least 32"
+    wrong = "weihgts|reszie|photometrc|no setting 'refined'|at least 32|: it must be "
     with pytest.raises(EdmHlocError, match=wrong):
         edm_hloc.load_matcher(name, device="cpu", **settings)
+
+
+@pytest.mark.parametrize("device", [5, ["cpu"], "gpu"])
+def test_wrong_devices_are_refused(device: Any) -> None:
+    with pytest.raises(EdmHlocError, match="There is no device"):
+        edm_hloc.load_matcher(device=device)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config": edm_hloc.LocalizationConfig()}, "it must be ReconstructionConfig"),
+        ({"config": ReconstructionConfig(masks="masks")}, r"masks is 'masks': .* Path or None"),
+        (
+            {"config": ReconstructionConfig(mapping=MappingOptions(min_inliers="a"))},
+            "MappingOptions.min_inliers is 'a': it must be int",
+        ),
+        (
+            {"config": ReconstructionConfig(mapping=MappingOptions(mapper="fast"))},
+            "'fast': it must be 'incremental' or 'global'",
+        ),
+        ({"config": ReconstructionConfig(matching=5)}, "matching is 5: it must be MatchingConfig"),
+        (
+            {"pairs": edm_hloc.PairSelection(partners="a")},
+            "partners is 'a': it must be int or None",
+        ),
+        ({"pairs": 5}, "pairs is 5: it must be"),
+        ({"pairs": ["ab"]}, "pairs holds 'ab': each must be the names of two photos"),
+        ({"pairs": [("a", "b", "c")]}, "each must be the names of two photos"),
+        ({"matcher": "edm"}, "matcher is 'edm': it must be Matcher"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused_before_any_work(
+    settings: dict[str, Any], message: str, scene: Path, tmp_path: Path
+) -> None:
+    arguments = {"pairs": [("a", "b")], "matcher": TruthMatcher(scene), **settings}
+    with pytest.raises(EdmHlocError, match=message):
+        edm_hloc.reconstruct(scene / "images", tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_localize_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
+    other = edm_hloc.LocalizationConfig(poses=PoseOptions(max_error="a"))
+    with pytest.raises(EdmHlocError, match=r"PoseOptions\.max_error is 'a': it must be float"):
+        edm_hloc.localize("model", "photos", "new", tmp_path / "out", config=other)
 
 
 def test_worker_processes_can_make_what_load_matcher_makes() -> None:

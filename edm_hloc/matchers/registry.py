@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.settings import check_types
 
 if TYPE_CHECKING:
     from edm_hloc.matchers.base import MatcherConfig, NetworkMatcher
@@ -54,7 +55,7 @@ def _config(kind: type[Config], name: str, settings: dict[str, Any]) -> Config:
     """A matcher's configuration.
 
     Raises:
-        EdmHlocError: it has no field of the name of a setting.
+        EdmHlocError: it has no field of the name of a setting, or one of another type.
     """
     known = {field.name for field in fields(kind)}
     if unknown := sorted(settings.keys() - known):
@@ -62,4 +63,6 @@ def _config(kind: type[Config], name: str, settings: dict[str, Any]) -> Config:
             f"The matcher {name} has no setting {', '.join(map(repr, unknown))}: see "
             f"help(edm_hloc.load_matcher). Its own are {', '.join(sorted(known))}."
         )
-    return kind(**settings)
+    config = kind(**settings)
+    check_types(config)
+    return config

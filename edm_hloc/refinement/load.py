@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.settings import check_type, check_types
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matchers.registry import make_matcher
 from edm_hloc.models.types import STRIDE
@@ -40,6 +41,7 @@ def load_matcher(
         EdmHlocError: no such matcher, refinement or device, its library is not installed, no
             weights; `network_size` is below 32.
     """
+    check_type("network_size", network_size, int | None)
     if network_size is not None and network_size < STRIDE:
         raise EdmHlocError(f"The network cannot see photos of less than {STRIDE} px.")
     if refine == "none":
@@ -82,8 +84,9 @@ class MatcherRecipe:
         """The matcher, on a device; by default on the fastest available.
 
         Raises:
-            EdmHlocError: `resize` is too small, or see `load_matcher`.
+            EdmHlocError: `resize` is too small, a field is of another type, or see `load_matcher`.
         """
+        check_types(self)
         if self.resize < 32:
             raise EdmHlocError("--resize must be at least 32 px.")
         matcher = load_matcher(

@@ -8,12 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
+from edm_hloc.base.settings import fits
 from edm_hloc.base.text import read_json_object
 from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
 from edm_hloc.training.losses import Residual
@@ -87,9 +88,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _check_stage(stage: Stage) -> None:
-    if not _is(stage.until, float) or not _is(stage.sides, tuple[int, int]):
+    if not fits(stage.until, float) or not fits(stage.sides, tuple[int, int]):
         raise EdmHlocError(f"a training stage needs a share and two sides in px, not {stage}")
-    if not _is(stage.pixels, int) or not 0 < stage.pixels <= _MOST:
+    if not fits(stage.pixels, int) or not 0 < stage.pixels <= _MOST:
         raise EdmHlocError(f"a training stage needs a number of pixels, not {stage.pixels!r}")
     if not 0 < stage.until <= 1 or stage.sides[0] > stage.sides[1]:
         raise EdmHlocError(f"a training stage needs a share up to 1 and rising sides, not {stage}")
@@ -196,7 +197,7 @@ class TrainConfig:
         hints = get_type_hints(TrainConfig)
         for name, hint in hints.items():
             value = getattr(self, name)
-            if not _is(value, hint):
+            if not fits(value, hint):
                 kind = hint.__name__ if hint in (int, float, str) else str(hint)
                 kind = kind.replace("typing.", "")
                 raise EdmHlocError(f"the training setting {name} is {value!r}, not {kind}")
@@ -300,22 +301,6 @@ class TrainConfig:
     def to_json(self) -> str:
         """All settings as a JSON object, which `config_from_dict` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)
-
-
-def _is(value: object, hint: Any) -> bool:
-    """Whether a value has the type of an annotation; int counts as float."""
-    parts = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in parts
-    if get_origin(hint) is tuple:
-        if isinstance(value, tuple) and parts[-1] is Ellipsis:
-            return all(_is(item, parts[0]) for item in value)
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_is, value, parts))
-    if parts:
-        return any(_is(value, part) for part in parts)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
 
 
 _FROM_SCRATCH_ON_CPU = TrainConfig(

@@ -1,0 +1,74 @@
+"""Checks of settings that a caller in Python has given: of their types, all through."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from edm_hloc.base.errors import EdmHlocError
+
+_PLAIN: dict[Any, type] = {int: Integral, float: Real, str: str, bool: bool, Path: Path}
+
+
+def check_types(config: Any) -> None:
+    """Refuses a configuration of which a field, or one of those inside it, is of a wrong type.
+
+    Of what holds others, such as a sequence, the items are not checked.
+
+    Args:
+        config: a dataclass.
+
+    Raises:
+        EdmHlocError: it names the field, its value and its type.
+    """
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        check_type(f"{type(config).__name__}.{field.name}", value, hints[field.name])
+        if dataclasses.is_dataclass(value):
+            check_types(value)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuses a value that is not of a type, see `check_types`.
+
+    Raises:
+        EdmHlocError: it names both.
+    """
+    if not fits(value, hint):
+        raise EdmHlocError(f"{name} is {value!r}: it must be {_description(hint)}.")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of an annotation; int counts as float, bool as neither."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple and isinstance(value, tuple):
+        if parts[-1] is Ellipsis:
+            return all(fits(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(map(fits, value, parts))
+    if hint in _PLAIN:
+        return isinstance(value, _PLAIN[hint]) and (hint is bool or not isinstance(value, bool))
+    kind = origin or hint
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _description(hint: Any) -> str:
+    """A type in words: "int or None"."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return _listed(map(_description, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return _listed(map(repr, get_args(hint)))
+    return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
+
+
+def _listed(words: Iterable[str]) -> str:
+    *some, last = words
+    return f"{', '.join(some)} or {last}" if some else last
