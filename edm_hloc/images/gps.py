@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from PIL import Image
@@ -193,7 +194,12 @@ def read_positions(
     wanted = ("latitude", "longitude") if to_earth is None else ("x", "y")
     missing = [column for column in ("name", *wanted) if place[column] is None]
     if missing:
-        crs = " Coordinates x and y need --crs EPSG:…." if to_earth is None else ""
+        crs = ""
+        if to_earth is None and place["x"] is not None and place["y"] is not None:
+            crs = (
+                " Coordinates x and y are read by edm-hloc georeference, which brings a finished "
+                f"model to them: --positions {quote(str(path))} --crs EPSG:…."
+            )
         raise EdmHlocError(
             f"{path}, line {lines[0][0]}: no column {missing[0]!r}. The first line names the "
             f"columns, such as {_EXAMPLE}.{crs}"
