@@ -92,7 +92,7 @@ def export_for(args: argparse.Namespace, model: Path, images: Path, out: Path) -
         parts.append(f"masks in {out / written.masks}")
     parts += [f"1/{factor} in {folder}_{factor}" for factor in written.copies]
     print(f"Exported    {args.target}: {', '.join(parts)}")
-    print(f"Next        {registry.TARGETS[args.target].next_step.replace('OUT', str(out))}")
+    print(f"Next        {registry.TARGETS[args.target].next_for(out)}")
 
 
 def _export(args: argparse.Namespace) -> None:

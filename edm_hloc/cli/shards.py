@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError
@@ -90,12 +91,12 @@ def _plan(args: argparse.Namespace) -> None:
     else:
         plan = put_plan(store, args.images, pairs, matcher, shards=shards, overwrite=overwrite)
     extra = 100 * plan.extra_encodes / max(1, plan.photos)
-    number, place = len(plan.pairs), store or plan.folder
+    number, place, out = len(plan.pairs), store or plan.folder, quote(str(args.out))
     print(f"Shards      {number:,} of up to {max(plan.pairs):,} pairs, in {place}")
     print(f"Encodes     {extra:.0f} % more than in one process: photos that are in several shards")
     print(
-        f"Next        edm-hloc match-shard {args.out} K, for K from 1 to {len(plan.pairs)}, on any "
-        f"computers;\n            then edm-hloc merge {args.out}{' INTO' if store else ''}"
+        f"Next        edm-hloc match-shard {out} K, for K from 1 to {len(plan.pairs)}, on any "
+        f"computers;\n            then edm-hloc merge {out}{' INTO' if store else ''}"
     )
 
 
@@ -227,7 +228,7 @@ def _match_all(args: argparse.Namespace) -> None:
     )
     for name, reason in done.skipped.items():
         print(f"Skipped     {name}: {reason}")
-    print(f"Next        edm-hloc merge {args.out}")
+    print(f"Next        edm-hloc merge {quote(str(args.out))}")
 
 
 def _merge(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import require_file
@@ -216,8 +217,8 @@ def _begins_like_a_photo(path: Path) -> bool:
 def _how_to_make_frames(film: Path | str) -> str:
     """How to turn a film into a folder of photos."""
     return (
-        f"Make photos of the film first: edm-hloc frames '{film}' frames. Then give the folder "
-        "frames, with --pairs sequential."
+        f"Make photos of the film first: edm-hloc frames {quote(str(film))} frames. Then give the "
+        "folder frames, with --pairs sequential."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
@@ -75,7 +76,7 @@ class ModelPoints:
         if not self.model.num_points3D():
             raise EdmHlocError(
                 f"The model in {folder} has no 3D points, so nothing can be localized against it. "
-                f"Make them first: edm-hloc triangulate {folder} IMAGES OUT"
+                f"Make them first: edm-hloc triangulate {quote(str(folder))} IMAGES OUT"
             )
         self.scaled: dict[str, tuple[int, int]] = {}
         if image_root is not None:

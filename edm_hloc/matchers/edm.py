@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,8 +114,8 @@ class EDMMatcher(NetworkMatcher):
         graphs = OnnxEDM(folder, self.info.device)
         if graphs.weights_sha256 != weights.sha256:
             raise EdmHlocError(
-                f"The graphs in {folder} were made of other weights than {weights.name}: make "
-                f"them with edm-hloc export {folder} --weights {weights.argument}"
+                f"The graphs in {folder} were made of other weights than {weights.name}: make them "
+                f"with edm-hloc export {quote(str(folder))} --weights {quote(weights.argument)}"
             )
         self._encoder = graphs
         if graphs.dtype == torch.float16:

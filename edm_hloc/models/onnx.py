@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -89,7 +90,8 @@ class OnnxEDM:
             self.weights_sha256 = metadata["weights_sha256"]
         except (KeyError, TypeError, ValueError) as error:
             raise EdmHlocError(
-                f"{folder / ENCODE} was not made by this version of: edm-hloc export {folder}"
+                f"{folder / ENCODE} was not made by this version of: edm-hloc export "
+                f"{quote(str(folder))}"
             ) from error
         self._sessions = {ENCODE: graph if wanted == _CPU_ONLY else self._load(ENCODE, wanted)}
         self.providers: list[str] = self._sessions[ENCODE].get_providers()
@@ -103,7 +105,7 @@ class OnnxEDM:
             if session.get_modelmeta().custom_metadata_map != self._metadata:
                 raise EdmHlocError(
                     f"The graphs in {self.folder} were not made together: edm-hloc export "
-                    f"{self.folder}"
+                    f"{quote(str(self.folder))}"
                 )
             self._sessions[name] = session
         return self._sessions[name]
@@ -111,7 +113,7 @@ class OnnxEDM:
     def _load(self, name: str, providers: list[str]) -> Any:
         """A session of a graph; its operations are run by the first provider that supports them."""
         path = self.folder / name
-        remedy = f"edm-hloc export {self.folder}"
+        remedy = f"edm-hloc export {quote(str(self.folder))}"
         if not path.is_file():
             raise EdmHlocError(f"No such file: {path}. Make it with: {remedy}")
         sha256 = _check_whole(path, remedy)

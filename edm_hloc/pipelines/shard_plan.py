@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from edm_hloc.base.errors import BusyError, EdmHlocError
@@ -265,8 +266,9 @@ def describe_left(folder: Path, what: str, sizes: Sequence[int], left: Sequence[
         some = ", ".join(map(str, left[:10])) + (", …" if len(left) > 10 else "")
         said = f"Left        {what}: {len(left):,} of {many:,} shards are not done: {some}"
         which = "for these"
+    out = quote(str(folder.parent))
     return (
-        f"{said}\nNext        edm-hloc match-shard {folder.parent} K, {which}, on any computers;\n"
+        f"{said}\nNext        edm-hloc match-shard {out} K, {which}, on any computers;\n"
         "            then this command again, which goes on from there"
     )
 

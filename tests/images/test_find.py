@@ -254,7 +254,7 @@ def test_photos_under_other_names_are_named(
 
 def test_a_film_says_how_to_make_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "walk.MP4", "one.jpg", "photos.zip")
-    command = r"edm-hloc frames '.*walk\.MP4' frames\. .*--pairs sequential"
+    command = r"edm-hloc frames .*walk\.MP4 frames\. .*--pairs sequential"
     with pytest.raises(EdmHlocError, match=rf"walk\.MP4 is a film.*{command}"):
         find_images(tmp_path / "walk.MP4")
     with pytest.raises(EdmHlocError, match="is one photo, not a folder"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from edm_hloc.base.colmap import check_model, is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
@@ -28,6 +30,10 @@ class Target:
     write: Callable[[Undistorted], None]
     next_step: str
     photos: str = "images"
+
+    def next_for(self, out: Path) -> str:
+        """`next_step` with a folder as a shell takes it."""
+        return re.sub(r"\bOUT(/[\w./]*\w)?", lambda m: quote(f"{out}{m[1] or ''}"), self.next_step)
 
 
 TARGETS = {
