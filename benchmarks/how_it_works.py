@@ -72,7 +72,7 @@ def picture_keypoint(out: Output, run: Path) -> None:
     left.plot(*points[near].T, ".", color="C0", ms=4)
     left.plot(*adjusted.T, "+", color="C3", ms=9, mew=1.5)
     left.set_title("raw points (dots) and keypoints (crosses)")
-    side = config.cell_side
+    side = config.cell_size
     for k in range(-3, 4):
         right.axvline(centre[0] + (k - 0.5) * side, color="0.4", lw=0.8)
         right.axhline(centre[1] + (k - 0.5) * side, color="0.4", lw=0.8)

@@ -34,8 +34,8 @@ class QuantizationConfig:
         max_error: side of the bins that points vote for (its integer part; below 1 each distinct
             point is its own bin), and the largest distance between a point and the keypoint it is
             assigned to.
-        cell_size: side of the square cells that give one keypoint each; at least `max_error` is
-            used.
+        cell_size: side of the square cells that give one keypoint each; what is less than
+            `max_error` becomes that.
         max_kps: maximum number of keypoints an image keeps, those with the best scores. With None
             all are kept, points belong to their cell's keypoint at any distance, and (for
             localization) points of a query that are matched to an image of fixed keypoints are not
@@ -63,15 +63,11 @@ class QuantizationConfig:
         if not 0.0 <= self.cell_size < MAX_COORDINATE:
             limits = f"0 to {MAX_COORDINATE:,.0f} px"
             raise ValueError(f"cell_size must be {limits}, not {self.cell_size}")
+        object.__setattr__(self, "cell_size", max(self.cell_size, self.max_error))  # it is recorded
         if self.max_kps is not None and self.max_kps < 1:
             raise ValueError(f"max_kps must be None or at least 1, not {self.max_kps}")
         if self.position not in ("bin", "mean", "adjusted"):
             raise ValueError(f"position must be bin, mean or adjusted, not {self.position}")
-
-    @property
-    def cell_side(self) -> float:
-        """Side of the cells in pixels: `cell_size`, but at least `max_error`."""
-        return max(self.cell_size, self.max_error)
 
     @property
     def bin_side(self) -> int:
@@ -172,12 +168,12 @@ class _Bins(NamedTuple):
 
 def _bins_by_index(points: np.ndarray, config: QuantizationConfig) -> _Bins:
     """Groups points by cell and bin, which are told apart by their lattice indices."""
-    indices = lattice_indices(points, config.cell_side)
-    if config.bin_side != config.cell_side:
+    indices = lattice_indices(points, config.cell_size)
+    if config.bin_side != config.cell_size:
         # Along an axis the indices of cell and bin grow together: their sum stands for both.
         indices += lattice_indices(points, config.bin_side)
     bin_of_point, first_point = number_keys(index_keys(indices))
-    cells = lattice_indices(points[first_point], config.cell_side)
+    cells = lattice_indices(points[first_point], config.cell_size)
     cell_of_bin, _ = number_keys(index_keys(cells))
     return _Bins(bin_of_point, first_point, cell_of_bin)
 
@@ -186,7 +182,7 @@ def _bins_by_position(
     points: np.ndarray, config: QuantizationConfig, binned: np.ndarray | None
 ) -> _Bins:
     """Groups points by the centres of cell and bin: slower, but some may be left unbinned."""
-    cells, _ = number_keys(position_keys(snap(points, config.cell_side, binned)))
+    cells, _ = number_keys(position_keys(snap(points, config.cell_size, binned)))
     bins, _ = number_keys(position_keys(snap(points, config.bin_side, binned)))
     bin_of_point, first_point = number_keys(cells * (int(bins.max()) + 1) + bins)
     return _Bins(bin_of_point, first_point, cells[first_point])

@@ -49,12 +49,12 @@ def plain_quantization(points, scores, config, binned=None):
     """The oracle's keypoints, scores and ids of the same points."""
     image = oracle.Image()
     if binned is None:
-        ids = image.vote(points, scores, config.cell_side, config.bin_side)
+        ids = image.vote(points, scores, config.cell_size, config.bin_side)
     else:
         ids = []
         for i, flag in enumerate(binned):
             sides = (
-                (config.cell_side, config.bin_side) if flag else (oracle.NO_BINS, oracle.NO_BINS)
+                (config.cell_size, config.bin_side) if flag else (oracle.NO_BINS, oracle.NO_BINS)
             )
             ids.extend(image.vote(points[i : i + 1], scores[i : i + 1], *sides))
     keypoints, totals = image.keypoints(config.max_kps)
@@ -201,6 +201,11 @@ def test_bad_input_is_refused():
 def test_bad_configuration_is_refused(values):
     with pytest.raises(ValueError, match="must be"):
         QuantizationConfig(*values)
+
+
+@pytest.mark.parametrize("cell_size", [0, 1, 2])
+def test_the_size_of_cells_is_the_one_that_is_used(cell_size: float) -> None:
+    assert QuantizationConfig(2.0, cell_size, None).cell_size == 2.0
 
 
 # --------------------------------------------------------------------------- nearest keypoint
