@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from edm_hloc.base.errors import EdmHlocError, raise_any
@@ -34,7 +35,12 @@ _PRINTED_PROBLEMS = 20  # of a submission
 def register(command: options.AddCommand) -> None:
     sub = command("aachen", _aachen, "localize the queries of Aachen Day-Night v1.1")
     _add_dataset(sub)
-    sub.add_argument("--covisible", type=int, default=20, help="partners of a database photo")
+    sub.add_argument(
+        "--covisible",
+        type=options.between(int, 1),
+        default=20,
+        help="partners of a database photo",
+    )
     _add_keypoints(sub, max_error=2.0, cell_size=8.0, max_keypoints=8192)
     options.add_tracks(
         sub,
@@ -123,7 +129,12 @@ def _add_keypoints(
 ) -> None:
     group = sub.add_argument_group("keypoints of the database (lengths in px of its photos)")
     group.add_argument("--max-error", type=float, default=max_error, help="how far points merge")
-    group.add_argument("--cell-size", type=float, default=cell_size, help="one keypoint a cell")
+    group.add_argument(
+        "--cell-size",
+        type=float,
+        default=cell_size,
+        help="one keypoint a cell, no less than --max-error",
+    )
     group.add_argument(
         "--max-keypoints", type=int, default=max_keypoints, help="a photo; 0: no limit"
     )
@@ -278,8 +289,8 @@ def _synth(args: argparse.Namespace) -> None:
     # InLoc's 48 px are meant for photos 4,032 px wide
     more = "" if args.benchmark == "aachen" else f" --ransac {max(2, 48 * max(size) / 4032):.0f}"
     file = "Aachen" if args.benchmark == "aachen" else "InLoc"
-    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {args.out} OUT{more}, then")
+    out, truth = (quote(str(path)) for path in (args.out, args.out / "truth" / "queries"))
+    print(f"Written     {args.out}; try: edm-hloc {args.benchmark} {out} OUT{more}, then")
     print(
-        f"            edm-hloc evaluate-poses OUT/{file}*.txt {args.out / 'truth' / 'queries'} "
-        f"--benchmark {args.benchmark}"
+        f"            edm-hloc evaluate-poses OUT/{file}*.txt {truth} --benchmark {args.benchmark}"
     )

@@ -44,7 +44,12 @@ def add_localization(sub: argparse.ArgumentParser, *, retrieved: int, max_error:
     """Adds the options of retrieval and pose estimation, with defaults for these two."""
     group = sub.add_argument_group("retrieval and poses")
     group.add_argument("--retrieval", default="edm+sift", metavar="HOW", help=_RETRIEVAL_HELP)
-    group.add_argument("--retrieved", type=int, default=retrieved, help="database photos a query")
+    group.add_argument(
+        "--retrieved",
+        type=options.between(int, 1),
+        default=retrieved,
+        help="database photos a query",
+    )
     group.add_argument(
         "--ransac",
         type=options.between(float, 1e-3),

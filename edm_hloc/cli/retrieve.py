@@ -12,7 +12,9 @@ def register(command: options.AddCommand) -> None:
     sub = command("retrieve", _retrieve, "list the database photos most similar to each query")
     sub.add_argument("descriptors", type=Path, metavar="H5", help="global descriptors, as hloc's")
     sub.add_argument("out", type=Path, metavar="OUT", help="hloc's list of pairs, to be written")
-    sub.add_argument("--number", type=int, default=50, help="database photos a query")
+    sub.add_argument(
+        "--number", type=options.between(int, 1), default=50, help="database photos a query"
+    )
     for side in ("query", "database"):
         photos = "the queries" if side == "query" else "the database photos"
         sub.add_argument(

@@ -143,6 +143,7 @@ def test_wrong_arguments() -> None:
     ("option", "wrong", "right"),
     [
         ("--topk", ["0", "-3", "many"], ["1"]),
+        ("--resize", ["31", "-1", "many"], ["32"]),
         ("--threshold", ["2", "1", "-0.1", "nan", "inf"], ["0", "0.99"]),
         ("--seed", ["-1", "99999999999999", "2147483648"], ["0", "2147483647"]),
         ("--cache", ["nan", "-1", "inf", "16000000000", "1e300"], ["0", "0.5"]),
@@ -159,6 +160,37 @@ def test_numbers_out_of_range(
             assert f"argument {option}: " in capsys.readouterr().err
         for number in right:
             cli.build_parser().parse_args([*command, f"{option}={number}"])
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "number"),
+    [
+        (["retrieve", "a", "b"], "--number", "0"),
+        (["localize", "a", "b", "c", "d"], "--retrieved", "0"),
+        (["inloc", "a", "b"], "--ransac", "0"),
+        (["inloc", "a", "b"], "--min-inliers", "0"),
+        (["inloc", "a", "b"], "--min-matches", "-1"),
+        (["aachen", "a", "b"], "--covisible", "0"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(
+    command: list[str], option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(*command, f"{option}={number}")
+    assert exit_.value.code == 2
+    assert f"argument {option}: must be at least" in capsys.readouterr().err
+
+
+def test_numbers_of_all_commands_have_bounds() -> None:
+    plain = {
+        action.dest
+        for parser in parsers(cli.build_parser())
+        for action in parser._actions
+        if action.type in (int, float)
+    }
+    # which the commands themselves refuse with more words
+    assert plain == {"max_error", "cell_size", "max_keypoints", "size", "shard"}
 
 
 @pytest.mark.usefixtures("truth")
