@@ -74,10 +74,7 @@ def add_matcher(sub: argparse.ArgumentParser, *, resize: bool = True) -> None:
     group.add_argument("--weights", help=WEIGHTS_HELP)
     if resize:
         group.add_argument(
-            "--resize",
-            type=between(int, 32),
-            default=1024,
-            help="longest side of the photos for matching, px",
+            "--resize", type=int, default=1024, help="longest side of the photos for matching, px"
         )
     threshold_help = "minimum confidence of a match; the default depends on the weights"
     group.add_argument("--threshold", type=between(float, 0, 1), help=threshold_help)

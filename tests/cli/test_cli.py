@@ -143,7 +143,6 @@ def test_wrong_arguments() -> None:
     ("option", "wrong", "right"),
     [
         ("--topk", ["0", "-3", "many"], ["1"]),
-        ("--resize", ["31", "-1", "many"], ["32"]),
         ("--threshold", ["2", "1", "-0.1", "nan", "inf"], ["0", "0.99"]),
         ("--seed", ["-1", "99999999999999", "2147483648"], ["0", "2147483647"]),
         ("--cache", ["nan", "-1", "inf", "16000000000", "1e300"], ["0", "0.5"]),
@@ -189,8 +188,8 @@ def test_numbers_of_all_commands_have_bounds() -> None:
         for action in parser._actions
         if action.type in (int, float)
     }
-    # which the commands themselves refuse with more words
-    assert plain == {"max_error", "cell_size", "max_keypoints", "size", "shard"}
+    # which are refused where they are used
+    assert plain == {"resize", "max_error", "cell_size", "max_keypoints", "size", "shard"}
 
 
 @pytest.mark.usefixtures("truth")
