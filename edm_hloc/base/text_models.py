@@ -167,7 +167,8 @@ def lens_fault(camera: pycolmap.Camera) -> str:
     if not all(map(math.isfinite, camera.params)):
         return "a parameter of the camera is no finite number"
     if not camera.verify_params():
-        return f"{camera.model.name} has another number of parameters than {len(camera.params)}"
+        expected, given = camera.params_info, len(camera.params)
+        return f"{camera.model.name} has another number of parameters than {given}: {expected}"
     focal = [camera.params[i] for i in camera.focal_length_idxs()]
     if min(focal, default=1) <= 0:
         return f"the camera has a focal length of {min(focal):g} pixels"

@@ -197,8 +197,8 @@ def read_positions(
         crs = ""
         if to_earth is None and place["x"] is not None and place["y"] is not None:
             crs = (
-                " Coordinates x and y are read by edm-hloc georeference, which brings a finished "
-                f"model to them: --positions {quote(str(path))} --crs EPSG:…."
+                " Give latitude and longitude, or bring the finished model to x and y: edm-hloc "
+                f"georeference MODEL PLACED --positions {quote(str(path))} --crs EPSG:…."
             )
         raise EdmHlocError(
             f"{path}, line {lines[0][0]}: no column {missing[0]!r}. The first line names the "

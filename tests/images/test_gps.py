@@ -92,7 +92,7 @@ def test_tables_of_positions(tmp_path: Path) -> None:
     for text, message in (
         ("", "is empty"),
         ("a.jpg,47,8\n", "line 1: no column 'name'"),
-        ("name,x,y\na,1,2\n", "edm-hloc georeference, .* --positions .* --crs EPSG"),
+        ("name,x,y\na,1,2\n", "Give latitude .* georeference MODEL PLACED --positions .* --crs"),
         ("name,lat,lon\na,1\n", "line 2: expected name,lat,lon"),
         ("name,lat,lon\na,91,2\n", "line 2: .* they may be swapped"),
         ("name;lat;lon\na;47,1;8,2\n", "line 2: .* written with a point"),
