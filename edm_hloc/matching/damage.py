@@ -9,12 +9,12 @@ import h5py
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock
-from edm_hloc.base.h5 import AtomicH5, DamagedH5Error, open_h5, reading, stored_provenance
+from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
 from edm_hloc.matching.shards import (
     StoredPair,
+    copy_pairs,
     read_matches,
     shard_paths,
-    store_pairs,
     stored_pairs,
 )
 
@@ -62,15 +62,7 @@ def _drop_from(path: Path) -> None:
         if len(whole) == len(pairs):
             return
         if whole:
-            file = AtomicH5(path, stored_provenance(h5))
-            try:
-                for pair in whole:
-                    h5.copy(pair.key, file.h5, name=pair.key)
-                store_pairs(file.h5, whole)
-            except BaseException:
-                file.discard()
-                raise
-            file.commit()
+            copy_pairs(h5, whole, path)
     if not whole:
         path.unlink()
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import (
+    AtomicH5,
     DamagedH5Error,
     Provenance,
     open_h5,
@@ -137,6 +138,28 @@ def store_pairs(h5: h5py.File, pairs: Iterable[StoredPair]) -> None:
     checksums = [pair.checksum for pair in pairs]
     checked = {"list": _list_checksum(h5), "matches": checksums}
     store_text(h5, "checksums", json.dumps(checked))
+
+
+def copy_pairs(h5: h5py.File, pairs: Sequence[StoredPair], path: Path) -> None:
+    """Writes a shard with some of the pairs of another one, or of itself.
+
+    Args:
+        h5: the open shard.
+        pairs: of `stored_pairs`.
+        path: of the new one, which replaces what is there.
+
+    Raises:
+        EdmHlocError: it cannot be written.
+    """
+    file = AtomicH5(path, stored_provenance(h5))
+    try:
+        for pair in pairs:
+            h5.copy(pair.key, file.h5, name=pair.key)
+        store_pairs(file.h5, pairs)
+    except BaseException:
+        file.discard()
+        raise
+    file.commit()
 
 
 def _list_checksum(h5: h5py.File) -> str:

@@ -14,6 +14,7 @@ jobs) needs their number only.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -50,6 +51,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import (
     FileStamp,
     StoredPair,
+    copy_pairs,
     read_matches,
     shard_number,
     shard_path,
@@ -329,7 +331,7 @@ def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
 def _put_together(
     plan: ShardPlan, files: Iterable[Path], levels: Levels, left_out: Mapping[Pair, str]
 ) -> None:
-    """Puts files of matches into OUT/raw_matches, but for those whose pairs are all there."""
+    """Puts files of matches into OUT/raw_matches, but for those pairs that it has already."""
     make_folder(plan.raw_matches)
     with FolderLock(plan.raw_matches):
         check_raw_matches(plan.folder, plan.provenance)
@@ -338,16 +340,21 @@ def _put_together(
         paths = shard_paths(plan.raw_matches)
         following = shard_number(paths[-1]) + 1 if paths else 0
         left_out = read_left_out(plan.raw_matches) | dict(left_out)
+        matched_since = present.are_of_now(list(left_out), plan.image_root)
+        left_out = dict(itertools.compress(left_out.items(), ~matched_since))
         store_left_out(plan.raw_matches, left_out)
         for file in files:
             with open_h5(file) as h5, reading(file):
                 stored = stored_pairs(h5)
+                wanted = present.lacks(stored, plan.image_root)
+                target = shard_path(plan.raw_matches, following)
+                if 0 < len(wanted) < len(stored):
+                    copy_pairs(h5, wanted, target)
+            if wanted and len(wanted) == len(stored):
+                _put(file, target)
+            following += bool(wanted)
             matched = {frozenset(pair.names) for pair in stored} if left_out else ()
             left_out = {pair: why for pair, why in left_out.items() if {*pair} not in matched}
-            if present.holds_same(stored):
-                continue
-            _put(file, shard_path(plan.raw_matches, following))
-            following += 1
         store_left_out(plan.raw_matches, left_out)
 
 
