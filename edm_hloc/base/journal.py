@@ -51,7 +51,7 @@ class Journal:
         self._new: dict[str, tuple[int, int]] = {}  # of those put since the last commit
         self._unsynced_since: float | None = None
         self._end = 0
-        header = _MAGIC + made_from.encode() + b"\n"
+        header = _header(made_from)
         try:
             self._file = self._open(header, folder)
             if self._end == 0:
@@ -202,6 +202,20 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _header(made_from: str) -> bytes:
+    return _MAGIC + made_from.encode() + b"\n"
+
+
+def is_journal(path: Path, made_from: str) -> bool:
+    """Whether a file is a `Journal` of these inputs."""
+    header = _header(made_from)
+    try:
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+    except OSError:
+        return False
 
 
 def journal_path(result: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from edm_hloc.cli import options, pair_options, workers
 
 if TYPE_CHECKING:
     from edm_hloc.base.storage import Store
+    from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.shard_plan import ShardPlan
 
 _FIRST_NUMBERS = {
@@ -78,18 +79,28 @@ def _plan(args: argparse.Namespace) -> None:
     from edm_hloc.base.storage import Store, is_url
     from edm_hloc.images.roots import photo_root
     from edm_hloc.pipelines.cloud_plan import put_plan
-    from edm_hloc.pipelines.shard_plan import make_plan
+    from edm_hloc.pipelines.shard_plan import plan_missing
 
     args.images = photo_root(args.images)
     store = Store(args.out) if is_url(args.out) else None
     args.out = args.out if store else Path(args.out)
     pairs = pair_options.list_pairs(args)
-    shards = args.shards or -(-len(pairs) // args.pairs_per_shard)
     matcher, overwrite = options.make_matcher(args), args.overwrite
-    if store is None:
-        plan = make_plan(args.out, args.images, pairs, matcher, shards=shards, overwrite=overwrite)
+
+    def shards(number: int) -> int:
+        return args.shards or -(-number // args.pairs_per_shard)
+
+    plan: ShardPlan | None
+    if store is not None:
+        number = shards(len(pairs))
+        plan = put_plan(store, args.images, pairs, matcher, shards=number, overwrite=overwrite)
     else:
-        plan = put_plan(store, args.images, pairs, matcher, shards=shards, overwrite=overwrite)
+        plan = plan_missing(
+            args.out, args.images, pairs, matcher, shards=shards, overwrite=overwrite
+        )
+        _tell_of_matched(args.out, pairs, plan)
+    if plan is None:
+        return
     extra = 100 * plan.extra_encodes / max(1, plan.photos)
     number, place, out = len(plan.pairs), store or plan.folder, quote(str(args.out))
     print(f"Shards      {number:,} of up to {max(plan.pairs):,} pairs, in {place}")
@@ -98,6 +109,25 @@ def _plan(args: argparse.Namespace) -> None:
         f"Next        edm-hloc match-shard {out} K, for K from 1 to {len(plan.pairs)}, on any "
         f"computers;\n            then edm-hloc merge {out}{' INTO' if store else ''}"
     )
+
+
+def _tell_of_matched(out: Path, pairs: Sequence[Pair], plan: ShardPlan | None) -> None:
+    """Says how many of the listed pairs are matched already, and so not planned."""
+    from edm_hloc.base.text import plural
+    from edm_hloc.matching.left_out import left_out_path, without_left_out
+
+    raw = out / "raw_matches"
+    matched = len(pairs) - (0 if plan is None else sum(plan.pairs))
+    if matched:
+        left_out = len(pairs) - len(without_left_out(raw, pairs))
+        print(f"Matched     {matched - left_out:,} of {len(pairs):,} pairs before: {raw}")
+        if left_out:
+            left = plural(left_out, "pair")
+            print(f"Left out    {left}; to match them again, remove {left_out_path(raw)}")
+    if plan is None:
+        print("Planned     nothing: no pair is left to match")
+    elif done := len(plan.pairs) - len(plan.left()):
+        print(f"Kept        {plural(done, 'shard')} with matches, which match-shard checks")
 
 
 def shard_from_environment(environment: Mapping[str, str]) -> int:

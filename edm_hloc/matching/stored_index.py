@@ -39,6 +39,11 @@ class StoredIndex:
         self._contents = np.concatenate(contents)[newest]
         self._stamps = np.concatenate(stamps)[newest]
 
+    def holds_same(self, stored: Sequence[StoredPair]) -> bool:
+        """Whether all these pairs are there with the same stamps of photos and checksums."""
+        places, there = self._find([pair.names for pair in stored])
+        return bool(there.all()) and np.array_equal(self._contents[places], _of_contents(stored))
+
     def lacks(self, stored: Sequence[StoredPair], image_root: ImageRoot) -> list[StoredPair]:
         """Those of the pairs of another file that the folder is to be given.
 
@@ -54,7 +59,8 @@ class StoredIndex:
         if not there.any():
             return list(stored)
         wanted = ~there | (self._contents[places] != _of_contents(stored))
-        of_others = np.flatnonzero(there & (self._stamps[places] != _of_stamps(stored)))
+        changed = there & (self._stamps[places] != _of_stamps(stored))
+        of_others = np.flatnonzero(changed).tolist()
         wanted[of_others] = ~self.are_of_now([stored[i].names for i in of_others], image_root)
         return [pair for pair, is_wanted in zip(stored, wanted, strict=True) if is_wanted]
 

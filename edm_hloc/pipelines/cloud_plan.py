@@ -23,14 +23,14 @@ from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import cache_directory
 from edm_hloc.pairs.rules import Pair
-from edm_hloc.pipelines.shard_plan import (
+from edm_hloc.pipelines.plan_folder import (
     PLAN_FOLDER,
-    ShardPlan,
+    clear_leftovers,
     is_of_a_plan,
-    load_plan,
-    make_plan,
+    refuse_others,
     remove_plan,
 )
+from edm_hloc.pipelines.shard_plan import ShardPlan, find_plan, is_merged, load_plan, make_plan
 from edm_hloc.pipelines.shards import is_matched
 
 _PLAN = "plan.json"
@@ -53,7 +53,7 @@ def put_plan(
     """
     there = store.objects()
     with scratch_folder() as out:
-        if _PLAN in there:
+        if _PLAN in there and not overwrite:
             store.get(_PLAN, out / PLAN_FOLDER / _PLAN)
         try:
             plan = make_plan(out, image_root, pairs, matcher, shards=shards, overwrite=overwrite)
@@ -132,16 +132,21 @@ def get_shards(store: Store, out: Path) -> ShardPlan:
 
     Raises:
         EdmHlocError: there is no plan; OUT/plan holds another one, which was not fetched from
-            there; or the storage cannot be used.
+            there and is not merged, or files of somebody else; or the storage cannot be used.
     """
     folder = Path(out) / PLAN_FOLDER
     make_folder(folder)
+    refuse_others(folder, lambda _: False)
     there = store.objects()
     with FolderLock(folder), tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
         new, old, origin = Path(scratch) / _PLAN, folder / _PLAN, folder / _ORIGIN
         store.get(_PLAN, new)
+        from_there = origin.exists() and origin.read_text("utf-8") == store.url
+        if not old.exists() and not from_there:
+            clear_leftovers(folder, lambda _: False)
         if old.exists() and old.read_bytes() != new.read_bytes():
-            if not origin.exists() or origin.read_text("utf-8") != store.url:
+            plan = find_plan(out)
+            if not from_there and (plan is None or not is_merged(plan)):
                 raise EdmHlocError(
                     f"{folder} holds another plan than {store}: merge it first, remove it, or give "
                     "another folder as INTO."

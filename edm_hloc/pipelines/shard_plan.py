@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from edm_hloc.base.errors import BusyError, EdmHlocError
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
-from edm_hloc.base.h5 import Provenance, check_keys
+from edm_hloc.base.h5 import DamagedH5Error, Provenance, check_keys, open_h5, reading
 from edm_hloc.base.text import read_json_object
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
 from edm_hloc.matching.engine import run_provenance
+from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.shards import (
+    StoredPair,
     check_folder_provenance,
     check_same_provenance,
     json_provenance,
+    shard_paths,
+    stored_pairs,
     without_outdated,
 )
+from edm_hloc.matching.stored_index import StoredIndex, pairs_to_match
 from edm_hloc.pairs.files import read_pairs, write_pairs
 from edm_hloc.pairs.rules import Pair, names_in, unique_pairs
-from edm_hloc.refinement.load import MatcherRecipe
-
-PLAN_FOLDER = "plan"
-"""Name of the folder of a plan in the output folder."""
-
-_FILES = re.compile(
-    r"(pairs-\d{4,}\.txt|matches-\d{4,}\.h5|items-\d{4,}\.json|input-\d{4,}\.h5"
-    r"|results-\d{4,}\.part|work-\d{4,}|fetched_from\.txt)"
+from edm_hloc.pipelines.plan_folder import (
+    PLAN_FOLDER,
+    clear_leftovers,
+    number_in,
+    refuse_others,
+    remove_plan,
 )
+from edm_hloc.pipelines.shard_content import ShardContent
+from edm_hloc.refinement.load import MatcherRecipe
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,14 @@ class ShardPlan:
     def file_of(self, shard: int) -> Path:
         return self.folder / f"matches-{shard:04d}.h5"
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of all shards."""
+        return range(1, len(self.pairs) + 1)
+
     def left(self) -> list[int]:
         """The shards that have no file yet."""
-        return [k for k in range(1, len(self.pairs) + 1) if not self.file_of(k).exists()]
+        return [k for k in self.numbers if not self.file_of(k).exists()]
 
     def pairs_of(self, shard: int) -> list[Pair]:
         """The pairs of a shard.
@@ -154,34 +165,25 @@ def make_plan(
             is there, or raw matches of other settings; OUT cannot be written; as a `BusyError`: a
             worker is at work on the plan that is to be replaced.
     """
-    if matcher.recipe is None:
-        raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
-    pairs = unique_pairs(pairs)
-    check_keys(pairs)
     folder = Path(out) / PLAN_FOLDER
     check_raw_matches(folder, run_provenance(matcher))
+    plan, blocks = _cut(folder, image_root, pairs, matcher, shards)
     make_folder(folder)
-    blocks = cut_into_blocks(pairs, shards)
-    plan = ShardPlan(
-        folder,
-        root_from_json(root_to_json(image_root)),
-        matcher.recipe.anywhere(),
-        json_provenance(run_provenance(matcher)),
-        tuple(len(block) for block in blocks),
-        count_extra_encodes(blocks),
-        len(names_in(pairs)),
-        tuple(_digest(block) for block in blocks),
-    )
+    fits = partial(_fits, plan, blocks)
+    refuse_others(folder, fits)
     with FolderLock(folder):
-        if (folder / "plan.json").exists():
-            if not overwrite and _same_work(load_plan(out), plan):
-                return plan
-            if not overwrite:
-                raise EdmHlocError(
-                    f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
-                    "it, choose another output folder, or run with --overwrite."
-                )
-        remove_plan(folder)  # also what is left of one without plan.json
+        there = None if overwrite else find_plan(out)
+        if there is not None and _same_work(there, plan):
+            return plan
+        if there is not None and not is_merged(there):
+            raise EdmHlocError(
+                f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
+                "it, choose another output folder, or run with --overwrite."
+            )
+        if overwrite or there is not None:
+            remove_plan(folder)
+        else:
+            clear_leftovers(folder, fits)
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
         values = {
@@ -198,16 +200,154 @@ def make_plan(
     return plan
 
 
+def plan_missing(
+    out: Path,
+    image_root: ImageRoot,
+    pairs: Sequence[Pair],
+    matcher: Matcher,
+    *,
+    shards: Callable[[int], int],
+    overwrite: bool = False,
+) -> ShardPlan | None:
+    """`make_plan` of those pairs that OUT/raw_matches lacks, or has of photos that have changed.
+
+    Args:
+        out, image_root, pairs, matcher: see `make_plan`.
+        shards: number of pairs → number of shards.
+        overwrite: plan all pairs, and see `make_plan`.
+
+    Returns:
+        None where no pair is missing.
+
+    Raises:
+        EdmHlocError: see `make_plan`.
+    """
+    folder = Path(out) / PLAN_FOLDER
+    check_raw_matches(folder, run_provenance(matcher))
+    missing = pairs = unique_pairs(pairs)
+    if not overwrite:
+        missing = pairs_to_match(folder.parent / "raw_matches", image_root, pairs)
+    if not missing:
+        return None
+    there = find_plan(out) if len(missing) < len(pairs) else None
+    if there is not None and not is_merged(there):
+        # a merge that was killed has put the first shards of the same plan there
+        whole, _ = _cut(folder, image_root, pairs, matcher, shards(len(pairs)))
+        if _same_work(there, whole):
+            return there
+    return make_plan(
+        out, image_root, missing, matcher, shards=shards(len(missing)), overwrite=overwrite
+    )
+
+
+def _cut(
+    folder: Path, image_root: ImageRoot, pairs: Sequence[Pair], matcher: Matcher, shards: int
+) -> tuple[ShardPlan, list[list[Pair]]]:
+    """A plan that is not written yet, and the pairs of its shards."""
+    if matcher.recipe is None:
+        raise EdmHlocError(f"Workers cannot make the same as {matcher}: use MatcherRecipe.load.")
+    pairs = unique_pairs(pairs)
+    check_keys(pairs)
+    blocks = cut_into_blocks(pairs, shards)
+    plan = ShardPlan(
+        folder,
+        root_from_json(root_to_json(image_root)),
+        matcher.recipe.anywhere(),
+        json_provenance(run_provenance(matcher)),
+        tuple(len(block) for block in blocks),
+        count_extra_encodes(blocks),
+        len(names_in(pairs)),
+        tuple(_digest(block) for block in blocks),
+    )
+    return plan, blocks
+
+
+def _fits(plan: ShardPlan, blocks: Sequence[Sequence[Pair]], path: Path) -> bool:
+    """Whether a file or folder of work is such as a plan has, or leads to."""
+    shard = number_in(path)
+    if not 1 <= shard <= len(blocks):
+        return False
+    block = blocks[shard - 1]
+    if path == plan.list_of(shard):
+        with contextlib.suppress(EdmHlocError):
+            return _digest(read_pairs(path)) == plan.digests[shard - 1]
+    elif path == plan.file_of(shard):
+        with contextlib.suppress(EdmHlocError), open_h5(path) as h5, reading(path):
+            content = ShardContent.of(h5)
+            return content.provenance == plan.provenance and content.is_of(block)
+    elif path == plan.work_of(shard) and (path / ".lock").exists():
+        with contextlib.suppress(EdmHlocError), RawMatchReader(path) as raw:
+            return raw.provenance in ({}, plan.provenance) and {*raw.pairs()} <= {*block}
+    return False
+
+
+def is_merged(plan: ShardPlan) -> bool:
+    """Whether OUT/raw_matches has all that the shards of a plan were to give."""
+    if plan.left():
+        return False
+    there = StoredIndex(plan.raw_matches)
+    with contextlib.suppress(DamagedH5Error):
+        files = map(_pairs_in, _files_of_workers(plan))
+        return not any(there.lacks(stored, plan.image_root) for stored in files)
+    return False
+
+
+def count_matched(plan: ShardPlan, image_root: ImageRoot, pairs: Sequence[Pair]) -> int:
+    """How many of the pairs the workers of a plan have matched, of the photos as they are now."""
+    left, stamps = {frozenset(pair) for pair in pairs}, None
+    matched = set()
+    for file in _files_of_workers(plan):
+        stamps = stamps or image_stamps(image_root, names_in(pairs))
+        with contextlib.suppress(DamagedH5Error):
+            for pair in _pairs_in(file):
+                if pair.stamps == tuple(map(stamps.get, pair.names)):
+                    matched.add(frozenset(pair.names))
+    return len(matched & left)
+
+
+def _files_of_workers(plan: ShardPlan) -> Iterator[Path]:
+    """The files of a plan's shards, and those in their folders of work."""
+    for shard in plan.numbers:
+        if plan.file_of(shard).exists():
+            yield plan.file_of(shard)
+        yield from shard_paths(plan.work_of(shard))
+
+
+def _pairs_in(file: Path) -> list[StoredPair]:
+    with open_h5(file) as h5, reading(file):
+        return stored_pairs(h5)
+
+
+class _DamagedPlanError(EdmHlocError):
+    """A plan.json that cannot be read."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(
+            f"{path} is damaged ({reason}): give the command that planned it again, which keeps "
+            "what is done."
+        )
+
+
+def _values_of(out: Path) -> dict[str, Any]:
+    """The content of the plan.json in an output folder."""
+    path = Path(out) / PLAN_FOLDER / "plan.json"
+    if not path.exists():
+        raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
+    try:
+        return read_json_object(path, "plan of shards")
+    except EdmHlocError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise _DamagedPlanError(path, error.__cause__ or "no object in JSON") from error
+
+
 def load_plan(out: Path) -> ShardPlan:
     """The plan in an output folder.
 
     Raises:
-        EdmHlocError: there is none, or it is damaged.
+        EdmHlocError: there is none, or it is damaged, or of another step than matching.
     """
-    path = Path(out) / PLAN_FOLDER / "plan.json"
-    if not path.exists():
-        raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
-    values = read_json_object(path, "plan of shards")
+    path, values = Path(out) / PLAN_FOLDER / "plan.json", _values_of(out)
     if values.get("kind", "matching") != "matching":
         raise EdmHlocError(
             f"{path} is a plan of {values['kind']}, not of matching: finish it with edm-hloc "
@@ -225,27 +365,33 @@ def load_plan(out: Path) -> ShardPlan:
             tuple(str(digest) for digest in values["digests"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise EdmHlocError(f"{path} is damaged ({error!r}): make the plan again.") from error
+        raise _DamagedPlanError(path, repr(error)) from error
+
+
+def find_plan(out: Path) -> ShardPlan | None:
+    """`load_plan`; None where there is none that can be read."""
+    if what_is_planned(out) is None:
+        return None
+    with contextlib.suppress(_DamagedPlanError):
+        return load_plan(out)
+    return None
 
 
 def what_is_planned(out: Path) -> str | None:
-    """What the plan in an output folder is of: "matching" or another step; None without any.
+    """What the plan in an output folder is of: "matching" or another step.
 
-    Raises:
-        EdmHlocError: it cannot be read.
+    None without any, or where it is damaged: then it is planned again.
     """
-    path = Path(out) / PLAN_FOLDER / "plan.json"
-    if not path.exists():
+    if not (Path(out) / PLAN_FOLDER / "plan.json").exists():
         return None
-    return str(read_json_object(path, "plan of shards").get("kind", "matching"))
+    with contextlib.suppress(_DamagedPlanError):
+        return str(_values_of(out).get("kind", "matching"))
+    return None
 
 
 def number_of_shards(out: Path) -> int:
     """Of the plan in an output folder, whatever it is of. Raises EdmHlocError without a plan."""
-    path = Path(out) / PLAN_FOLDER / "plan.json"
-    if not path.exists():
-        raise EdmHlocError(f"There is no {path}: make one with edm-hloc plan.")
-    values = read_json_object(path, "plan of shards")
+    values = _values_of(out)
     return len(values.get("pairs", values.get("items", ())))
 
 
@@ -284,34 +430,3 @@ def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
         second.provenance,
         second.digests,
     )
-
-
-def is_of_a_plan(name: str) -> bool:
-    """Whether a file or folder of this name belongs to a plan, besides plan.json."""
-    return _FILES.fullmatch(name) is not None
-
-
-def _check_no_worker(folder: Path) -> None:
-    """Raises BusyError if a worker is at work on a shard of the plan in a folder."""
-    for work in sorted(folder.glob("work-*")):
-        if not (is_of_a_plan(work.name) and work.is_dir()):
-            continue
-        try:
-            FolderLock(work).release()
-        except BusyError as error:
-            raise BusyError(
-                f"A worker is at work in {work}, and what it does would be lost: wait until it has "
-                "ended, or end it, then give this command again."
-            ) from error
-
-
-def remove_plan(folder: Path) -> None:
-    """Removes the files of a plan from its folder, and no others.
-
-    Raises:
-        BusyError: a worker is at work on one of its shards; nothing is removed then.
-    """
-    _check_no_worker(folder)
-    (folder / "plan.json").unlink(missing_ok=True)
-    for path in [path for path in folder.iterdir() if is_of_a_plan(path.name)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -23,8 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import FolderLock, make_folder
 from edm_hloc.base.h5 import (
@@ -33,8 +31,6 @@ from edm_hloc.base.h5 import (
     open_h5,
     reading,
     store_text,
-    stored_provenance,
-    stored_text,
 )
 from edm_hloc.images.decode import check_not_mirrored, decode
 from edm_hloc.images.known import KnownPhotos
@@ -63,7 +59,9 @@ from edm_hloc.matching.shards import (
 from edm_hloc.matching.stored_index import StoredIndex
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, check_raw_matches, remove_plan
+from edm_hloc.pipelines.plan_folder import remove_plan
+from edm_hloc.pipelines.shard_content import ShardContent
+from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, check_raw_matches
 
 Levels = dict[str, tuple[Any, int]]
 """Black and white of 16-bit photos, see `StoredLevels`, each with the first shard that has them."""
@@ -186,7 +184,7 @@ def is_matched(plan: ShardPlan, shard: int) -> bool:
     return _up_to_date(plan, shard) is not None
 
 
-def _up_to_date(plan: ShardPlan, shard: int) -> _Content | None:
+def _up_to_date(plan: ShardPlan, shard: int) -> ShardContent | None:
     """The content of a shard's file; None if there is none, or if it is to be made again.
 
     That is so if it is damaged or of another plan, if the photos are not those any more that were
@@ -256,7 +254,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
     skipped_in: dict[str, int] = {}
     left_out: dict[Pair, str] = {}
     number = 0
-    for shard in range(1, len(plan.pairs) + 1):
+    for shard in plan.numbers:
         try:
             content = _whole_shard(plan, shard)
             stamps.check(content.stored, shard)
@@ -281,7 +279,7 @@ def merge_shards(plan: ShardPlan) -> MergeSummary:
             f"{len(wrong)} of {len(plan.pairs)} shards cannot be merged; match them (again) with "
             f"edm-hloc match-shard:\n{listed}{more}"
         )
-    _put_together(plan, map(plan.file_of, range(1, len(plan.pairs) + 1)), levels, left_out)
+    _put_together(plan, map(plan.file_of, plan.numbers), levels, left_out)
     return MergeSummary(len(plan.pairs), number, skipped, left_out)
 
 
@@ -301,7 +299,7 @@ def end_plan(plan: ShardPlan, *, merge: bool = True) -> None:
     files: list[Path] = []
     levels: Levels = {}
     left_out: dict[Pair, str] = {}
-    for shard in range(1, len(plan.pairs) + 1) if merge else ():
+    for shard in plan.numbers if merge else ():
         found: list[dict[str, Any]] = []
         with contextlib.suppress(EdmHlocError):
             content = _whole_shard(plan, shard)
@@ -358,30 +356,7 @@ def _put_together(
         store_left_out(plan.raw_matches, left_out)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What the file of a shard holds besides the matches.
-
-    Attributes:
-        stored: its pairs.
-        skipped: photos that could not be read, with the reason.
-        levels: black and white of 16-bit photos, see `StoredLevels`.
-        left_out: pairs at which the workers failed, with the reason.
-    """
-
-    stored: list[StoredPair]
-    skipped: dict[str, str]
-    levels: dict[str, Any]
-    left_out: dict[Pair, str]
-
-    @classmethod
-    def of(cls, h5: h5py.File) -> _Content:
-        skipped, levels = (json.loads(stored_text(h5, name)) for name in ("skipped", "levels"))
-        listed = json.loads(stored_text(h5, "left_out")) if "left_out" in h5.attrs else []
-        return cls(stored_pairs(h5), skipped, levels, {(a, b): why for a, b, why in listed})
-
-
-def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
+def _whole_shard(plan: ShardPlan, shard: int) -> ShardContent:
     """The content of a shard's file, once it is known that its pairs are there and whole.
 
     Raises:
@@ -390,15 +365,12 @@ def _whole_shard(plan: ShardPlan, shard: int) -> _Content:
     """
     path = plan.file_of(shard)
     with open_h5(path) as h5, reading(path):
-        content = _Content.of(h5)
-        if stored_provenance(h5) != plan.provenance:
+        content = ShardContent.of(h5)
+        if content.provenance != plan.provenance:
             raise DamagedH5Error(path, "it was matched with other settings")
         for pair in content.stored:
             read_matches(h5, pair)
-    skipped, left_out = content.skipped.keys(), content.left_out
-    wanted = [names for names in plan.pairs_of(shard) if names not in left_out]
-    expected = [names for names in wanted if not skipped & set(names)]
-    if [pair.names for pair in content.stored] != expected:
+    if not content.is_of(plan.pairs_of(shard)):
         raise DamagedH5Error(path, "it holds other pairs than those planned")
     return content
 

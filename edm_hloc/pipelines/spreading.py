@@ -26,14 +26,13 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import cut_into_blocks
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.pairs.rules import Pair, names_in
+from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, remove_plan
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
-    PLAN_FOLDER,
     check_matcher,
     describe_left,
-    load_plan,
+    find_plan,
     make_plan,
-    remove_plan,
     what_is_planned,
 )
 from edm_hloc.pipelines.shards import end_plan, merge_shards
@@ -61,8 +60,8 @@ def spread_matching(
         return
     KnownPhotos(run.out / "raw_matches").note(image_root, names_in(pairs))
     kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
-    if kind == "matching":
-        plan = load_plan(run.out)
+    plan = find_plan(run.out) if kind == "matching" else None
+    if plan is not None:
         check_matcher(plan, matcher)
         if left := plan.left():
             raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
@@ -82,7 +81,9 @@ def spread_matching(
             with FolderLock(folder):
                 remove_plan(folder)  # of a later step, whose inputs are going to change
         plan = make_plan(run.out, image_root, todo, matcher, shards=run.shards)
-        raise WorkLeftError(describe_left(folder, "matching", plan.pairs, plan.left()))
+        if left := plan.left():
+            raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
+        spread_matching(run, image_root, pairs, matcher)  # plan.json was lost, and no shard
 
 
 def spread_verification(run: Run, unverified: UnverifiedPairs) -> None:

@@ -17,19 +17,27 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.grid import blocks
-from edm_hloc.base.journal import Journal
+from edm_hloc.base.journal import Journal, is_journal
 from edm_hloc.base.text import read_json_object
-from edm_hloc.pipelines.shard_plan import (
+from edm_hloc.pipelines.plan_folder import (
     PLAN_FOLDER,
+    clear_leftovers,
+    number_in,
+    refuse_others,
+    remove_plan,
+)
+from edm_hloc.pipelines.shard_plan import (
     check_number,
     describe_left,
-    remove_plan,
+    find_plan,
+    is_merged,
     what_is_planned,
 )
 
@@ -136,7 +144,8 @@ def results_of_workers(out: Path, work: Work) -> Iterator[tuple[str, bytes]]:
     if plan is None or (plan.kind, plan.made_from) != (work.kind, work.made_from):
         if not any(work.parts):
             return
-        if plan is None and what_is_planned(out) == "matching":
+        matching = find_plan(out) if what_is_planned(out) == "matching" else None
+        if matching is not None and not is_merged(matching):
             raise EdmHlocError(
                 f"{folder} holds a plan of matching: finish it with edm-hloc match-shard and "
                 f"edm-hloc merge, or remove it, then give this command again."
@@ -161,8 +170,13 @@ def _make(folder: Path, work: Work) -> WorkPlan:
         tuple(map(len, work.parts)),
         tuple(hashlib.sha256(text).hexdigest() for text in texts),
     )
+    fits = partial(_fits, plan)
+    refuse_others(folder, fits)
     with FolderLock(folder):
-        remove_plan(folder)  # of the same run with other inputs
+        if what_is_planned(folder.parent) is None:
+            clear_leftovers(folder, fits)
+        else:
+            remove_plan(folder)  # of the same run with other inputs, or merged
         for shard, (part, text) in enumerate(zip(work.parts, texts, strict=True), start=1):
             write_whole(folder / f"items-{shard:04d}.json", text)
             if work.add_input is not None:
@@ -182,7 +196,10 @@ def load_work(out: Path) -> WorkPlan:
     """The plan of work in an output folder. Raises EdmHlocError if there is none or is damaged."""
     plan = _load(Path(out) / PLAN_FOLDER)
     if plan is None:
-        raise EdmHlocError(f"{Path(out) / PLAN_FOLDER / 'plan.json'} is damaged: remove the file.")
+        raise EdmHlocError(
+            f"{Path(out) / PLAN_FOLDER / 'plan.json'} is damaged: give the command that planned it "
+            "again, which keeps what is done."
+        )
     return plan
 
 
@@ -254,6 +271,15 @@ def _read(plan: WorkPlan, shard: int) -> Iterator[tuple[str, bytes]]:
         for item in plan.items_of(shard):
             if item[0] in results:
                 yield item[0], results.get(item[0])
+
+
+def _fits(plan: WorkPlan, path: Path) -> bool:
+    """Whether a file of results, or a folder of work that leads to one, is of a shard of a plan."""
+    shard = number_in(path)
+    if not 1 <= shard <= len(plan.items):
+        return False
+    files = {plan.file_of(shard): path, plan.work_of(shard): path / "results.part"}
+    return path in files and is_journal(files[path], _made_from(plan, shard))
 
 
 def _made_from(plan: WorkPlan, shard: int) -> str:

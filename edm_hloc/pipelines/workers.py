@@ -29,10 +29,10 @@ from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.processes import ProcessCrew, num_cores
 from edm_hloc.pipelines.ray_actors import RayCrew
 from edm_hloc.pipelines.shard_plan import (
-    PLAN_FOLDER,
     ShardPlan,
     check_matcher,
-    load_plan,
+    count_matched,
+    find_plan,
     make_plan,
 )
 from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
@@ -80,7 +80,7 @@ def match_in_processes(
     left_out, wanted = read_left_out(raw_directory), without_left_out(raw_directory, pairs)
     overwrite = overwrite and found is None
     if config.ray is None and config.workers <= 1 and not overwrite:
-        _tell_of_interrupted_workers(raw_directory.parent, image_root, wanted)
+        _tell_of_workers(raw_directory.parent, image_root, wanted, matcher)
     # what is left, and what has changed
     summary = match_pairs(image_root, wanted, matcher, raw_directory, config, overwrite=overwrite)
     if found is not None:
@@ -90,21 +90,24 @@ def match_in_processes(
     return replace(summary, left_out=tuple(named), seconds=time.monotonic() - start)
 
 
-def _tell_of_interrupted_workers(out: Path, image_root: ImageRoot, pairs: Sequence[Pair]) -> None:
-    """Warns where one process is going to match pairs that workers may have matched already."""
-    # without a plan of matching, or with a damaged one, there is nothing to tell
+def _tell_of_workers(
+    out: Path, image_root: ImageRoot, pairs: Sequence[Pair], matcher: Matcher
+) -> None:
+    """Warns where one process is going to match pairs that workers have matched already."""
+    # without a plan of this matching, or with a damaged one, there is nothing to tell
     with contextlib.suppress(EdmHlocError):
-        plan = load_plan(out)
-        shards = range(1, len(plan.pairs) + 1)
-        begun = any(plan.file_of(k).exists() or plan.work_of(k).exists() for k in shards)
-        left = pairs_to_match(out / "raw_matches", image_root, pairs) if begun else []
-        if left:
+        plan = find_plan(out)
+        if plan is None:
+            return
+        check_matcher(plan, matcher)
+        left = pairs_to_match(plan.raw_matches, image_root, pairs)
+        if number := count_matched(plan, image_root, left) if left else 0:
             logger.warning(
-                "%s holds matches of workers that have not ended, which one process does not take "
-                "over: it matches %d pairs itself. To go on from them interrupt it, and add "
+                "%s holds matches of workers that are not merged, which one process does not take "
+                "over: it matches these %d pairs itself. To go on from them interrupt it, and add "
                 "--workers 2 to the command.",
-                out / PLAN_FOLDER,
-                len(left),
+                plan.folder,
+                number,
             )
 
 
@@ -139,8 +142,7 @@ def match_with_workers(
     """
     if matcher.recipe is None:
         return None
-    if (out / "plan" / "plan.json").exists():
-        plan = load_plan(out)
+    if (plan := find_plan(out)) is not None:
         if not overwrite:
             check_matcher(plan, matcher)
         end_plan(plan, merge=not overwrite)
@@ -153,9 +155,8 @@ def match_with_workers(
     start = time.monotonic()
     with hire(out, config, matcher.info.device.type) as crew:
         shards = max(_SHARDS_OF_A_WORKER * crew.workers, -(-len(pairs) // _MOST_PAIRS))
-        plan = make_plan(
-            out, image_root, pairs, matcher, shards=min(shards, len(pairs) // _FEWEST_PAIRS)
-        )
+        shards = min(shards, len(pairs) // _FEWEST_PAIRS)
+        plan = make_plan(out, image_root, pairs, matcher, shards=shards, overwrite=overwrite)
         done = match_plan(plan, crew)
     merged = merge_shards(plan)
     end_plan(plan, merge=False)

@@ -199,6 +199,16 @@ def test_a_new_plan_in_a_bucket_replaces_what_was_fetched_of_the_old_one(
     with pytest.raises(EdmHlocError, match=r"mine/plan holds another plan than s3://.*as INTO"):
         get_shards(store, tmp_path / "mine")
     assert mine.left() == [2]
+    match_shard(mine, 2, FakeMatcher())
+    merge_shards(mine)
+    assert get_shards(store, tmp_path / "mine").pairs == (3, 3)  # as mine is merged
+    own = tmp_path / "own" / "plan" / "pairs-0001.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for _ in range(2):
+        with pytest.raises(EdmHlocError, match=rf"{own} .* was not made by edm-hloc"):
+            get_shards(store, tmp_path / "own")
+    assert own.read_text() == "mine"
 
 
 def test_workers_of_one_computer_fetch_a_plan_at_the_same_time(

@@ -189,7 +189,10 @@ def test_files_of_a_plan_that_was_half_removed_are_not_taken_for_the_new_one(
     kept = old.file_of(1).read_bytes()
     (old.folder / "plan.json").unlink()
     (old.folder / "pairs-query-20.txt").write_text("mine")
-    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=2)
+    with pytest.raises(EdmHlocError, match=r"matches-0001.h5 holds matches of other.*--overwrite"):
+        make_plan(out, photos, PAIRS, FakeMatcher(), shards=2)
+    assert old.file_of(1).read_bytes() == kept
+    plan = make_plan(out, photos, PAIRS, FakeMatcher(), shards=2, overwrite=True)
     assert plan.left() == [1, 2]
     assert (old.folder / "pairs-query-20.txt").read_text() == "mine"
     plan.file_of(1).write_bytes(kept)  # however it came there

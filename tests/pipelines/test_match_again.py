@@ -172,7 +172,7 @@ def test_one_process_says_what_it_does_not_take_over(
     match_shard(plan, 1, FakeMatcher())
     match(out, photos)
     assert f"{plan.folder} holds matches of workers" in caplog.text
-    assert "matches 8 pairs itself" in caplog.text
+    assert "matches these 2 pairs itself" in caplog.text
     caplog.clear()
     match(out, photos)
     assert "take over" not in caplog.text  # nor is there more to match

@@ -32,7 +32,7 @@ from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
-from edm_hloc.pipelines.shard_plan import load_plan, what_is_planned
+from edm_hloc.pipelines.shard_plan import load_plan, number_of_shards, what_is_planned
 from edm_hloc.pipelines.shards import match_shard
 from edm_hloc.pipelines.spreading import spread_verification
 from edm_hloc.pipelines.work_kinds import work_shard
@@ -280,6 +280,11 @@ def squares(items: Sequence[Item]) -> Iterator[tuple[str, bytes]]:
             yield name, str(number**2).encode()
 
 
+def dying(items: Sequence[Item]) -> Iterator[tuple[str, bytes]]:
+    yield from list(squares(items))[:1]
+    raise MemoryError
+
+
 def planned(out: Path, made_from: str = "inputs") -> WorkPlan:
     with pytest.raises(WorkLeftError):
         list(results_of_workers(out, Work("squares", made_from, {}, in_shards(ITEMS, 3))))
@@ -293,10 +298,6 @@ def results(out: Path, made_from: str = "inputs") -> dict[str, bytes]:
 def test_whoever_does_a_shard_writes_the_same_bytes(tmp_path: Path) -> None:
     first, second = (planned(tmp_path / name) for name in "ab")
     assert first.items == (3, 3, 1)
-
-    def dying(items: Sequence[Item]) -> Iterator[tuple[str, bytes]]:
-        yield from list(squares(items))[:1]
-        raise MemoryError
 
     for shard in (3, 1, 2):
         do_shard(first, shard, squares)
@@ -355,6 +356,21 @@ def test_other_inputs_make_another_plan(tmp_path: Path) -> None:
         do_shard(plan, 1, squares)
     with pytest.raises(EdmHlocError, match="is a plan of squares, not of matching"):
         load_plan(tmp_path)
+
+
+def test_what_is_done_outlasts_its_plan_json(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    do_shard(plan, 1, squares)
+    with contextlib.suppress(MemoryError):
+        do_shard(plan, 2, dying)
+    for _ in range(2):
+        (plan.folder / "plan.json").write_text("{")
+        with pytest.raises(EdmHlocError, match=r"damaged .*: give the command that planned it"):
+            number_of_shards(tmp_path)
+        assert planned(tmp_path).left() == [2, 3]
+    assert [do_shard(plan, shard, squares) for shard in (1, 2, 3)] == [0, 1, 1]
+    (plan.folder / "plan.json").unlink()
+    assert len(results(tmp_path)) == 6
 
 
 def test_a_plan_is_not_removed_from_under_a_worker(tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""The folder OUT/plan: what belongs to a plan there, and what may be removed.
+
+Nothing that was matched goes without --overwrite, unless OUT/raw_matches has it, and no file of
+somebody else's at all. The folder is ours from the time on that there is a `.lock` in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edm_hloc.base.errors import BusyError, EdmHlocError
+from edm_hloc.base.files import FolderLock
+from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
+from edm_hloc.matching.shards import shard_paths, stored_pairs
+from edm_hloc.matching.stored_index import StoredIndex
+
+PLAN_FOLDER = "plan"
+"""Name of the folder of a plan in the output folder."""
+
+_FILES = re.compile(
+    r"(pairs-\d{4,}\.txt|matches-\d{4,}\.h5|items-\d{4,}\.json|input-\d{4,}\.h5"
+    r"|results-\d{4,}\.part|work-\d{4,}|fetched_from\.txt)"
+)
+
+
+def is_of_a_plan(name: str) -> bool:
+    """Whether a file or folder of this name belongs to a plan, besides plan.json."""
+    return _FILES.fullmatch(name) is not None
+
+
+def number_in(path: Path) -> int:
+    """The number of the shard that a file or folder of a plan is of; 0 where it is of none."""
+    found = re.search(r"-(\d+)", path.name)
+    return int(found.group(1)) if found else 0
+
+
+def refuse_others(folder: Path, fits: Callable[[Path], bool]) -> None:
+    """Refuses a folder for a plan in which somebody else has files of the names of a plan's.
+
+    To be called before the folder is locked for the first time.
+
+    Args:
+        folder: for the plan.
+        fits: whether a file is as the plan would have it.
+
+    Raises:
+        EdmHlocError: there are such files; the message names one.
+    """
+    if (folder / ".lock").exists() or _is_plan(folder / "plan.json"):
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name == "plan.json" or (is_of_a_plan(path.name) and not fits(path)):
+            raise _not_ours(path)
+
+
+def _is_plan(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return "digests" in json.loads(path.read_bytes())
+    return False
+
+
+def _not_ours(path: Path) -> EdmHlocError:
+    return EdmHlocError(
+        f"{path} is there already and was not made by edm-hloc. It is not written over, even with "
+        "--overwrite. Choose another output folder, or move it."
+    )
+
+
+def clear_leftovers(folder: Path, fits: Callable[[Path], bool]) -> None:
+    """Removes what is left of a plan whose plan.json is missing or damaged.
+
+    Args:
+        folder: of the plan, locked.
+        fits: whether a file or folder of work is one of the plan that is going to be made, which
+            goes on from it.
+
+    Raises:
+        EdmHlocError: there are matches that fit neither, nor are in OUT/raw_matches, or files of
+            somebody else; as a `BusyError`: a worker is at work. Nothing is removed then.
+    """
+    _check_no_worker(folder)
+    merged = StoredIndex(folder.parent / "raw_matches")
+    leftovers = [p for p in sorted(folder.iterdir()) if is_of_a_plan(p.name) and not fits(p)]
+    for path in leftovers:
+        for file in _files_of_matches(path):
+            with contextlib.suppress(DamagedH5Error), open_h5(file) as h5, reading(file):
+                if not {"pairs", "provenance"} <= h5.attrs.keys():
+                    raise _not_ours(file)
+                if not merged.holds_same(stored_pairs(h5)):
+                    raise EdmHlocError(
+                        f"{path} holds matches of other pairs, shards, photos or settings, whose "
+                        f"plan.json is missing or damaged: give the command that planned them, "
+                        f"choose another output folder, remove {path.name}, or run with "
+                        "--overwrite."
+                    )
+    _remove(folder, leftovers)
+
+
+def _files_of_matches(path: Path) -> Iterator[Path]:
+    """The files of raw matches that a file or folder of a plan is or holds."""
+    if path.is_dir():
+        yield from shard_paths(path)
+    elif path.name.startswith("matches-"):
+        yield path
+
+
+def remove_plan(folder: Path) -> None:
+    """Removes the files of a plan from its folder, and no others.
+
+    Raises:
+        BusyError: a worker is at work on one of its shards; nothing is removed then.
+    """
+    _check_no_worker(folder)
+    _remove(folder, [path for path in folder.iterdir() if is_of_a_plan(path.name)])
+
+
+def _remove(folder: Path, paths: list[Path]) -> None:
+    (folder / "plan.json").unlink(missing_ok=True)
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _check_no_worker(folder: Path) -> None:
+    """Raises BusyError if a worker is at work on a shard of the plan in a folder."""
+    for work in sorted(folder.glob("work-*")):
+        if not (is_of_a_plan(work.name) and work.is_dir()):
+            continue
+        try:
+            FolderLock(work).release()
+        except BusyError as error:
+            raise BusyError(
+                f"A worker is at work in {work}, and what it does would be lost: wait until it has "
+                "ended, or end it, then give this command again."
+            ) from error
