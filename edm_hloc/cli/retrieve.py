@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
 
 
@@ -43,6 +44,10 @@ def _retrieve(args: argparse.Namespace) -> None:
     queries = select_names(names, args.query_prefix, args.query_list)
     database = select_names(names, args.database_prefix, args.database_list)
     found = most_similar(args.descriptors, queries, database, args.number)
+    if not found:
+        raise EdmHlocError(f"There is no pair of two different images in {args.descriptors}.")
     write_pairs(args.out, [(query, image) for query, image, _ in found])
     write_scores(scores, found)
-    print(f"Written     {args.out}, {len(found):,} pairs of {len(queries)} queries; {scores}")
+    number = len({query for query, *_ in found})
+    of_all = "" if number == len(queries) else f" (of {len(queries):,})"
+    print(f"Written     {args.out}, {len(found):,} pairs of {number:,}{of_all} queries; {scores}")

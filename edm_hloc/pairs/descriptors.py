@@ -48,8 +48,14 @@ class DescriptorReader(H5Reader):
     """
 
     def names(self) -> list[str]:
-        """Names of all images in the file, sorted."""
-        return self._groups_with("global_descriptor")
+        """Names of all images in the file, sorted. Raises EdmHlocError if there are none."""
+        names = self._groups_with("global_descriptor")
+        if not names:
+            raise EdmHlocError(
+                f"{self.path} holds no global descriptors: give a file that has a dataset "
+                "global_descriptor for each image, as hloc's have (NetVLAD and the like)."
+            )
+        return names
 
     def find(self, queries: Sequence[str], database: Sequence[str]) -> dict[str, str]:
         """The names in the file by image at hand (see `names.find_under_other_names`).

@@ -84,7 +84,7 @@ def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
             that they do not find are returned as they are written.
 
     Raises:
-        EdmHlocError: the file cannot be read, or a line does not hold two names.
+        EdmHlocError: the file cannot be read, a line does not hold two names, or none does.
     """
     pairs = []
     for place, (number, line) in enumerate(filled_lines(path, "list of pairs")):
@@ -100,6 +100,8 @@ def find_pairs(path: Path, first: NameFinder, second: NameFinder) -> list[Pair]:
         if pair is None:
             raise _no_pair(path, number, line)
         pairs.append(pair)
+    if not pairs:
+        raise EdmHlocError(f"The list of pairs {path} is empty: it must hold two names a line.")
     first.report(path)
     if second is not first:
         second.report(path)
@@ -231,10 +233,11 @@ def among(names: Iterable[str], pairs: Sequence[Pair], path: Path) -> list[Pair]
     unknown = [name for name in names_in(pairs) if name not in known]
     found = [pair for pair in pairs if known.issuperset(pair)]
     if not found:
-        hint = f" It names {unknown[0]!r}, which is not there." if unknown else ""
+        if not pairs:
+            raise EdmHlocError(f"{path} holds no pair of two different images.")
         raise EdmHlocError(
-            f"{path} holds no pair of the images at hand.{hint} Names must be relative to the "
-            "image folder, with '/'."
+            f"{path} holds no pair of the images at hand. It names {unknown[0]!r}, which is not "
+            "there. Names must be relative to the image folder, with '/'."
         )
     if unknown:
         logger.warning(

@@ -7,6 +7,7 @@ these together and keeps the files in a run's folder.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.grid import blocks
+from edm_hloc.base.log import first_few, warn_once
 from edm_hloc.base.text import read_text
 from edm_hloc.images.intrinsics import listed_name
 from edm_hloc.pairs.descriptors import DescriptorReader
@@ -172,7 +174,7 @@ def images_with_descriptor(
     """
     with DescriptorReader(descriptors) as reader:
         known = set(reader.find(queries, database))
-        example = next(iter(reader.names()), "nothing")
+        example = reader.names()[0]
     if known.isdisjoint(queries) or known.isdisjoint(database):
         raise EdmHlocError(
             f"{descriptors} has no descriptors of these images, queries or database; its names are "
@@ -190,7 +192,7 @@ def most_similar(
     """The `k` nearest database images of each query by the dot product of global descriptors.
 
     The search is exact. Two blocks of descriptors are in memory at a time. An image is never
-    paired with itself.
+    paired with itself, and one whose descriptor is not finite with none, of which a warning tells.
 
     Args:
         descriptors: H5 file with the descriptors of all of them, maybe under other names; or
@@ -211,22 +213,28 @@ def most_similar(
     with ExitStack() as opened:
         readers = [(opened.enter_context(DescriptorReader(p)), s) for p, s in shares.items()]
         found_names = [reader.find(queries, database) for reader, _ in readers]
+        not_finite: dict[str, None] = {}
 
-        def read(names: Sequence[str]) -> np.ndarray:
+        def read(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            """Descriptors (N, D), and (N,) bool whether they are finite; 0 where they are not."""
             parts = [
                 reader.read([written.get(name, name) for name in names]) * np.float32(share**0.5)
                 for (reader, share), written in zip(readers, found_names, strict=True)
             ]
-            return np.hstack(parts)
+            rows = np.hstack(parts)
+            finite = np.asarray(np.isfinite(rows).all(axis=1))
+            not_finite.update(dict.fromkeys(itertools.compress(names, ~finite)))
+            rows[~finite] = 0
+            return rows, finite
 
         for query_block in blocks(len(queries), _BLOCK):
             some = queries[query_block]
-            rows = read(some)
+            rows, rows_finite = read(some)
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
             for block in blocks(len(database), _BLOCK):
                 names = database[block]
-                columns = read(names)
+                columns, columns_finite = read(names)
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
                         f"The queries have descriptors of length {rows.shape[1]} in "
@@ -234,6 +242,7 @@ def most_similar(
                         f"the database of {columns.shape[1]}: they are of two methods."
                     )
                 scores = rows @ columns.T
+                scores[~np.logical_and.outer(rows_finite, columns_finite)] = -np.inf
                 index = {name: i for i, name in enumerate(names)}
                 for i, name in enumerate(some):
                     if name in index:
@@ -248,6 +257,12 @@ def most_similar(
                 for score, j in zip(best[i].tolist(), place[i].tolist(), strict=True):
                     if score > -np.inf:
                         found.append((query, database[j], score))
+    if not_finite:
+        files = " and ".join(map(str, shares))
+        warn_once(
+            f"{files}: descriptors that are not finite, by which these images get no pair: "
+            f"{', '.join(first_few(not_finite, 'images'))}. Compute these descriptors again."
+        )
     return found
 
 

@@ -117,6 +117,10 @@ def test_unknown_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "nowhere.jpg" in caplog.text
     with pytest.raises(EdmHlocError, match="no pair of the images"):
         from_file(path, ["x.jpg"])
+    for text, said in (("\n# a b\n", "is empty: it must"), ("0.jpg 0.jpg\n", "two different im")):
+        path.write_text(text)
+        with pytest.raises(EdmHlocError, match=rf"{path} .*{said}"):
+            from_file(path, NAMES)
     with pytest.raises(EdmHlocError, match=r"missing\.txt"):
         read_pairs(tmp_path / "missing.txt")
     path.write_bytes(b"\xff\xfe\x00")

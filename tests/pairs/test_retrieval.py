@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 
 from edm_hloc.base import progress
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli import main
 from edm_hloc.pairs import megaloc, retrieval
 from edm_hloc.pairs.descriptors import DescriptorReader, DescriptorWriter, RetrievalImages
 from edm_hloc.pairs.local_features import SIFT, LocalFeatures, edm_features
 from edm_hloc.pairs.retrieval import (
     RetrievalOptions,
     SimilarPhotos,
+    check_retrieval,
     images_in_list,
     images_with_descriptor,
     most_similar,
@@ -74,6 +76,50 @@ def test_similarities_of_two_kinds_of_descriptors_are_added(
     expected = (rows[:23] @ rows[-1] + 2 * others[:23] @ others[-1]) / 3
     assert [image for _, image, _ in found] == [NAMES[j] for j in np.argsort(-expected)]
     np.testing.assert_allclose([s for *_, s in found], np.sort(expected)[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [2, 100])
+def test_images_whose_descriptor_is_not_finite_are_named(
+    descriptors: tuple[Path, np.ndarray],
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK", block)
+    path, rows = descriptors
+    with h5py.File(path, "r+") as h5:
+        for name, value in ((NAMES[1], np.nan), (NAMES[22], np.inf), (NAMES[24], np.nan)):
+            h5[name]["global_descriptor"][3] = value
+    left = [*range(1), *range(2, 22)]
+    found = most_similar(path, NAMES[23:], NAMES[:23], 30)
+    assert [image for _, image, _ in found] == [
+        NAMES[left[k]] for k in np.argsort(-rows[left] @ rows[23], kind="stable")
+    ]
+    assert {query for query, *_ in found} == {NAMES[23]}
+    named = {name for name in NAMES if name in caplog.text}
+    assert named == {NAMES[1], NAMES[22], NAMES[24]}
+    words = ["retrieve", str(path), str(path.parent / "out.txt"), "--query-prefix", "query"]
+    assert main([*words, "--database-prefix", "db"]) == 0
+    assert "out.txt, 21 pairs of 1 (of 2) queries" in capsys.readouterr().out
+    words[-1] = NAMES[24]
+    assert main([*words, "--database-prefix", "db"]) == 1
+    assert "There is no pair of two different images" in capsys.readouterr().err
+
+
+def test_a_file_without_descriptors_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "features.h5"
+    with h5py.File(path, "w") as h5:
+        h5["a.jpg/keypoints"] = np.zeros((3, 2))
+    assert main(["retrieve", str(path), str(tmp_path / "out.txt")]) == 1
+    assert f"{path} holds no global descriptors" in capsys.readouterr().err
+    with pytest.raises(EdmHlocError, match="holds no global descriptors"):
+        check_retrieval(RetrievalOptions(str(path)), ["a.jpg"], ["a.jpg"])
+    (tmp_path / "empty.txt").write_text("# none\n")
+    with pytest.raises(EdmHlocError, match=r"empty\.txt is empty: it must hold two names a line"):
+        check_retrieval(RetrievalOptions(str(tmp_path / "empty.txt")), ["a.jpg"], ["a.jpg"])
 
 
 def test_what_the_search_refuses(descriptors, tmp_path: Path) -> None:
