@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.report import end_quietly, reporting
@@ -69,10 +70,15 @@ def _import_matches(args: argparse.Namespace) -> None:
     from edm_hloc.pipelines.reconstruct import reconstruct
 
     start = time.monotonic()
+    if args.out.exists() and args.matches.exists() and args.out.samefile(args.matches):
+        raise EdmHlocError(
+            f"{args.out} holds the matches, which could not be told from the files of the run: "
+            f"give another folder as OUT, such as {args.out / 'out'}."
+        )
     photos = find_images(args.images, [*options.output_and_masks(args), args.matches])
     frame = PointFrame(args.origin, args.upright)
     how = ImportConfig(frame, args.refine, args.resize, args.device)
-    matcher, pairs = load_imported(args.matches, args.images, photos, how)
+    matcher, pairs = load_imported(args.matches, args.images, photos, how, [args.out])
     names = names_in(pairs)
     print(f"Photos      {len(photos)} in {args.images}, {len(names)} of them with matches")
     print(f"Matches     {len(pairs):,} pairs of {args.matches}")

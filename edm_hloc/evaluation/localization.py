@@ -131,7 +131,7 @@ def read_truth(folder: Path) -> dict[str, dict[str, pycolmap.Rigid3d]]:
     Raises:
         EdmHlocError: there is no file, or one of them is malformed.
     """
-    files = sorted(Path(folder).glob("*.txt")) if Path(folder).is_dir() else [Path(folder)]
+    files = sorted(Path(folder).glob("[!.]*.txt")) if Path(folder).is_dir() else [Path(folder)]
     if not files:
         raise EdmHlocError(f"No files of true poses, GROUP.txt, in {folder}.")
     return {file.stem: read_poses(file) for file in files}

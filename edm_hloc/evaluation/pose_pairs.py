@@ -90,7 +90,7 @@ def read_pose_pairs(truth: Path, images: Path, resize_max: int) -> list[PosePair
     if data is None:
         return _from_list(truth, images, resize_max)
     folder = truth if truth.is_dir() else truth.parent
-    paths = sorted(truth.glob("*.npz")) if truth.is_dir() else [truth]
+    paths = sorted(truth.glob("[!.]*.npz")) if truth.is_dir() else [truth]
     intrinsics = folder / _INTRINSICS
     paths = [path for path in paths if path != intrinsics]
     if not paths:

@@ -123,7 +123,7 @@ def _hpatches(root: Path, sequences: Sequence[Path]) -> WideSet:
 
 
 def _evd(root: Path) -> WideSet:
-    names = sorted(path for path in (root / "1").iterdir() if path.suffix.lower() in _SUFFIXES)
+    names = sorted(path for path in (root / "1").glob("[!.]*") if path.suffix.lower() in _SUFFIXES)
     if not names:
         raise EdmHlocError(f"{root / '1'} holds no photos (*.png).")
     pairs = []

@@ -115,13 +115,26 @@ def _can_be_listed(name: str) -> bool:
     return name.splitlines() == [name] and "\t" not in name
 
 
+def files_below(root: Path, leave_out: Sequence[Path] = ()) -> Iterator[str]:
+    """Names of the files below a folder, with "/", but for those that `find_images` leaves out.
+
+    These are hidden ones, those of systems, and the output folders of this program's runs.
+
+    Args:
+        root: the folder.
+        leave_out: further folders below it that are not searched.
+    """
+    closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
+    yield from _walk(root, "", closed)
+
+
 def _files_in(root: Path, leave_out: Sequence[Path], readable: tuple[str, ...]) -> Iterator[str]:
     """Names of the files of any kind below a folder, but for photos that are to be left out."""
     if not root.is_dir():
         raise EdmHlocError(no_folder(root))
     one_file = any(Path(path).is_file() for path in leave_out)
-    closed = frozenset(filter(None, map(_identity, leave_out))) - {_identity(root)}
-    for name in _walk(root, "", closed):
+    closed = frozenset(filter(None, map(_identity, leave_out)))
+    for name in files_below(root, leave_out):
         if _ends_in(name, readable):
             if one_file and _identity(root / name) in closed:
                 continue

@@ -82,7 +82,7 @@ def _masks_in(folder: Path, names: Sequence[str], images: Path) -> dict[str, Pat
     if not found:
         example = f", such as {folder / names[0]}.png" if names else ""
         one = " One mask for all photos is given as a file instead of the folder."
-        files = sum(path.is_file() for path in folder.iterdir())
+        files = sum(path.is_file() for path in folder.glob("[!.]*"))
         raise EdmHlocError(
             f"{folder} has masks for none of the {len(names)} photos{example}."
             f"{one if files == 1 else ''}"

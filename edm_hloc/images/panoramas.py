@@ -236,7 +236,7 @@ def _warn_of_others(out: Path, folders: Sequence[str], files: Collection[str], r
     others = [
         path
         for folder in folders
-        for path in sorted((out / folder).rglob("*.jpg"))
+        for path in sorted((out / folder).rglob("[!.]*.jpg"))
         if path.relative_to(out / folder).as_posix() not in files
     ]
     if others:

@@ -90,6 +90,7 @@ class GivenMatches:
         path: folder or file, see `match_files`.
         photos: names of all photos.
         frame: the pixels that the points are in.
+        leave_out: see `sources_in`.
 
     Attributes:
         path, frame: as given.
@@ -100,13 +101,19 @@ class GivenMatches:
         EdmHlocError: there are no such files, or none names two of the photos.
     """
 
-    def __init__(self, path: Path, photos: Sequence[str], frame: PointFrame) -> None:
+    def __init__(
+        self,
+        path: Path,
+        photos: Sequence[str],
+        frame: PointFrame,
+        leave_out: Sequence[Path] = (),
+    ) -> None:
         self.path, self.frame = path, frame
         self.content = ""
         self._sources: dict[Pair, list[tuple[PairSource, bool]]] = defaultdict(list)
         self._names = _PairNames(photos)
         unknown = []
-        sources = sources_in(path)
+        sources = sources_in(path, leave_out)
         found = [(source, *self._names.of(source)) for source in sources]
         surely = {frozenset(pair) for _, pair, sure in found if pair and sure}
         for source, pair, sure in found:
@@ -320,7 +327,11 @@ class ImportConfig:
 
 
 def load_imported(
-    path: Path, image_root: Path, photos: Sequence[str], config: ImportConfig
+    path: Path,
+    image_root: Path,
+    photos: Sequence[str],
+    config: ImportConfig,
+    leave_out: Sequence[Path] = (),
 ) -> tuple[Matcher, list[Pair]]:
     """A matcher that gives the matches of files, and the pairs that it has matches of.
 
@@ -329,13 +340,14 @@ def load_imported(
         image_root: folder of the photos.
         photos: their names.
         config: how the matches are imported.
+        leave_out: folders in `path` that are not searched, such as that of the output.
 
     Raises:
         EdmHlocError: as `GivenMatches` and `GivenMatches.check`; or there is no such device.
     """
     if config.device is not None:
         check_device(config.device)
-    given = GivenMatches(path, photos, config.frame)
+    given = GivenMatches(path, photos, config.frame, leave_out)
     given.check(photo_frames(image_root, names_in(given.pairs)))
     matcher: Matcher = ImportedMatcher(given, image_root, config)
     if config.refine == "photometric":

@@ -21,7 +21,7 @@ import contextlib
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
 from edm_hloc.base.text import read_lines
+from edm_hloc.images.find import files_below
 
 _POINTS = (
     ("keypoints0", "keypoints1"),
@@ -119,14 +120,20 @@ class PairSource:
             return _of_arrays(self, {**dict(item.attrs), **arrays})
 
 
-def sources_in(path: Path) -> list[PairSource]:
+def sources_in(path: Path, leave_out: Sequence[Path] = ()) -> list[PairSource]:
     """All pairs of a folder of files, one pair each, or of one file; H5 files may hold many.
+
+    Args:
+        path: the folder or file.
+        leave_out: folders in it that are not searched, as hidden files and the output folders of
+            this program's runs are not.
 
     Raises:
         EdmHlocError: there is no such path, an H5 file is damaged, or no file is of a known kind.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        below = (path / name for name in files_below(path, leave_out))
+        files = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
     elif path.is_file():
         files = [path] if path.suffix.lower() in SUFFIXES else []
     else:

@@ -207,7 +207,7 @@ def _read_prior_focal_lengths(facts: RunFacts) -> None:
 def _read_scans(facts: RunFacts) -> None:
     """Takes a sample of the scan points that have matches, since InLoc has no COLMAP model."""
     folder = facts.out / "scan_points"
-    files = sorted(folder.rglob("*.npy"))
+    files = sorted(folder.rglob("[!.]*.npy"))
     each = _MAX_SCAN_POINTS // max(1, len(files))
     found = []
     for path in files:

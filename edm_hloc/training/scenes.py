@@ -105,7 +105,7 @@ def megadepth_scenes(root: Path, index: Path, min_overlap: float) -> list[Traini
 
         return TrainingScene(len(pairs), read)
 
-    return [scene(p) for p in sorted(index.glob("*.npz"))]
+    return [scene(p) for p in sorted(index.glob("[!.]*.npz"))]
 
 
 def _check_files(index: Path, root: Path, names: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ def scannet_scenes(root: Path, index: Path, min_overlap: float) -> list[Training
 
         return TrainingScene(len(pairs), read)
 
-    return [scene(p) for p in sorted(index.glob("*.npz")) if p != intrinsics.path]
+    return [scene(p) for p in sorted(index.glob("[!.]*.npz")) if p != intrinsics.path]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def test_errors_and_recall(tmp_path: Path) -> None:
     for group, names in (("day", "abcd"), ("night", "n")):
         truth = {f"query/{group}/{name}.jpg": TRUTH for name in names}
         write_poses(tmp_path / f"{group}.txt", truth)
+    (tmp_path / "._day.txt").write_bytes(b"\0\5\26\7Mac OS X")
     day, night = evaluate(poses, read_truth(tmp_path))
     assert (day.group, day.queries, day.answered) == ("day", 4, 3)
     assert day.recall == (0.25, 0.5, 0.75)  # the one without an answer counts

@@ -259,6 +259,7 @@ def test_megadepth_index(listed: Path) -> None:
         poses=np.array([world, None, T_0TO1 @ world], object),
         pair_infos=info,
     )
+    (index / "._0015_0.1_0.3.npz").write_bytes(b"\0\5\26\7Mac OS X")
     for truth in (index, index / "0015_0.1_0.3.npz"):
         (pair,) = read_pose_pairs(truth, listed, 64)  # measured in photos as they are
         same_pose(pair)

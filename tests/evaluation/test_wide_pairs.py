@@ -200,6 +200,7 @@ def test_evd_layout(tmp_path: Path) -> None:
         write_photo(tmp_path / side / "adam.png", (640, 480), 10)
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "adam.txt").write_text("1\t0\t-300\n0  1 0\n0 0 1\n")
+    (tmp_path / "1" / "._adam.png").write_bytes(b"\0\5\26\7Mac OS X")
     data = read_wide_set(tmp_path)
     assert (data.kind, data.pairs[0].name1) == ("EVD", "2/adam.png")
     np.testing.assert_array_equal(data.pairs[0].truth, H)

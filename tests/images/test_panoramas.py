@@ -188,7 +188,9 @@ def test_what_is_in_the_folder_of_the_views(
     (root / "inside").mkdir(parents=True)
     write_panorama(root / "a.jpg")
     write_panorama(root / "inside/b.jpg")
-    cut_panoramas(root, ["a.jpg", "inside/b.jpg"], out, 3)
+    for _ in range(2):
+        cut_panoramas(root, ["a.jpg", "inside/b.jpg"], out, 3)
+        (out / "yaw_000" / "._a.jpg").write_bytes(b"\0\5\26\7Mac OS X")
     assert not caplog.text
     cut_panoramas(root, ["a.jpg"], out, 3)
     assert f"3 views in {out} are of no panorama in {root}, such as yaw_000/inside/b.jpg" in (

@@ -437,7 +437,7 @@ def test_dense_matches_at_different_points_in_every_pair_register_all_photos(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampled(scene, tmp_path / "matches", samples=500, noise=0.7)
-    out, images = tmp_path / "out", str(scene / "images")
+    out, images = tmp_path / "matches" / "out", str(scene / "images")
     words = ["import-matches", str(tmp_path / "matches"), str(out), "--images", images]
     assert cli.main([*words, "--camera-mode", "single"]) == 0
     found = compare(out / "model", scene / "truth")
@@ -466,6 +466,26 @@ def test_the_same_matches_are_the_same_whether_all_photos_can_be_read(
     (photos / "c.jpg").write_bytes(b"none")
     found = given(tmp_path, photos)
     assert (len(found.pairs), found.content) == (2, before)
+
+
+def test_hidden_files_and_outputs_among_the_matches_are_left_out(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "matches"
+    for inside in ("", "more", ".hidden", "run", "killed"):
+        (folder / inside).mkdir(exist_ok=True)
+        np.savez(folder / inside / "a__c.npz", keypoints0=POINTS0, keypoints1=POINTS1)
+        (folder / inside / "._a__c.npz").write_bytes(b"\0\5\26\7Mac OS X")
+    (folder / "run" / "run.json").write_text('{\n "settings": {}}')
+    found = [source.path.parent.name for source in sources_in(folder, [folder / "killed"])]
+    assert found == ["matches", "more"]
+    (folder / "killed" / "matches.h5").write_bytes(b"half a file")
+    words = ["import-matches", str(folder), str(folder / "killed"), "--images", str(photos)]
+    assert cli.main(words) == 1
+    assert f"{folder / 'killed' / 'matches.h5'} is there already" in capsys.readouterr().err
+    words[2] = words[1]
+    assert cli.main(words) == 1
+    assert f"give another folder as OUT, such as {folder}/out." in capsys.readouterr().err
 
 
 def test_matches_that_are_not_refined_stay_as_they_are(photos: Path, tmp_path: Path) -> None:

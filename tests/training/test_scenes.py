@@ -58,6 +58,7 @@ def make_megadepth(root: Path, pair: RenderedPairs) -> RealData:
     infos[2] = ((0, 0), 0.1, np.zeros((1, 4)))  # hardly overlaps
     (root / "index").mkdir()
     np.savez(root / "index" / "0001.npz", **content, pair_infos=infos)
+    (root / "index" / "._0001.npz").write_bytes(b"\0\5\26\7Mac OS X")
     return RealData("megadepth", str(root), str(root / "index"))
 
 
@@ -186,6 +187,7 @@ def test_scannet_pairs_have_the_truth_of_their_scene(tmp_path: Path) -> None:
     names = np.array([[7, 1, 40, 85], [7, 1, 40, 999]])
     np.savez(index / "scene0007_01.npz", name=names, score=np.array([0.7, 0.1]))
     np.savez(index / "intrinsics.npz", scene0007_01=pair.K0[0].numpy())
+    (index / "._scene0007_01.npz").write_bytes(b"\0\5\26\7Mac OS X")
     source = RealSource(RealData("scannet", str(tmp_path), str(index)), 0.05)
     assert source.scenes[0].length == 1  # the other one hardly overlaps
     view0, view1, T = source.scenes[0].read(0)
