@@ -8,9 +8,9 @@ from edm_hloc.base.compiled import floats
 from edm_hloc.base.grid import CELL
 from edm_hloc.refinement.neighbour_kernels import affine_maps, support
 
-# Weight of the identity in a fit: half a neighbour at the distance of a cell.
+# Weight of the pair's rotation and scale in a fit: half a neighbour at the distance of a cell.
 PRIOR = 0.5 * CELL**2
-MIN_DETERMINANT = 0.05  # of a local map; others mirror the patch or squeeze it to a line
+MIN_DETERMINANT = 0.05  # of a map; others mirror the patch or squeeze it to a line
 MIN_NEIGHBOURHOOD = 3  # matches, the one in the middle included, that an affine map is fitted to
 
 
@@ -19,8 +19,9 @@ def local_affine_maps(
 ) -> np.ndarray:
     """The affine map from image 0 to image 1 around each match.
 
-    It is fitted robustly to the nearest matches, with a prior at the identity that decides where
-    these are few or collinear. The nearest weigh most, and the loss is Cauchy's.
+    It is fitted robustly to the nearest matches, with a prior at the rotation and scale of the
+    pair, which decides where these are few or collinear. The nearest weigh most, and the loss is
+    Cauchy's. The prior is a median over neighbouring matches of the whole pair.
 
     Args:
         points0, points1: (M, 2) pixels.
@@ -61,9 +62,10 @@ def neighbour_support(
         return np.ones(len(points0), np.float32)
     # Fitted to the neighbours alone, so that a wrong match in their middle has no influence.
     tolerance = 0.5 if aligned else 1.0
-    tolerances = 3.0 * tolerance, tolerance * CELL / 2, tolerance * 0.1
+    settings = float(PRIOR), 3.0 * tolerance, MIN_DETERMINANT
+    tolerances = tolerance * CELL / 2, tolerance * 0.1
     others = min(neighbours, len(points0) - 1)
-    share: np.ndarray = support(floats(points0), floats(points1), others, float(PRIOR), tolerances)
+    share: np.ndarray = support(floats(points0), floats(points1), others, settings, tolerances)
     return share
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from edm_hloc.base.grid import CELL
 from edm_hloc.refinement.affine import MIN_DETERMINANT, MIN_NEIGHBOURHOOD, PRIOR
 from edm_hloc.refinement.batched_points import nearest, take
+from edm_hloc.refinement.neighbour_kernels import SAMPLES
 
 _TRANSLATION_PRIOR = 1e-3  # the translation is nearly free
 
@@ -42,11 +43,13 @@ def local_affine_maps(
     squared, index = nearest(points0, valid, centres0, neighbours + 1)
     source, target = _offsets(points0, points1, (centres0, centres1), index)
     weight = torch.exp(-squared / (3 * CELL) ** 2)  # 0 at infinity, where there is no neighbour
-    A = _robust_affine_fit(source, target, weight, 1.5)
+    prior = _similarity(points0, points1, valid, neighbours)
+    A = _robust_affine_fit(source, target, weight, prior, 1.5)
     a, b, c, d = A.flatten(-2).unbind(dim=-1)
+    bad = a * d - b * c < MIN_DETERMINANT
     few = valid.sum(dim=1) < MIN_NEIGHBOURHOOD
-    bad = (a * d - b * c < MIN_DETERMINANT) | few[:, None]
-    return torch.where(bad[..., None, None], torch.eye(2, device=A.device), A)
+    A = torch.where(bad[..., None, None], prior[:, None], A)
+    return torch.where(few[:, None, None, None], torch.eye(2, device=A.device), A)
 
 
 def neighbour_support(
@@ -62,7 +65,8 @@ def neighbour_support(
     source, target = _offsets(points0, points1, (points0, points1), index)
     found = torch.isfinite(squared)
     tolerance = 0.5 if aligned else 1.0
-    A = _robust_affine_fit(source, target, found.float(), 3.0 * tolerance)
+    prior = _similarity(points0, points1, valid, neighbours)
+    A = _robust_affine_fit(source, target, found.float(), prior, 3.0 * tolerance)
     residual = (apply(A[:, :, None], source) - target).square().sum(dim=3)
     largest = tolerance * (CELL / 2 + 0.1 * squared.sqrt())
     inliers = (residual < largest.square()) & found
@@ -82,13 +86,38 @@ def _offsets(
     return source, target
 
 
-def _robust_affine_fit(source: Tensor, target: Tensor, spatial: Tensor, scale: float) -> Tensor:
+def _similarity(points0: Tensor, points1: Tensor, valid: Tensor, neighbours: int) -> Tensor:
+    """The rotation and scale (B, 2, 2) that most neighbours of a pair agree on, as in
+    `neighbour_kernels`."""
+    number = valid.sum(dim=1, keepdim=True)
+    wanted = torch.arange(SAMPLES, device=valid.device) * number // SAMPLES
+    at = torch.searchsorted(valid.cumsum(dim=1), wanted + 1).clamp(max=valid.shape[1] - 1)
+    centres = take(points0, at), take(points1, at)
+    squared, index = nearest(points0, valid, centres[0], neighbours + 1)
+    source, target = _offsets(points0, points1, centres, index)
+    sizes = target.square().sum(dim=3)
+    plausible = (squared > 0) & torch.isfinite(squared)
+    plausible &= (MIN_DETERMINANT * squared <= sizes) & (MIN_DETERMINANT * sizes <= squared)
+    (x, y), (u, v) = source.unbind(dim=3), target.unbind(dim=3)
+    ratios = torch.stack([x * u + y * v, x * v - y * u], dim=1) / squared[:, None]
+    ratios = ratios.masked_fill(~plausible[:, None], torch.nan)
+    a, b = ratios.flatten(2).nanmedian(dim=2).values.unbind(dim=1)
+    similarity = torch.stack([a, -b, b, a], dim=1).unflatten(1, (2, 2))
+    known = a * a + b * b >= MIN_DETERMINANT  # not NaN, of none, nor contradictory
+    return torch.where(known[:, None, None], similarity, torch.eye(2, device=a.device))
+
+
+def _robust_affine_fit(
+    source: Tensor, target: Tensor, spatial: Tensor, prior: Tensor, scale: float
+) -> Tensor:
     """Linear parts (B, Q, 2, 2) of the affine maps from (B, Q, K, 2) to (B, Q, K, 2) points.
 
     They minimise a Cauchy loss of `scale` pixels, weighted by (B, Q, K), by iteratively reweighted
-    least squares. The translation is eliminated from the normal equations.
+    least squares, with a prior at the map (B, 2, 2) of the pair. The translation is eliminated from
+    the normal equations.
     """
-    prior = PRIOR * torch.eye(2, device=source.device)
+    own = PRIOR * torch.eye(2, device=source.device)
+    toward = PRIOR * prior.mT[:, None]
     weight = spatial
     for iteration in range(5):
         total = weight.sum(dim=2)[..., None] + _TRANSLATION_PRIOR
@@ -102,7 +131,7 @@ def _robust_affine_fit(source: Tensor, target: Tensor, spatial: Tensor, scale: f
             for c in (centred0, centred1)
         )
         # Rows of `moments` and `cross` belong to x and y of the source.
-        A = _product(inverse_2x2(moments + prior), cross + prior).mT
+        A = _product(inverse_2x2(moments + own), cross + toward).mT
         if iteration < 4:
             shift = mean1 - apply(A, mean0)
             residual = apply(A[:, :, None], source) + shift[:, :, None] - target

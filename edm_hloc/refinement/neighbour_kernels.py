@@ -19,6 +19,8 @@ _FEW = 6  # points, of which the nearest are picked one by one
 _LOOKS = 12  # at most, at how many points are nearer than a distance
 _ITERATIONS = 5  # of a robust fit
 _CONVERGED = 1e-4  # change of a weight, of 1, from which on a fit is repeated
+_HALVINGS = 18  # of the interval that a median is in
+SAMPLES = 64  # matches whose neighbours tell how the pair is rotated and scaled
 
 
 class _Grid(NamedTuple):
@@ -212,8 +214,49 @@ def _neighbourhood(
 
 
 @inlined
+def _median(values: np.ndarray, largest: float) -> Any:
+    """The median of values (N,), N > 0, in [−largest, largest]; of two, the lower one."""
+    low, high = np.float32(-largest), np.float32(largest)
+    for _ in range(_HALVINGS):
+        middle = np.float32(0.5) * (low + high)
+        if 2 * _num_within(values, middle) < len(values):
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+@inlined
+def _pair_prior(points: Any, grid: _Grid, buffers: Any, pairs: np.ndarray, settings: Any) -> Any:
+    """The weight of a prior, and (a, b) of its map (x, y) to (a·x − b·y, b·x + a·y).
+
+    The map is the rotation and scale of the pair: the median over neighbours of their offset in
+    image 1 divided by that in image 0, as complex numbers. Wrong matches lie far from their
+    neighbours, at scales that are not plausible. Arguments are named as in `affine_maps`.
+    """
+    (points0, points1), (squared, index, chosen) = points, buffers
+    weight, _, least = settings
+    real, imaginary = np.empty((2, SAMPLES * len(chosen)), np.float32)
+    number = 0
+    for n in range(SAMPLES):
+        i = n * len(points0) // SAMPLES
+        _choose_nearest(points0[i, 0], points0[i, 1], grid, squared, index, chosen)
+        _neighbourhood(points0, points1, i, chosen, pairs)
+        for x, y, u, v in pairs[:, : len(chosen)].T:
+            size0, size1 = x * x + y * y, u * u + v * v
+            if 0 < size0 < _FARTHEST and least * size0 <= size1 and least * size1 <= size0:
+                real[number], imaginary[number] = (x * u + y * v) / size0, (x * v - y * u) / size0
+                number += 1
+    largest = 1 / math.sqrt(least)
+    a, b = _median(real[:number], largest), _median(imaginary[:number], largest)
+    if number == 0 or a * a + b * b < least:  # there are none, or they contradict each other
+        a, b = np.float32(1), np.float32(0)
+    return weight, a, b
+
+
+@inlined
 def _robust_affine_fit(
-    pairs: np.ndarray, spatial: np.ndarray, weight: np.ndarray, prior: float, scale: float
+    pairs: np.ndarray, spatial: np.ndarray, weight: np.ndarray, prior: Any, scale: float
 ) -> Any:
     """The affine map that minimises a Cauchy loss, by iteratively reweighted least squares.
 
@@ -221,7 +264,7 @@ def _robust_affine_fit(
         pairs: (4, K) x and y of the source, x and y of the target, float32.
         spatial: (K,) weights of the pairs.
         weight: (K,) for what the loss makes of them.
-        prior: weight of the identity.
+        prior: as from `_pair_prior`.
         scale: of the Cauchy loss, pixels.
 
     Returns:
@@ -232,6 +275,7 @@ def _robust_affine_fit(
     weight[:] = np.float32(1)
     one, zero = np.float32(1), np.float32(0)
     a, b, c, d, e, f = one, zero, zero, zero, one, zero
+    own, toward_a, toward_b = prior[0], prior[0] * prior[1], prior[0] * prior[2]
     for iteration in range(_ITERATIONS):
         w_, wx, wy, wxx, wxy, wyy = zero, zero, zero, zero, zero, zero
         wu, wv, wxu, wyu, wxv, wyv = zero, zero, zero, zero, zero, zero
@@ -239,33 +283,22 @@ def _robust_affine_fit(
             w = spatial[k] * weight[k]
             x, y, u, v = pairs[0, k], pairs[1, k], pairs[2, k], pairs[3, k]
             w_ += w
-            wx += w * x
-            wy += w * y
-            wxx += w * x * x
-            wxy += w * x * y
-            wyy += w * y * y
-            wu += w * u
-            wv += w * v
-            wxu += w * x * u
-            wyu += w * y * u
-            wxv += w * x * v
-            wyv += w * y * v
+            wx, wy, wu, wv = wx + w * x, wy + w * y, wu + w * u, wv + w * v
+            wxx, wxy, wyy = wxx + w * x * x, wxy + w * x * y, wyy + w * y * y
+            wxu, wyu = wxu + w * x * u, wyu + w * y * u
+            wxv, wyv = wxv + w * x * v, wyv + w * y * v
         # The translation, which is nearly free, is eliminated first.
         total = 1 / (np.float64(w_) + 1e-3)
-        xx = wxx + prior - wx * wx * total
-        yy = wyy + prior - wy * wy * total
+        xx = wxx + own - wx * wx * total
+        yy = wyy + own - wy * wy * total
         xy = wxy - wx * wy * total
-        xu, yu = wxu + prior - wx * wu * total, wyu - wy * wu * total
-        xv, yv = wxv - wx * wv * total, wyv + prior - wy * wv * total
+        xu, yu = wxu + toward_a - wx * wu * total, wyu - toward_b - wy * wu * total
+        xv, yv = wxv + toward_b - wx * wv * total, wyv + toward_a - wy * wv * total
         determinant = 1 / (xx * yy - xy * xy)
-        a, b = (
-            np.float32((yy * xu - xy * yu) * determinant),
-            np.float32((xx * yu - xy * xu) * determinant),
-        )
-        d, e = (
-            np.float32((yy * xv - xy * yv) * determinant),
-            np.float32((xx * yv - xy * xv) * determinant),
-        )
+        a = np.float32((yy * xu - xy * yu) * determinant)
+        b = np.float32((xx * yu - xy * xu) * determinant)
+        d = np.float32((yy * xv - xy * yv) * determinant)
+        e = np.float32((xx * yv - xy * xv) * determinant)
         c = np.float32((wu - a * wx - b * wy) * total)
         f = np.float32((wv - d * wx - e * wy) * total)
         if iteration == _ITERATIONS - 1:
@@ -303,7 +336,7 @@ def affine_maps(
     Returns:
         (N, 2, 2) float32.
     """
-    prior, scale, min_determinant = settings
+    _, scale, min_determinant = settings
     count = neighbours + 1
     grid = _grid(points0)
     squared, index = np.empty(len(points0), np.float32), np.empty(len(points0), np.int32)
@@ -311,6 +344,7 @@ def affine_maps(
     padded = (count + 7) // 8 * 8
     pairs = np.zeros((4, padded), np.float32)
     spatial, weight = np.zeros(padded, np.float32), np.empty(padded, np.float32)
+    prior = _pair_prior((points0, points1), grid, (squared, index, chosen), pairs, settings)
     maps = np.empty((len(at), 2, 2), np.float32)
     for n in range(len(at)):
         i = at[n]
@@ -321,7 +355,7 @@ def affine_maps(
             spatial[k] = math.exp(-away / (reach * reach))
         a, b, _, d, e, _ = _robust_affine_fit(pairs, spatial, weight, prior, scale)
         if a * e - b * d < min_determinant:
-            a, b, d, e = np.float32(1), np.float32(0), np.float32(0), np.float32(1)
+            a, b, d, e = prior[1], -prior[2], prior[2], prior[1]
         maps[n, 0, 0], maps[n, 0, 1], maps[n, 1, 0], maps[n, 1, 1] = a, b, d, e
     return maps
 
@@ -331,22 +365,20 @@ def support(
     points0: np.ndarray,
     points1: np.ndarray,
     neighbours: int,
-    prior: float,
-    tolerances: tuple[float, float, float],
+    settings: tuple[float, float, float],
+    tolerances: tuple[float, float],
 ) -> np.ndarray:
     """What `affine.neighbour_support` gives.
 
     Args:
-        points0, points1: (M, 2) float32.
-        neighbours: at most M − 1.
-        prior: weight of the identity in the fits.
-        tolerances: scale of the loss in pixels; the tolerance of an inlier in pixels, and what is
-            added to it for each pixel of a neighbour's distance.
+        points0, points1, neighbours, settings: as for `affine_maps`.
+        tolerances: of an inlier in pixels, and what is added to it for each pixel of a neighbour's
+            distance.
 
     Returns:
         (M,) float32.
     """
-    scale, near, farther = tolerances
+    (_, scale, _), (near, farther) = settings, tolerances
     count = neighbours + 1  # with the match itself
     grid = _grid(points0)
     squared, index = np.empty(len(points0), np.float32), np.empty(len(points0), np.int32)
@@ -354,6 +386,7 @@ def support(
     padded = (count + 7) // 8 * 8
     pairs = np.zeros((4, padded), np.float32)
     spatial, weight = np.zeros(padded, np.float32), np.empty(padded, np.float32)
+    prior = _pair_prior((points0, points1), grid, (squared, index, chosen), pairs, settings)
     share = np.empty(len(points0), np.float32)
     for i in range(len(points0)):
         _choose_nearest(points0[i, 0], points0[i, 1], grid, squared, index, chosen)

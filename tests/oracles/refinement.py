@@ -15,6 +15,7 @@ from edm_hloc.refinement.corners import Corners
 
 _MIN_DETERMINANT = 0.05
 _MIN_NEIGHBOURHOOD = 3
+_SAMPLES = 64
 _NOISE_CONTRAST = 0.02
 _WINDOW = 5
 _MIN_STRENGTH = 3e-4
@@ -25,8 +26,8 @@ def local_affine_maps(
 ) -> np.ndarray:
     """The affine map from image 0 to image 1 around each match.
 
-    It is fitted robustly to the nearest matches, with a prior at the identity that decides where
-    these are few or collinear.
+    It is fitted robustly to the nearest matches, with a prior at the rotation and scale of the
+    pair, which decides where these are few or collinear.
 
     Args:
         points0, points1: (M, 2) pixels.
@@ -43,9 +44,10 @@ def local_affine_maps(
     distance, nearest = KDTree(points0).query(centres0, k=count)
     source = points0[nearest] - centres0[:, None]
     target = points1[nearest] - centres1[:, None]
-    fit = _robust_affine_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), 1.5)
+    prior = pair_similarity(points0, points1, neighbours)
+    fit = _robust_affine_fit(source, target, np.exp(-((distance / (3 * CELL)) ** 2)), prior, 1.5)
     maps = np.ascontiguousarray(fit[:, :2].transpose(0, 2, 1))
-    maps[np.linalg.det(maps) < _MIN_DETERMINANT] = np.eye(2)
+    maps[np.linalg.det(maps) < _MIN_DETERMINANT] = prior
     return maps
 
 
@@ -73,28 +75,48 @@ def neighbour_support(
     target = points1[nearest] - points1[:, None]
     # Fitted to the neighbours alone, so that a wrong match in their middle has no influence.
     tolerance = 0.5 if aligned else 1.0
-    fit = _robust_affine_fit(source, target, np.ones_like(distance), 3.0 * tolerance)
+    prior = pair_similarity(points0, points1, neighbours)
+    fit = _robust_affine_fit(source, target, np.ones_like(distance), prior, 3.0 * tolerance)
     residual = np.linalg.norm(source @ fit[:, :2] - target, axis=2)
     share: np.ndarray = (residual < tolerance * (CELL / 2 + 0.1 * distance)).mean(axis=1)
     return share
 
 
+def pair_similarity(points0: np.ndarray, points1: np.ndarray, neighbours: int) -> np.ndarray:
+    """The rotation and scale (2, 2) of a pair: a median over neighbours of some of its matches."""
+    some = np.arange(_SAMPLES) * len(points0) // _SAMPLES
+    nearest = KDTree(points0).query(points0[some], k=min(neighbours + 1, len(points0)))[1]
+    offset0, offset1 = (
+        ((p[nearest] - p[some][:, None]).astype(np.float64) @ [1, 1j]).ravel()
+        for p in (points0, points1)
+    )
+    apart = offset0 != 0
+    ratios = offset1[apart] / offset0[apart]
+    size = np.abs(ratios) ** 2
+    ratios = ratios[(size >= _MIN_DETERMINANT) & (size <= 1 / _MIN_DETERMINANT)]
+    if not len(ratios):
+        return np.eye(2)
+    middle = (len(ratios) - 1) // 2
+    a, b = np.sort(ratios.real)[middle], np.sort(ratios.imag)[middle]
+    return np.array([[a, -b], [b, a]]) if a * a + b * b >= _MIN_DETERMINANT else np.eye(2)
+
+
 def _robust_affine_fit(
-    source: np.ndarray, target: np.ndarray, weight: np.ndarray, scale: float
+    source: np.ndarray, target: np.ndarray, weight: np.ndarray, linear: np.ndarray, scale: float
 ) -> np.ndarray:
     """Affine maps (N, 3, 2), translation last, from (N, K, 2) to (N, K, 2) points.
 
     They minimise a Cauchy loss of `scale` pixels, weighted by (N, K), by iteratively reweighted
-    least squares.
+    least squares, with a prior at the map `linear` (2, 2).
     """
     source = np.concatenate([source, np.ones((*source.shape[:2], 1))], axis=2)
     # Worth half a neighbour at the distance of a cell; the translation is nearly free.
     prior = np.diag([0.5 * CELL**2, 0.5 * CELL**2, 1e-3])
-    identity = np.eye(3)[:, :2]
+    toward = np.vstack([linear.T, [0, 0]])
     spatial = weight
     for _ in range(5):
         weighted = (source * weight[..., None]).transpose(0, 2, 1)
-        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ identity)
+        fit = np.linalg.solve(weighted @ source + prior, weighted @ target + prior @ toward)
         squared = ((source @ fit - target) ** 2).sum(axis=2)
         weight = spatial / (1.0 + squared / scale**2)
     return fit
