@@ -37,7 +37,9 @@ class PhotoAligner:
         self._config = config or TrackConfig()
         self._root, self._prefix = points.image_root or Path(), points.prefix
         self._views = Views.of(points.model)
-        self._tracks = Tracks.of(points.model, self._views)
+        tracks = Tracks.of(points.model, self._views)
+        again = (np.diff(tracks.track) == 0) & (np.diff(tracks.view) == 0)
+        self._tracks = tracks.chosen(~np.append(False, again))  # models of others have repeats
         self._rows = {name: v for v, name in enumerate(self._views.names)}
 
     def align(

@@ -177,13 +177,54 @@ def _put_in_place(folder: Path, out: Path) -> None:
 def write_model(
     model: pycolmap.Reconstruction, image_root: Path, folder: Path, *, recolour: bool = True
 ) -> None:
-    """Writes the model as the folder's only content, its points coloured from the photos or, if
-    these are not read once more, as they are."""
+    """Writes the model as the folder's only content.
+
+    Args:
+        model: its repeated observations are dropped, see `drop_repeats`.
+        image_root: folder of the photos.
+        folder: is there already.
+        recolour: colour the points from the photos, which are read for that.
+    """
+    drop_repeats(model)
     if recolour:
         _colour_points(model, image_root)
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     model.write_binary(folder)
+
+
+def drop_repeats(model: pycolmap.Reconstruction) -> None:
+    """Leaves each photo of a point one observation of it, that of the smallest reprojection error.
+
+    COLMAP's tracks may hold several keypoints of a photo, as these can lie within the error that is
+    allowed. A photo tells no more of a point by them, and would count more than once. Points that
+    one photo alone observes are dropped.
+
+    Args:
+        model: changed in place.
+    """
+    seen = ModelArrays.of(model)
+    order = np.lexsort([seen.image, seen.point])
+    image, point = seen.image[order], seen.point[order]
+    again = (np.diff(image) == 0) & (np.diff(point) == 0)
+    if not again.any():
+        return
+    its = order[np.append(again, False) | np.append(False, again)]
+    image, point = seen.image[its], seen.point[its]
+    errors = np.full(len(its), np.inf)
+    for image_id in np.unique(image).tolist():
+        of_image, own = image == image_id, model.images[image_id]
+        xyz = seen.xyz[np.searchsorted(seen.ids, point[of_image])]
+        pose = own.cam_from_world().matrix()
+        places = model.cameras[own.camera_id].img_from_cam(xyz @ pose[:, :3].T + pose[:, 3])
+        errors[of_image] = np.linalg.norm(places - seen.xy[its[of_image]], axis=1)
+    order = np.lexsort([np.nan_to_num(errors, nan=np.inf), image, point])  # NaN behind the camera
+    image, point, its = image[order], point[order], its[order]
+    for n in its[1:][(np.diff(image) == 0) & (np.diff(point) == 0)].tolist():
+        image_id, index = int(seen.image[n]), int(seen.index[n])
+        if model.images[image_id].points2D[index].has_point3D():  # its point may be gone by now
+            model.delete_observation(image_id, index)
+    model.update_point_3d_errors()
 
 
 def is_coloured(model: pycolmap.Reconstruction) -> bool:
@@ -258,9 +299,8 @@ def _colour_points(model: pycolmap.Reconstruction, image_root: Path) -> None:
             continue
         rows = np.searchsorted(seen.ids, seen.point[its])
         colours = colours_at(pixels, from_colmap(seen.xy[its]))
-        for k in range(3):  # a photo may see a point at several pixels
-            sums[:, k] += np.bincount(rows, colours[:, k], number)
-        numbers += np.bincount(rows, minlength=number)
+        sums[rows] += colours  # no point twice, see `drop_repeats`
+        numbers[rows] += 1
     means = np.rint(sums / np.maximum(numbers, 1)[:, None]).astype(np.uint8)
     for i, mean in zip(seen.ids.tolist(), means, strict=True):
         model.points3D[i].color = mean

@@ -191,7 +191,8 @@ def _read_model(facts: RunFacts) -> None:
     facts.points = Points.of(model)
     facts.views = [replace(v, name=prefix + v.name) for v in camera_views(model, kind)]
     for name, image in posed_images(model).items():
-        facts.registered[prefix + name] = image.num_points3D
+        seen = {keypoint.point3D_id for keypoint in image.get_observation_points2D()}
+        facts.registered[prefix + name] = len(seen)
         facts.cameras[prefix + name] = model.cameras[image.camera_id]
 
 

@@ -56,7 +56,9 @@ class Points:
         # one by one: a list of millions of Python objects would take gigabytes
         for i, point in enumerate(model.points3D.values()):
             points.xyz[i], points.colors[i] = point.xyz, point.color
-            points.tracks[i], points.errors[i] = point.track.length(), point.error
+            # models of others may have several observations of a point in one image
+            points.tracks[i] = len({element.image_id for element in point.track.elements})
+            points.errors[i] = point.error
         return points
 
     @staticmethod

@@ -35,6 +35,7 @@ from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     check_replaceable,
+    drop_repeats,
     is_coloured,
     new_model_folder,
     write_model,
@@ -170,7 +171,8 @@ def refine_tracks(
     one in which its cameras are nearest to where they were.
 
     Args:
-        model: changed; its cameras are for the photos as they are stored.
+        model: changed; its cameras are for the photos as they are stored, and no photo observes a
+            point twice.
         image_root: folder of the photos.
         freedom: what changes besides the points.
         config: the settings.
@@ -333,6 +335,7 @@ def refine_model(
     begin = time.monotonic()
     check_replaceable(out)
     model, _ = fit_model(read_model(reference), image_root, f"the model {reference}")
+    drop_repeats(model)  # observations of one photo would vouch for each other
     kept = kept or Kept()
     config, rigs, freedom = TrackConfig(), None, kept.freedom(model)
     posed, before = posed_images(model), ModelStatistics.of(model)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
+from edm_hloc.keypoints.h5 import FeatureReader, FeatureWriter, MatchReader, MatchWriter
 from edm_hloc.mapping.database import ImportSummary, MatchedImages, build_database
 from edm_hloc.mapping.options import MappingOptions
 
@@ -130,6 +130,32 @@ def make_scene(
             matches[wrong] = rng.integers(0, len(ids[b]), wrong.sum())
             writer.add(a, b, matches, (matches >= 0).astype(np.float32))
     return Scene(images, truth, folder / "features.h5", folder / "matches.h5", pairs, points, ids)
+
+
+def with_twins(scene: Scene, folder: Path) -> Scene:
+    """The same with two keypoints of each point in each photo, 0.8 px apart, of which one is
+    matched with the next photo and one with the others."""
+    features, matches = folder / "twin-features.h5", folder / "twin-matches.h5"
+    names = list(scene.ids)
+    with FeatureReader(scene.features) as reader, FeatureWriter(features, {}) as writer:
+        for name in names:
+            keypoints = reader.keypoints(name)
+            twins = np.concatenate([keypoints, keypoints + np.array([0.8, 0.0])])
+            writer.add(name, twins, np.ones(len(twins)))
+    with MatchReader(scene.matches) as reader, MatchWriter(matches, {}) as writer:
+        for a, b in scene.pairs:
+            indices = reader.indices(a, b)
+            found = np.full(2 * len(scene.ids[a]), -1)
+            second = names.index(b) == names.index(a) + 1
+            found[indices[:, 0] + second * len(scene.ids[a])] = indices[:, 1]
+            writer.add(a, b, found, (found >= 0).astype(np.float32))
+    return replace(scene, features=features, matches=matches)
+
+
+def repeats(model: pycolmap.Reconstruction) -> int:
+    """Number of observations of points that their photos observe by another keypoint too."""
+    tracks = [[e.image_id for e in p.track.elements] for p in model.points3D.values()]
+    return sum(len(images) - len(set(images)) for images in tracks)
 
 
 def exif(focal_35mm: int | None, model: str | None = "Model 5") -> Image.Exif:

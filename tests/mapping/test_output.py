@@ -16,8 +16,18 @@ from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.incremental import with_points
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import new_model_folder
-from tests.mapping.scenes import CAMERA, THREADS, Scene, build, exif, make_scene
+from edm_hloc.mapping.output import drop_repeats, new_model_folder
+from edm_hloc.mapping.triangulation import triangulate
+from tests.mapping.scenes import (
+    CAMERA,
+    THREADS,
+    Scene,
+    build,
+    exif,
+    make_scene,
+    repeats,
+    with_twins,
+)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "tif"])
@@ -157,3 +167,51 @@ def test_images_without_points_have_no_poses(cameras: int) -> None:
         assert with_points([smaller, model, pycolmap.Reconstruction()]) == [model]
     assert model.num_reg_images() == (3 if cameras == 1 else 8)
     assert model.images[last].has_pose == (cameras == 2)
+
+
+def test_a_photo_observes_a_point_once(tmp_path: Path) -> None:
+    """COLMAP makes one track of several keypoints of a photo."""
+    names = [f"{i}.png" for i in range(4)]
+    scene = make_scene(tmp_path, names, noise=0.2, outliers=0, number=100)
+    twins = with_twins(scene, tmp_path)
+    build(twins, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(names, CAMERA)))
+    map_database(tmp_path / "d.db", scene.images, tmp_path / "mapped", THREADS)
+    _, summary = triangulate(
+        scene.truth, twins.matched, tmp_path / "t.db", tmp_path / "triangulated", THREADS
+    )
+    for name in ("mapped", "triangulated"):
+        model = read_model(tmp_path / name)
+        assert repeats(model) == 0
+        assert model.num_points3D() > 80
+    assert 2 <= summary.statistics.mean_track_length <= 4
+
+
+def test_the_observation_with_the_smallest_error_stays() -> None:
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(CAMERA)
+    points = np.array([[0.0, 0.0, 5.0], [1.0, 0.5, 6.0], [-1.0, 0.0, 4.0]])
+    off = [[3.0, 0.0], [0.0, -1.0], [2.0, 2.0]]
+    for k in (1, 2):
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([0.5 * k, 0.0, 0.0]))
+        xy = CAMERA.img_from_cam(pose * points)
+        image = pycolmap.Image(name=f"{k}.jpg", camera_id=1, image_id=k)
+        places = [p + o for p in xy for o in off]
+        image.points2D = pycolmap.Point2DList([pycolmap.Point2D(p) for p in places])
+        model.add_image_with_trivial_frame(image, pose)
+    seen = [
+        [(1, 0), (1, 1), (1, 2), (2, 0), (2, 2)],
+        [(1, 3), (2, 4)],
+        [(1, 6), (1, 7), (1, 8)],  # in one photo alone
+    ]
+    ids = [
+        model.add_point3D(point, pycolmap.Track([pycolmap.TrackElement(*e) for e in elements]))
+        for point, elements in zip(points, seen, strict=True)
+    ]
+    drop_repeats(model)
+    left = {
+        i: sorted((e.image_id, e.point2D_idx) for e in point.track.elements)
+        for i, point in model.points3D.items()
+    }
+    assert left == {ids[0]: [(1, 1), (2, 2)], ids[1]: [(1, 3), (2, 4)]}
+    assert model.points3D[ids[0]].error == pytest.approx((1 + 8**0.5) / 2)
+    assert not model.images[1].points2D[7].has_point3D()

@@ -644,6 +644,24 @@ def test_scene_of_points_that_are_not_finite(finished: Path) -> None:
     assert np.isfinite(scene.points.xyz).all()
 
 
+def test_photos_count_once_that_observe_a_point_several_times(
+    finished: Path, tmp_path: Path
+) -> None:
+    """As in models of other programs."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before, model = collect(out), read_model(out / "model")
+    for image in model.images.values():
+        for keypoint in list(image.get_observation_points2D())[::2]:
+            image.points2D.append(pycolmap.Point2D(keypoint.xy))
+            element = pycolmap.TrackElement(image.image_id, len(image.points2D) - 1)
+            model.add_observation(keypoint.point3D_id, element)
+    model.write_binary(out / "model")
+    after = collect(out)
+    assert after.registered == before.registered
+    assert np.array_equal(np.sort(after.points.tracks), np.sort(before.points.tracks))
+
+
 def test_histograms_count_every_value() -> None:
     def drawn(title: str, values: Any, *, whole: bool) -> str:
         found = histogram(title, np.asarray(values), whole=whole)

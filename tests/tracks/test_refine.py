@@ -13,7 +13,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
 from edm_hloc.evaluation.models import compare
@@ -33,7 +33,7 @@ from edm_hloc.tracks.refine import (
     rounds_folder,
 )
 from edm_hloc.tracks.uncertainty import camera_covariances
-from tests.mapping.scenes import look_at
+from tests.mapping.scenes import look_at, repeats
 
 SIZE = (240, 180)
 CAMERA = pycolmap.Camera(
@@ -224,6 +224,31 @@ def test_observations_that_do_not_agree_are_dropped(roof: Roof) -> None:
     for (image_id, index), xy in away.items():  # back where it belongs, or gone
         point = model.images[image_id].points2D[index]
         assert not point.has_point3D() or np.linalg.norm(point.xy - xy) < 3
+
+
+def test_observations_of_one_photo_do_not_vouch_for_each_other(roof: Roof, tmp_path: Path) -> None:
+    """Points that lie before the roof, each seen by two photos, by three keypoints in each."""
+    model = pycolmap.Reconstruction(roof.model)
+    right = [i for i, point in model.points3D.items() if np.abs(point.xyz[:2]).max() < 0.8][:80]
+    images = [model.images[k] for k in (1, 4)]
+    wrong = []
+    for i in right:
+        centre = images[0].projection_center()
+        xyz = centre + 0.7 * (model.points3D[i].xyz - centre)
+        track = pycolmap.Track()
+        for image in images:
+            for _ in range(3):
+                track.add_element(image.image_id, len(image.points2D))
+                image.points2D.append(pycolmap.Point2D(image.project_point(xyz)))
+        wrong.append(model.add_point3D(xyz, track))
+    (tmp_path / "model").mkdir()
+    model.write_binary(tmp_path / "model")
+    summary = refine_model(tmp_path / "model", roof.images, tmp_path / "out", options=THREADS)
+    _, usual = _refined(roof)
+    assert summary.kept - usual.kept > 0.8 * len(wrong)  # their photos do not agree
+    assert repeats(read_model(tmp_path / "out")) == 0
+    photos = [len({e.image_id for e in point.track.elements}) for point in model.points3D.values()]
+    assert summary.before.mean_track_length == pytest.approx(np.mean(photos))
 
 
 def test_a_photo_that_is_gone_keeps_its_points(roof: Roof, tmp_path: Path) -> None:
