@@ -272,19 +272,22 @@ def _one_round(
             "give the folder that their names are relative to."
         )
     aligned = _agreeing(tracks, voting, found, config)
-    agree, of = (
-        np.bincount(tracks.view[which & voting], minlength=len(views.ids))
-        for which in (aligned, voting)
-    )
-    blurred = (agree < _FEWEST) & (2 * agree < of) & ~shelf.unread
+    compared = voting & ~shelf.unread[tracks.view]
+    photos = np.bincount(tracks.track[compared], minlength=len(tracks.ids))
+    compared &= photos[tracks.track] > 1
+    agree = np.bincount(tracks.view[aligned & compared], minlength=len(views.ids))
+    of = np.bincount(tracks.view[compared], minlength=len(views.ids))
+    blurred = (agree < _FEWEST) & (2 * agree < of)
     aligned &= ~blurred[tracks.view]
-    as_mapped = (shelf.unread | blurred)[tracks.view] & voting
+    as_mapped = voting & (~compared | blurred[tracks.view])
     keep = aligned | as_mapped
-    share = np.count_nonzero((aligned | shelf.unread[tracks.view]) & voting) / max(1, voting.sum())
+    share = np.count_nonzero(aligned & compared) / max(1, compared.sum())
     if share < _LEAST_SHARE:
+        unread = f", and {np.count_nonzero(shelf.unread)} others of its photos cannot be read"
         raise EdmHlocError(
-            f"The photos in {shelf.root} agree at only {share:.0%} of what the model sees: are "
-            "they the ones that it was made of, and sharp?"
+            f"The photos in {shelf.root} agree at only {share:.0%} of what the model sees in them"
+            f"{unread if shelf.unread.any() else ''}: are they the ones that it was made of, and "
+            "sharp?"
         )
     xy = np.where(aligned[:, None], found.xy, tracks.xy)
     moved = replace(tracks, xy=xy)

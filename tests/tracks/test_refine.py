@@ -315,6 +315,26 @@ def test_a_blurred_photo_stays_where_it_was(roof: Roof, tmp_path: Path) -> None:
     assert off(model) < 1.5 * off(before)
 
 
+def test_photos_that_only_photos_that_are_gone_confirm_are_not_blurred(
+    roof: Roof, tmp_path: Path
+) -> None:
+    """The third shares 30 points with the others that are left, and hundreds with those gone."""
+    model = pycolmap.Reconstruction(roof.model)
+    shared = 0
+    for point in list(model.points3D.values()):
+        seen = {e.image_id: e.point2D_idx for e in point.track.elements}
+        if 3 in seen and not {1, 2}.isdisjoint(seen):
+            shared += 1
+            for k in {1, 2} & seen.keys() if shared > 30 else ():
+                model.delete_observation(k, seen[k])
+    for k in (1, 2, 3):
+        shutil.copy(roof.images / f"{k}.png", tmp_path)
+    found = refine_tracks(model, tmp_path, FIXED, options=THREADS)
+    assert found.summary.unread == ("4.png", "5.png", "6.png")
+    assert found.summary.blurred == ()
+    assert found.model.images[3].num_points3D > 200
+
+
 def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
     roof: Roof, tmp_path: Path
 ) -> None:
@@ -324,6 +344,10 @@ def test_other_photos_are_said_to_be_wrong_and_nothing_is_written(
     for k in range(1, 7):
         cv2.imwrite(str(images / f"{k}.png"), rng.integers(0, 255, SIZE[::-1], np.uint8))
     with pytest.raises(EdmHlocError, match="are they the ones that it was made of"):
+        refine_model(roof.model, images, tmp_path / "out", options=THREADS)
+    for k in (2, 4, 5):
+        (images / f"{k}.png").unlink()
+    with pytest.raises(EdmHlocError, match="3 others of its photos cannot be read"):
         refine_model(roof.model, images, tmp_path / "out", options=THREADS)
     with pytest.raises(EdmHlocError, match="None of the 6 photos"):
         refine_model(roof.model, tmp_path, tmp_path / "out", options=THREADS)
