@@ -27,6 +27,7 @@ class StoredIndex:
     """
 
     def __init__(self, directory: Path) -> None:
+        self._known = KnownPhotos(directory)
         none = np.empty(0, np.uint64)
         names, contents, stamps = [none], [none], [none]
         for path in reversed(shard_paths(Path(directory))):
@@ -67,7 +68,7 @@ class StoredIndex:
     def are_of_now(self, pairs: Sequence[Pair], image_root: ImageRoot) -> np.ndarray:
         """(N,) bool, whether the folder holds the pairs of the photos as they are now."""
         places, there = self._find(pairs)
-        stamps = image_stamps(image_root, names_in(pairs)) if there.any() else {}
+        stamps = self._known.stamps(image_root, names_in(pairs)) if there.any() else {}
         now = [StoredPair((a, b), (stamps.get(a), stamps.get(b))) for a, b in pairs]
         there[there] = self._stamps[places[there]] == _of_stamps(now)[there]
         return there

@@ -16,7 +16,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.h5 import DamagedH5Error, Provenance, check_keys, open_h5, reading
 from edm_hloc.base.text import read_json_object
-from edm_hloc.images.find import image_stamps
+from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot, root_from_json, root_to_json
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import count_extra_encodes, cut_into_blocks
@@ -297,7 +297,7 @@ def count_matched(plan: ShardPlan, image_root: ImageRoot, pairs: Sequence[Pair])
     left, stamps = {frozenset(pair) for pair in pairs}, None
     matched = set()
     for file in _files_of_workers(plan):
-        stamps = stamps or image_stamps(image_root, names_in(pairs))
+        stamps = stamps or KnownPhotos(plan.raw_matches).stamps(image_root, names_in(pairs))
         with contextlib.suppress(DamagedH5Error):
             for pair in _pairs_in(file):
                 if pair.stamps == tuple(map(stamps.get, pair.names)):
