@@ -1,4 +1,4 @@
-"""Checks of settings that a caller in Python has given: of their types, all through."""
+"""Checks of the types of settings, from Python, JSON files and the command line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from edm_hloc.base.errors import EdmHlocError
 _PLAIN: dict[Any, type] = {int: Integral, float: Real, str: str, bool: bool, Path: Path}
 
 
-def check_types(config: Any) -> None:
+def check_types(config: Any, what: str = "") -> None:
     """Refuses a configuration of which a field, or one of those inside it, is of a wrong type.
 
     Of what holds others, such as a sequence, the items are not checked.
 
     Args:
         config: a dataclass.
+        what: its fields are called in the message, as "the training setting"; by default they have
+            the name of its class before theirs.
 
     Raises:
         EdmHlocError: it names the field, its value and its type.
@@ -28,7 +30,8 @@ def check_types(config: Any) -> None:
     hints = get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        check_type(f"{type(config).__name__}.{field.name}", value, hints[field.name])
+        name = f"{what} {field.name}" if what else f"{type(config).__name__}.{field.name}"
+        check_type(name, value, hints[field.name])
         if dataclasses.is_dataclass(value):
             check_types(value)
 

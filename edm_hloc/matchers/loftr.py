@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 # of ScanNet's depth cameras (640 × 480, cx = 319.5, cy = 239.5), where cx = (w − 1) / 2.
 ORIGINS: dict[str, Origin] = {"outdoor": "corner", "indoor_new": "centre", "indoor": "centre"}
 PRETRAINED = tuple(ORIGINS)
+_FILES = {
+    "outdoor": ("outdoor_ds", "outdoor", "loftr_outdoor"),
+    "indoor_new": ("indoor_ds_new", "indoor_new", "loftr_indoor_ds_new", "loftr_indoor_new"),
+    "indoor": ("indoor_ds", "indoor", "loftr_indoor"),
+}
+"""Names without suffix of their files, as the authors and kornia publish them."""
 
 
 class LoFTRMatcher(NetworkMatcher):
@@ -96,13 +102,23 @@ class LoFTRMatcher(NetworkMatcher):
         return matches
 
 
+def _published(weights: str) -> str | None:
+    """Which of the authors' weights are meant, by kornia's name or by that of a file; else None."""
+    if weights in PRETRAINED and not Path(weights).is_file():
+        return weights
+    return next((name for name, files in _FILES.items() if Path(weights).stem in files), None)
+
+
 def _origin(weights: str) -> Origin:
     """The frame that LoFTR's weights were trained in."""
-    if weights in ORIGINS:
-        return ORIGINS[weights]
+    published = _published(weights)
+    if published is not None:
+        return ORIGINS[published]
     logger.warning(
-        "The LoFTR weights %s do not say their pixel frame: the corner frame of the outdoor "
-        "weights, trained on MegaDepth, is assumed.",
+        "The LoFTR weights %s do not say their pixel frame and position encoding: those of the "
+        "outdoor weights are assumed, the corner frame of MegaDepth and the encoding of before its "
+        "correction. A file of the authors' weights is recognised by its published name, such as "
+        "indoor_ds_new.ckpt.",
         weights,
     )
     return "corner"
@@ -118,6 +134,8 @@ def _load(weights: str, threshold: float | None) -> tuple[torch.nn.Module, float
     if threshold is not None:
         settings["match_coarse"]["thr"] = threshold
     if Path(weights).is_file():
+        # as kornia itself sets it for these weights alone
+        settings["coarse"]["temp_bug_fix"] = _published(weights) == "indoor_new"
         model: torch.nn.Module = LoFTR(pretrained=None, config=settings)
         state, _ = read_state(Path(weights))
         try:

@@ -296,9 +296,10 @@ class EDM(nn.Module):
         """
         options = options or MatchOptions()
         grid0, grid1 = features0.f8.shape[-2:], features1.f8.shape[-2:]
-        topk = default_topk(grid0.numel()) if options.topk is None else options.topk
         coarse0, coarse1 = self.interact(features0, features1)
         shown0, shown1 = features0.cropped(coarse0), features1.cropped(coarse1)
+        cells0 = shown0.shape[-2:].numel()
+        topk = default_topk(cells0) if options.topk is None else options.topk
         found = self.coarse_match(shown0, shown1, topk, options.threshold)
         cells = found._replace(
             cell0=features0.of_whole(found.cell0), cell1=features1.of_whole(found.cell1)

@@ -9,14 +9,19 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import inside
 from edm_hloc.base.grid import CELL
+from edm_hloc.base.settings import check_types
 
 STRIDE = 32  # pixels of the input per position of the coarsest map; sides are multiples of it
 
 RefinedImage = Literal["best", "image0", "image1", "neither"]
 """The image in which a match leaves the 8 px grid: where its uncertainty σ is smaller, or always
 the same one; or in neither, which leaves out the fine stage."""
+
+
+_LARGEST = 10**5  # of a network's numbers; what is larger is a mistake
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,9 @@ class EDMConfig:
         bidirectional: whether matches are refined in both images, or in image 1 only.
         train_size: side of the training images in pixels; positions are multiplied by
             train_size / actual side along each axis. None: positions are not scaled.
+
+    Raises:
+        EdmHlocError: there is no such network.
     """
 
     widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)
@@ -50,6 +58,31 @@ class EDMConfig:
     bins: int = 16
     bidirectional: bool = True
     train_size: int | None = 832
+
+    def __post_init__(self) -> None:
+        check_types(self, "the network's setting")
+        numbers: dict[str, tuple[float, ...]] = {
+            "widths": self.widths,
+            "heads": (self.heads,),
+            "attention_scale": (self.attention_scale,),
+            "temperature": (self.temperature,),
+            "bins": (self.bins,),
+            "train_size": () if self.train_size is None else (self.train_size,),
+        }
+        for name, values in numbers.items():
+            for value in values:
+                if not 0 < value <= _LARGEST:  # NaN is neither
+                    raise EdmHlocError(
+                        f"the network's setting {name} must be above 0 and at most {_LARGEST:,}, "
+                        f"not {value}"
+                    )
+        if self.dim % self.heads or self.dim % 4:
+            raise EdmHlocError(
+                f"the last of the network's widths, {self.dim}, must be a multiple of its number "
+                f"of heads, {self.heads}, and of 4"
+            )
+        if not self.layers:
+            raise EdmHlocError('the network needs layers, such as ["self", "cross"]')
 
     @property
     def dim(self) -> int:

@@ -326,12 +326,40 @@ def _network_of(
     return "custom", config
 
 
+def known_origin(sha256: str) -> Origin | None:
+    """The origin of a file of the registry, wherever it lies; None if it is none."""
+    return next((e.origin for e in REGISTRY.values() if e.sha256 == sha256), None)
+
+
+def known_network(state: Mapping[str, torch.Tensor], path: Path) -> EDMConfig | None:
+    """The network of `CONFIGS` whose first layer is as wide as the file's; None if none is.
+
+    Raises:
+        WeightsError: the file holds no EDM network.
+    """
+    if "backbone.conv1.weight" not in state:
+        raise WeightsError(
+            f"{path} holds no EDM network (its entries begin with "
+            f"{', '.join(list(state)[:3]) or 'nothing'}); give the path of an EDM checkpoint."
+        )
+    width = state["backbone.conv1.weight"].shape[0]
+    return next((config for config in CONFIGS.values() if config.widths[0] == width), None)
+
+
+def find(weights: str | Path | None = None) -> Path:
+    """Path of the file that `load` would read, downloaded if it is asked for by its name.
+
+    Raises:
+        WeightsError: there is no such file or name, or it is not that of the registry.
+    """
+    entry, path, _ = _find(weights)
+    _checked_sha256(entry, path)
+    return path
+
+
 def _origin_of_file(path: Path, sha256: str, metadata: Mapping[str, str]) -> Origin:
     """The origin of weights given by a path: by the registry, the metadata, or a guess."""
-    for entry in REGISTRY.values():
-        if entry.sha256 == sha256:
-            return entry.origin
-    origin = stored_origin(metadata, path)
+    origin = known_origin(sha256) or stored_origin(metadata, path)
     if origin is None:
         warn_once(
             f"{path} does not say where (0, 0) of its network's pixel frame lies. The outer corner "
@@ -380,13 +408,12 @@ def _looks_like_path(weights: str | Path) -> bool:
 
 def _architecture_of(state: dict[str, torch.Tensor], path: Path) -> str:
     """Name of the architecture whose first layer has the width that is in the file."""
-    width = state["backbone.conv1.weight"].shape[0] if "backbone.conv1.weight" in state else None
-    for name, config in CONFIGS.items():
-        if config.widths[0] == width:
-            return name
+    network = known_network(state, path)
+    if network is not None:
+        return next(name for name, config in CONFIGS.items() if config == network)
     raise WeightsError(
-        f"{path} holds no EDM network (its entries begin with "
-        f"{', '.join(list(state)[:3]) or 'nothing'}); give the path of an EDM checkpoint."
+        f"{path} holds an EDM network of other widths than {', '.join(CONFIGS)} have, and does not "
+        "say which: give the .safetensors file that its training wrote."
     )
 
 

@@ -18,6 +18,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
 from edm_hloc.models.types import EDMConfig
 
+_WRAPPERS = ("module.", "matcher.")  # of torch's parallel modules, and of the authors' training
 # An archive of weights that somebody packed again with compression unpacks to less than this many
 # times its size
 _MOST_UNPACKED = 4
@@ -89,7 +90,7 @@ def stored_config(metadata: Mapping[str, str], path: Path) -> EDMConfig | None:
         return None
     try:
         return config_from_json(metadata["config"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, EdmHlocError) as error:
         raise WeightsError(
             f"{path} belongs to another network or version: its description of the network "
             f"cannot be read ({error})."
@@ -105,21 +106,12 @@ def config_from_json(text: str) -> EDMConfig:
     """The architecture that `config_to_json` wrote.
 
     Raises:
-        ValueError, TypeError or KeyError: the text is of another kind or version.
+        ValueError, TypeError, KeyError or EdmHlocError: the text is of another kind or version.
     """
     values: dict[str, Any] = json.loads(text)
     for name in ("widths", "layers"):
         values[name] = tuple(values[name])
-    config = EDMConfig(**values)
-    if (
-        len(config.widths) != 5
-        or config.heads < 1
-        or config.dim % config.heads
-        or config.temperature <= 0
-        or (config.train_size is not None and config.train_size < 1)
-    ):
-        raise ValueError(f"there is no such network: {text}")
-    return config
+    return EDMConfig(**values)
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -150,12 +142,18 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             state = _read_pickled(path)
     except Exception as error:  # a damaged archive or pickle can raise anything
         raise WeightsError(_unreadable(path, error)) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    if isinstance(state, dict) and {"config", "average", "progress"} <= state.keys():
+        raise WeightsError(
+            f"{path} is the checkpoint of a training run: give the path of the weights.safetensors "
+            "that the run wrote beside it."
+        )
+    for name in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
     if not isinstance(state, dict):
         raise WeightsError(f"{path} holds no state dict; give the path of an EDM checkpoint.")
-    if any(str(key).startswith("matcher.") for key in state):
-        state = {k[8:]: v for k, v in state.items() if str(k).startswith("matcher.")}
+    while prefix := next((p for p in _WRAPPERS if any(str(k).startswith(p) for k in state)), ""):
+        state = {k.removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
     check_finite(tensors, path)
     return tensors, metadata

@@ -13,6 +13,7 @@ from edm_hloc.base.frames import to_colmap
 from edm_hloc.synthetic.cameras import Cameras, intrinsics
 from edm_hloc.synthetic.photo_truth import (
     PhotoTruth,
+    claim_miniature,
     write_depth,
     write_photo,
     write_query_poses,
@@ -45,7 +46,7 @@ def make_aachen(
     photos, and `truth/queries/{day,night}.txt`, true poses, one a line: name qw qx qy qz tx ty tz.
 
     Args:
-        out: made if necessary.
+        out: made if necessary; an earlier miniature there is written over.
         views: number of photos in the database.
         queries: numbers of queries by day and by night.
         size: (width, height) of the database's photos, in pixels.
@@ -54,7 +55,11 @@ def make_aachen(
 
     Returns:
         `out`.
+
+    Raises:
+        EdmHlocError: `out` holds anything but a miniature.
     """
+    claim_miniature(out)
     square = TownSquare.build(seed)
     width, height = size
     phone = (int(0.9 * width) // 2 * 2 - 1, int(0.9 * height) // 2 * 2 - 1)

@@ -14,6 +14,7 @@ from edm_hloc.synthetic import layouts
 from edm_hloc.synthetic.cameras import Cameras, intrinsics, look_at
 from edm_hloc.synthetic.photo_truth import (
     PhotoTruth,
+    claim_miniature,
     write_depth,
     write_photo,
     write_query_poses,
@@ -48,7 +49,7 @@ def make_inloc(
     `truth/queries/DUC*.txt`, true poses, one a line: name qw qx qy qz tx ty tz.
 
     Args:
-        out: made if necessary.
+        out: made if necessary; an earlier miniature there is written over.
         views: number of photos in the database, shared evenly between the scanner positions;
             rounded down to a multiple of four, at least four.
         queries: number of queries of both buildings.
@@ -59,10 +60,14 @@ def make_inloc(
 
     Returns:
         `out`.
+
+    Raises:
+        EdmHlocError: `out` holds anything but a miniature.
     """
     from edm_hloc.localization.scans import CUTOUT_FOV
     from edm_hloc.pipelines.inloc import QUERY_FOCAL
 
+    claim_miniature(out)
     database: list[PhotoTruth] = []
     groups: dict[str, list[PhotoTruth]] = {}
     for number, building in enumerate(("DUC1", "DUC2")):

@@ -9,9 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import holds_more_than, make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.synthetic.cameras import Cameras
+
+MARKER = "miniature.txt"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,24 @@ class PhotoTruth:
     def colmap_params(self) -> list[float]:
         """Focal length and principal point in COLMAP's pixel frame: SIMPLE_PINHOLE's parameters."""
         return [float(self.K[0, 0]), *to_colmap(self.K[:2, 2]).tolist()]
+
+
+def claim_miniature(folder: Path) -> None:
+    """Marks a folder as that of a miniature, before anything is rendered into it.
+
+    Miniatures have the folders of the datasets, and may only replace each other.
+
+    Raises:
+        EdmHlocError: it holds something else, or cannot be written.
+    """
+    make_folder(folder)
+    ours = (folder / MARKER).exists() or (folder / "truth" / "queries").is_dir()
+    if not ours and holds_more_than(folder, MARKER):
+        raise EdmHlocError(
+            f"{folder} is not empty, and what it holds was not rendered by edm-hloc: choose "
+            "another folder for the miniature."
+        )
+    write_whole(folder / MARKER, "Rendered by edm-hloc, which may write over all that is here.\n")
 
 
 def write_photo(path: Path, pixels: np.ndarray) -> None:

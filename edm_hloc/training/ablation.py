@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import EDMConfig
@@ -183,10 +183,23 @@ def run_ablation(
         source: of the pairs; by default rendered as `base` says.
 
     Raises:
-        EdmHlocError: an unknown variant, or as `run_training`.
+        EdmHlocError: an unknown variant, another process is at work in `out`, or as
+            `run_training`.
     """
     configs = {name: [variant_config(name, base, seed) for seed in seeds] for name in names}
     make_folder(out)
+    with FolderLock(out):
+        return _run_variants(configs, base, seeds, out, source)
+
+
+def _run_variants(
+    configs: Mapping[str, Sequence[TrainConfig]],
+    base: TrainConfig,
+    seeds: Sequence[int],
+    out: Path,
+    source: BatchSource | None,
+) -> list[AblationRow]:
+    """Trains and evaluates the configurations of each variant, one for each of the seeds."""
     source = source or build_synthetic(base, torch.device("cpu"))
     batches = _validation_pairs(source, base)
     rows: list[AblationRow] = []

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,24 @@ from torch import nn
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.frames import Origin
+from edm_hloc.base.text import read_json_object
+from edm_hloc.models import weights
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import EDMConfig
-from edm_hloc.models.weights_file import config_from_json, read_state, stored_config, stored_origin
+from edm_hloc.models.weights_file import (
+    WeightsError,
+    check_finite,
+    config_from_json,
+    read_state,
+    stored_config,
+    stored_origin,
+)
 from edm_hloc.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+_EARLY_FILES = {"config.json", "training.csv", "validation.csv"}  # older than a checkpoint
+_RUN_FILES = {*_EARLY_FILES, "weights.safetensors", "curves.png"}
 LENGTH_SETTINGS = ("minutes", "steps")  # may be changed when a run is resumed
 
 
@@ -67,7 +78,11 @@ class TrainingState:
 
 
 def save_checkpoint(path: Path, config: TrainConfig, state: TrainingState) -> None:
-    """Writes all that is needed to continue a run; the file is replaced as a whole."""
+    """Writes all that is needed to continue a run; the file is replaced as a whole.
+
+    Raises:
+        EdmHlocError: a number of it is not finite; an earlier checkpoint stays.
+    """
     content = {
         "config": config.to_json(),
         "progress": dataclasses.asdict(state.progress),
@@ -75,9 +90,47 @@ def save_checkpoint(path: Path, config: TrainConfig, state: TrainingState) -> No
         "average": state.average.state_dict(),
         "optimizer": state.optimizer.state_dict(),
     }
+    try:
+        check_checkpoint(content, path)
+    except WeightsError as error:
+        raise EdmHlocError(
+            f"training diverged at step {state.progress.step:,}, and no checkpoint was written: "
+            f"lower the learning rate; an earlier checkpoint in {path.parent} stays ({error})"
+        ) from error
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_whole(path, buffer.getvalue())
+
+
+def check_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Raises WeightsError if the content of a checkpoint holds NaN or an infinity."""
+    tensors = {**content["model"], **{f"average {k}": v for k, v in content["average"].items()}}
+    for number, of_parameter in content["optimizer"]["state"].items():
+        tensors |= {f"optimizer {number} {name}": v for name, v in of_parameter.items()}
+    check_finite({k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}, path)
+
+
+def refuse_foreign_folder(out: Path) -> None:
+    """Refuses to write a run over files of its files' names that no run has left.
+
+    A run that was killed before its first checkpoint has left its settings and curves alone.
+
+    Raises:
+        EdmHlocError: there are such files.
+    """
+    if (out / "checkpoint.pt").exists():  # `read_checkpoint` judges it
+        return
+    there = {name for name in _RUN_FILES if (out / name).exists()}
+    if there <= _EARLY_FILES and "config.json" in there:
+        with contextlib.suppress(EdmHlocError):
+            settings = read_json_object(out / "config.json", "file of training settings")
+            if settings.keys() >= {f.name for f in dataclasses.fields(TrainConfig)}:
+                return
+    if there:
+        raise EdmHlocError(
+            f"{out} holds {', '.join(sorted(there))} but no checkpoint.pt, so that training would "
+            "write over them: choose another output folder, or move them away"
+        )
 
 
 @contextlib.contextmanager
@@ -92,7 +145,7 @@ def reading_checkpoint(path: Path) -> Iterator[None]:
     except Exception as error:  # torch raises almost anything
         raise EdmHlocError(
             f"{path} is damaged or no checkpoint of edm-hloc train, and was not loaded. Choose "
-            "another output folder, or move it away to begin the run afresh."
+            "another output folder to begin a run afresh."
         ) from error
 
 
@@ -146,14 +199,15 @@ _FINE_SETTINGS = ("bins", "bidirectional")  # of the network, which are of its f
 
 
 def load_initial(
-    path: Path, model: EDM, average: EDM, origin: Origin, fine_anew: bool = False
+    initial: str, model: EDM, average: EDM, origin: Origin, fine_anew: bool = False
 ) -> Progress:
     """Loads the weights from which a run starts.
 
     Weights of another pixel frame are accepted with a warning: the run teaches them the new one.
 
     Args:
-        path: `checkpoint.pt` of a run, or a safetensors file.
+        initial: path of a run's `checkpoint.pt`, or weights by their path or name as for
+            `weights.load`.
         model, average: the networks that get the weights and their moving average.
         origin: where (0, 0) of the run's pixel frame lies.
         fine_anew: whether the fine stage keeps the weights that it has, in both networks.
@@ -162,30 +216,38 @@ def load_initial(
         What is known of the training of these weights.
 
     Raises:
-        EdmHlocError: the file is damaged, or of another network.
+        EdmHlocError: the file is missing, damaged, or of another network.
     """
     try:
-        initial = _read_safetensors(path) if path.suffix == ".safetensors" else _read_run(path)
-        if initial.network is not None:
-            _check_network(initial.network, model.config, _FINE_SETTINGS if fine_anew else ())
-        for network, state in ((model, initial.state), (average, initial.average)):
+        path = weights.find(initial)
+        found = None if path.suffix == ".safetensors" else _read_run(path)
+        found = _read_weights(path) if found is None else found
+        if found.network is not None:
+            _check_network(found.network, model.config, _FINE_SETTINGS if fine_anew else ())
+        for network, state in ((model, found.state), (average, found.average)):
             network.load_state_dict(_but_fine(state, network) if fine_anew else state)
     except Exception as error:
-        raise EdmHlocError(f"cannot start training from {path}: {error}") from error
-    _compare_origins(path, initial.origin, origin)
-    return initial.progress
+        raise EdmHlocError(f"cannot start training from {initial}: {error}") from error
+    _compare_origins(path, found.origin, origin)
+    return found.progress
 
 
-def _read_safetensors(path: Path) -> _InitialWeights:
+def _read_weights(path: Path) -> _InitialWeights:
+    """What a file of weights says, and what the registry knows of it."""
     state, metadata = read_state(path)
     progress = Progress(
         pairs=int(metadata.get("pairs", 0)), seconds=3600 * float(metadata.get("hours", 0))
     )
-    origin = stored_origin(metadata, path)
-    return _InitialWeights(state, state, stored_config(metadata, path), origin, progress)
+    network, origin = stored_config(metadata, path), stored_origin(metadata, path)
+    if network is None:
+        network = weights.known_network(state, path)
+    if origin is None:
+        origin = weights.known_origin(weights.file_sha256(path))
+    return _InitialWeights(state, state, network, origin, progress)
 
 
-def _read_run(path: Path) -> _InitialWeights:
+def _read_run(path: Path) -> _InitialWeights | None:
+    """What a run's checkpoint says; None if the file is no such checkpoint."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(checkpoint["config"])
@@ -196,10 +258,8 @@ def _read_run(path: Path) -> _InitialWeights:
             config.get("origin", TrainConfig.origin),
             Progress(**checkpoint["progress"]),
         )
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises almost anything
-        raise EdmHlocError("it is damaged, or no checkpoint.pt of a training run") from error
+    except Exception:  # torch.load raises almost anything
+        return None
 
 
 def _but_fine(state: dict[str, Any], network: EDM) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="length of the run by the clock")
     parser.add_argument("--steps", type=int, help="length of the run in steps")
     parser.add_argument("--textures", help="folder of photos, or packed texture bank")
-    parser.add_argument("--initial", help="checkpoint or safetensors to start from")
+    parser.add_argument("--initial", help="checkpoint, or weights by path or name, to start from")
     parser.add_argument("--colmap", metavar="MODEL", help="a COLMAP model to train on")
     parser.add_argument("--images", metavar="DIR", help="its photos")
     parser.add_argument("--seed", type=int, help="of the weights, the data and the sampling")
@@ -65,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         overrides["real"] = [dataclasses.asdict(data)]
     for setting in arguments.set:
         name, _, value = setting.partition("=")
+        earlier: Any = overrides.get(name)
         try:
-            overrides[name] = json.loads(value)
+            given = json.loads(value)
         except (ValueError, RecursionError):
-            overrides[name] = value
+            given = value
+        both = isinstance(given, dict) and isinstance(earlier, dict)
+        overrides[name] = earlier | given if both else given
     config = load_config(arguments.config, overrides)
     if arguments.threads is not None:
         if not 1 <= arguments.threads <= _MOST_THREADS:

@@ -8,13 +8,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import Origin
-from edm_hloc.base.settings import fits
+from edm_hloc.base.settings import check_types, fits
 from edm_hloc.base.text import read_json_object
 from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
 from edm_hloc.training.losses import Residual
@@ -139,7 +139,7 @@ class TrainConfig:
         relief: share of the batches whose pairs are views of photos that became reliefs
             (`relief_pairs.ReliefSampler`); the photos are the textures.
         real: data sets of real pairs for a share of the batches; all shares sum to at most 1.
-        initial: checkpoint or safetensors file with the initial weights; None for random weights.
+        initial: checkpoint, or weights by path or name, to start from; None for random weights.
         precision: of Lightning Fabric, such as "32-true" or "bf16-mixed".
         seed: of the weights, the data and the sampling.
         validation_sets: (number of pairs, height, width) of the rendered validation sets.
@@ -194,13 +194,9 @@ class TrainConfig:
     checkpoints: int = 30
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(TrainConfig)
-        for name, hint in hints.items():
-            value = getattr(self, name)
-            if not fits(value, hint):
-                kind = hint.__name__ if hint in (int, float, str) else str(hint)
-                kind = kind.replace("typing.", "")
-                raise EdmHlocError(f"the training setting {name} is {value!r}, not {kind}")
+        check_types(self, "the training setting")
+        for data in self.real:
+            check_types(data, "of real training data the setting")
         if self.residual in ("l1", "l2") and self.refined == "best":
             raise EdmHlocError(
                 f"a training run with residual {self.residual} teaches the network no σ: set "
@@ -401,7 +397,8 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
     Args:
         name: a key of `PRESETS`, or the path of a JSON file with the fields that differ from the
             preset that it names as "preset" (by default edm_s).
-        overrides: fields that take precedence, as for `config_from_dict`.
+        overrides: fields that take precedence, as for `config_from_dict`; of the network those
+            that are given.
 
     Raises:
         EdmHlocError: there is no such preset or file, or the file is malformed.
@@ -416,4 +413,6 @@ def load_config(name: str, overrides: Mapping[str, Any] | None = None) -> TrainC
         if not isinstance(preset, str) or preset not in PRESETS:
             raise EdmHlocError(f"{name} names the unknown preset {preset!r}: {', '.join(PRESETS)}")
         base = PRESETS[preset]
+        if "model" in values:  # what `overrides` says of the network differs from the file's
+            base = config_from_dict({"model": values.pop("model")}, base)
     return config_from_dict({**values, **(overrides or {})}, base)

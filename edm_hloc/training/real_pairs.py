@@ -12,18 +12,26 @@ from torch import Tensor
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.frames import Origin, inside, resizing_matrix
+from edm_hloc.base.geometry import homogeneous
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.training.config import RealData
 from edm_hloc.training.scene_types import SupervisedImage
 from edm_hloc.training.scenes import read_scenes
 from edm_hloc.training.sparse_supervision import sparse_supervision
 from edm_hloc.training.step import PairBatch
-from edm_hloc.training.supervision import DepthMap, Supervision, grid_points, supervise
+from edm_hloc.training.supervision import (
+    DepthMap,
+    Supervision,
+    depth_at,
+    grid_points,
+    supervise,
+)
 
 logger = logging.getLogger(__name__)
 
 Array = np.ndarray
 MAX_UNREADABLE = 50  # pairs in a row
+SAME_SURFACE = 0.05  # relative difference of the depths of adjacent pixels, at most
 _WORKERS = 8  # threads that read pairs, at most
 
 
@@ -101,14 +109,19 @@ def crop_to_size(image: SupervisedImage, height: int, width: int, centre: Array)
     left = int(np.clip(round(x - width / 2), 0, size[0] - width))
     top = int(np.clip(round(y - height / 2), 0, size[1] - height))
     window = slice(top, top + height), slice(left, left + width)
-    depth = image.depth
-    if depth is not None:
-        depth = cv2.resize(depth, size, interpolation=cv2.INTER_NEAREST_EXACT)[window]
     A[:2, 2] -= left, top
-    points = image.points
-    if points is not None:
-        points = points @ A[:2, :2].T + A[:2, 2]
-    return SupervisedImage(pixels[window], depth, A @ image.K, points)
+    depth: Array | None = None
+    if image.depth is not None:
+        nearest = cv2.resize(image.depth, size, interpolation=cv2.INTER_NEAREST_EXACT)[window]
+        y, x = np.mgrid[:height, :width].reshape(2, -1)
+        points = homogeneous(np.stack([x, y], axis=1)) @ np.linalg.inv(A)[:2].T
+        smooth = depth_at(_one(image.depth), _one(points), SAME_SURFACE)
+        between = smooth.numpy().reshape(nearest.shape)
+        depth = np.where(between > 0, between, nearest)  # at edges that of one of the sides
+    shared = image.points
+    if shared is not None:
+        shared = shared @ A[:2, :2].T + A[:2, 2]
+    return SupervisedImage(pixels[window], depth, A @ image.K, shared)
 
 
 def covisible_centres(

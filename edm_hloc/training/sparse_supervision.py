@@ -14,6 +14,7 @@ NEIGHBOURS = 8  # points to which an affine map is fitted
 NEAREST = 12.0  # px, largest distance of a grid point from the nearest of them
 FARTHEST = 5 * NEAREST  # px, from the farthest of them
 MAX_RESIDUAL = 0.5  # px, root mean square of the affine fit
+MAX_LEVERAGE = 1.0  # variance of a warped grid point, in that of a neighbour's position
 
 
 def sparse_supervision(
@@ -26,7 +27,8 @@ def sparse_supervision(
     """Ground truth of one pair of images from points that both observe.
 
     The warp of a grid point is an affine map fitted to its nearest points. A grid point has no
-    ground truth if these are too far away, or if the residuals of the fit are too large.
+    ground truth if these are too far away, if the residuals of the fit are too large, or if they
+    lie on a line that passes it by.
 
     Args:
         points0, points1: (P, 2) the points in both images, in hloc's pixel frame.
@@ -62,8 +64,10 @@ def _warp_affinely(grid: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor
     # The linear part is damped, since the neighbours may be collinear. The translation is not: it
     # would be drawn towards (0, 0), by more the farther the point is from there.
     damping = torch.diag(torch.tensor([1e-3, 1e-3, 0.0], dtype=torch.float64))
-    normal = design.mT @ design + damping
-    affine = torch.linalg.solve(normal, design.mT @ y)
+    inverse = torch.linalg.inv(design.mT @ design + damping)
+    affine = inverse @ design.mT @ y
     residual = (design @ affine - y).square().sum(dim=-1).mean(dim=-1).sqrt()
-    warped[surrounded], fits[surrounded] = affine[:, 2].float(), residual < MAX_RESIDUAL
+    # Neighbours on a line have no residual, but say nothing of a grid point beside it.
+    fit = (residual < MAX_RESIDUAL) & (inverse[:, 2, 2] < MAX_LEVERAGE)
+    warped[surrounded], fits[surrounded] = affine[:, 2].float(), fit
     return warped, fits

@@ -11,15 +11,17 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.base.stopping import StopRequest
 from edm_hloc.base.version import __version__
@@ -28,9 +30,11 @@ from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.training.checkpoint import (
     Progress,
     TrainingState,
+    check_checkpoint,
     load_initial,
     read_checkpoint,
     reading_checkpoint,
+    refuse_foreign_folder,
     save_checkpoint,
 )
 from edm_hloc.training.config import TrainConfig
@@ -94,8 +98,8 @@ def run_training(
         stop_after_steps: ends the call after this step, as if the run were interrupted there.
 
     Raises:
-        EdmHlocError: the configuration is malformed, `out` holds a run with another one, or the
-            loss diverges.
+        EdmHlocError: the configuration is malformed, `out` holds a run with another one or files
+            that are of no run, another process trains into it, or the loss diverges.
         KeyboardInterrupt: the user or a scheduler (SIGTERM) asked it to end. The step that was
             begun is finished and saved before.
     """
@@ -109,14 +113,19 @@ def run_training(
             f"{config.precision!r}: {error}"
         ) from error
     make_folder(out)
-    fabric.launch()
-    state = _initial_state(config, out, fabric)
-    if source is None:
-        rendered = build_synthetic(config, fabric.device)
-        run = _Run(config, out, fabric, state, build_mixture(config, rendered), rendered)
-    else:
-        run = _Run(config, out, fabric, state, source, source)
-    return run.train(stop_after_steps)
+    # before `launch`, which starts the other processes; these run this function as well
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    with FolderLock(out) if first else nullcontext():
+        if first:
+            refuse_foreign_folder(out)
+        fabric.launch()
+        state = _initial_state(config, out, fabric)
+        if source is None:
+            rendered = build_synthetic(config, fabric.device)
+            run = _Run(config, out, fabric, state, build_mixture(config, rendered), rendered)
+        else:
+            run = _Run(config, out, fabric, state, source, source)
+        return run.train(stop_after_steps)
 
 
 def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingState:
@@ -124,7 +133,9 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
     torch.manual_seed(mix_seeds(config.seed, STREAM_WEIGHTS))
     model = EDM(config.model)
     initialise(model)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # oneDNN corrupts the heap in the backward pass of a strided 1×1 convolution of fewer channels.
+    if fabric.device.type != "cpu" or min(config.model.widths) >= 16:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = averaged_copy(model)
     progress = Progress()
     path = out / "checkpoint.pt"
@@ -132,19 +143,23 @@ def _initial_state(config: TrainConfig, out: Path, fabric: Fabric) -> TrainingSt
     if checkpoint is not None:
         with reading_checkpoint(path):
             progress = Progress(**checkpoint["progress"])
+            check_checkpoint(checkpoint, path)
             model.load_state_dict(checkpoint["model"])
             average.load_state_dict(checkpoint["average"])
         logger.info("resuming %s at step %d", out, progress.step)
     elif config.initial is not None:
         anew = config.trained == "fine-anew"
-        earlier = load_initial(Path(config.initial), model, average, config.origin, anew)
+        earlier = load_initial(config.initial, model, average, config.origin, anew)
         progress.earlier_pairs = earlier.pairs + earlier.earlier_pairs
         progress.earlier_seconds = earlier.seconds + earlier.earlier_seconds
     if config.trained != "all":  # the rest stays as it is exported: no gradient, no statistics
         for part, kept in ((model.backbone, average.backbone), (model.neck, average.neck)):
             part.load_state_dict(kept.state_dict())
             part.requires_grad_(False).eval()
-    module, optimizer = fabric.setup(TrainingStep(model, config), _optimizer(model, config))
+    optimizer = _optimizer(model, config)
+    if config.residual in ("l1", "l2"):  # no use of the flow, for which other processes would wait
+        model.fine_matching.flow.requires_grad_(False)
+    module, optimizer = fabric.setup(TrainingStep(model, config), optimizer)
     if checkpoint is not None:
         with reading_checkpoint(path):
             optimizer.load_state_dict(checkpoint["optimizer"])
@@ -176,7 +191,7 @@ class _Run:
     ) -> None:
         self.config, self.out, self.fabric, self.source = config, out, fabric, training
         self.state, self.progress = state, state.progress
-        self.clock = _Clock(state.progress.seconds)
+        self.clock = _Clock(state.progress.seconds)  # anew where training starts
         self.real_pairs: list[RealPair] = []
         if config.validation_pairs is not None and config.validation_images is not None:
             self.real_pairs = load_real_pairs(
@@ -197,6 +212,8 @@ class _Run:
     def train(self, stop_after_steps: int | None) -> TrainResult:
         """Trains until the end of the run, or until the given step."""
         config, progress = self.config, self.progress
+        self.fabric.barrier()  # until the first process has made the validation pairs
+        self.clock = _Clock(progress.seconds)
         share = self.share(progress.step)
         shown, begun = self.fabric.is_global_zero, 100 * min(share, 1.0)
         bar = StepProgress("Training", "%", 100, before=begun, shown=shown)
@@ -268,6 +285,7 @@ class _Run:
         rng = np.random.default_rng((config.seed, STREAM_STEP, step))
         longest = max(batch.image0.shape[-2:])
         seed = mix_seeds(config.seed, STREAM_STEP, self.fabric.global_rank, step)
+        buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
         loss, metrics = state.module(batch, config.draw_position_scale(longest, rng), seed)
         state.optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -280,7 +298,8 @@ class _Run:
         if finite:
             state.optimizer.step()
             update_average(state.average, state.model, config.ema, step)
-        else:
+        else:  # what spoilt the gradient is in the statistics of normalisation as well
+            state.model.load_state_dict(buffers, strict=False)
             self.progress.skipped += 1
         return loss.detach(), {**metrics, "pairs": len(batch.image0), "skipped": not finite}
 
@@ -387,7 +406,7 @@ class _RunningMeans:
     """Means of scalars over steps; the sums stay on their device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}  # of the values, and their number
         self.steps = 0
         self._start = time.monotonic()
 
@@ -397,11 +416,13 @@ class _RunningMeans:
         return time.monotonic() - self._start
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
-        """Adds the scalars of one step; NaN counts as 0."""
+        """Adds the scalars of one step; those that are not finite do not count."""
         self.steps += 1
         for name, value in values.items():
-            value = value.double().nan_to_num(0.0)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            value, known = value.double(), value.isfinite().double()
+            added = torch.stack([value.nan_to_num(0.0, 0.0, 0.0), known])
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
 
     def values(self) -> dict[str, float]:
-        return {name: float(total) / self.steps for name, total in self._sums.items()}
+        """NaN where no value was finite."""
+        return {name: float(total / number) for name, (total, number) in self._sums.items()}

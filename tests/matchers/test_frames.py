@@ -7,12 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from edm_hloc.images.load import load_image
-from edm_hloc.matchers.base import Features, NetworkMatcher
+from edm_hloc.matchers.base import Features, MatcherConfig, NetworkMatcher
 from edm_hloc.matchers.edm import EDMMatcher, EDMMatcherConfig
 from edm_hloc.matchers.eloftr import ELoFTRMatcher
-from edm_hloc.matchers.loftr import ORIGINS
+from edm_hloc.matchers.loftr import ORIGINS, LoFTRMatcher
 from edm_hloc.models.weights import REGISTRY
 from edm_hloc.refinement.config import RefinementConfig
 from edm_hloc.refinement.matcher import RefinedMatcher
@@ -91,3 +92,24 @@ def test_the_frame_of_every_entry() -> None:
     }
     assert ELoFTRMatcher.origin == "corner"
     assert ORIGINS == {"outdoor": "corner", "indoor": "centre", "indoor_new": "centre"}
+
+
+@pytest.mark.parametrize(
+    ("name", "origin", "corrected"),
+    [
+        ("indoor_ds_new", "centre", True),
+        ("loftr_indoor", "centre", False),
+        ("loftr_outdoor", "corner", False),
+        ("mine", "corner", False),
+    ],
+)
+def test_published_files_of_loftr_are_recognised(
+    name: str, origin: str, corrected: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loftr = pytest.importorskip("kornia.feature", reason="LoFTR needs kornia")
+    path = tmp_path / f"{name}.ckpt"
+    torch.save({"state_dict": loftr.LoFTR(None).state_dict()}, path)
+    matcher = LoFTRMatcher(MatcherConfig(weights=path, device="cpu"))
+    assert matcher.origin == origin
+    assert matcher.model.config["coarse"]["temp_bug_fix"] == corrected
+    assert ("position encoding" in caplog.text) == (name == "mine")

@@ -12,7 +12,7 @@ from edm_hloc.models.coarse import similarity
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.folding import fold_batch_norms
-from edm_hloc.models.types import CONFIGS, EDMConfig, EDMFeatures, MatchOptions
+from edm_hloc.models.types import CONFIGS, EDMConfig, EDMFeatures, MatchOptions, default_topk
 from tests.models.test_edm_golden import reference_state
 
 TINY = EDMConfig(widths=(4, 8, 8, 16, 16), heads=2, train_size=None)
@@ -310,3 +310,9 @@ def test_padding_has_no_part_in_the_dual_softmax(model: EDM) -> None:
         assert abs(int(column[row]) % 16 - int(u)) <= 1
         assert abs(int(column[row]) // 16 - int(v)) <= 1
         assert (y < 10, x < 16) == (True, True)
+
+
+def test_padding_brings_no_more_matches_than_the_photo(tiny: EDM) -> None:
+    padded = tiny.encode(torch.rand(1, 1, 128, 128), shown=(8, 8))
+    matches = tiny.match(padded, padded, MatchOptions(threshold=0.0))
+    assert matches.confidence.shape[1] == default_topk(8 * 8)

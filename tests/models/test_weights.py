@@ -394,3 +394,20 @@ def test_weights_with_numbers_that_are_not_finite_are_refused(
         load(path)
     with pytest.raises(WeightsError, match=rf"in {name} are NaN or infinite, in 1 of {len(state)}"):
         read_state(path)
+
+
+def test_wrappers_of_other_trainings_are_taken_off(tmp_path: Path, small_state: dict) -> None:
+    matcher = {f"matcher.{k}": v for k, v in small_state.items()}
+    wrapped = {
+        "parallel": {f"module.{k}": v for k, v in small_state.items()},
+        "lightning": {"state_dict": {f"module.{k}": v for k, v in matcher.items()}},
+        "named": {"model": small_state, "epoch": 3},
+    }
+    for name, content in wrapped.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        model, _ = load(tmp_path / f"{name}.pth")
+        assert model.state_dict().keys() == small_state.keys()
+    run = {"config": "{}", "progress": {}, "model": small_state, "average": small_state}
+    torch.save(run, tmp_path / "checkpoint.pt")
+    with pytest.raises(WeightsError, match=r"weights\.safetensors"):
+        load(tmp_path / "checkpoint.pt")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pycolmap
+import pytest
 
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.synthetic.aachen_miniature import make_aachen
+from edm_hloc.synthetic.inloc_miniature import make_inloc
 from edm_hloc.synthetic.photo_collection import make_photo_collection
+from edm_hloc.synthetic.photo_truth import claim_miniature
 from edm_hloc.synthetic.textures import TextureBank
 from tests.synthetic.simple_scenes import smooth_bank
 
@@ -66,3 +72,18 @@ def test_collections_are_reproducible(tmp_path: Path) -> None:
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:
     return np.concatenate([points, np.ones((len(points), 1))], 1).T
+
+
+@pytest.mark.parametrize("make", [make_aachen, make_inloc])
+def test_miniatures_write_over_nothing_but_miniatures(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    photo = tmp_path / "images_upright" / "db" / "1.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"a real photo")
+    with pytest.raises(EdmHlocError, match="was not rendered by edm-hloc"):
+        make(tmp_path)
+    assert photo.read_bytes() == b"a real photo"
+    claim_miniature(tmp_path / "new")
+    (tmp_path / "new" / "images_upright").mkdir()
+    claim_miniature(tmp_path / "new")  # one that was interrupted begins again

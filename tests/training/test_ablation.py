@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,3 +165,20 @@ def test_unknown_variants_before_any_training(
     assert main(["ablate", str(tmp_path / "out"), "--variants", "full,small"]) == 1
     assert "no variant 'small'" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    "names", [["narrow"], pytest.param(list(VARIANTS), marks=pytest.mark.slow)]
+)
+def test_every_variant_can_be_trained(tmp_path: Path, names: list[str]) -> None:
+    """`narrow` corrupted the heap; glibc's checks make that a crash."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.train_variants", str(tmp_path), *names],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == names, done.stderr[-2000:]
+    assert done.returncode == 0

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.models.types import CONFIGS
+from edm_hloc.training import command
 from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.trainer import run_training
 from tests.training.tools import (
@@ -71,7 +73,8 @@ def test_a_start_from_another_file_is_named(tmp_path: Path) -> None:
     for name in ("other.pt", "text"):
         initial = str(tmp_path / name)
         config = TrainConfig(model=TINY, steps=1, initial=initial)
-        with pytest.raises(EdmHlocError, match=f"from {initial}: it is damaged, or no checkpoint"):
+        said = f"from {initial}: .*(holds no EDM network|cannot be read)"
+        with pytest.raises(EdmHlocError, match=said):
             run_training(config, tmp_path / "run", accelerator="cpu")
 
 
@@ -124,3 +127,43 @@ def test_settings_to_give_away_name_no_folders() -> None:
     assert (given.validation_images, given.validation_pairs) == ("photos", "pairs.txt")
     assert "/home/me" not in given.to_json()
     assert TrainConfig().without_folders() == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layers": ["self", "corss"]}, "layers is"),
+        ({"layers": []}, "layers"),
+        ({"injection": "sumed"}, "injection is 'sumed'"),
+        ({"bidirectional": "false"}, "bidirectional is 'false', not bool"),
+        ({"widths": [8, 8, 16, 16]}, "widths is"),
+        ({"widths": [8, 8, 16, 16, 18], "heads": 2}, "multiple of"),
+        ({"widths": [0, 8, 16, 16, 16]}, "widths must be above 0"),
+        ({"heads": 3}, "multiple of"),
+        ({"bins": 0}, "bins must be above 0"),
+        ({"attention_scale": float("nan")}, "attention_scale must be above 0"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"train_size": 0}, "train_size must be above 0"),
+    ],
+)
+def test_networks_that_do_not_exist_are_named(changes: dict, said: str) -> None:
+    with pytest.raises(EdmHlocError, match=said):
+        load_config("edm_s", {"model": changes})
+
+
+def test_settings_of_the_network_are_added_to_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"model": {"widths": [8, 8, 16, 16, 16], "heads": 2}}')
+    config = load_config(str(path), {"model": {"bins": 8}})
+    assert config.model == dataclasses.replace(TINY, bins=8)
+    path.write_text('{"model": "edm"}')
+    config = load_config(str(path), {"model": {"bins": 8}})
+    assert config.model == dataclasses.replace(CONFIGS["edm"], bins=8)
+
+
+def test_settings_of_the_network_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(command, "run_training", lambda config, *_, **__: seen.append(config))
+    settings = ["--set", 'model={"bins": 8}', "--set", 'model={"heads": 2}']
+    command.main(["edm_s", "--steps", "1", "--out", str(tmp_path), *settings])
+    assert seen[0].model == dataclasses.replace(CONFIGS["edm_s"], bins=8, heads=2)

@@ -28,6 +28,8 @@ from edm_hloc.training.supervision import (
 )
 from tests.planar import COLMAP_OFFSET, PlanarPair
 from tests.training.tools import (
+    pinhole,
+    plane_depth,
     rendered_pair,
     rotation,
     write_jpeg,
@@ -319,3 +321,16 @@ def test_index_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "scene.npz").unlink()
     with pytest.raises(EdmHlocError, match="no training pairs"):
         RealSource(RealData("megadepth", str(tmp_path), str(tmp_path)), 0.05)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (64, 96), (200, 300)])
+def test_depth_of_a_scaled_plane_is_that_of_its_pixels(size: tuple[int, int]) -> None:
+    height, width = 150, 233
+    K = pinhole(200.0, height, width)
+    normal = torch.tensor([0.84, 0.0, 0.54])
+    depth = plane_depth(normal, 5.0, K, height, width).numpy()
+    view = SupervisedImage(np.zeros((height, width), np.uint8), depth, K.double().numpy(), None)
+    out = crop_to_size(view, *size, np.array([116.0, 75.0]))
+    assert out.depth is not None
+    expected = plane_depth(normal, 5.0, torch.from_numpy(out.K).float(), *size).numpy()
+    np.testing.assert_allclose(out.depth, expected, rtol=2e-4)

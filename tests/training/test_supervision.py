@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -308,3 +310,13 @@ def test_sparse_truth_agrees_with_the_dense_one() -> None:
     own = torch.arange(contradictory.partner.shape[1])[None]
     assert not surely_wrong(contradictory, own, torch.zeros_like(own)).any()
     assert not contradictory.visible0.any()
+
+
+def test_points_on_a_line_say_nothing_of_what_is_beside_it() -> None:
+    along = torch.linspace(20, 300, 100)
+    line = torch.stack([along, torch.full_like(along, 100.0)], dim=1)
+    c, s = math.cos(0.3), math.sin(0.3)
+    moved = torch.stack([c * line[:, 0] - s * line[:, 1] + 40, s * line[:, 0] + c * line[:, 1]], 1)
+    truth = sparse_supervision(line, moved, (256, 320), (320, 320))
+    seen = grid_points(truth.grid0)[truth.visible0[0]]
+    assert not ((seen[:, 1] - 100).abs() > 2).any()

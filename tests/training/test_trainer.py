@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import BusyError, EdmHlocError
+from edm_hloc.base.files import FolderLock
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.types import CONFIGS, MatchOptions
 from edm_hloc.models.weights import load
+from edm_hloc.training import trainer
 from edm_hloc.training.curves import CurveFile, draw_curves, read_curve
 from edm_hloc.training.ema import averaged_copy, update_average
 from edm_hloc.training.export import export_weights
@@ -367,6 +369,131 @@ def test_divergence_is_an_error_and_does_not_spoil_the_weights(
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     parameters = dict(EDM(TINY).named_parameters())
     assert all(torch.isfinite(state["model"][name]).all() for name in parameters)
+
+
+class OneInfinity(FewBatches):
+    """Its second batch has an infinite pixel."""
+
+    def __init__(self, batches: list[PairBatch]) -> None:
+        super().__init__(batches)
+        self.drawn = 0
+
+    def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
+        batch = super().batch(pairs, height, width, seed)
+        self.drawn += 1
+        if self.drawn == 2:
+            image = batch.image0.clone()
+            image[0, 0, 0, 0] = float("inf")
+            batch = batch._replace(image0=image)
+        return batch
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_skipped_step_leaves_the_statistics(few: FewBatches, tmp_path: Path) -> None:
+    source = OneInfinity([few.batch(2, 64, 64, seed) for seed in range(3)])
+    config = tiny_config(validations=0)
+    result = run_training(config, tmp_path, source=source, accelerator="cpu", devices=1)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["skipped"] == 1
+    assert all(v.isfinite().all() for v in result.model.state_dict().values())
+
+
+def test_what_is_not_known_is_no_zero_in_the_curves() -> None:
+    means = trainer._RunningMeans()
+    for error in (2.0, float("nan"), float("inf"), 4.0):
+        means.add({"error": torch.tensor(error), "none": torch.tensor(float("nan"))})
+    assert means.values()["error"] == 3.0
+    assert str(means.values()["none"]) == "nan"
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_no_checkpoint_is_written_that_is_not_finite(
+    few: FewBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update(average: EDM, model: EDM, decay: float, step: int) -> None:
+        update_average(average, model, decay, step)
+        if step == 3:
+            model.backbone.bn1.running_var[0] = float("nan")
+
+    monkeypatch.setattr("edm_hloc.training.trainer.update_average", update)
+    config = tiny_config(checkpoints=6, validations=0)
+    with pytest.raises(EdmHlocError, match=r"diverged at step 4.*backbone\.bn1\.running_var"):
+        run_training(config, tmp_path, source=few, accelerator="cpu", devices=1)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progress"]["step"] == 3
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_run_needs_its_folder_for_itself(few: FewBatches, tmp_path: Path) -> None:
+    config = tiny_config(steps=1, validations=0)
+    with FolderLock(tmp_path), pytest.raises(BusyError, match="Another process"):
+        run_training(config, tmp_path, source=few, accelerator="cpu", devices=1)
+    for name in ("config.json", "training.csv", "weights.safetensors"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text('{"my": "notes"}')
+        with pytest.raises(EdmHlocError, match=f"holds {name} but no checkpoint"):
+            run_training(config, folder / ".", source=few, accelerator="cpu", devices=1)
+        assert (folder / name).read_text() == '{"my": "notes"}'
+    # A run that was killed before its first checkpoint begins again.
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "config.json").write_text(config.to_json())
+    (killed / "training.csv").write_text("step,loss\n1,0.5\n")
+    assert run_training(config, killed, source=few, accelerator="cpu", devices=1).steps == 1
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_validation_pairs_are_not_of_the_time_of_training(
+    few: FewBatches, tmp_path: Path
+) -> None:
+    class Slow(FewBatches):
+        def batch(self, pairs: int, height: int, width: int, seed: int) -> PairBatch:
+            if (height, width) == (64, 96):  # of validation
+                time.sleep(2)
+            return super().batch(pairs, height, width, seed)
+
+    source = Slow([few.batch(2, 64, 64, 0)])
+    config = tiny_config(steps=None, minutes=1.0)
+    run_training(config, tmp_path, source=source, accelerator="cpu", devices=1, stop_after_steps=1)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert 0 < state["progress"]["seconds"] < 2
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize("residual", ["laplace", "l1"])
+def test_every_parameter_that_is_trained_has_a_gradient(
+    few: FewBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residual: str
+) -> None:
+    """Another process would wait for the gradient of one that has none."""
+    without: list[str] = []
+
+    def update(average: EDM, model: EDM, decay: float, step: int) -> None:
+        named = model.named_parameters()
+        without.extend(name for name, p in named if p.requires_grad and p.grad is None)
+
+    monkeypatch.setattr("edm_hloc.training.trainer.update_average", update)
+    config = tiny_config(steps=1, validations=0, residual=residual, refined="image1")
+    run_training(config, tmp_path, source=few, accelerator="cpu", devices=1)
+    assert without == []
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_start_from_weights_by_name_and_from_the_authors_format(
+    few: FewBatches, tmp_path: Path
+) -> None:
+    shipped, _ = load("edm_s")
+    path = tmp_path / "edm_outdoor.ckpt"
+    torch.save({"state_dict": {f"matcher.{k}": v for k, v in shipped.state_dict().items()}}, path)
+    config = tiny_config(model=CONFIGS["edm_s"], steps=1, learning_rate=0.0, validations=0)
+    for i, initial in enumerate(("edm_s", str(path))):
+        begun = dataclasses.replace(config, initial=initial)
+        result = run_training(begun, tmp_path / str(i), source=few, accelerator="cpu", devices=1)
+        expected = dict(shipped.named_parameters())
+        for name, value in result.model.named_parameters():
+            torch.testing.assert_close(value, expected[name])
+    with pytest.raises(EdmHlocError, match="no weights named 'edm_x'"):
+        run_training(
+            dataclasses.replace(config, initial="edm_x"), tmp_path / "x", source=few, devices=1
+        )
 
 
 @pytest.mark.slow
