@@ -327,7 +327,7 @@ def test_index_errors_name_the_file(tmp_path: Path) -> None:
 def test_depth_of_a_scaled_plane_is_that_of_its_pixels(size: tuple[int, int]) -> None:
     height, width = 150, 233
     K = pinhole(200.0, height, width)
-    normal = torch.tensor([0.84, 0.0, 0.54])
+    normal = torch.tensor([0.5, 0.0, 0.866])
     depth = plane_depth(normal, 5.0, K, height, width).numpy()
     view = SupervisedImage(np.zeros((height, width), np.uint8), depth, K.double().numpy(), None)
     out = crop_to_size(view, *size, np.array([116.0, 75.0]))
