@@ -69,6 +69,8 @@ def _description(hint: Any) -> str:
         return _listed(map(_description, get_args(hint)))
     if get_origin(hint) is Literal:
         return _listed(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return str(hint)
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
 
 
