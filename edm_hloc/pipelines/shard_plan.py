@@ -275,9 +275,11 @@ def _fits(plan: ShardPlan, blocks: Sequence[Sequence[Pair]], path: Path) -> bool
         with contextlib.suppress(EdmHlocError), open_h5(path) as h5, reading(path):
             content = ShardContent.of(h5)
             return content.provenance == plan.provenance and content.is_of(block)
-    elif path == plan.work_of(shard) and (path / ".lock").exists():
+    elif path == plan.work_of(shard):
         with contextlib.suppress(EdmHlocError), RawMatchReader(path) as raw:
-            return raw.provenance in ({}, plan.provenance) and {*raw.pairs()} <= {*block}
+            if not raw.pairs():  # killed before the first file of matches
+                return (path / ".lock").exists()
+            return raw.provenance == plan.provenance and {*raw.pairs()} <= {*block}
     return False
 
 
@@ -294,10 +296,11 @@ def is_merged(plan: ShardPlan) -> bool:
 
 def count_matched(plan: ShardPlan, image_root: ImageRoot, pairs: Sequence[Pair]) -> int:
     """How many of the pairs the workers of a plan have matched, of the photos as they are now."""
-    left, stamps = {frozenset(pair) for pair in pairs}, None
-    matched = set()
-    for file in _files_of_workers(plan):
-        stamps = stamps or KnownPhotos(plan.raw_matches).stamps(image_root, names_in(pairs))
+    files = list(_files_of_workers(plan))
+    photos = KnownPhotos(plan.raw_matches)
+    stamps = photos.stamps(image_root, names_in(pairs)) if files else {}
+    left, matched = {frozenset(pair) for pair in pairs}, set()
+    for file in files:
         with contextlib.suppress(DamagedH5Error):
             for pair in _pairs_in(file):
                 if pair.stamps == tuple(map(stamps.get, pair.names)):
