@@ -58,7 +58,6 @@ def spread_matching(
     """
     if not run.shards:
         return
-    KnownPhotos(run.out / "raw_matches").note(image_root, names_in(pairs))
     kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
     plan = find_plan(run.out) if kind == "matching" else None
     if plan is not None:
@@ -71,6 +70,7 @@ def spread_matching(
         run.write()
     # they cannot be read here either, and are not planned again and again
     unreadable = run.results.get(_UNREADABLE, {}).keys()
+    KnownPhotos(run.out / "raw_matches").note(image_root, names_in(pairs))
     todo = [
         pair
         for pair in pairs_to_match(run.out / "raw_matches", image_root, pairs)

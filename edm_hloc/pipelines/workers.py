@@ -69,7 +69,6 @@ def match_in_processes(
     """
     config = config or MatchingConfig()
     start = time.monotonic()
-    KnownPhotos(raw_directory).note(image_root, names_in(pairs))
     if overwrite:
         left_out_path(raw_directory).unlink(missing_ok=True)
     found = None
@@ -77,6 +76,7 @@ def match_in_processes(
         found = match_with_workers(
             raw_directory.parent, image_root, pairs, matcher, config, overwrite=overwrite
         )
+    KnownPhotos(raw_directory).note(image_root, names_in(pairs))
     left_out, wanted = read_left_out(raw_directory), without_left_out(raw_directory, pairs)
     overwrite = overwrite and found is None
     if config.ray is None and config.workers <= 1 and not overwrite:
@@ -149,6 +149,7 @@ def match_with_workers(
     if overwrite:
         RawMatchWriter(out / "raw_matches", run_provenance(matcher), overwrite=True).close()
         forget_levels(out / "raw_matches")
+    KnownPhotos(out / "raw_matches").note(image_root, names_in(pairs))
     pairs = pairs_to_match(out / "raw_matches", image_root, pairs)
     if len(pairs) < max(2, config.workers) * _FEWEST_PAIRS:
         return None  # the start of a worker takes longer
