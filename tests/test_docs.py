@@ -295,7 +295,7 @@ def provide(command: list[str], folder: Path) -> None:
         name, _, inside = word.partition("/")
         is_output = name in OUTPUTS or name.startswith("OUT")
         reads = inside or (
-            command[1] in ("report", "export-model", "georeference") and word == command[2]
+            command[1] in ("report", "mesh", "export-model", "georeference") and word == command[2]
         )
         if is_output and reads and not (folder / name).exists():
             shutil.copytree(folder / "FINISHED", folder / name)
