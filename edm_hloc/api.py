@@ -32,6 +32,7 @@ from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
 from edm_hloc.interop.targets.registry import photos_of
 from edm_hloc.localization.results import QueryPose
+from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
@@ -46,7 +47,7 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
 from edm_hloc.report.collect import is_recorded
 from edm_hloc.report.page import make_report
-from edm_hloc.report.scene import upright_of_model
+from edm_hloc.report.scene import upright, upright_views
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +201,10 @@ class Reconstruction:
         path = Path(path)
         check_mesh_file(path)
         images = photos_of(self.model_path)
-        mesh = Surfaces.of_run(self.model_path, images).mesh()
-        write_mesh(path, mesh, upright_of_model(self.model_path, images, mesh.vertices))
+        found = Surfaces.of_run(self.model_path, images)
+        mesh, views = found.mesh(), upright_views(found.model, images)
+        on_earth = is_on_earth(self.model_path)
+        write_mesh(path, mesh, upright(views, mesh.vertices, on_earth=on_earth))
         return path
 
     def __repr__(self) -> str:

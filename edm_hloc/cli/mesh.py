@@ -70,12 +70,14 @@ def write(model: Path, images: Path, file: Path) -> None:
     Raises:
         EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
     """
+    from edm_hloc.mapping.georeference import is_on_earth
     from edm_hloc.pipelines.mesh import Surfaces, write_mesh
-    from edm_hloc.report.scene import upright_of_model
+    from edm_hloc.report.scene import upright, upright_views
 
     found = Surfaces.of_run(model, images)
     mesh = found.mesh()
-    write_mesh(file, mesh, upright_of_model(model, images, mesh.vertices))
+    views = upright_views(found.model, images)
+    write_mesh(file, mesh, upright(views, mesh.vertices, on_earth=is_on_earth(model)))
     print(
         f"Mesh        {len(mesh.triangles):,} triangles of {len(found.cloud):,} points, from "
         f"{found.matches:,} matches"

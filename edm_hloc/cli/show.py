@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
@@ -35,13 +34,12 @@ def register(command: options.AddCommand) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from edm_hloc.base.colmap import read_model
-    from edm_hloc.images.decode import photo_orientation
     from edm_hloc.images.find import no_folder
     from edm_hloc.images.pictures import write_picture
     from edm_hloc.mapping.georeference import is_on_earth
     from edm_hloc.report.collect import photos_of_model
     from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
-    from edm_hloc.report.scene import Points, build_scene, camera_views
+    from edm_hloc.report.scene import Points, build_scene, camera_views, upright_views
 
     if min(args.size) < 16 or max(args.size) > 8192:
         raise EdmHlocError("--size must be from 16 to 8192 px.")
@@ -54,11 +52,9 @@ def _show(args: argparse.Namespace) -> None:
         raise EdmHlocError(no_folder(args.images))
     model = read_model(args.model)
     points = Points.of(model)
-    views = camera_views(model)
     photos = args.images or photos_of_model(args.model)
     gone = photos is not None and not photos.is_dir()
-    if photos is not None and not gone:
-        views = [replace(v, orientation=photo_orientation(photos / v.name)) for v in views]
+    views = camera_views(model) if photos is None or gone else upright_views(model, photos)
     if not len(points) and not views:
         raise EdmHlocError(f"The model in {args.model} has neither points nor posed images.")
     on_earth = is_on_earth(args.model)

@@ -377,6 +377,20 @@ def panorama_in(model: pycolmap.Reconstruction) -> tuple[str, str] | None:
     return None
 
 
+def refuse_panoramas(model: pycolmap.Reconstruction, why: str) -> None:
+    """Raises EdmHlocError if a posed image is a panorama.
+
+    Args:
+        model: with the image.
+        why: what is not done with it, as "which cannot be undistorted".
+    """
+    if panorama := panorama_in(model):
+        raise EdmHlocError(
+            f"{panorama[0]} is a panorama ({panorama[1]}), {why}: cut the panoramas into views by "
+            "edm-hloc views, and reconstruct these."
+        )
+
+
 def _turned(camera: pycolmap.Camera, clockwise: bool) -> pycolmap.Camera:
     parameters = list(camera.params)
     focal, middle = list(camera.focal_length_idxs()), list(camera.principal_point_idxs())

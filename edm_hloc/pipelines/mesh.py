@@ -13,7 +13,7 @@ from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.text import read_json_object
-from edm_hloc.images.cameras import panorama_in
+from edm_hloc.images.cameras import refuse_panoramas
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.backdrop import BackdropSummary
@@ -62,11 +62,7 @@ class Surfaces:
                 folder of its run; or too few matches agree with the model for a surface.
         """
         read = read_model(model)
-        if panorama := panorama_in(read):
-            raise EdmHlocError(
-                f"{panorama[0]} is a panorama ({panorama[1]}), which no mesh is made of: cut the "
-                "panoramas into views by edm-hloc views, and reconstruct these."
-            )
+        refuse_panoramas(read, "which no mesh is made of")
         read, _ = fit_model(read, images, f"the model {model}")
         out, _ = run_folder(model)
         with _scene_matches(out, images, read) as matches:

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.frames import upright_axes, upright_size
 from edm_hloc.images.decode import photo_orientation
-from edm_hloc.mapping.georeference import is_on_earth
 
 # The extent of the points is that between these percentiles of each coordinate.
 _EXTENT_PERCENTILES = (2.0, 98.0)
@@ -103,6 +102,14 @@ def camera_views(model: pycolmap.Reconstruction, kind: str = "registered") -> li
     ]
 
 
+def upright_views(model: pycolmap.Reconstruction, photos: Path) -> list[CameraView]:
+    """`camera_views` of photos in a folder, which are upright as their EXIF data say."""
+    return [
+        replace(view, orientation=photo_orientation(photos / view.name))
+        for view in camera_views(model)
+    ]
+
+
 def image_half_size(camera: pycolmap.Camera) -> tuple[float, float]:
     """(half width, half height) of a camera's image plane at depth 1, without distortion.
 
@@ -186,21 +193,6 @@ def _rotations(views: Sequence[CameraView]) -> np.ndarray:
     return np.array(
         [v.cam_from_world.rotation.matrix().T @ upright_axes(v.orientation) for v in views]
     ).reshape(-1, 3, 3)
-
-
-def upright_of_model(model: Path, images: Path, xyz: np.ndarray) -> np.ndarray:
-    """`upright` of a model, whose photos in `images` are upright as their EXIF data say.
-
-    Args:
-        model: folder of the model.
-        images: folder of its photos.
-        xyz: (N, 3) points.
-    """
-    views = [
-        replace(view, orientation=photo_orientation(images / view.name))
-        for view in camera_views(read_model(model))
-    ]
-    return upright(views, xyz, on_earth=is_on_earth(model))
 
 
 def upright(views: Sequence[CameraView], xyz: np.ndarray, *, on_earth: bool) -> np.ndarray:

@@ -28,7 +28,7 @@ from edm_hloc.base.fingerprint import fingerprint_of
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.base.text import read_json_object
-from edm_hloc.images.cameras import panorama_in
+from edm_hloc.images.cameras import refuse_panoramas
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.load import stored_pixels
 from edm_hloc.images.masks import find_masks, mask_pixels
@@ -101,11 +101,7 @@ def undistort(
     """
     if not posed_images(model):
         raise EdmHlocError("The model has no posed images, so that there is nothing to export.")
-    if panorama := panorama_in(model):
-        raise EdmHlocError(
-            f"{panorama[0]} is a panorama ({panorama[1]}), which cannot be undistorted: cut the "
-            "panoramas into views by edm-hloc views, and reconstruct these."
-        )
+    refuse_panoramas(model, "which cannot be undistorted")
     model, _ = fit_model(model, source.images, "the model")
     posed = posed_images(model)
     masks = find_masks(source.masks, list(posed), source.images)
