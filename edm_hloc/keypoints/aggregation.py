@@ -55,9 +55,9 @@ class ReferenceFiles:
 
     Attributes:
         paths: the files; of several with the same image the last counts.
-        fixed: True: these images keep their keypoints, and matches are indices into them. False:
-            their keypoints vote with their scores (1 where a file has none), before the points of
-            the matches do, and new keypoints result.
+        fixed: True: these images keep their keypoints, and matches are indices into them; those of
+            score 0 get none. False: their keypoints vote with their scores (1 where a file has
+            none), before the points of the matches do, and new keypoints result.
     """
 
     paths: Sequence[Path] = ()
@@ -349,8 +349,10 @@ def _quantize(
     scores: np.ndarray | None = None
     try:
         if reference is not None and name in fixed:
-            keypoints = reference.keypoints(name)
-            ids = assign_points(np.concatenate(points), keypoints, config.max_error)
+            keypoints, weights = _earlier_keypoints(reference, name)
+            usable = np.flatnonzero(weights)
+            ids = assign_points(np.concatenate(points), keypoints[usable], config.max_error)
+            ids = np.append(usable, -1)[ids]
         else:
             earlier, weights = _earlier_keypoints(reference, name)
             # A query keeps its points where the other image's keypoints are fixed.
@@ -376,7 +378,7 @@ def _quantize(
 
 
 def _earlier_keypoints(reference: FeatureReader | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The keypoints (N, 2) that vote before the matches' points do, and their weights (N,)."""
+    """The keypoints (N, 2) that an image has already, and their weights (N,)."""
     if reference is None:
         return np.zeros((0, 2), np.float32), np.zeros(0, np.float32)
     keypoints, scores = reference.keypoints(name), reference.scores(name)

@@ -107,6 +107,12 @@ class ModelPoints:
         found = self.images[name].points2D
         return from_colmap(np.array([point.xy for point in found]).reshape(-1, 2))
 
+    def has_point(self, name: str) -> np.ndarray:
+        """(N,) bool, which of the keypoints of an image observe a 3D point."""
+        found = np.zeros(self.images[name].num_points2D(), bool)
+        found[self._observations(name)[0]] = True
+        return found
+
     def cameras(self, names: Iterable[str]) -> dict[str, pycolmap.Camera]:
         """Cameras of images, by the image's name."""
         return {name: self.model.cameras[self.images[name].camera_id] for name in names}
@@ -146,10 +152,15 @@ class ModelPoints:
 def write_model_keypoints(points: ModelPoints, names: Iterable[str], path: Path) -> None:
     """Writes the keypoints that a model has of its images as an H5 file, in hloc's frame.
 
+    The score of a keypoint is 1 where it has a 3D point and 0 elsewhere, so that no match of a
+    query is assigned to it (see `keypoints.aggregation`). Their indices are those of the model.
+    Images without any 3D point are left out.
+
     Raises:
         EdmHlocError: the file cannot be written.
     """
     with FeatureWriter(path, {"model": str(points.folder)}) as features:
         for name in track(sorted(set(names)), "Model keypoints", "photo"):
-            keypoints = points.keypoints(name)
-            features.add(name, keypoints, np.ones(len(keypoints)))
+            usable = points.has_point(name)
+            if usable.any():
+                features.add(name, points.keypoints(name), usable.astype(np.float32))

@@ -215,9 +215,7 @@ def localize_aachen(
         run.results["sfm"] = sfm.results
         root = data.images if options.refine_tracks else None
         points = ModelPoints(out / "sfm" / "model", image_root=root)
-        features = out / "sfm" / "features.h5"
-        if options.refine_tracks:
-            features = model_keypoints(run, points, points.names())
+        features = model_keypoints(run, points, points.names())
         cameras, unusable = query_cameras(data.images, names, known)
         images = RetrievalImages(data.images, names, points.names())
         retrieved = retrieve(run, options.retrieval, images, matcher)

@@ -322,8 +322,8 @@ def _query_cameras(
 
 
 def pairs_with_keypoints(queries: Queries, features: Path) -> list[Pair]:
-    """The pairs of queries and retrieved images that have keypoints: matches with others, whose
-    matches with their own neighbours found none or that no model knows, would give no 3D point.
+    """The pairs of queries and retrieved images that have keypoints: matches with others, without
+    3D points or unknown to the model, would give no correspondence.
 
     Args:
         queries: with the retrieved images.
@@ -338,7 +338,10 @@ def pairs_with_keypoints(queries: Queries, features: Path) -> list[Pair]:
 
 
 def model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> Path:
-    """The model's keypoints of the database images as an H5 file; a step of the run."""
+    """The model's keypoints of the database images as an H5 file; a step of the run.
+
+    Those without a 3D point have the score 0 in it, and get no matches.
+    """
     path = run.out / MODEL_KEYPOINTS
     stamps = sorted((p.name, p.stat().st_mtime_ns) for p in points.folder.iterdir())
 
@@ -346,6 +349,6 @@ def model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> P
         write_model_keypoints(points, database, path)
         return {}
 
-    depends_on = [str(points.folder), stamps, database, *points.scaled.items()]
+    depends_on = [str(points.folder), stamps, database, *points.scaled.items(), "have points"]
     run.step("model keypoints", depends_on, [path], write)
     return path

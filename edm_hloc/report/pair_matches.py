@@ -52,7 +52,7 @@ class PairSource:
 
     def __enter__(self) -> PairSource:
         out, enter = self._facts.out, self._stack.enter_context
-        for path in (out / "model-keypoints.h5", out / "sfm" / "features.h5"):
+        for path in (out / "sfm" / "features.h5", out / "model-keypoints.h5"):
             with self._facts.noting_errors("Keypoints of the model"):
                 if path.is_file():
                     self._model_features = enter(FeatureReader(path))

@@ -200,6 +200,29 @@ def test_agrees_with_plain_reading(seed, config, kind, references):
     )
 
 
+def test_fixed_keypoints_of_score_zero_get_no_matches():
+    rng = np.random.default_rng(3)
+    pairs = [("query.jpg", "db.jpg")]
+    raw = make_raw(rng, pairs, [2000], size=(150, 100))
+    keypoints = rng.uniform(0, 100, (400, 2)).astype(np.float32)
+    usable = np.flatnonzero(rng.random(400) < 0.5)
+    scores = np.zeros(400, np.float32)
+    scores[usable] = 1
+    some = ReferenceInMemory({"db.jpg": (keypoints[usable], scores[usable])})
+    every = ReferenceInMemory({"db.jpg": (keypoints, scores)})
+    config = QuantizationConfig(2, 8, None)
+    expected, expected_matches, summary = run_in_memory(raw, pairs, config, [some])
+    features, matches, _ = run_in_memory(raw, pairs, config, [every])
+    assert_same(features, expected)
+    (found, its_scores), (of_usable, expected_scores) = (
+        matches[pairs[0]],
+        expected_matches[pairs[0]],
+    )
+    np.testing.assert_array_equal(found, np.append(usable, -1)[of_usable])
+    np.testing.assert_array_equal(its_scores, expected_scores)
+    assert summary.matches > 50
+
+
 @pytest.mark.parametrize("max_kps", [None, 300, 8192])
 def test_files_agree_with_plain_reading(tmp_path, max_kps):
     rng = np.random.default_rng(1)

@@ -49,6 +49,7 @@ def test_points_of_a_model_follow_its_keypoints(model: Path, tmp_path: Path) -> 
     with FeatureReader(tmp_path / "k.h5") as reader:
         expected = [[10.0 * k + 1.5, 19.5] for k in range(6)]
         np.testing.assert_allclose(reader.keypoints("database/b.jpg"), expected)
+        np.testing.assert_array_equal(reader.scores("database/b.jpg"), [1, 0, 1, 0, 1, 0])
 
 
 def test_a_model_that_was_made_again_has_another_fingerprint(model: Path) -> None:
