@@ -193,7 +193,8 @@ class Reconstruction:
         """Makes a coloured mesh of what the photos show, from all matches.
 
         Args:
-            path: the file: .glb (glTF, upright) or .ply (in the frame of the model).
+            path: the file: .glb (glTF, upright, the photos as its texture) or .ply (in the frame of
+                the model, more triangles, a colour for each vertex).
 
         Raises:
             EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
@@ -202,9 +203,9 @@ class Reconstruction:
         check_mesh_file(path)
         images = photos_of(self.model_path)
         found = Surfaces.of_run(self.model_path, images)
-        mesh, views = found.mesh(), upright_views(found.model, images)
-        on_earth = is_on_earth(self.model_path)
-        write_mesh(path, mesh, upright(views, mesh.vertices, on_earth=on_earth))
+        views, on_earth = upright_views(found.model, images), is_on_earth(self.model_path)
+        up = upright(views, found.cloud.points, on_earth=on_earth)
+        write_mesh(path, found.mesh_for(path), up)
         return path
 
     def __repr__(self) -> str:

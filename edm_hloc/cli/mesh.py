@@ -10,13 +10,14 @@ from edm_hloc.cli import options
 
 
 def register(command: options.AddCommand) -> None:
-    sub = command("mesh", _mesh, "make a coloured mesh of what the photos of a run show")
+    sub = command("mesh", _mesh, "make a textured mesh of what the photos of a run show")
     sub.add_argument("model", type=Path, metavar="OUT", help="folder of a run, or of a model in it")
     sub.add_argument(
         "file",
         type=Path,
         metavar="FILE",
-        help="the mesh: .glb (glTF, upright, for viewers) or .ply (in the frame of the model)",
+        help="the mesh: .glb (glTF, upright, the photos as its texture, for viewers) or .ply (in "
+        "the frame of the model, more triangles, a colour for each vertex)",
     )
     sub.add_argument(
         "--points",
@@ -32,7 +33,7 @@ def add_mesh(sub: argparse.ArgumentParser) -> None:
         "--mesh",
         type=Path,
         metavar="FILE",
-        help="also make a coloured mesh: .glb (glTF) or .ply; `edm-hloc mesh` makes it later",
+        help="also make a mesh: .glb (with textures) or .ply; `edm-hloc mesh` makes it later",
     )
 
 
@@ -75,11 +76,11 @@ def write(model: Path, images: Path, file: Path) -> None:
     from edm_hloc.report.scene import upright, upright_views
 
     found = Surfaces.of_run(model, images)
-    mesh = found.mesh()
+    mesh = found.mesh_for(file)
     views = upright_views(found.model, images)
-    write_mesh(file, mesh, upright(views, mesh.vertices, on_earth=is_on_earth(model)))
+    write_mesh(file, mesh, upright(views, found.cloud.points, on_earth=is_on_earth(model)))
     print(
-        f"Mesh        {len(mesh.triangles):,} triangles of {len(found.cloud):,} points, from "
+        f"Mesh        {len(mesh):,} triangles of {len(found.cloud):,} points, from "
         f"{found.matches:,} matches"
     )
     print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")

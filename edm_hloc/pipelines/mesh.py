@@ -21,14 +21,17 @@ from edm_hloc.mapping.output import run_folder
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pipelines.matching import find_backgrounds
 from edm_hloc.pipelines.run_entries import recorded_folder
+from edm_hloc.surface.atlas import TexturedMesh, textured
 from edm_hloc.surface.cloud import Cloud, oriented_cloud
 from edm_hloc.surface.colours import colours_of
 from edm_hloc.surface.glb import mesh_glb
 from edm_hloc.surface.ply import Mesh, cloud_ply, mesh_ply
 from edm_hloc.surface.poisson import poisson_mesh
 from edm_hloc.surface.samples import matched_side, samples_of
+from edm_hloc.surface.simplify import simplified
 
 SUFFIXES = (".glb", ".ply")
+_TEXTURED = 400_000  # triangles at most: what the photos show need not be in the surface as well
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,17 @@ class Surfaces:
             mesh = poisson_mesh(self.cloud)
         return replace(mesh, colours=self._colours(mesh.vertex_cloud()))
 
+    def textured(self) -> TexturedMesh:
+        """The mesh through the points, of fewer triangles, with the photos as its texture."""
+        with at_work("Making the surface"):
+            mesh = simplified(poisson_mesh(self.cloud), _TEXTURED)
+        images = {self.images / name: image for name, image in posed_images(self.model).items()}
+        return textured(mesh, self.model, images, self.side)
+
+    def mesh_for(self, file: Path) -> Mesh | TexturedMesh:
+        """The mesh that is written into a file: with textures (.glb), or with all triangles."""
+        return self.mesh() if file.suffix.lower() == ".ply" else self.textured()
+
     def points_ply(self) -> bytes:
         """The points with normals and colours, as a PLY file."""
         return cloud_ply(self.cloud, self._colours(self.cloud))
@@ -121,16 +135,16 @@ def check_mesh_file(path: Path) -> None:
     make_folder(path.parent)
 
 
-def write_mesh(path: Path, mesh: Mesh, up: np.ndarray) -> None:
+def write_mesh(path: Path, mesh: Mesh | TexturedMesh, up: np.ndarray) -> None:
     """Writes a mesh, as glTF or PLY by the name of the file.
 
     Args:
         path: the file.
-        mesh: in the frame of the model, which the PLY file keeps.
+        mesh: of `Surfaces.mesh_for` that file, in the frame of the model, which PLY keeps.
         up: (3, 3) glTF's frame, y up, from the model's.
 
     Raises:
         EdmHlocError: the file cannot be written, or its name has another ending.
     """
     check_mesh_file(path)
-    write_whole(path, mesh_ply(mesh) if path.suffix.lower() == ".ply" else mesh_glb(mesh, up))
+    write_whole(path, mesh_ply(mesh) if isinstance(mesh, Mesh) else mesh_glb(mesh, up))

@@ -99,11 +99,19 @@ class ReducedPhoto(NamedTuple):
         Raises:
             ImageError: it cannot be read.
         """
-        pixels = stored_pixels(path)
+        return cls.of(stored_pixels(path), side)
+
+    @classmethod
+    def of(cls, pixels: Array, side: float) -> ReducedPhoto:
+        """That of a photo's pixels."""
         scale = min(1.0, 2 * side / (VOXEL * max(pixels.shape)))
         size = [max(1, round(scale * length)) for length in pixels.shape[1::-1]]
         return cls(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), scale)
 
     def at(self, points: Array) -> Array:
         """(N, 3) colours at points (N, 2) of the photo in hloc's frame."""
-        return colours_at(self.pixels, from_colmap(self.scale * to_colmap(points)))
+        return colours_at(self.pixels, self.reduced(points))
+
+    def reduced(self, points: Array) -> Array:
+        """(N, 2) points of the photo in the reduced one, both in hloc's frame."""
+        return from_colmap(self.scale * to_colmap(points))

@@ -31,6 +31,10 @@ class Mesh:
     colours: Array
     triangles: Array
 
+    def __len__(self) -> int:
+        """The number of triangles."""
+        return len(self.triangles)
+
     def vertex_cloud(self) -> Cloud:
         """The vertices with the mean normals and edges of their triangles."""
         corners = self.vertices[self.triangles]
@@ -88,7 +92,7 @@ def _header(table: Array) -> bytes:
 
 
 def read_mesh(path: Path) -> Mesh:
-    """A mesh of triangles with colours, as COLMAP writes it (binary, little endian)."""
+    """A mesh of triangles, as COLMAP writes it (binary, little endian); grey without colours."""
     data = path.read_bytes()
     start = data.index(b"end_header\n") + len(b"end_header\n")
     numbers: dict[str, int] = {}
@@ -106,5 +110,7 @@ def read_mesh(path: Path) -> Mesh:
     face = np.dtype([("number", length), ("corners", "<i4", 3)])
     faces = np.frombuffer(data, face, numbers["face"], start + table.nbytes)
     xyz = np.stack([table[name] for name in _XYZ], axis=1).astype(np.float64)
-    rgb = np.stack([table[name] for name in _RGB], axis=1)
+    rgb = np.full(xyz.shape, 128, np.uint8)
+    if "red" in (table.dtype.names or ()):  # COLMAP leaves them out of simplified meshes
+        rgb = np.stack([table[name] for name in _RGB], axis=1)
     return Mesh(xyz, rgb, faces["corners"].copy())
