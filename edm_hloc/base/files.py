@@ -152,6 +152,18 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def refuse_foreign(path: Path, mark: bytes) -> None:
+    """Raises EdmHlocError if a file is there and its beginning lacks the mark of our files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4096)
+        if start and mark not in start:
+            raise EdmHlocError(
+                f"{path} was not made by edm-hloc and is not written over: move it, or choose "
+                "another name."
+            )
+
+
 def check_kinds(folder: Path, names: Iterable[str]) -> None:
     """Refuses a folder where a file is going to be written, and a file where a folder is.
 

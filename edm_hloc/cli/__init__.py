@@ -7,6 +7,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,8 +106,8 @@ def _run(argv: Sequence[str] | None) -> int:
         if not _is_interrupt(error):
             raise
         streams.complain(
-            "\nedm-hloc: interrupted. What was finished is kept; the same command goes on "
-            "from there."
+            "\nedm-hloc: interrupted. A run keeps what was finished; the same command goes on from "
+            "there."
         )
         return 130
     return 0
@@ -127,8 +128,25 @@ def _run_command(argv: Sequence[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     _check_working_folder()
+    _end_quietly()
     args.command(args)
     sys.stdout.flush()
+
+
+def _end_quietly() -> None:
+    """Makes SIGTERM end the program without a stack trace, as at a scheduler's time limit.
+
+    pycolmap installs a handler that prints one when it is imported, so this imports it first.
+    """
+    try:
+        import edm_hloc.base.colmap  # noqa: F401
+
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    except (ValueError, ImportError, RuntimeError) as error:
+        if _is_interrupt(error):
+            raise
+        # not in the main thread; or the command is going to tell what is wrong with pycolmap
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from edm_hloc.base.errors import missing_library
 from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options
-from edm_hloc.cli.report import end_quietly
 
 
 def register(command: options.AddCommand) -> None:
@@ -49,7 +48,6 @@ def register(command: options.AddCommand) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> None:
-    end_quietly()
     try:
         from edm_hloc.training import ablation
     except ModuleNotFoundError as error:

@@ -20,7 +20,7 @@ from edm_hloc.cli.localize import (
     pose_options,
     retrieval_options,
 )
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 if TYPE_CHECKING:
     from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -153,7 +153,6 @@ def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> Quantiza
 
 
 def _aachen(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 
     if args.covisible < 1:
@@ -177,7 +176,6 @@ def _aachen(args: argparse.Namespace) -> None:
 
 
 def _inloc(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
 
     keypoints = _keypoints(args, InLocOptions().quantization)

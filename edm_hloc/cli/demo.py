@@ -9,7 +9,7 @@ from pathlib import Path
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.cli import options, summaries
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 
 def register(command: options.AddCommand) -> None:
@@ -45,7 +45,6 @@ def register(command: options.AddCommand) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.evaluation.models import compare
     from edm_hloc.images.cameras import CameraOptions
     from edm_hloc.images.find import find_images

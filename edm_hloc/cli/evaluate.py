@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder
 from edm_hloc.cli import options
-from edm_hloc.cli.report import end_quietly
 
 if TYPE_CHECKING:
     from edm_hloc.matchers.base import Matcher
@@ -142,7 +141,6 @@ def _matchers(args: argparse.Namespace, resize: int) -> dict[str, Matcher]:
 
 
 def _pose(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.evaluation.input_sizes import FittedMatcher
     from edm_hloc.evaluation.pose import evaluate_pose, table
     from edm_hloc.evaluation.pose_pairs import read_pose_pairs
@@ -173,7 +171,6 @@ def _pose(args: argparse.Namespace) -> None:
 
 
 def _homography(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.evaluation.input_sizes import InputSize
     from edm_hloc.evaluation.wide_pairs import evaluate_wide_pairs, published_protocol
     from edm_hloc.evaluation.wide_sets import read_wide_set

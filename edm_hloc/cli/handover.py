@@ -96,8 +96,10 @@ def export_for(args: argparse.Namespace, model: Path, images: Path, out: Path) -
 
 
 def _export(args: argparse.Namespace) -> None:
+    from edm_hloc.base.files import refuse_foreign
     from edm_hloc.interop import exports
     from edm_hloc.interop.targets.registry import largest_model, photos_of
+    from edm_hloc.surface import ply
 
     model = largest_model(args.model)
     if model != args.model:
@@ -112,6 +114,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.masks is not None:
         raise EdmHlocError("--masks goes with undistorted photos: add --for.")
     if suffix == ".ply":
+        refuse_foreign(args.out, ply.MARK)
         exports.export_ply(model, args.out)
     elif suffix == ".json":
         written = exports.export_nerfstudio(model, args.out, args.images)

@@ -9,7 +9,7 @@ from pathlib import Path
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options, summaries
 from edm_hloc.cli.earth import add_positions
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 
 def register(command: options.AddCommand) -> None:
@@ -62,7 +62,6 @@ def register(command: options.AddCommand) -> None:
 
 
 def _import_matches(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.images.find import find_images
     from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.interop.imported_matches import ImportConfig, PointFrame, load_imported

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edm_hloc.cli import options, summaries, workers
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 if TYPE_CHECKING:
     from edm_hloc.localization.pnp import PoseOptions
@@ -88,7 +88,6 @@ def pose_options(args: argparse.Namespace) -> PoseOptions:
 
 
 def _localize(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.base.colmap import check_model
     from edm_hloc.images.find import find_images
     from edm_hloc.images.intrinsics import load_intrinsics

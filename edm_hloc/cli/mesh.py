@@ -49,11 +49,11 @@ def _mesh(args: argparse.Namespace) -> None:
     from edm_hloc.interop.targets.registry import largest_model, photos_of
     from edm_hloc.pipelines.mesh import check_mesh_file
 
-    check_mesh_file(args.file)
     if args.points and args.file.suffix.lower() != ".ply":
         raise EdmHlocError(f"Points are written as PLY, and {args.file} does not end with .ply.")
     model = largest_model(args.model)
     images = args.images or photos_of(model)
+    check_mesh_file(args.file)
     if args.points:
         _write_points(model, images, args.file)
     else:

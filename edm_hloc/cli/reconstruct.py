@@ -12,7 +12,7 @@ from edm_hloc.base.text import format_duration
 from edm_hloc.cli import mesh, options, pair_options, summaries, workers
 from edm_hloc.cli.earth import add_positions
 from edm_hloc.cli.handover import add_target, check_target, export_for
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 
 def register(command: options.AddCommand) -> None:
@@ -86,7 +86,6 @@ def register(command: options.AddCommand) -> None:
 
 
 def _reconstruct(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.images.intrinsics import load_intrinsics
     from edm_hloc.pipelines.matching import names_of
     from edm_hloc.pipelines.reconstruct import reconstruct
@@ -109,7 +108,6 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _triangulate(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.base.colmap import check_model
     from edm_hloc.pipelines.reconstruct import triangulate_model
 
@@ -130,7 +128,6 @@ def _triangulate(args: argparse.Namespace) -> None:
 
 
 def _match_pairs(args: argparse.Namespace) -> None:
-    end_quietly()
     from edm_hloc.images.masks import find_masks
     from edm_hloc.images.roots import root_text
     from edm_hloc.pipelines.matching import MATCHING_FILES, match_and_quantize, names_of

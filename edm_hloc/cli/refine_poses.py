@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edm_hloc.base.log import first_few
 from edm_hloc.cli import options, pair_options, summaries, workers
-from edm_hloc.cli.report import end_quietly, reporting
+from edm_hloc.cli.report import reporting
 
 if TYPE_CHECKING:
     from edm_hloc.interop.poses.files import GivenPoses
@@ -59,7 +59,6 @@ def register(command: options.AddCommand) -> None:
 
 
 def _refine_poses(args: argparse.Namespace) -> None:
-    end_quietly()
     from dataclasses import replace
 
     from edm_hloc.images.find import find_images

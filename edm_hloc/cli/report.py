@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,19 +49,6 @@ def reporting(out: Path) -> Iterator[None]:
             _write_report(out)
         raise
     _write_report(out)
-
-
-def end_quietly() -> None:
-    """Makes SIGTERM end the program without a stack trace, as at a scheduler's time limit.
-
-    pycolmap installs a handler that prints one when it is imported, so this imports it first. To be
-    called at the start of commands that take long.
-    """
-    import edm_hloc.base.colmap  # noqa: F401
-
-    with contextlib.suppress(ValueError):  # not in the main thread
-        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _write_report(out: Path) -> None:

@@ -19,6 +19,7 @@ from edm_hloc.base.files import make_folder, remove_leftover, write_whole
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
+from edm_hloc.surface import ply
 
 logger = logging.getLogger(__name__)
 
@@ -110,16 +111,10 @@ def export_ply(model: Path, out: Path) -> None:
 
 def points_ply(model: pycolmap.Reconstruction, *, normals: bool = False) -> bytes:
     """A binary PLY of the points with 8-bit colours, and with normals of zero if asked."""
-    zeros = (0, 0, 0) if normals else ()
-    fields = [(axis, "<f4") for axis in ("x", "y", "z", "nx", "ny", "nz")[: 3 + len(zeros)]]
-    fields += [(colour, "u1") for colour in ("red", "green", "blue")]
-    table = np.zeros(model.num_points3D(), fields)
-    for row, point in enumerate(model.points3D.values()):
-        table[row] = (*point.xyz, *zeros, *point.color)
-    kinds = {"<f4": "float", "u1": "uchar"}
-    lines = [f"property {kinds[kind]} {name}" for name, kind in fields]
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(table)}", *lines]
-    return "\n".join([*lines, "end_header\n"]).encode() + table.tobytes()
+    points = model.points3D.values()
+    xyz = np.array([point.xyz for point in points]).reshape(-1, 3)
+    colours = np.array([point.color for point in points], np.uint8).reshape(-1, 3)
+    return ply.points_ply(xyz, colours, normals=normals)
 
 
 def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> list[Path]:

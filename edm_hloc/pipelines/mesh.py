@@ -11,9 +11,10 @@ import pycolmap
 from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder, write_whole
+from edm_hloc.base.files import make_folder, refuse_foreign, write_whole
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.cameras import refuse_panoramas
+from edm_hloc.images.find import image_stamps
 from edm_hloc.images.masks import find_masks
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.backdrop import BackdropSummary
@@ -21,6 +22,7 @@ from edm_hloc.mapping.output import run_folder
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pipelines.matching import find_backgrounds
 from edm_hloc.pipelines.run_entries import recorded_folder
+from edm_hloc.surface import glb, ply
 from edm_hloc.surface.atlas import TexturedMesh, textured
 from edm_hloc.surface.cloud import Cloud, oriented_cloud
 from edm_hloc.surface.colours import colours_of
@@ -66,6 +68,12 @@ class Surfaces:
         """
         read = read_model(model)
         refuse_panoramas(read, "which no mesh is made of")
+        posed = posed_images(read)
+        if posed and not image_stamps(images, posed):
+            raise EdmHlocError(
+                f"None of the {len(posed)} photos of {model} is in {images}, such as "
+                f"{next(iter(posed))}: give their folder by --images."
+            )
         read, _ = fit_model(read, images, f"the model {model}")
         out, _ = run_folder(model)
         with _scene_matches(out, images, read) as matches:
@@ -109,11 +117,12 @@ class Surfaces:
 def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> MaskedMatchReader:
     """The raw matches of a run without those outside its masks and in still backgrounds."""
     matches = out / "raw_matches"
-    if not matches.exists() or not (out / "run.json").is_file():
-        raise EdmHlocError(
-            f"A mesh is made from all matches of a run, and there are no {matches}: give the model "
-            "of a run of `edm-hloc reconstruct`. COLMAP's own mesher takes other models."
-        )
+    for needed in (matches, out / "run.json"):
+        if not needed.exists():
+            raise EdmHlocError(
+                f"A mesh is made from all matches of a run, and there is no {needed}: give the "
+                "model of a run of `edm-hloc reconstruct`. COLMAP's own mesher takes other models."
+            )
     record = read_json_object(out / "run.json", "record of a run")
     masks = find_masks(recorded_folder(out, record, "masks"), sorted(posed_images(model)), images)
     # photos that have changed since show another colour at most: the model is of those before
@@ -127,11 +136,12 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
 
 def check_mesh_file(path: Path) -> None:
     """Called before the work: raises EdmHlocError unless the name of a file ends with one of
-    `SUFFIXES` and it can be written."""
+    `SUFFIXES` and it can be written, which is not done over a file of others."""
     if path.suffix.lower() not in SUFFIXES:
         raise EdmHlocError(f"{path} must end with .glb (glTF) or .ply.")
     if path.is_dir():
         raise EdmHlocError(f"{path} is a folder: choose another name for the mesh.")
+    refuse_foreign(path, ply.MARK if path.suffix.lower() == ".ply" else glb.MARK)
     make_folder(path.parent)
 
 

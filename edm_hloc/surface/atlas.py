@@ -18,9 +18,10 @@ from edm_hloc.base.progress import track
 from edm_hloc.images.load import stored_pixels
 from edm_hloc.surface.colours import ReducedPhoto
 from edm_hloc.surface.ply import Mesh
+from edm_hloc.surface.projection import Projected
 from edm_hloc.surface.raster import draw_values
 from edm_hloc.surface.seams import Patches, levelled
-from edm_hloc.surface.views import Candidates, Projected, best_photos, neighbours
+from edm_hloc.surface.views import Candidates, best_photos, neighbours
 
 Array = np.ndarray
 
@@ -116,7 +117,7 @@ def _node_points(
     for photo in np.unique(photo_of).tolist():
         nodes = photo_of == photo
         vertices = mesh.vertices[patches.vertex[nodes]]
-        points[nodes] = Projected.of(vertices, cameras[photo], images[photo]).points
+        points[nodes] = Projected.of(vertices, cameras[photo], images[photo]).pixels
     return points
 
 

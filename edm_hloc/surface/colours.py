@@ -16,11 +16,12 @@ from scipy.spatial import cKDTree
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import ImageError
-from edm_hloc.base.frames import from_colmap, inside, to_colmap
+from edm_hloc.base.frames import from_colmap, to_colmap
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import colours_at, stored_pixels
 from edm_hloc.surface.cloud import Cloud
+from edm_hloc.surface.projection import Projected
 from edm_hloc.surface.samples import VOXEL
 
 Array = np.ndarray
@@ -49,7 +50,7 @@ def colours_of(cloud: Cloud, model: pycolmap.Reconstruction, images: Path, side:
             warn_once(f"The mesh has no colours of a photo: {error}")
             continue
         which, points, weight = _seen(cloud, model.cameras[image.camera_id], image, side)
-        sums[which] += weight[:, None] * photo.at(from_colmap(points))
+        sums[which] += weight[:, None] * photo.at(points)
         weights[which] += weight
     seen = weights > 0
     means = np.full((len(cloud), 3), _GREY)
@@ -64,19 +65,14 @@ def colours_of(cloud: Cloud, model: pycolmap.Reconstruction, images: Path, side:
 def _seen(
     cloud: Cloud, camera: pycolmap.Camera, image: pycolmap.Image, side: float
 ) -> tuple[Array, Array, Array]:
-    """Rows of the points that a photo sees, where it does (M, 2) in COLMAP's frame, and weights."""
-    pose = image.cam_from_world()
-    local = cloud.points @ pose.rotation.matrix().T + pose.translation
-    ahead = np.flatnonzero(local[:, 2] > 0)
-    points = np.asarray(camera.img_from_cam(local[ahead])).reshape(-1, 2)
-    within = np.isfinite(points).all(axis=1)
-    within[within] = inside(from_colmap(points[within]), camera.width, camera.height)
-    rows, points, local = ahead[within], points[within], local[ahead][within]
-    depths = np.linalg.norm(local, axis=1)
-    rays = local @ pose.rotation.matrix() / depths[:, None]
-    facing = -np.sum(rays * cloud.normals[rows], axis=1)
+    """Rows of the points that a photo sees, where it does (M, 2) in hloc's frame, and weights."""
+    projected = Projected.of(cloud.points, camera, image)
+    rows = np.flatnonzero(np.isfinite(projected.pixels[:, 0]))
+    points, rays = projected.pixels[rows], projected.rays[rows]
+    depths = np.linalg.norm(rays, axis=1)
+    facing = -np.sum(rays * cloud.normals[rows], axis=1) / depths
     size = _CELL * max(camera.width, camera.height, side) / side
-    column, row = (points / size).astype(np.int64).T
+    column, row = (to_colmap(points) / size).astype(np.int64).T
     shape = (int(camera.height / size) + 1, int(camera.width / size) + 1)
     nearest = np.full(shape, np.inf)
     np.minimum.at(nearest, (row, column), depths)

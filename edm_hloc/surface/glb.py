@@ -12,6 +12,9 @@ from edm_hloc.surface.atlas import TexturedMesh
 
 Array = np.ndarray
 
+MARK = b'"generator":"edm_hloc"'
+"""At the beginning of every file that is written here."""
+
 _TYPES = {"<f4": 5126, "<u2": 5123, "<u4": 5125}  # glTF's component types
 _VERTICES, _INDICES = 34962, 34963  # its buffer targets
 _CLAMPED = 33071  # its mode beyond the borders of a texture

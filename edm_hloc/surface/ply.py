@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from edm_hloc.base.errors import NoRoomError
 from edm_hloc.surface.cloud import Cloud
 
 Array = np.ndarray
 
-_KINDS = {"<f4": "float", "u1": "uchar"}
+MARK = b"comment made by edm_hloc\n"
+"""In the header of every file that is written here."""
+
+_KINDS = {"<f4": "float", "<f8": "double", "u1": "uchar"}
 _TYPES = {"float": "<f4", "double": "<f8", "uchar": "u1", "int": "<i4", "uint": "<u4"}
+_FINE = 1e-6  # of the extent: a step of single precision, up to which it is enough
 _XYZ, _RGB = ("x", "y", "z"), ("red", "green", "blue")
 
 
@@ -67,7 +72,7 @@ def cloud_ply(cloud: Cloud, colours: Array, origin: Array | float = 0.0) -> byte
 
 
 def mesh_ply(mesh: Mesh) -> bytes:
-    """The PLY file of a mesh, its vertices with colours in single precision."""
+    """The PLY file of a mesh, its vertices with colours."""
     table = _table(_XYZ, list(mesh.vertices.T), mesh.colours)
     rows = np.zeros(len(mesh.triangles), [("number", "u1"), ("corners", "<i4", 3)])
     rows["number"], rows["corners"] = 3, mesh.triangles
@@ -75,9 +80,23 @@ def mesh_ply(mesh: Mesh) -> bytes:
     return _header(table) + faces.encode() + table.tobytes() + rows.tobytes()
 
 
+def points_ply(points: Array, colours: Array, *, normals: bool = False) -> bytes:
+    """The PLY file of points (N, 3) with colours (N, 3) uint8, and normals of zero if asked."""
+    zeros = [np.zeros(len(points))] * 3 if normals else []
+    names = (*_XYZ, "nx", "ny", "nz")[: 3 + len(zeros)]
+    table = _table(names, [*points.T, *zeros], colours)
+    return _header(table) + b"end_header\n" + table.tobytes()
+
+
 def _table(names: Sequence[str], columns: Sequence[Array], colours: Array) -> Array:
+    """The rows of a PLY file, the first three columns of which are coordinates: in double precision
+    where they are far from the origin, as on Earth."""
+    xyz = np.stack(columns[:3], axis=1)
+    largest = np.float32(np.abs(xyz).max(initial=0))
+    fine = np.spacing(largest) <= _FINE * np.ptp(xyz, axis=0).max(initial=0) if len(xyz) else True
+    kinds = ["<f4" if fine or name not in _XYZ else "<f8" for name in names]
     table = np.zeros(
-        len(colours), [(name, "<f4") for name in names] + [(name, "u1") for name in _RGB]
+        len(colours), [*zip(names, kinds, strict=True), *((name, "u1") for name in _RGB)]
     )
     for name, column in zip((*names, *_RGB), (*columns, *colours.T), strict=True):
         table[name] = column
@@ -87,13 +106,26 @@ def _table(names: Sequence[str], columns: Sequence[Array], colours: Array) -> Ar
 def _header(table: Array) -> bytes:
     kinds = [(name, table.dtype[name].str.lstrip("|")) for name in table.dtype.names or ()]
     lines = [f"property {_KINDS[kind]} {name}\n" for name, kind in kinds]
-    start = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(table)}\n"
-    return (start + "".join(lines)).encode()
+    start = b"ply\nformat binary_little_endian 1.0\n" + MARK
+    return start + f"element vertex {len(table)}\n{''.join(lines)}".encode()
 
 
 def read_mesh(path: Path) -> Mesh:
-    """A mesh of triangles, as COLMAP writes it (binary, little endian); grey without colours."""
-    data = path.read_bytes()
+    """A mesh of triangles, as COLMAP writes it (binary, little endian); grey without colours.
+
+    Raises:
+        NoRoomError: it is not whole: COLMAP does not notice that a disk is full.
+    """
+    try:
+        return _mesh_in(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise NoRoomError(
+            f"COLMAP could not write all of {path}: free some disk space there, or set TMPDIR to a "
+            "folder on another disk."
+        ) from error
+
+
+def _mesh_in(data: bytes) -> Mesh:
     start = data.index(b"end_header\n") + len(b"end_header\n")
     numbers: dict[str, int] = {}
     vertex: list[tuple[str, str]] = []

@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from edm_hloc.base.files import scratch_folder
+from edm_hloc.base.files import scratch_folder, write_whole
 from edm_hloc.surface.cloud import Cloud
 from edm_hloc.surface.ply import Mesh, cloud_ply, read_mesh
 
@@ -32,12 +32,12 @@ def poisson_mesh(cloud: Cloud) -> Mesh:
     with scratch_folder() as folder:
         before, after = Path(folder) / "cloud.ply", Path(folder) / "mesh.ply"
         grey = np.full(cloud.points.shape, 128, np.uint8)
-        before.write_bytes(cloud_ply(cloud, grey, middle))
+        write_whole(before, cloud_ply(cloud, grey, middle))
         options = pycolmap.PoissonMeshingOptions()
         options.depth = octree_depth(cloud)
         options.trim = 0
         pycolmap.poisson_meshing(before, after, options)
-        mesh = read_mesh(after)
+        mesh = read_mesh(after)  # COLMAP does not say when the disk is full
     moved = Mesh(mesh.vertices + middle, mesh.colours, mesh.triangles)
     return _without_small_pieces(near_points(moved, cloud))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pycolmap
 
 from edm_hloc.base.colmap import quiet_colmap
-from edm_hloc.base.files import scratch_folder
+from edm_hloc.base.files import scratch_folder, write_whole
 from edm_hloc.surface.ply import Mesh, mesh_ply, read_mesh
 
 
@@ -19,7 +19,7 @@ def simplified(mesh: Mesh, triangles: int) -> Mesh:
     moved = Mesh(mesh.vertices - middle, mesh.colours, mesh.triangles)
     with scratch_folder() as folder:
         before, after = Path(folder) / "before.ply", Path(folder) / "after.ply"
-        before.write_bytes(mesh_ply(moved))
+        write_whole(before, mesh_ply(moved))
         options = pycolmap.MeshSimplificationOptions()
         options.target_face_ratio = triangles / len(mesh.triangles)
         with quiet_colmap():

@@ -19,12 +19,12 @@ import pycolmap
 
 from edm_hloc.base.compiled import floats
 from edm_hloc.base.errors import ImageError
-from edm_hloc.base.frames import from_colmap, inside
 from edm_hloc.base.log import warn_once
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import colours_at
 from edm_hloc.surface.colours import ReducedPhoto
 from edm_hloc.surface.ply import Mesh
+from edm_hloc.surface.projection import Projected
 from edm_hloc.surface.raster import draw_inverse_depths
 
 Array = np.ndarray
@@ -42,29 +42,6 @@ _LEAST_OTHER = 25.0  # grey levels that are another colour, and three times the 
 _ROUNDS = 30
 # weights of a triangle's corners in points a little inside of them, and in its middle
 _INNER = np.vstack([0.8 * np.eye(3) + 0.2 / 3, np.full((1, 3), 1 / 3)])
-
-
-class Projected(NamedTuple):
-    """The corners of a mesh in a photo.
-
-    Attributes:
-        points: (V, 2) in hloc's frame, pixels of the photo as it is stored; NaN where unseen.
-        depths: (V,) along the optical axis.
-    """
-
-    points: Array
-    depths: Array
-
-    @classmethod
-    def of(cls, vertices: Array, camera: pycolmap.Camera, image: pycolmap.Image) -> Projected:
-        pose = image.cam_from_world()
-        local = vertices @ pose.rotation.matrix().T + pose.translation
-        points = np.full((len(vertices), 2), np.nan)
-        ahead = local[:, 2] > 0
-        found = from_colmap(np.asarray(camera.img_from_cam(local[ahead])).reshape(-1, 2))
-        found[~inside(found, camera.width, camera.height)] = np.nan
-        points[ahead] = found
-        return cls(points, local[:, 2])
 
 
 class Candidates(NamedTuple):
@@ -159,9 +136,9 @@ class _View:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        corners = mesh.vertices[mesh.triangles]
-        self._middles = corners.mean(axis=1)
-        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        corners = [mesh.vertices[column] for column in mesh.triangles.T]
+        normals = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        self._middles = sum(corners) / 3
         self._normals = normals / np.maximum(np.linalg.norm(normals, axis=1), 1e-300)[:, None]
 
     def seen(
@@ -170,38 +147,40 @@ class _View:
         """Rows (M,) of the triangles that a photo sees whole, their scores, and mean colours."""
         triangles = self._mesh.triangles
         projected = Projected.of(self._mesh.vertices, camera, image)
-        inverse = floats(1 / projected.depths)
-        points = floats(photo.reduced(projected.points))
-        drawn = np.isfinite(points).all(axis=1)[triangles].all(axis=1)
+        points, inverse = floats(photo.reduced(projected.pixels)), floats(1 / projected.depths)
         height, width = photo.pixels.shape[:2]
+        drawn = triangles[_of_all_corners(np.isfinite(points[:, 0]), triangles)]
         nearest = np.zeros((height, width), np.float32)
-        draw_inverse_depths(
-            floats(points[triangles[drawn]]), floats(inverse[triangles[drawn]]), nearest
-        )
-        rays = self._middles - image.projection_center()
-        facing = -np.sum(rays * self._normals, axis=1) / np.linalg.norm(rays, axis=1)
+        draw_inverse_depths(floats(points[drawn]), floats(inverse[drawn]), nearest)
         border = _BORDER * max(height, width)
-        low, high = points[triangles].min(axis=1), points[triangles].max(axis=1)
-        within = (low >= border).all(axis=1) & (high <= [width - border, height - border]).all(
-            axis=1
-        )
-        rows = np.flatnonzero(drawn & within & (facing > _LEAST_FACING))
-        # points of the triangle a little inside: its corners and its middle
-        at = _INNER @ points[triangles[rows]]
-        depth = inverse[triangles[rows]] @ _INNER.T
-        x, y = np.rint(at).astype(np.int64).reshape(-1, 2).T
+        within = (points >= border) & (points <= [width - border, height - border])
+        rows = np.flatnonzero(_of_all_corners(within[:, 0] & within[:, 1], triangles))
+        rays = self._middles[rows] - image.projection_center()
+        facing = -np.einsum("ij,ij->i", rays, self._normals[rows]) / np.linalg.norm(rays, axis=1)
+        rows, facing = rows[facing > _LEAST_FACING], facing[facing > _LEAST_FACING]
+
+        # points of each triangle a little inside: (4, M) at its corners, and its middle
+        at = np.einsum("kc,mci->kmi", _INNER, points[triangles[rows]])
+        depth = np.einsum("kc,mc->km", _INNER, inverse[triangles[rows]])
+        x, y = np.rint(at.reshape(-1, 2)).astype(np.int64).T
         focal = camera.mean_focal_length() * photo.scale
-        slack = 1 + (1 + 2 / facing[rows, None]) / focal  # of a pixel, and by its slope
-        in_front = depth * slack >= nearest[y, x].reshape(depth.shape)
+        slack = 1 + (1 + 2 / facing) / focal  # of a pixel, and by its slope
         around = cv2.dilate(nearest, np.ones((2 * _BESIDE + 1,) * 2, np.uint8))
-        clear = depth * (slack + 4 * _BESIDE * (slack - 1)) >= around[y, x].reshape(depth.shape)
-        scores = facing[rows] ** 2 * (camera.mean_focal_length() * depth[:, -1]) ** 2
-        scores *= _sharpness(photo.pixels)[y, x].reshape(depth.shape).mean(axis=1) ** 2
-        scores = np.where(clear.all(axis=1), scores, _BESIDE_SCORE * scores)
-        seen = in_front.all(axis=1)
-        rows, at = rows[seen], at[seen]
-        colours = colours_at(photo.pixels, at.reshape(-1, 2)).reshape(*at.shape[:2], 3).mean(axis=1)
-        return rows, scores[seen], colours
+        beside = slack + 4 * _BESIDE * (slack - 1)
+        in_front = (depth * slack >= nearest[y, x].reshape(depth.shape)).all(axis=0)
+        clear = (depth * beside >= around[y, x].reshape(depth.shape)).all(axis=0)
+        scores = facing**2 * (camera.mean_focal_length() * depth[-1]) ** 2
+        scores *= _sharpness(photo.pixels)[y, x].reshape(depth.shape).mean(axis=0) ** 2
+        scores *= np.where(clear, 1, _BESIDE_SCORE)
+        colours = colours_at(photo.pixels, at[:, in_front].reshape(-1, 2))
+        colours = colours.reshape(len(_INNER), -1, 3).mean(axis=0)
+        return rows[in_front], scores[in_front], colours
+
+
+def _of_all_corners(flags: Array, triangles: Array) -> Array:
+    """(T,) bool: whether a flag (V,) of the vertices is set at all corners of a triangle."""
+    a, b, c = triangles.T
+    return np.asarray(flags[a] & flags[b] & flags[c])
 
 
 def _sharpness(pixels: Array) -> Array:
@@ -232,28 +211,29 @@ def best_photos(candidates: Candidates, pairs: Array) -> Array:
         candidates: of T triangles.
         pairs: (E, 2) neighbouring triangles.
     """
-    costs = candidates.costs()
-    none = ~np.isfinite(costs).any(axis=1)
-    costs[none] = 0
-    pairs = pairs[~none[pairs].any(axis=1)]
+    photos, costs = candidates.photos.T, candidates.costs().T  # (K, T): few and long rows
+    none = ~np.isfinite(costs).any(axis=0)
+    costs[:, none] = 0
+    pairs = pairs[~(none[pairs[:, 0]] | none[pairs[:, 1]])]
     source, target = np.concatenate([pairs, pairs[:, ::-1]]).T
     back = np.roll(np.arange(len(source)), len(pairs))
-    # where the target's photo is among those of the source: the last column stands for none
-    same = candidates.photos[source][:, None, :] == candidates.photos[target][:, :, None]
-    place = np.where(same.any(axis=2), same.argmax(axis=2), _CANDIDATES)
-    messages = np.zeros((len(source), _CANDIDATES), np.float32)
+    # the place of the target's photos among those of the source; the last row stands for none
+    place = np.full((_CANDIDATES, len(source)), _CANDIDATES)
+    for k in range(_CANDIDATES):
+        place[photos[k, source] == photos[:, target]] = k
+    messages = np.zeros((_CANDIDATES, len(source)), np.float32)
     total = costs
     for _ in range(_ROUNDS):
-        held = total[source] - messages[back]
-        least = held.min(axis=1, keepdims=True)
-        held = np.concatenate([held, np.full((len(held), 1), np.inf)], axis=1)
-        new = np.minimum(np.take_along_axis(held, place, axis=1), least + _SEAM) - least
-        messages = ((messages + new) / 2).astype(np.float32)
-        total = costs + _summed(target, messages, len(costs))
-    photos = candidates.photos[np.arange(len(costs)), np.argmin(total, axis=1)]
-    return np.where(none, -1, photos)
+        held = np.full((_CANDIDATES + 1, len(source)), np.inf, np.float32)
+        held[:-1] = total[:, source] - messages[:, back]
+        least = held.min(axis=0)
+        new = np.minimum(np.take_along_axis(held, place, axis=0), least + _SEAM) - least
+        messages = (messages + new) / 2
+        total = costs + _summed(target, messages, costs.shape[1])
+    chosen = photos[np.argmin(total, axis=0), np.arange(len(none))]
+    return np.where(none, -1, chosen)
 
 
 def _summed(rows: Array, values: Array, number: int) -> Array:
-    """(number, K) sums of values (E, K) by their rows (E,)."""
-    return np.stack([np.bincount(rows, column, number) for column in values.T], axis=1)
+    """(K, number) sums of values (K, E) by their rows (E,)."""
+    return np.stack([np.bincount(rows, column, number) for column in values])

@@ -560,6 +560,8 @@ KILLED = {
     "localize M I Q O": "base.colmap.check_model",
     "demo O": "cli.options.make_matcher",
     "evaluate pose T I O": "evaluation.pose_pairs.read_pose_pairs",
+    "mesh O F.glb": "interop.targets.registry.largest_model",
+    "export-model M F.ply": "interop.targets.registry.largest_model",
 }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edm_hloc.base.errors import NoRoomError
 from edm_hloc.surface.atlas import TexturedMesh
 from edm_hloc.surface.glb import mesh_glb
-from edm_hloc.surface.ply import Mesh, mesh_ply, read_mesh
+from edm_hloc.surface.ply import Mesh, mesh_ply, points_ply, read_mesh
 
 TETRAHEDRON = Mesh(
     vertices=np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3.0]]),
@@ -38,6 +39,28 @@ def test_ply_is_read_by_colmap(tmp_path: Path) -> None:
     written = (tmp_path / "b.ply").read_bytes()
     assert b"element vertex 4\n" in written
     assert b"element face 4\n" in written
+
+
+def test_coordinates_on_earth_keep_their_digits(tmp_path: Path) -> None:
+    moved = np.array([500_000.0, 5_200_000.0, 400.0])
+    rng = np.random.default_rng(0)
+    points = moved + rng.uniform(0, 8, (1000, 3))
+    triangles = np.arange(999, dtype=np.int32).reshape(-1, 3)
+    mesh = Mesh(points, np.full((1000, 3), 128, np.uint8), triangles)
+    (tmp_path / "a.ply").write_bytes(mesh_ply(mesh))
+    assert read_mesh(tmp_path / "a.ply").vertices == pytest.approx(points, abs=1e-9)
+    assert b"property double y" in points_ply(points, mesh.colours)
+    near = points_ply(points - moved, mesh.colours)
+    assert b"property float y" in near
+    assert len(near) < 1000 * 15 + 300
+
+
+def test_half_a_file_of_colmap_is_no_room(tmp_path: Path) -> None:
+    data = mesh_ply(TETRAHEDRON)
+    for length in (0, 40, len(data) - 20):
+        (tmp_path / "a.ply").write_bytes(data[:length])
+        with pytest.raises(NoRoomError, match="TMPDIR"):
+            read_mesh(tmp_path / "a.ply")
 
 
 class _Glb:

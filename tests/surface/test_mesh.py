@@ -220,3 +220,38 @@ def test_cameras_at_one_place_give_no_surface(
     model.write_binary(out / "model")
     assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 1
     assert "from more places" in capsys.readouterr().err
+
+
+def test_files_of_others_are_not_written_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scan.ply", "scan.glb"):
+        (tmp_path / name).write_bytes(b"a laser scan")
+        assert cli.main(["mesh", str(run), str(tmp_path / name)]) == 1
+        assert name in capsys.readouterr().err
+        assert (tmp_path / name).read_bytes() == b"a laser scan"
+    assert cli.main(["export-model", str(run), str(tmp_path / "scan.ply")]) == 1
+    assert (tmp_path / "scan.ply").read_bytes() == b"a laser scan"
+    for command in ("mesh", "mesh", "export-model", "export-model"):  # its own, twice
+        assert cli.main([command, str(run), str(tmp_path / "own.ply")]) == 0
+
+
+def test_a_folder_without_the_photos_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    file = tmp_path / "new" / "a.glb"
+    assert cli.main(["mesh", str(run), str(file), "--images", str(tmp_path / "empty")]) == 1
+    assert "--images" in capsys.readouterr().err
+    assert cli.main(["mesh", str(tmp_path / "no-run"), str(file)]) == 1
+    assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir())
+
+
+def test_what_is_missing_is_named(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "out")
+    (tmp_path / "out" / "run.json").unlink()
+    file, images = str(tmp_path / "a.glb"), str(scene / "images")
+    assert cli.main(["mesh", str(tmp_path / "out"), file, "--images", images]) == 1
+    assert "run.json" in capsys.readouterr().err
