@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.surface import atlas
 from edm_hloc.surface.atlas import Cut, TexturedMesh, textured
 from edm_hloc.surface.ply import Mesh
 from edm_hloc.surface.raster import draw_inverse_depths, draw_values
@@ -106,6 +107,29 @@ def test_the_texture_is_what_the_photos_show(tmp_path: Path) -> None:
     off = np.abs(colours - _pattern(points)).max(axis=1)
     assert np.percentile(off, 99) < 6  # JPEG
     assert len(found.pages) == 1
+
+
+@pytest.mark.parametrize("side", [4096, 200])  # of a page: the photo whole, and reduced
+def test_the_texture_is_in_its_place(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atlas, "_SIDE", side)
+    monkeypatch.setattr(atlas, "_MOST_PAGES", 1)
+    noise = np.random.default_rng(2).normal(0, 1, (HEIGHT, WIDTH, 3))
+    noise = cv2.GaussianBlur(noise, (0, 0), 8)
+    photo = np.rint(128 + 45 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "1.png"), photo[..., ::-1])
+    found = _textured(_sheet(4.0, (-2.2, -1.3), (2.2, 1.3), 0.1), _model([[0, 0, 0]]), tmp_path)
+    points, colours = _colours(found)
+    assert not len(found.rest)
+
+    def off(shift: float) -> float:
+        x, y = (points[:, k] / 4 * 400 + c - 0.5 + shift for k, c in ((0, 235.5), (1, 156.5)))
+        there = cv2.remap(photo, *(v[None].astype(np.float32) for v in (x, y)), cv2.INTER_LINEAR)[0]
+        return float(np.sqrt(np.mean((there - colours) ** 2)))
+
+    assert min((-0.25, 0.0, 0.25), key=off) == 0
+    assert off(0) < 5
 
 
 def test_exposures_are_levelled(tmp_path: Path) -> None:
