@@ -32,7 +32,6 @@ from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
 from edm_hloc.interop.targets.registry import photos_of
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
@@ -41,13 +40,12 @@ from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import localize as localization
 from edm_hloc.pipelines import reconstruct as reconstruction
 from edm_hloc.pipelines.localize import LocalizationConfig
-from edm_hloc.pipelines.mesh import Surfaces, check_mesh_file, write_mesh
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
 from edm_hloc.report.collect import is_recorded
+from edm_hloc.report.meshes import write_mesh
 from edm_hloc.report.page import make_report
-from edm_hloc.report.scene import upright, upright_views
 
 logger = logging.getLogger(__name__)
 
@@ -190,23 +188,18 @@ class Reconstruction:
         return tuple(self.run.results["mapped"]["unregistered"])
 
     def mesh(self, path: str | Path) -> Path:
-        """Makes a coloured mesh of what the photos show, from all matches.
+        """Makes a mesh of what the photos show, from all matches.
 
         Args:
-            path: the file: .glb (glTF, upright, the photos as its texture) or .ply (in the frame of
-                the model, more triangles, a colour for each vertex).
+            path: the file: .glb (glTF, upright, the photos as its texture), .html (a page that
+                shows this) or .ply (in the frame of the model, more triangles, a colour for each
+                vertex).
 
         Raises:
-            EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
+            EdmHlocError: see `report.meshes.write_mesh`.
         """
-        path = Path(path)
-        check_mesh_file(path)
-        images = photos_of(self.model_path)
-        found = Surfaces.of_run(self.model_path, images)
-        views, on_earth = upright_views(found.model, images), is_on_earth(self.model_path)
-        up = upright(views, found.cloud.points, on_earth=on_earth)
-        write_mesh(path, found.mesh_for(path), up)
-        return path
+        write_mesh(self.model_path, photos_of(self.model_path), Path(path))
+        return Path(path)
 
     def __repr__(self) -> str:
         s, images = self.statistics, self.run.results["mapped"]["images"]

@@ -16,8 +16,9 @@ def register(command: options.AddCommand) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="the mesh: .glb (glTF, upright, the photos as its texture, for viewers) or .ply (in "
-        "the frame of the model, more triangles, a colour for each vertex)",
+        help="the mesh: .glb (glTF, upright, the photos as its texture, for viewers), .html (a "
+        "page that shows this) or .ply (in the frame of the model, more triangles, a colour for "
+        "each vertex)",
     )
     sub.add_argument(
         "--points",
@@ -33,21 +34,22 @@ def add_mesh(sub: argparse.ArgumentParser) -> None:
         "--mesh",
         type=Path,
         metavar="FILE",
-        help="also make a mesh: .glb (with textures) or .ply; `edm-hloc mesh` makes it later",
+        help="also make a mesh: .glb (glTF with textures), .html (a page that shows it) or .ply; "
+        "`edm-hloc mesh` makes it later",
     )
 
 
 def check_mesh(args: argparse.Namespace) -> None:
     """Raise EdmHlocError if the file of --mesh is not a mesh's."""
     if args.mesh is not None:
-        from edm_hloc.pipelines.mesh import check_mesh_file
+        from edm_hloc.report.meshes import check_mesh_file
 
         check_mesh_file(args.mesh)
 
 
 def _mesh(args: argparse.Namespace) -> None:
     from edm_hloc.interop.targets.registry import largest_model, photos_of
-    from edm_hloc.pipelines.mesh import check_mesh_file
+    from edm_hloc.report.meshes import check_mesh_file
 
     if args.points and args.file.suffix.lower() != ".ply":
         raise EdmHlocError(f"Points are written as PLY, and {args.file} does not end with .ply.")
@@ -66,22 +68,17 @@ def write(model: Path, images: Path, file: Path) -> None:
     Args:
         model: folder of the model of a run.
         images: folder of its photos.
-        file: the mesh, .glb or .ply.
+        file: the mesh.
 
     Raises:
-        EdmHlocError: see `pipelines.mesh.Surfaces.of_run` and `write_mesh`.
+        EdmHlocError: see `report.meshes.write_mesh`.
     """
-    from edm_hloc.mapping.georeference import is_on_earth
-    from edm_hloc.pipelines.mesh import Surfaces, write_mesh
-    from edm_hloc.report.scene import upright, upright_views
+    from edm_hloc.report.meshes import write_mesh
 
-    found = Surfaces.of_run(model, images)
-    mesh = found.mesh_for(file)
-    views = upright_views(found.model, images)
-    write_mesh(file, mesh, upright(views, found.cloud.points, on_earth=is_on_earth(model)))
+    made = write_mesh(model, images, file)
     print(
-        f"Mesh        {len(mesh):,} triangles of {len(found.cloud):,} points, from "
-        f"{found.matches:,} matches"
+        f"Mesh        {made.triangles:,} triangles of {made.points:,} points, from "
+        f"{made.matches:,} matches"
     )
     print(f"Written     {file} ({file.stat().st_size / 1e6:.1f} MB)")
 

@@ -1,4 +1,4 @@
-"""The surfaces that a run shows: from its raw matches and its model to points, a mesh, a file."""
+"""The surfaces that a run shows: from its raw matches and its model to points and a mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pycolmap
 from edm_hloc.base.at_work import at_work
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import make_folder, refuse_foreign, write_whole
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.cameras import refuse_panoramas
 from edm_hloc.images.find import image_stamps
@@ -22,17 +21,14 @@ from edm_hloc.mapping.output import run_folder
 from edm_hloc.matching.masked import MaskedMatchReader
 from edm_hloc.pipelines.matching import find_backgrounds
 from edm_hloc.pipelines.run_entries import recorded_folder
-from edm_hloc.surface import glb, ply
 from edm_hloc.surface.atlas import TexturedMesh, textured
 from edm_hloc.surface.cloud import Cloud, oriented_cloud
 from edm_hloc.surface.colours import colours_of
-from edm_hloc.surface.glb import mesh_glb
-from edm_hloc.surface.ply import Mesh, cloud_ply, mesh_ply
+from edm_hloc.surface.ply import Mesh, cloud_ply
 from edm_hloc.surface.poisson import poisson_mesh
 from edm_hloc.surface.samples import matched_side, samples_of
 from edm_hloc.surface.simplify import simplified
 
-SUFFIXES = (".glb", ".ply")
 _TEXTURED = 400_000  # triangles at most: what the photos show need not be in the surface as well
 
 
@@ -102,10 +98,6 @@ class Surfaces:
         images = {self.images / name: image for name, image in posed_images(self.model).items()}
         return textured(mesh, self.model, images, self.side)
 
-    def mesh_for(self, file: Path) -> Mesh | TexturedMesh:
-        """The mesh that is written into a file: with textures (.glb), or with all triangles."""
-        return self.mesh() if file.suffix.lower() == ".ply" else self.textured()
-
     def points_ply(self) -> bytes:
         """The points with normals and colours, as a PLY file."""
         return cloud_ply(self.cloud, self._colours(self.cloud))
@@ -132,29 +124,3 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
     if background is not None and background.photos:
         reader.not_scene = find_backgrounds(reader, images, reader.pairs()).in_background
     return reader
-
-
-def check_mesh_file(path: Path) -> None:
-    """Called before the work: raises EdmHlocError unless the name of a file ends with one of
-    `SUFFIXES` and it can be written, which is not done over a file of others."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise EdmHlocError(f"{path} must end with .glb (glTF) or .ply.")
-    if path.is_dir():
-        raise EdmHlocError(f"{path} is a folder: choose another name for the mesh.")
-    refuse_foreign(path, ply.MARK if path.suffix.lower() == ".ply" else glb.MARK)
-    make_folder(path.parent)
-
-
-def write_mesh(path: Path, mesh: Mesh | TexturedMesh, up: np.ndarray) -> None:
-    """Writes a mesh, as glTF or PLY by the name of the file.
-
-    Args:
-        path: the file.
-        mesh: of `Surfaces.mesh_for` that file, in the frame of the model, which PLY keeps.
-        up: (3, 3) glTF's frame, y up, from the model's.
-
-    Raises:
-        EdmHlocError: the file cannot be written, or its name has another ending.
-    """
-    check_mesh_file(path)
-    write_whole(path, mesh_ply(mesh) if isinstance(mesh, Mesh) else mesh_glb(mesh, up))

@@ -123,9 +123,9 @@ def render(facts: RunFacts, payload: Payload) -> str:
         _Section("numbers", "Distributions", "histograms.html.j2", bool(drawn)),
         _Section("run", "Run", "run.html.j2", True),
     ]
-    scripts = [_static("page.js")]
+    scripts = [static("page.js")]
     if payload.scene is not None:
-        scripts.insert(0, _static("three.min.js"))
+        scripts.insert(0, static("three.min.js"))
     return (
         environment()
         .get_template("page.html.j2")
@@ -133,8 +133,8 @@ def render(facts: RunFacts, payload: Payload) -> str:
             title=_TITLES[facts.kind].format(_name(facts)),
             version=__version__,
             made=time.strftime("%Y-%m-%d %H:%M"),
-            policy=_content_security_policy(scripts),
-            css=_static("page.css"),
+            policy=content_security_policy(scripts),
+            css=static("page.css"),
             scripts=scripts,
             sections=[section for section in sections if section.shown],
             facts=facts,
@@ -154,7 +154,8 @@ def render(facts: RunFacts, payload: Payload) -> str:
     )
 
 
-def _static(name: str) -> str:
+def static(name: str) -> str:
+    """The text of one of the files of the pages."""
     return files("edm_hloc.report").joinpath("static", name).read_text("utf-8")
 
 
@@ -172,7 +173,7 @@ def _on_earth(facts: RunFacts) -> tuple[list[tuple[str, str]], str]:
     return figures, drawn
 
 
-def _content_security_policy(scripts: Sequence[str]) -> str:
+def content_security_policy(scripts: Sequence[str]) -> str:
     """Lets only these scripts run, whatever text the page holds, and nothing be loaded."""
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     return (

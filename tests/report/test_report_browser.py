@@ -403,3 +403,53 @@ def test_without_webgl_there_is_a_picture(finished: Path, browser: Browser) -> N
         assert page.js("return document.querySelectorAll('#photos-list button').length") == 7
     finally:
         browser.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+
+
+def test_the_page_of_a_mesh_shows_its_texture_and_colours(browser: Browser, tmp_path: Path) -> None:
+    import cv2
+
+    from edm_hloc.report.meshes import WrittenMesh, mesh_page
+    from edm_hloc.surface.atlas import TexturedMesh
+    from edm_hloc.surface.glb import mesh_glb
+    from edm_hloc.surface.ply import Mesh
+
+    # a square of four colours that faces the viewer, and a smaller square below of one
+    quarters = np.zeros((64, 64, 3), np.uint8)
+    quarters[:32, :32], quarters[:32, 32:] = (200, 30, 30), (30, 200, 30)
+    quarters[32:, :32], quarters[32:, 32:] = (30, 30, 200), (180, 180, 40)
+    page = cv2.imencode(".jpg", quarters[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    square = np.array([[-1, 0, 0], [1, 0, 0], [1, 2, 0], [-1, 2, 0.0]])
+    uv = np.array([[0, 1], [1, 1], [1, 0], [0, 0.0]])
+    triangles = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    below = square * [0.5, 0.5, 1] - [0, 2, 0]
+    rest = Mesh(below, np.full((4, 3), 188, np.uint8), triangles)
+    data = mesh_glb(TexturedMesh(square, uv, [triangles], [page], rest), np.eye(3))
+    path = tmp_path / "mesh.html"
+    path.write_text(mesh_page(data, "A <b>mesh</b>", WrittenMesh(4, 8, 1200)), "utf-8")
+    browser.open(path)
+    assert browser.text("h1") == "A <b>mesh</b>"
+    assert "4 triangles from 1,200 matches" in browser.text("#facts")
+    browser.js("document.querySelector('[data-view=front]').click()")
+
+    def shown(x: float, y: float) -> list[int]:
+        """The colour at a point of the plane of the squares, by the perspective of the view."""
+        time.sleep(0.3)
+        png = np.frombuffer(browser.driver.get_screenshot_as_png(), np.uint8)
+        picture = cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1]
+        height, width = picture.shape[:2]
+        # the middle of the mesh is at (0, 0), and its half diagonal fills half the height
+        radius = float(np.hypot(1, 2))
+        row = round(height / 2 - y / radius * height / 2)
+        return picture[row, round(width / 2 + x / radius * height / 2)].tolist()
+
+    places = {(-0.5, 1.5): (200, 30, 30), (0.5, 1.5): (30, 200, 30), (-0.5, 0.5): (30, 30, 200)}
+    for (x, y), colour in places.items():
+        assert shown(x, y) == pytest.approx(colour, abs=12)
+    assert shown(0.0, -1.5) == pytest.approx([188] * 3, abs=4)
+    browser.js("document.getElementById('shade').click()")
+    first, second = shown(-0.5, 1.5), shown(0.5, 0.5)
+    assert np.ptp(first) <= 2
+    assert first == pytest.approx(second, abs=2)
+    browser.js("document.getElementById('shade').click()")
+    assert shown(-0.5, 1.5) == pytest.approx((200, 30, 30), abs=12)
+    assert not browser.console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -245,6 +246,13 @@ def test_a_folder_without_the_photos_is_refused(
     assert "--images" in capsys.readouterr().err
     assert cli.main(["mesh", str(tmp_path / "no-run"), str(file)]) == 1
     assert not (tmp_path / "new").exists() or not any((tmp_path / "new").iterdir())
+
+
+def test_a_page_shows_the_mesh(run: Path, tmp_path: Path) -> None:
+    assert cli.main(["mesh", str(run), str(tmp_path / "a.html")]) == 0
+    page = (tmp_path / "a.html").read_text("utf-8")
+    start = page.index('id="mesh-data">') + len('id="mesh-data">')
+    assert base64.b64decode(page[start : page.index("<", start)])[:4] == b"glTF"
 
 
 def test_what_is_missing_is_named(
