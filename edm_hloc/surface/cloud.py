@@ -36,11 +36,13 @@ class Cloud:
         points: (N, 3) in the frame of the model.
         normals: (N, 3) unit vectors on the side of the cameras.
         spacings: (N,) distance between neighbours that can be told apart: the edge of the voxel.
+        matches: (N,) number of matches that each is the mean of; None where that is unknown.
     """
 
     points: Array
     normals: Array
     spacings: Array
+    matches: Array | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -65,7 +67,7 @@ def oriented_cloud(samples: Samples) -> Cloud:
             points = points - (deviations**2 / spread * off)[:, None] * normals
         points, normals, deviations = points[kept], normals[kept], deviations[kept]
         samples = samples[kept]
-    return Cloud(points, normals, samples.voxels)
+    return Cloud(points, normals, samples.voxels, samples.matches)
 
 
 def supported(samples: Samples) -> Array:

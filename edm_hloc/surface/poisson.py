@@ -21,7 +21,7 @@ from edm_hloc.surface.ply import Mesh, cloud_ply, read_mesh
 
 _DEEPEST = 13  # levels of the octree; each takes up to four times the memory
 _REACH = 4.0  # spacings from the next point of the cloud, up to which the surface is kept
-_SMALLEST_PIECE = 0.005  # share of the triangles
+_SMALLEST_PIECE = 0.01  # share of all matches
 
 
 def poisson_mesh(cloud: Cloud) -> Mesh:
@@ -39,7 +39,7 @@ def poisson_mesh(cloud: Cloud) -> Mesh:
         pycolmap.poisson_meshing(before, after, options)
         mesh = read_mesh(after)  # COLMAP does not say when the disk is full
     moved = Mesh(mesh.vertices + middle, mesh.colours, mesh.triangles)
-    return _without_small_pieces(near_points(moved, cloud))
+    return without_small_pieces(near_points(moved, cloud), cloud)
 
 
 def octree_depth(cloud: Cloud) -> int:
@@ -56,11 +56,17 @@ def near_points(mesh: Mesh, cloud: Cloud) -> Mesh:
     return mesh.with_triangles(near[mesh.triangles].all(axis=1))
 
 
-def _without_small_pieces(mesh: Mesh) -> Mesh:
-    """Without what hangs together in less than half a per cent of the triangles."""
+def without_small_pieces(mesh: Mesh, cloud: Cloud) -> Mesh:
+    """Without what hangs together and has less than one per cent of all matches.
+
+    What few photos show, such as the background of an object, can be large but has few matches.
+    """
     number, (a, b, c) = len(mesh.vertices), mesh.triangles.T
+    if not number:
+        return mesh
     rows, columns = np.concatenate([a, b]), np.concatenate([b, c])
     edges = coo_array((np.ones(len(rows), np.int8), (rows, columns)), (number, number))
-    piece = connected_components(edges, directed=False)[1][a]
-    sizes = np.bincount(piece, minlength=1)
-    return mesh.with_triangles(sizes[piece] >= _SMALLEST_PIECE * len(mesh.triangles))
+    piece = connected_components(edges, directed=False)[1]
+    nearest = cKDTree(mesh.vertices).query(cloud.points)[1]
+    matches = np.bincount(piece[nearest], cloud.matches, minlength=piece.max() + 1)
+    return mesh.with_triangles((matches >= _SMALLEST_PIECE * matches.sum())[piece[a]])

@@ -88,10 +88,21 @@ def test_only_what_has_points_is_kept() -> None:
 
 def test_small_pieces_go() -> None:
     samples = _sphere(20_000)
-    dot = _sphere(400, seed=1)
+    dot = _sphere(150, seed=1)
     dot.points[:] = dot.points / 40 + [6, 0, 0]
     mesh = poisson_mesh(oriented_cloud(Samples.joined([samples, dot])))
     assert mesh.vertices[:, 0].max() < 3
+
+
+def test_pieces_of_few_matches_go_however_large_they_are() -> None:
+    object_, background = _sphere(20_000), _sphere(20_000, seed=1)
+    background.points[:] += [6, 0, 0]
+    object_.matches[:], background.matches[:] = 200, 1
+    mesh = poisson_mesh(oriented_cloud(Samples.joined([object_, background])))
+    assert mesh.vertices[:, 0].max() < 3
+    background.matches[:] = 20
+    mesh = poisson_mesh(oriented_cloud(Samples.joined([object_, background])))
+    assert mesh.vertices[:, 0].max() > 3
 
 
 def test_the_octree_is_as_fine_as_the_spacing() -> None:
