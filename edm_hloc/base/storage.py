@@ -1,7 +1,8 @@
 """Object storage (``s3://bucket/folder``, ``gs://bucket/folder``) through fsspec: whole files only.
 
 A put is atomic there: an object appears whole or not at all, and of two puts of the same name the
-later one counts. There are no locks and no renaming, and none is needed.
+later one counts. There are no locks and no renaming, and none is needed. A folder of this computer
+(``file:///folder``) behaves likewise.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -20,6 +22,7 @@ from edm_hloc.base.files import remove_leftover
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _TRANSFERS = 8  # at a time
+_OF_THIS_COMPUTER = ("file", "local")  # schemes of fsspec
 
 
 def is_url(text: str | Path) -> bool:
@@ -68,6 +71,7 @@ class Store:
                 f"{url} cannot be used ({error}): give a folder, s3://… or gs://…."
             ) from None
         self._root = str(root).rstrip("/")
+        self._has_folders = scheme in _OF_THIS_COMPUTER
 
     def _missing(self, library: str) -> EdmHlocError:
         how = "'edm_hloc[cloud]'" if library in ("fsspec", "s3fs") else library
@@ -102,15 +106,8 @@ class Store:
         Raises:
             EdmHlocError: there is no such object, or the file cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftover(temporary)
-            with self._talking(name):
-                self._fs.get_file(f"{self._root}/{name}", str(temporary))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _made_whole(path) as temporary, self._talking(name):
+            self._fs.get_file(f"{self._root}/{name}", str(temporary))
 
     def put(self, path: Path, name: str) -> None:
         """Stores a file as an object, whole or not at all; one of that name is replaced.
@@ -118,8 +115,13 @@ class Store:
         Raises:
             EdmHlocError: it cannot be stored.
         """
+        place = f"{self._root}/{name}"
         with self._talking(name):
-            self._fs.put_file(str(path), f"{self._root}/{name}")
+            if self._has_folders:  # they have to be made, and a copy in them grows before all eyes
+                with _made_whole(Path(place)) as temporary:
+                    shutil.copyfile(path, temporary)
+            else:
+                self._fs.put_file(str(path), place)
 
     def remove(self, name: str) -> None:
         """Removes an object, if it is there."""
@@ -170,6 +172,19 @@ class Store:
                     "is done is kept; the same command goes on."
                 ) from error
             raise EdmHlocError(f"Cannot use {place}: {_first_line(error)}.") from error
+
+
+@contextlib.contextmanager
+def _made_whole(path: Path) -> Iterator[Path]:
+    """A temporary name for a file, to which it is renamed at the end; its folder is made."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftover(temporary)
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:
