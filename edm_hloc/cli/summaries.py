@@ -272,7 +272,7 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
 def print_localization(
     run: Run, answers: Sequence[QueryPose], seconds: float, *, submitted: bool = True
 ) -> None:
-    """Prints how many queries were localized, and why the others were not.
+    """Prints how many queries were localized, whose poses are in doubt, and why others have none.
 
     Args:
         run: record of the run.
@@ -287,6 +287,16 @@ def print_localization(
         f"Localized   {summary['localized']} of {summary['queries']} queries, "
         f"{summary['inliers_median']:,.0f} inliers (median)"
     )
+    doubtful = [answer for answer in answers if answer.confidence == "low"]
+    if doubtful:
+        print(
+            f"Doubtful    {len(doubtful)} of these: few inliers, or an uncertain rotation, "
+            "position or focal length:"
+        )
+        worst_first = sorted(doubtful, key=lambda answer: answer.inliers)
+        texts = (f"{a.query}: {a.inliers:,} inliers of {a.correspondences:,}" for a in worst_first)
+        for text in first_few(texts, "queries, see queries.jsonl"):
+            print(f"            {text}")
     failed = [answer for answer in answers if answer.status != "localized"]
     if failed:
         text = ", which get the pose of a database photo" if submitted else ""

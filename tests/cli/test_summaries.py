@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.cli.earth import print_place
-from edm_hloc.cli.summaries import print_reconstruction
+from edm_hloc.cli.summaries import print_localization, print_reconstruction
+from edm_hloc.localization.results import LocalizationSummary, QueryPose
 from edm_hloc.mapping.georeference import Georeference
 from edm_hloc.pipelines.run import Run
 
@@ -119,3 +121,28 @@ def test_parts_without_positions_are_one_line(capsys: pytest.CaptureFixture[str]
     assert len(said) == 3
     assert said[1].endswith("parts 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, and 25 more")
     assert said[2].endswith("part 5 keeps its own frame: there are 3 positions")
+
+
+def test_doubtful_poses_are_named_those_with_fewest_inliers_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sure = QueryPose(
+        "sure.jpg", "localized", correspondences=400, inliers=300, rotation_deviation=0.1
+    )
+    uncertain = replace(sure, query="wall.jpg", rotation_deviation=1.0)
+    few = [replace(sure, query=f"few{i}.jpg", correspondences=77, inliers=12 + i) for i in range(6)]
+    failed = QueryPose("none.jpg", "closest", "no match")
+
+    def summary(*answers: QueryPose) -> list[str]:
+        results = {"localized": vars(LocalizationSummary.of(answers))}
+        print_localization(Run(tmp_path, {}, results=results), answers, 1.0)
+        return capsys.readouterr().out.splitlines()
+
+    assert not any("Doubtful" in line for line in summary(sure, failed))
+    said = summary(sure, uncertain, *few, failed)
+    assert said[0].startswith("Localized   8 of 9 queries")
+    assert said[1].startswith("Doubtful    7 of these: few inliers, or an uncertain")
+    assert said[2].strip() == "few0.jpg: 12 inliers of 77"
+    assert said[6].strip() == "few4.jpg: 16 inliers of 77"
+    assert said[7].strip() == "and 2 more queries, see queries.jsonl"
+    assert said[8].startswith("Not found   1 of 9")
