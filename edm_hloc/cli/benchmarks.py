@@ -207,8 +207,8 @@ def _localize(
         missing = run.results.get("missing_scans")
         if missing:
             print(
-                f"Scans       {len(missing)} cannot be used, e.g. of {missing[0]}; run again with "
-                "them"
+                f"Scans       {len(missing)} cannot be used, e.g. of {missing[0]}; get them and "
+                "run again"
             )
         summaries.print_localization(run, answers, time.monotonic() - start)
         print(f"Written     {submission}")

@@ -35,16 +35,20 @@ _NAMED_IMAGES = 5  # images without points that are named in a warning each
 _POSE_GRID = 20  # points along each axis of a scan that the pose of a cutout is computed from
 _MIN_POSE_POINTS = 10
 _RECORD = ".features"  # of what the points were made from; it marks their folder as made here
+_RULES = 2  # raised when scans are read in another way, so that earlier points are made anew
 
 
 def read_scan(path: Path) -> np.ndarray:
     """Reads a scan: (H, W, 3) points in the scanner's own frame, NaN where there are none.
 
+    Zeros count as none: no scanner measures the place where it stands, and programs that cannot
+    write NaN write zero.
+
     Args:
         path: a .mat file of MATLAB's format 5 or 7.3 with the key XYZcut.
 
     Raises:
-        EdmHlocError: there is no such file, or it does not hold a scan.
+        EdmHlocError: there is no such file, or it does not hold a scan with points.
     """
     from scipy.io import loadmat
 
@@ -60,9 +64,17 @@ def read_scan(path: Path) -> np.ndarray:
         raise EdmHlocError(
             f"{path} is damaged or no scan of InLoc ({error}): get it again."
         ) from error
-    if scan.ndim != 3 or scan.shape[2] != 3:
-        raise EdmHlocError(f"{path}: XYZcut is {scan.shape}, not (height, width, 3).")
-    return scan
+    if scan.ndim != 3 or scan.shape[2] != 3 or scan.dtype.kind not in "fiu":
+        raise EdmHlocError(
+            f"{path}: XYZcut is {scan.shape} of {scan.dtype}, not (height, width, 3) of real "
+            "numbers: get it again."
+        )
+    known = np.isfinite(scan).all(axis=2) & scan.any(axis=2)
+    if not known.any():
+        raise EdmHlocError(
+            f"{path}: XYZcut, {scan.shape}, holds no point, only zeros or NaN: get it again."
+        )
+    return np.where(known[..., None], scan, np.nan)
 
 
 def scan_points(scan: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -171,7 +183,7 @@ class ScanPoints:
     def pose(self, name: str) -> pycolmap.Rigid3d | None:
         """cam_from_world of a cutout, which the dataset does not state: PnP from its own scan."""
         try:
-            scan = read_scan(scan_path(self.dataset, name))
+            scan, _ = _scan_of_photo(self.dataset, name)
             T = scan_alignment(self.dataset, name)
         except EdmHlocError:
             return None
@@ -222,13 +234,14 @@ def write_scan_points(
         folder: gets NAME.npy with (N, 3) world coordinates, NaN where unknown.
 
     Returns:
-        The cutouts whose scan or alignment is missing or damaged; a warning names the first.
+        The cutouts whose scan or alignment is missing or damaged, or whose scan does not fit the
+        photo; a warning names the first.
 
     Raises:
         EdmHlocError: a file cannot be written.
     """
     record = folder / _RECORD
-    features_version = str(features.stat().st_mtime_ns)
+    features_version = f"{_RULES} {features.stat().st_mtime_ns}"
     missing = []
     try:
         made_from = _read_record(record, features_version)
@@ -310,12 +323,32 @@ def _points_path(folder: Path, name: str) -> Path:
 def _world_points(dataset: Path, name: str, keypoints: np.ndarray) -> np.ndarray:
     """World coordinates (N, 3) of a cutout's keypoints, NaN where unknown."""
     T = scan_alignment(dataset, name)
-    scan = read_scan(scan_path(dataset, name))
-    size = photo_size(dataset / name)
+    scan, size = _scan_of_photo(dataset, name)
     height, width = scan.shape[:2]
     scale = np.array([width, height]) / np.array(size)  # 1 in the dataset itself
     # in COLMAP's frame, resizing is a multiplication
     return _to_world(T, scan_points(scan, from_colmap(to_colmap(keypoints) * scale)))
+
+
+def _scan_of_photo(dataset: Path, name: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """The scan of a cutout, and the width and height of the photo.
+
+    Raises:
+        EdmHlocError: one of them cannot be read, or they are not of the same shape.
+    """
+    path = scan_path(dataset, name)
+    scan, (width, height) = read_scan(path), photo_size(dataset / name)
+    rows, columns = scan.shape[:2]
+    # either may be the other one resized, each side rounded to whole pixels
+    rounding = max(width + height, columns + rows)
+    if abs(columns * height - rows * width) <= rounding:
+        return scan, (width, height)
+    swapped = abs(columns * width - rows * height) <= rounding
+    reason = ", with its first two axes swapped" if swapped else ""
+    raise EdmHlocError(
+        f"{path}: XYZcut has {rows} × {columns} points, but the photo {height} × {width} pixels "
+        f"(height × width){reason}: get it again."
+    )
 
 
 def _to_world(world_from_scan: np.ndarray, points: np.ndarray) -> np.ndarray:

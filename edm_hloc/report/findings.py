@@ -386,7 +386,7 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
     if scans:
         yield Finding(
             "warning",
-            f"{plural(len(scans), 'database photo has', 'database photos have')} no scan and "
-            "therefore no 3D points.",
+            f"{plural(len(scans), 'database photo has', 'database photos have')} no scan that can "
+            "be used, and therefore no 3D points.",
             tuple(scans),
         )

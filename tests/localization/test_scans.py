@@ -53,9 +53,22 @@ def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
         file["XYZcut"] = points.T  # as MATLAB's -v7.3 orders axes
     for name_of_format in ("old", "new"):
         np.testing.assert_array_equal(read_scan(tmp_path / f"{name_of_format}.mat"), points)
-    savemat(tmp_path / "b.mat", {"XYZcut": np.zeros((4, 5))})
-    with pytest.raises(EdmHlocError, match=r"XYZcut is \(4, 5\)"):
-        read_scan(tmp_path / "b.mat")
+    for useless, message in (
+        (np.ones((4, 5)), r"XYZcut is \(4, 5\)"),
+        (np.ones((4, 5, 3), complex), r"XYZcut is \(4, 5, 3\) of complex128, not .* real numbers"),
+        (np.zeros((0, 0, 3)), r"XYZcut, \(0, 0, 3\), holds no point"),
+        (np.zeros((4, 5, 3), np.int16), "holds no point, only zeros or NaN"),
+        (np.full((4, 5, 3), np.nan), "holds no point, only zeros or NaN"),
+    ):
+        savemat(tmp_path / "b.mat", {"XYZcut": useless})
+        with pytest.raises(EdmHlocError, match=message):
+            read_scan(tmp_path / "b.mat")
+    holes = np.ones((4, 5, 3), np.int16)
+    holes[1, 2], holes[2, 2] = 0, (0, 0, 7)  # the second is a point, straight before the scanner
+    savemat(tmp_path / "c.mat", {"XYZcut": holes})
+    scan = read_scan(tmp_path / "c.mat")
+    assert np.argwhere(np.isnan(scan).any(axis=2)).tolist() == [[1, 2]]
+    np.testing.assert_array_equal(scan[2, 2], [0, 0, 7])
     path = tmp_path / "database/alignments/DUC1/transformations/DUC_trans_024.txt"
     with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt"):
         scan_alignment(tmp_path, name)
@@ -66,6 +79,61 @@ def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
     path.write_text("\n".join(rows[:9]))
     with pytest.raises(EdmHlocError, match="lines 8 to 11"):
         scan_alignment(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [
+        ((240, 320), True),  # as in the dataset
+        ((120, 160), True),
+        ((241, 320), True),  # resized, with each side rounded
+        ((27, 36), True),
+        ((361, 480), True),
+        ((320, 240), False),
+        ((160, 120), False),
+        ((240, 240), False),
+        ((240, 326), False),
+    ],
+)
+def test_scans_of_another_shape_than_their_photo_give_no_points(
+    shape: tuple[int, int], fits: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg"
+    height, width = shape
+    y, x = np.mgrid[:height, :width]
+    ray = np.stack([(x + 0.5) / width - 0.5, (0.75 * (y + 0.5) / height - 0.375)], axis=2)
+    scan = np.dstack([ray, np.full(shape, np.sqrt(0.75))]) * (2 + x / width)[..., None]
+    (tmp_path / name).parent.mkdir(parents=True)
+    Image.new("RGB", (320, 240)).save(tmp_path / name)
+    savemat(scan_path(tmp_path, name), {"XYZcut": scan})
+    alignment = alignment_path(tmp_path, name)
+    alignment.parent.mkdir(parents=True)
+    alignment.write_text("\n" * 7 + "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    features = tmp_path / "features.h5"
+    with FeatureWriter(features, {}) as writer:
+        writer.add(name, np.array([[80.0, 60.0], [240.0, 120.0]]), np.ones(2))
+
+    useless = write_scan_points(tmp_path, features, [name], tmp_path / "points")
+    pose = ScanPoints(tmp_path, tmp_path / "points", [name]).pose(name)
+    assert (useless, pose is not None) == (([], True) if fits else ([name], False))
+    if fits:
+        points = ScanPoints(tmp_path, tmp_path / "points", [name]).points(name)
+        np.testing.assert_allclose(points[:, 0] / points[:, 2], [-0.287, 0.290], atol=0.02)
+    else:
+        assert f"XYZcut has {height} × {width} points, but the photo 240 × 320" in caplog.text
+        assert ("swapped" in caplog.text) == (height > width)
+
+
+def test_points_that_an_earlier_version_read_otherwise_are_made_anew(tmp_path: Path) -> None:
+    features, points = tmp_path / "features.h5", tmp_path / "points" / "a.jpg.npy"
+    with FeatureWriter(features, {}):
+        pass
+    points.parent.mkdir()
+    points.write_bytes(b"of a scan with swapped axes")
+    record = points.with_name(".features")
+    record.write_text(f"{features.stat().st_mtime_ns}\n")
+    assert write_scan_points(tmp_path, features, [], points.parent) == []
+    assert not points.exists()
 
 
 def test_other_scans_have_another_fingerprint(tmp_path: Path) -> None:
