@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import ImageError
 from edm_hloc.base.frames import from_colmap, to_colmap
-from edm_hloc.base.log import warn_once
+from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import colours_at, stored_pixels
 from edm_hloc.surface.cloud import Cloud
@@ -43,15 +43,17 @@ def colours_of(cloud: Cloud, model: pycolmap.Reconstruction, images: Path, side:
         side: px of a photo's longer side as the matcher saw it.
     """
     sums, weights = np.zeros((len(cloud), 3)), np.zeros(len(cloud))
+    unreadable = []
     for name, image in track(posed_images(model).items(), "Colouring", "photo"):
         try:
             photo = ReducedPhoto.read(images / name, side)
         except ImageError as error:
-            warn_once(f"The mesh has no colours of a photo: {error}")
+            unreadable.append(str(error))
             continue
         which, points, weight = _seen(cloud, model.cameras[image.camera_id], image, side)
         sums[which] += weight[:, None] * photo.at(points)
         weights[which] += weight
+    warn_of_skipped(unreadable)
     seen = weights > 0
     means = np.full((len(cloud), 3), _GREY)
     means[seen] = sums[seen] / weights[seen, None]

@@ -19,7 +19,7 @@ import pycolmap
 
 from edm_hloc.base.compiled import floats
 from edm_hloc.base.errors import ImageError
-from edm_hloc.base.log import warn_once
+from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import colours_at
 from edm_hloc.surface.colours import ReducedPhoto
@@ -79,15 +79,16 @@ class Candidates(NamedTuple):
             np.zeros((number, _CANDIDATES), np.float32),
             np.zeros((number, _CANDIDATES, 3), np.float32),
         )
-        view = _View(mesh)
-        for index, (path, image) in enumerate(track(images.items(), "Looking", "photo")):
+        view, unreadable = _View(mesh), []
+        for index, (path, image) in enumerate(track(images.items(), "Choosing textures", "photo")):
             try:
                 photo = ReducedPhoto.read(path, side)
             except ImageError as error:
-                warn_once(f"The mesh has no colours of a photo: {error}")
+                unreadable.append(str(error))
                 continue
             which, scores, colours = view.seen(model.cameras[image.camera_id], image, photo)
             found._add(index, which, scores, colours)
+        warn_of_skipped(unreadable)
         return found
 
     def _add(self, photo: int, which: Array, scores: Array, colours: Array) -> None:
