@@ -157,7 +157,6 @@ def build_database(
         start = time.monotonic()
         depends_on = [
             pycolmap.__version__,
-            [str(Path(path).resolve()) for path in (matched.features, matched.matches)],
             [file_stamp(Path(path)) for path in (matched.features, matched.matches)],
             sorted(unique_pairs(matched.pairs)),
             {

@@ -246,6 +246,15 @@ def check_folder_provenance(
             return
 
 
+def differences_between(stored: Provenance, now: Provenance) -> list[str]:
+    """What differs between a stored provenance and that of now, a line for each setting."""
+    return [
+        f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(stored.keys() | now.keys())
+        if stored.get(key) != now.get(key)
+    ]
+
+
 def check_same_provenance(
     path: Path, stored: Provenance, now: Provenance, remedy: str = _OTHER_OUT_OR_OVERWRITE
 ) -> None:
@@ -260,13 +269,7 @@ def check_same_provenance(
     Raises:
         EdmHlocError: it is another one; the message names the settings that differ.
     """
-    stored = without_outdated(stored)
-    differences = [
-        f"  {key}: {stored.get(key)!r} there, {now.get(key)!r} now"
-        for key in sorted(stored.keys() | now.keys())
-        if stored.get(key) != now.get(key)
-    ]
-    if differences:
+    if differences := differences_between(without_outdated(stored), now):
         raise EdmHlocError(
             f"{path.parent} holds matches made with other settings (see {path.name}):\n"
             + "\n".join(differences)

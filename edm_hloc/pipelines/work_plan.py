@@ -1,6 +1,7 @@
 """Steps of a run other than matching, spread over many workers: a plan, a file a shard, results.
 
-    OUT/plan/plan.json           the step, what it was made from, and how many items each shard has
+    OUT/plan/plan.json           the step, what it was made from, the versions of the libraries that
+                                 it needs, and how many items each shard has
     OUT/plan/items-0001.json …   the items of each shard, a list for each that begins with its key
     OUT/plan/input-0001.h5 …     what else a shard needs, where the step has more to hand over
     OUT/plan/work-0001/          of a shard that is at work; goes when it is done
@@ -12,20 +13,28 @@ have put its own. What a step computes for an item is in `pipelines/work_kinds.p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
+import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import cv2
+import pycolmap
 
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError
 from edm_hloc.base.files import FolderLock, make_folder, write_whole
 from edm_hloc.base.grid import blocks
 from edm_hloc.base.journal import Journal, is_journal
-from edm_hloc.base.text import read_json_object
+from edm_hloc.base.text import plural, read_json_object
+from edm_hloc.base.version import __version__
+from edm_hloc.matching.shards import differences_between
 from edm_hloc.pipelines.plan_folder import (
     PLAN_FOLDER,
     clear_leftovers,
@@ -40,6 +49,8 @@ from edm_hloc.pipelines.shard_plan import (
     is_merged,
     what_is_planned,
 )
+
+logger = logging.getLogger(__name__)
 
 Item = Sequence[Any]
 """What is computed for: JSON values, of which the first is a text that names it."""
@@ -74,6 +85,7 @@ class WorkPlan:
     Attributes:
         folder: OUT/plan.
         kind, made_from, shared: see `Work`.
+        versions: of `versions_for`, where it was planned.
         items: number of items of each shard.
         digests: SHA-256 of the file of items of each shard.
     """
@@ -81,6 +93,7 @@ class WorkPlan:
     folder: Path
     kind: str
     made_from: str
+    versions: Mapping[str, str]
     shared: Mapping[str, Any] = field(repr=False)
     items: tuple[int, ...] = ()
     digests: tuple[str, ...] = ()
@@ -118,6 +131,16 @@ class WorkPlan:
         return [k for k in range(1, len(self.items) + 1) if not self.file_of(k).exists()]
 
 
+def versions_for(kind: str) -> dict[str, str]:
+    """The versions of this package here, and of the libraries that decide the bits of a step."""
+    versions = {"edm_hloc": __version__}
+    if kind in ("verification", "poses"):
+        versions["pycolmap"] = pycolmap.__version__
+    if kind in ("descriptors", "poses"):  # which read photos
+        versions["opencv"] = cv2.__version__
+    return versions
+
+
 def in_shards(items: Sequence[Item], shards: int) -> list[list[Item]]:
     """Items cut into pieces of about the same number, in their order."""
     size = max(1, -(-len(items) // shards))
@@ -141,7 +164,8 @@ def results_of_workers(out: Path, work: Work) -> Iterator[tuple[str, bytes]]:
     """
     folder = Path(out) / PLAN_FOLDER
     plan = _load(folder) if what_is_planned(out) not in (None, "matching") else None
-    if plan is None or (plan.kind, plan.made_from) != (work.kind, work.made_from):
+    new = _plan_of(folder, work)
+    if plan is None or _identity(plan) != _identity(new):
         if not any(work.parts):
             return
         matching = find_plan(out) if what_is_planned(out) == "matching" else None
@@ -150,7 +174,11 @@ def results_of_workers(out: Path, work: Work) -> Iterator[tuple[str, bytes]]:
                 f"{folder} holds a plan of matching: finish it with edm-hloc match-shard and "
                 f"edm-hloc merge, or remove it, then give this command again."
             )
-        plan = _make(folder, work)
+        plan = _make(new, work)
+    elif plan.shared != new.shared:  # paths, as OUT has moved: where the rest finds its files
+        plan = replace(plan, shared=new.shared)
+        with FolderLock(folder):
+            _write(plan)
     if left := plan.left():
         raise WorkLeftError(describe_left(folder, f"{plan.kind} work", plan.items, left))
     for shard in range(1, len(plan.items) + 1):
@@ -159,46 +187,90 @@ def results_of_workers(out: Path, work: Work) -> Iterator[tuple[str, bytes]]:
         remove_plan(folder)
 
 
-def _make(folder: Path, work: Work) -> WorkPlan:
-    make_folder(folder)
-    texts = [json.dumps(list(part), indent=0).encode() for part in work.parts]
-    plan = WorkPlan(
+@contextlib.contextmanager
+def saying_what_goes(folder: Path) -> Iterator[None]:
+    """Warns if results of finished shards are removed from the folder of a plan in the block."""
+    done = list(folder.glob("results-*.part"))
+    yield
+    if gone := sum(not path.exists() for path in done):
+        logger.warning(
+            "%s: %s removed, and planned again as far as needed: the inputs, the settings or a "
+            "version have changed since.",
+            folder,
+            f"{plural(gone, 'finished shard')} {'is' if gone == 1 else 'are'}",
+        )
+
+
+def _plan_of(folder: Path, work: Work) -> WorkPlan:
+    """A plan that is not written yet."""
+    return WorkPlan(
         folder,
         work.kind,
         work.made_from,
-        work.shared,
+        versions_for(work.kind),
+        json.loads(json.dumps(work.shared)),
         tuple(map(len, work.parts)),
-        tuple(hashlib.sha256(text).hexdigest() for text in texts),
+        tuple(hashlib.sha256(_text(part)).hexdigest() for part in work.parts),
     )
+
+
+def _text(part: Sequence[Item]) -> bytes:
+    return json.dumps(list(part), indent=0).encode()
+
+
+def _identity(plan: WorkPlan) -> tuple[Any, ...]:
+    return plan.kind, plan.made_from, plan.versions
+
+
+def _make(plan: WorkPlan, work: Work) -> WorkPlan:
+    folder = plan.folder
+    make_folder(folder)
     fits = partial(_fits, plan)
     refuse_others(folder, fits)
     with FolderLock(folder):
-        if what_is_planned(folder.parent) is None:
-            clear_leftovers(folder, fits)
-        else:
-            remove_plan(folder)  # of the same run with other inputs, or merged
-        for shard, (part, text) in enumerate(zip(work.parts, texts, strict=True), start=1):
-            write_whole(folder / f"items-{shard:04d}.json", text)
+        with saying_what_goes(folder):
+            if what_is_planned(folder.parent) is None:
+                clear_leftovers(folder, fits)
+            else:
+                remove_plan(folder)  # of the same run with other inputs, or merged
+        for shard, part in enumerate(work.parts, start=1):
+            write_whole(folder / f"items-{shard:04d}.json", _text(part))
             if work.add_input is not None:
                 work.add_input(plan.input_of(shard), part)
-        values = {
-            "kind": plan.kind,
-            "made_from": plan.made_from,
-            "items": plan.items,
-            "digests": plan.digests,
-            "shared": plan.shared,
-        }
-        write_whole(folder / "plan.json", json.dumps(values, indent=1), durable=True)
+        _write(plan)
     return plan
 
 
+def _write(plan: WorkPlan) -> None:
+    values = {
+        "kind": plan.kind,
+        "made_from": plan.made_from,
+        "versions": plan.versions,
+        "items": plan.items,
+        "digests": plan.digests,
+        "shared": plan.shared,
+    }
+    write_whole(plan.folder / "plan.json", json.dumps(values, indent=1), durable=True)
+
+
 def load_work(out: Path) -> WorkPlan:
-    """The plan of work in an output folder. Raises EdmHlocError if there is none or is damaged."""
+    """The plan of work in an output folder, for a worker.
+
+    Raises:
+        EdmHlocError: there is none, it is damaged, or it was made with other versions than those
+            of this computer.
+    """
     plan = _load(Path(out) / PLAN_FOLDER)
     if plan is None:
         raise EdmHlocError(
             f"{Path(out) / PLAN_FOLDER / 'plan.json'} is damaged: give the command that planned it "
             "again, which keeps what is done."
+        )
+    if differences := differences_between(plan.versions, versions_for(plan.kind)):
+        raise EdmHlocError(
+            f"{plan.folder} was planned with other versions than {platform.node()} has:\n"
+            + "\n".join(differences)
+            + "\nInstall the same ones on all computers."
         )
     return plan
 
@@ -210,6 +282,7 @@ def _load(folder: Path) -> WorkPlan | None:
             folder,
             str(values["kind"]),
             str(values["made_from"]),
+            dict(values.get("versions", {})),  # plans of older versions have none
             dict(values["shared"]),
             tuple(int(number) for number in values["items"]),
             tuple(str(digest) for digest in values["digests"]),
