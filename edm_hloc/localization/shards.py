@@ -77,6 +77,18 @@ def query_items(queries: Queries, names: Sequence[str]) -> list[list[Any]]:
     ]
 
 
+def folders_needed(shared: Mapping[str, Any]) -> list[Path]:
+    """The files and folders that every query needs.
+
+    Args:
+        shared: of `QueryFiles.to_json`.
+    """
+    points = shared["points"]
+    places = [shared["features"], shared["matches"]]
+    places += [points.get(key) for key in ("model", "images", "scans", "dataset")]
+    return [Path(place) for place in places if place is not None]
+
+
 def localize_items(
     shared: Mapping[str, Any], items: Sequence[Sequence[Any]], log: Path
 ) -> Iterator[tuple[str, bytes]]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.base.files import FolderLock
 from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
+from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.matching.shards import shard_paths, stored_pairs
 from edm_hloc.matching.stored_index import StoredIndex
 
@@ -37,6 +40,35 @@ def number_in(path: Path) -> int:
     """The number of the shard that a file or folder of a plan is of; 0 where it is of none."""
     found = re.search(r"-(\d+)", path.name)
     return int(found.group(1)) if found else 0
+
+
+def check_seen(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuses to work where a disk is missing: else what lies on it would be left out.
+
+    Args:
+        folder: of the plan.
+        paths: files or folders of one disk. Some may have been removed since they were planned.
+
+    Raises:
+        EdmHlocError: this computer can read none of them.
+    """
+    if not paths or any(os.access(path, os.R_OK) for path in paths):
+        return
+    others = f", nor {len(paths) - 1:,} more that this shard needs" if len(paths) > 1 else ""
+    raise EdmHlocError(
+        f"{platform.node()} does not see {paths[0]}{others}: photos and output must be on a disk "
+        "that all workers see, under the same path, and readable. If all have been removed since, "
+        f"remove {folder}, then give the command that planned it again."
+    )
+
+
+def check_photos_seen(folder: Path, root: ImageRoot, names: Sequence[str]) -> None:
+    """`check_seen` for the photos of a shard, those in each folder of the root by themselves."""
+    if isinstance(root, JoinedFolders):
+        for first in root.folders:
+            check_seen(folder, [root / n for n in names if n.partition("/")[0] == first])
+    elif isinstance(root, Path):  # and no object storage, where failures have other reasons
+        check_seen(folder, [root / name for name in names])
 
 
 def refuse_others(folder: Path, fits: Callable[[Path], bool]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matchers.loading import check_device, default_device
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, check_seen
 from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, what_is_planned
 from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shards import match_part, match_shard
@@ -54,6 +54,7 @@ class ShardWorker:
     def work(self, piece: Piece) -> Done | Failure:
         """Does a piece, and says what was done or why it was not; raises nothing."""
         try:
+            check_seen(self._settings.out / PLAN_FOLDER, [self._settings.out])
             if what_is_planned(self._settings.out) in (None, "matching"):
                 return self._match(piece)
             return Done(self._work(piece.shard))
@@ -83,19 +84,8 @@ class ShardWorker:
         torch.set_num_threads(self._settings.threads)
         return work_shard(load_work(self._settings.out), shard, torch.device(device))
 
-    def _load_plan(self) -> ShardPlan:
-        out = self._settings.out
-        plan = load_plan(out) if out.is_dir() else None
-        if plan is not None and (not isinstance(plan.image_root, Path) or plan.image_root.is_dir()):
-            return plan
-        missing = out if plan is None else plan.image_root
-        raise EdmHlocError(
-            f"{platform.node()} does not see {missing}: photos and output must be on a disk that "
-            "all workers see, under the same path."
-        )
-
     def _match(self, piece: Piece) -> Done:
-        plan = self._plan = self._plan or self._load_plan()
+        plan = self._plan = self._plan or load_plan(self._settings.out)
         pairs = plan.pairs_of(piece.shard)
         left_out = {pairs[position]: reason for position, reason in piece.left_out.items()}
         matcher = self._matcher = self._matcher or self.load(plan)

@@ -59,7 +59,7 @@ from edm_hloc.matching.shards import (
 from edm_hloc.matching.stored_index import StoredIndex
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.plan_folder import remove_plan
+from edm_hloc.pipelines.plan_folder import check_photos_seen, remove_plan
 from edm_hloc.pipelines.shard_content import ShardContent
 from edm_hloc.pipelines.shard_plan import ShardPlan, check_matcher, check_raw_matches
 
@@ -124,11 +124,12 @@ def match_shard(
         left_out: pairs that are not matched, with the reason, which the file names.
 
     Raises:
-        EdmHlocError: no such shard; the matcher is not the planned one; another process is at work
-            on the same shard; see `match_pairs`.
+        EdmHlocError: no such shard; the matcher is not the planned one; this computer sees none of
+            the photos; another process is at work on the same shard; see `match_pairs`.
     """
     left_out = left_out or {}
     pairs = plan.pairs_of(shard)
+    check_photos_seen(plan.folder, plan.image_root, names_in(pairs))
     path, work = plan.file_of(shard), plan.work_of(shard)
     check_matcher(plan, matcher)
     if content := _up_to_date(plan, shard):
@@ -175,8 +176,9 @@ def match_part(
     Raises:
         EdmHlocError: see `match_shard`.
     """
-    pairs = plan.pairs_of(shard)[slice(*part)]
-    return _match_into_work(plan, shard, pairs, matcher, config)
+    pairs = plan.pairs_of(shard)
+    check_photos_seen(plan.folder, plan.image_root, names_in(pairs))
+    return _match_into_work(plan, shard, pairs[slice(*part)], matcher, config)
 
 
 def is_matched(plan: ShardPlan, shard: int) -> bool:
@@ -205,10 +207,11 @@ def _up_to_date(plan: ShardPlan, shard: int) -> ShardContent | None:
     )
     if not same_photos or not are_those_of_now(content.levels):
         return None
-    return None if any(_is_readable(plan.image_root, name) for name in content.skipped) else content
+    return None if any(is_readable(plan.image_root, name) for name in content.skipped) else content
 
 
-def _is_readable(root: ImageRoot, name: str) -> bool:
+def is_readable(root: ImageRoot, name: str) -> bool:
+    """Whether this computer can read a photo."""
     try:
         path = root / name
         check_not_mirrored(path, decode(path, grayscale=True)[1])

@@ -7,7 +7,8 @@ their results where it would have put its own, so that everything that follows i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 
 from edm_hloc.base.errors import WorkLeftError
 from edm_hloc.base.files import FolderLock
+from edm_hloc.base.log import first_few
+from edm_hloc.base.text import plural
 from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot, root_to_json
 from edm_hloc.localization.log import append_to_log, parse_pose, resume_log
@@ -35,8 +38,15 @@ from edm_hloc.pipelines.shard_plan import (
     make_plan,
     what_is_planned,
 )
-from edm_hloc.pipelines.shards import end_plan, merge_shards
-from edm_hloc.pipelines.work_plan import Work, in_shards, results_of_workers
+from edm_hloc.pipelines.shards import end_plan, is_readable, merge_shards
+from edm_hloc.pipelines.work_plan import (
+    Work,
+    in_shards,
+    results_of_workers,
+    saying_what_goes,
+)
+
+logger = logging.getLogger(__name__)
 
 _UNREADABLE = "unreadable_for_workers"  # in the results of a run
 
@@ -66,6 +76,7 @@ def spread_matching(
             raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
         skipped = merge_shards(plan).skipped
         end_plan(plan, merge=False)
+        _tell_of_readable(image_root, skipped)
         run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
         run.write()
     # they cannot be read here either, and are not planned again and again
@@ -78,12 +89,23 @@ def spread_matching(
     ]
     if todo:
         if kind not in (None, "matching"):
-            with FolderLock(folder):
+            with FolderLock(folder), saying_what_goes(folder):
                 remove_plan(folder)  # of a later step, whose inputs are going to change
         plan = make_plan(run.out, image_root, todo, matcher, shards=run.shards)
         if left := plan.left():
             raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
         spread_matching(run, image_root, pairs, matcher)  # plan.json was lost, and no shard
+
+
+def _tell_of_readable(image_root: ImageRoot, skipped: Mapping[str, str]) -> None:
+    """Warns of photos that only the workers could not read, so that their pairs are left."""
+    if readable := [name for name in skipped if is_readable(image_root, name)]:
+        logger.warning(
+            "%s could not be read by the workers, but can be read here, and this process matches "
+            "what is left of their pairs. Do all computers see them? %s",
+            plural(len(readable), "photo"),
+            "; ".join(first_few((f"{name}: {skipped[name]}" for name in readable), "photos", 3)),
+        )
 
 
 def spread_verification(run: Run, unverified: UnverifiedPairs) -> None:
