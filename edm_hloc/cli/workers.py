@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
+from edm_hloc.base.errors import missing_library
 from edm_hloc.cli import options
 
 
@@ -19,6 +21,7 @@ def add_workers(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--ray",
+        type=_ray_address,
         metavar="ADDRESS",
         help="match on a Ray cluster, whose computers see photos and output under the same paths; "
         "auto: the one this computer belongs to; local: one that is started here",
@@ -34,6 +37,13 @@ def add_shards(sub: argparse.ArgumentParser) -> None:
         help="leave the steps that take long to other computers: plan the next one in N shards and "
         "end with exit code 3; after edm-hloc match-shard has done them, the same command goes on",
     )
+
+
+def _ray_address(text: str) -> str:
+    """Raises EdmHlocError without Ray: at once, and not after the steps before it is needed."""
+    if importlib.util.find_spec("ray") is None:
+        raise missing_library("--ray", ModuleNotFoundError(name="ray"), "ray")
+    return text
 
 
 def _number_of_workers(text: str) -> int | str:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.progress import StepProgress
+from edm_hloc.base.progress import StepProgress, say
+from edm_hloc.base.text import plural
 from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
@@ -152,6 +153,8 @@ def match_with_workers(
     KnownPhotos(out / "raw_matches").note(image_root, names_in(pairs))
     pairs = pairs_to_match(out / "raw_matches", image_root, pairs)
     if len(pairs) < max(2, config.workers) * _FEWEST_PAIRS:
+        if pairs:
+            say(f"No workers are started for {plural(len(pairs), 'pair')}: matched here.")
         return None  # the start of a worker takes longer
     start = time.monotonic()
     with hire(out, config, matcher.info.device.type) as crew:

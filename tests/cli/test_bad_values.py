@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,21 @@ def test_checkpoints_that_are_none(
 
 def test_all_presets_are_in_their_ranges() -> None:
     assert all(json.loads(config.to_json()) for config in PRESETS.values())
+
+
+WITH_RAY = [
+    ["reconstruct", "IMAGES", "OUT"],
+    ["match-pairs", "IMAGES", "PAIRS", "OUT"],
+    ["inloc", "DATA", "OUT"],
+    ["match-shard", "OUT", "--all"],
+]
+
+
+@pytest.mark.parametrize("words", WITH_RAY, ids=" ".join)
+def test_ray_that_is_not_installed(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is said at once, and also where the pairs are too few for workers."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main([*words, "--ray", "auto"]) == 1
+    assert "--ray needs ray: pip install 'edm_hloc[ray]'" in capsys.readouterr().err

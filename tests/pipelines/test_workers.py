@@ -18,6 +18,7 @@ from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.workers import match_with_workers
 from edm_hloc.refinement.load import MatcherRecipe
+from tests.fakes import FakeMatcher
 
 RECIPE = MatcherRecipe(resize=160, refine="none")
 
@@ -53,6 +54,15 @@ def test_two_workers_give_what_one_process_gives(
     assert stored(out / "raw_matches") == stored(tmp_path / "alone")
     assert [path.name for path in (out / "plan").iterdir()] == [".lock"]
     assert match_with_workers(out, scene / "images", pairs, matcher, config) is None
+
+
+def test_pairs_that_are_too_few_for_workers_are_matched_here_with_a_word(
+    scene: Path, pairs: list[Pair], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = MatchingConfig(ray="auto")
+    found = match_with_workers(tmp_path, scene / "images", pairs[:2], FakeMatcher(), config)
+    assert found is None
+    assert "No workers are started for 2 pairs: matched here." in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_replaced(
