@@ -167,6 +167,25 @@ def _check_working_folder() -> None:
         ) from error
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Takes an optional positional argument also behind options, as in `match-shard OUT -v 1`."""
+
+    _again = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        optional = any(a.nargs == "?" and not a.option_strings for a in self._actions)
+        if not (rest and optional) or self._again:
+            return found, rest
+        self._again = True  # as the method called here calls this one
+        try:
+            return self.parse_known_intermixed_args(args)
+        finally:
+            self._again = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -175,9 +194,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="For the options of a command: edm-hloc COMMAND --help",
     )
     parser.add_argument("--version", action="version", version=f"edm_hloc {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = _CommandParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="print more messages")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
 
     def command(name: str, function: options.Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(

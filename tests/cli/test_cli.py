@@ -637,3 +637,31 @@ def test_photos_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> N
     assert names_in_file(a, tmp_path / "b" / ".." / "a" / "x.jpg") == ("x.jpg", "x.jpg")
     assert names_in_file(a, tmp_path / "x.jpg") == ("a/x.jpg", "x.jpg")
     assert names_in_file(a, tmp_path / "a" / "y.jpg") == ("x.jpg", "y.jpg")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("match-shard OUT --device cpu 1", {"out": "OUT", "shard": 1, "device": "cpu"}),
+        ("match-shard --device cpu OUT 1", {"out": "OUT", "shard": 1, "device": "cpu"}),
+        ("match-shard OUT -v -- 1", {"out": "OUT", "shard": 1, "verbose": True}),
+        ("match-shard OUT --all", {"out": "OUT", "shard": None, "all": True}),
+        ("merge s3://b/run -v INTO", {"out": "s3://b/run", "into": Path("INTO"), "verbose": True}),
+        ("weights pull -v NAME", {"action": "pull", "name": "NAME", "verbose": True}),
+    ],
+)
+def test_optional_positional_arguments_may_stand_behind_options(
+    words: str, found: dict[str, object]
+) -> None:
+    args, rest = cli.build_parser().parse_known_args(words.split())
+    assert not rest
+    assert {name: getattr(args, name) for name in found} == found
+
+
+@pytest.mark.parametrize("words", ["match-shard OUT -v 1 2", "merge OUT INTO -v --nope"])
+def test_arguments_that_no_command_takes_are_named(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert f"unrecognized arguments: {words.split()[-1]}" in capsys.readouterr().err
