@@ -349,6 +349,6 @@ def model_keypoints(run: Run, points: ModelPoints, database: Sequence[str]) -> P
         write_model_keypoints(points, database, path)
         return {}
 
-    depends_on = [str(points.folder), stamps, database, *points.scaled.items(), "have points"]
+    depends_on = [stamps, database, *points.scaled.items(), "have points"]
     run.step("model keypoints", depends_on, [path], write)
     return path

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.fingerprint import fingerprint_of
+from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.h5 import DamagedH5Error
 from edm_hloc.images.decode import photo_size
 from edm_hloc.images.known import KnownPhotos
@@ -152,8 +152,8 @@ def match_and_quantize(
 
     depends_on: list[Any] = [asdict(keypoints)]
     if photos.reference_features is not None:
-        modified = photos.reference_features.stat().st_mtime_ns
-        depends_on.append((str(photos.reference_features), modified))
+        # not its path: it may lie in OUT, which may move
+        depends_on.append(file_stamp(photos.reference_features))
     run.results.pop("masks", None)
     if masks:
         depends_on.append(mask_stamps(raw_matches, masks))

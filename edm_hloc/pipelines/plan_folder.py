@@ -57,8 +57,8 @@ def check_seen(folder: Path, paths: Sequence[Path]) -> None:
     others = f", nor {len(paths) - 1:,} more that this shard needs" if len(paths) > 1 else ""
     raise EdmHlocError(
         f"{platform.node()} does not see {paths[0]}{others}: photos and output must be on a disk "
-        "that all workers see, under the same path, and readable. If all have been removed since, "
-        f"remove {folder}, then give the command that planned it again."
+        "that all workers see, under the same path, and readable. If they were moved since, give "
+        f"the command that planned it again; if they were removed, remove {folder} before."
     )
 
 

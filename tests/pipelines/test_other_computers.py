@@ -19,9 +19,11 @@ from edm_hloc.cli import main
 from edm_hloc.images.roots import ImageRoot, JoinedFolders, root_to_json
 from edm_hloc.mapping.database import build_database
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines import work_plan
+from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.run import Run
-from edm_hloc.pipelines.shard_plan import ShardPlan, make_plan
+from edm_hloc.pipelines.shard_plan import ShardPlan, make_plan, what_is_planned
 from edm_hloc.pipelines.shard_queue import Failure, Piece
 from edm_hloc.pipelines.shard_worker import WorkerSettings
 from edm_hloc.pipelines.shards import match_part, match_shard
@@ -36,10 +38,13 @@ from edm_hloc.pipelines.work_plan import (
     load_work,
     results_of_workers,
 )
+from edm_hloc.refinement.load import MatcherRecipe
+from edm_hloc.synthetic.aachen_miniature import make_aachen
 from tests.fakes import FakeMatcher
 from tests.mapping.scenes import NAMES, THREADS, make_scene
 from tests.pipelines.fake_workers import FakeWorker, make_grey_photos
 from tests.pipelines.test_spreading import do_all, rows, squares
+from tests.scenes import TruthMatcher
 
 CPU = torch.device("cpu")
 ITEMS: list[Item] = [[f"photo {i}", i] for i in range(4)]
@@ -138,6 +143,27 @@ def test_verified_shards_are_kept_when_the_output_folder_moves(tmp_path: Path) -
     run = Run(after, {}, shards=2)
     build_database(after / "d.db", moved, None, THREADS, lambda u: spread_verification(run, u))
     assert rows(after / "d.db") == rows(tmp_path / "alone.db")
+
+
+def test_nothing_is_done_twice_when_the_output_folder_moves_between_all_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = make_aachen(tmp_path / "data", 6, (2, 1), size=(320, 240), seed=3, depth_maps=True)
+    matcher = TruthMatcher(dataset, images="images_upright")
+    matcher.recipe = MatcherRecipe()
+    settings = AachenOptions(retrieval=RetrievalOptions("sift", 3))
+    kinds: list[str] = []
+    while len(kinds) < 6:
+        out = tmp_path / f"out {len(kinds)}"
+        try:
+            localize_aachen(dataset, out, matcher, settings, MatchingConfig(shards=2))
+            break
+        except WorkLeftError:
+            place = next(folder for folder in (out, out / "sfm") if what_is_planned(folder))
+            kinds.append(do_all(place, matcher))
+        out.rename(tmp_path / f"out {len(kinds)}")
+    assert kinds == ["matching", "descriptors", "matching", "poses"]
+    assert "removed" not in caplog.text
 
 
 def test_shards_that_are_left_find_their_files_where_they_are_now(tmp_path: Path) -> None:
