@@ -37,6 +37,7 @@ from edm_hloc.cli import (
     show,
     streams,
     weights,
+    workers,
 )
 
 COMMANDS = (
@@ -128,6 +129,7 @@ def _run_command(argv: Sequence[str] | None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
     _check_working_folder()
+    workers.check_ray(args)
     _end_quietly()
     args.command(args)
     sys.stdout.flush()

@@ -21,11 +21,16 @@ def add_workers(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--ray",
-        type=_ray_address,
         metavar="ADDRESS",
         help="match on a Ray cluster, whose computers see photos and output under the same paths; "
         "auto: the one this computer belongs to; local: one that is started here",
     )
+
+
+def check_ray(args: argparse.Namespace) -> None:
+    """Raises EdmHlocError if Ray is asked for and not installed: before the steps without it."""
+    if getattr(args, "ray", None) is not None and importlib.util.find_spec("ray") is None:
+        raise missing_library("--ray", ModuleNotFoundError(name="ray"), "ray")
 
 
 def add_shards(sub: argparse.ArgumentParser) -> None:
@@ -37,13 +42,6 @@ def add_shards(sub: argparse.ArgumentParser) -> None:
         help="leave the steps that take long to other computers: plan the next one in N shards and "
         "end with exit code 3; after edm-hloc match-shard has done them, the same command goes on",
     )
-
-
-def _ray_address(text: str) -> str:
-    """Raises EdmHlocError without Ray: at once, and not after the steps before it is needed."""
-    if importlib.util.find_spec("ray") is None:
-        raise missing_library("--ray", ModuleNotFoundError(name="ray"), "ray")
-    return text
 
 
 def _number_of_workers(text: str) -> int | str:
