@@ -33,6 +33,7 @@ _RADIAL = (
 )
 """Camera models whose distortion has no direction."""
 _TANGENTIAL = {"OPENCV": (6, 7), "FULL_OPENCV": (6, 7)}  # indices of p1, p2
+_VIEWS = "edm-hloc views PANORAMAS VIEWS"
 _SHARING = 0.25  # of all photos, for which a second mapping is worth its time
 
 
@@ -174,7 +175,7 @@ def check_cameras(root: Path, names: Iterable[str], options: CameraOptions) -> l
     if panoramas:
         raise EdmHlocError(
             f"Photos are panoramas of all directions, as {panoramas[0]} is, which no camera model "
-            "here describes. Cut them into perspective views first: edm-hloc views PANORAMAS VIEWS"
+            f"here describes. Cut them into perspective views first: {_VIEWS}"
         )
     circular = most_of(root, unknown, image_circle)
     if circular:
@@ -220,9 +221,15 @@ class _Groups(NamedTuple):
 
 def _group(root: Path, names: Collection[str], options: CameraOptions) -> _Groups:
     """Groups images by the headers of the files. Raises as `photo_cameras`."""
-    if options.model not in pycolmap.CameraModelId.__members__ or options.model == "INVALID":
-        models = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
-        raise EdmHlocError(f"No camera model {options.model!r}. There are {', '.join(models)}.")
+    if options.model == "EQUIRECTANGULAR":
+        raise EdmHlocError(
+            "Models are made of photos with a focal length, not of panoramas of all directions "
+            f"({options.model}). Cut these into perspective views first: {_VIEWS}"
+        )
+    models = pycolmap.CameraModelId.__members__.keys() - {"INVALID", "EQUIRECTANGULAR"}
+    if options.model not in models:
+        listed = ", ".join(sorted(models))
+        raise EdmHlocError(f"No camera model {options.model!r}. There are {listed}.")
     groups = _Groups(defaultdict(list), {}, {}, {})
     focal_length_by_exif: dict[tuple[object, ...], float | None] = {}
     known = options.known or {}

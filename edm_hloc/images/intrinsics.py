@@ -71,6 +71,12 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
             f"{path} has intrinsics for none of the {len(names)} images; its names are like "
             f"{next(iter(cameras))!r}, those of the images like {names[0] if names else ''!r}."
         )
+    for name, camera in found.items():
+        if not len(camera.focal_length_idxs()):
+            raise EdmHlocError(
+                f"{path}: the camera of {name} is {camera.model.name}, which has no focal length: "
+                "photos of all directions are cut into perspective views first (edm-hloc views)."
+            )
     if len(found) < len(set(names)):
         missing = next(name for name in names if name not in found)
         message = "%s has intrinsics for %d of %d images, and for one, %s, none."

@@ -128,4 +128,9 @@ def _intrinsics(model: Any, params: list[float], where: str) -> pycolmap.Camera:
     camera = pycolmap.Camera(model=model, width=0, height=0, params=params)
     if reason := lens_fault(camera):
         raise EdmHlocError(f"{where} {reason}.")
+    if not len(camera.focal_length_idxs()):
+        raise EdmHlocError(
+            f"{where} {model} is a camera of all directions, which has no focal length. Photos in "
+            "rigs need one: give the camera of perspective views."
+        )
     return camera

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
-from edm_hloc.base.errors import ImageError
+from edm_hloc.base.errors import EdmHlocError, ImageError
+from edm_hloc.images.intrinsics import load_intrinsics
 from edm_hloc.images.lenses import image_circle, is_panorama, most_of
 
 
@@ -123,3 +125,16 @@ def test_metadata_tell_of_a_panorama(tmp_path: Path) -> None:
     assert not is_panorama(tmp_path / "d.png")
     with pytest.raises(ImageError, match=r"none\.jpg"):
         is_panorama(tmp_path / "none.jpg")
+
+
+def test_known_intrinsics_of_a_model_of_panoramas_are_refused(tmp_path: Path) -> None:
+    """They have no focal length, and would end the mapping after all of the matching."""
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(
+        pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 1, 640, 320)
+    )
+    image = pycolmap.Image(name="sphere.jpg", image_id=1, camera_id=1)
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    model.write_text(tmp_path)
+    with pytest.raises(EdmHlocError, match=r"of sphere\.jpg is EQUIRECTANGULAR, .*edm-hloc views"):
+        load_intrinsics(tmp_path, ["sphere.jpg"])

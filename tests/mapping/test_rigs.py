@@ -291,6 +291,10 @@ def test_prefixes_in_each_other(
         ({"camera_model_name": "PINHOLE", "camera_params": [300]}, "another number of parameters"),
         ({"camera_model_name": "LENS", "camera_params": [300]}, "no camera model 'LENS'"),
         (
+            {"camera_model_name": "EQUIRECTANGULAR", "camera_params": [320, 160]},
+            "camera 'right/': EQUIRECTANGULAR is a camera of all directions",
+        ),
+        (
             {"camera_model_name": "SIMPLE_PINHOLE", "camera_params": [0, 160, 120]},
             "has a focal length of 0 pixels",
         ),

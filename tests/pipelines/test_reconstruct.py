@@ -411,7 +411,8 @@ def test_what_the_global_mapper_cannot_keep_is_told_first(scene: Path, tmp_path:
 @pytest.mark.parametrize(
     ("cameras", "message"),
     [
-        (CameraOptions(model="FOO"), "No camera model 'FOO'"),
+        (CameraOptions(model="FOO"), "No camera model 'FOO'(?!.*EQUIRECTANGULAR)"),
+        (CameraOptions(model="EQUIRECTANGULAR"), "not of panoramas .* first: edm-hloc views"),
         (CameraOptions(model="OPENCV_FISHEYE"), "OPENCV_FISHEYE needs a focal length.*view_00.jpg"),
         (
             CameraOptions(
