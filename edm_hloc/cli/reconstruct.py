@@ -140,7 +140,7 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "command": "match-pairs",
         "images": root_text(args.images),
         "quantization": asdict(quantization),
-        "masks": None if args.masks is None else str(args.masks),
+        "masks": None if args.masks is None else root_text(args.masks),
     }
     masks = find_masks(args.masks, names_of(pairs), args.images)
     with Run.begin(args.out, settings, matcher, MATCHING_FILES, overwrite=args.overwrite) as run:
@@ -154,13 +154,16 @@ def _match_pairs(args: argparse.Namespace) -> None:
 
 
 def _refine_model(args: argparse.Namespace) -> None:
+    from edm_hloc.pipelines.run_entries import masks_of_run
     from edm_hloc.tracks.adjustment import Kept
     from edm_hloc.tracks.refine import refine_model
+    from edm_hloc.tracks.rounds import BetweenRounds
 
     if args.rig is not None and args.keep_poses:
         raise EdmHlocError("--rig moves cameras, and --keep-poses does not: leave one of them out.")
     kept = Kept(intrinsics=args.keep_intrinsics, poses=args.keep_poses, rigs=args.rig)
-    summary = refine_model(args.model, args.images, args.out, kept)
+    between = BetweenRounds(masks=masks_of_run(args.model, args.images))
+    summary = refine_model(args.model, args.images, args.out, kept, between=between)
     summaries.print_tracks(asdict(summary))
     print(f"Time        {format_duration(summary.seconds)}")
     print(f"Written     {args.out} (COLMAP)")

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from edm_hloc.pipelines.georeferencing import place_set_aside
 from edm_hloc.pipelines.run import Run
 from edm_hloc.tracks.adjustment import Kept
 from edm_hloc.tracks.refine import TrackSummary, refine_model, uncertainty_files
+from edm_hloc.tracks.rounds import BetweenRounds
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class PhotosToMap:
         priors: positions that the cameras are kept near. A model with any is not extended, but
             mapped anew.
         lenses: see `CameraOptions`.
+        masks: mask of each photo that has one; points are not looked for where they are black.
     """
 
     database: Path
@@ -72,6 +74,7 @@ class PhotosToMap:
     known: Mapping[str, str]
     priors: PositionPriors | None = None
     lenses: bool = True
+    masks: Mapping[str, Path] = field(default_factory=dict)
 
 
 def map_or_extend(
@@ -199,7 +202,8 @@ def _refined(
     if names and not mapped.look_alikes:
         left_out = LeftOut(photos.database, names, names if every else names & known)
     cameras = Kept(known, every, mapped.undistorted, lenses=not photos.lenses)
-    return refined_tracks(place, photos.image_root, cameras, options, model, left_out)
+    between = BetweenRounds(left_out=left_out, masks=photos.masks)
+    return refined_tracks(place, photos.image_root, cameras, options, between, model)
 
 
 def _refined_parts(
@@ -217,7 +221,8 @@ def _refined_parts(
             flat = not posed_images(read_model(part)).keys().isdisjoint(mapped.undistorted_photos)
             every = not options.refine_intrinsics
             kept = Kept(frozenset(photos.known), every, flat, lenses=not photos.lenses)
-            if refined_tracks(part, photos.image_root, kept, options, new) is None:
+            masked = BetweenRounds(masks=photos.masks)
+            if refined_tracks(part, photos.image_root, kept, options, masked, new) is None:
                 shutil.copytree(part, new)
         for file in uncertainty_files(new):
             file.unlink(missing_ok=True)
@@ -311,8 +316,8 @@ def refined_tracks(
     image_root: Path,
     kept: Kept,
     options: MappingOptions,
+    between: BetweenRounds,
     out: Path | None = None,
-    left_out: LeftOut | None = None,
 ) -> TrackSummary | None:
     """Refines the tracks of the model in a folder that a run has just made.
 
@@ -321,8 +326,8 @@ def refined_tracks(
         image_root: folder of the photos.
         kept: what of the cameras stays as it is.
         options: those of the mapping.
+        between: photos that are in no model and are tried once more, and masks.
         out: folder of the refined model; None replaces the model.
-        left_out: photos that are in no model and are tried once more.
 
     Returns:
         The summary; None, with a warning, where they cannot be refined: nothing is written then.
@@ -331,7 +336,7 @@ def refined_tracks(
         NoRoomError: the refined model cannot be written.
     """
     try:
-        return refine_model(model, image_root, out or model, kept, options, left_out)
+        return refine_model(model, image_root, out or model, kept, options, between)
     except NoRoomError:
         raise
     except EdmHlocError as error:

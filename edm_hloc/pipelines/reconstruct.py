@@ -69,6 +69,7 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.spreading import spread_verification
 from edm_hloc.tracks.adjustment import Kept
 from edm_hloc.tracks.refine import uncertainty_files
+from edm_hloc.tracks.rounds import BetweenRounds
 
 _FILES = (
     *MATCHING_FILES,
@@ -159,7 +160,7 @@ def reconstruct(
         "quantization": asdict(config.keypoints),
         "cameras": {"mode": cameras.mode, "model": cameras.model, "known": len(known)},
         "mapping": asdict(mapping),
-        "masks": None if config.masks is None else str(config.masks),
+        "masks": None if config.masks is None else root_text(config.masks),
         "positions": config.positions,
         "tracks": refine,
     }
@@ -190,7 +191,7 @@ def reconstruct(
             return {"imported": imported, "verified": verified}
 
         photos = PhotosToMap(
-            database, image_root, names_in(matched.pairs), known, priors, cameras.lenses
+            database, image_root, names_in(matched.pairs), known, priors, cameras.lenses, masks
         )
         of_cameras = [cameras.mode, cameras.model, asdict(config.keypoints)]
         if not cameras.lenses:
@@ -199,7 +200,8 @@ def reconstruct(
         depends_on = [fingerprint, cameras.mode, cameras.model, known, mapping.of_verification()]
         verified = run.step("database", depends_on, [database], verify)
         of_priors = [] if priors is None else [asdict(priors)]
-        how = [False, [refine, "lenses as given"] if refine and not cameras.lenses else refine]
+        more = [*([] if cameras.lenses else ["lenses as given"]), *(["masks"] if masks else [])]
+        how = [False, [refine, *more] if refine and more else refine]
         of_model = [[verified, mapping.of_mapping(), each, *of_priors] for each in how]
 
         def map_photos() -> dict[str, Any]:
@@ -282,7 +284,7 @@ def triangulate_model(
         "images": root_text(image_root),
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
-        "masks": None if config.masks is None else str(config.masks),
+        "masks": None if config.masks is None else root_text(config.masks),
         "tracks": bool(config.refine_tracks),
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
@@ -296,14 +298,16 @@ def triangulate_model(
             verified, mapped = triangulate(reference, matched, database, model, mapping)
             results: dict[str, Any] = {"verified": verified, "mapped": mapped}
             if config.refine_tracks:
-                refined = refined_tracks(model, image_root, Kept(poses=True), mapping)
+                kept, masked = Kept(poses=True), BetweenRounds(masks=masks)
+                refined = refined_tracks(model, image_root, kept, mapping, masked)
                 if refined is not None:
                     results["mapped"] = replace(mapped, statistics=refined.after)
                     results["tracks"] = refined
             return results
 
         depends_on = [fingerprint, str(reference), stamps, mapping.of_mapping()]
-        depends_on += ["refined tracks"] * bool(config.refine_tracks)
+        if config.refine_tracks:
+            depends_on += ["refined tracks", *(["masks"] if masks else [])]
         maybe = uncertainty_files(model)
         run.step("model", depends_on, [model, database], make_points, maybe=maybe)
         return run

@@ -93,7 +93,7 @@ def refine_given_poses(
         "images": root_text(image_root),
         "quantization": asdict(config.keypoints),
         "mapping": asdict(mapping),
-        "masks": None if config.masks is None else str(config.masks),
+        "masks": None if config.masks is None else root_text(config.masks),
     }
     images = posed_images(posed.model)
     cameras = {name: posed.model.cameras[image.camera_id] for name, image in images.items()}

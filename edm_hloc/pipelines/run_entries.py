@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edm_hloc.base.colmap import is_model
+from edm_hloc.base.colmap import is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import remove_leftover
 from edm_hloc.base.log import warn_once
-from edm_hloc.mapping.output import holds_only_models
+from edm_hloc.base.text import read_json_object
+from edm_hloc.images.masks import find_masks
+from edm_hloc.mapping.output import holds_only_models, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +72,34 @@ def recorded_folder(out: Path, record: Mapping[str, Any], name: str) -> Path | N
                 "this command in the folder where the run was started."
             )
         return folder
-    if not folder.is_dir() and isinstance(at, str):
+    if not folder.exists() and isinstance(at, str):  # one mask of all photos is a file
         with contextlib.suppress(ValueError):  # another drive
             moved = Path(os.path.normpath(out.resolve() / os.path.relpath(folder, at)))
-            if moved != folder and moved.is_dir():
+            if moved != folder and moved.exists():
                 warn_once(f"{folder} has moved with {out}: {moved} is taken for it.")
                 return moved
     return folder
+
+
+def masks_of_run(model: Path, images: Path) -> dict[str, Path]:
+    """The masks of the run that wrote a model, by the names of its photos.
+
+    None where no run is recorded beside it, or its masks cannot be used, of which a warning tells.
+
+    Args:
+        model: folder of the model.
+        images: folder of the photos.
+    """
+    out = run_folder(model)[0]
+    if not (out / "run.json").is_file():
+        return {}
+    try:
+        record = read_json_object(out / "run.json", "record of a run")
+        masks = recorded_folder(out, record, "masks")
+        return find_masks(masks, sorted(posed_images(read_model(model))), images)
+    except EdmHlocError as error:
+        logger.warning("Points may come to lie in masked parts of photos: %s", error)
+        return {}
 
 
 def is_whole(path: Path, recorded: int | None) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.spatial import cKDTree
 
+from edm_hloc.base.errors import ImageError
+from edm_hloc.images.masks import read_mask
 from edm_hloc.tracks.geometry import Tracks, Views, mean_directions
 
 _COMMON_POINTS = 30  # that two photos see, from which on they show the same place
@@ -15,7 +21,9 @@ _MARGIN = 4.0  # pixels from the border
 _SAME = 0.5  # pixels between two points of a photo that are one
 
 
-def possible_observations(tracks: Tracks, views: Views, most: int) -> Tracks:
+def possible_observations(
+    tracks: Tracks, views: Views, most: int, masks: Mapping[str, Path], images: Path
+) -> Tracks:
     """Observations that a model may lack: points projected into photos like those that see them.
 
     Args:
@@ -23,9 +31,14 @@ def possible_observations(tracks: Tracks, views: Views, most: int) -> Tracks:
         views: the photos' cameras.
         most: number of observations of a point up to which they are added, those in the directions
             nearest to the mean one first.
+        masks: of photos, by name; nothing is observed where they are black.
+        images: folder of the photos.
 
     Returns:
         The points with these observations only, of index −1.
+
+    Raises:
+        EdmHlocError: a mask is damaged or has another aspect ratio than its photo.
     """
     number = len(tracks.ids), len(views.ids)
     ones = np.ones(len(tracks.view), np.int32)
@@ -41,6 +54,7 @@ def possible_observations(tracks: Tracks, views: Views, most: int) -> Tracks:
     cosine = np.einsum("ni,ni->n", away, mean_directions(tracks, views)[track])
     size = np.array([(camera.width, camera.height) for camera in views.cameras])[view]
     fits = ((xy > _MARGIN) & (xy < size - _MARGIN)).all(axis=1) & (cosine > _WIDEST)
+    fits[fits] = _visible(xy[fits], view[fits], views, masks, images)
     order = np.lexsort([view, -cosine, track])
     order = order[fits[order]]
     length = np.bincount(track[order], minlength=number[0])
@@ -48,6 +62,20 @@ def possible_observations(tracks: Tracks, views: Views, most: int) -> Tracks:
     order = order[rank < most - np.diff(tracks.start)[track[order]]]
     none = np.full(len(order), -1)
     return Tracks.gathered(tracks.ids, tracks.xyz, track[order], view[order], none, xy[order])
+
+
+def _visible(
+    xy: np.ndarray, view: np.ndarray, views: Views, masks: Mapping[str, Path], images: Path
+) -> np.ndarray:
+    """(N,) which points (N, 2) of photos are outside the masked parts."""
+    visible = np.ones(len(view), bool)
+    for v, name in enumerate(views.names):
+        own = np.flatnonzero(view == v) if name in masks else ()
+        if len(own):
+            with contextlib.suppress(ImageError):  # a photo that cannot be read gets no points
+                # COLMAP's pixel frame has the corner of the photo at (0, 0), that of masks has not
+                visible[own] = read_mask(masks[name], images / name).visible(xy[own] - 0.5)
+    return visible
 
 
 def _partners(seen: csr_array) -> csr_array:

@@ -31,7 +31,6 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.frames import frame_change
-from edm_hloc.mapping.left_out import LeftOut
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     check_replaceable,
@@ -66,7 +65,7 @@ from edm_hloc.tracks.point_uncertainty import (
     point_uncertainty_file,
     write_point_uncertainties,
 )
-from edm_hloc.tracks.rounds import KeptRounds, Progress
+from edm_hloc.tracks.rounds import BetweenRounds, KeptRounds, Progress
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
     camera_covariances,
@@ -143,19 +142,6 @@ class RefinedTracks:
     sigmas: np.ndarray
 
 
-@dataclass(frozen=True)
-class BetweenRounds:
-    """What is done after each round but the last.
-
-    Attributes:
-        kept: gets the model; what an interrupted run has left there is gone on from.
-        left_out: photos that are tried once more, after the first round.
-    """
-
-    kept: KeptRounds | None = None
-    left_out: LeftOut | None = None
-
-
 def refine_tracks(
     model: pycolmap.Reconstruction,
     image_root: Path,
@@ -177,7 +163,7 @@ def refine_tracks(
         freedom: what changes besides the points.
         config: the settings.
         options: minimum angle of a point's rays, and threads.
-        between: what is done after each round but the last.
+        between: what comes in between the rounds, and where the model is kept then.
 
     Returns:
         The model, which is another object than `model` where rounds are kept, and what became of
@@ -205,7 +191,7 @@ def refine_tracks(
         freedom = with_telephotos_held(freedom, progress.model)
         if progress.rounds:  # a wrong lens hides points that the next round looks for
             progress.model, _, lenses = fit_lenses(progress.model, freedom, options)
-        blurred = _one_round(progress, shelf, freedom, config, options)
+        blurred = _one_round(progress, shelf, freedom, config, options, between.masks)
         tried = left_out if progress.rounds == 1 < rounds else None
         if tried and try_left_out(progress, mapped, tried, freedom, options):
             shelf = PhotoShelf(image_root, tuple(posed_images(progress.model)), config.max_side)
@@ -254,6 +240,7 @@ def _one_round(
     freedom: Freedom,
     config: TrackConfig,
     options: MappingOptions,
+    masks: Mapping[str, Path],
 ) -> tuple[str, ...]:
     """Aligns all tracks, adjusts the model to them, and gives the names of blurred photos."""
     model, number = progress.model, progress.rounds
@@ -262,7 +249,7 @@ def _one_round(
     tracks = Tracks.of(model, views)
     voting = np.ones(len(tracks.view), bool)
     if number:
-        more = possible_observations(tracks, views, config.max_photos)
+        more = possible_observations(tracks, views, config.max_photos, masks, shelf.root)
         tracks, voting = joined(tracks, more)
     how = AlignmentSettings(config.patch_radii[number], threads)
     found = align(tracks, voting, views, shelf, config, how)
@@ -314,7 +301,7 @@ def refine_model(
     out: Path,
     kept: Kept | None = None,
     options: MappingOptions | None = None,
-    left_out: LeftOut | None = None,
+    between: BetweenRounds | None = None,
 ) -> TrackSummary:
     """Refines the tracks of a COLMAP model and writes the model to `out`, binary, in its old frame.
 
@@ -330,7 +317,7 @@ def refine_model(
         kept: what of the cameras stays as it is.
         options: limits of points, and threads; without, the limits are those that the points of
             the model meet (see `limits_of`).
-        left_out: photos of the model's database that are tried once more, after the first round.
+        between: photos of the model's database that are tried once more, and masks.
 
     Raises:
         EdmHlocError: a model or folder cannot be read or written, or as `refine_tracks`.
@@ -352,9 +339,12 @@ def refine_model(
         [freedom.poses, sorted(freedom.constant), freedom.distortion, freedom.lenses],
         [asdict(config), options.of_mapping()],
     ]
-    if left_out:
+    between = between or BetweenRounds()
+    if left_out := between.left_out:
         with open_database(left_out.database) as db:
             made_from += [content_of(db), sorted(left_out.names), sorted(left_out.known)]
+    if between.masks:
+        made_from.append(sorted((n, file_stamp(mask)) for n, mask in between.masks.items()))
     if kept.rigs is not None:
         made_from.append(file_stamp(kept.rigs))
     rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
@@ -362,7 +352,7 @@ def refine_model(
         with new_model_folder(out) as temporary, quiet_colmap():
             if kept.rigs is not None:
                 model, rigs, freedom = in_rigs(model, kept, config, options)
-            between = BetweenRounds(rounds, left_out)
+            between = replace(between, kept=rounds)
             found = refine_tracks(model, image_root, freedom, config, options, between)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
     except NoRoomError:

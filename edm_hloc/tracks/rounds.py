@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edm_hloc.base.binary_models import check_binary_model
 from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import claim_folder, remove_leftover
+from edm_hloc.mapping.left_out import LeftOut
 
 logger = logging.getLogger(__name__)
 
@@ -125,3 +127,19 @@ class KeptRounds:
 
     def _place(self, number: int) -> Path:
         return self._folder / f"round-{number}"
+
+
+@dataclass(frozen=True)
+class BetweenRounds:
+    """What comes into a model between its rounds, and where the model is kept then.
+
+    Attributes:
+        kept: gets the model after each round but the last; what an interrupted run has left there
+            is gone on from.
+        left_out: photos that are tried once more, after the first round.
+        masks: of photos, by name (see `images.masks`): no point is looked for where they are black.
+    """
+
+    kept: KeptRounds | None = None
+    left_out: LeftOut | None = None
+    masks: Mapping[str, Path] = field(default_factory=dict)
