@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from edm_hloc.mapping.rigs import Rigs, put_in_rigs
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 
+logger = logging.getLogger(__name__)
+
 _ITERATIONS = 12  # by which cameras change far less than their errors
 _LOSS_SCALE = 2.0  # times the median reprojection error, of the Cauchy loss
 _FEW = 3  # of adjustments that others follow
 _SETTLING = 5  # adjustments at most after cameras were put in rigs, each with a narrower loss,
 _LESS = 0.9  # while the reprojection error becomes so many times as large
+_ABSURD = 30.0  # times the same at the start, of most photos: 1 in a rig that is right, 780 where
+# the photos of one camera are of the frame beside
 _OFF = 3.0  # times its reprojection error without its rig, of a photo that does not fit this
 _SETTLED = 1e-4  # relative change of the cost
 _TANGIBLE = 0.01  # share of a model beyond a limit, which it was not made with then
@@ -257,6 +262,15 @@ def in_rigs(
     assert kept.rigs is not None
     before, each_before = _medians(model)
     model, rigs = put_in_rigs(model, kept.rigs)
+    start, each = _medians(model)
+    absurd = [error > _ABSURD * max(before, each_before[n]) for n, error in each.items()]
+    if 2 * sum(absurd) > len(absurd):
+        logger.warning(
+            "In the rigs of %s most photos agree to %.2g px at first, and without rigs they "
+            "agree to %.2g px: are photos of equal names of several moments, or the file wrong? "
+            "Then end this: it takes many times as long, and bends the model.",
+            *(kept.rigs, start, before),
+        )
     freedom = kept.freedom(model)
     freedom = replace(freedom, rigid=rigs.given, constant=freedom.constant | rigs.calibrated)
     with at_work("Adjusting the rigs"):

@@ -17,6 +17,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.rigs import put_in_rigs
+from edm_hloc.tracks import adjustment
 from edm_hloc.tracks.adjustment import Kept, adjust, in_rigs
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
@@ -222,11 +223,14 @@ def test_wrong_files_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         put_in_rigs(model, tmp_path / "none.json")
 
 
-def test_photos_far_off_their_rig_keep_what_they_see(tmp_path: Path) -> None:
+def test_photos_far_off_their_rig_keep_what_they_see(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     noisy, true = model_of_a_rig(Noise(pixels=0.3, degrees=2.0, metres=0.1))
     kept = Kept(intrinsics=True, rigs=write_rig(tmp_path / "rig.json"))
     found, rigs, _ = in_rigs(noisy, kept, TrackConfig(), MappingOptions())
     assert rigs.rotation > 1  # 10 pixels
+    assert not caplog.text  # nor do they agree without it
     assert found.num_points3D() > 0.99 * noisy.num_points3D()
     assert found.compute_num_observations() > 0.99 * noisy.compute_num_observations()
     for name, model in (("true", true), ("found", found)):
@@ -363,7 +367,9 @@ def test_rigs_that_another_file_described_are_taken_apart_with_a_warning(
     assert "such as back/0.jpg" in caplog.text
 
 
-def test_a_photo_that_moved_in_its_rig_is_named(tmp_path: Path) -> None:
+def test_a_photo_that_moved_in_its_rig_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, _ = model_of_a_rig(Noise(pixels=0.3))
     file = write_rig(tmp_path / "rig.json")
     _, rigs, _ = in_rigs(model, Kept(intrinsics=True, rigs=file), TrackConfig(), MappingOptions())
@@ -374,3 +380,25 @@ def test_a_photo_that_moved_in_its_rig_is_named(tmp_path: Path) -> None:
     _, rigs, _ = in_rigs(model, Kept(intrinsics=True, rigs=file), TrackConfig(), MappingOptions())
     assert {"right/2.jpg", "right/5.jpg"} <= set(rigs.off)
     assert not any(name.startswith("back/") for name in rigs.off)
+    assert not caplog.text
+
+
+def test_photos_of_other_moments_are_told_before_the_adjustment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes many times as long as that of photos that fit their rig."""
+    model, _ = model_of_a_rig(Noise(pixels=0.3))
+    for name, image in posed_images(model).items():
+        side, _, file = name.partition("/")
+        if side == "right":
+            image.name = f"right/{(int(file[0]) + 1) % FRAMES}.jpg"
+
+    def adjusted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adjustment, "adjuster_of", adjusted)
+    kept = Kept(intrinsics=True, rigs=write_rig(tmp_path / "rig.json"))
+    with pytest.raises(KeyboardInterrupt):
+        in_rigs(model, kept, TrackConfig(), MappingOptions())
+    assert "rig.json most photos agree to" in caplog.text
+    assert "are photos of equal names of several moments" in caplog.text
