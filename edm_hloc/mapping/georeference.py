@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pycolmap
-from scipy.special import fdtri
 
 from edm_hloc.base.colmap import centres_of, posed_images, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
@@ -24,16 +23,16 @@ from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.images.listed import listed_names
 from edm_hloc.mapping.output import new_model_folder, run_folder
+from edm_hloc.mapping.similarity import (
+    LEAST_AGREEING,
+    fit_similarity,
+    moved,
+    uncertainty_of,
+    weights_of,
+)
 
 RECORD, CAMERAS = "georeference.json", "cameras.geojson"
-_TOLERANCES = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # m, of the fixes that agree
-_AGREEING = 2 / 3  # of the fixes: the least tolerance that so many meet is taken
-_LEAST_AGREEING = 0.5
-# Errors of GPS have longer tails than normal ones: Student's t with so many degrees of freedom, in
-# three directions. Only what one in a thousand of its errors exceeds counts as wrong.
-_FREEDOM, _WRONG = 4.0, 1e-3
 _ORDINARY = 3.0  # m, standard deviation of a fix that tells none, beside others that do
-_HALVINGS, _ROUNDS, _SETTLED = 12, 10, 1e-6
 _MAX_SCALE, _MAX_TILT = 0.05, 5.0  # uncertainty (share, degrees) above which there is no frame
 _LINE = 1e-3  # extent of positions across a line, as a share of that along it
 _WGS84 = pycolmap.GPSTransformEllipsoid.WGS84
@@ -90,6 +89,18 @@ def camera_centres(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
     return {name: image.projection_center() for name, image in posed_images(model).items()}
 
 
+def same_places(fixes: Mapping[str, Fix]) -> list[list[str]]:
+    """Names in order, those with the very same position on Earth together.
+
+    It was measured once: of a panorama, whose views all have it, of a rig, or by a receiver that
+    has not moved on yet. Its error is the same for all of them.
+    """
+    groups: dict[tuple[float, float, float | None], list[str]] = {}
+    for name, fix in sorted(fixes.items()):
+        groups.setdefault((fix.latitude, fix.longitude, fix.altitude), []).append(name)
+    return list(groups.values())
+
+
 def middle_of(fixes: Sequence[Fix]) -> tuple[float, float, float]:
     """Medians of latitudes, longitudes and altitudes; heights not known count as 0."""
     first = fixes[0].longitude  # from which others are reckoned, across the 180th meridian as well
@@ -131,34 +142,42 @@ def locate(
         held: origin of the frame that the model is in already and keeps; the residuals are told.
         origin: latitude, longitude and altitude of the frame's origin; None: among the positions.
 
-    Positions count by the accuracy that they tell.
+    Positions count by the accuracy that they tell. Names that share one count as one, which is that
+    of the middle of their points.
 
     Returns:
         The similarity from the model's frame to the local one, the identity if there is none; and
         what was found.
     """
-    names = sorted(points.keys() & fixes.keys())
-    with_height = [name for name in names if fixes[name].altitude is not None]
-    heights = len(with_height) >= max(least, len(names) / 2)
-    if heights:
-        names = with_height
+    known = {name: fixes[name] for name in points.keys() & fixes.keys()}
+    high = {name: fix for name, fix in known.items() if fix.altitude is not None}
+    heights = len(same_places(high)) >= max(least, len(same_places(known)) / 2)
+    flat = {name: replace(fix, altitude=None) for name, fix in known.items()}
+    known = high if heights else flat
+    groups = same_places(known)
+    names = [name for group in groups for name in group]
     rough = Georeference(False, source=source, positions=len(names), heights=heights)
     stay = pycolmap.Sim3d()
-    if len(names) < least:
+    if len(groups) < least:
         why = f"there are {len(names)} positions of what is in the model, and {least} are needed"
+        if len(groups) < len(names):
+            why = (
+                f"the {len(names)} positions of what is in the model are in {len(groups)} "
+                f"place{'s' if len(groups) > 1 else ''} only, and {least} are needed"
+            )
         return stay, _without(rough, why)
-    chosen = [fixes[n] if heights else Fix(fixes[n].latitude, fixes[n].longitude) for n in names]
+    chosen = [known[group[0]] for group in groups]
     latitude, longitude, altitude = middle_of(chosen)
     origin = held or origin or (round(latitude, 6), round(longitude, 6), round(altitude, 1))
-    here = np.array([points[name] for name in names])
+    here = np.array([np.mean([points[name] for name in group], axis=0) for group in groups])
     there = to_local(chosen, origin)
-    told = [accuracy for name in names if (accuracy := fixes[name].accuracy) is not None]
-    deviations = np.full(len(names), 1.0)
+    told = [fix.accuracy for fix in chosen if fix.accuracy is not None]
+    deviations = np.full(len(groups), 1.0)
     if told:
-        deviations = np.array([fixes[name].accuracy or _ORDINARY for name in names])
+        deviations = np.array([fix.accuracy or _ORDINARY for fix in chosen])
     if held is not None:
         found = stay
-        weights = _weights(found, here, there, deviations)
+        weights = weights_of(found, here, there, deviations)
     else:
         if float(np.ptp(there, axis=0).max()) < 1e-3:
             return stay, _without(rough, "all of them are one and the same place")
@@ -166,21 +185,22 @@ def locate(
         if across < _LINE * along:
             why = "they lie on a line, about which the model could turn"
             return stay, _without(rough, why)
-        found, weights = _similarity(here, there, deviations)
+        found, weights = fit_similarity(here, there, deviations)
         good = weights > 0
-        if good.sum() < max(least, _LEAST_AGREEING * len(names)):
-            why = f"only {int(good.sum())} of the {len(names)} positions agree with the model"
+        if good.sum() < max(least, LEAST_AGREEING * len(groups)):
+            why = f"only {int(good.sum())} of the {len(groups)} positions agree with the model"
             return stay, _without(rough, why)
-    good = weights > 0
-    moved = _moved(found, here)
-    residuals = moved - there
-    scale_share, tilt = _uncertainty(moved, weights)
+    scale_share, tilt = uncertainty_of(moved(found, here), weights, held is None)
     if held is None and (scale_share > _MAX_SCALE or tilt > _MAX_TILT):
         why = (
             "the positions do not determine the frame: they lie on a line or too close together "
             f"for their errors (scale to {100 * scale_share:.0f} %, direction to {tilt:.0f}°)"
         )
         return stay, _without(rough, why)
+    copies = [len(group) for group in groups]
+    good = np.repeat(weights > 0, copies)
+    residuals = moved(found, np.array([points[name] for name in names]))
+    residuals -= np.repeat(there, copies, axis=0)
     lengths = np.linalg.norm(residuals[good], axis=1)
     return found, Georeference(
         True,
@@ -203,85 +223,6 @@ def _without(rough: Georeference, why: str) -> Georeference:
     return Georeference(
         False, why, source=rough.source, positions=rough.positions, heights=rough.heights
     )
-
-
-def _moved(similarity: pycolmap.Sim3d, points: np.ndarray) -> np.ndarray:
-    return np.asarray(points @ similarity.matrix()[:, :3].T + similarity.matrix()[:, 3])
-
-
-def _weights(
-    similarity: pycolmap.Sim3d, here: np.ndarray, there: np.ndarray, deviations: np.ndarray
-) -> np.ndarray:
-    """(N,) weights of positions, the inverse of their variances in m²; 0 of wrong ones.
-
-    Deviations (N,) are relative to each other: their scale comes from the median distance.
-    """
-    off = np.linalg.norm(_moved(similarity, here) - there, axis=1) / deviations
-    middle, most = (np.sqrt(3 * fdtri(3, _FREEDOM, 1 - p)) for p in (0.5, _WRONG))
-    scale = max(float(np.median(off)) / middle, 1e-3 / float(deviations.max()))
-    tails = (_FREEDOM + 3) / (_FREEDOM + (off / scale) ** 2)
-    return np.asarray(np.where(off <= most * scale, tails, 0.0) / (scale * deviations) ** 2)
-
-
-def _similarity(
-    here: np.ndarray, there: np.ndarray, deviations: np.ndarray
-) -> tuple[pycolmap.Sim3d, np.ndarray]:
-    """The similarity that most positions agree with, and the (N,) weights of the positions.
-
-    By RANSAC with the least tolerance that two thirds of the positions meet, or half of them the
-    largest; then by weighted least squares, as for errors of Student's distribution.
-    """
-    options = pycolmap.RANSACOptions()
-    options.random_seed, options.max_num_trials = 0, 10_000
-    found = None
-    for tolerance in _TOLERANCES:
-        options.max_error = tolerance
-        with quiet_colmap():
-            answer: Any = pycolmap.estimate_sim3d_robust(here, there, options)
-        if answer is None:
-            continue
-        candidate = answer["tgt_from_src"]
-        within = np.linalg.norm(_moved(candidate, here) - there, axis=1) <= tolerance
-        share = _AGREEING if tolerance < _TOLERANCES[-1] else _LEAST_AGREEING
-        if within.mean() >= share:
-            found = candidate
-            break
-    if found is None:
-        return pycolmap.Sim3d(), np.zeros(len(here))
-    # from all alike to as told: a rough frame is too far off for the most accurate ones
-    for floor in (*tolerance * 0.5 ** np.arange(_HALVINGS), 0.0):
-        for _ in range(_ROUNDS):
-            before, given = found, np.maximum(deviations, floor)
-            found = _weighted_similarity(here, there, _weights(found, here, there, given))
-            if np.abs(found.matrix() - before.matrix()).max() <= _SETTLED * found.scale:
-                break
-    return found, _weights(found, here, there, deviations)
-
-
-def _weighted_similarity(
-    here: np.ndarray, there: np.ndarray, weights: np.ndarray
-) -> pycolmap.Sim3d:
-    """The similarity with the least weighted sum of squared distances (Umeyama's)."""
-    share = weights / weights.sum()
-    middle, goal = share @ here, share @ there
-    own, others = here - middle, there - goal
-    u, spread, vt = np.linalg.svd((share[:, None] * others).T @ own)
-    mirror = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ np.diag(mirror) @ vt
-    scale = float(spread @ mirror / (share @ (own**2).sum(axis=1)))
-    return pycolmap.Sim3d(scale, pycolmap.Rotation3d(rotation), goal - scale * rotation @ middle)
-
-
-def _uncertainty(places: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """How well positions determine the scale (a share) and the direction (degrees) of a frame.
-
-    The scale by their extent as a whole, the direction by that across their longest axis, both in
-    standard deviations.
-    """
-    centred = places - (weights / max(float(weights.sum()), 1e-12)) @ places
-    extents = np.linalg.svd(np.sqrt(weights)[:, None] * centred, compute_uv=False)
-    scale = 1 / max(float(np.linalg.norm(extents)), 1e-12)
-    return scale, float(np.degrees(np.arctan2(1, float(extents[1]))))
 
 
 def control_points_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from edm_hloc.mapping.georeference import (
     camera_centres,
     locate,
     middle_of,
+    same_places,
     to_local,
     write_on_earth,
     write_placed,
@@ -77,6 +79,8 @@ def find_fixes(image_root: Path, names: Sequence[str], positions: str) -> dict[s
 def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
     """Positions for the mapping, in metres to the east, to the north and up from their middle.
 
+    Photos that share a position have a larger deviation, so that together they count as one.
+
     Args:
         fixes: positions by the photos' names; those without altitude are left out.
         deviation: standard deviation in metres of those that tell none; of altitudes that tell none
@@ -85,21 +89,25 @@ def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
     Raises:
         EdmHlocError: there are too few.
     """
-    names = sorted(name for name, fix in fixes.items() if fix.altitude is not None)
-    if len(names) < _LEAST_PRIORS:
+    high = {name: fix for name, fix in fixes.items() if fix.altitude is not None}
+    groups = same_places(high)
+    if len(groups) < _LEAST_PRIORS:
+        several = "; photos that share a position count as one" if len(groups) < len(high) else ""
         raise EdmHlocError(
             f"Position priors need {_LEAST_PRIORS} photos whose position is known with its "
-            f"altitude, and there are {len(names)} of the {len(fixes)} with a position: leave out "
-            "--position-priors, or give a table by --positions."
+            f"altitude, and there are {len(groups)} of the {len(fixes)} with a position{several}: "
+            "leave out --position-priors, or give a table by --positions."
         )
-    chosen = [fixes[name] for name in names]
+    names = [name for group in groups for name in group]
+    chosen = [high[name] for name in names]
     places = to_local(chosen, middle_of(chosen))
-    level = [fix.accuracy or deviation for fix in chosen]
-    up = [fix.altitude_accuracy or 2 * flat for fix, flat in zip(chosen, level, strict=True)]
-    return PositionPriors(
-        dict(zip(names, places.tolist(), strict=True)),
-        {name: [flat, flat, high] for name, flat, high in zip(names, level, up, strict=True)},
-    )
+    deviations = {}
+    for group in groups:
+        for name in group:
+            level = high[name].accuracy or deviation
+            up = high[name].altitude_accuracy or 2 * level
+            deviations[name] = [math.sqrt(len(group)) * value for value in (level, level, up)]
+    return PositionPriors(dict(zip(names, places.tolist(), strict=True)), deviations)
 
 
 def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:

@@ -24,6 +24,7 @@ from edm_hloc.mapping.georeference import (
     to_local,
     write_placed,
 )
+from edm_hloc.mapping.similarity import fit_similarity, moved, uncertainty_of
 
 ORIGIN = (47.37, 8.54, 410.0)
 SCALE, TURN = 0.037, Rotation.from_euler("xyz", [100, 20, -50], degrees=True).as_matrix()
@@ -143,7 +144,7 @@ def test_told_accuracies_weight_the_fit() -> None:
         (np.outer(np.arange(20.0), [10, 3, 0]), 1.0, "they lie on a line"),
         (np.outer(np.arange(20.0), [10, 3, 0]) + flight(20) * 0.01, 1.0, "do not determine"),
         (flight(20) * 0.01, 3.0, "do not determine the frame|agree with the model"),
-        (flight(20) * 0, 0.0, "one and the same place"),
+        (flight(20) * 0, 0.0, "the 20 positions of what .* are in 1 place only, and 5 are needed"),
         (flight(20), 90.0, "agree with the model|do not determine"),
     ],
 )
@@ -167,9 +168,72 @@ def test_positions_without_heights_count_as_level() -> None:
     found, placed = locate(points, fixes, "GPS")
     assert placed.used
     assert not placed.heights
+    assert placed.wrong == ()
     back = np.array([found * points[name] for name in sorted(points)])
     assert np.abs(back[:, 2]).max() < 0.05
     np.testing.assert_allclose(back - back.mean(0), level - level.mean(0), atol=0.05)
+
+
+def test_photos_that_share_a_position_count_as_one() -> None:
+    """As the views of panoramas do: copies make no frame where there was none, nor a surer one."""
+    rng = np.random.default_rng(2)
+    truth = flight(12)
+    points, fixes = survey(truth)
+    fixes = {name: moved_fix(fix, rng.normal(0, 1.5, 3)) for name, fix in fixes.items()}
+    views = {f"yaw_{yaw}/{name}": name for name in points for yaw in range(6)}
+    # the views' centres are where the panorama's is, in the mean
+    spread = rng.normal(0, 0.01 * SCALE, (12, 6, 3))
+    spread -= spread.mean(axis=1, keepdims=True)
+    centres = {
+        view: points[name] + shift
+        for (view, name), shift in zip(views.items(), spread.reshape(-1, 3), strict=True)
+    }
+    alone, placed = locate(points, fixes, "GPS")
+    found, copied = locate(centres, {view: fixes[name] for view, name in views.items()}, "GPS")
+    assert placed.used
+    np.testing.assert_allclose(found.matrix(), alone.matrix(), atol=1e-6)
+    assert copied.positions == 72
+    assert copied.residuals.keys() == views.keys()
+    for view, name in views.items():
+        np.testing.assert_allclose(copied.residuals[view], placed.residuals[name], atol=0.1)
+    assert copied.scale_uncertainty == pytest.approx(placed.scale_uncertainty)
+    assert copied.tilt_uncertainty == pytest.approx(placed.tilt_uncertainty)
+    few = {view: fixes[name] for view, name in views.items() if name < "004.jpg"}
+    _, refused = locate(centres, few, "GPS")
+    assert refused.why == (
+        "the 24 positions of what is in the model are in 4 places only, and 5 are needed"
+    )
+
+
+def test_a_receiver_that_stood_still_is_one_wrong_position() -> None:
+    """Most photos have its last position, whatever their number."""
+    truth = flight(60)
+    points, fixes = survey(truth)
+    stale = sorted(fixes)[20:]
+    fixes |= dict.fromkeys(stale, fixes[stale[0]])
+    _, placed = locate(points, fixes, "GPS")
+    assert placed.used
+    assert set(placed.wrong) == set(stale)
+    assert abs(placed.scale * SCALE - 1) < 1e-4
+
+
+@pytest.mark.parametrize("tails", [False, True])
+def test_uncertainties_are_those_of_the_frames(tails: bool) -> None:
+    """Over many flights the errors of scale and vertical are as large as they are said to be."""
+    rng = np.random.default_rng(0)
+    errors, told = [], []
+    for _ in range(60):
+        truth = rng.uniform([-100, -100, -5], [100, 100, 5], (12, 3))
+        off = rng.normal(0, 1, (12, 3))
+        if tails:
+            off /= np.sqrt(rng.chisquare(4, (12, 1)) / 4)
+        found, weights = fit_similarity(truth, truth + off, np.ones(12))
+        vertical = np.degrees(np.arccos(found.rotation.matrix()[2, 2]))
+        errors.append([found.scale - 1, vertical])
+        told.append(uncertainty_of(moved(found, truth), weights, fitted=True))
+    ratios = np.sqrt(np.mean(np.square(errors), axis=0) / np.mean(np.square(told), axis=0))
+    assert (ratios > 0.8).all()
+    assert (ratios < 1.3).all(), ratios
 
 
 def test_a_frame_that_is_held_is_measured_only() -> None:

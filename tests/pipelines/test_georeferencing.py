@@ -21,7 +21,7 @@ from edm_hloc.images.find import find_images
 from edm_hloc.images.gps import Fix
 from edm_hloc.mapping.georeference import Georeference, camera_centres, to_earth, to_local
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.pipelines.georeferencing import place_on_earth
+from edm_hloc.pipelines.georeferencing import place_on_earth, priors_of
 from edm_hloc.pipelines.reconstruct import reconstruct
 from edm_hloc.pipelines.run import Run
 from edm_hloc.report.earth import place_figures
@@ -118,6 +118,22 @@ def test_priors_that_cannot_be_used(scene: Path, photos: Path, tmp_path: Path) -
         with pytest.raises(EdmHlocError, match=message):
             reconstruct(photos, tmp_path / "out", [], TruthMatcher(scene), config)
     assert not (tmp_path / "out").exists()
+
+
+def test_photos_that_share_a_position_are_one_prior() -> None:
+    """Four views of a panorama pull as one photo does; two panoramas are too few for priors."""
+    fixes = {f"{i}.jpg": Fix(47.37, 8.54 + i / 1000, 410.0) for i in range(3)}
+    fixes |= {f"0_{yaw}.jpg": fixes["0.jpg"] for yaw in range(3)}
+    fixes["1.jpg"] = replace(fixes["1.jpg"], accuracy=0.5, altitude_accuracy=0.8)
+    deviations = priors_of(fixes, 3.0).deviations
+    assert deviations["2.jpg"] == [3.0, 3.0, 6.0]
+    assert deviations["1.jpg"] == [0.5, 0.5, 0.8]
+    assert deviations["0.jpg"] == deviations["0_2.jpg"] == [6.0, 6.0, 12.0]
+    del fixes["2.jpg"]
+    with pytest.raises(
+        EdmHlocError, match=r"there are 2 of the 5 .* share a position count as one"
+    ):
+        priors_of(fixes, 3.0)
 
 
 def write_turned(
