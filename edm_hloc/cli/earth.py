@@ -79,9 +79,10 @@ def print_place(placed: Georeference) -> None:
     else:
         assert placed.origin is not None
         latitude, longitude, altitude = placed.origin
+        height = f", {altitude:.1f} m" if placed.heights else ""
         print(
-            f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°, "
-            f"{altitude:.1f} m; {_distances(placed)}"
+            f"Earth       metres east, north and up of {latitude:.6f}°, {longitude:.6f}°{height}; "
+            f"{_distances(placed)}"
         )
         if placed.why:
             print(f"            it stays where an earlier run has brought it: {placed.why}")
@@ -99,6 +100,15 @@ def print_place(placed: Georeference) -> None:
             _print_wrong(part)
         else:
             print(f"            part {number} keeps its own frame: {part.why}")
+    models = {"": placed, **placed.parts}
+    level = [number for number, one in models.items() if one.used and not one.heights]
+    if level:
+        several = "parts" if len(level) > 1 else "part"
+        those = "" if "" in level else f" of {several} {', '.join(first_few(level, '', 12))}"
+        print(
+            f"            Heights not told: the cameras{those} are taken to be on one level; if "
+            "they are not, the model is tilted"
+        )
 
 
 def _distances(placed: Georeference) -> str:
@@ -155,12 +165,13 @@ def _georeference(args: argparse.Namespace) -> None:
     moved = {name: found * xyz for name, xyz in points.items()}
     write_whole(args.out / "map.svg", draw_map(centres | moved, vars(placed)))
     if args.crs is not None:
-        rows = ["name,x,y,z"]
+        axes = 3 if placed.heights else 2
+        rows = [",".join(["name", *"xyz"[:axes]])]
         assert placed.origin is not None
         places = georeference.to_earth(np.array(list(centres.values())), placed.origin)
         for name, place in zip(centres, crs.from_earth_to(args.crs)(places), strict=True):
             quoted = name.replace('"', '""')
-            rows.append(f'"{quoted}",' + ",".join(f"{value:.6f}" for value in place))
+            rows.append(f'"{quoted}",' + ",".join(f"{value:.6f}" for value in place[:axes]))
         write_whole(args.out / "cameras.csv", "\n".join(rows) + "\n")
     else:
         _set_table_aside(args.out / "cameras.csv", args.positions)

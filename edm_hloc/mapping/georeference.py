@@ -48,14 +48,17 @@ class Georeference:
         source: where the positions are from.
         positions: number of positions of registered photos, or of control points.
         origin: latitude and longitude in degrees and altitude in metres of (0, 0, 0).
-        heights: whether the positions have altitudes; if not, all count as of one height.
-        residuals: (east, north, up) in metres from each position to the model's, by name.
+        heights: whether the positions have altitudes; if not, all count as of one height, and the
+            origin's altitude says nothing.
+        residuals: (east, north, up) in metres from each position to the model's, by name; without
+            heights, up is 0.
         wrong: names of the positions that were left out, as they cannot be explained by the errors
             of the others, whose tails are long.
         median, largest: length of the residuals in metres, of those that were used.
         scale: metres per unit of the model's earlier frame.
-        scale_uncertainty: of the scale, as a share.
-        tilt_uncertainty: of the frame's direction, degrees.
+        scale_uncertainty: of the scale, as a share; None without heights, as a slope on which the
+            cameras may lie would change it.
+        tilt_uncertainty: of the frame's direction, degrees; None likewise.
         told_accuracy: median of the standard deviations that the photos tell (RTK, phones), in
             metres; None if they tell none.
         parts: the same of the other models of a run, by their numbers, all with one origin.
@@ -72,8 +75,8 @@ class Georeference:
     median: float = 0.0
     largest: float = 0.0
     scale: float = 1.0
-    scale_uncertainty: float = 0.0
-    tilt_uncertainty: float = 0.0
+    scale_uncertainty: float | None = 0.0
+    tilt_uncertainty: float | None = 0.0
     told_accuracy: float | None = None
     parts: dict[str, Georeference] = field(default_factory=dict)
 
@@ -201,6 +204,8 @@ def locate(
     good = np.repeat(weights > 0, copies)
     residuals = moved(found, np.array([points[name] for name in names]))
     residuals -= np.repeat(there, copies, axis=0)
+    if not heights:
+        residuals[:, 2] = 0
     lengths = np.linalg.norm(residuals[good], axis=1)
     return found, Georeference(
         True,
@@ -213,8 +218,8 @@ def locate(
         median=float(np.median(lengths)),
         largest=float(lengths.max()),
         scale=float(found.scale),
-        scale_uncertainty=scale_share,
-        tilt_uncertainty=tilt,
+        scale_uncertainty=scale_share if heights else None,
+        tilt_uncertainty=tilt if heights else None,
         told_accuracy=None if not told else float(np.median(told)),
     )
 
@@ -339,7 +344,8 @@ def camera_features(
         if name in placed.residuals:
             off = float(np.linalg.norm(placed.residuals[name]))
             properties |= {"residual": round(off, 3), "wrong": name in placed.wrong}
-        geometry = {"type": "Point", "coordinates": [round(lon, 9), round(lat, 9), round(alt, 3)]}
+        place = [round(lon, 9), round(lat, 9), round(alt, 3)]
+        geometry = {"type": "Point", "coordinates": place if placed.heights else place[:2]}
         features.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return features
 

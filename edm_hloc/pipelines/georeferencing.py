@@ -143,6 +143,9 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
             return
     extended = "extended" in run.results
     held = earlier.origin if earlier is not None and extended else None
+    if held is not None and earlier is not None and not earlier.heights:
+        # altitudes say nothing in a frame whose own is not known
+        fixes = {name: replace(fix, altitude=None) for name, fix in fixes.items()}
     positions = run.settings.get("positions", "gps")
     source = "their GPS" if positions in ("gps", "none") else positions
 
@@ -155,7 +158,9 @@ def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:
             found, placed = locate(camera_centres(model), fixes, source, held=stays, origin=origin)
             if placed.used and not number and extended and earlier is None:
                 placed = Georeference(False, _EXTENDED, placed.source, placed.positions)
-            elif placed.used and stays is None:
+            elif placed.used and stays is not None and earlier is not None:
+                placed = replace(placed, heights=earlier.heights)  # of the frame that it keeps
+            elif placed.used:
                 write_on_earth(model, found, path)
             elif not number and earlier is not None and not placed.used:
                 placed = replace(earlier, why=placed.why, parts={})

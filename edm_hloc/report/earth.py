@@ -88,6 +88,8 @@ def place_figures(placed: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"in the same frame, median {part['median']:.2f} m and at most "
                 f"{part['largest']:.2f} m from {part['source']}"
             )
+            if not part["heights"]:
+                said += "; heights not told, taken to be on one level"
         parts.append((f"Part {number}", said))
     if not placed["used"]:
         return [("Frame", f"the model's own: {placed['why']}"), *parts]
@@ -95,24 +97,34 @@ def place_figures(placed: Mapping[str, Any]) -> list[tuple[str, str]]:
     right = [r for n, r in placed["residuals"].items() if n not in placed["wrong"]]
     off = np.abs(np.array(right))
     flat = np.hypot(off[:, 0], off[:, 1])
-    figures = [
-        ("Frame", "metres to the east, to the north and up from the origin (WGS 84)"),
-        ("Origin", f"{latitude:.6f}°, {longitude:.6f}°, {altitude:.1f} m"),
-        (
-            f"Distance from {placed['source']}",
+    distance = f"median {np.median(flat):.2f} m, largest {flat.max():.2f} m, level"
+    certain = "not known, as heights are not told"
+    if placed["heights"] and placed["tilt_uncertainty"] is not None:
+        distance = (
             f"median {placed['median']:.2f} m, largest {placed['largest']:.2f} m "
             f"(level: {np.median(flat):.2f} and {flat.max():.2f} m; height: "
-            f"{np.median(off[:, 2]):.2f} and {off[:, 2].max():.2f} m)",
-        ),
-        ("Positions", f"{len(right)} agree, {len(placed['wrong'])} were left out"),
-        (
-            "Certain to",
+            f"{np.median(off[:, 2]):.2f} and {off[:, 2].max():.2f} m)"
+        )
+        certain = (
             f"{100 * placed['scale_uncertainty']:.2g} % in scale, "
-            f"{placed['tilt_uncertainty']:.2g}° in direction",
-        ),
+            f"{placed['tilt_uncertainty']:.2g}° in direction"
+        )
+    height = f", {altitude:.1f} m" if placed["heights"] else ""
+    figures = [
+        ("Frame", "metres to the east, to the north and up from the origin (WGS 84)"),
+        ("Origin", f"{latitude:.6f}°, {longitude:.6f}°{height}"),
+        (f"Distance from {placed['source']}", distance),
+        ("Positions", f"{len(right)} agree, {len(placed['wrong'])} were left out"),
+        ("Certain to", certain),
     ]
     if placed.get("told_accuracy") is not None:
         figures.append(("Told accuracy", f"{placed['told_accuracy']:.3g} m"))
     if not placed["heights"]:
-        figures.append(("Heights", "not told: all positions count as of one height"))
+        figures.append(
+            (
+                "Heights",
+                "not told: the cameras are taken to be on one level; if they are not, the model is "
+                "tilted",
+            )
+        )
     return [*figures, *parts]

@@ -174,6 +174,30 @@ def test_positions_without_heights_count_as_level() -> None:
     np.testing.assert_allclose(back - back.mean(0), level - level.mean(0), atol=0.05)
 
 
+def test_cameras_on_a_slope_whose_heights_are_not_told() -> None:
+    """They are laid level, so neither direction nor scale is certain, and no altitude is known."""
+    truth = flight() * [1, 1, 0]
+    truth[:, 2] = np.tan(np.radians(20)) * truth[:, 1]
+    points, fixes = survey(truth)
+    fixes = {name: Fix(fix.latitude, fix.longitude) for name, fix in fixes.items()}
+    _, placed = locate(points, fixes, "GPS")
+    assert placed.used
+    assert placed.tilt_uncertainty is None
+    assert placed.scale_uncertainty is None
+    assert {residual[2] for residual in placed.residuals.values()} == {0}
+    assert placed.largest == pytest.approx(
+        max(np.hypot(east, north) for east, north, _ in placed.residuals.values()), abs=1e-3
+    )
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(
+        pycolmap.Camera(camera_id=1, model="SIMPLE_PINHOLE", width=9, height=9, params=[9, 4, 4])
+    )
+    image = pycolmap.Image(name="000.jpg", image_id=1, camera_id=1)
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    (feature,) = camera_features(model, placed)
+    assert len(feature["geometry"]["coordinates"]) == 2
+
+
 def test_photos_that_share_a_position_count_as_one() -> None:
     """As the views of panoramas do: copies make no frame where there was none, nor a surer one."""
     rng = np.random.default_rng(2)

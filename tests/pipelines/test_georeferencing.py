@@ -210,6 +210,30 @@ def test_a_model_on_earth_stays_there(
         np.testing.assert_array_equal(xyz, on_earth[name])
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_an_extended_model_keeps_what_is_known_of_its_heights(
+    first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Altitudes first and none later, or none first: then those that come later say nothing."""
+    rng = np.random.default_rng(0)
+    truth = {f"{i}.jpg": xyz for i, xyz in enumerate(rng.uniform(-50, 50, (9, 3)) * [1, 1, 0])}
+    write_turned(truth, tmp_path / "out" / "model", rng)
+    fixes = {name: Fix(*to_earth(xyz, ORIGIN)[0].tolist()) for name, xyz in truth.items()}
+    run = Run(tmp_path / "out", {})
+    run.made = ["model"]
+    level = {name: replace(fix, altitude=None) for name, fix in fixes.items()}
+    place_on_earth(run, fixes if first else level, "")
+    run.results["extended"] = {}
+    place_on_earth(run, level if first else fixes, "")
+    placed = Georeference.of(run.results["georeferenced"])
+    assert placed.heights == first
+    assert placed.used
+    assert placed.largest < 0.01
+    assert placed.tilt_uncertainty is None
+    print_place(placed)
+    assert ("Heights not told" in capsys.readouterr().out) == (not first)
+
+
 def test_refining_a_placed_model_without_positions_keeps_its_place(
     photos: Path, scene: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +322,39 @@ def test_georeference_goes_on_where_it_was_interrupted(
     assert cli.main(command) == 0
     names = {"model", "georeference.json", "cameras.geojson", "map.svg"}
     assert {path.name for path in (tmp_path / "earth").iterdir()} == names
+
+
+def test_a_table_without_altitudes_is_said_to_lay_the_model_level(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing tells altitudes then: not the command, its files, nor the report."""
+    rng = np.random.default_rng(0)
+    truth = {f"{i}.jpg": xyz for i, xyz in enumerate(rng.uniform(-50, 50, (9, 3)) * [1, 1, 0])}
+    write_turned(truth, tmp_path / "own", rng)
+    rows = [",".join(map(str, (n, *to_earth(xyz, ORIGIN)[0, :2]))) for n, xyz in truth.items()]
+    table, earth = tmp_path / "survey.csv", tmp_path / "earth"
+    table.write_text("\n".join(["name,latitude,longitude", *rows]))
+    command = ["georeference", str(tmp_path / "own"), str(earth), "--positions", str(table)]
+    assert cli.main([*command, *(["--crs", "EPSG:32632"] if _has_pyproj() else [])]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert " 0.0 m" not in said
+    assert (
+        "Heights not told: the cameras are taken to be on one level; if they are not, the model "
+        "is tilted"
+    ) in said
+    if _has_pyproj():
+        lines = (earth / "cameras.csv").read_text().splitlines()
+        assert lines[0] == "name,x,y"
+        assert {line.count(",") for line in lines} == {2}
+    record = json.loads((earth / "georeference.json").read_text())
+    figures = dict(place_figures(record))
+    assert figures["Certain to"] == "not known, as heights are not told"
+    assert figures["Origin"].count(",") == 1
+    assert figures["Heights"].startswith("not told: the cameras are taken to be on one level")
+    # where a part alone has no altitudes, it is named
+    placed = Georeference.of({key: value for key, value in record.items() if key != "frame"})
+    print_place(replace(placed, heights=True, parts={"2": placed, "3": placed}))
+    assert "the cameras of parts 2, 3 are taken" in " ".join(capsys.readouterr().out.split())
 
 
 def test_georeference_keeps_tables_of_others_and_no_stale_ones(
