@@ -234,6 +234,7 @@ def test_workers_with_other_weights_of_edm_say_where_to_put_them(
     given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = other_weights(tmp_path / "other.safetensors")
+    (tmp_path / "0.png").write_bytes(b"a photo that the worker sees")
     shared = {"how": "edm", "sha256": "that of another file", "words": [], "root": str(tmp_path)}
     if given:
         shared["weights"] = str(path)
