@@ -109,7 +109,7 @@ def uncertainty_of(places: np.ndarray, weights: np.ndarray, fitted: bool) -> tup
     variance = (_FREEDOM + 5) / (_FREEDOM + 3)
     if fitted:
         values = 3 * np.count_nonzero(weights)
-        variance *= values / (values - _PARAMETERS)
+        variance *= values / max(values - _PARAMETERS, 1)
     scale = np.sqrt(variance / max(float(extents.sum()), 1e-24))
     about = extents.sum() - extents[:2]  # the axes of the largest extents
     turn = np.sqrt(variance * (1 / np.maximum(about, 1e-24)).sum())
