@@ -108,7 +108,7 @@ def uncertainty_of(places: np.ndarray, weights: np.ndarray, fitted: bool) -> tup
     # of Student's distribution, each position tells less than one of a normal one as wide
     variance = (_FREEDOM + 5) / (_FREEDOM + 3)
     if fitted:
-        values = 3 * np.count_nonzero(weights)
+        values = 3 * int(np.count_nonzero(weights))
         variance *= values / max(values - _PARAMETERS, 1)
     scale = np.sqrt(variance / max(float(extents.sum()), 1e-24))
     about = extents.sum() - extents[:2]  # the axes of the largest extents
