@@ -153,15 +153,19 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def refuse_foreign(path: Path, mark: bytes) -> None:
-    """Raises EdmHlocError if a file is there and its beginning lacks the mark of our files."""
-    if path.is_file():
+    """Raises EdmHlocError if a file is there that cannot be read, or whose beginning lacks the mark
+    of our files; an empty one may be written over."""
+    try:
         with path.open("rb") as file:
             start = file.read(4096)
-        if start and mark not in start:
-            raise EdmHlocError(
-                f"{path} was not made by edm-hloc and is not written over: move it, or choose "
-                "another name."
-            )
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
+    if start and mark not in start:
+        raise EdmHlocError(
+            f"{path} was not made by edm-hloc and is not written over: move it, or rename it."
+        )
 
 
 def check_kinds(folder: Path, names: Iterable[str]) -> None:

@@ -202,20 +202,9 @@ def saying_what_goes(folder: Path) -> Iterator[None]:
 
 
 def _plan_of(folder: Path, work: Work) -> WorkPlan:
-    """A plan that is not written yet."""
-    return WorkPlan(
-        folder,
-        work.kind,
-        work.made_from,
-        versions_for(work.kind),
-        json.loads(json.dumps(work.shared)),
-        tuple(map(len, work.parts)),
-        tuple(hashlib.sha256(_text(part)).hexdigest() for part in work.parts),
-    )
-
-
-def _text(part: Sequence[Item]) -> bytes:
-    return json.dumps(list(part), indent=0).encode()
+    """A plan without its items yet."""
+    shared = json.loads(json.dumps(work.shared))  # as it is read again
+    return WorkPlan(folder, work.kind, work.made_from, versions_for(work.kind), shared)
 
 
 def _identity(plan: WorkPlan) -> tuple[Any, ...]:
@@ -225,6 +214,9 @@ def _identity(plan: WorkPlan) -> tuple[Any, ...]:
 def _make(plan: WorkPlan, work: Work) -> WorkPlan:
     folder = plan.folder
     make_folder(folder)
+    texts = [json.dumps(list(part), indent=0).encode() for part in work.parts]
+    digests = tuple(hashlib.sha256(text).hexdigest() for text in texts)
+    plan = replace(plan, items=tuple(map(len, work.parts)), digests=digests)
     fits = partial(_fits, plan)
     refuse_others(folder, fits)
     with FolderLock(folder):
@@ -233,8 +225,8 @@ def _make(plan: WorkPlan, work: Work) -> WorkPlan:
                 clear_leftovers(folder, fits)
             else:
                 remove_plan(folder)  # of the same run with other inputs, or merged
-        for shard, part in enumerate(work.parts, start=1):
-            write_whole(folder / f"items-{shard:04d}.json", _text(part))
+        for shard, (part, text) in enumerate(zip(work.parts, texts, strict=True), start=1):
+            write_whole(folder / f"items-{shard:04d}.json", text)
             if work.add_input is not None:
                 work.add_input(plan.input_of(shard), part)
         _write(plan)

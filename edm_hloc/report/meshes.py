@@ -76,7 +76,7 @@ def write_mesh(model: Path, images: Path, file: Path) -> WrittenMesh:
 
 def mesh_page(data: bytes, title: str, written: WrittenMesh) -> str:
     """The page of a glTF file."""
-    scripts = [static("three.min.js"), static("mesh.js")]
+    scripts = [static("three.min.js"), static("common.js") + static("mesh.js")]
     return (
         environment()
         .get_template("mesh.html.j2")

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import cv2
 import jinja2
 
-from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import check_kinds, write_whole
+from edm_hloc.base.files import check_kinds, refuse_foreign, write_whole
 from edm_hloc.base.text import format_duration, plural
 from edm_hloc.base.version import __version__
 from edm_hloc.report import histograms
@@ -68,24 +67,9 @@ def make_report(out: Path, images: Path | None = None) -> Path:
     payload = make_payload(facts)
     path = out / NAME
     check_kinds(out, [NAME])
-    _check_own(path)
+    refuse_foreign(path, _MARK)
     write_whole(path, render(facts, payload).encode("utf-8", "replace"))
     return path
-
-
-def _check_own(path: Path) -> None:
-    """Raises EdmHlocError if a page is there that this module did not make."""
-    try:
-        ours = path.stat().st_size == 0 or _MARK in path.read_bytes()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise EdmHlocError(f"Cannot write {path}: {error.strerror or error}.") from error
-    if not ours:
-        raise EdmHlocError(
-            f"{path} was not made by edm-hloc and is not written over: move it, then make the page "
-            "by edm-hloc report."
-        )
 
 
 @functools.cache
@@ -123,7 +107,7 @@ def render(facts: RunFacts, payload: Payload) -> str:
         _Section("numbers", "Distributions", "histograms.html.j2", bool(drawn)),
         _Section("run", "Run", "run.html.j2", True),
     ]
-    scripts = [static("page.js")]
+    scripts = [static("common.js") + static("page.js")]
     if payload.scene is not None:
         scripts.insert(0, static("three.min.js"))
     return (

@@ -13,13 +13,6 @@
 
   // ------------------------------------------------------------------ the file
 
-  function decoded(text) {
-    const raw = atob(text);
-    const out = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-    return out;
-  }
-
   function opened(data) {
     const words = new DataView(data.buffer);
     const length = words.getUint32(12, true);
@@ -137,25 +130,14 @@
 
   // ------------------------------------------------------------------ the viewer
 
-  const VIEWS = { overview: [0.45, 0.4, 1], front: [0, 0.06, 1], side: [1, 0.1, 0.15], top: [0, 1, 0.001] };
-
   async function show() {
-    let renderer;
-    try {
-      renderer = new THREE.WebGLRenderer({ antialias: true, powerPreference: "high-performance" });
-    } catch (error) {
+    const renderer = common.makeRenderer(stage, "3D view of the mesh. Drag to turn it, arrow keys to move it.");
+    if (!renderer) {
       fail("This browser cannot draw in 3D (no WebGL).");
       return;
     }
-    THREE.ColorManagement.enabled = false; // colours as they are in the photos
-    renderer.outputColorSpace = THREE.LinearSRGBColorSpace;
-    renderer.setPixelRatio(Math.min(devicePixelRatio || 1, 2));
-    const parts = await made(opened(decoded($("mesh-data").textContent)), renderer);
+    const parts = await made(opened(common.bytes($("mesh-data").textContent)), renderer);
     const canvas = renderer.domElement;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-label", "3D view of the mesh. Drag to turn it, arrow keys to move it.");
-    stage.append(canvas);
     const scene = new THREE.Scene();
     scene.add(...parts);
     const [middle, radius] = extent(parts);
@@ -190,9 +172,9 @@
       render();
     }
     for (const button of document.querySelectorAll("[data-view]")) {
-      button.addEventListener("click", () => stand(VIEWS[button.dataset.view]));
+      button.addEventListener("click", () => stand(common.VIEWS[button.dataset.view]));
     }
-    stand(VIEWS.overview);
+    stand(common.VIEWS.overview);
 
     let clay = null;
     $("shade").addEventListener("click", () => {

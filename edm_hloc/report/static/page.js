@@ -28,12 +28,7 @@
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     return node;
   }
-  function bytes(text) {
-    const raw = atob(text);
-    const out = new Uint8Array(raw.length);
-    for (let i = 0; i < raw.length; i++) out[i] = raw.charCodeAt(i);
-    return out;
-  }
+  const { bytes, VIEWS } = common;
   const as = (Kind, text) => new Kind(bytes(text).buffer);
 
   const urls = new Map();
@@ -542,22 +537,13 @@
     const stage = $("stage");
     const data = run.scene;
     if (!stage || !data) return null;
-    let renderer;
-    try {
-      renderer = new THREE.WebGLRenderer({ antialias: true, powerPreference: "high-performance" });
-    } catch (error) {
+    const renderer = common.makeRenderer(stage, "3D view of the model. Drag to turn it, arrow keys to move it.");
+    if (!renderer) {
       stage.replaceChildren(el("div", { class: "none" }, "This browser cannot draw in 3D (no WebGL)."));
       $("model").classList.add("nogl");
       return null;
     }
-    THREE.ColorManagement.enabled = false; // colours as they are in the photos
-    renderer.outputColorSpace = THREE.LinearSRGBColorSpace;
-    renderer.setPixelRatio(Math.min(devicePixelRatio || 1, 2));
     const canvas = renderer.domElement;
-    canvas.tabIndex = 0;
-    canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-label", "3D view of the model. Drag to turn it, arrow keys to move it.");
-    stage.prepend(canvas);
     const scene = new THREE.Scene();
     const eye = new THREE.PerspectiveCamera(45, 1, 0.005, 200);
     const controls = new THREE.OrbitControls(eye, canvas);
@@ -737,7 +723,6 @@
       controls.update();
       render();
     }
-    const VIEWS = { overview: [0.45, 0.4, 1], front: [0, 0.06, 1], side: [1, 0.1, 0.15], top: [0, 1, 0.001] };
 
     // hovering and clicking: the camera whose centre is nearest on the screen
     const probe = new THREE.Vector3();
