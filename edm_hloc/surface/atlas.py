@@ -73,7 +73,9 @@ def textured(
     pairs = neighbours(mesh)
     photos = best_photos(candidates, pairs)
     patches = Patches.of(mesh.triangles, photos, pairs)
-    rest = _rest(mesh, photos, candidates.colours_in(photos))
+    in_photos = candidates.colours_in(photos)
+    usual = (candidates.usual_colours() - in_photos)[patches.rows]
+    rest = _rest(mesh, photos, in_photos)
     if not len(patches.rows):
         return TexturedMesh(np.zeros((0, 3)), np.zeros((0, 2)), [], [], rest)
     cameras = [model.cameras[image.camera_id] for image in images.values()]
@@ -94,7 +96,7 @@ def textured(
             columns = np.arange(left, left + width).clip(0, size[0] - 1)
             rows = np.arange(top, top + height).clip(0, size[1] - 1)
             cut.window(sheets, patch)[:] = np.rint(scaled[rows[:, None], columns])
-    _add_changes(sheets, cut, patches, levelled(patches, colours))
+    _add_changes(sheets, cut, patches, levelled(patches, colours, usual))
     page = cut.page[patches.patch[patches.triangles[:, 0]]]
     return TexturedMesh(
         mesh.vertices[patches.vertex],

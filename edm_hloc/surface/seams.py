@@ -2,7 +2,7 @@
 
 Each vertex gets a change of colour in each patch it is part of, so that patches agree where they
 meet and the changes are smooth inside: Lempitsky and Ivanov, 2007; Waechter et al., "Let There Be
-Color!", 2014, section 4.
+Color!", 2014, section 4. Over larger areas they lead to the colours that most photos show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.sparse.linalg import cg
 Array = np.ndarray
 
 _SMOOTH = 0.3  # weight of a change along an edge, against one of a difference at a seam
-_SMALL = 1e-3  # … of a change of colour itself
+_USUAL = 1e-3  # … of a difference to the usual colour
 _LARGEST = 60.0  # grey levels by which a colour is changed
 _PRECISION, _ITERATIONS = 1e-4, 1000
 
@@ -66,12 +66,13 @@ class Patches(NamedTuple):
         )
 
 
-def levelled(patches: Patches, colours: Array) -> Array:
+def levelled(patches: Patches, colours: Array, usual: Array) -> Array:
     """The changes of colour (N, 3) float32 of the nodes.
 
     Args:
         patches: of a mesh.
         colours: (N, 3) the photo's colour at each node.
+        usual: (T, 3) the change of colour of each textured triangle to what photos usually show.
     """
     number = len(patches.vertex)
     if not number:
@@ -90,13 +91,21 @@ def levelled(patches: Patches, colours: Array) -> Array:
     wanted = np.zeros((rows.shape[1], 3))
     wanted[: seams.shape[1]] = colours[seams[1]] - colours[seams[0]]
     weighted = differences.T * weights[None, :]
-    normal = csr_array(weighted @ differences) + _SMALL * diags_array(np.ones(number))
+    normal = csr_array(weighted @ differences) + _USUAL * diags_array(np.ones(number))
     inverse = diags_array(1 / normal.diagonal())
-    right = weighted @ wanted
+    right = weighted @ wanted + _USUAL * _at_nodes(triangles, usual, number)
     changes = [
         cg(normal, column, rtol=_PRECISION, maxiter=_ITERATIONS, M=inverse)[0] for column in right.T
     ]
     return np.stack(changes, axis=1).clip(-_LARGEST, _LARGEST).astype(np.float32)
+
+
+def _at_nodes(triangles: Array, values: Array, number: int) -> Array:
+    """(N, 3) the means at the nodes of values (T, 3) of their triangles."""
+    at = triangles.ravel()
+    count = np.maximum(np.bincount(at, minlength=number), 1)
+    sums = [np.bincount(at, np.repeat(column, 3), number) for column in values.T]
+    return np.stack(sums, axis=1) / count[:, None]
 
 
 def _differences(rows: Array, number: int) -> csr_array:

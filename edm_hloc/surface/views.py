@@ -113,6 +113,12 @@ class Candidates(NamedTuple):
         chosen = self.photos == photos[:, None]
         return np.where(chosen[..., None], self.colours, 0).sum(axis=1)
 
+    def usual_colours(self) -> Array:
+        """(T, 3) the mean colours of the triangles in the photos that show the same as most."""
+        there = self.photos >= 0
+        shown = (there & ~self._of_another_colour(there))[..., None]
+        return np.where(shown, self.colours, 0).sum(axis=1) / np.maximum(shown.sum(axis=1), 1)
+
     def _of_another_colour(self, there: Array) -> Array:
         """(T, K) bool: of three photos and more, those that show another colour than most."""
         colours = np.where(there[..., None], self.colours, np.nan)

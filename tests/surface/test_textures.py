@@ -142,6 +142,22 @@ def test_exposures_are_levelled(tmp_path: Path) -> None:
     assert np.ptp(np.percentile(ratio, [10, 90])) < 0.12  # 0.25 between the photos
 
 
+def test_a_photo_that_is_darker_than_the_others_gets_their_brightness(tmp_path: Path) -> None:
+    model = _model([[0, 0, 0], *([0.3 * k, 0, -0.1 * abs(k)] for k in (-2, -1, 1, 2))])
+    for number, image in enumerate(posed_images(model).values()):
+        alone = _model([image.projection_center().tolist()])
+        depth = 4.0 - image.projection_center()[2]
+        _photograph(alone, depth, tmp_path, {"1.png": 0.7 if number == 0 else 1.0})
+        (tmp_path / "1.png").rename(tmp_path / f"{number}.made")
+    for number in range(5):
+        (tmp_path / f"{number}.made").rename(tmp_path / f"{number + 1}.png")
+    found = _textured(_sheet(4.0, (-1.5, -1.0), (1.5, 1.0), 0.1), model, tmp_path)
+    points, colours = _colours(found)
+    middle = np.abs(points[:, 0]) < 1.0  # the darker photo is the nearest one
+    ratio = np.median(colours[middle] / _pattern(points[middle]))
+    assert 0.9 < ratio < 1.02
+
+
 def test_what_is_hidden_is_shown_by_the_photo_that_sees_it(tmp_path: Path) -> None:
     model = _model([[-1.0, 0, 0], [1.0, 0, 0]])
     wall, panel = (
@@ -238,10 +254,11 @@ def test_changes_level_two_patches() -> None:
     patches = Patches.of(mesh.triangles, np.where(left, 0, 1), neighbours(mesh))
     assert patches.photo.tolist() == [0, 1]
     colours = np.where(patches.photo[patches.patch] == 0, 100.0, 120.0)[:, None] * np.ones(3)
-    changes = levelled(patches, colours)
-    both = colours + changes
-    assert np.ptp(both) < 4
-    assert both.mean() == pytest.approx(110, abs=1)
+    for usual in (0.0, 15.0):  # by which most photos are brighter than these two
+        changes = levelled(patches, colours, np.full((len(mesh), 3), usual))
+        both = colours + changes
+        assert np.ptp(both) < 4
+        assert both.mean() == pytest.approx(110 + usual, abs=1)
 
 
 def test_patches_have_their_own_corners() -> None:
