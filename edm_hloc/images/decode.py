@@ -225,16 +225,26 @@ def check_not_mirrored(path: Path, orientation: int) -> None:
         )
 
 
+def may_be_deep(path: Path) -> bool:
+    """Whether a file may hold a photo of more than 8 bits; only its header is read."""
+    try:
+        with open_header(path) as image:
+            return image.mode.startswith(("I", "F")) or _names_deep_colours(image)
+    except ImageError:
+        return False
+
+
+def _names_deep_colours(image: Image.Image) -> bool:
+    sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
+    return sign is not None and sign in str(getattr(image, "tile", ""))
+
+
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     """(H, W, 3) uint16 RGB of a PNG, TIFF or PPM that has them, which Pillow would cut to 8 bits.
 
     As stored, like all of `decode`. None of all other files, and of those that only Pillow reads.
     """
-    if image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
-        return None
-    sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
-    tile = str(getattr(image, "tile", ""))
-    if sign is None or sign not in tile:
+    if image.mode not in ("RGB", "RGBA", "LA", "RGBX") or not _names_deep_colours(image):
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
