@@ -61,11 +61,7 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
             if grayscale:
                 image.draft("L", image.size)  # the stored luma of a JPEG, which OpenCV uses too
             orientation = exif_orientation(image)
-            image.load()
-            # Pillow applies the orientation of a TIFF while loading it, and drops the tag
-            turned = orientation != 1 and exif_orientation(image) == 1
-            upright = image.transpose(_TURN_BACK[orientation]) if turned else image
-            return _pixels(upright, grayscale), orientation
+            return _pixels(loaded_as_stored(image), grayscale), orientation
     # Decoders raise almost any exception on a damaged file; no photo may end a run.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -139,6 +135,15 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
     raise ValueError(
         "not a JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC image, or damaged"
     )
+
+
+def loaded_as_stored(image: Image.Image) -> Image.Image:
+    """An opened photo with its pixels, to which no EXIF orientation is applied."""
+    orientation = exif_orientation(image)
+    image.load()
+    # Pillow applies the orientation of a TIFF while loading it, and drops the tag
+    turned = orientation != 1 and exif_orientation(image) == 1
+    return image.transpose(_TURN_BACK[orientation]) if turned else image
 
 
 @functools.cache
