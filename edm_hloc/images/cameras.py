@@ -282,25 +282,37 @@ def cameras_of_others(
         Cameras by image name; images for which there is none are left out.
     """
     names = list(names)
-
-    def exif_of(name: str) -> tuple[object, ...] | None:
-        try:
-            photo = read_header(root / name)
-        except ImageError:
-            return None
-        return photo.exif if photo.names_camera or photo.has_focal_length else None
-
-    wanted = {name: exif for name in names if (exif := exif_of(name)) is not None}
-    found: dict[tuple[object, ...], list[pycolmap.Camera]] = defaultdict(list)
-    for name, camera in known.items() if wanted else ():
-        exif = exif_of(name)
-        if exif is not None and exif[-2:] == (camera.width, camera.height):
-            found[exif].append(camera)
-    chosen = {exif: _most_frequent(cameras) for exif, cameras in found.items()}
+    wanted = {name: exif for name in names if (exif := _exif_of(root / name)) is not None}
+    chosen = _cameras_by_exif(root, wanted.values(), known)
     others = [name for name in names if name not in wanted]
     return _fisheye_cameras(root, others, known) | {
         name: chosen[exif] for name, exif in wanted.items() if exif in chosen
     }
+
+
+def _exif_of(path: Path) -> tuple[object, ...] | None:
+    """Camera, lens setting and size of an image; None where its EXIF data tell no camera."""
+    try:
+        photo = read_header(path)
+    except ImageError:
+        return None
+    return photo.exif if photo.names_camera or photo.has_focal_length else None
+
+
+def _cameras_by_exif(
+    root: ImageRoot,
+    wanted: Collection[tuple[object, ...]],
+    known: Mapping[str, pycolmap.Camera],
+) -> dict[tuple[object, ...], pycolmap.Camera]:
+    """The most frequent camera of the images with each of the wanted EXIF data."""
+    sizes = {exif[-2:] for exif in wanted}
+    found: dict[tuple[object, ...], list[pycolmap.Camera]] = defaultdict(list)
+    for name, camera in known.items():
+        if (size := (camera.width, camera.height)) in sizes:
+            exif = _exif_of(root / name)
+            if exif is not None and exif[-2:] == size:
+                found[exif].append(camera)
+    return {exif: _most_frequent(cameras) for exif, cameras in found.items()}
 
 
 def _fisheye_cameras(
@@ -322,18 +334,19 @@ def _fisheye_cameras(
     return found
 
 
-def cameras_of_same_size(
+def possible_cameras(
     root: ImageRoot, names: Iterable[str], known: Mapping[str, pycolmap.Camera]
 ) -> dict[str, list[pycolmap.Camera]]:
-    """Cameras that may have taken images without EXIF data, such as frames of a film.
+    """Cameras that may have taken images, where `cameras_of_others` has none for them.
 
     Args:
         root: folder of the images.
         names: images to find cameras for.
         known: cameras of other images. One that more than half of those of its size have, and at
-            least two, may have taken images of this size. Turned by 90°, as of a phone held
-            upright, it may have taken those of the same sides as well, unless some other images
-            have these.
+            least two, may have taken images of this size without EXIF data, such as frames of a
+            film. Turned by 90°, as of a phone held upright, it may have taken those of the same
+            sides as well, unless some other images have these. An image with EXIF data may be of
+            the camera of the others with the same ones but exchanged sides.
 
     Returns:
         Cameras by image name; images for which there is none are left out.
@@ -350,15 +363,19 @@ def cameras_of_same_size(
     for (width, height), (camera,) in list(usual.items()):
         if (height, width) not in of_size and (turned := turned_cameras(camera)):
             usual[height, width] = turned
-    found = {}
-    for name in names if usual else ():
+    found, turned_exif = {}, {}
+    for name in names:
         try:
             photo = read_header(root / name)
         except ImageError:
             continue
-        if photo.size in usual and not (photo.names_camera or photo.has_focal_length):
+        if photo.exif and (photo.names_camera or photo.has_focal_length):
+            turned_exif[name] = (*photo.exif[:-2], *photo.size[::-1])
+        elif photo.size in usual:
             found[name] = usual[photo.size]
-    return found
+    chosen = _cameras_by_exif(root, turned_exif.values(), known)
+    of_exif = {name: turned_cameras(chosen[e]) for name, e in turned_exif.items() if e in chosen}
+    return found | {name: cameras for name, cameras in of_exif.items() if cameras}
 
 
 def turned_cameras(camera: pycolmap.Camera) -> list[pycolmap.Camera]:

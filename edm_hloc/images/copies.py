@@ -43,12 +43,12 @@ def warn_of_copies(root: ImageRoot, names: Iterable[str], *, left_out: bool) -> 
     copies = find_copies(root, names)
     if copies:
         name, original = next(iter(copies.items()))
+        some = f"{len(copies):,} photos are copies of others"
         logger.warning(
-            "Photos are in the folder twice, byte by byte, as %s and %s are; of copies there are "
-            "%d, which take time and the places of better partners, and tell nothing new: %s.",
-            original,
+            "%s, byte by byte, as %s is of %s. Copies take time and tell nothing new: %s.",
+            "1 photo is a copy of another" if len(copies) == 1 else some,
             name,
-            len(copies),
+            original,
             "they are left out" if left_out else "leave them out",
         )
     return copies

@@ -13,7 +13,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import ImageError
@@ -61,11 +61,7 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
             if grayscale:
                 image.draft("L", image.size)  # the stored luma of a JPEG, which OpenCV uses too
             orientation = exif_orientation(image)
-            image.load()
-            # Pillow applies the orientation of a TIFF while loading it, and drops the tag
-            turned = orientation != 1 and exif_orientation(image) == 1
-            upright = image.transpose(_TURN_BACK[orientation]) if turned else image
-            return _pixels(upright, grayscale), orientation
+            return _pixels(loaded_as_stored(image), grayscale), orientation
     # Decoders raise almost any exception on a damaged file; no photo may end a run.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -74,6 +70,9 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
 
 # In what Pillow says of how the pixels are stored; of PPM also for fewer than 8 bits
 _SIGNS_OF_DEEP_COLOURS = {"PNG": ";16", "TIFF": ";16", "PPM": "'ppm"}
+# Tags of TIFF, and what their kinds of numbers are called
+_BITS, _COMPRESSION, _SAMPLES, _SAMPLE_FORMAT = 258, 259, 277, 339
+_NUMBERS = {1: "integers", 2: "signed integers", 3: "floating-point numbers", 6: "complex numbers"}
 # What undoes an EXIF orientation
 _TURN_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -117,7 +116,7 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
         path: its name, which matters for TGA alone.
 
     Raises:
-        ValueError: not one of the supported formats.
+        ValueError: not one of the supported formats, or a kind of it that is not read.
     """
     Image.init()
     start = file.read(16)
@@ -136,9 +135,39 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
             raise ValueError(f"HEIC, which needs pillow-heif: {HEIC_REMEDY}, or convert it")
         file.seek(0)
         return reader(file)
+    if start[:2] in (b"II", b"MM") and (kind := _kind_of_tiff(file)):
+        raise ValueError(f"{kind}, which is not read: convert it to one of 8 or 16 bits")
     raise ValueError(
         "not a JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC image, or damaged"
     )
+
+
+def _kind_of_tiff(file: IO[bytes]) -> str | None:
+    """What a whole TIFF holds that Pillow does not open; None if it is damaged."""
+    try:
+        file.seek(0)
+        header = file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+        channels, bits = tags.get(_SAMPLES, 1), tags[_BITS][0]
+        numbers = _NUMBERS.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "numbers")
+        compression = tags.get(_COMPRESSION, 1)
+    except Exception:  # almost any on a damaged file
+        return None
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        return f"a TIFF of the compression {compression}"
+    some = "a channel" if channels == 1 else f"{channels} channels"
+    return f"a TIFF with {some} of {bits}-bit {numbers}"
+
+
+def loaded_as_stored(image: Image.Image) -> Image.Image:
+    """An opened photo with its pixels, to which no EXIF orientation is applied."""
+    orientation = exif_orientation(image)
+    image.load()
+    # Pillow applies the orientation of a TIFF while loading it, and drops the tag
+    turned = orientation != 1 and exif_orientation(image) == 1
+    return image.transpose(_TURN_BACK[orientation]) if turned else image
 
 
 @functools.cache
@@ -161,7 +190,10 @@ def open_header(path: Path) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as opened:
         try:
             require_file(path)
-            image = open_image(opened.enter_context(path.open("rb")), path)
+            file = opened.enter_context(path.open("rb"))
+            if not file.peek(1):
+                raise ValueError("the file is empty")
+            image = open_image(file, path)
         except Exception as error:  # decoders raise almost any exception on a damaged file
             reason = getattr(error, "strerror", None) or error
             raise ImageError(f"Cannot read image {path}: {reason}.") from error
@@ -225,16 +257,26 @@ def check_not_mirrored(path: Path, orientation: int) -> None:
         )
 
 
+def may_be_deep(path: Path) -> bool:
+    """Whether a file may hold a photo of more than 8 bits; only its header is read."""
+    try:
+        with open_header(path) as image:
+            return image.mode.startswith(("I", "F")) or _names_deep_colours(image)
+    except ImageError:
+        return False
+
+
+def _names_deep_colours(image: Image.Image) -> bool:
+    sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
+    return sign is not None and sign in str(getattr(image, "tile", ""))
+
+
 def _sixteen_bit_colours(image: Image.Image, data: bytes) -> np.ndarray | None:
     """(H, W, 3) uint16 RGB of a PNG, TIFF or PPM that has them, which Pillow would cut to 8 bits.
 
     As stored, like all of `decode`. None of all other files, and of those that only Pillow reads.
     """
-    if image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
-        return None
-    sign = _SIGNS_OF_DEEP_COLOURS.get(image.format or "")
-    tile = str(getattr(image, "tile", ""))
-    if sign is None or sign not in tile:
+    if image.mode not in ("RGB", "RGBA", "LA", "RGBX") or not _names_deep_colours(image):
         return None
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

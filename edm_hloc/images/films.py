@@ -76,6 +76,8 @@ def extract_frames(film: Path, out: Path, step: float = 0.08) -> FilmFrames:
         require_file(film)
     except OSError as error:
         raise EdmHlocError(f"Cannot read the film {film}: {error.strerror or error}.") from error
+    if film.is_file() and film.stat().st_size == 0:
+        raise EdmHlocError(f"Cannot read the film {film}: the file is empty. Copy it again.")
     # absolute, as FFmpeg takes what comes before the colon of "12:30.mp4" for a protocol
     capture = cv2.VideoCapture(str(film.absolute()))
     try:
@@ -102,7 +104,7 @@ def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | Non
         The frames, if all are there. Others of an earlier extraction of the film are removed.
 
     Raises:
-        EdmHlocError: it holds other things.
+        EdmHlocError: it holds other things, or files of others under the names of frames.
     """
     if out.exists() and not out.is_dir():
         raise EdmHlocError(f"{out} is a file: choose another folder for the frames.")
@@ -110,6 +112,7 @@ def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | Non
         try:
             record = json.loads((out / RECORD).read_text("utf-8"))
             ours = record["film"] == made_from["film"]
+            listed = {_path(out, number) for number in record.get("frames", ())}
         except (OSError, ValueError, KeyError, TypeError):
             ours = False
         if not ours:
@@ -117,14 +120,17 @@ def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | Non
                 f"{out} is there already and holds other things than frames of {film}: choose a "
                 "new folder."
             )
-        there = {path.name for path in out.iterdir() if _NAME.fullmatch(path.name)}
         same = json.loads(json.dumps(made_from)).items() <= record.items()
-        if same and "found" in record:
-            found = FilmFrames(tuple(record["frames"]), **record["found"])
-            if there == {_path(out, number).name for number in found.written}:
-                return found
-        for name in there:
-            (out / name).unlink()
+        if same and "found" in record and all(path.is_file() for path in listed):
+            return FilmFrames(tuple(record["frames"]), **record["found"])
+        for path in sorted(out.iterdir()):
+            if _NAME.fullmatch(path.name) and path not in listed:
+                raise EdmHlocError(
+                    f"{path} has the name of a frame but is none that edm-hloc has written, and is "
+                    "not written over: move it, or choose a new folder."
+                )
+        for path in listed:
+            path.unlink(missing_ok=True)
     make_folder(out)
     write_whole(out / RECORD, json.dumps(made_from))
     return None
@@ -136,18 +142,26 @@ def _extract(
     total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     rate = float(capture.get(cv2.CAP_PROP_FPS))
     chooser = _Chooser(made_from["step"])
-    written, frames, last = [], 0, -1
+    written: list[int] = []
+    frames, last = 0, -1
     seconds = 0.0  # of the last frame that can be read, where the film tells
+
+    def write(number: int, picture: np.ndarray) -> None:
+        written.append(number)  # recorded before it is there: what is not listed is not ours
+        write_whole(out / RECORD, json.dumps(made_from | {"frames": written}))
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+        write_whole(_path(out, number), data.tobytes())
+
     with StepProgress("Choosing frames", "frame", total if total > 0 else None) as progress:
         for number, picture in _pictures(capture):
             frames, last = frames + 1, number
             seconds = float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
             for chosen in chooser.add(number, picture):
-                written.append(_write(out, *chosen))
+                write(*chosen)
                 progress.note = f"{len(written)} written"
             progress.update()
         for chosen in chooser.end():
-            written.append(_write(out, *chosen))
+            write(*chosen)
     if frames < 2:
         for number in written:
             _path(out, number).unlink()
@@ -180,12 +194,6 @@ def _pictures(capture: cv2.VideoCapture) -> Iterator[tuple[int, np.ndarray]]:
         if there:
             yield number, picture
         number += 1
-
-
-def _write(out: Path, number: int, picture: np.ndarray) -> int:
-    _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    write_whole(_path(out, number), data.tobytes())
-    return number
 
 
 def _path(out: Path, number: int) -> Path:

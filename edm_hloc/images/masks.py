@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.images.decode import open_header, open_image, photo_size
+from edm_hloc.images.decode import loaded_as_stored, open_header, open_image, photo_size
 
 _RESOLUTION = 1024  # px of a mask's longer side at most: photos are matched at no more by default
 _MAX_PIXELS = 200_000_000  # a mask need not have the size of its photo
@@ -161,7 +161,7 @@ def mask_pixels(mask: Path) -> np.ndarray:
         EdmHlocError: the mask is damaged.
     """
     try:
-        grey = _grey_of(open_image(io.BytesIO(mask.read_bytes()), mask))
+        grey = _grey_of(loaded_as_stored(open_image(io.BytesIO(mask.read_bytes()), mask)))
     except Exception as error:  # decoders raise almost any exception on a damaged file
         reason = getattr(error, "strerror", None) or error
         raise EdmHlocError(f"Cannot read image {mask}: {reason}. {_REMEDY}") from error

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +52,13 @@ class ExtensionSummary:
 
     Attributes:
         before: images in the earlier model.
-        kept: of these, images in the new one.
+        kept: of these, images in the new one whose photos have not changed.
         removed: of these, images that are not among the photos any more.
         added: images in the new model that were not in the earlier one.
-        moved: largest distance between the old and the new place of a camera, as a share of the
-            extent of the earlier cameras.
-        rotated: largest angle between the old and the new rotation of a camera, degrees.
+        moved: largest distance between the old and the new place of a kept camera, as a share of
+            the extent of the earlier cameras.
+        rotated: largest angle between the old and the new rotation of a kept camera, degrees.
+        changed: images in the earlier model under whose names there are other photos now.
     """
 
     before: int
@@ -66,6 +67,7 @@ class ExtensionSummary:
     added: int
     moved: float
     rotated: float
+    changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,10 @@ def extend_model(
             undistorted_photos=() if earlier.distorted else everywhere,
             one_camera_photos=tuple(name for name in everywhere if name in sharing),
         )
-        return mapped, compared_cameras(main, earlier.model, len(before.keys() - names))
+        removed = before.keys() - names
+        changed = before.keys() - removed - set(earlier.names)
+        compared = compared_cameras(main, earlier.model, earlier.names)
+        return mapped, replace(compared, removed=len(removed), changed=len(changed))
     return None
 
 
@@ -325,16 +330,20 @@ def adjust(
 
 
 def compared_cameras(
-    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, removed: int
+    model: pycolmap.Reconstruction, earlier: pycolmap.Reconstruction, unchanged: Collection[str]
 ) -> ExtensionSummary:
     """What became of the cameras of an earlier model in the same frame.
 
     Args:
         model, earlier: the two models.
-        removed: number of earlier images whose photos are gone.
+        unchanged: names of the photos that are there as they were for the earlier model. The other
+            images of the two have nothing but their names in common.
+
+    Returns:
+        The summary, in which no images are removed or changed.
     """
     now, then = posed_images(model), posed_images(earlier)
-    common = sorted(now.keys() & then.keys())
+    common = sorted(now.keys() & then.keys() & set(unchanged))
     moved = rotated = 0.0
     whole = extent(centres_of(then.values()))
     for name in common:
@@ -346,8 +355,8 @@ def compared_cameras(
     return ExtensionSummary(
         before=len(then),
         kept=len(common),
-        removed=removed,
-        added=len(now) - len(common),
+        removed=0,
+        added=len(now.keys() - then.keys()),
         moved=moved,
         rotated=rotated,
     )

@@ -31,6 +31,10 @@ _ACROSS = 10  # pairs tried in one round to connect a part of the photos to the 
 _HANGING = 3  # photos of a part that a single photo connects: of fewer each has few partners
 
 
+class AllOfFew(list[Pair]):
+    """All pairs of few photos, which nobody has asked for: copies of photos may be left out."""
+
+
 @dataclass(frozen=True)
 class AutomaticPairs(SimilarPhotos):
     """Photos whose pairs are chosen while they are matched.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.pairs.automatic import FEW_PHOTOS, PARTNERS, RANKED, AutomaticPairs
+from edm_hloc.pairs.automatic import FEW_PHOTOS, PARTNERS, RANKED, AllOfFew, AutomaticPairs
 from edm_hloc.pairs.covisibility import from_model
 from edm_hloc.pairs.files import among, from_file, read_names
 from edm_hloc.pairs.retrieval import BOTH, RetrievalOptions, SimilarPhotos
@@ -69,14 +69,16 @@ def select_pairs(
         EdmHlocError: fewer than two photos, or a file that cannot be used.
     """
     how, partners = selection.how, selection.partners or 20
-    if how == "auto" and selection.partners is None and len(names) <= FEW_PHOTOS:
-        how = "exhaustive"
+    few = selection.partners is None and len(names) <= FEW_PHOTOS
+    pairs: list[Pair]
     if selection.model is not None:
         pairs = among(names, from_model(selection.model, partners), selection.model)
     elif how == "retrieval":
         photos = SimilarPhotos(tuple(names), RetrievalOptions(selection.retrieval, partners))
         photos.check()
         return photos
+    elif how == "auto" and few:
+        pairs = AllOfFew(exhaustive(names))
     elif how == "auto":
         options = RetrievalOptions(selection.retrieval, RANKED)
         chosen = AutomaticPairs(tuple(names), options, selection.partners or PARTNERS)

@@ -178,8 +178,10 @@ def map_and_refine(
     found = {**results, "mapped": mapped, "tracks": refined}
     aside = run.set_aside("model")
     if "extended" in results and aside is not None:
-        earlier, extended = read_model(aside[1]["model"]), results["extended"]
-        found["extended"] = compared_cameras(read_model(model), earlier, extended.removed)
+        extended: ExtensionSummary = results["extended"]
+        same = _unchanged(aside[0].get("mapped_from", {}), results["mapped_from"])
+        compared = compared_cameras(read_model(model), read_model(aside[1]["model"]), same)
+        found["extended"] = replace(compared, removed=extended.removed, changed=extended.changed)
     return found
 
 
@@ -358,8 +360,14 @@ def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:
         model = read_model(folders["model"])
     except (KeyError, EdmHlocError):
         return None
-    same = {name for name, of_photo in photos.items() if made_of.photos.get(name) == of_photo}
+    same = _unchanged(recorded, made_of)
     mapped = results.get("mapped", {})
     shared = posed_images(model).keys() & set(mapped.get("one_camera_photos", ()))
     flat, alike = bool(mapped.get("undistorted")), bool(mapped.get("look_alikes"))
     return EarlierModel(model, same, not flat, shared, alike)
+
+
+def _unchanged(recorded: Mapping[str, Any], made_of: MappedFrom) -> set[str]:
+    """Photos that are as they were for a model, of which `MappedFrom` is recorded."""
+    photos = recorded.get("photos", {})
+    return {name for name, of_photo in photos.items() if made_of.photos.get(name) == of_photo}

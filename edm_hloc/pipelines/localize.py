@@ -25,7 +25,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.images.cameras import cameras_of_others, cameras_of_same_size
+from edm_hloc.images.cameras import cameras_of_others, possible_cameras
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.roots import JoinedFolders, root_text
 from edm_hloc.keypoints.h5 import FeatureReader
@@ -266,7 +266,7 @@ def localize_photos(
             retrieve(run, config.retrieval, images, matcher),
             problems,
             uncalibrated=unknown,
-            perhaps=cameras_of_same_size(root, unknown, of_database),
+            perhaps=possible_cameras(root, unknown, of_database),
             photos={name: root / name for name in usable} if config.refine_tracks else {},
         )
         features = model_keypoints(run, points, database)

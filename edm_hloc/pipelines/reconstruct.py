@@ -50,6 +50,7 @@ from edm_hloc.mapping.priors import PositionPriors
 from edm_hloc.mapping.triangulation import triangulate
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.pairs.automatic import AllOfFew
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.extending import (
@@ -168,9 +169,10 @@ def reconstruct(
         settings["cameras"]["lenses"] = False
     if config.position_priors is not None:
         settings["position_priors"] = config.position_priors
-    left_out = isinstance(pairs, SimilarPhotos)
+    left_out = isinstance(pairs, SimilarPhotos | AllOfFew)
     copies = warn_of_copies(image_root, names_of(pairs), left_out=left_out)
-    pairs = _without(pairs, copies)
+    if copies:
+        pairs = _without(pairs, copies)
     names = names_of(pairs)
     fixes = find_fixes(image_root, names, config.positions)
     priors = _priors(fixes, config)
@@ -233,18 +235,23 @@ def reconstruct(
 def _without(
     pairs: Sequence[Pair] | SimilarPhotos, copies: Mapping[str, str]
 ) -> Sequence[Pair] | SimilarPhotos:
-    """Photos whose pairs are still to be found, without the copies among them; listed pairs stay.
+    """Pairs that this program chooses, without those of copies; pairs that were asked for stay.
 
     Copies take time and the places of other partners, and tell nothing new.
 
     Raises:
         EdmHlocError: fewer than two photos are left.
     """
-    if not isinstance(pairs, SimilarPhotos) or not copies:
+    if isinstance(pairs, SimilarPhotos):
+        others = replace(pairs, names=tuple(name for name in pairs.names if name not in copies))
+        others.check()
+        return others
+    if not isinstance(pairs, AllOfFew):
         return pairs
-    others = replace(pairs, names=tuple(name for name in pairs.names if name not in copies))
-    others.check()
-    return others
+    left = [pair for pair in pairs if copies.keys().isdisjoint(pair)]
+    if not left:
+        raise EdmHlocError("There is no pair to match: all photos are copies of one, byte by byte.")
+    return left
 
 
 def _priors(fixes: Mapping[str, Fix], config: ReconstructionConfig) -> PositionPriors | None:

@@ -345,7 +345,7 @@ def test_headers_that_cannot_be_read(tmp_path: Path) -> None:
     for name, reason in (
         ("none", "No such file or directory"),
         ("folder", "Is a directory"),
-        ("empty", "not a JPEG"),
+        ("empty", "the file is empty"),
         ("text", "not a JPEG"),
     ):
         with pytest.raises(ImageError, match=rf"Cannot read image .*{name}\.jpg: {reason}"):
@@ -377,3 +377,23 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> No
     assert time.monotonic() - started < 0.2  # it is not decoded
     path.write_bytes(flat_png(2_000))  # small ones may be as flat as they like
     assert load_image(path, resize_max=64).tensor.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "told"),
+    [
+        (np.float32, 3, "a TIFF with 3 channels of 32-bit floating-point numbers"),
+        (np.float64, 1, "a TIFF with a channel of 64-bit floating-point numbers"),
+    ],
+)
+def test_kinds_of_tiff_that_are_not_read_are_told(
+    tmp_path: Path, kind: type, channels: int, told: str
+) -> None:
+    path = tmp_path / "a.tif"
+    cv2.imwrite(str(path), np.full((20, 30, channels), 0.5, kind))
+    for read in (photo_size, lambda p: decode(p, grayscale=True)):
+        with pytest.raises(ImageError, match=f"{told}, which is not read: convert it to"):
+            read(path)
+    path.write_bytes(path.read_bytes()[:8])
+    with pytest.raises(ImageError, match=r"not a JPEG.* or damaged"):
+        photo_size(path)

@@ -117,6 +117,26 @@ def test_any_name_of_a_film_and_what_is_not_ours_in_the_folder(
     assert len(list((tmp_path / "out").glob("*.jpg"))) < len(numbers)
 
 
+def test_files_of_others_under_the_names_of_frames_stay(
+    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, out = write_film(tmp_path / "a.avi", wall, np.arange(0, 300, 6).tolist()), tmp_path / "o"
+    numbers = frames_of(film, out)
+    mine = out / "frame_1234567.jpg"
+    mine.write_text("mine")
+    assert extract_frames(film, out).written == tuple(numbers)  # nothing is to be written
+    missing = out / f"frame_{numbers[1]:06d}.jpg"
+    missing.unlink()
+    for more in ((), ("--step", "0.2")):
+        assert cli.main(["frames", str(film), str(out), *more]) == 1
+        said = capsys.readouterr().err
+        assert f"{mine} has the name of a frame but is none that edm-hloc has written" in said
+    assert mine.read_text() == "mine"
+    assert len(list(out.glob("*.jpg"))) == len(numbers)
+    mine.unlink()
+    assert frames_of(film, out) == numbers
+
+
 def test_frames_that_are_there_stay_as_they_are(wall: np.ndarray, tmp_path: Path) -> None:
     """Their times tell the next reconstruction that it need not match them again."""
     film, out = write_film(tmp_path / "a.avi", wall, np.arange(0, 300, 6).tolist()), tmp_path / "o"
@@ -143,7 +163,11 @@ def test_an_interrupted_extraction_says_that_it_begins_again(
     said = capsys.readouterr().err
     assert "begins again at the start of the film" in said
     assert "goes on" not in said
-    assert list(out.glob("*.jpg"))
+    written = {path.name for path in out.glob("*.jpg")}
+    recorded = json.loads((out / "frames.json").read_text())["frames"]
+    assert written
+    assert written == {f"frame_{number:06d}.jpg" for number in recorded}
+    assert len(frames_of(film, out, "--step", "0.16")) < len(written)  # these are gone
     assert len(frames_of(film, out)) > 10
 
 
@@ -172,6 +196,7 @@ def test_what_is_no_film_or_not_ours_is_told(
 ) -> None:
     film = write_film(tmp_path / "film.avi", wall, [0.0] * 3)
     (tmp_path / "text.mp4").write_text("no film")
+    (tmp_path / "empty.mp4").touch()
     cv2.imwrite(str(tmp_path / "photo.jpg"), wall[:240, :320])
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -179,6 +204,7 @@ def test_what_is_no_film_or_not_ours_is_told(
     for arguments, message in (
         (("text.mp4", "out"), "Cannot read the film"),
         (("none.mp4", "out"), "No such file"),
+        (("empty.mp4", "out"), "the file is empty. Copy it again."),
         (("photo.jpg", "of a photo"), "has 1 frames that can be read: it is a picture"),
         (("film.avi", "mine"), "holds other things than frames"),
         (("film.avi", "text.mp4"), "is a file"),

@@ -98,3 +98,58 @@ def test_the_whole_folder_tells_the_levels(tmp_path: Path, other: type | None) -
     dark, bright = (stored(tmp_path / name) for name in ("01.png", "39.png"))
     assert 0 < dark.mean() < 60
     assert 200 < bright.mean() < 254
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "no_data", "kind"),
+    [
+        (20, 30, -9999, np.float32),  # degrees
+        (20, 30, -3.4028235e38, np.float32),
+        (0, 1, 3.4028235e38, np.float32),
+        (28_900, 30_100, 0, np.uint16),  # hundredths of a kelvin
+    ],
+)
+def test_what_was_not_measured_does_not_count(
+    tmp_path: Path, scene: np.ndarray, low: float, high: float, no_data: float, kind: type
+) -> None:
+    grey = scene[..., 0]
+    values = (low + (high - low) * grey).astype(kind)
+    rows = len(values) // 40
+    values[:rows] = no_data
+    for name in ("a.tif", "b.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+    pixels = stored(tmp_path / "a.tif")
+    assert np.percentile(pixels[rows:], 1) < 60
+    assert np.percentile(pixels[rows:], 99) > 200
+    assert np.corrcoef(pixels[rows:].ravel(), grey[rows:].ravel())[0, 1] > 0.999
+    assert np.all(pixels[:rows] == (255 if no_data > high else 0))
+
+
+def test_negative_values_are_seen(tmp_path: Path, scene: np.ndarray) -> None:
+    grey = scene[..., 0]
+    values = grey.astype(np.float32) - 0.5
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    pixels = stored(tmp_path / "a.tif")
+    assert np.corrcoef(pixels.ravel()[1:], grey.ravel()[1:])[0, 1] > 0.999
+    assert pixels[0, 0] == 0
+
+
+def test_photos_of_fewer_bits_than_the_others_are_named(
+    tmp_path: Path, scene: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey = np.ascontiguousarray(scene[..., 0])
+    paths = save(tmp_path / "photos", grey, 0, 4095, ".png")
+    cv2.imwrite(str(tmp_path / "photos" / "full.png"), (grey * 65535).astype(np.uint16))
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        assert stored(paths[0]).mean() < 16
+    assert "of which 3 of 4 use a sixteenth or less, such as 0.png" in caplog.text
+    assert "belong in a folder of their own" in caplog.text
+
+
+def test_photos_under_wrong_endings_count(tmp_path: Path, scene: np.ndarray) -> None:
+    grey = np.ascontiguousarray(scene[..., 0])
+    for path in save(tmp_path / "photos", grey, 0, 4095, ".png"):
+        path.rename(path.with_suffix(".jpg"))
+    assert stored(tmp_path / "photos" / "0.jpg").max() > 200

@@ -64,6 +64,20 @@ def test_masks_by_every_name_people_give_them(tmp_path: Path, name: str) -> None
     assert left_is_masked(folder / name, images / "a.jpg")
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_hold_as_they_are_stored(tmp_path: Path, suffix: str, orientation: int) -> None:
+    photo, folder = tmp_path / "a.jpg", tmp_path / "masks"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("L", (60, 40), 9).save(photo)
+    mask = folder / f"a.{suffix}"
+    Image.fromarray(LEFT).save(mask, exif=exif.tobytes())
+    assert find_masks(folder, ["a.jpg"], tmp_path) == {"a.jpg": mask}
+    assert left_is_masked(mask, photo)
+
+
 def test_a_mask_in_the_alpha_channel(tmp_path: Path) -> None:
     photo, mask = tmp_path / "a.png", tmp_path / "masks" / "a.png"
     mask.parent.mkdir()

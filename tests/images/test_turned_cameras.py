@@ -9,7 +9,7 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from edm_hloc.images.cameras import cameras_of_same_size, turned_cameras
+from edm_hloc.images.cameras import possible_cameras, turned_cameras
 
 MODELS = {
     "SIMPLE_PINHOLE": [300, 151, 98],
@@ -59,7 +59,7 @@ def test_photos_on_their_side_may_be_of_the_camera_of_the_others(tmp_path: Path)
     )
     names = ["wide.jpg", "upright.jpg", "square.jpg"]
     known = dict.fromkeys(["a", "b", "c"], camera)
-    found = cameras_of_same_size(tmp_path, names, known)
+    found = possible_cameras(tmp_path, names, known)
     assert found.keys() == {"wide.jpg", "upright.jpg"}
     assert found["wide.jpg"] == [camera]
     assert [c.params.tolist() for c in found["upright.jpg"]] == [
@@ -68,5 +68,5 @@ def test_photos_on_their_side_may_be_of_the_camera_of_the_others(tmp_path: Path)
     ]
     # of another camera, which took photos of these sides
     other = pycolmap.Camera(model="SIMPLE_PINHOLE", width=48, height=64, params=[90.0, 24, 32])
-    found = cameras_of_same_size(tmp_path, names, {**known, "d": other})
+    found = possible_cameras(tmp_path, names, {**known, "d": other})
     assert found.keys() == {"wide.jpg"}

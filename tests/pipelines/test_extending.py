@@ -33,9 +33,11 @@ CONFIG = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE
 NEW = ("view_01.jpg", "view_06.jpg")
 
 
-def run_all_pairs(images: Path, out: Path, scene: Path) -> Run:
+def run_all_pairs(
+    images: Path, out: Path, scene: Path, config: ReconstructionConfig = CONFIG
+) -> Run:
     pairs = list(itertools.combinations(find_images(images), 2))
-    return reconstruct(images, out, pairs, TruthMatcher(scene), CONFIG)
+    return reconstruct(images, out, pairs, TruthMatcher(scene), config)
 
 
 def poses_of(model: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -111,6 +113,28 @@ def test_photos_are_added_and_taken_out(
     assert max(largest_change(kept, out / "model")) < 0.3
     print_reconstruction(fewer, 1.0)
     assert "0 added, 1 taken out; its" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("refine_tracks", [True, False])
+def test_a_changed_photo_is_no_camera_that_moved(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refine_tracks: bool
+) -> None:
+    images, out, kept = tmp_path / "images", tmp_path / "out", tmp_path / "kept"
+    shutil.copytree(scene / "images", images)
+    (images / NEW[1]).rename(tmp_path / "other.jpg")
+    config = replace(CONFIG, refine_tracks=refine_tracks)
+    run_all_pairs(images, out, scene, config)
+    shutil.copytree(out / "model", kept)
+    shutil.copy2(tmp_path / "other.jpg", images / NEW[0])
+    run = run_all_pairs(images, out, scene, config)
+    extended = run.results["extended"]
+    counts = {key: extended[key] for key in ("before", "kept", "removed", "added", "changed")}
+    assert counts == {"before": 6, "kept": 5, "removed": 0, "added": 0, "changed": 1}
+    assert largest_change(kept, out / "model")[0] > 0.1  # under the same name
+    assert extended["moved"] < 0.01
+    assert extended["rotated"] < 0.3
+    print_reconstruction(run, 1.0)
+    assert "0 added, 1 changed since; its other cameras moved" in capsys.readouterr().out
 
 
 def test_other_settings_or_pairs_map_all_photos_anew(scene: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pairs.files import read_pairs
 from edm_hloc.pairs.retrieval import RetrievalOptions, SimilarPhotos
+from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import extending
 from edm_hloc.pipelines.reconstruct import (
     RECONSTRUCTION_KEYPOINTS,
@@ -183,6 +184,29 @@ def test_photos_that_look_alike(scene: Path, tmp_path: Path) -> None:
     assert all(sum(name in pair for pair in listed) >= 4 for name in names)
     assert not any("zz.png" in pair for pair in listed)
     assert len(listed) < 7 * 6 / 2
+
+
+def test_copies_among_few_photos_are_left_out_unless_their_pairs_are_asked_for(
+    scene: Path, tmp_path: Path
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(scene / "images", images)
+    names = find_images(images)
+    shutil.copy(images / names[0], images / "zz.png")
+    config = ReconstructionConfig(
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+    )
+    for how, number in (("exhaustive", 8 * 7 / 2), ("auto", 7 * 6 / 2)):
+        pairs = select_pairs(images, find_images(images), PairSelection(how))
+        run = reconstruct(images, out, pairs, TruthMatcher(scene), config)
+        assert run.results["copies"] == {"zz.png": names[0]}
+        assert run.results["copies_left_out"] == (how == "auto")
+        assert len(read_pairs(out / "pairs.txt")) == number
+    for name in names[1:]:
+        (images / name).unlink()
+    pairs = select_pairs(images, find_images(images), PairSelection())
+    with pytest.raises(EdmHlocError, match="all photos are copies of one"):
+        reconstruct(images, out, pairs, TruthMatcher(scene), config)
 
 
 def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from edm_hloc.base.colmap import read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main, options
 from edm_hloc.evaluation.localization import evaluate, pose_errors, read_truth
-from edm_hloc.images.cameras import cameras_of_others, cameras_of_same_size
+from edm_hloc.images.cameras import cameras_of_others, possible_cameras
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.poses import read_poses
@@ -328,13 +328,18 @@ def test_photos_of_one_camera_share_its_intrinsics(tmp_path: Path) -> None:
     found = cameras_of_others(tmp_path, new, known)
     assert {name: c.params[0] for name, c in found.items()} == {"new.jpg": 70}
 
-    # Photos without EXIF data may be of the camera that took most photos of their size.
-    found = cameras_of_same_size(tmp_path, new, known)
-    assert found == {}  # two of four have one
+    # Photos without EXIF data may be of the camera that took most photos of their size, and those
+    # with the same EXIF data of the same camera, turned.
+    def possible() -> dict[str, list[list[float]]]:
+        found = possible_cameras(tmp_path, new, known)
+        return {name: [c.params.tolist() for c in its] for name, its in found.items()}
+
+    turned = {"turned.jpg": [[70, 24, 32]]}
+    assert possible() == turned  # of the size of the bare one, two of four have one
     del known["bare.jpg"]
-    found = cameras_of_same_size(tmp_path, new, known)
-    assert {name: [c.params[0] for c in its] for name, its in found.items()} == {"bare.jpg": [70]}
-    assert cameras_of_same_size(tmp_path, new, {"a.jpg": camera(60)}) == {}
+    assert possible() == {"bare.jpg": [[70, 32, 24]], **turned}
+    known = {"a.jpg": camera(60)}
+    assert possible() == {"turned.jpg": [[60, 24, 32]]}
 
 
 def test_what_the_command_line_says(
