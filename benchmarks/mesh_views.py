@@ -38,6 +38,7 @@ from edm_hloc.surface.simplify import simplified
 
 _TRIANGLES = 400_000  # of textured meshes, as in `edm-hloc mesh`
 _RIM = 3  # px around what the mesh does not cover, where it is not compared
+_FINER = 3
 _COARSE = 4.0  # px of the blur that leaves the shade
 
 Array = np.ndarray
@@ -78,10 +79,11 @@ def draw(corners: Array, inverse: Array, values: Array, nearest: Array, drawn: A
 
 
 class View:
-    """What a camera sees of meshes, at a size of `shape`."""
+    """What a camera sees of meshes; drawn `_FINER` times as large, as textures are finer."""
 
     def __init__(self, camera: pycolmap.Camera, image: pycolmap.Image, shape: tuple[int, int]):
-        self._camera, self._image = camera, image
+        self._camera, self._image, self._shape = camera, image, shape
+        shape = (_FINER * shape[0], _FINER * shape[1])
         self._scale = np.array([shape[1] / camera.width, shape[0] / camera.height])
         self.nearest = np.zeros(shape, np.float32)
         self.picture = np.zeros((*shape, 3))
@@ -102,6 +104,15 @@ class View:
             at = drawn[new] * page.shape[1::-1] - 0.5
             self.picture[new] = colours_at(page, at)
 
+    def reduced(self) -> tuple[Array, Array]:
+        """(H, W) bool, whether a pixel is covered, and (H, W, 3) the picture."""
+        size = self._shape[::-1]
+        covered = cv2.resize(
+            (self.nearest > 0).astype(np.float32), size, None, 0, 0, cv2.INTER_AREA
+        )
+        picture = cv2.resize(self.picture, size, None, 0, 0, cv2.INTER_AREA)
+        return covered > 1 - 1e-3, picture
+
     def of_textured(self, mesh: TexturedMesh) -> View:
         for triangles, page in zip(mesh.triangles, mesh.pages, strict=True):
             pixels = cv2.imdecode(np.frombuffer(page, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
@@ -115,13 +126,13 @@ class View:
         return self
 
 
-def compared(view: View, photo: Array) -> tuple[list[float], Array]:
+def compared(covered: Array, picture: Array, photo: Array) -> tuple[list[float], Array]:
     """Covered, shade, detail, alike and misplaced of a drawing; and the drawing, exposed."""
-    covered = cv2.erode((view.nearest > 0).astype(np.uint8), np.ones((2 * _RIM + 1,) * 2)) > 0
+    covered = cv2.erode(covered.astype(np.uint8), np.ones((2 * _RIM + 1,) * 2)) > 0
     if not covered.any():
-        return [0.0, *[math.nan] * 4], view.picture
-    middle = np.median(photo[covered], axis=0), np.median(view.picture[covered], axis=0)
-    exposed = (view.picture * middle[0] / np.maximum(middle[1], 1)).clip(0, 255)
+        return [0.0, *[math.nan] * 4], picture
+    middle = np.median(photo[covered], axis=0), np.median(picture[covered], axis=0)
+    exposed = (picture * middle[0] / np.maximum(middle[1], 1)).clip(0, 255)
     true, grey = (
         np.where(covered, pixels.mean(axis=2), pixels[covered].mean())
         for pixels in (photo, exposed)
@@ -172,7 +183,7 @@ def main() -> None:
         for kind, mesh in (("texture", with_texture), ("colours at vertices", coloured)):
             view = View(camera, posed[name], photo.shape[:2])
             view = view.of_mesh(mesh) if isinstance(mesh, Mesh) else view.of_textured(mesh)
-            figures, drawing = compared(view, photo.astype(np.float64))
+            figures, drawing = compared(*view.reduced(), photo.astype(np.float64))
             rows[kind].append(figures)
             drawings.append(drawing)
         if args.pictures:
