@@ -32,6 +32,7 @@ from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, remove_plan
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
+    adopt_photos,
     check_matcher,
     describe_left,
     find_plan,
@@ -72,6 +73,7 @@ def spread_matching(
     plan = find_plan(run.out) if kind == "matching" else None
     if plan is not None:
         check_matcher(plan, matcher)
+        plan = adopt_photos(plan, image_root)
         if left := plan.left():
             raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
         skipped = merge_shards(plan).skipped
