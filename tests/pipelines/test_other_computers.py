@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -356,3 +357,37 @@ def test_photos_that_only_the_workers_could_not_read_are_named(
         spread_matching(run, photos, PAIRS, matcher)
     assert "1 photo could not be read by the workers, but can be read here" in caplog.text
     assert "002.png" in caplog.text
+
+
+def test_photos_that_were_repaired_are_left_to_the_workers_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    run, matcher = Run(tmp_path / "out", {}, shards=1), FakeMatcher()
+    whole = (photos / "002.png").read_bytes()
+    (photos / "002.png").write_bytes(b"broken")
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, matcher)
+    match_shard(load_plan(run.out), 1, matcher)
+    for _ in range(2):  # they are not planned again and again
+        spread_matching(run, photos, PAIRS, matcher)
+        assert what_is_planned(run.out) is None
+        run.results = json.loads(run.path.read_text())["results"]
+        (photos / "002.png").touch()
+    (photos / "002.png").write_bytes(whole)
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, matcher)
+    assert load_plan(run.out).pairs == (2,)
+    match_shard(load_plan(run.out), 1, matcher)
+    spread_matching(run, photos, PAIRS, matcher)
+    assert set(matcher.matched.values()) == {1}
+    assert run.results["unreadable_for_workers"] == {}
+
+
+def test_photos_that_an_older_version_has_marked_are_planned_once_more(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "out", {}, shards=1)
+    run.results["unreadable_for_workers"] = {"002.png": "a reason"}
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, FakeMatcher())
+    assert load_plan(run.out).pairs == (len(PAIRS),)
