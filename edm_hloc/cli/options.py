@@ -255,18 +255,12 @@ def matching_config(args: argparse.Namespace) -> MatchingConfig:
     """The configuration of matching: the size of the cache, and the number of processes."""
     from edm_hloc.matching.engine import MatchingConfig
 
-    shards = getattr(args, "shards", None) or 0
-    if shards and args.overwrite:
-        raise EdmHlocError(
-            "--overwrite would discard what the shards have done each time: remove the output "
-            "folder instead, or choose another one."
-        )
     return MatchingConfig(
         cache_bytes=int(args.cache * 1e9),
         workers=_number_of_workers(args),
         ray=getattr(args, "ray", None),
         device=args.device,
-        shards=shards,
+        shards=getattr(args, "shards", None) or 0,
     )
 
 
