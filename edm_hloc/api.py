@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pycolmap
 from PIL import Image
 
@@ -35,7 +36,7 @@ from edm_hloc.localization.results import QueryPose
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
-from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.rules import Pair, unique_pairs
 from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import localize as localization
 from edm_hloc.pipelines import reconstruct as reconstruction
@@ -245,10 +246,7 @@ def reconstruct(
         names = selection.photos(find_images(photos, [out, *masks]))
         selected = select_pairs(photos, names, selection)
     else:
-        selected = pairs
-        if len(pairs) == 0:
-            raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
-        _check_pairs(pairs)
+        selected = _listed_pairs(pairs)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     with _reporting_failure(out):
         run = reconstruction.reconstruct(photos, out, selected, matcher, config)
@@ -323,13 +321,29 @@ def localize(
         _, answers = localization.localize_photos(*folders, matcher, config)
     return Localization(folders[3], tuple(answers), _report(folders[3]))
 
+def _listed_pairs(pairs: Collection[Any]) -> list[Pair]:
+    """Pairs as tuples of two names, each once, whatever holds them, such as the lists of JSON.
 
-def _check_pairs(pairs: Collection[Pair]) -> None:
-    """Raises EdmHlocError for the first that is not two names."""
+    Raises:
+        EdmHlocError: there is none of two different photos, or one is not two names in an order.
+    """
+    if isinstance(pairs, np.ndarray):
+        pairs = pairs.tolist()
+    if len(pairs) == 0:
+        raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
+    listed: list[Pair] = []
     for pair in pairs:
-        two = isinstance(pair, Collection) and not isinstance(pair, str) and len(pair) == 2
-        if not two or not all(isinstance(name, str) for name in pair):
-            raise EdmHlocError(f"pairs holds {pair!r}: each must be the names of two photos.")
+        names = pair.tolist() if isinstance(pair, np.ndarray) else pair
+        two = isinstance(names, Sequence) and not isinstance(names, str) and len(names) == 2
+        if not two or not all(isinstance(name, str) for name in names):
+            raise EdmHlocError(
+                f"pairs holds {pair!r}: each must be the names of two photos, the first and the "
+                "second."
+            )
+        listed.append((str(names[0]), str(names[1])))
+    if not (listed := unique_pairs(listed)):
+        raise EdmHlocError("pairs holds no pair of two different images.")
+    return listed
 
 
 def _checked(config: Config | None, kind: type[Config]) -> Config:

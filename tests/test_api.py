@@ -121,6 +121,11 @@ def test_wrong_devices_are_refused(device: Any) -> None:
         ({"pairs": 5}, "pairs is 5: it must be"),
         ({"pairs": ["ab"]}, "pairs holds 'ab': each must be the names of two photos"),
         ({"pairs": [("a", "b", "c")]}, "each must be the names of two photos"),
+        ({"pairs": [frozenset(("a", "b"))]}, "the names of two photos, the first and the second"),
+        ({"pairs": [(Path("a"), Path("b"))]}, "each must be the names of two photos"),
+        ({"pairs": np.array([[1, 2]])}, "each must be the names of two photos"),
+        ({"pairs": np.array("ab")}, "each must be the names of two photos"),
+        ({"pairs": [("a", "a")]}, "pairs holds no pair of two different images"),
         ({"matcher": "edm"}, "matcher is 'edm': it must be Matcher"),
     ],
 )
@@ -257,6 +262,35 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
     assert model.run.results["matching"]["matched"] == 3
     with pytest.raises(EdmHlocError, match="No such folder of images"):
         edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        np.array,
+        lambda pairs: [list(pair) for pair in pairs],
+        lambda pairs: [np.array(pair) for pair in pairs],
+        lambda pairs: [*pairs, (pairs[0][1], pairs[0][0]), (pairs[0][0], pairs[0][0])],
+    ],
+)
+def test_pairs_may_be_held_by_anything(
+    form: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(path.name for path in (scene / "images").iterdir())[:3]
+    pairs = [(names[0], names[1]), (names[1], names[2])]
+    given: list[Any] = []
+
+    def keep(photos: Path, out: Path, pairs: Any, *_: Any) -> None:
+        given.extend(pairs)
+        raise InterruptedError
+
+    monkeypatch.setattr("edm_hloc.pipelines.reconstruct.reconstruct", keep)
+    with pytest.raises(InterruptedError):
+        edm_hloc.reconstruct(scene / "images", tmp_path / "out", form(pairs), TruthMatcher(scene))
+    assert given == pairs
+    assert {type(name) for pair in given for name in pair} == {str}
+    assert {type(pair) for pair in given} == {tuple}
 
 
 def test_a_run_that_fails_has_its_own_report(scene: Path, tmp_path: Path) -> None:
