@@ -94,6 +94,49 @@ def test_wrong_settings_are_refused(name: str, settings: dict[str, Any]) -> None
         edm_hloc.load_matcher(name, device="cpu", **settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"topk": 0},
+        {"topk": -5, "batch_size": 1},
+        {"threshold": float("nan")},
+        {"threshold": 5.0, "refine": "none"},
+        {"threshold": -1, "name": "eloftr"},
+        {"batch_size": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    """Instead of a matcher that finds nothing."""
+    with pytest.raises(EdmHlocError, match=r"(topk|threshold|batch_size) is .*: it must be at lea"):
+        edm_hloc.load_matcher(**settings, device="cpu")
+    with pytest.raises(EdmHlocError, match="it must be at least"):
+        edm_hloc.match("a.jpg", "b.jpg", **settings, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (edm_hloc.PairSelection, {"partners": 0}),
+        (edm_hloc.PairSelection, {"overlap": -2}),
+        (edm_hloc.PairSelection, {"loop_step": 0}),
+        (MatchingConfig, {"workers": 0}),
+        (MatchingConfig, {"workers": -1, "ray": "local"}),
+        (MatchingConfig, {"shards": -1}),
+        (MatchingConfig, {"cache_bytes": -1}),
+        (MatchingConfig, {"host_cache_bytes": -1}),
+        (MappingOptions, {"max_error": float("nan")}),
+        (MappingOptions, {"seed": -1}),
+        (PoseOptions, {"max_error": 0}),
+        (PoseOptions, {"min_inliers": 3}),
+        (PoseOptions, {"seed": 2**31}),
+    ],
+)
+def test_configurations_out_of_range_are_refused(kind: type, setting: dict[str, Any]) -> None:
+    with pytest.raises(EdmHlocError, match=rf"{kind.__name__}\.{next(iter(setting))} is .* at lea"):
+        kind(**setting)
+    assert MatchingConfig(ray="local", workers=0).workers == 0  # as many as there is room for
+
+
 @pytest.mark.parametrize("device", [5, ["cpu"], "gpu"])
 def test_wrong_devices_are_refused(device: Any) -> None:
     with pytest.raises(EdmHlocError, match="There is no device"):

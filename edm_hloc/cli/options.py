@@ -316,15 +316,12 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
     """
     from edm_hloc.keypoints.quantization import QuantizationConfig
 
-    try:
-        return QuantizationConfig(
-            max_error=args.max_error,
-            cell_size=args.cell_size,
-            max_kps=args.max_keypoints or None,
-            position=args.position,
-        )
-    except ValueError as error:
-        raise EdmHlocError(f"Wrong quantization: {error}.") from None
+    return QuantizationConfig(
+        max_error=args.max_error,
+        cell_size=args.cell_size,
+        max_kps=args.max_keypoints or None,
+        position=args.position,
+    )
 
 
 def check_output(out: Path, *read: Path | None) -> None:

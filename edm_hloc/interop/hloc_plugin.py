@@ -30,6 +30,7 @@ import torch
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.log import warn_once
+from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.interop.breakages import (
     BROKEN_PYCOLMAP,
@@ -259,6 +260,8 @@ def _model_class(
 
 
 def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
+    check_range("match_threshold", conf["match_threshold"], 0, 1)  # by hloc's names for them
+    check_range("max_num_matches", conf["max_num_matches"], 1)
     options: dict[str, Any] = {
         "weights": conf["weights"],
         "threshold": conf["match_threshold"],
