@@ -41,6 +41,7 @@ from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import localize as localization
 from edm_hloc.pipelines import reconstruct as reconstruction
 from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.pipelines.processes import check_not_importing
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
@@ -355,7 +356,13 @@ def _checked(config: Config | None, kind: type[Config]) -> Config:
 
 
 def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:
-    """The matcher, with a warning where workers are asked for that cannot make the same one."""
+    """The matcher, with a warning where workers are asked for that cannot make the same one.
+
+    Raises:
+        EdmHlocError: it is no matcher, or this is a worker that has begun the script anew.
+    """
+    if config.workers > 1:
+        check_not_importing()  # before it looks like a second process at work in the same folder
     check_type("matcher", matcher, Matcher)
     if matcher.recipe is None and (config.workers > 1 or config.ray is not None):
         logger.warning(
