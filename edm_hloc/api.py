@@ -27,7 +27,7 @@ from PIL import Image
 from edm_hloc.base.colmap import ModelStatistics, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.base.settings import check_type, check_types
+from edm_hloc.base.settings import as_path, check_type, check_types
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
@@ -139,9 +139,10 @@ def match(
             "already. Give them there, or leave the matcher out."
         )
     check_type("matcher", matcher, Matcher | None)
+    # absolute, wherever the program goes later
+    paths = as_path("photo0", photo0).absolute(), as_path("photo1", photo1).absolute()
     matcher = load_matcher(**settings) if matcher is None else matcher
     p = matcher.info.preprocessing
-    paths = Path(photo0).absolute(), Path(photo1).absolute()  # wherever the program goes later
     first, second = (
         matcher.encode(
             load_image(path, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale)
@@ -200,8 +201,9 @@ class Reconstruction:
         Raises:
             EdmHlocError: see `report.meshes.write_mesh`.
         """
-        write_mesh(self.model_path, photos_of(self.model_path), Path(path))
-        return Path(path)
+        path = as_path("path", path)
+        write_mesh(self.model_path, photos_of(self.model_path), path)
+        return path
 
     def __repr__(self) -> str:
         s, images = self.statistics, self.run.results["mapped"]["images"]
@@ -236,7 +238,7 @@ def reconstruct(
     Raises:
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
     """
-    photos, out = Path(photos), Path(out).absolute()
+    photos, out = as_path("photos", photos), as_path("out", out).absolute()
     config = _checked(config, ReconstructionConfig)
     check_type("pairs", pairs, str | Path | PairSelection | Collection)
     selected: Sequence[Pair] | SimilarPhotos
@@ -315,12 +317,14 @@ def localize(
     Raises:
         EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
     """
-    folders = Path(model), Path(photos), Path(new_photos), Path(out).absolute()
+    model, photos = as_path("model", model), as_path("photos", photos)
+    new_photos, out = as_path("new_photos", new_photos), as_path("out", out).absolute()
     config = _checked(config, LocalizationConfig)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
-    with _reporting_failure(folders[3]):
-        _, answers = localization.localize_photos(*folders, matcher, config)
-    return Localization(folders[3], tuple(answers), _report(folders[3]))
+    with _reporting_failure(out):
+        _, answers = localization.localize_photos(model, photos, new_photos, out, matcher, config)
+    return Localization(out, tuple(answers), _report(out))
+
 
 def _listed_pairs(pairs: Collection[Any]) -> list[Pair]:
     """Pairs as tuples of two names, each once, whatever holds them, such as the lists of JSON.

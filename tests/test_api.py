@@ -181,6 +181,29 @@ def test_settings_of_a_wrong_type_are_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("wrong", ["", None, b"photos", 5, ["photos"]])
+def test_what_is_no_path_is_refused(
+    wrong: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these "" would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    images, truth, matcher = scene / "images", scene / "truth", TruthMatcher(scene)
+    photo = str(next(images.iterdir()))
+    for name, call in (
+        ("photo0", lambda: edm_hloc.match(wrong, photo)),
+        ("photo1", lambda: edm_hloc.match(photo, wrong, matcher)),
+        ("photos", lambda: edm_hloc.reconstruct(wrong, "out", matcher=matcher)),
+        ("out", lambda: edm_hloc.reconstruct(images, wrong, matcher=matcher)),
+        ("model", lambda: edm_hloc.localize(wrong, images, images, "out", matcher)),
+        ("photos", lambda: edm_hloc.localize(truth, wrong, images, "out", matcher)),
+        ("new_photos", lambda: edm_hloc.localize(truth, images, wrong, "out", matcher)),
+        ("out", lambda: edm_hloc.localize(truth, images, images, wrong, matcher)),
+    ):
+        with pytest.raises(EdmHlocError, match=f"^{name} is (empty: give|.*: it must be str or)"):
+            call()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_settings_of_localize_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
     other = edm_hloc.LocalizationConfig(poses=PoseOptions(max_error="a"))
     with pytest.raises(EdmHlocError, match=r"PoseOptions\.max_error is 'a': it must be float"):

@@ -59,6 +59,15 @@ def between(kind: type[Number], least: float, below: float = math.inf) -> Callab
     return read
 
 
+def filled(text: str) -> str:
+    """A type for argparse: a text that is not empty, which pathlib takes for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "is empty: is a variable of the shell not set? The current folder is '.'"
+        )
+    return text
+
+
 SEED = between(int, 0, 2**31)
 """A type for argparse: seeds that COLMAP accepts."""
 
