@@ -20,13 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pycolmap
 from PIL import Image
 
 from edm_hloc.base.colmap import ModelStatistics, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.matches import Matches
-from edm_hloc.base.settings import check_type, check_types
+from edm_hloc.base.settings import as_path, check_type, check_types
 from edm_hloc.images.find import find_images
 from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import draw_matches
@@ -35,11 +36,12 @@ from edm_hloc.localization.results import QueryPose
 from edm_hloc.matchers.base import Matcher, Preprocessing
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.retrieval import SimilarPhotos
-from edm_hloc.pairs.rules import Pair
+from edm_hloc.pairs.rules import Pair, unique_pairs
 from edm_hloc.pairs.selection import PairSelection, select_pairs
 from edm_hloc.pipelines import localize as localization
 from edm_hloc.pipelines import reconstruct as reconstruction
 from edm_hloc.pipelines.localize import LocalizationConfig
+from edm_hloc.pipelines.processes import check_not_importing
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.run import Run
 from edm_hloc.refinement import load
@@ -137,9 +139,10 @@ def match(
             "already. Give them there, or leave the matcher out."
         )
     check_type("matcher", matcher, Matcher | None)
+    # absolute, wherever the program goes later
+    paths = as_path("photo0", photo0).absolute(), as_path("photo1", photo1).absolute()
     matcher = load_matcher(**settings) if matcher is None else matcher
     p = matcher.info.preprocessing
-    paths = Path(photo0).absolute(), Path(photo1).absolute()  # wherever the program goes later
     first, second = (
         matcher.encode(
             load_image(path, resize_max=p.resize_max, divisor=p.divisor, grayscale=p.grayscale)
@@ -198,8 +201,9 @@ class Reconstruction:
         Raises:
             EdmHlocError: see `report.meshes.write_mesh`.
         """
-        write_mesh(self.model_path, photos_of(self.model_path), Path(path))
-        return Path(path)
+        path = as_path("path", path)
+        write_mesh(self.model_path, photos_of(self.model_path), path)
+        return path
 
     def __repr__(self) -> str:
         s, images = self.statistics, self.run.results["mapped"]["images"]
@@ -234,7 +238,7 @@ def reconstruct(
     Raises:
         EdmHlocError: bad input, or no model was found, with the reason; what was computed is kept.
     """
-    photos, out = Path(photos), Path(out).absolute()
+    photos, out = as_path("photos", photos), as_path("out", out).absolute()
     config = _checked(config, ReconstructionConfig)
     check_type("pairs", pairs, str | Path | PairSelection | Collection)
     selected: Sequence[Pair] | SimilarPhotos
@@ -245,10 +249,7 @@ def reconstruct(
         names = selection.photos(find_images(photos, [out, *masks]))
         selected = select_pairs(photos, names, selection)
     else:
-        selected = pairs
-        if len(pairs) == 0:
-            raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
-        _check_pairs(pairs)
+        selected = _listed_pairs(pairs)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
     with _reporting_failure(out):
         run = reconstruction.reconstruct(photos, out, selected, matcher, config)
@@ -316,20 +317,38 @@ def localize(
     Raises:
         EdmHlocError: bad input, or none of the photos can be matched; what was computed is kept.
     """
-    folders = Path(model), Path(photos), Path(new_photos), Path(out).absolute()
+    model, photos = as_path("model", model), as_path("photos", photos)
+    new_photos, out = as_path("new_photos", new_photos), as_path("out", out).absolute()
     config = _checked(config, LocalizationConfig)
     matcher = _with_workers(matcher or load_matcher(), config.matching)
-    with _reporting_failure(folders[3]):
-        _, answers = localization.localize_photos(*folders, matcher, config)
-    return Localization(folders[3], tuple(answers), _report(folders[3]))
+    with _reporting_failure(out):
+        _, answers = localization.localize_photos(model, photos, new_photos, out, matcher, config)
+    return Localization(out, tuple(answers), _report(out))
 
 
-def _check_pairs(pairs: Collection[Pair]) -> None:
-    """Raises EdmHlocError for the first that is not two names."""
+def _listed_pairs(pairs: Collection[Any]) -> list[Pair]:
+    """Pairs as tuples of two names, each once, whatever holds them, such as the lists of JSON.
+
+    Raises:
+        EdmHlocError: there is none of two different photos, or one is not two names in an order.
+    """
+    if isinstance(pairs, np.ndarray):
+        pairs = pairs.tolist()
+    if len(pairs) == 0:
+        raise EdmHlocError("There is no pair to match: the list of pairs is empty.")
+    listed: list[Pair] = []
     for pair in pairs:
-        two = isinstance(pair, Collection) and not isinstance(pair, str) and len(pair) == 2
-        if not two or not all(isinstance(name, str) for name in pair):
-            raise EdmHlocError(f"pairs holds {pair!r}: each must be the names of two photos.")
+        names = pair.tolist() if isinstance(pair, np.ndarray) else pair
+        two = isinstance(names, Sequence) and not isinstance(names, str) and len(names) == 2
+        if not two or not all(isinstance(name, str) for name in names):
+            raise EdmHlocError(
+                f"pairs holds {pair!r}: each must be the names of two photos, the first and the "
+                "second."
+            )
+        listed.append((str(names[0]), str(names[1])))
+    if not (listed := unique_pairs(listed)):
+        raise EdmHlocError("pairs holds no pair of two different images.")
+    return listed
 
 
 def _checked(config: Config | None, kind: type[Config]) -> Config:
@@ -341,7 +360,13 @@ def _checked(config: Config | None, kind: type[Config]) -> Config:
 
 
 def _with_workers(matcher: Matcher, config: MatchingConfig) -> Matcher:
-    """The matcher, with a warning where workers are asked for that cannot make the same one."""
+    """The matcher, with a warning where workers are asked for that cannot make the same one.
+
+    Raises:
+        EdmHlocError: it is no matcher, or this is a worker that has begun the script anew.
+    """
+    if config.workers > 1:
+        check_not_importing()  # before it looks like a second process at work in the same folder
     check_type("matcher", matcher, Matcher)
     if matcher.recipe is None and (config.workers > 1 or config.ray is not None):
         logger.warning(

@@ -94,6 +94,49 @@ def test_wrong_settings_are_refused(name: str, settings: dict[str, Any]) -> None
         edm_hloc.load_matcher(name, device="cpu", **settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"topk": 0},
+        {"topk": -5, "batch_size": 1},
+        {"threshold": float("nan")},
+        {"threshold": 5.0, "refine": "none"},
+        {"threshold": -1, "name": "eloftr"},
+        {"batch_size": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
+    """Instead of a matcher that finds nothing."""
+    with pytest.raises(EdmHlocError, match=r"(topk|threshold|batch_size) is .*: it must be at lea"):
+        edm_hloc.load_matcher(**settings, device="cpu")
+    with pytest.raises(EdmHlocError, match="it must be at least"):
+        edm_hloc.match("a.jpg", "b.jpg", **settings, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (edm_hloc.PairSelection, {"partners": 0}),
+        (edm_hloc.PairSelection, {"overlap": -2}),
+        (edm_hloc.PairSelection, {"loop_step": 0}),
+        (MatchingConfig, {"workers": 0}),
+        (MatchingConfig, {"workers": -1, "ray": "local"}),
+        (MatchingConfig, {"shards": -1}),
+        (MatchingConfig, {"cache_bytes": -1}),
+        (MatchingConfig, {"host_cache_bytes": -1}),
+        (MappingOptions, {"max_error": float("nan")}),
+        (MappingOptions, {"seed": -1}),
+        (PoseOptions, {"max_error": 0}),
+        (PoseOptions, {"min_inliers": 3}),
+        (PoseOptions, {"seed": 2**31}),
+    ],
+)
+def test_configurations_out_of_range_are_refused(kind: type, setting: dict[str, Any]) -> None:
+    with pytest.raises(EdmHlocError, match=rf"{kind.__name__}\.{next(iter(setting))} is .* at lea"):
+        kind(**setting)
+    assert MatchingConfig(ray="local", workers=0).workers == 0  # as many as there is room for
+
+
 @pytest.mark.parametrize("device", [5, ["cpu"], "gpu"])
 def test_wrong_devices_are_refused(device: Any) -> None:
     with pytest.raises(EdmHlocError, match="There is no device"):
@@ -121,6 +164,11 @@ def test_wrong_devices_are_refused(device: Any) -> None:
         ({"pairs": 5}, "pairs is 5: it must be"),
         ({"pairs": ["ab"]}, "pairs holds 'ab': each must be the names of two photos"),
         ({"pairs": [("a", "b", "c")]}, "each must be the names of two photos"),
+        ({"pairs": [frozenset(("a", "b"))]}, "the names of two photos, the first and the second"),
+        ({"pairs": [(Path("a"), Path("b"))]}, "each must be the names of two photos"),
+        ({"pairs": np.array([[1, 2]])}, "each must be the names of two photos"),
+        ({"pairs": np.array("ab")}, "each must be the names of two photos"),
+        ({"pairs": [("a", "a")]}, "pairs holds no pair of two different images"),
         ({"matcher": "edm"}, "matcher is 'edm': it must be Matcher"),
     ],
 )
@@ -131,6 +179,29 @@ def test_settings_of_a_wrong_type_are_refused_before_any_work(
     with pytest.raises(EdmHlocError, match=message):
         edm_hloc.reconstruct(scene / "images", tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", ["", None, b"photos", 5, ["photos"]])
+def test_what_is_no_path_is_refused(
+    wrong: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these "" would be the current folder."""
+    monkeypatch.chdir(tmp_path)
+    images, truth, matcher = scene / "images", scene / "truth", TruthMatcher(scene)
+    photo = str(next(images.iterdir()))
+    for name, call in (
+        ("photo0", lambda: edm_hloc.match(wrong, photo)),
+        ("photo1", lambda: edm_hloc.match(photo, wrong, matcher)),
+        ("photos", lambda: edm_hloc.reconstruct(wrong, "out", matcher=matcher)),
+        ("out", lambda: edm_hloc.reconstruct(images, wrong, matcher=matcher)),
+        ("model", lambda: edm_hloc.localize(wrong, images, images, "out", matcher)),
+        ("photos", lambda: edm_hloc.localize(truth, wrong, images, "out", matcher)),
+        ("new_photos", lambda: edm_hloc.localize(truth, images, wrong, "out", matcher)),
+        ("out", lambda: edm_hloc.localize(truth, images, images, wrong, matcher)),
+    ):
+        with pytest.raises(EdmHlocError, match=f"^{name} is (empty: give|.*: it must be str or)"):
+            call()
+    assert not [*tmp_path.iterdir()]
 
 
 def test_settings_of_localize_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
@@ -257,6 +328,35 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
     assert model.run.results["matching"]["matched"] == 3
     with pytest.raises(EdmHlocError, match="No such folder of images"):
         edm_hloc.reconstruct(tmp_path / "nowhere", tmp_path / "out2", matcher=TruthMatcher(scene))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        np.array,
+        lambda pairs: [list(pair) for pair in pairs],
+        lambda pairs: [np.array(pair) for pair in pairs],
+        lambda pairs: [*pairs, (pairs[0][1], pairs[0][0]), (pairs[0][0], pairs[0][0])],
+    ],
+)
+def test_pairs_may_be_held_by_anything(
+    form: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(path.name for path in (scene / "images").iterdir())[:3]
+    pairs = [(names[0], names[1]), (names[1], names[2])]
+    given: list[Any] = []
+
+    def keep(photos: Path, out: Path, pairs: Any, *_: Any) -> None:
+        given.extend(pairs)
+        raise InterruptedError
+
+    monkeypatch.setattr("edm_hloc.pipelines.reconstruct.reconstruct", keep)
+    with pytest.raises(InterruptedError):
+        edm_hloc.reconstruct(scene / "images", tmp_path / "out", form(pairs), TruthMatcher(scene))
+    assert given == pairs
+    assert {type(name) for pair in given for name in pair} == {str}
+    assert {type(pair) for pair in given} == {tuple}
 
 
 def test_a_run_that_fails_has_its_own_report(scene: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Checks of the types of settings, from Python, JSON files and the command line."""
+"""Checks of the types and ranges of settings, from Python, JSON files and the command line."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import types
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -44,6 +46,29 @@ def check_type(name: str, value: Any, hint: Any) -> None:
     """
     if not fits(value, hint):
         raise EdmHlocError(f"{name} is {value!r}: it must be {_description(hint)}.")
+
+
+def check_range(name: str, value: Any, least: float, below: float = math.inf) -> None:
+    """Refuses a number outside [least, below). What is none, `check_types` refuses if it has to.
+
+    Raises:
+        EdmHlocError: it names the setting and its value.
+    """
+    if isinstance(value, Real) and not least <= float(value) < below:  # NaN is in no range
+        limit = f" and below {below:,}" if below < math.inf else ""
+        raise EdmHlocError(f"{name} is {value!r}: it must be at least {least:,}{limit}.")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """The path that a text or a path is; pathlib takes an empty text for the current folder.
+
+    Raises:
+        EdmHlocError: it is empty, or of another type; the message has the name.
+    """
+    check_type(name, value, str | os.PathLike)
+    if value == "":
+        raise EdmHlocError(f"{name} is empty: give its path, which is '.' for the current folder.")
+    return Path(value)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError, WorkLeftError, missing_library, shortened
 from edm_hloc.base.version import __version__
@@ -170,9 +171,17 @@ def _check_working_folder() -> None:
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Takes an optional positional argument also behind options, as in `match-shard OUT -v 1`."""
+    """Takes an optional positional argument also behind options, as in `match-shard OUT -v 1`.
+
+    Texts and paths must not be empty.
+    """
 
     _again = False
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.register("type", None, options.filled)
+        self.register("type", Path, lambda text: Path(options.filled(text)))
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -141,15 +141,12 @@ def _add_keypoints(
 
 
 def _keypoints(args: argparse.Namespace, preset: QuantizationConfig) -> QuantizationConfig:
-    try:
-        return replace(
-            preset,
-            max_error=args.max_error,
-            cell_size=args.cell_size,
-            max_kps=args.max_keypoints or None,
-        )
-    except ValueError as error:
-        raise EdmHlocError(f"Wrong quantization: {error}.") from None
+    return replace(
+        preset,
+        max_error=args.max_error,
+        cell_size=args.cell_size,
+        max_kps=args.max_keypoints or None,
+    )
 
 
 def _aachen(args: argparse.Namespace) -> None:

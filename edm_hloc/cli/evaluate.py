@@ -25,6 +25,7 @@ def register(command: options.AddCommand) -> None:
         "evaluate", _evaluate, "evaluate matches on pairs with known poses or homographies"
     )
     kinds = sub.add_subparsers(title="what to evaluate", metavar="WHAT", required=True)
+    kinds.type = str  # an empty argument of one of these is named by its own parser
     formatter = options.HelpFormatter
 
     text = "relative poses, on pairs with known ones"

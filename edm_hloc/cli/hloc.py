@@ -19,7 +19,11 @@ def register(command: options.AddCommand) -> None:
         "module", metavar="MODULE", help="name of the module, for instance match_dense"
     )
     sub.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the module"
+        "arguments",
+        type=str,  # also empty ones
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="arguments of the module",
     )
 
     command(

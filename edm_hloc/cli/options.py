@@ -59,6 +59,15 @@ def between(kind: type[Number], least: float, below: float = math.inf) -> Callab
     return read
 
 
+def filled(text: str) -> str:
+    """A type for argparse: a text that is not empty, which pathlib takes for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "is empty: is a variable of the shell not set? The current folder is '.'"
+        )
+    return text
+
+
 SEED = between(int, 0, 2**31)
 """A type for argparse: seeds that COLMAP accepts."""
 
@@ -255,18 +264,12 @@ def matching_config(args: argparse.Namespace) -> MatchingConfig:
     """The configuration of matching: the size of the cache, and the number of processes."""
     from edm_hloc.matching.engine import MatchingConfig
 
-    shards = getattr(args, "shards", None) or 0
-    if shards and args.overwrite:
-        raise EdmHlocError(
-            "--overwrite would discard what the shards have done each time: remove the output "
-            "folder instead, or choose another one."
-        )
     return MatchingConfig(
         cache_bytes=int(args.cache * 1e9),
         workers=_number_of_workers(args),
         ray=getattr(args, "ray", None),
         device=args.device,
-        shards=shards,
+        shards=getattr(args, "shards", None) or 0,
     )
 
 
@@ -322,15 +325,12 @@ def quantization(args: argparse.Namespace) -> QuantizationConfig:
     """
     from edm_hloc.keypoints.quantization import QuantizationConfig
 
-    try:
-        return QuantizationConfig(
-            max_error=args.max_error,
-            cell_size=args.cell_size,
-            max_kps=args.max_keypoints or None,
-            position=args.position,
-        )
-    except ValueError as error:
-        raise EdmHlocError(f"Wrong quantization: {error}.") from None
+    return QuantizationConfig(
+        max_error=args.max_error,
+        cell_size=args.cell_size,
+        max_kps=args.max_keypoints or None,
+        position=args.position,
+    )
 
 
 def check_output(out: Path, *read: Path | None) -> None:

@@ -143,9 +143,15 @@ def _match_pairs(args: argparse.Namespace) -> None:
         "masks": None if args.masks is None else root_text(args.masks),
     }
     masks = find_masks(args.masks, names_of(pairs), args.images)
-    with Run.begin(args.out, settings, matcher, MATCHING_FILES, overwrite=args.overwrite) as run:
-        matching = options.matching_config(args)
-        run.shards = matching.shards
+    matching = options.matching_config(args)
+    with Run.begin(
+        args.out,
+        settings,
+        matcher,
+        MATCHING_FILES,
+        overwrite=args.overwrite,
+        shards=matching.shards,
+    ) as run:
         rounds = PairRounds(run, pairs, args.images, masks, matcher)
         to_match = rounds.find(matching, overwrite=args.overwrite)
         match_and_quantize(run, to_match, matcher, quantization, matching, overwrite=args.overwrite)

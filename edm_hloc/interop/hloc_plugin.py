@@ -30,6 +30,7 @@ import torch
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.log import warn_once
+from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.interop.breakages import (
     BROKEN_PYCOLMAP,
@@ -243,10 +244,15 @@ def _model_class(
             key = hashlib.sha1(image.numpy().tobytes()).digest() + repr(image.shape).encode()
             if key not in self.cache:
                 height, width = image.shape[-2:]
-                encoded = self.matcher.encode(
-                    NetworkImage(image[0], PixelTransform((1.0, 1.0)), (width, height))
-                )
-                self.cache[key] = encoded
+                photo = NetworkImage(image[0], PixelTransform((1.0, 1.0)), (width, height))
+                try:
+                    self.cache[key] = self.matcher.encode(photo)
+                except ValueError as error:
+                    raise EdmHlocError(
+                        f"{class_name} cannot use an image that hloc has loaded ({error}): in the "
+                        'preset, "preprocessing" must have "grayscale": True and "dfactor": '
+                        f"{self.matcher.info.preprocessing.divisor}."
+                    ) from error
                 used = sum(features.nbytes for features in self.cache.values())
                 while used > _CACHE_BYTES and len(self.cache) > 2:
                     used -= self.cache.popitem(last=False)[1].nbytes
@@ -259,6 +265,8 @@ def _model_class(
 
 
 def _make_matcher(name: MatcherName, conf: dict[str, Any]) -> Matcher:
+    check_range("match_threshold", conf["match_threshold"], 0, 1)  # by hloc's names for them
+    check_range("max_num_matches", conf["max_num_matches"], 1)
     options: dict[str, Any] = {
         "weights": conf["weights"],
         "threshold": conf["match_threshold"],

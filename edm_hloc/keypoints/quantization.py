@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from edm_hloc.base.settings import check_range, check_type
 from edm_hloc.keypoints.assignment import assign_points
 from edm_hloc.keypoints.lattice import (
     MAX_COORDINATE,
@@ -47,7 +48,7 @@ class QuantizationConfig:
             images in memory (see `adjustment.py`).
 
     Raises:
-        ValueError: a value is out of its range.
+        EdmHlocError: a value is out of its range.
     """
 
     max_error: float
@@ -57,17 +58,11 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         # below a tenth of a pixel the rounding to 0.01 px would merge neighbouring cells
-        if not 0.1 <= self.max_error < MAX_COORDINATE:
-            limits = f"0.1 to {MAX_COORDINATE:,.0f} px"
-            raise ValueError(f"max_error must be {limits}, not {self.max_error}")
-        if not 0.0 <= self.cell_size < MAX_COORDINATE:
-            limits = f"0 to {MAX_COORDINATE:,.0f} px"
-            raise ValueError(f"cell_size must be {limits}, not {self.cell_size}")
+        check_range("max_error", self.max_error, 0.1, MAX_COORDINATE)
+        check_range("cell_size", self.cell_size, 0, MAX_COORDINATE)
+        check_range("max_kps", self.max_kps, 1)
         object.__setattr__(self, "cell_size", max(self.cell_size, self.max_error))  # it is recorded
-        if self.max_kps is not None and self.max_kps < 1:
-            raise ValueError(f"max_kps must be None or at least 1, not {self.max_kps}")
-        if self.position not in ("bin", "mean", "adjusted"):
-            raise ValueError(f"position must be bin, mean or adjusted, not {self.position}")
+        check_type("position", self.position, Literal["bin", "mean", "adjusted"])
 
     @property
     def bin_side(self) -> int:

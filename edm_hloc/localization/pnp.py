@@ -14,6 +14,7 @@ from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import cross_product_matrix
+from edm_hloc.base.settings import check_range
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
@@ -54,6 +55,9 @@ class PoseOptions:
             the one with most inliers. For places that look alike.
         seed: seed of RANSAC. The same seed gives the same poses, whatever the number of threads.
         threads: number of queries estimated at a time; −1 for one a processor core.
+
+    Raises:
+        EdmHlocError: a number is out of its range.
     """
 
     max_error: float = 12.0
@@ -62,6 +66,11 @@ class PoseOptions:
     clusters: bool = False
     seed: int = 0
     threads: int = -1
+
+    def __post_init__(self) -> None:
+        check_range("PoseOptions.max_error", self.max_error, 1e-3)
+        check_range("PoseOptions.min_inliers", self.min_inliers, 4)  # fewer agree with some pose
+        check_range("PoseOptions.seed", self.seed, 0, 2**31)
 
 
 @dataclass(frozen=True)

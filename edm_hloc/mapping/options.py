@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from edm_hloc.base.settings import check_range
+
 Mapper = Literal["incremental", "global"]
 
 
@@ -36,6 +38,9 @@ class MappingOptions:
         seed: of all random numbers. With one thread the incremental mapper is deterministic, the
             global one nearly so.
         threads: number of threads; -1 for all cores.
+
+    Raises:
+        EdmHlocError: a number is out of its range.
     """
 
     mapper: Mapper = "incremental"
@@ -47,6 +52,10 @@ class MappingOptions:
     one_camera: bool = True
     seed: int = 0
     threads: int = -1
+
+    def __post_init__(self) -> None:
+        check_range("MappingOptions.max_error", self.max_error, 1e-3)
+        check_range("MappingOptions.seed", self.seed, 0, 2**31)
 
     def of_verification(self) -> dict[str, Any]:
         """The options that decide the verified pairs of a database, for its fingerprint."""

@@ -12,6 +12,7 @@ import torch
 
 from edm_hloc.base.frames import Origin, PixelTransform, origin_shift
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
 
 
@@ -42,6 +43,9 @@ class MatcherConfig:
         topk: maximum number of matches per pair, highest score first; None for the network's own
             limit.
         device: "cuda", "mps" or "cpu"; None for the fastest on this computer.
+
+    Raises:
+        EdmHlocError: a value is out of its range.
     """
 
     weights: str | Path | None = None
@@ -49,6 +53,10 @@ class MatcherConfig:
     threshold: float | None = None
     topk: int | None = None
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("threshold", self.threshold, 0, 1)
+        check_range("topk", self.topk, 1)
 
 
 @dataclass(frozen=True)

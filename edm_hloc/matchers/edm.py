@@ -15,6 +15,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import upright_size
 from edm_hloc.base.grid import CELL, blocks
 from edm_hloc.base.matches import Matches
+from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
 from edm_hloc.matchers.loading import default_device
@@ -47,6 +48,10 @@ class EDMMatcherConfig(MatcherConfig):
     batch_size: int | None = None
     onnx: Path | None = None
     candidates: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("batch_size", self.batch_size, 1)
 
 
 CANDIDATE = 0.05  # coarse probability from which refinement may still accept a match

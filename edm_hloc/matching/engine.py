@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import check_keys
 from edm_hloc.base.progress import say, track
+from edm_hloc.base.settings import check_range
 from edm_hloc.base.text import format_duration
 from edm_hloc.base.threads import single_core_pool
 from edm_hloc.base.version import __version__
@@ -50,6 +52,9 @@ class MatchingConfig:
         shards: number of shards in which a pipeline plans its steps for other processes, see
             `pipelines/spreading.py`; 0 to do everything itself.
         shown: whether progress is shown.
+
+    Raises:
+        EdmHlocError: a number is out of its range.
     """
 
     cache_bytes: int = 2 << 30
@@ -59,6 +64,15 @@ class MatchingConfig:
     device: str | None = None
     shards: int = 0
     shown: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least, below in (
+            ("cache_bytes", 0, math.inf),
+            ("host_cache_bytes", 0, math.inf),
+            ("workers", 1 if self.ray is None else 0, 1000),
+            ("shards", 0, 10**6),
+        ):
+            check_range(f"MatchingConfig.{name}", getattr(self, name), least, below)
 
 
 @dataclass(frozen=True)

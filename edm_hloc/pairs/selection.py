@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.settings import check_range
 from edm_hloc.pairs.automatic import FEW_PHOTOS, PARTNERS, RANKED, AllOfFew, AutomaticPairs
 from edm_hloc.pairs.covisibility import from_model
 from edm_hloc.pairs.files import among, from_file, read_names
@@ -33,6 +34,9 @@ class PairSelection:
             "sequential"; None for no loops.
         image_list: file with one name a line, of the photos to use, in the order in which they
             were taken; None for all photos.
+
+    Raises:
+        EdmHlocError: a number is below 1.
     """
 
     how: str = "auto"
@@ -42,6 +46,10 @@ class PairSelection:
     overlap: int = 10
     loop_step: int | None = None
     image_list: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("partners", "overlap", "loop_step"):
+            check_range(f"PairSelection.{name}", getattr(self, name), 1)
 
     def photos(self, names: Sequence[str]) -> list[str]:
         """Those of the photos that the selection uses, in its order.

@@ -199,8 +199,9 @@ def localize_aachen(
         "options": asdict(options),
     }
     files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS)
-    with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
-        run.shards = matching.shards
+    with Run.begin(
+        out, settings, matcher, files, overwrite=overwrite, shards=matching.shards
+    ) as run:
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"Aachen-v1.1_{matcher.info.name}_{label}.txt"
         set_poses_aside(run, submission.name)

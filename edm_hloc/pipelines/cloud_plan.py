@@ -60,7 +60,8 @@ def put_plan(
         except EdmHlocError as error:
             raise EdmHlocError(str(error).replace(str(out / PLAN_FOLDER), store.url)) from error
         if _PLAN in there and not overwrite:
-            return plan  # the same
+            store.put(plan.folder / _PLAN, _PLAN)  # the same, but where photos were moved
+            return plan
         if _PLAN in there:
             store.remove(_PLAN)
         for name in filter(is_of_a_plan, there):

@@ -144,8 +144,9 @@ def localize_inloc(
         "options": asdict(options),
     }
     files = (*MATCHING_FILES, *POSES_FILES, "scan_points")
-    with Run.begin(out, settings, matcher, files, overwrite=overwrite) as run:
-        run.shards = matching.shards
+    with Run.begin(
+        out, settings, matcher, files, overwrite=overwrite, shards=matching.shards
+    ) as run:
         label = f"{options.retrieval.label}{options.retrieval.number}"
         submission = out / f"InLoc_{matcher.info.name}_{label}.txt"
         set_poses_aside(run, submission.name)

@@ -244,8 +244,9 @@ def localize_photos(
         "tracks": config.refine_tracks,
     }
     files = (*MATCHING_FILES, *POSES_FILES, MODEL_KEYPOINTS, "poses.txt")
-    with Run.begin(out, settings, matcher, files, overwrite=config.overwrite) as run:
-        run.shards = config.matching.shards
+    with Run.begin(
+        out, settings, matcher, files, overwrite=config.overwrite, shards=config.matching.shards
+    ) as run:
         set_poses_aside(run, "poses.txt")
         run.results["model_poses"] = points.fingerprint_of_poses()
         root = JoinedFolders({"database": image_root, "query": query_root})

@@ -58,7 +58,8 @@ def check_seen(folder: Path, paths: Sequence[Path]) -> None:
     raise EdmHlocError(
         f"{platform.node()} does not see {paths[0]}{others}: photos and output must be on a disk "
         "that all workers see, under the same path, and readable. If they were moved since, give "
-        f"the command that planned it again; if they were removed, remove {folder} before."
+        "the command that planned it again, with their new path; if they were removed, remove "
+        f"{folder} before."
     )
 
 

@@ -11,10 +11,16 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, ClassVar
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.pipelines.shard_queue import Done, Failure, Piece
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 
 logger = logging.getLogger(__name__)
+
+_GUARD = (
+    'Put what a script of your own does below `if __name__ == "__main__":`, as each worker imports '
+    "the script"
+)
 
 
 class ProcessCrew:
@@ -24,6 +30,9 @@ class ProcessCrew:
         settings: of each worker; "cuda" gives each a GPU of its own, in turn.
         number: of processes.
         worker: what they are.
+
+    Raises:
+        EdmHlocError: this process may start none: see `check_not_importing`, or it is a pool's.
 
     Attributes:
         start: how `multiprocessing` starts them; a copy of this process (fork) would share the
@@ -36,11 +45,18 @@ class ProcessCrew:
     def __init__(
         self, settings: WorkerSettings, number: int, worker: type[ShardWorker] = ShardWorker
     ) -> None:
+        check_not_importing()
+        if multiprocessing.current_process().daemon:
+            raise EdmHlocError(
+                "This process is one of a multiprocessing.Pool, which may start no workers: ask "
+                "for 1 worker there, or use a concurrent.futures.ProcessPoolExecutor."
+            )
         self._settings, self._worker = settings, worker
         self.workers = number
         self._context: Any = multiprocessing.get_context(self.start)
         self._members: dict[Connection, tuple[int, BaseProcess]] = {}
         self._at_work: dict[Connection, Piece] = {}
+        self._begun: set[Connection] = set()  # those that have answered
         try:
             for i in range(number):
                 self._start(i)
@@ -67,10 +83,16 @@ class ProcessCrew:
             try:
                 answer = ready.recv()
             except (EOFError, OSError):
+                _, process = self._members[ready]
                 how = self._replace(ready)
+                if process.exitcode == 1 and ready not in self._begun:  # of an exception, shown
+                    raise EdmHlocError(
+                        f"A worker ended before its first answer, for the reason above. {_GUARD}."
+                    ) from None
                 logger.warning("A worker died (%s) in shard %d.", how, piece.shard)
                 answer = Failure("worker", f"the worker died ({how})")
             else:
+                self._begun.add(ready)
                 if isinstance(answer, Failure) and answer.kind in ("task", "memory"):
                     logger.warning("In shard %d: %s.", piece.shard, answer.reason)
                     if answer.kind == "memory" or self._settings.device != "cpu":
@@ -139,6 +161,16 @@ def _serve(
             connection.send(member.work(connection.recv()))
     except (EOFError, OSError):  # the parent has ended, or needs no more
         return
+
+
+def check_not_importing() -> None:
+    """Refuses to start workers in a worker that is still importing the script.
+
+    Raises:
+        EdmHlocError: it is; see `multiprocessing`'s "safe importing of the main module".
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise EdmHlocError(f"A worker has begun the script anew. {_GUARD}.")
 
 
 def num_cores() -> int:

@@ -179,8 +179,9 @@ def reconstruct(
     check_known(known, names, mapping)
     circular = check_cameras(image_root, names, cameras)
     masks = find_masks(config.masks, names, image_root)
-    with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
-        run.shards = config.matching.shards
+    with Run.begin(
+        out, settings, matcher, _FILES, overwrite=config.overwrite, shards=config.matching.shards
+    ) as run:
         run.results["image_circles"] = circular
         run.results["copies"] = copies
         run.results["copies_left_out"] = left_out
@@ -295,8 +296,9 @@ def triangulate_model(
         "tracks": bool(config.refine_tracks),
     }
     masks = find_masks(config.masks, names_of(pairs), image_root)
-    with Run.begin(out, settings, matcher, _FILES, overwrite=config.overwrite) as run:
-        run.shards = config.matching.shards
+    with Run.begin(
+        out, settings, matcher, _FILES, overwrite=config.overwrite, shards=config.matching.shards
+    ) as run:
         matched, fingerprint = match_photos(run, image_root, pairs, masks, matcher, config)
         stamps = sorted((p.name, p.stat().st_mtime_ns) for p in reference.iterdir())
         database, model = out / "database.db", out / "model"

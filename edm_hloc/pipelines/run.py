@@ -101,6 +101,7 @@ class Run:
         files: Sequence[str],
         *,
         overwrite: bool,
+        shards: int = 0,
     ) -> Iterator[Run]:
         """Starts a run in `out`, or continues the one that is there.
 
@@ -114,6 +115,7 @@ class Run:
                 folder.
             files: names of the files and folders that the run is going to write.
             overwrite: remove what an earlier run made, instead of continuing it.
+            shards: see `Run`; not with `overwrite`.
 
         Raises:
             EdmHlocError: the folder cannot be made; another process writes into it; it holds one of
@@ -121,7 +123,10 @@ class Run:
                 made by another command, or its matches with other settings. An older record stays
                 as it is.
         """
-        run = cls(out, {"matcher": dict(matcher.provenance), **settings})
+        if shards and overwrite:
+            said = "With shards, overwrite would discard what they have done at each call"
+            raise EdmHlocError(f"{said}: remove the output folder instead, or choose another one.")
+        run = cls(out, {"matcher": dict(matcher.provenance), **settings}, shards=shards)
         check_kinds(out, (*_IN_EVERY_RUN, *files))
         run._read_record()
         run.check_own(*files)  # before anything is made in a folder of somebody else
@@ -430,15 +435,9 @@ class Run:
         """Writes `run.json`. Raises EdmHlocError if it cannot be written."""
         self.peak_memory_mib = peak_memory_mib()
         record: dict[str, Any] = {
-            "settings": self.settings,
+            **{name: getattr(self, name) for name in _RESUMED if name != "earlier"},
             "versions": versions(),
-            "done": self.done,
-            "sizes": self.sizes,
-            "results": self.results,
-            "seconds": self.seconds,
-            "memory_mib": self.memory_mib,
             "peak_memory_mib": self.peak_memory_mib,
-            "wrote": self.wrote,
             "folder": str(self.out.resolve()),
         }
         if self.made is not None:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -174,10 +174,10 @@ def make_plan(
     with FolderLock(folder):
         there = None if overwrite else find_plan(out)
         if there is not None and _same_work(there, plan):
-            return plan
+            return _rewritten(there, image_root)
         if there is not None and not is_merged(there):
             raise EdmHlocError(
-                f"{folder} holds the plan of other pairs, photos or settings: merge or finish "
+                f"{folder} holds the plan of other pairs or settings: merge or finish "
                 "it, choose another output folder, or run with --overwrite."
             )
         if overwrite or there is not None:
@@ -186,18 +186,36 @@ def make_plan(
             clear_leftovers(folder, fits)
         for shard, block in enumerate(blocks, start=1):
             write_pairs(plan.list_of(shard), block)
-        values = {
-            "kind": "matching",
-            "image_root": root_to_json(plan.image_root),
-            "matcher": asdict(plan.matcher),
-            "provenance": plan.provenance,
-            "pairs": plan.pairs,
-            "extra_encodes": plan.extra_encodes,
-            "photos": plan.photos,
-            "digests": plan.digests,
-        }
-        write_whole(folder / "plan.json", json.dumps(values, indent=1), durable=True)
+        _write(plan)
     return plan
+
+
+def adopt_photos(plan: ShardPlan, image_root: ImageRoot) -> ShardPlan:
+    """A plan that is there with the photos where they are now, if they were moved since.
+
+    Those that are not the ones any more that were matched are told by their stamps.
+
+    Raises:
+        EdmHlocError: the folder of the plan cannot be written.
+    """
+    if root_to_json(image_root) == root_to_json(plan.image_root):
+        return plan
+    with FolderLock(plan.folder):
+        return _rewritten(plan, image_root)
+
+
+def _rewritten(plan: ShardPlan, image_root: ImageRoot) -> ShardPlan:
+    """The plan with its photos at another place, written in its folder, which is locked."""
+    plan = replace(plan, image_root=root_from_json(root_to_json(image_root)))
+    _write(plan)
+    return plan
+
+
+def _write(plan: ShardPlan) -> None:
+    place, matcher = root_to_json(plan.image_root), asdict(plan.matcher)
+    values = {**vars(plan), "kind": "matching", "image_root": place, "matcher": matcher}
+    del values["folder"]
+    write_whole(plan.folder / "plan.json", json.dumps(values, indent=1), durable=True)
 
 
 def plan_missing(
@@ -234,7 +252,7 @@ def plan_missing(
         # a merge that was killed has put the first shards of the same plan there
         whole, _ = _cut(folder, image_root, pairs, matcher, shards(len(pairs)))
         if _same_work(there, whole):
-            return there
+            return adopt_photos(there, image_root)
     return make_plan(
         out, image_root, missing, matcher, shards=shards(len(missing)), overwrite=overwrite
     )
@@ -427,9 +445,5 @@ def _digest(pairs: Sequence[Pair]) -> str:
 
 
 def _same_work(first: ShardPlan, second: ShardPlan) -> bool:
-    """Whether two plans give the same raw matches in the same shards."""
-    return (root_to_json(first.image_root), first.provenance, first.digests) == (
-        root_to_json(second.image_root),
-        second.provenance,
-        second.digests,
-    )
+    """Whether two plans give the same raw matches in the same shards, wherever the photos are."""
+    return (first.provenance, first.digests) == (second.provenance, second.digests)

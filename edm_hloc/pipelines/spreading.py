@@ -32,6 +32,7 @@ from edm_hloc.pairs.rules import Pair, names_in
 from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, remove_plan
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
+    adopt_photos,
     check_matcher,
     describe_left,
     find_plan,
@@ -48,7 +49,7 @@ from edm_hloc.pipelines.work_plan import (
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = "unreadable_for_workers"  # in the results of a run
+_UNREADABLE = "unreadable_for_workers"  # in the results of a run: {NAME: [REASON, STAMP]}
 
 
 def spread_matching(
@@ -69,23 +70,31 @@ def spread_matching(
     if not run.shards:
         return
     kind, folder = what_is_planned(run.out), run.out / PLAN_FOLDER
+    known = KnownPhotos(run.out / "raw_matches")
+    known.note(image_root, names_in(pairs))
+    marked: dict[str, Any] = run.results.get(_UNREADABLE, {})
     plan = find_plan(run.out) if kind == "matching" else None
     if plan is not None:
         check_matcher(plan, matcher)
+        plan = adopt_photos(plan, image_root)
         if left := plan.left():
             raise WorkLeftError(describe_left(folder, "matching", plan.pairs, left))
         skipped = merge_shards(plan).skipped
         end_plan(plan, merge=False)
         _tell_of_readable(image_root, skipped)
-        run.results[_UNREADABLE] = {**run.results.get(_UNREADABLE, {}), **skipped}
+        stamps = known.stamps(image_root, skipped)
+        marked |= {name: [why, list(stamps.get(name, ()))] for name, why in skipped.items()}
+    # they cannot be read here either, and are not planned again and again, unless they change;
+    # older versions have noted no stamps
+    stamps = known.stamps(image_root, marked)
+    unreadable = {n for n, entry in marked.items() if entry[1:] == [list(stamps.get(n, ()))]}
+    if marked:
+        run.results[_UNREADABLE] = {name: marked[name] for name in marked if name in unreadable}
         run.write()
-    # they cannot be read here either, and are not planned again and again
-    unreadable = run.results.get(_UNREADABLE, {}).keys()
-    KnownPhotos(run.out / "raw_matches").note(image_root, names_in(pairs))
     todo = [
         pair
         for pair in pairs_to_match(run.out / "raw_matches", image_root, pairs)
-        if not unreadable & set(pair)
+        if unreadable.isdisjoint(pair)
     ]
     if todo:
         if kind not in (None, "matching"):

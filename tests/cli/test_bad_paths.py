@@ -126,3 +126,30 @@ def test_a_path_that_is_none_is_named_and_nothing_is_changed(
             assert str(wrong) in said, given
             assert "Traceback" not in said
     assert _content(world) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["reconstruct", "", "OUT"], "IMAGES"),
+        (["reconstruct", "images", ""], "OUT"),
+        (["reconstruct", "images", "OUT", "--masks="], "--masks"),
+        (["reconstruct", "images", "OUT", "--pairs="], "--pairs"),
+        (["plan", "", "pairs.txt", "OUT"], "IMAGES"),
+        (["plan", "images", "pairs.txt", ""], "OUT"),
+        (["match-shard", "", "1"], "OUT"),
+        (["evaluate", "pose", "truth", "", "OUT"], "IMAGES"),
+    ],
+)
+def test_an_empty_text_is_not_the_current_folder(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a variable of a shell that is not set."""
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert f"argument {named}: is empty: is a variable" in capsys.readouterr().err
+
+
+def test_arguments_of_hloc_may_be_empty() -> None:
+    args = cli.build_parser().parse_args(["hloc", "match_dense", "--x", ""])
+    assert args.arguments == ["--x", ""]

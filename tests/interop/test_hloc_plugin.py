@@ -168,6 +168,29 @@ class OnGPU(torch.Tensor):
 
 
 @pytest.mark.usefixtures("skeleton")
+@pytest.mark.parametrize("name", ["edm", "edm_refined", "eloftr"])
+def test_wrong_values_in_a_preset_are_named(name: str) -> None:
+    """Also those that would give no matches without a word."""
+    conf = plugin().CONFS[name]["model"]
+    kind, conf = load(conf["name"]), {**conf, "weights": {"edm": "edm_s"}.get(conf["name"])}
+    for key, value in (
+        ("max_num_matches", -1),
+        ("max_num_matches", 0),
+        ("match_threshold", 5),
+        ("match_threshold", float("nan")),
+    ):
+        with pytest.raises(EdmHlocError, match=f"{key} is {value}: it must be at least"):
+            kind({**conf, key: value})
+    if name == "eloftr":
+        return  # its weights are not everywhere, and the rest is the same
+    model = kind(conf)
+    for shape in ((1, 3, 64, 64), (1, 1, 64, 72)):
+        images = {"image0": torch.zeros(shape), "image1": torch.zeros(shape)}
+        with pytest.raises(EdmHlocError, match='"grayscale": True and "dfactor": 32'):
+            model(images)
+
+
+@pytest.mark.usefixtures("skeleton")
 def test_matches_refined_by_the_photos_are_a_key_away() -> None:
     plugin()
     texture = TextureBank.procedural(1, size=512, seed=0).textures[0, :256, :320]

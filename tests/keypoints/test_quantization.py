@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial import KDTree
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.keypoints.assignment import assign_points, unique_matches
 from edm_hloc.keypoints.lattice import checked_points
 from edm_hloc.keypoints.quantization import QuantizationConfig, quantize_image
@@ -199,7 +200,7 @@ def test_bad_input_is_refused():
     "values", [(0, 8, None), (-1, 8, None), (2, -8, 5), (2, 8, 0), (np.nan, 8, 1), (2, np.inf, 1)]
 )
 def test_bad_configuration_is_refused(values):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(EdmHlocError, match="must be"):
         QuantizationConfig(*values)
 
 

@@ -111,6 +111,11 @@ class StillbornWorker(FakeWorker):
         os._exit(7)
 
 
+class UnimportableWorker(FakeWorker):
+    def __init__(self, settings: WorkerSettings) -> None:
+        raise ImportError
+
+
 def noted(out: Path) -> Counter[tuple[int, int]]:
     """How often each pair was begun, by the levels of its photos."""
     lines = [line.split() for path in (out / "notes").iterdir() for line in path.open()]

@@ -120,7 +120,9 @@ def test_a_plan_in_a_bucket_is_kept_or_refused(bucket: str, photos: Path) -> Non
     assert put_plan(store, root, PAIRS, FakeMatcher(), shards=2).digests == plan.digests
     with pytest.raises(EdmHlocError, match=r"s3://\S+/run holds the plan of other pairs"):
         put_plan(store, root, PAIRS[:4], FakeMatcher(), shards=2)
+    put_plan(store, photos, PAIRS, FakeMatcher(), shards=2)  # they were moved
     mine = get_plan(store, 1)
+    assert mine.image_root == photos
     match_shard(mine, 1, FakeMatcher())
     put_shard(store, mine, 1)
     put_plan(store, root, PAIRS[:4], FakeMatcher(), shards=1, overwrite=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -19,14 +20,21 @@ from edm_hloc.cli import main
 from edm_hloc.images.roots import ImageRoot, JoinedFolders, root_to_json
 from edm_hloc.mapping.database import build_database
 from edm_hloc.matching.engine import MatchingConfig
+from edm_hloc.matching.shards import shard_path
 from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines import work_plan
 from edm_hloc.pipelines.aachen import AachenOptions, localize_aachen
 from edm_hloc.pipelines.run import Run
-from edm_hloc.pipelines.shard_plan import ShardPlan, make_plan, what_is_planned
+from edm_hloc.pipelines.shard_plan import (
+    ShardPlan,
+    load_plan,
+    make_plan,
+    plan_missing,
+    what_is_planned,
+)
 from edm_hloc.pipelines.shard_queue import Failure, Piece
 from edm_hloc.pipelines.shard_worker import WorkerSettings
-from edm_hloc.pipelines.shards import match_part, match_shard
+from edm_hloc.pipelines.shards import match_part, match_shard, merge_shards
 from edm_hloc.pipelines.spreading import spread_matching, spread_verification
 from edm_hloc.pipelines.work_kinds import work_shard
 from edm_hloc.pipelines.work_plan import (
@@ -211,6 +219,50 @@ def test_a_worker_that_does_not_see_the_photos_matches_nothing(
     assert not plan.file_of(1).exists()
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_open_shards_find_photos_that_were_moved(
+    command: str, photos: Path, tmp_path: Path
+) -> None:
+    """Nothing is matched twice, and what is no photo of now is told by its stamp."""
+    out, moved, matcher = tmp_path / "out", tmp_path / "moved", FakeMatcher()
+    run = Run(out, {}, shards=2)
+
+    def give() -> None:
+        if command == "plan":
+            plan_missing(out, moved, PAIRS, matcher, shards=lambda _: 2)
+            return
+        with pytest.raises(WorkLeftError):
+            spread_matching(run, moved, PAIRS, matcher)
+
+    plan = make_plan(out, photos, PAIRS, matcher, shards=2)
+    match_shard(plan, 1, matcher)
+    photos.rename(moved)
+    with pytest.raises(EdmHlocError, match="the command that planned it again, with their new"):
+        match_shard(load_plan(out), 2, matcher)
+    give()
+    assert load_plan(out) == replace(plan, image_root=moved)
+    match_shard(load_plan(out), 1, matcher)
+    match_shard(load_plan(out), 2, matcher)
+    assert set(matcher.matched.values()) == {1}
+    spread_matching(run, moved, PAIRS, matcher)
+    assert (set(matcher.matched.values()), len(matcher.matched)) == ({1}, len(PAIRS))
+
+
+def test_a_merge_that_was_killed_goes_on_with_photos_that_were_moved(
+    photos: Path, tmp_path: Path
+) -> None:
+    out, moved, matcher = tmp_path / "out", tmp_path / "moved", FakeMatcher()
+    plan = make_plan(out, photos, PAIRS, matcher, shards=2)
+    for shard in (1, 2):
+        match_shard(plan, shard, matcher)
+    plan.raw_matches.mkdir()
+    shutil.copy(plan.file_of(1), shard_path(plan.raw_matches, 0))
+    photos.rename(moved)
+    again = plan_missing(out, moved, PAIRS, matcher, shards=lambda _: 2)
+    assert again == load_plan(out) == replace(plan, image_root=moved)
+    assert merge_shards(load_plan(out)).pairs == len(PAIRS)
+
+
 def test_a_shard_that_is_matched_outlasts_a_worker_without_photos(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -305,3 +357,37 @@ def test_photos_that_only_the_workers_could_not_read_are_named(
         spread_matching(run, photos, PAIRS, matcher)
     assert "1 photo could not be read by the workers, but can be read here" in caplog.text
     assert "002.png" in caplog.text
+
+
+def test_photos_that_were_repaired_are_left_to_the_workers_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    run, matcher = Run(tmp_path / "out", {}, shards=1), FakeMatcher()
+    whole = (photos / "002.png").read_bytes()
+    (photos / "002.png").write_bytes(b"broken")
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, matcher)
+    match_shard(load_plan(run.out), 1, matcher)
+    for _ in range(2):  # they are not planned again and again
+        spread_matching(run, photos, PAIRS, matcher)
+        assert what_is_planned(run.out) is None
+        run.results = json.loads(run.path.read_text())["results"]
+        (photos / "002.png").touch()
+    (photos / "002.png").write_bytes(whole)
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, matcher)
+    assert load_plan(run.out).pairs == (2,)
+    match_shard(load_plan(run.out), 1, matcher)
+    spread_matching(run, photos, PAIRS, matcher)
+    assert set(matcher.matched.values()) == {1}
+    assert run.results["unreadable_for_workers"] == {}
+
+
+def test_photos_that_an_older_version_has_marked_are_planned_once_more(
+    photos: Path, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "out", {}, shards=1)
+    run.results["unreadable_for_workers"] = {"002.png": "a reason"}
+    with pytest.raises(WorkLeftError):
+        spread_matching(run, photos, PAIRS, FakeMatcher())
+    assert load_plan(run.out).pairs == (len(PAIRS),)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edm_hloc import api
 from edm_hloc.base.errors import BusyError, EdmHlocError, WorkLeftError
 from edm_hloc.base.files import FolderLock
 from edm_hloc.images.roots import JoinedFolders, root_to_json
@@ -26,6 +27,7 @@ from edm_hloc.pairs.local_features import SIFT
 from edm_hloc.pairs.vlad import describe
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.processes import ProcessCrew, _serve
+from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
 from edm_hloc.pipelines.shards import merge_shards
@@ -38,6 +40,7 @@ from tests.pipelines.fake_workers import (
     FakeWorker,
     SlowWorker,
     StillbornWorker,
+    UnimportableWorker,
     make_grey_photos,
     noted,
 )
@@ -133,6 +136,41 @@ def test_a_pair_at_which_workers_fail_is_left_out_and_named(
 def test_workers_that_all_die_end_the_run(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"in a row a worker .*shard \d: .*exit code 7"):
         match_all(photos, tmp_path / "out", StillbornWorker)
+
+
+def test_a_worker_that_cannot_start_ends_the_run_at_once(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where a script has no `if __name__ == "__main__":`."""
+    with pytest.raises(EdmHlocError, match=r"for the reason above.*`if __name__ == ._"):
+        match_all(photos, tmp_path / "out", UnimportableWorker, number=1)
+    assert capfd.readouterr().err.count("ImportError") <= 2  # and the one in its place
+
+
+def of_pool(out: Path) -> str:
+    """What a process of a pool is told that asks for workers."""
+    with pytest.raises(EdmHlocError) as told:
+        ProcessCrew(WorkerSettings(out, "cpu", 1, MatchingConfig()), 2)
+    return str(told.value)
+
+
+def test_a_process_of_a_pool_is_told_that_it_can_start_no_workers(tmp_path: Path) -> None:
+    with multiprocessing.get_context(ProcessCrew.start).Pool(1) as pool:
+        told = pool.apply(of_pool, [tmp_path])
+    assert "ask for 1 worker there" in told
+
+
+def test_a_worker_that_imports_a_script_without_a_guard_does_not_run_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take its parent for another process that writes into the folder."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    config = ReconstructionConfig(matching=MatchingConfig(workers=2))
+    with pytest.raises(EdmHlocError, match=r"begun the script anew.*`if __name__ == ._"):
+        api.reconstruct(photos, tmp_path / "out", "exhaustive", FakeMatcher(), config)
+    with pytest.raises(EdmHlocError, match="begun the script anew"):
+        ProcessCrew(WorkerSettings(tmp_path, "cpu", 1, MatchingConfig()), 2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_gpus_are_shared_out_where_no_device_is_named(

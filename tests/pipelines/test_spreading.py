@@ -48,7 +48,9 @@ from edm_hloc.pipelines.work_plan import (
 from edm_hloc.refinement.load import MatcherRecipe
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
+from tests.fakes import FakeMatcher
 from tests.mapping.scenes import NAMES, THREADS, make_scene
+from tests.pipelines.fake_workers import make_grey_photos
 from tests.scenes import TruthMatcher
 
 CPU = torch.device("cpu")
@@ -392,14 +394,17 @@ def test_nothing_is_planned_where_nothing_is_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "plan").exists()
 
 
-def test_shards_and_overwrite_are_not_given_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "photos").mkdir()
-    command = ["localize", "M", "I", "Q", "O", "--shards=2", "--overwrite"]
-    with contextlib.suppress(SystemExit):
-        assert main(command) == 1
-    assert capsys.readouterr().err
+def test_shards_and_overwrite_are_not_given_together(tmp_path: Path) -> None:
+    """Each call would discard what the shards have done since the last one, and never end."""
+    make_grey_photos(tmp_path / "photos", 3)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text('{"settings": {}}')
+    pairs = exhaustive(["000.png", "001.png", "002.png"])
+    config = ReconstructionConfig(matching=MatchingConfig(shards=2), overwrite=True)
+    with pytest.raises(EdmHlocError, match="remove the output folder instead"):
+        reconstruct(tmp_path / "photos", out, pairs, FakeMatcher(), config)
+    assert [path.name for path in out.iterdir()] == ["run.json"]
 
 
 def test_a_journal_of_a_shard_is_in_the_order_of_its_items(tmp_path: Path) -> None:
