@@ -102,7 +102,7 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
     with facts.noting_errors("Model"):
         _read_model(facts)
     with facts.noting_errors("Cameras"):
-        _read_prior_focal_lengths(facts)
+        _read_database(facts)
     with facts.noting_errors("Queries"):
         _read_queries(facts)
     with facts.noting_errors("Pairs"):
@@ -193,16 +193,24 @@ def _read_model(facts: RunFacts) -> None:
     for name, image in posed_images(model).items():
         seen = {keypoint.point3D_id for keypoint in image.get_observation_points2D()}
         facts.registered[prefix + name] = len(seen)
-        facts.cameras[prefix + name] = model.cameras[image.camera_id]
+        camera = facts.cameras[prefix + name] = model.cameras[image.camera_id]
+        if facts.kind != "localization":
+            facts.sizes[name] = camera.width, camera.height
 
 
-def _read_prior_focal_lengths(facts: RunFacts) -> None:
+def _read_database(facts: RunFacts) -> None:
     database = facts.out / "database.db"
-    if facts.kind == "reconstruction" and database.is_file():
-        with open_database(database) as opened:
-            for camera in opened.read_all_cameras():
-                if camera.has_prior_focal_length:
-                    facts.prior_focal_lengths[camera.camera_id] = camera.mean_focal_length()
+    if facts.kind == "localization" or not database.is_file():
+        return
+    with open_database(database) as opened:
+        cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
+        images = opened.read_all_images()
+    for image in images:
+        camera = cameras[image.camera_id]
+        facts.sizes[image.name] = camera.width, camera.height
+    for number, camera in cameras.items():
+        if facts.kind == "reconstruction" and camera.has_prior_focal_length:
+            facts.prior_focal_lengths[number] = camera.mean_focal_length()
 
 
 def _read_scans(facts: RunFacts) -> None:
@@ -235,6 +243,7 @@ def _read_queries(facts: RunFacts) -> None:
         if answer.pose is not None and answer.status == "localized":
             camera = parse_camera(answer.camera.split(), f"{log}, {answer.query}")
             facts.cameras[answer.query] = camera
+            facts.sizes[answer.query] = camera.width, camera.height
             view = CameraView(
                 answer.query, answer.pose, image_half_size(camera), f"query-{answer.confidence}"
             )

@@ -70,6 +70,8 @@ class RunFacts:
         min_inliers: minimum number of inliers of a verified pair, or of a localized query.
         queries: results of a localization.
         cameras: intrinsics of registered images and localized queries, by name.
+        sizes: (width, height) of photos as they were matched, by name; of database photos of a
+            localization they are not known, as their model may be of another size.
         prior_focal_lengths: in pixels, of EXIF data or given, by the number of the camera.
         point_source: 3D points of the keypoints of database photos; localization only.
     """
@@ -96,6 +98,7 @@ class RunFacts:
     min_inliers: int = 15
     queries: list[QueryPose] = field(default_factory=list)
     cameras: dict[str, pycolmap.Camera] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     prior_focal_lengths: dict[int, float] = field(default_factory=dict)
     point_source: PointSource | None = None
 

@@ -94,6 +94,7 @@ def _photos(
     thumbnails, unreadable = _thumbnails(facts, drawn, notes)
     sizes = {name: (camera.width, camera.height) for name, camera in facts.cameras.items()}
     sizes |= {name: thumbnail.photo_size for name, thumbnail in thumbnails.items()}
+    sizes |= facts.sizes  # the photos at hand may be copies of another size
     turned = {name: thumbnail.orientation for name, thumbnail in thumbnails.items()}
     counted: dict[str, tuple[int, np.ndarray]] = {}
     with facts.noting_errors("Keypoints"), PairSource(facts) as source:
