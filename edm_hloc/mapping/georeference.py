@@ -262,7 +262,7 @@ def control_points_in(
             (x, y), size = mark.xy, (camera.width, camera.height)
             if not (0 <= x <= size[0] and 0 <= y <= size[1]):
                 raise EdmHlocError(
-                    f"{path}: the pixel ({x:g}, {y:g}) of the point {mark.point} is outside of "
+                    f"{path}: the pixel ({x - 0.5:g}, {y - 0.5:g}) of {mark.point} is outside of "
                     f"{mark.photo}, which has {size[0]} × {size[1]} pixels: marks are in pixels of "
                     "the photos that the model is of."
                 )

@@ -300,8 +300,8 @@ def test_control_points_and_the_map() -> None:
     gcp = Path("gcp_list.txt")
     with pytest.raises(EdmHlocError, match=r"in none of the 3 photos .* it names else.jpg"):
         control_points_in(model, [Mark("p1", "else.jpg", (1, 1))], gcp)
-    with pytest.raises(EdmHlocError, match=r"pixel \(700, 1\) of the point p1 is outside of 1.jpg"):
-        control_points_in(model, [Mark("p1", "1.jpg", (700, 1))], gcp)
+    with pytest.raises(EdmHlocError, match=r"pixel \(699.5, 1\) of p1 is outside of 1.jpg"):
+        control_points_in(model, [Mark("p1", "1.jpg", (700, 1.5))], gcp)
     found, failed = control_points_in(model, marks, gcp)
     assert failed == ["p5"]
     for point, xyz in truth.items():
