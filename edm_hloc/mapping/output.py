@@ -254,7 +254,12 @@ def run_folder(model: Path) -> tuple[Path, bool]:
         model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
     """
     model = Path(model).absolute()
-    is_part = model.parent.name.endswith(_PARTS)
+    of_parts = model.parent.name
+    is_part = (
+        of_parts.endswith(_PARTS)
+        and model.name.isdecimal()
+        and model.parent.with_name(of_parts.removesuffix(_PARTS)).is_dir()
+    )
     return model.parents[1] if is_part else model.parent, is_part
 
 

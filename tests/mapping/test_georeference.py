@@ -336,6 +336,7 @@ def _upright(centre: np.ndarray, target: np.ndarray) -> pycolmap.Rigid3d:
 def test_the_record_of_a_run_tells_which_of_its_models_are_on_earth(tmp_path: Path) -> None:
     record = {"used": True, "parts": {"2": {"used": False}, "3": {"used": True}}}
     assert not is_on_earth(tmp_path / "model")
+    (tmp_path / "model").mkdir()
     (tmp_path / "georeference.json").write_text(json.dumps(record))
     told = {part: is_on_earth(tmp_path / "model_parts" / part) for part in "234"}
     assert is_on_earth(tmp_path / "model")
