@@ -22,13 +22,16 @@ from edm_hloc.images.load import colours_at, stored_pixels
 
 logger = logging.getLogger(__name__)
 
+EXPORTED = ".edm_hloc_export.json"
+"""In an exported model: size and time of its files, by which the next export knows them."""
+
 _PARTS = "_parts"  # what the name of the folder of the other models ends with
 
 _MODEL_FILES = {
     f"{part}{end}"
     for part in ("cameras", "images", "points3D", "rigs", "frames")
     for end in (".bin", ".txt")
-}
+} | {EXPORTED}
 
 
 @dataclass(frozen=True)
