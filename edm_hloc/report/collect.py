@@ -21,6 +21,7 @@ from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.scans import ScanPoints
+from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.mapping.no_model import explain_no_model
 from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.aachen import AachenDataset
@@ -188,6 +189,7 @@ def _read_model(facts: RunFacts) -> None:
         if facts.kind == "matching" or not folder.is_dir():
             return
         model = read_model(folder)
+    facts.on_earth = is_on_earth(folder)
     facts.points = Points.of(model)
     facts.views = [replace(v, name=prefix + v.name) for v in camera_views(model, kind)]
     for name, image in posed_images(model).items():

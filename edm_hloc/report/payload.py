@@ -65,7 +65,8 @@ def make_payload(facts: RunFacts) -> Payload:
         views = [replace(view, orientation=turned.get(view.name, 1)) for view in facts.views]
         with facts.noting_errors("Model"):
             place = facts.results.get("georeferenced") or {}
-            scene = build_scene(facts.points, views, on_earth=bool(place.get("used")))
+            on_earth = bool(place.get("used")) or facts.on_earth
+            scene = build_scene(facts.points, views, on_earth=on_earth)
     pairs: dict[str, Any] = {}
     with facts.noting_errors("Matches"), PairSource(facts) as source:
         pairs = pack_pairs(facts, drawn, photos, source)
