@@ -280,9 +280,10 @@ def read_control_points(
 ) -> tuple[dict[str, Fix], list[Mark]]:
     """Ground control points and their marks, from a list in the form of OpenDroneMap's.
 
-    The first line names the reference system, such as ``EPSG:4326``; each other line holds ``x y z
-    pixel_x pixel_y photo`` and where there is one the point's name, separated by white space or
-    commas. x is the longitude in EPSG:4326, or else the easting.
+    The first line names the reference system, such as ``EPSG:4326`` or ``WGS84 UTM 32N``; each
+    other line holds ``x y z pixel_x pixel_y photo`` and where there is one the point's name,
+    separated by white space or commas. x is the longitude in EPSG:4326, or else the easting. The
+    centre of the top-left pixel is at (0, 0).
 
     Args:
         path: the list.
@@ -321,7 +322,8 @@ def read_control_points(
                 f"{path}, line {number}: the point {point} was elsewhere in a line above: give "
                 "each point one x y z."
             )
-        marks.append(Mark(point, photo, (px, py)))
+        # OpenDroneMap, as OpenSfM, has the centre of the top-left pixel at (0, 0)
+        marks.append(Mark(point, photo, (px + 0.5, py + 0.5)))
     return fixes, marks
 
 

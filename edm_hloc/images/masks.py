@@ -62,7 +62,8 @@ def find_masks(masks: Path | None, names: Sequence[str], images: Path) -> dict[s
             )
     for name, mask in found.items():
         with contextlib.suppress(ImageError):  # of the photo, which matching reports and skips
-            _photo_size_of(mask, sizes[mask], images / name)
+            photo = images / name
+            _check_shape(mask, sizes[mask], photo, photo_size(photo))
     return found
 
 
@@ -117,16 +118,17 @@ def _is_mask(mask: Path, photo: Path) -> bool:
         return True  # whatever is wrong with it is said when it is read
 
 
-def _photo_size_of(mask: Path, size: tuple[int, int], photo: Path) -> tuple[int, int]:
-    """(width, height) of a mask's photo. Raises EdmHlocError if the aspect ratios differ."""
-    width, height = photo_size(photo)
+def _check_shape(
+    mask: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int]
+) -> None:
+    """Raises EdmHlocError if the aspect ratios of a mask and its photo differ."""
+    width, height = photo_size
     if abs(np.log(size[0] / width * height / size[1])) > 0.01:
         raise EdmHlocError(
             f"The mask {mask} has {size[0]} × {size[1]} pixels, the photo {photo} "
             f"{width} × {height}: a mask has the shape of its photo as it is stored, before any "
             "rotation that EXIF data ask for."
         )
-    return width, height
 
 
 class Mask(NamedTuple):
@@ -170,22 +172,28 @@ def mask_pixels(mask: Path) -> np.ndarray:
     return np.where(grey > black, np.uint8(255), np.uint8(0))
 
 
-def read_mask(mask: Path, photo: Path) -> Mask:
+def read_mask(mask: Path, photo: Path, size: tuple[int, int] | None = None) -> Mask:
     """Reads the mask of a photo, reduced to at most 1024 px.
+
+    Args:
+        mask: its file.
+        photo: the photo.
+        size: (width, height) of the photo in whose pixels points are; None: as it is stored.
 
     Raises:
         EdmHlocError: the mask is damaged or has another aspect ratio than its photo.
         ImageError: the photo's size cannot be read.
     """
     white = mask_pixels(mask)
-    photo_width_height = _photo_size_of(mask, white.shape[::-1], photo)
+    of_photo = size or photo_size(photo)
+    _check_shape(mask, white.shape[::-1], photo, of_photo)
     scale = _RESOLUTION / max(white.shape)
     if scale < 1:
-        size = tuple(max(1, round(side * scale)) for side in white.shape[::-1])
-        white = cv2.resize(white, size, interpolation=cv2.INTER_AREA)
-    size = white.shape[1], white.shape[0]
+        reduced = tuple(max(1, round(side * scale)) for side in white.shape[::-1])
+        white = cv2.resize(white, reduced, interpolation=cv2.INTER_AREA)
+    own = white.shape[1], white.shape[0]
     # a reduced pixel is visible only if all the pixels it covers are
-    return Mask(np.packbits(white == 255, axis=1), size, np.divide(size, photo_width_height))
+    return Mask(np.packbits(white == 255, axis=1), own, np.divide(own, of_photo))
 
 
 def _grey_of(image: Image.Image) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,16 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.gps import Transform
+
+_UTM = re.compile(r"WGS ?84 UTM (\d{1,2}) ?([NS])", re.IGNORECASE)
+
+
+def _code(crs: str) -> str:
+    """The EPSG code of what OpenDroneMap calls ``WGS84 UTM 32N``; others stay as they are."""
+    utm = _UTM.fullmatch(crs.strip())
+    if utm is None or not 1 <= int(utm[1]) <= 60:
+        return crs
+    return f"EPSG:{'326' if utm[2].upper() == 'N' else '327'}{int(utm[1]):02d}"
 
 
 def _transformer(source: str | int, target: str | int) -> Any:
@@ -35,7 +46,7 @@ def to_earth_from(crs: str) -> Transform | None:
     """
     if crs.strip().upper() in ("EPSG:4326", "WGS84", "WGS 84"):
         return None
-    transformer = _transformer(crs, 4979)
+    transformer = _transformer(_code(crs), 4979)
 
     def transform(x: float, y: float, z: float) -> tuple[float, float, float]:
         longitude, latitude, altitude = transformer.transform(x, y, z)
@@ -50,7 +61,7 @@ def from_earth_to(crs: str) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         EdmHlocError: there is no such system, or pyproj is not installed.
     """
-    transformer = _transformer(4979, crs)
+    transformer = _transformer(4979, _code(crs))
 
     def transform(places: np.ndarray) -> np.ndarray:
         x, y, z = transformer.transform(places[:, 1], places[:, 0], places[:, 2])

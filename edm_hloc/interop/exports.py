@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,18 @@ import pycolmap
 
 from edm_hloc.base.colmap import posed_images, read_model, write_model_files
 from edm_hloc.base.errors import EdmHlocError, NoRoomError
-from edm_hloc.base.files import make_folder, remove_leftover, write_whole
+from edm_hloc.base.files import make_folder, refuse_foreign, remove_leftover, write_whole
+from edm_hloc.base.fingerprint import file_stamp
 from edm_hloc.base.text import read_json_object
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
+from edm_hloc.mapping.output import EXPORTED
 from edm_hloc.surface import ply
 
 logger = logging.getLogger(__name__)
+
+_MARK = {"made_by": "edm-hloc export-model"}  # nerfstudio passes over keys that it does not know
+_OF_EARLIER_VERSIONS = re.compile(rb'\{\n  "camera_model": "OPENCV(_FISHEYE)?",\n  "frames": \[')
 
 # nerfstudio's camera model for each of COLMAP's, and the names of its parameters in their order.
 _NERFSTUDIO = {
@@ -44,7 +49,8 @@ def export_binary(model: Path, out: Path) -> None:
     """Writes COLMAP's binary files into the folder `out`.
 
     Raises:
-        EdmHlocError: there is no model, `out` holds a model in text form, or writing fails.
+        EdmHlocError: there is no model, `out` is of a run or holds a model in text form or one that
+            no export has written, or writing fails.
     """
     _export_colmap(model, out, text=False)
 
@@ -53,7 +59,8 @@ def export_text(model: Path, out: Path) -> None:
     """Writes COLMAP's text files into the folder `out`; warns of names that COLMAP cuts off there.
 
     Raises:
-        EdmHlocError: there is no model, `out` holds a model in binary form, or writing fails.
+        EdmHlocError: there is no model, `out` is of a run or holds a model in binary form or one
+            that no export has written, or writing fails.
     """
     read = _export_colmap(model, out, text=True)
     cut = [image.name for image in read.images.values() if re.search(r"\s", image.name)]
@@ -73,8 +80,34 @@ def _export_colmap(model: Path, out: Path, *, text: bool) -> pycolmap.Reconstruc
         raise EdmHlocError(
             f"{out} holds a model in another form ({other.name}): choose another folder."
         )
+    if (out / "run.json").exists():
+        raise EdmHlocError(
+            f"{out} is the folder of a run, whose model is {out / 'model'}: choose another folder."
+        )
+    end = ".txt" if text else ".bin"
+    names = [f"{part}{end}" for part in ("cameras", "images", "points3D", "rigs", "frames")]
+    there = _stamps(out, names)
+    if there and there != _exported(out):
+        raise EdmHlocError(
+            f"{out} holds a model that edm-hloc export-model has not written, or that was changed "
+            "since, and it is not written over: move it, or choose another folder."
+        )
     put_model(read, out, text=text)
+    write_whole(out / EXPORTED, json.dumps(_stamps(out, names)))
     return read
+
+
+def _stamps(folder: Path, names: Iterable[str]) -> dict[str, object]:
+    """Size and time of those files that are there, as JSON gives them."""
+    found = {name: file_stamp(folder / name) for name in names}
+    return {name: list(stamp) for name, stamp in found.items() if stamp is not None}
+
+
+def _exported(folder: Path) -> object:
+    """What `EXPORTED` in a folder tells; None without it."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / EXPORTED).read_text("utf-8"))
+    return None
 
 
 def put_model(model: pycolmap.Reconstruction, folder: Path, *, text: bool) -> None:
@@ -138,8 +171,10 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> lis
     Raises:
         EdmHlocError: there is no model, or none with registered images; `images` has none of its
             photos; a camera model is unknown to nerfstudio; fisheye and other cameras are mixed;
-            the file of the points is there and is not of `out`; or a file cannot be written.
+            `out` is of another program, or the file of the points is not of `out`; or a file cannot
+            be written.
     """
+    _refuse_other_poses(out)
     read = read_model(model)
     if images is not None:
         posed = posed_images(read)
@@ -170,6 +205,13 @@ def export_nerfstudio(model: Path, out: Path, images: Path | None = None) -> lis
     return [out, points]
 
 
+def _refuse_other_poses(out: Path) -> None:
+    with contextlib.suppress(OSError), out.open("rb") as file:
+        if _OF_EARLIER_VERSIONS.match(file.read(200)):
+            return
+    refuse_foreign(out, json.dumps(_MARK)[1:-1].encode())
+
+
 def _points_of(transforms: Path) -> object:
     """The file of points that a `transforms.json` names; None if it names none or is not there."""
     with contextlib.suppress(EdmHlocError, OSError):
@@ -198,6 +240,7 @@ def write_transforms(
     kind, frames = nerfstudio_frames(model)
     images = posed_images(model)
     record: dict[str, object] = {
+        **_MARK,
         "camera_model": kind,
         "frames": [
             {**files[name], **frame, "colmap_im_id": images[name].image_id}

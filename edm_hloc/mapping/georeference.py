@@ -18,7 +18,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import centres_of, posed_images, quiet_colmap
-from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
 from edm_hloc.base.files import write_whole
 from edm_hloc.images.gps import Fix, Mark
 from edm_hloc.images.listed import listed_names
@@ -33,6 +33,10 @@ from edm_hloc.mapping.similarity import (
 
 RECORD, CAMERAS = "georeference.json", "cameras.geojson"
 _ORDINARY = 3.0  # m, standard deviation of a fix that tells none, beside others that do
+_OF_THE_FRAME = (
+    *("used", "source", "origin", "heights"),
+    *("scale_uncertainty", "tilt_uncertainty", "told_accuracy"),
+)
 _MAX_SCALE, _MAX_TILT = 0.05, 5.0  # uncertainty (share, degrees) above which there is no frame
 _LINE = 1e-3  # extent of positions across a line, as a share of that along it
 _WGS84 = pycolmap.GPSTransformEllipsoid.WGS84
@@ -82,9 +86,13 @@ class Georeference:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Georeference:
-        """What `dataclasses.asdict` has made a record of."""
+        """What `dataclasses.asdict` has made a record of; heights that it has none of are 0."""
         parts = {number: cls.of(part) for number, part in record.get("parts", {}).items()}
-        return cls(**{**record, "parts": parts})
+        origin = record.get("origin")
+        if origin is not None:
+            latitude, longitude, altitude = origin
+            origin = latitude, longitude, altitude or 0.0
+        return cls(**{**record, "parts": parts, "origin": origin})
 
 
 def camera_centres(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
@@ -262,7 +270,7 @@ def control_points_in(
             (x, y), size = mark.xy, (camera.width, camera.height)
             if not (0 <= x <= size[0] and 0 <= y <= size[1]):
                 raise EdmHlocError(
-                    f"{path}: the pixel ({x:g}, {y:g}) of the point {mark.point} is outside of "
+                    f"{path}: the pixel ({x - 0.5:g}, {y - 0.5:g}) of {mark.point} is outside of "
                     f"{mark.photo}, which has {size[0]} × {size[1]} pixels: marks are in pixels of "
                     "the photos that the model is of."
                 )
@@ -304,8 +312,7 @@ def write_placed(
     Raises:
         EdmHlocError: a file cannot be written.
     """
-    record = {"frame": "metres to the east, to the north and up from the origin, WGS 84"}
-    write_whole(out / RECORD, json.dumps(record | asdict(placed), indent=1))
+    write_whole(out / RECORD, _record_of(placed))
     features = []
     for number, one in {"": placed, **placed.parts}.items():
         if one.origin is not None:
@@ -315,6 +322,15 @@ def write_placed(
         write_whole(out / CAMERAS, json.dumps(collection, indent=1))
     else:
         (out / CAMERAS).unlink(missing_ok=True)  # of other positions
+
+
+def _record_of(placed: Georeference) -> str:
+    record: dict[str, Any] = asdict(placed)
+    for one in (record, *record["parts"].values()):
+        if one["origin"] is not None and not one["heights"] and not one["origin"][2]:
+            one["origin"] = (*one["origin"][:2], None)  # where 0 stands for what is not known
+    frame = "metres to the east, to the north and up from the origin, WGS 84"
+    return json.dumps({"frame": frame} | record, indent=1)
 
 
 def camera_features(
@@ -364,15 +380,58 @@ def write_on_earth(
 
 
 def is_on_earth(model: Path) -> bool:
-    """Whether the record of a run, in or above the folder of a model, tells that it is on Earth.
+    """Whether a record tells that a model is on Earth, see `place_of`."""
+    return place_of(model) is not None
+
+
+def place_of(model: Path) -> Georeference | None:
+    """How a model lies on Earth, by the record beside it, or that of its run; None if it does not.
+
+    What the record tells of single positions and of parts is left out.
 
     Args:
-        model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
+        model: ``OUT/model``, that of a part, ``OUT/model_parts/2``, or one that `keep_place` has
+            written a record for.
     """
+    own = _own_record(model)
     out, is_part = run_folder(model)
     try:
-        placed = json.loads((out / RECORD).read_text("utf-8"))
-        placed = placed["parts"][Path(model).absolute().name] if is_part else placed
-        return bool(placed["used"])
+        if own.is_file():
+            placed = json.loads(own.read_text("utf-8"))
+        else:
+            placed = json.loads((out / RECORD).read_text("utf-8"))
+            placed = placed["parts"][Path(model).absolute().name] if is_part else placed
+        if not placed["used"]:
+            return None
+        return Georeference.of({key: placed[key] for key in _OF_THE_FRAME if key in placed})
     except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return None
+
+
+def keep_place(model: Path, source: Path) -> None:
+    """Records beside a model, as ``MODEL_georeference.json``, that it is in the frame of another.
+
+    Where the other is not on Earth, or one record tells of both, none is written, and an older one
+    goes.
+
+    Args:
+        model: folder of the model.
+        source: that of the model whose frame it has.
+
+    Raises:
+        EdmHlocError: the record cannot be written.
+    """
+    own, placed = _own_record(model), place_of(source)
+    if own == _own_record(source):
+        return
+    try:
+        own.unlink(missing_ok=True)
+    except OSError as error:
+        raise NoRoomError(f"Cannot write {own}: {error.strerror or error}.") from error
+    if placed is not None and placed != place_of(model):
+        write_whole(own, _record_of(placed))
+
+
+def _own_record(model: Path) -> Path:
+    model = Path(model).absolute()
+    return model.with_name(f"{model.name}_{RECORD}")

@@ -22,13 +22,16 @@ from edm_hloc.images.load import colours_at, stored_pixels
 
 logger = logging.getLogger(__name__)
 
+EXPORTED = ".edm_hloc_export.json"
+"""In an exported model: size and time of its files, by which the next export knows them."""
+
 _PARTS = "_parts"  # what the name of the folder of the other models ends with
 
 _MODEL_FILES = {
     f"{part}{end}"
     for part in ("cameras", "images", "points3D", "rigs", "frames")
     for end in (".bin", ".txt")
-}
+} | {EXPORTED}
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,12 @@ def run_folder(model: Path) -> tuple[Path, bool]:
         model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
     """
     model = Path(model).absolute()
-    is_part = model.parent.name.endswith(_PARTS)
+    of_parts = model.parent.name
+    is_part = (
+        of_parts.endswith(_PARTS)
+        and model.name.isdecimal()
+        and model.parent.with_name(of_parts.removesuffix(_PARTS)).is_dir()
+    )
     return model.parents[1] if is_part else model.parent, is_part
 
 

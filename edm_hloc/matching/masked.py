@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.images.decode import photo_size
 from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.masks import Mask, read_mask
 from edm_hloc.images.roots import ImageRoot
@@ -37,7 +38,8 @@ class MaskedMatchReader(RawMatchReader):
         path: the raw matches: a folder of shards, or an H5 file in hloc's format.
         masks: path of the mask by name of the photo, for the photos that have one.
         images: folder or folders of the photos.
-        changed: pairs of photos that have changed count as well, as for what was made from them.
+        sizes: (width, height) of photos as they were matched, for what was made from them: pairs of
+            photos that have changed since count as well. Others, or all without, are as stored.
 
     Attributes:
         any_visible: whether any match read so far was outside the masked parts.
@@ -46,10 +48,14 @@ class MaskedMatchReader(RawMatchReader):
     """
 
     def __init__(
-        self, path: Path, masks: Mapping[str, Path], images: ImageRoot, *, changed: bool = False
+        self,
+        path: Path,
+        masks: Mapping[str, Path],
+        images: ImageRoot,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(path)
-        self._changed = changed
+        self._sizes = sizes
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
         self.not_scene: NotOfScene | None = None
@@ -60,6 +66,14 @@ class MaskedMatchReader(RawMatchReader):
         """Whether a pair is stored, in either order, of photos that have changed since."""
         self._indexed()
         return frozenset(pair) in self._outdated
+
+    def photo_size(self, name: str) -> tuple[int, int]:
+        """(width, height) of the photo in whose pixels the matches are.
+
+        Raises:
+            ImageError: it is not known, and that of the stored photo cannot be read.
+        """
+        return (self._sizes or {}).get(name) or photo_size(self.images / name)
 
     def read(self, name0: str, name1: str) -> Matches:
         """The visible matches of a pair, as `RawMatchReader.read` gives them.
@@ -82,7 +96,7 @@ class MaskedMatchReader(RawMatchReader):
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
         with self._lock:
-            if self._index is None and not self._changed:
+            if self._index is None and self._sizes is None:
                 index = super()._indexed()
                 known = KnownPhotos(self.path)
                 now = known.stamps(self.images, names_in(pair.names for _, pair in index.values()))
@@ -98,6 +112,8 @@ class MaskedMatchReader(RawMatchReader):
         if name not in self._cache:
             if len(self._cache) >= _CACHED_MASKS:
                 self._cache.popitem(last=False)
-            self._cache[name] = read_mask(self.masks[name], self.images / name)
+            self._cache[name] = read_mask(
+                self.masks[name], self.images / name, self.photo_size(name)
+            )
         self._cache.move_to_end(name)
         return self._cache[name]

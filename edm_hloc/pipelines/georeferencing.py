@@ -19,6 +19,7 @@ from edm_hloc.mapping.georeference import (
     camera_centres,
     locate,
     middle_of,
+    place_of,
     same_places,
     to_local,
     write_on_earth,
@@ -108,6 +109,31 @@ def priors_of(fixes: Mapping[str, Fix], deviation: float) -> PositionPriors:
             up = high[name].altitude_accuracy or 2 * level
             deviations[name] = [math.sqrt(len(group)) * value for value in (level, level, up)]
     return PositionPriors(dict(zip(names, places.tolist(), strict=True)), deviations)
+
+
+def keep_place_of(run: Run, reference: Path, made_from: str) -> None:
+    """Records that the model of a run is where the one is whose frame it has, if that is on Earth.
+
+    Args:
+        run: with a model in ``model``.
+        reference: folder of the other model.
+        made_from: fingerprint of the step that made the model.
+
+    Raises:
+        EdmHlocError: a file cannot be written.
+    """
+    placed = place_of(reference)
+    if placed is None:
+        run.put_aside(STEP)  # of another reference
+        run.discard_aside(STEP)
+        return
+
+    def work() -> dict[str, Any]:
+        write_placed(placed, {"": read_model(run.out / "model")}, run.out)
+        return {}
+
+    depends_on = [made_from, asdict(placed)]
+    run.step(STEP, depends_on, [run.out / RECORD], work, maybe=[run.out / CAMERAS])
 
 
 def place_on_earth(run: Run, fixes: dict[str, Fix], made_from: str) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.h5 import DamagedH5Error
-from edm_hloc.images.decode import photo_size
 from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
@@ -139,7 +138,7 @@ def match_and_quantize(
         references = ReferenceFiles((reference,) if reference else ())
         found = {}
         if photos.turntable:
-            not_scene = find_backgrounds(raw, image_root, pairs)
+            not_scene = find_backgrounds(raw, pairs)
             found["background"] = _leave_out(raw, pairs, not_scene)
         summary = aggregate(raw, pairs, files, keypoints, references)
         # of a run that goes on, raw matches were read of the last images only
@@ -187,20 +186,17 @@ def mask_stamps(raw_matches: Path, masks: Mapping[str, Path]) -> dict[str, list[
     return {name: [str(mask), stamps[str(mask)][1]] for name, mask in masks.items()}
 
 
-def find_backgrounds(
-    raw: MaskedMatchReader, image_root: ImageRoot, pairs: Sequence[Pair]
-) -> NotScene:
+def find_backgrounds(raw: MaskedMatchReader, pairs: Sequence[Pair]) -> NotScene:
     """Finds the still backgrounds before which an object turns, see `mapping.backdrop`.
 
     Args:
         raw: reads the matches of the pairs.
-        image_root: folder or folders of the photos.
         pairs: those among which backgrounds are sought.
     """
     sizes = {}
     for name in names_in(pairs):
         with contextlib.suppress(ImageError):
-            sizes[name] = photo_size(image_root / name)
+            sizes[name] = raw.photo_size(name)
     return NotScene(unique_pairs(pairs), partial(_matched, raw), sizes)
 
 

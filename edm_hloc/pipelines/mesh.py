@@ -70,7 +70,9 @@ class Surfaces:
                 f"None of the {len(posed)} photos of {model} is in {images}, such as "
                 f"{next(iter(posed))}: give their folder by --images."
             )
-        read, _ = fit_model(read, images, f"the model {model}")
+        fitted, scaled = fit_model(read, images, f"the model {model}")
+        if scaled:  # the matches are in pixels of the photos that were matched
+            read = read_model(model)
         out, _ = run_folder(model)
         with _scene_matches(out, images, read) as matches:
             samples, side = samples_of(read, matches), matched_side(matches)
@@ -83,7 +85,7 @@ class Surfaces:
                 "angles of 3° and more: too few lie side by side for a surface. Photos from more "
                 "places are needed."
             )
-        return cls(cloud, number, read, images, side)
+        return cls(cloud, number, fitted, images, side)
 
     def mesh(self) -> Mesh:
         """The mesh through the points, with the colours of the photos."""
@@ -117,10 +119,12 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
             )
     record = read_json_object(out / "run.json", "record of a run")
     masks = find_masks(recorded_folder(out, record, "masks"), sorted(posed_images(model)), images)
+    cameras = {name: model.cameras[i.camera_id] for name, i in posed_images(model).items()}
+    sizes = {name: (camera.width, camera.height) for name, camera in cameras.items()}
     # photos that have changed since show another colour at most: the model is of those before
-    reader = MaskedMatchReader(matches, masks, images, changed=True)
+    reader = MaskedMatchReader(matches, masks, images, sizes)
     results = record.get("results")
     background = BackdropSummary.of_run(results if isinstance(results, dict) else {})
     if background is not None and background.photos:
-        reader.not_scene = find_backgrounds(reader, images, reader.pairs()).in_background
+        reader.not_scene = find_backgrounds(reader, reader.pairs()).in_background
     return reader

@@ -148,7 +148,7 @@ class PairRounds:
                 nonlocal not_scene
                 with MaskedMatchReader(raw, self.masks, self.image_root) as reader:
                     if not rounds:  # it has pairs of all photos
-                        not_scene = find_backgrounds(reader, self.image_root, new).in_background
+                        not_scene = find_backgrounds(reader, new).in_background
                     reader.not_scene = not_scene
                     return _agreeing(reader, new)
 

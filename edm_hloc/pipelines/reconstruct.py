@@ -61,6 +61,7 @@ from edm_hloc.pipelines.extending import (
 )
 from edm_hloc.pipelines.georeferencing import (
     find_fixes,
+    keep_place_of,
     place_on_earth,
     priors_of,
 )
@@ -318,7 +319,8 @@ def triangulate_model(
         if config.refine_tracks:
             depends_on += ["refined tracks", *(["masks"] if masks else [])]
         maybe = uncertainty_files(model)
-        run.step("model", depends_on, [model, database], make_points, maybe=maybe)
+        made = run.step("model", depends_on, [model, database], make_points, maybe=maybe)
+        keep_place_of(run, reference, made)
         return run
 
 

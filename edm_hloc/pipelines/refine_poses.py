@@ -29,10 +29,12 @@ from edm_hloc.images.masks import find_masks
 from edm_hloc.images.roots import root_text
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.mapping.database import build_database
+from edm_hloc.mapping.georeference import CAMERAS, RECORD
 from edm_hloc.mapping.pose_refinement import PoseRefinementSummary, refine_poses
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.pairs.retrieval import SimilarPhotos
 from edm_hloc.pairs.rules import Pair
+from edm_hloc.pipelines.georeferencing import keep_place_of
 from edm_hloc.pipelines.matching import MATCHING_FILES, names_of
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, match_photos
 from edm_hloc.pipelines.run import Run
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _FILES = (
     *MATCHING_FILES,
-    *("database.db", "model", "given_poses", "poses.csv", "transforms.json"),
+    *("database.db", "model", "given_poses", "poses.csv", "transforms.json", RECORD, CAMERAS),
 )
 
 
@@ -130,7 +132,9 @@ def refine_given_poses(
         if posed.write is not None:  # with all else that the file holds, and the photos' paths
             text = posed.source.read_text("utf-8", errors="replace")
             depends_on += [str(posed.source), text, str(image_root)]
-        run.step("model", depends_on, [model, out / "poses.csv"], refine, maybe=[again])
+        made = run.step("model", depends_on, [model, out / "poses.csv"], refine, maybe=[again])
+        if posed.source.is_dir():  # a model, whose frame is kept
+            keep_place_of(run, posed.source, made)
         return run
 
 

@@ -21,6 +21,7 @@ from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.scans import ScanPoints
+from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.mapping.no_model import explain_no_model
 from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.aachen import AachenDataset
@@ -102,7 +103,7 @@ def collect(out: Path, images: Path | None = None) -> RunFacts:
     with facts.noting_errors("Model"):
         _read_model(facts)
     with facts.noting_errors("Cameras"):
-        _read_prior_focal_lengths(facts)
+        _read_database(facts)
     with facts.noting_errors("Queries"):
         _read_queries(facts)
     with facts.noting_errors("Pairs"):
@@ -188,21 +189,30 @@ def _read_model(facts: RunFacts) -> None:
         if facts.kind == "matching" or not folder.is_dir():
             return
         model = read_model(folder)
+    facts.on_earth = is_on_earth(folder)
     facts.points = Points.of(model)
     facts.views = [replace(v, name=prefix + v.name) for v in camera_views(model, kind)]
     for name, image in posed_images(model).items():
         seen = {keypoint.point3D_id for keypoint in image.get_observation_points2D()}
         facts.registered[prefix + name] = len(seen)
-        facts.cameras[prefix + name] = model.cameras[image.camera_id]
+        camera = facts.cameras[prefix + name] = model.cameras[image.camera_id]
+        if facts.kind != "localization":
+            facts.sizes[name] = camera.width, camera.height
 
 
-def _read_prior_focal_lengths(facts: RunFacts) -> None:
+def _read_database(facts: RunFacts) -> None:
     database = facts.out / "database.db"
-    if facts.kind == "reconstruction" and database.is_file():
-        with open_database(database) as opened:
-            for camera in opened.read_all_cameras():
-                if camera.has_prior_focal_length:
-                    facts.prior_focal_lengths[camera.camera_id] = camera.mean_focal_length()
+    if facts.kind == "localization" or not database.is_file():
+        return
+    with open_database(database) as opened:
+        cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
+        images = opened.read_all_images()
+    for image in images:
+        camera = cameras[image.camera_id]
+        facts.sizes[image.name] = camera.width, camera.height
+    for number, camera in cameras.items():
+        if facts.kind == "reconstruction" and camera.has_prior_focal_length:
+            facts.prior_focal_lengths[number] = camera.mean_focal_length()
 
 
 def _read_scans(facts: RunFacts) -> None:
@@ -235,6 +245,7 @@ def _read_queries(facts: RunFacts) -> None:
         if answer.pose is not None and answer.status == "localized":
             camera = parse_camera(answer.camera.split(), f"{log}, {answer.query}")
             facts.cameras[answer.query] = camera
+            facts.sizes[answer.query] = camera.width, camera.height
             view = CameraView(
                 answer.query, answer.pose, image_half_size(camera), f"query-{answer.confidence}"
             )

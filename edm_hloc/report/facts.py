@@ -69,7 +69,10 @@ class RunFacts:
         registered: number of 3D points that each registered image observes, by its name.
         min_inliers: minimum number of inliers of a verified pair, or of a localized query.
         queries: results of a localization.
+        on_earth: whether a record beside the model tells that it is on Earth.
         cameras: intrinsics of registered images and localized queries, by name.
+        sizes: (width, height) of photos as they were matched, by name; of database photos of a
+            localization they are not known, as their model may be of another size.
         prior_focal_lengths: in pixels, of EXIF data or given, by the number of the camera.
         point_source: 3D points of the keypoints of database photos; localization only.
     """
@@ -95,7 +98,9 @@ class RunFacts:
     registered: dict[str, int] = field(default_factory=dict)
     min_inliers: int = 15
     queries: list[QueryPose] = field(default_factory=list)
+    on_earth: bool = False
     cameras: dict[str, pycolmap.Camera] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     prior_focal_lengths: dict[int, float] = field(default_factory=dict)
     point_source: PointSource | None = None
 

@@ -65,7 +65,8 @@ def make_payload(facts: RunFacts) -> Payload:
         views = [replace(view, orientation=turned.get(view.name, 1)) for view in facts.views]
         with facts.noting_errors("Model"):
             place = facts.results.get("georeferenced") or {}
-            scene = build_scene(facts.points, views, on_earth=bool(place.get("used")))
+            on_earth = bool(place.get("used")) or facts.on_earth
+            scene = build_scene(facts.points, views, on_earth=on_earth)
     pairs: dict[str, Any] = {}
     with facts.noting_errors("Matches"), PairSource(facts) as source:
         pairs = pack_pairs(facts, drawn, photos, source)
@@ -94,6 +95,7 @@ def _photos(
     thumbnails, unreadable = _thumbnails(facts, drawn, notes)
     sizes = {name: (camera.width, camera.height) for name, camera in facts.cameras.items()}
     sizes |= {name: thumbnail.photo_size for name, thumbnail in thumbnails.items()}
+    sizes |= facts.sizes  # the photos at hand may be copies of another size
     turned = {name: thumbnail.orientation for name, thumbnail in thumbnails.items()}
     counted: dict[str, tuple[int, np.ndarray]] = {}
     with facts.noting_errors("Keypoints"), PairSource(facts) as source:

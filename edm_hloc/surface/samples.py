@@ -85,7 +85,7 @@ def samples_of(model: pycolmap.Reconstruction, matches: RawMatchReader) -> Sampl
     """The samples of all matches between photos of a model, one a voxel.
 
     Args:
-        model: its cameras are for the photos as they are stored.
+        model: its cameras are for the photos as they were matched.
         matches: raw matches of its photos.
 
     Raises:

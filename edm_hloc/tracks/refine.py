@@ -31,6 +31,7 @@ from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
 from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.georeference import keep_place
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     check_replaceable,
@@ -313,7 +314,7 @@ def refine_model(
         image_root: folder of its photos.
         out: folder of the new model, written on success only; may be that of the reference. A model
             that is there is replaced. The uncertainties of cameras and points are written beside
-            it, see `uncertainty_files`.
+            it, see `uncertainty_files`, and where on Earth its frame is, see `keep_place`.
         kept: what of the cameras stays as it is.
         options: limits of points, and threads; without, the limits are those that the points of
             the model meet (see `limits_of`).
@@ -366,6 +367,7 @@ def refine_model(
     if found.cameras:
         write_uncertainties(cameras, found.cameras)
     write_point_uncertainties(points, found.ids, found.sigmas)
+    keep_place(out, reference)
     rounds.remove()
     seconds = time.monotonic() - begin
     return replace(found.summary, before=before, rigs=rigs, seconds=seconds)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.frames import from_colmap, to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
 from edm_hloc.base.matches import Matches
 from edm_hloc.training.scene_types import SupervisedImage, TrainingScene, photo_of_model
@@ -40,8 +40,9 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
     except ImportError as error:
         raise EdmHlocError("training on a reconstruction needs pycolmap") from error
 
-    model, _ = fit_model(read_model(out / "model"), images, f"the model {out / 'model'}")
-    posed = posed_images(model)
+    model = read_model(out / "model")  # in pixels of the photos that were matched
+    fitted, _ = fit_model(read_model(out / "model"), images, f"the model {out / 'model'}")
+    posed, of_stored = posed_images(model), posed_images(fitted)
     reader = RawMatchReader(out / "raw_matches")  # stays open: its index is read once
 
     def agreeing(pair: tuple[str, str]) -> tuple[Matches, Array]:
@@ -59,8 +60,11 @@ def reconstruction_scenes(out: Path, images: Path) -> list[TrainingScene]:
         return matches[kept], T_0to1
 
     def photo(name: str, points: Array) -> SupervisedImage:
-        camera = model.cameras[posed[name].camera_id]
-        return photo_of_model(images / name, camera, points.astype(np.float64))
+        matched = model.cameras[posed[name].camera_id]
+        camera = fitted.cameras[of_stored[name].camera_id]
+        factors = np.divide((camera.width, camera.height), (matched.width, matched.height))
+        points = from_colmap(to_colmap(points.astype(np.float64)) * factors)
+        return photo_of_model(images / name, camera, points)
 
     stored = [pair for pair in reader.pairs() if all(name in posed for name in pair)]
     pairs = [pair for pair in stored if len(agreeing(pair)[0]) >= MIN_MATCHES]

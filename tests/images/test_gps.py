@@ -128,6 +128,16 @@ def test_positions_of_a_survey(tmp_path: Path) -> None:
     np.testing.assert_allclose(back[0, :2], [2683189.0, 1248066.0], atol=1e-3)
     with pytest.raises(EdmHlocError, match="no reference system"):
         to_earth_from("EPSG:1")
+    # as OpenDroneMap writes UTM
+    for name, code in (("WGS84 UTM 32N", 32632), ("WGS84 UTM 3S", 32703), ("wgs84 utm 60n", 32660)):
+        place = np.array([[-12.5 if "S" in name else 47.5, 6 * (code % 100) - 182.5, 400.0]])
+        xyz = from_earth_to(f"EPSG:{code}")(place)
+        np.testing.assert_array_equal(from_earth_to(name)(place), xyz)
+        to_earth = to_earth_from(name)
+        assert to_earth is not None
+        np.testing.assert_allclose(to_earth(*xyz[0]), place[0], atol=1e-6)
+    with pytest.raises(EdmHlocError, match="no reference system"):
+        to_earth_from("WGS84 UTM 61N")
 
 
 def test_lists_of_control_points(tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ def test_lists_of_control_points(tmp_path: Path) -> None:
     path.write_text("EPSG:4326\n8.5 47.5 400 10.5 20 a.jpg p1\n8.5 47.5 400 30 40 b.jpg p1\n")
     fixes, marks = read_control_points(path, to_earth_from)
     assert fixes == {"p1": Fix(47.5, 8.5, 400.0)}
-    assert marks == [Mark("p1", "a.jpg", (10.5, 20.0)), Mark("p1", "b.jpg", (30.0, 40.0))]
+    assert marks == [Mark("p1", "a.jpg", (11.0, 20.5)), Mark("p1", "b.jpg", (30.5, 40.5))]
     for text, message in (
         ("8.5 47.5 400 10 20 a.jpg\n", "first line must name the reference system"),
         ("EPSG:4326\n8.5 47.5 400 10 a.jpg\n", "line 2: expected x y z pixel_x"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from edm_hloc.mapping.georeference import (
     camera_features,
     control_points_in,
     is_on_earth,
+    keep_place,
     locate,
+    place_of,
     to_earth,
     to_local,
     write_placed,
@@ -27,6 +30,7 @@ from edm_hloc.mapping.georeference import (
 from edm_hloc.mapping.similarity import fit_similarity, moved, uncertainty_of
 
 ORIGIN = (47.37, 8.54, 410.0)
+EMPTY = pycolmap.Reconstruction()
 SCALE, TURN = 0.037, Rotation.from_euler("xyz", [100, 20, -50], degrees=True).as_matrix()
 
 
@@ -300,8 +304,8 @@ def test_control_points_and_the_map() -> None:
     gcp = Path("gcp_list.txt")
     with pytest.raises(EdmHlocError, match=r"in none of the 3 photos .* it names else.jpg"):
         control_points_in(model, [Mark("p1", "else.jpg", (1, 1))], gcp)
-    with pytest.raises(EdmHlocError, match=r"pixel \(700, 1\) of the point p1 is outside of 1.jpg"):
-        control_points_in(model, [Mark("p1", "1.jpg", (700, 1))], gcp)
+    with pytest.raises(EdmHlocError, match=r"pixel \(699.5, 1\) of p1 is outside of 1.jpg"):
+        control_points_in(model, [Mark("p1", "1.jpg", (700, 1.5))], gcp)
     found, failed = control_points_in(model, marks, gcp)
     assert failed == ["p5"]
     for point, xyz in truth.items():
@@ -336,12 +340,45 @@ def _upright(centre: np.ndarray, target: np.ndarray) -> pycolmap.Rigid3d:
 def test_the_record_of_a_run_tells_which_of_its_models_are_on_earth(tmp_path: Path) -> None:
     record = {"used": True, "parts": {"2": {"used": False}, "3": {"used": True}}}
     assert not is_on_earth(tmp_path / "model")
+    (tmp_path / "model").mkdir()
     (tmp_path / "georeference.json").write_text(json.dumps(record))
     told = {part: is_on_earth(tmp_path / "model_parts" / part) for part in "234"}
     assert is_on_earth(tmp_path / "model")
     assert told == {"2": False, "3": True, "4": False}
     (tmp_path / "georeference.json").write_text("no JSON")
     assert not is_on_earth(tmp_path / "model")
+
+
+def test_a_model_in_the_frame_of_another_is_where_that_is(tmp_path: Path) -> None:
+    placed = Georeference(
+        True, source="their GPS", origin=(47.0, 8.0, 0.0), heights=False, residuals={"a": [1, 2, 0]}
+    )
+    write_placed(replace(placed, parts={"2": placed}), {"": EMPTY, "2": EMPTY}, tmp_path)
+    given, other = tmp_path / "model", tmp_path / "other" / "refined"
+    given.mkdir()
+    other.parent.mkdir()
+    for source in (given, tmp_path / "model_parts" / "2", given):
+        keep_place(other, source)
+        assert place_of(other) == replace(placed, residuals={})
+        assert json.loads((tmp_path / "other/refined_georeference.json").read_text())["used"]
+    keep_place(tmp_path / "beside", given)  # of which the record of the run tells already
+    assert [path.name for path in tmp_path.glob("*_georeference.json")] == []
+    keep_place(other, tmp_path / "other" / "nowhere")
+    assert not is_on_earth(other)
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_an_origin_without_heights_has_no_altitude(tmp_path: Path) -> None:
+    placed = Georeference(True, origin=(47.0, 8.0, 0.0), heights=False)
+    write_placed(replace(placed, parts={"2": placed}), {"": EMPTY, "2": EMPTY}, tmp_path)
+    record = json.loads((tmp_path / "georeference.json").read_text())
+    assert record["origin"] == record["parts"]["2"]["origin"] == [47.0, 8.0, None]
+    record.pop("frame")
+    assert Georeference.of(record).origin == Georeference.of(record).parts["2"].origin
+    assert place_of(tmp_path / "model") == placed
+    write_placed(Georeference(True, origin=(47.0, 8.0, 400.5)), {"": EMPTY}, tmp_path)
+    record = json.loads((tmp_path / "georeference.json").read_text())
+    assert record["origin"] == [47.0, 8.0, 400.5]
 
 
 def test_a_map_of_other_positions_does_not_stay(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.incremental import with_points
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.output import drop_repeats, new_model_folder
+from edm_hloc.mapping.output import drop_repeats, new_model_folder, run_folder
 from edm_hloc.mapping.triangulation import triangulate
 from tests.mapping.scenes import (
     CAMERA,
@@ -140,6 +140,15 @@ def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture
     build(whole, tmp_path / "whole.db", CameraOptions(mode="single"))
     map_database(tmp_path / "whole.db", whole.images, tmp_path / "m", THREADS)
     assert not (tmp_path / "m_parts").exists()
+
+
+def test_parts_are_numbered_and_beside_the_folder_of_the_largest_model(tmp_path: Path) -> None:
+    run = tmp_path / "engine_parts"
+    (run / "model").mkdir(parents=True)
+    (tmp_path / "engine").mkdir()
+    assert run_folder(run / "model") == (run, False)
+    assert run_folder(run / "model_parts" / "2") == (run, True)
+    assert run_folder(tmp_path / "turbine_parts" / "0") == (tmp_path / "turbine_parts", False)
 
 
 def test_other_files_are_not_overwritten(scene: Scene, database: Path, tmp_path: Path) -> None:

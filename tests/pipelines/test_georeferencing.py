@@ -19,11 +19,20 @@ from edm_hloc.cli.earth import print_place
 from edm_hloc.cli.summaries import print_reconstruction
 from edm_hloc.images.find import find_images
 from edm_hloc.images.gps import Fix
-from edm_hloc.mapping.georeference import Georeference, camera_centres, to_earth, to_local
+from edm_hloc.mapping.georeference import (
+    Georeference,
+    camera_centres,
+    place_of,
+    to_earth,
+    to_local,
+    write_placed,
+)
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.pipelines.georeferencing import place_on_earth, priors_of
-from edm_hloc.pipelines.reconstruct import reconstruct
+from edm_hloc.pipelines.reconstruct import reconstruct, triangulate_model
+from edm_hloc.pipelines.refine_poses import PosedPhotos, refine_given_poses
 from edm_hloc.pipelines.run import Run
+from edm_hloc.report.collect import collect
 from edm_hloc.report.earth import place_figures
 from edm_hloc.report.page import make_report
 from edm_hloc.tracks.refine import uncertainty_files
@@ -258,6 +267,26 @@ def test_refining_a_placed_model_without_positions_keeps_its_place(
     assert left.isdisjoint({"model", "georeference.json", "cameras.geojson"})
     assert not any(file.exists() for file in uncertainty_files(out / "model"))
     assert "georeferenced" not in json.loads((out / "run.json").read_text())["results"]
+
+
+def test_poses_that_are_kept_or_refined_stay_on_earth(scene: Path, tmp_path: Path) -> None:
+    given, images = tmp_path / "earth" / "model", scene / "images"
+    shutil.copytree(scene / "truth", given)
+    placed = Georeference(True, source="their GPS", origin=ORIGIN, residuals={"a": [1.0, 2.0, 0.0]})
+    write_placed(placed, {"": read_model(given)}, given.parent)
+    names, matcher = find_images(images), TruthMatcher(scene)
+    pairs = list(itertools.combinations(names, 2))
+    triangulate_model(given, images, tmp_path / "points", pairs, matcher)
+    posed = PosedPhotos(read_model(given), given, images)
+    refine_given_poses(posed, tmp_path / "poses", pairs, matcher)
+    for out in (tmp_path / "points", tmp_path / "poses"):
+        assert place_of(out / "model") == replace(placed, residuals={})
+        assert len(json.loads((out / "cameras.geojson").read_text())["features"]) == len(names)
+        assert collect(out).on_earth
+    (given.parent / "georeference.json").unlink()
+    triangulate_model(given, images, tmp_path / "points", pairs, matcher)
+    assert not (tmp_path / "points" / "georeference.json").exists()
+    assert not (tmp_path / "points" / "cameras.geojson").exists()
 
 
 def test_parts_lie_in_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

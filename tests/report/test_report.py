@@ -455,6 +455,22 @@ def test_photos_that_have_moved(
     assert "there is no run.json" in capsys.readouterr().err
 
 
+def test_copies_of_another_size_show_matches_where_they_are(copy: Path, tmp_path: Path) -> None:
+    before = read(make_report(copy).parent).data
+    images = Path(json.loads((copy / "run.json").read_text())["settings"]["images"])
+    for path in images.rglob("*.jpg"):
+        half = tmp_path / "half" / path.relative_to(images)
+        half.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as photo:
+            photo.reduce(2).save(half)
+    after = read(make_report(copy, tmp_path / "half").parent).data
+    assert after["pairs"] == before["pairs"]
+    same = ("size", "coverage", "grid")
+    assert [[p[k] for k in same] for p in after["photos"]] == [
+        [p[k] for k in same] for p in before["photos"]
+    ]
+
+
 def test_a_photo_that_can_not_be_read_any_more(copy: Path, tmp_path: Path) -> None:
     record = json.loads((copy / "run.json").read_text())
     shutil.copytree(record["settings"]["images"], tmp_path / "photos")

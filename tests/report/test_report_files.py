@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,8 @@ from edm_hloc.interop.exports import (
     export_text,
     nerfstudio_camera,
 )
+from edm_hloc.interop.targets.registry import largest_model
+from edm_hloc.mapping.output import holds_only_models
 from edm_hloc.report.model_pictures import VIEWPOINTS, draw_model
 from edm_hloc.report.scene import CameraView, Points, build_scene
 
@@ -133,9 +136,61 @@ def test_points_of_another_file_are_not_written_over(
     assert run("export-model", model, transforms) == 1
     assert f"{own} is there already, and {transforms} does not" in capsys.readouterr().err
     assert not transforms.exists()
-    transforms.write_text('{"ply_file_path": "sparse_pc.ply"}')
+    x.write_bytes(x.read_bytes().replace(b"x_sparse", b"sparse"))
+    x.rename(transforms)
     assert run("export-model", model, transforms) == 0
     assert own.read_bytes() == other.read_bytes()
+
+
+def test_poses_of_others_are_not_written_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transforms, points = tmp_path / "transforms.json", tmp_path / "sparse_pc.ply"
+    foreign = json.dumps({"w": 640, "frames": [], "ply_file_path": points.name}, indent=4)
+    transforms.write_text(foreign)
+    points.write_text("mine")
+    assert run("export-model", model, transforms) == 1
+    assert f"{transforms} was not made by edm-hloc" in capsys.readouterr().err
+    assert (transforms.read_text(), points.read_text()) == (foreign, "mine")
+    transforms.unlink()
+    points.unlink()
+    assert run("export-model", model, transforms) == 0
+    record = json.loads(transforms.read_text())
+    assert record.pop("made_by") == "edm-hloc export-model"
+    transforms.write_text(json.dumps(record, indent=2))  # as earlier versions wrote it
+    assert run("export-model", model, transforms) == 0
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_models_of_others_are_not_written_over(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bool
+) -> None:
+    folder, how = tmp_path / "model", ["--text"] if text else []
+    read = read_model(model)
+    for _ in range(2):
+        assert run("export-model", model, folder, *how) == 0
+        read_model(folder)
+    assert holds_only_models(folder)  # so that `refine-model` may replace it
+    read.write_text(folder) if text else read.write_binary(folder)  # another program changes it
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run("export-model", model, folder, *how) == 1
+    assert "choose another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_no_model_is_put_beside_the_record_of_a_run(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(model, out / "model")
+    (out / "run.json").write_text("{}")
+    for how in ([], ["--text"]):
+        assert run("export-model", out, out, *how) == 1
+        assert f"{out} is the folder of a run" in capsys.readouterr().err
+    shutil.copytree(model, out, dirs_exist_ok=True)  # as an earlier version did
+    assert largest_model(out) == out / "model"
+    (out / "run.json").unlink()
+    assert largest_model(out) == out
 
 
 def test_names_with_spaces_are_told_of_in_text(

@@ -15,6 +15,7 @@ import pytest
 from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.mapping.extension import frame_change
+from edm_hloc.pipelines.mesh import Surfaces
 from edm_hloc.surface.ply import Mesh, read_mesh
 from tests.scenes import TruthMatcher
 
@@ -155,6 +156,30 @@ def test_photos_that_were_copied_or_damaged_since_give_the_same_surface(
     assert len(changed.triangles) == pytest.approx(len(whole.triangles), rel=0.01)
     assert np.ptp(changed.vertices, axis=0) == pytest.approx(np.ptp(whole.vertices, axis=0))
     assert np.mean(changed.colours == 128) < 0.2
+
+
+def test_photos_of_another_size_give_the_same_surface_within_the_same_masks(
+    run: Path, scene: Path, tmp_path: Path
+) -> None:
+    out, photos, masks = tmp_path / "out", tmp_path / "photos", tmp_path / "masks"
+    shutil.copytree(run, out)
+    photos.mkdir()
+    masks.mkdir()
+    record = json.loads((out / "run.json").read_text())
+    record["settings"]["masks"] = str(masks)
+    (out / "run.json").write_text(json.dumps(record))
+    for photo in (scene / "images").iterdir():
+        pixels = cv2.imread(str(photo))
+        half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(photos / photo.name), half)
+        mask = np.full(pixels.shape[:2], 255, np.uint8)
+        mask[:, : mask.shape[1] // 3] = 0
+        cv2.imwrite(str(masks / f"{photo.name}.png"), mask)
+    whole, small = (Surfaces.of_run(out / "model", each) for each in (scene / "images", photos))
+    np.testing.assert_array_equal(small.cloud.points, whole.cloud.points)
+    np.testing.assert_array_equal(small.cloud.normals, whole.cloud.normals)
+    sizes = [{(c.width, c.height) for c in each.model.cameras.values()} for each in (whole, small)]
+    assert sizes == [{(320, 240)}, {(160, 120)}]  # for colours and textures
 
 
 @pytest.mark.parametrize("name", ["mesh.obj", "mesh", "mesh.stl"])

@@ -18,6 +18,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import main
 from edm_hloc.evaluation.models import compare
 from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.adjustment import Freedom, Kept, adjust
@@ -243,10 +244,12 @@ def test_observations_of_one_photo_do_not_vouch_for_each_other(roof: Roof, tmp_p
         wrong.append(model.add_point3D(xyz, track))
     (tmp_path / "model").mkdir()
     model.write_binary(tmp_path / "model")
-    summary = refine_model(tmp_path / "model", roof.images, tmp_path / "out", options=THREADS)
+    (tmp_path / "georeference.json").write_text('{"used": true, "origin": [47.0, 8.0, 400.0]}')
+    summary = refine_model(tmp_path / "model", roof.images, tmp_path / "of/out", options=THREADS)
+    assert is_on_earth(tmp_path / "of/out")
     _, usual = _refined(roof)
     assert summary.kept - usual.kept > 0.8 * len(wrong)  # their photos do not agree
-    assert repeats(read_model(tmp_path / "out")) == 0
+    assert repeats(read_model(tmp_path / "of/out")) == 0
     photos = [len({e.image_id for e in point.track.elements}) for point in model.points3D.values()]
     assert summary.before.mean_track_length == pytest.approx(np.mean(photos))
 

@@ -85,6 +85,21 @@ def test_matches_that_the_model_confirms_are_the_truth(
     assert source.batch(2, 128, 160, 0).image0.shape == (2, 1, 128, 160)
 
 
+def test_points_are_in_pixels_of_the_photos_as_they_are_stored(
+    tmp_path: Path, reconstruction: pycolmap.Reconstruction
+) -> None:
+    names = sorted(image.name for image in reconstruction.images.values())[:2]
+    exact = exact_matches(reconstruction, *names)
+    with RawMatchWriter(tmp_path / "out/raw_matches", {"preset": "test"}) as writer:
+        writer.add(*names, exact)
+    for image in reconstruction.images.values():
+        write_jpeg(tmp_path / "images" / image.name, np.zeros((150, 200), np.uint8))
+    (scene,) = reconstruction_scenes(tmp_path / "out", tmp_path / "images")
+    for view, points in zip(scene.read(0), (exact.keypoints0, exact.keypoints1), strict=False):
+        assert view.image.shape == (150, 200)
+        np.testing.assert_allclose(view.points, (points + 0.5) / 2 - 0.5, atol=1e-4)
+
+
 def test_a_reconstruction_without_such_pairs_is_refused(
     tmp_path: Path, reconstruction: pycolmap.Reconstruction
 ) -> None:

@@ -68,10 +68,11 @@ def largest_model(folder: Path) -> Path:
     Raises:
         EdmHlocError: there is no model, or one of several is damaged.
     """
+    of_run = folder / "model"  # also where somebody has put another model beside the run's record
+    if is_model(of_run) and ((folder / "run.json").is_file() or not is_model(folder)):
+        return of_run
     if is_model(folder):
         return folder
-    if is_model(folder / "model"):
-        return folder / "model"
     inside = sorted(p for p in folder.glob("*") if p.name.isdecimal() and is_model(p))
     if not inside:
         check_model(folder)
