@@ -103,10 +103,10 @@ def print_reconstruction(run: Run, seconds: float) -> None:
     if extended:
         removed = f", {extended['removed']:,} taken out" if extended["removed"] else ""
         changed = extended.get("changed")  # which earlier versions do not record
-        others = f", {changed:,} changed since; its other" if changed else "; its"
+        its = f", {changed:,} changed since; its other" if changed else "; its"
         print(
             f"Extended    an earlier model of {extended['before']:,} photos: {extended['added']:,} "
-            f"added{removed}{others} cameras moved by at most {100 * extended['moved']:.2g} % of "
+            f"added{removed}{its} cameras moved by at most {100 * extended['moved']:.2g} % of "
             f"their extent and {extended['rotated']:.2g}°"
         )
     elsewhere = set(mapped.get("elsewhere", ()))

@@ -373,9 +373,11 @@ def possible_cameras(
             turned_exif[name] = (*photo.exif[:-2], *photo.size[::-1])
         elif photo.size in usual:
             found[name] = usual[photo.size]
-    chosen = _cameras_by_exif(root, turned_exif.values(), known)
-    of_exif = {name: turned_cameras(chosen[e]) for name, e in turned_exif.items() if e in chosen}
-    return found | {name: cameras for name, cameras in of_exif.items() if cameras}
+    of_exif = _cameras_by_exif(root, turned_exif.values(), known)
+    of_turned = {
+        name: turned_cameras(of_exif[e]) for name, e in turned_exif.items() if e in of_exif
+    }
+    return found | {name: cameras for name, cameras in of_turned.items() if cameras}
 
 
 def turned_cameras(camera: pycolmap.Camera) -> list[pycolmap.Camera]:
