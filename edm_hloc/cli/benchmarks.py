@@ -124,7 +124,7 @@ def _add_dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dataset", type=Path, metavar="DATASET", help="folder of the dataset")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for the submission and all else")
     sub.add_argument(
-        "--dry-run", action="store_true", help="only say what is missing and where to get it"
+        "--dry-run", action="store_true", help="only say what is missing or cannot be read"
     )
     workers.add_workers(sub)
     workers.add_shards(sub)
@@ -174,8 +174,8 @@ def _aachen(args: argparse.Namespace) -> None:
     data = AachenDataset(args.dataset)
     raise_any(data.problems())
     if args.dry_run:
-        missing = data.missing_photos()
-        _report_check(args.dataset, "photos of the model or the queries", missing)
+        unusable = data.unusable_photos()
+        _report_check(args.dataset, "photos of the model or the queries", unusable)
         print(f"            {len(data.queries())} queries")
     else:
         _localize(args, localize_aachen, settings)
@@ -190,8 +190,9 @@ def _inloc(args: argparse.Namespace) -> None:
     data = InLocDataset(args.dataset)
     raise_any(data.problems())
     if args.dry_run:
-        _report_check(args.dataset, "scans or alignments", data.missing_scans())
-        print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
+        queries, database = data.queries(), data.database()
+        _report_check(args.dataset, "queries, scans or alignments", data.unusable_files())
+        print(f"            {len(queries)} queries, {len(database)} cutouts")
     else:
         _localize(args, localize_inloc, settings)
 
@@ -221,12 +222,12 @@ def _localize(
     check_any_localized(run)
 
 
-def _report_check(dataset: Path, what: str, missing: Sequence[str]) -> None:
+def _report_check(dataset: Path, what: str, unusable: Sequence[str]) -> None:
     """Prints that a dataset is complete, or raises EdmHlocError with what is not."""
-    if missing:
-        some = "\n".join(f"  {line}" for line in missing[:5])
-        more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise EdmHlocError(f"Missing in {dataset}: {len(missing)} {what}\n{some}{more}")
+    if unusable:
+        some = "\n".join(f"  {line}" for line in unusable[:5])
+        more = f"\n  and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+        raise EdmHlocError(f"Missing or damaged in {dataset}: {len(unusable)} {what}\n{some}{more}")
     print(f"Complete    {dataset} has everything a run needs")
 
 
