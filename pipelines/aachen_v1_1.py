@@ -65,9 +65,9 @@ def main() -> None:
     try:
         if args.dry_run:
             data = AachenDataset(args.dataset)
-            problems = data.problems() or data.missing_photos()
+            problems = data.problems() or data.unusable_photos()
             if problems:
-                sys.exit("Missing:\n" + "\n".join(problems))
+                sys.exit("Missing or damaged:\n" + "\n".join(problems))
             print("Nothing is missing.")
         else:
             submission = run(args.dataset, args.outputs, options, args.matcher, args.weights)

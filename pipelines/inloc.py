@@ -64,9 +64,9 @@ def main() -> None:
     try:
         if args.dry_run:
             data = InLocDataset(args.dataset)
-            problems = data.problems() or data.missing_scans()
+            problems = data.problems() or data.unusable_files()
             if problems:
-                sys.exit("Missing:\n" + "\n".join(problems))
+                sys.exit("Missing or damaged:\n" + "\n".join(problems))
             print("Nothing is missing.")
         else:
             submission = run(args.dataset, args.outputs, options, args.matcher, args.weights)

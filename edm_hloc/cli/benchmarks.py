@@ -59,10 +59,8 @@ def register(command: options.AddCommand) -> None:
     _add_keypoints(sub, max_error=1.0, cell_size=1.0, max_keypoints=0)
     add_localization(sub, retrieved=40, max_error=48.0)
 
-    sub = command("check-submission", _check, "say what is wrong with a file of poses")
-    sub.add_argument(
-        "file", type=Path, metavar="FILE", help="poses, a query a line: name qw qx qy qz tx ty tz"
-    )
+    sub = command("check-submission", _check, "say what is wrong with files of poses")
+    _add_poses(sub)
     sub.add_argument(
         "--queries",
         type=Path,
@@ -71,10 +69,8 @@ def register(command: options.AddCommand) -> None:
         help="lists with a query's name first in each line, or a folder of queries",
     )
 
-    sub = command("evaluate-poses", _evaluate, "compare a file of poses with the true ones")
-    sub.add_argument(
-        "file", type=Path, metavar="FILE", help="poses, a query a line: name qw qx qy qz tx ty tz"
-    )
+    sub = command("evaluate-poses", _evaluate, "compare files of poses with the true ones")
+    _add_poses(sub)
     sub.add_argument(
         "truth",
         type=Path,
@@ -114,11 +110,21 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("--seed", type=options.SEED, default=0, help="another one, another place")
 
 
+def _add_poses(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="poses, a query a line: name qw qx qy qz tx ty tz",
+    )
+
+
 def _add_dataset(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("dataset", type=Path, metavar="DATASET", help="folder of the dataset")
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for the submission and all else")
     sub.add_argument(
-        "--dry-run", action="store_true", help="only say what is missing and where to get it"
+        "--dry-run", action="store_true", help="only say what is missing or cannot be read"
     )
     workers.add_workers(sub)
     workers.add_shards(sub)
@@ -165,8 +171,8 @@ def _aachen(args: argparse.Namespace) -> None:
     data = AachenDataset(args.dataset)
     raise_any(data.problems())
     if args.dry_run:
-        missing = data.missing_photos()
-        _report_check(args.dataset, "photos of the model or the queries", missing)
+        unusable = data.unusable_photos()
+        _report_check(args.dataset, "photos of the model or the queries", unusable)
         print(f"            {len(data.queries())} queries")
     else:
         _localize(args, localize_aachen, settings)
@@ -181,8 +187,9 @@ def _inloc(args: argparse.Namespace) -> None:
     data = InLocDataset(args.dataset)
     raise_any(data.problems())
     if args.dry_run:
-        _report_check(args.dataset, "scans or alignments", data.missing_scans())
-        print(f"            {len(data.queries())} queries, {len(data.database())} cutouts")
+        queries, database = data.queries(), data.database()
+        _report_check(args.dataset, "queries, scans or alignments", data.unusable_files())
+        print(f"            {len(queries)} queries, {len(database)} cutouts")
     else:
         _localize(args, localize_inloc, settings)
 
@@ -212,12 +219,12 @@ def _localize(
     check_any_localized(run)
 
 
-def _report_check(dataset: Path, what: str, missing: Sequence[str]) -> None:
+def _report_check(dataset: Path, what: str, unusable: Sequence[str]) -> None:
     """Prints that a dataset is complete, or raises EdmHlocError with what is not."""
-    if missing:
-        some = "\n".join(f"  {line}" for line in missing[:5])
-        more = f"\n  and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise EdmHlocError(f"Missing in {dataset}: {len(missing)} {what}\n{some}{more}")
+    if unusable:
+        some = "\n".join(f"  {line}" for line in unusable[:5])
+        more = f"\n  and {len(unusable) - 5} more" if len(unusable) > 5 else ""
+        raise EdmHlocError(f"Missing or damaged in {dataset}: {len(unusable)} {what}\n{some}{more}")
     print(f"Complete    {dataset} has everything a run needs")
 
 
@@ -235,13 +242,27 @@ def _check(args: argparse.Namespace) -> None:
             if not listed:
                 raise EdmHlocError(f"The list of queries {path} is empty: give one name a line.")
             queries += listed
-    problems = check_submission(args.file, queries)
-    if problems:
-        hidden = len(problems) - _PRINTED_PROBLEMS
-        more = f"\n… and {hidden} more" if hidden > 0 else ""
-        shown = "\n".join(problems[:_PRINTED_PROBLEMS])
-        raise EdmHlocError(f"{args.file}:\n{shown}{more}")
-    print(f"Right       {args.file} has one pose for each of {len(set(queries))} queries")
+    wrong = []
+    for file in args.files:
+        _warn_of_earlier(file)
+        if problems := check_submission(file, queries):
+            hidden = len(problems) - _PRINTED_PROBLEMS
+            more = [f"… and {hidden} more"] if hidden > 0 else []
+            wrong += [f"{file}:", *problems[:_PRINTED_PROBLEMS], *more]
+        else:
+            print(f"Right       {file} has one pose for each of {len(set(queries))} queries")
+    if wrong:
+        raise EdmHlocError("\n".join(wrong))
+
+
+def _warn_of_earlier(file: Path) -> None:
+    from edm_hloc.pipelines.run_entries import is_earlier_name
+
+    if is_earlier_name(file.name):
+        warn_once(
+            f"{file} is of an earlier run, not of the last one in that folder, which has failed or "
+            "not come so far."
+        )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -253,20 +274,24 @@ def _evaluate(args: argparse.Namespace) -> None:
         read_truth,
         table,
     )
-    from edm_hloc.localization.poses import read_poses
+    from edm_hloc.localization.poses import read_pose_lines, read_poses
 
     thresholds = AACHEN_THRESHOLDS if args.benchmark == "aachen" else INLOC_THRESHOLDS
-    poses = read_poses(args.file)
-    if not poses:
-        raise EdmHlocError(f"{args.file} holds no poses: run the localization again.")
-    truth = read_truth(args.truth)
-    errors = evaluate(poses, truth, thresholds)
-    if unknown := poses_of_no_query(poses, truth):
-        warn_once(
-            f"{len(unknown)} of the {len(poses)} poses in {args.file} count for nothing, as they "
-            f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
-        )
-    print(table(errors, thresholds))
+    for file in args.files:
+        _warn_of_earlier(file)
+        truth = read_truth(args.truth, [line.name for line in read_pose_lines(file)])
+        poses = read_poses(file, [name for group in truth.values() for name in group])
+        if not poses:
+            raise EdmHlocError(f"{file} holds no poses: run the localization again.")
+        if len(args.files) > 1:
+            print(f"{file}:")
+        errors = evaluate(poses, truth, thresholds)
+        if unknown := poses_of_no_query(poses, truth):
+            warn_once(
+                f"{len(unknown)} of the {len(poses)} poses in {file} count for nothing, as they "
+                f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
+            )
+        print(table(errors, thresholds))
 
 
 def _synth(args: argparse.Namespace) -> None:

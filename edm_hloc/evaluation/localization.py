@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,10 +124,17 @@ def _evaluate(
     )
 
 
-def read_truth(folder: Path) -> dict[str, dict[str, pycolmap.Rigid3d]]:
+def read_truth(
+    folder: Path, answers: Collection[str] = ()
+) -> dict[str, dict[str, pycolmap.Rigid3d]]:
     """Reads true poses by group: a folder with one file GROUP.txt for each group, or one file.
 
-    The lines are those of `write_poses`.
+    The lines are those of `write_poses`. Those that begin with "#" are comments, even if they are
+    poses, unless `answers` has their name and no space follows the "#".
+
+    Args:
+        folder: the folder or file.
+        answers: names of the estimated poses.
 
     Raises:
         EdmHlocError: there is no file, or one of them is malformed.
@@ -134,7 +142,8 @@ def read_truth(folder: Path) -> dict[str, dict[str, pycolmap.Rigid3d]]:
     files = sorted(Path(folder).glob("[!.]*.txt")) if Path(folder).is_dir() else [Path(folder)]
     if not files:
         raise EdmHlocError(f"No files of true poses, GROUP.txt, in {folder}.")
-    return {file.stem: read_poses(file) for file in files}
+    names = [name for name in answers if not re.match(r"#\s", name)]
+    return {file.stem: read_poses(file, names) for file in files}
 
 
 def table(errors: Sequence[LocalizationErrors], thresholds: Thresholds) -> str:

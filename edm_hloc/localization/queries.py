@@ -224,7 +224,8 @@ def _warn_of_focal_lengths(
     if doubtful:
         logger.warning(
             "Other focal lengths than the known ones explain the matches of %d of %d queries far "
-            "better: %s. Give the right intrinsics, or none to have them estimated.",
+            "better: %s. Correct these intrinsics, or do without them where they can be estimated, "
+            "as edm-hloc localize does for queries that --known does not name.",
             len(doubtful),
             len(answers),
             ", ".join(first_few(doubtful, "queries")),

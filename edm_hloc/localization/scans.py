@@ -6,11 +6,13 @@ A cutout is a perspective photo cut out of a panorama. Beside each, the dataset 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
 import math
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,29 +54,61 @@ def read_scan(path: Path) -> np.ndarray:
     """
     from scipy.io import loadmat
 
-    if not path.is_file():
-        raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts.")
-    try:
+    with _scan_errors(path):
         if h5py.is_hdf5(path):  # format 7.3, whose axes come in reverse
             with h5py.File(path) as file:
                 scan = np.asarray(file["XYZcut"]).T
         else:
             scan = np.asarray(loadmat(path)["XYZcut"])
-    except Exception as error:  # scipy raises almost anything on damaged files
-        raise EdmHlocError(
-            f"{path} is damaged or no scan of InLoc ({error}): get it again."
-        ) from error
-    if scan.ndim != 3 or scan.shape[2] != 3 or scan.dtype.kind not in "fiu":
-        raise EdmHlocError(
-            f"{path}: XYZcut is {scan.shape} of {scan.dtype}, not (height, width, 3) of real "
-            "numbers: get it again."
-        )
+    _check_form(path, scan.shape, str(scan.dtype))
     known = np.isfinite(scan).all(axis=2) & scan.any(axis=2)
     if not known.any():
         raise EdmHlocError(
             f"{path}: XYZcut, {scan.shape}, holds no point, only zeros or NaN: get it again."
         )
     return np.where(known[..., None], scan, np.nan)
+
+
+def check_scan(dataset: Path, name: str) -> None:
+    """Checks the alignment of a cutout and the shape of its scan, of which no point is read.
+
+    Raises:
+        EdmHlocError: one of them is missing or damaged, or the scan is not of the photo's shape.
+    """
+    from scipy.io import whosmat
+
+    scan_alignment(dataset, name)
+    path = scan_path(dataset, name)
+    with _scan_errors(path):
+        if h5py.is_hdf5(path):
+            with h5py.File(path) as file:
+                shape, kind = file["XYZcut"].shape[::-1], str(file["XYZcut"].dtype)
+        else:
+            shape, kind = {variable: form for variable, *form in whosmat(path)}["XYZcut"]
+    _check_form(path, shape, kind)
+    _check_shape(path, shape[:2], photo_size(dataset / name))
+
+
+def _check_form(path: Path, shape: tuple[int, ...], kind: str) -> None:
+    """Raises EdmHlocError if an array is not (height, width, 3) of a kind of real numbers."""
+    if len(shape) != 3 or shape[2] != 3 or not re.match("u?int|float|single|double", kind):
+        raise EdmHlocError(
+            f"{path}: XYZcut is {shape} of {kind}, not (height, width, 3) of real numbers: get it "
+            "again."
+        )
+
+
+@contextlib.contextmanager
+def _scan_errors(path: Path) -> Iterator[None]:
+    """Raises EdmHlocError in place of what reading a scan raises, and where there is none."""
+    if not path.is_file():
+        raise EdmHlocError(f"No scan {path}: unpack the .mat files of the cutouts.")
+    try:
+        yield
+    except Exception as error:  # scipy raises almost anything on damaged files
+        raise EdmHlocError(
+            f"{path} is damaged or no scan of InLoc ({error}): get it again."
+        ) from error
 
 
 def scan_points(scan: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
@@ -337,12 +371,18 @@ def _scan_of_photo(dataset: Path, name: str) -> tuple[np.ndarray, tuple[int, int
         EdmHlocError: one of them cannot be read, or they are not of the same shape.
     """
     path = scan_path(dataset, name)
-    scan, (width, height) = read_scan(path), photo_size(dataset / name)
-    rows, columns = scan.shape[:2]
+    scan, size = read_scan(path), photo_size(dataset / name)
+    _check_shape(path, scan.shape[:2], size)
+    return scan, size
+
+
+def _check_shape(path: Path, shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Raises EdmHlocError if a scan of (rows, columns) is not of a photo of (width, height)."""
+    (rows, columns), (width, height) = shape, size
     # either may be the other one resized, each side rounded to whole pixels
     rounding = max(width + height, columns + rows)
     if abs(columns * height - rows * width) <= rounding:
-        return scan, (width, height)
+        return
     swapped = abs(columns * width - rows * height) <= rounding
     reason = ", with its first two axes swapped" if swapped else ""
     raise EdmHlocError(

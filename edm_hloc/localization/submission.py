@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edm_hloc.base.text import has_byte_order_mark
 from edm_hloc.localization.poses import read_pose_lines
 
 _UNIT_TOLERANCE = 1e-6  # of a quaternion's length
@@ -24,6 +25,12 @@ def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
     """
     missing: dict[str, str] = {}
     problems, seen = [], set()
+    lines = read_pose_lines(path)
+    if has_byte_order_mark(path):
+        problems.append(
+            "the file begins with a byte-order mark, which the benchmark may take for a part of "
+            "the first name: save it as UTF-8 without one"
+        )
     for query in dict.fromkeys(queries):
         other = missing.setdefault(query.rpartition("/")[2], query)
         if other != query:
@@ -32,7 +39,7 @@ def check_submission(path: Path, queries: Iterable[str]) -> list[str]:
                 "file of this form can tell them apart"
             )
     expected = set(missing)
-    for line in read_pose_lines(path):
+    for line in lines:
         where = f"line {line.number}, {line.name!r}: "
         length = float(np.linalg.norm(line.pose[:4]))
         if line.problem:

@@ -6,7 +6,6 @@ file, known by its SHA-256. A change of either upstream changes nothing here.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -17,8 +16,6 @@ from edm_hloc.base.progress import track
 from edm_hloc.images.load import load_photo
 from edm_hloc.models.weights import cache_directory, download, file_sha256
 from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
-
-logger = logging.getLogger(__name__)
 
 _REPOSITORY = "gmberton/MegaLoc"
 _COMMIT = "1af071c68fc3ab6c6018c5c868391763516e50f7"  # the code that was looked at runs, no other
@@ -69,7 +66,6 @@ def megaloc_descriptors(
                 image = load_photo(images.root / name, resize_max=None, grayscale=False, divisor=1)
             except ImageError as error:
                 skipped[name] = str(error)
-                logger.warning("Skipping a photo: %s", error)
                 continue
             square = torch.nn.functional.interpolate(
                 ((image.tensor - mean) / std)[None], (_SIZE, _SIZE), mode="bilinear", antialias=True

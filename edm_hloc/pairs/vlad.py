@@ -149,7 +149,6 @@ def vlad_descriptors(
             if found is not None:
                 kept.put(name, vlad(found, words))
                 kept.commit()
-    warn_of_skipped(skipped.values())
     return skipped
 
 

@@ -20,6 +20,7 @@ from edm_hloc.base.colmap import camera_text, is_model, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError, raise_any
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.intrinsics import read_intrinsics_list
+from edm_hloc.images.sizes import cameras_for_photos
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.points import ModelPoints
@@ -112,16 +113,24 @@ class AachenDataset:
         """Cameras of all queries by name, in the order of the lists.
 
         Raises:
-            EdmHlocError: a list cannot be read, or two cameras of a query contradict each other.
+            EdmHlocError: a list cannot be read or is empty, two cameras of a query contradict each
+                other, or two queries have the same name without folders.
         """
         cameras: dict[str, pycolmap.Camera] = {}
         for path in self.query_lists:
-            for name, camera in read_intrinsics_list(path).items():
+            listed = read_intrinsics_list(path)
+            if not listed:
+                raise EdmHlocError(
+                    f"The list of queries {path} is empty: get it again from the dataset's folder "
+                    "queries/."
+                )
+            for name, camera in listed.items():
                 if camera_text(cameras.setdefault(name, camera)) != camera_text(camera):
                     raise EdmHlocError(
                         f"{path}: {name} has another camera there than in the list before, "
                         f"{self.query_lists[0]}: remove one of the two."
                     )
+        check_basenames(cameras)
         return cameras
 
     def problems(self) -> list[str]:
@@ -147,15 +156,24 @@ class AachenDataset:
                 found.append(f"{path} is missing: it lies in the dataset's folder queries/.")
         return [*found, SOURCE] if found else []
 
-    def missing_photos(self) -> list[str]:
-        """Names of photos that the model or the query lists name but the folder lacks.
+    def unusable_photos(self) -> list[str]:
+        """A line for each photo of the model or the query lists that is missing or whose header
+        cannot be read, and for each query that does not fit its camera.
 
         Raises:
-            EdmHlocError: the model or a list cannot be read.
+            EdmHlocError: the model or a list cannot be read, or a photo of the model does not fit
+                its camera.
         """
-        names = [*posed_images(read_model(self.model)), *self.queries()]
-        there = image_stamps(self.images, names)
-        return [name for name in names if name not in there]
+        model, known = read_model(self.model), self.queries()
+        cameras = {n: model.cameras[image.camera_id] for n, image in posed_images(model).items()}
+        there = image_stamps(self.images, [*cameras, *known])
+        fitting = cameras_for_photos(self.images, cameras, f"the model {self.model}")
+        _, problems = query_cameras(self.images, [name for name in known if name in there], known)
+        return [
+            *(name for name in (*cameras, *known) if name not in there),
+            *(f"{n} cannot be read" for n in cameras if n in there and n not in fitting),
+            *problems.values(),
+        ]
 
 
 def localize_aachen(
@@ -191,7 +209,6 @@ def localize_aachen(
     names = list(known)
     pairs = from_covisibility(data.model, options.covisible)
     database = list(dict.fromkeys(name for pair in pairs for name in pair))
-    check_basenames(names)
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "aachen",

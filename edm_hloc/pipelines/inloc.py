@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pycolmap
 
-from edm_hloc.base.errors import ImageError, raise_any
+from edm_hloc.base.errors import EdmHlocError, ImageError, raise_any
 from edm_hloc.images.exif import read_header
 from edm_hloc.images.find import find_images
 from edm_hloc.keypoints.quantization import QuantizationConfig
@@ -23,7 +23,7 @@ from edm_hloc.localization.pnp import PoseOptions
 from edm_hloc.localization.poses import check_basenames
 from edm_hloc.localization.queries import Queries
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.localization.scans import ScanPoints, alignment_path, scan_path, write_scan_points
+from edm_hloc.localization.scans import ScanPoints, check_scan, write_scan_points
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.pairs.descriptors import RetrievalImages
@@ -72,8 +72,14 @@ class InLocDataset:
     root: Path
 
     def queries(self) -> list[str]:
-        """Names of the queries, relative to `root`."""
-        return [f"query/iphone7/{name}" for name in find_images(self.root / "query" / "iphone7")]
+        """Names of the queries, relative to `root`.
+
+        Raises:
+            EdmHlocError: there are none, or two have the same name without folders.
+        """
+        found = find_images(self.root / "query" / "iphone7")
+        check_basenames(found)
+        return [f"query/iphone7/{name}" for name in found]
 
     def database(self) -> list[str]:
         """Names of the cutouts, relative to `root`."""
@@ -99,14 +105,25 @@ class InLocDataset:
         ]
         return [*found, SOURCE] if found else []
 
-    def missing_scans(self) -> list[str]:
-        """A line for each scan or alignment of a cutout that is missing."""
-        missing = []
+    def unusable_files(self) -> list[str]:
+        """A line for each query whose header cannot be read, and for each cutout whose scan or
+        alignment is missing, or whose scan is not of its shape.
+
+        Raises:
+            EdmHlocError: there are no queries or no cutouts, see `queries`.
+        """
+        found = []
+        for name in self.queries():
+            try:
+                read_header(self.root / name)
+            except ImageError as error:
+                found.append(str(error))
         for name in self.database():
-            for path in (scan_path(self.root, name), alignment_path(self.root, name)):
-                if not path.is_file():
-                    missing.append(f"{name}: {path} is missing")
-        return missing
+            try:
+                check_scan(self.root, name)
+            except EdmHlocError as error:
+                found.append(f"{name}: {error}")
+        return found
 
 
 def query_camera(width: int, height: int) -> pycolmap.Camera:
@@ -136,7 +153,6 @@ def localize_inloc(
     data = InLocDataset(Path(dataset))
     raise_any(data.problems())
     names, database = data.queries(), data.database()
-    check_basenames(names)
     check_retrieval(options.retrieval, names, database)
     settings = {
         "command": "inloc",

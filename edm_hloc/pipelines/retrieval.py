@@ -19,7 +19,7 @@ import torch
 
 from edm_hloc.base.errors import ImageError
 from edm_hloc.base.fingerprint import fingerprint_of
-from edm_hloc.base.log import warn_once
+from edm_hloc.base.log import warn_of_skipped, warn_once
 from edm_hloc.images.known import KnownPhotos
 from edm_hloc.images.load import load_photo
 from edm_hloc.images.roots import ImageRoot
@@ -171,10 +171,13 @@ def _by_descriptors(
     if options.is_file:
         descriptors = {Path(options.how): 1.0}
     else:
-        descriptors = {
-            _compute_descriptors(run, options, how, images, matcher): share
-            for how, share in options.computed.items()
-        }
+        descriptors = {}
+        skipped: dict[str, str] = {}
+        for how, share in options.computed.items():
+            path, unreadable = _compute_descriptors(run, options, how, images, matcher)
+            descriptors[path] = share
+            skipped.update(unreadable)  # the same photos for each kind
+        warn_of_skipped(skipped.values())
     known = set(images.names).intersection(
         *(images_with_descriptor(path, images.queries, images.database) for path in descriptors)
     )
@@ -198,9 +201,10 @@ def _compute_descriptors(
     how: str,
     images: RetrievalImages,
     matcher: Matcher | None,
-) -> Path:
+) -> tuple[Path, dict[str, str]]:
     """The file of descriptors of one kind, made in a step of its own: again if photos, method or
-    the network's weights changed."""
+    the network's weights changed. And the photos that it could not read, with the reason."""
+    skipped: dict[str, str] = {}
     descriptors = run.out / f"global-feats-{how}.h5"
     device = torch.device("cpu") if matcher is None else matcher.info.device
     used = None if matcher is None else matcher.info.weights
@@ -208,7 +212,7 @@ def _compute_descriptors(
 
     def compute() -> dict[str, Any]:
         if how == "megaloc":
-            megaloc_descriptors(images, descriptors, device, made_from=made_from)
+            found = megaloc_descriptors(images, descriptors, device, made_from=made_from)
         else:
             local = edm_features(weights, device) if how == "edm" else SIFT
             method = {"how": how, "sha256": local.name}
@@ -216,7 +220,8 @@ def _compute_descriptors(
                 method["weights"] = matcher.recipe.anywhere().weights
             spread = partial(spread_descriptors, run, images.root, method, made_from)
             elsewhere = spread if run.shards else None
-            vlad_descriptors(images, descriptors, local, options.vlad, made_from, elsewhere)
+            found = vlad_descriptors(images, descriptors, local, options.vlad, made_from, elsewhere)
+        skipped.update(found)
         return {}
 
     stamps = KnownPhotos(run.out / "raw_matches").noted(images.root, images.names)
@@ -227,4 +232,4 @@ def _compute_descriptors(
         depends_on.append(MEGALOC_SHA256)
     made_from = fingerprint_of([depends_on, images.names])
     run.step(f"descriptors of {how}", depends_on, [descriptors], compute)
-    return descriptors
+    return descriptors, skipped

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,11 @@ def keep_changed(path: Path, recorded: int | None) -> None:
         except OSError as error:
             raise EdmHlocError(f"Cannot rename {path}: {error.strerror or error}.") from error
         logger.warning("%s has changed since this run wrote it, and is kept as %s.", path, kept)
+
+
+def is_earlier_name(name: str) -> bool:
+    """Whether a file has an `earlier_name`."""
+    return re.search(r"_earlier(_\d+)?$", Path(name).stem) is not None
 
 
 def earlier_name(name: str, folder: Path | None = None, what: str = "earlier") -> str:

@@ -12,8 +12,10 @@ from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.synthetic.cameras import Cameras, intrinsics
 from edm_hloc.synthetic.photo_truth import (
+    TRUE_MODEL_FILES,
     PhotoTruth,
     claim_miniature,
+    note_rendered,
     write_depth,
     write_photo,
     write_query_poses,
@@ -23,6 +25,7 @@ from edm_hloc.synthetic.photometric_effects import lamplight, noise
 from edm_hloc.synthetic.random_numbers import Random
 from edm_hloc.synthetic.town_square import TownSquare, arc_of_cameras
 
+_MODEL = "3D-models/aachen_v_1_1"
 POINT_SPACING = 16
 """Pixels between the points of the SIFT model, along each axis of a photo."""
 DEPTH_TOLERANCE = 0.01
@@ -46,7 +49,7 @@ def make_aachen(
     photos, and `truth/queries/{day,night}.txt`, true poses, one a line: name qw qx qy qz tx ty tz.
 
     Args:
-        out: made if necessary; an earlier miniature there is written over.
+        out: made if necessary; the files of an earlier miniature there are removed.
         views: number of photos in the database.
         queries: numbers of queries by day and by night.
         size: (width, height) of the database's photos, in pixels.
@@ -81,13 +84,16 @@ def make_aachen(
                 pixels = _at_night(pixels, depth, group_seed + 10 * k)
             first = 2000 if "night" in folder else 1000  # file names without folders are unique
             name = f"db/{k + 1}.jpg" if folder == "db" else f"{folder}/IMG_{first + k}.jpg"
+            note_rendered(out, f"images_upright/{name}")
             write_photo(out / "images_upright" / name, pixels)
             photo = PhotoTruth.of(name, one, (w, h), depth)
             photos[folder].append(photo)
             if depth_maps:
-                write_depth(out / "depth", photo)
+                note_rendered(out, photo.depth_name)
+                write_depth(out, photo)
     database, by_day, by_night = photos.values()
-    _write_sift_model(out / "3D-models" / "aachen_v_1_1", database)
+    note_rendered(out, *(f"{_MODEL}/{part}.bin" for part in ("cameras", "images", "points3D")))
+    _write_sift_model(out / _MODEL, database)
     for hour, group in (("day", by_day), ("night", by_night)):
         # SIMPLE_RADIAL as in the real lists, without distortion
         lines = [
@@ -95,7 +101,10 @@ def make_aachen(
             f"{' '.join(map(repr, photo.colmap_params))} 0.0\n"
             for photo in group
         ]
-        write_whole(out / "queries" / f"{hour}_time_queries_with_intrinsics.txt", "".join(lines))
+        listed = f"queries/{hour}_time_queries_with_intrinsics.txt"
+        note_rendered(out, listed, f"truth/queries/{hour}.txt")
+        write_whole(out / listed, "".join(lines))
+    note_rendered(out, *TRUE_MODEL_FILES)
     write_true_model(out / "truth", [*database, *by_day, *by_night])
     write_query_poses(out / "truth" / "queries", {"day": by_day, "night": by_night})
     return out

@@ -13,8 +13,10 @@ from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.synthetic import layouts
 from edm_hloc.synthetic.cameras import Cameras, intrinsics, look_at
 from edm_hloc.synthetic.photo_truth import (
+    TRUE_MODEL_FILES,
     PhotoTruth,
     claim_miniature,
+    note_rendered,
     write_depth,
     write_photo,
     write_query_poses,
@@ -49,7 +51,7 @@ def make_inloc(
     `truth/queries/DUC*.txt`, true poses, one a line: name qw qx qy qz tx ty tz.
 
     Args:
-        out: made if necessary; an earlier miniature there is written over.
+        out: made if necessary; the files of an earlier miniature there are removed.
         views: number of photos in the database, shared evenly between the scanner positions;
             rounded down to a multiple of four, at least four.
         queries: number of queries of both buildings.
@@ -80,14 +82,16 @@ def make_inloc(
         for scan, spot in enumerate(spots):
             scan_id = f"{24 + scan + 10 * number:03d}"
             scanner = _room_from_scan(spot, rng)
-            folder = out / "database" / "alignments" / building / "transformations"
-            _write_alignment(folder / f"DUC_trans_{scan_id}.txt", (world @ scanner).numpy())
+            folder = f"database/alignments/{building}/transformations"
+            note_rendered(out, alignment := f"{folder}/DUC_trans_{scan_id}.txt")
+            _write_alignment(out / alignment, (world @ scanner).numpy())
             yaws = np.linspace(0, 360, max(1, views // (2 * SCANS)), endpoint=False)
             for yaw in yaws:
                 name = f"database/cutouts/{building}/{scan_id}/DUC_cutout_{scan_id}_{yaw:g}_0.jpg"
                 T = _level_camera(spot, math.radians(yaw))
                 focal = size[0] / 2 / math.tan(CUTOUT_FOV / 2)
                 pixels, photo = photographer.photo(name, T, focal, size, world)
+                note_rendered(out, name, f"{name}.mat")
                 write_photo(out / name, pixels)
                 _write_scan(out / f"{name}.mat", photo, (world @ scanner).numpy(), rng)
                 database.append(photo)
@@ -97,12 +101,15 @@ def make_inloc(
             name = f"query/iphone7/IMG_{700 + 100 * number + k:04d}.JPG"
             T = _query_pose(room, rng, small)
             pixels, photo = photographer.photo(name, T, max(small) * QUERY_FOCAL, small, world)
+            note_rendered(out, name)
             write_photo(out / name, pixels)
             groups[building].append(photo)
     everything = [*database, *(photo for group in groups.values() for photo in group)]
     if depth_maps:
         for photo in everything:
-            write_depth(out / "depth", photo)
+            note_rendered(out, photo.depth_name)
+            write_depth(out, photo)
+    note_rendered(out, *TRUE_MODEL_FILES, *(f"truth/queries/{group}.txt" for group in groups))
     write_true_model(out / "truth", everything)
     write_query_poses(out / "truth" / "queries", groups)
     return out

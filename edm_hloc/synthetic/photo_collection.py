@@ -49,7 +49,7 @@ def make_photo_collection(
         photo = PhotoTruth.of(f"view_{number:02d}.jpg", one, size, depth)
         write_photo(images_dir / photo.name, pixels)
         if depth_maps:
-            write_depth(out_dir / "depth", photo)
+            write_depth(out_dir, photo)
         photos.append(photo)
     write_true_model(out_dir / "truth", photos)
     return images_dir

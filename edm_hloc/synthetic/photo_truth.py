@@ -12,9 +12,15 @@ import numpy as np
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import holds_more_than, make_folder, write_whole
 from edm_hloc.base.frames import to_colmap
+from edm_hloc.base.text import filled_lines
 from edm_hloc.synthetic.cameras import Cameras
 
 MARKER = "miniature.txt"
+_MADE_BY = "Rendered by edm-hloc"
+TRUE_MODEL_FILES = tuple(
+    f"truth/{part}.txt" for part in ("rigs", "cameras", "frames", "images", "points3D")
+)
+"""What `write_true_model` writes into the folder `truth` of a miniature."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +51,83 @@ class PhotoTruth:
         return cls(name, K, T, size, depth)
 
     @property
+    def depth_name(self) -> str:
+        """Name of the file of its depth, in the folder of all that is rendered."""
+        return Path("depth", self.name).with_suffix(".npy").as_posix()
+
+    @property
     def colmap_params(self) -> list[float]:
         """Focal length and principal point in COLMAP's pixel frame: SIMPLE_PINHOLE's parameters."""
         return [float(self.K[0, 0]), *to_colmap(self.K[:2, 2]).tolist()]
 
 
 def claim_miniature(folder: Path) -> None:
-    """Marks a folder as that of a miniature, before anything is rendered into it.
+    """Removes what was rendered into the folder of a miniature, and nothing else that lies there.
 
-    Miniatures have the folders of the datasets, and may only replace each other.
+    Miniatures have the folders of the datasets, and may only replace each other. `MARKER` lists the
+    files, see `note_rendered`.
 
     Raises:
-        EdmHlocError: it holds something else, or cannot be written.
+        EdmHlocError: the folder holds something else and no miniature, or cannot be written.
     """
     make_folder(folder)
-    ours = (folder / MARKER).exists() or (folder / "truth" / "queries").is_dir()
-    if not ours and holds_more_than(folder, MARKER):
+    marker = folder / MARKER
+    lines = filled_lines(marker, "list of a miniature's files") if marker.exists() else []
+    head, *rendered = [line for _, line in lines] or [""]
+    if not head.startswith(_MADE_BY):
+        if holds_more_than(folder, MARKER):
+            raise EdmHlocError(
+                f"{folder} is not empty, and what it holds was not rendered by edm-hloc: choose "
+                "another folder for the miniature."
+            )
+    elif not rendered and any(path.is_dir() for path in folder.iterdir()):
         raise EdmHlocError(
-            f"{folder} is not empty, and what it holds was not rendered by edm-hloc: choose "
-            "another folder for the miniature."
+            f"{marker} lists no files, as that of an earlier version of edm-hloc, so that what was "
+            f"rendered cannot be told from what was not: remove {folder}, or choose another folder."
         )
-    write_whole(folder / MARKER, "Rendered by edm-hloc, which may write over all that is here.\n")
+    for name in rendered:
+        if not (folder / name).parent.resolve().is_relative_to(folder.resolve()):
+            raise EdmHlocError(
+                f"{marker} lists {name}, which is not in {folder}: choose another folder for the "
+                "miniature."
+            )
+    try:
+        for name in rendered:
+            _remove(folder, name)
+    except OSError as error:
+        raise EdmHlocError(
+            f"Cannot remove the earlier miniature in {folder}: {error.strerror or error}."
+        ) from error
+    write_whole(marker, f"{_MADE_BY}, which removes these files for the next miniature here:\n")
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Removes a file, and the folders of it that are empty then. Raises OSError."""
+    path = folder / name
+    if path.is_file() or path.is_symlink():  # the last line may have been cut off by a kill
+        path.unlink()
+    for parent in list(Path(name).parents)[:-1]:
+        try:
+            (folder / parent).rmdir()
+        except OSError:  # it is gone already, or holds something else
+            break
+
+
+def note_rendered(folder: Path, *names: str) -> None:
+    """Lists files of a miniature before they are written, for the next `claim_miniature`.
+
+    Args:
+        folder: of the miniature.
+        names: of the files, relative to it, with "/".
+
+    Raises:
+        EdmHlocError: the list cannot be written.
+    """
+    try:
+        with (folder / MARKER).open("a", encoding="utf-8") as file:
+            file.writelines(f"{name}\n" for name in names)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {folder / MARKER}: {error.strerror or error}.") from error
 
 
 def write_photo(path: Path, pixels: np.ndarray) -> None:
@@ -81,8 +143,8 @@ def write_photo(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_depth(folder: Path, photo: PhotoTruth) -> None:
-    """Write `folder/NAME.npy`, (H, W) float32, with NAME the photo's without its suffix."""
-    path = (folder / photo.name).with_suffix(".npy")
+    """Write `folder/depth/NAME.npy`, (H, W) float32, with NAME the photo's without its suffix."""
+    path = folder / photo.depth_name
     make_folder(path.parent)
     np.save(path, photo.depth)
 

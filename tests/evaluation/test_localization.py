@@ -55,6 +55,57 @@ def test_errors_and_recall(tmp_path: Path) -> None:
         evaluate({"z.jpg": TRUTH}, read_truth(tmp_path))
 
 
+def test_lines_that_are_commented_out_count_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poses, truth = tmp_path / "poses.txt", tmp_path / "day.txt"
+    names = [f"query/day/{number}.jpg" for number in range(4)]
+    write_poses(truth, dict.fromkeys(names, TRUTH))
+    whole = truth.read_text()
+    for mark in ("# ", "#"):
+        poses.write_text(mark + whole)
+        truth.write_text(whole)
+        assert main(["evaluate-poses", str(poses), str(truth)]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["day", "4", "3"]
+        poses.write_text(whole if mark == "#" else mark + whole)
+        truth.write_text(mark + whole)
+        assert main(["evaluate-poses", str(poses), str(truth)]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["day", "3", "3"]
+    names = ["#3 kitchen/1.jpg", "hall/2.jpg"]  # names may begin like a comment
+    write_poses(truth, dict.fromkeys(names, TRUTH))
+    truth.write_text(f"# name qw qx qy qz tx ty tz\n{truth.read_text()}")
+    assert list(read_truth(truth, names)["day"]) == names
+
+
+def test_several_files_are_evaluated_and_checked_each_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a pattern of the shell gives them, after runs with other retrievals."""
+    names = ["night/1.jpg", "day/2.jpg"]
+    right, wrong, earlier = (
+        tmp_path / f"Aachen-v1.1_edm_{end}.txt" for end in ("sift5", "netvlad50", "sift5_earlier")
+    )
+    write_poses(right, dict.fromkeys(names, TRUTH), basenames=True)
+    write_poses(wrong, {"1.jpg": TRUTH})
+    write_poses(earlier, {"2.jpg": moved(9, 90)})
+    truth, queries = tmp_path / "truth.txt", tmp_path / "queries.txt"
+    write_poses(truth, dict.fromkeys(names, TRUTH))
+    queries.write_text("\n".join(names))
+    files = [str(path) for path in (right, wrong, earlier)]
+    assert main(["evaluate-poses", *files, str(truth)]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.rstrip(":") for line in lines if line.endswith(":")] == files
+    assert [line.split()[2] for line in lines if line.startswith("truth")] == ["2", "1", "1"]
+    assert said.err.count(" is of an earlier run") == 1
+    assert f"{earlier} is of an earlier run" in said.err
+    assert main(["check-submission", *files, "--queries", str(queries)]) == 1
+    said = capsys.readouterr()
+    assert f"{right} has one pose for each of 2 queries" in said.out
+    assert f"{wrong}:\n1 of 2 queries have no pose, e.g. 'day/2.jpg'" in said.err
+    assert f"{earlier}:\n1 of 2 queries have no pose, e.g. 'night/1.jpg'" in said.err
+
+
 def test_poses_under_other_folders_count_where_their_file_names_are_unique(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,14 @@ def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
         read_poses(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_submission_has_no_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.txt"
+    path.write_text("1.jpg 1 0 0 0 0 0 0\n", encoding)
+    (problem,) = check_submission(path, ["1.jpg"])
+    assert "begins with a byte-order mark" in problem
+
+
 def test_queries_of_one_name_have_no_right_submission(tmp_path: Path) -> None:
     path = tmp_path / "s.txt"
     path.write_text("1.jpg 1 0 0 0 0 0 0\n2.jpg 1 0 0 0 0 0 0\n")

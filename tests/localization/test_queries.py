@@ -372,6 +372,7 @@ def test_a_known_focal_length_that_is_wrong_is_questioned(files, caplog) -> None
         (message,) = caplog.messages
         assert "of 1 of 3 queries" in message
         assert re.search(r"better: q1 \(430 px is known, (399|40\d) px fits\)\. ", message)
+        assert "Correct these intrinsics, or do without them where they can be estimated" in message
 
 
 @pytest.mark.parametrize("params", [[430, 235.5, 156.5, -0.05], [400, 235.5, 156.5, 0.1]])

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edm_hloc.base.errors import EdmHlocError, WorkLeftError
+from edm_hloc.base.errors import EdmHlocError, ImageError, WorkLeftError
 from edm_hloc.matchers.base import Matcher
 from edm_hloc.models.weights import load, weights_sha256
 from edm_hloc.models.weights_file import metadata_of
 from edm_hloc.pairs.descriptors import DescriptorReader, RetrievalImages
+from edm_hloc.pairs.local_features import LocalFeatures
 from edm_hloc.pairs.retrieval import (
     BOTH,
     RetrievalOptions,
@@ -86,6 +87,26 @@ def test_few_database_images_are_all_taken(tmp_path: Path) -> None:
     found = retrieve(run, RetrievalOptions("sift", 5), RetrievalImages(tmp_path, ["q"], ["a", "b"]))
     assert found == {"q": ["a", "b"]}
     assert not list(run.out.glob("*.h5"))
+
+
+def test_a_photo_that_no_kind_of_descriptors_can_read_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def extract(path: Path) -> np.ndarray:
+        if path.name == "bad.jpg":
+            raise ImageError(f"Cannot read image {path}.")
+        return np.eye(8, dtype=np.float32)
+
+    monkeypatch.setattr(retrieval, "SIFT", LocalFeatures("one", extract))
+    monkeypatch.setattr(retrieval, "edm_features", lambda *_: LocalFeatures("other", extract))
+    monkeypatch.setattr(retrieval, "_unreadable", lambda *_: {})
+    for name in ("a.jpg", "b.jpg", "bad.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    images = RetrievalImages(tmp_path, ["bad.jpg", "c.jpg"], ["a.jpg", "b.jpg"])
+    found = retrieve(Run(tmp_path / "out", {}), RetrievalOptions(BOTH, 1), images)
+    assert list(found) == ["c.jpg"]
+    assert len(list((tmp_path / "out").glob("global-feats-*.h5"))) == 2
+    assert caplog.text.count(f"Skipping a photo: Cannot read image {tmp_path / 'bad.jpg'}.") == 1
 
 
 def test_pairs_of_photos_that_look_alike(

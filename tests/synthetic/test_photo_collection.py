@@ -11,10 +11,11 @@ import pycolmap
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.synthetic import aachen_miniature
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from edm_hloc.synthetic.photo_collection import make_photo_collection
-from edm_hloc.synthetic.photo_truth import claim_miniature
+from edm_hloc.synthetic.photo_truth import MARKER, claim_miniature, note_rendered
 from edm_hloc.synthetic.textures import TextureBank
 from tests.synthetic.simple_scenes import smooth_bank
 
@@ -81,9 +82,61 @@ def test_miniatures_write_over_nothing_but_miniatures(
     photo = tmp_path / "images_upright" / "db" / "1.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_bytes(b"a real photo")
-    with pytest.raises(EdmHlocError, match="was not rendered by edm-hloc"):
+    (tmp_path / "truth" / "queries").mkdir(parents=True)  # as somebody may keep true poses
+    for own in ("", "some notes\n"):
+        if own:
+            (tmp_path / MARKER).write_text(own)
+        with pytest.raises(EdmHlocError, match="was not rendered by edm-hloc"):
+            make(tmp_path)
+    (tmp_path / MARKER).write_text("Rendered by edm-hloc, which may write over all that is here.\n")
+    with pytest.raises(EdmHlocError, match=r"miniature\.txt lists no files"):
         make(tmp_path)
     assert photo.read_bytes() == b"a real photo"
-    claim_miniature(tmp_path / "new")
-    (tmp_path / "new" / "images_upright").mkdir()
-    claim_miniature(tmp_path / "new")  # one that was interrupted begins again
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_miniature_takes_the_place_of_an_earlier_one_and_leaves_what_is_not_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, small = tmp_path / "miniature", (64, 64)
+    own = "images_upright/query/day/nexus4/own.jpg"
+    with monkeypatch.context() as patched:
+        patched.setattr(aachen_miniature, "write_true_model", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_aachen(folder, 5, (2, 2), small, depth_maps=True)
+    (folder / own).write_bytes(b"a real photo")
+    make_aachen(folder, 4, (1, 1), small, 2)
+    content = _content(folder)
+    assert content.pop(own) == b"a real photo"
+    assert content == _content(make_aachen(tmp_path / "fresh", 4, (1, 1), small, 2))
+    make_inloc(folder, 4, 2, small)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("database", "images_upright", MARKER, "query", "truth")
+    ]
+    assert [path for path in folder.rglob("*.jpg") if "cutout" not in path.name] == [folder / own]
+    assert sorted(path.name for path in (folder / "truth/queries").iterdir()) == [
+        *("DUC1.txt", "DUC2.txt")
+    ]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["../own.jpg", "linked/own.jpg", "{folder}/own.jpg"])
+def test_nothing_outside_of_a_miniature_is_removed(name: str, tmp_path: Path) -> None:
+    folder, own = tmp_path / "miniature", tmp_path / "own.jpg"
+    own.write_bytes(b"a real photo")
+    name = name.format(folder=tmp_path)
+    claim_miniature(folder)
+    (folder / "linked").symlink_to(tmp_path)
+    note_rendered(folder, "1.jpg", name)
+    (folder / "1.jpg").touch()
+    with pytest.raises(EdmHlocError, match=f"lists {name}, which is not in"):
+        claim_miniature(folder)
+    assert own.exists()
+    assert (folder / "1.jpg").exists()
