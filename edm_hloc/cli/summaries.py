@@ -178,12 +178,20 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             "lens drew it,\n            this model is wrong, and --camera-model OPENCV_FISHEYE "
             "right"
         )
+    if own := mapped.get("own_camera_photos"):
+        print(
+            f"Cameras     one for each of {len(own):,} photos, e.g. {own[0]}: their EXIF data are "
+            "equal, but they do not\n            fit one, as if some were cropped or zoomed. "
+            "--camera-mode single insists on one"
+        )
     shared = mapped.get("one_camera_photos")
     if shared:
+        cameras = mapped.get("shared_cameras")
+        number = plural(cameras, "camera") if cameras else "cameras"
         print(
-            f"Cameras     shared by {len(shared):,} photos of one size, e.g. {shared[0]}, as one "
-            "for each\n            explains them no better. --camera-mode per-image insists on one "
-            "for each"
+            f"Cameras     {number} shared by {len(shared):,} photos, e.g. {shared[0]}, as one for "
+            "each explains\n            them no better. --camera-mode per-image insists on one for "
+            "each"
         )
     elif run.results.get("imported", {}).get("may_share_cameras"):
         print(

@@ -23,6 +23,7 @@ from edm_hloc.images.decode import (
 _CAMERA_TAGS = (ExifTag.Make, ExifTag.Model)
 _FOCAL_TAGS = (ExifTag.FocalLength, ExifTag.FocalLengthIn35mmFilm)
 _SENSOR_TAGS = (ExifTag.FocalPlaneXResolution, ExifTag.FocalPlaneResolutionUnit)
+_SIZE_TAGS = (ExifTag.ExifImageWidth, ExifTag.ExifImageHeight)
 _FILM = 36, 24  # mm, to which FocalLengthIn35mmFilm refers
 _UNITS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # mm, by FocalPlaneResolutionUnit
 _FIELD_OF_VIEW = 3.0, 150.0  # degrees, of real lenses
@@ -35,8 +36,9 @@ class PhotoHeader:
 
     Attributes:
         size: (width, height) in pixels as stored, before any EXIF rotation.
-        exif: camera, lens setting and size, equal for photos that can share intrinsics; None
-            without such EXIF data. The last two entries are `size`.
+        exif: camera, lens setting, digital zoom, the size before a crop and that of the photo,
+            equal for photos that can share intrinsics; None without such EXIF data. The last two
+            entries are `size`.
         names_camera: whether the EXIF data name the camera's maker or model.
         has_focal_length: whether they have the focal length, in mm or as a 35 mm equivalent that
             a lens can have.
@@ -68,9 +70,12 @@ def read_header(path: Path) -> PhotoHeader:
     if not any(tag is not None for tag in (*camera, *focal, *sensor)):
         return PhotoHeader(size)
     tags = map(str, (*camera, *focal, *sensor))
+    zoom = max(1.0, _number(lens, ExifTag.DigitalZoomRatio))  # 0: not used
+    # another shape tells of a crop; a size of the same shape may be that before a reduction
+    cropped = [_number(lens, t) for t in _SIZE_TAGS] if _reduced_by(lens, size) is None else ()
     on_film = _number(lens, ExifTag.FocalLengthIn35mmFilm)
     told = bool(_number(lens, ExifTag.FocalLength)) or _is_plausible(on_film, _FILM)
-    return PhotoHeader(size, (*tags, *size), any(camera), told)
+    return PhotoHeader(size, (*tags, zoom, tuple(sorted(cropped)), *size), any(camera), told)
 
 
 def exif_focal_length(path: Path) -> float | None:
@@ -141,7 +146,7 @@ def _reduced_by(lens: Mapping[int, object], size: tuple[int, int]) -> float | No
 
     1 where the EXIF data have none; None where no single factor explains the sizes.
     """
-    exif_size = [_number(lens, tag) for tag in (ExifTag.ExifImageWidth, ExifTag.ExifImageHeight)]
+    exif_size = [_number(lens, tag) for tag in _SIZE_TAGS]
     if not all(exif_size):
         width = max(exif_size)
         return 1.0 if not width or not exif_size[0] else size[0] / width

@@ -33,13 +33,15 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
     new_model_folder,
+    number_of_cameras,
     only_elsewhere,
     parts_folder,
     write_model,
     write_parts,
 )
-from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.parts import part_cameras, share_cameras
 from edm_hloc.mapping.plausible import allow_cameras, drop_bogus
+from edm_hloc.mapping.shared_cameras import photos_told_apart
 from edm_hloc.mapping.triangulation import triangulate_points
 
 _MIN_KEPT = 3  # images of the earlier model, which determine its frame
@@ -80,6 +82,7 @@ class EarlierModel:
         distorted: whether its cameras have lens distortion.
         one_camera: names of the photos that share a camera although each has its own in the
             database.
+        own_cameras: names of the photos that have a camera each although they share some there.
         look_alikes: whether verified pairs were left out, with which it had folded.
     """
 
@@ -87,6 +90,7 @@ class EarlierModel:
     names: Collection[str]
     distorted: bool = True
     one_camera: Collection[str] = ()
+    own_cameras: Collection[str] = ()
     look_alikes: bool = False
 
 
@@ -131,6 +135,9 @@ def extend_model(
         quiet_colmap(),
     ):
         sharing: tuple[str, ...] = ()
+        apart = before.keys() & set(earlier.names) & set(earlier.own_cameras)
+        own = part_cameras(database, temporary / "apart.db", apart)
+        database = temporary / "apart.db" if own else database
         together = before.keys() & set(earlier.names) & set(earlier.one_camera)
         if together:
             whole_database, database = database, temporary / "one-camera.db"
@@ -156,6 +163,11 @@ def extend_model(
             raise _NotExtendedError
         to_earlier = frame_change(main, earlier.model, held)
         main.transform(to_earlier)
+        if options.refine_intrinsics and options.one_camera:
+            colmap = refining_options(options, refine.focal, refine.distortion)
+            adjustment = colmap.get_global_bundle_adjustment()
+            if photos_told_apart(main, adjustment, refine.known, sharing):
+                raise _NotExtendedError
         others = with_points((m for m in models if m is not main), main.reg_image_ids())
         write_model(main, image_root, temporary)
         write_parts(others, image_root, parts_folder(out))
@@ -170,6 +182,8 @@ def extend_model(
             undistorted=not earlier.distorted,
             undistorted_photos=() if earlier.distorted else everywhere,
             one_camera_photos=tuple(name for name in everywhere if name in sharing),
+            shared_cameras=sum(number_of_cameras(m, sharing) for m in (main, *others)),
+            own_camera_photos=tuple(name for name in everywhere if name in own),
         )
         removed = before.keys() - names
         changed = before.keys() - removed - set(earlier.names)

@@ -204,6 +204,8 @@ class FoundModel:
         undistorted: distortion was left at zero, as no believable model was found with it.
         one_camera: names of photos, not only its own, that have a camera each in the database and
             share one here with others of their size, as they fit it no worse.
+        own_cameras: names of photos, not only its own, that share cameras in the database and have
+            one each here, as they fit it far better.
         look_alikes: names of the photos of verified pairs that were left out: with them the model
             had folded.
     """
@@ -211,6 +213,7 @@ class FoundModel:
     model: pycolmap.Reconstruction
     undistorted: bool = False
     one_camera: tuple[str, ...] = ()
+    own_cameras: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
 
 

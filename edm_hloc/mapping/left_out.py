@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from edm_hloc.base.colmap import open_database, posed_images, take_intrinsics, u
 from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.mapping.completion import register_next_images
-from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.parts import part_cameras, share_cameras
 from edm_hloc.mapping.plausible import allow_cameras, is_bogus
 
 
@@ -101,11 +102,25 @@ def _images_of(frame: pycolmap.Frame) -> list[int]:
 
 
 def _of_its_cameras(model: pycolmap.Reconstruction, database: Path, copy: Path) -> Path:
-    """The database; a copy where photos share a camera, if those of the model do."""
-    ids = {image.camera_id for image in posed_images(model).values()}
+    """The database; a copy where photos share a camera, or do not, if so it is in the model."""
+    posed = {image.image_id: image for image in posed_images(model).values()}
     with open_database(database) as db:
-        own = {i.camera_id for i in db.read_all_images() if i.image_id in model.images}
-    return copy if len(ids) < len(own) and share_cameras(database, copy) else database
+        given = {i.image_id: i.camera_id for i in db.read_all_images() if i.image_id in posed}
+    in_model: dict[int, list[str]] = defaultdict(list)
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for image_id, camera_id in given.items():
+        in_model[camera_id].append(posed[image_id].name)
+        cameras[camera_id].add(posed[image_id].camera_id)
+    # of fewer cameras than photos each may have several, those of a rig
+    apart = {
+        name for i, names in in_model.items() if 1 < len(names) == len(cameras[i]) for name in names
+    }
+    own = copy.with_name(f"own-{copy.name}")
+    if part_cameras(database, own, apart):
+        database = own
+    ids = {image.camera_id for image in posed.values()}
+    number = sum(len(cameras[i]) for i in cameras)
+    return copy if len(ids) < number and share_cameras(database, copy) else database
 
 
 def _take_over(whole: pycolmap.Reconstruction, model: pycolmap.Reconstruction) -> None:

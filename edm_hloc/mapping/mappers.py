@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pycolmap
@@ -31,14 +31,16 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
     MappingSummary,
     new_model_folder,
+    number_of_cameras,
     only_elsewhere,
     parts_folder,
     write_model,
     write_parts,
 )
-from edm_hloc.mapping.parts import MIN_PART, split_database
+from edm_hloc.mapping.parts import MIN_PART, part_cameras, split_database
 from edm_hloc.mapping.plausible import allow_cameras
 from edm_hloc.mapping.priors import PositionPriors, adjust_to_priors, with_priors
+from edm_hloc.mapping.shared_cameras import photos_told_apart
 from edm_hloc.mapping.snapshots import Snapshots, content_of, kept_snapshots
 from edm_hloc.mapping.turning import only_turned, turned_groups
 from edm_hloc.mapping.verification import VerificationSummary
@@ -146,6 +148,7 @@ def map_database(
     registered = posed_images(models[0])
     undistorted = {n for each in found if each.undistorted for n in posed_images(each.model)}
     shared = {n for each in found for n in posed_images(each.model) if n in each.one_camera}
+    own = {n for each in found for n in posed_images(each.model) if n in each.own_cameras}
     return MappingSummary(
         statistics=statistics,
         images=len(names),
@@ -156,6 +159,8 @@ def map_database(
         undistorted=found[0].undistorted,
         undistorted_photos=tuple(sorted(undistorted)),
         one_camera_photos=tuple(sorted(shared)),
+        shared_cameras=sum(number_of_cameras(each.model, each.one_camera) for each in found),
+        own_camera_photos=tuple(sorted(own)),
         look_alikes=tuple(pair for each in found for pair in each.look_alikes),
         turned=turned,
     )
@@ -216,7 +221,15 @@ def find_models(
     check_known(constant, every, options)
     refine = options.refine_intrinsics and not constant >= every
     if options.mapper == "global":
-        return [FoundModel(m) for m in _map_globally(database, folder, refine, options)]
+
+        def globally(of: Path) -> list[FoundModel]:
+            return [FoundModel(m) for m in _map_globally(of, folder, refine, options)]
+
+        found = globally(database)
+        if not (refine and options.one_camera):
+            return found
+        adjustment = refining_options(options, True, True).get_global_bundle_adjustment()
+        return _apart(found, database, folder, _told_apart(found, adjustment, constant), globally)
     begun = snapshots is not None and snapshots.begun
     parts = []
     for k, part in enumerate(split_database(database, folder, options.min_inliers)):
@@ -226,10 +239,70 @@ def find_models(
         parts.append(ChosenTracks.of(mapping, folder / f"thin{k}.db"))
     if not begun:
         say_forecast(sum(p.mapping.images for p in parts), sum(p.expected for p in parts))
-    found = [each for part in parts for each in part.models(refine)]
+    found = [each for part in parts for each in _models_of(part, refine)]
     large = [each for each in found if each.model.num_reg_images() >= MIN_PART]
     found = large if large and len(parts) > 1 else found
     return sorted(found, key=lambda each: size_of(each.model), reverse=True)
+
+
+def _models_of(part: ChosenTracks, refine: bool) -> list[FoundModel]:
+    """The models of a part, with cameras of their own where photos do not fit those they share."""
+    found, mapping = part.models(refine), part.mapping
+    if not (found and refine and mapping.options.one_camera):
+        return found
+    adjustment = mapping.adjustment(not found[0].undistorted)
+    apart = _told_apart(found, adjustment, mapping.constant_cameras)
+
+    def again(database: Path) -> list[FoundModel]:
+        thin = database.with_name(f"thin-{database.name}")
+        return ChosenTracks.of(replace(mapping, database=database), thin).models(refine)
+
+    return _apart(found, mapping.database, mapping.folder, apart, again)
+
+
+def _told_apart(
+    found: Sequence[FoundModel],
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: Collection[int],
+) -> set[str]:
+    """Photos of the largest model that fit cameras of their own far better than the database's."""
+    if not found:
+        return set()
+    return photos_told_apart(found[0].model, adjustment, constant, found[0].one_camera)
+
+
+def _apart(
+    found: list[FoundModel],
+    database: Path,
+    folder: Path,
+    apart: Collection[str],
+    again: Callable[[Path], list[FoundModel]],
+) -> list[FoundModel]:
+    """Models with a camera for each of some photos, if they hold as many photos.
+
+    Args:
+        found: models of the database.
+        database: where photos share cameras.
+        folder: for a copy where some do not.
+        apart: photos that do not fit the cameras that they share.
+        again: the mapper on such a copy.
+    """
+    copy = folder / f"apart-{database.name}"
+    names = part_cameras(database, copy, apart)
+    if not names:
+        return found
+    logger.info("Mapping once more, with a camera for each of %d photos.", len(names))
+    with_own = again(copy)
+    if with_own and with_own[0].model.num_reg_images() >= found[0].model.num_reg_images():
+        return [replace(each, own_cameras=names) for each in with_own]
+    logger.warning(
+        "%d photos, such as %s, have the same EXIF data but do not fit one camera, as if some were "
+        "cropped or zoomed. A model with a camera for each has fewer photos, so they share one: "
+        "their poses may be wrong. To insist on a camera for each: --camera-mode per-image.",
+        len(names),
+        names[0],
+    )
+    return found
 
 
 def _map_globally(
@@ -253,6 +326,6 @@ def _map_globally(
         # Writes focal lengths from fundamental matrices into the database; the mapper needs them.
         pycolmap.calibrate_view_graph(working)
     models = folder / "models"
-    models.mkdir()
+    models.mkdir(exist_ok=True)  # of the mapping before, if it is done again
     with StepProgress("Mapping"):
         return with_points(pycolmap.global_mapping(working, folder, models, colmap).values())

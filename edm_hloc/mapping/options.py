@@ -34,7 +34,9 @@ class MappingOptions:
             without.
         one_camera: where photos of one size, of which nothing else is known, have a camera each,
             the incremental mapper tries one camera for all of a size as well, and keeps it if they
-            fit it no worse, or if no believable model is found otherwise.
+            fit it no worse, or if no believable model is found otherwise. Where photos share a
+            camera and fit cameras of their own far better, they are mapped again with these, by
+            either mapper.
         seed: of all random numbers. With one thread the incremental mapper is deterministic, the
             global one nearly so.
         threads: number of threads; -1 for all cores.

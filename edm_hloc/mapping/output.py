@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,9 @@ class MappingSummary:
         undistorted_photos: names of the photos of which this holds, in all separate models, sorted.
         one_camera_photos: names of the photos that share a camera in their model although each has
             its own in the database, sorted.
+        shared_cameras: the number of cameras that these share, all models together.
+        own_camera_photos: names of the photos that have a camera each in their model although they
+            share some in the database, as by equal EXIF data, sorted.
         look_alikes: names of the photos of verified pairs that were left out: they look alike but
             probably do not show the same place, and with them the model had folded.
         misplaced, fitting, contested: photos whose verified matches contradict their model, or did
@@ -71,6 +74,8 @@ class MappingSummary:
     undistorted: bool = False
     undistorted_photos: tuple[str, ...] = ()
     one_camera_photos: tuple[str, ...] = ()
+    shared_cameras: int = 0
+    own_camera_photos: tuple[str, ...] = ()
     look_alikes: tuple[tuple[str, str], ...] = ()
     misplaced: tuple[str, ...] = ()
     fitting: float = 1.0
@@ -82,6 +87,12 @@ class MappingSummary:
         """Names of the photos of `look_alikes` that are in no model without those pairs, sorted."""
         of_pairs = {name for pair in self.look_alikes for name in pair}
         return tuple(sorted((of_pairs & set(self.unregistered)) - set(self.elsewhere)))
+
+
+def number_of_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> int:
+    """Number of cameras that some images have in a model."""
+    posed = posed_images(model)
+    return len({posed[name].camera_id for name in posed.keys() & set(names)})
 
 
 def holds_only_models(folder: Path) -> bool:

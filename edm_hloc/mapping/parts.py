@@ -1,7 +1,8 @@
-"""Copies of a database for the mapper: of each place by itself, and with cameras shared."""
+"""Copies of a database for the mapper: of each place alone, with cameras shared or apart."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,44 @@ def share_cameras(
         sharing = {name for names in groups for name in names}
         if not sharing or any(len(frame.data_ids) != 1 for frame in db.read_all_frames()):
             return ()  # no such photos, or photos of a rig
-        of_size: dict[tuple[int, int], int] = {}
+        of_size: dict[tuple[int, int], pycolmap.Camera] = {}
         instead = {}
         for image_id in sorted(i for i, image in images.items() if image.name in sharing):
             camera = cameras[images[image_id].camera_id]
-            size = (camera.width, camera.height)
-            instead[camera.camera_id] = of_size.setdefault(size, camera.camera_id)
+            instead[image_id] = of_size.setdefault((camera.width, camera.height), camera)
         copy_images(db, out, set(images), list(verified_pairs(db)), instead)
     return tuple(sorted(sharing))
+
+
+def part_cameras(database: Path, out: Path, beside: Collection[str]) -> tuple[str, ...]:
+    """Copies a database such that photos that share a camera get one each.
+
+    Args:
+        database: COLMAP database with verified pairs.
+        out: the file to write.
+        beside: only photos that share a camera with some of these get their own.
+
+    Returns:
+        Names of the photos that have their own now; where there are none, nothing is written.
+    """
+    with open_database(database) as db:
+        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        images = db.read_all_images()
+        photos = Counter(image.camera_id for image in images)
+        shared = {i.camera_id for i in images if i.name in beside and photos[i.camera_id] > 1}
+        if not shared or any(len(frame.data_ids) != 1 for frame in db.read_all_frames()):
+            return ()
+        instead = {}
+        top = max(*cameras, *(rig.rig_id for rig in db.read_all_rigs()))
+        for image in images:
+            if image.camera_id in shared:
+                camera = pycolmap.Camera(cameras[image.camera_id].todict())
+                # the same in the copy of a part as in that of the whole
+                camera.camera_id = top + image.image_id
+                instead[image.image_id] = camera
+        ids = {image.image_id for image in images}
+        copy_images(db, out, ids, list(verified_pairs(db)), instead)
+    return tuple(sorted(image.name for image in images if image.image_id in instead))
 
 
 def copy_images(
@@ -124,7 +155,7 @@ def copy_images(
     out: Path,
     ids: Collection[int],
     pairs: Sequence[tuple[int, int]],
-    instead: Mapping[int, int] | None = None,
+    instead: Mapping[int, pycolmap.Camera] | None = None,
 ) -> None:
     """Writes some images of a database, and some verified pairs of them, into another one.
 
@@ -133,24 +164,30 @@ def copy_images(
         out: the file to write; an older one is replaced.
         ids: of the images.
         pairs: ids of the images of the pairs.
-        instead: cameras that the images get instead of theirs, by the cameras' ids; then no frame
-            may have two images.
+        instead: cameras that images get instead of theirs, by the images' ids; then no frame may
+            have two images.
     """
     out.unlink(missing_ok=True)
     instead = instead or {}
     images = {i.image_id: i for i in db.read_all_images() if i.image_id in ids}
     frames = {image.frame_id for image in images.values()}
-    rig_of = {rig.ref_sensor_id.id: rig.rig_id for rig in db.read_all_rigs()}
+    rigs = {rig.ref_sensor_id.id: rig for rig in db.read_all_rigs()}
+    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    for camera in instead.values():
+        if camera.camera_id not in cameras:
+            cameras[camera.camera_id] = camera
+            rigs[camera.camera_id] = pycolmap.Rig(rig_id=camera.camera_id)
+            rigs[camera.camera_id].add_ref_sensor(camera.sensor_id)
     data_ids = {}
     part = pycolmap.Database.open(out)
     try:
         with pycolmap.DatabaseTransaction(part):
-            for camera in db.read_all_cameras():
+            for camera in cameras.values():
                 part.write_camera(camera, use_camera_id=True)
-            for rig in db.read_all_rigs():
+            for rig in rigs.values():
                 part.write_rig(rig, use_rig_id=True)
             for image_id, image in images.items():
-                camera_id = instead.get(image.camera_id, image.camera_id)
+                camera_id = instead[image_id].camera_id if image_id in instead else image.camera_id
                 bare = pycolmap.Image(name=image.name, image_id=image_id, camera_id=camera_id)
                 part.write_image(bare, use_image_id=True)
                 data_ids[image_id] = bare.data_id
@@ -161,7 +198,7 @@ def copy_images(
                     continue
                 if instead:
                     (image_id,) = (data_id.id for data_id in frame.data_ids)
-                    rig_id = rig_of[data_ids[image_id].sensor_id.id]
+                    rig_id = rigs[data_ids[image_id].sensor_id.id].rig_id
                     frame = pycolmap.Frame(frame_id=frame.frame_id, rig_id=rig_id)
                     frame.add_data_id(data_ids[image_id])
                 part.write_frame(frame, use_frame_id=True)

@@ -1,8 +1,9 @@
-"""One camera for photos that have one each: a model with it, and whether that fits no worse."""
+"""One camera for photos or one each: a model with it, and whether either fits no worse."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from edm_hloc.base.colmap import (
     posed_images,
     take_poses,
     unposed_model,
+    with_cameras,
 )
 
 _MOST_ERROR = 1.15  # of a shared camera, of that with a camera for each photo
 _LEAST_SEEN = 0.5  # observations with a shared camera, likewise
 _ITERATIONS = 100  # at most; a focal length moves slowly where the photos hardly tell it
 _SETTLED = 1e-7  # relative change of the cost
+_POINTS = 200  # of each photo, by which photos are told apart: as sure as by all, and fast
 
 
 def merge_cameras(
@@ -94,6 +97,65 @@ def fit_shared_cameras(
         _adjust(adjusted, adjustment, constant)
         errors.append([_error(adjusted, names) for names in sharing])
     return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
+
+
+def photos_told_apart(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: Collection[int],
+    not_asked: Collection[str] = (),
+) -> set[str]:
+    """Photos that share a camera and fit cameras of their own far better, all of such a camera.
+
+    Photos of equal EXIF data may have been cropped, or zoomed by software or by a lens that tells
+    nothing of it. The same is compared as in `fit_shared_cameras`, with few points of each photo.
+
+    Args:
+        model: stays as it is.
+        adjustment: options of the adjustment of all else.
+        constant: ids of cameras whose intrinsics stay as they are, which are not asked about.
+        not_asked: names of more photos that are not asked about.
+    """
+    of_camera: dict[int, set[str]] = defaultdict(set)
+    for name, image in posed_images(model).items():
+        if image.camera_id not in constant and name not in not_asked:
+            of_camera[image.camera_id].add(name)
+    groups = [names for names in of_camera.values() if len(names) > 1]
+    if not groups:
+        return set()
+    asked = set().union(*groups)
+    cameras = {i: pycolmap.Camera(c.todict()) for i, c in model.cameras.items()}
+    shared, own, top = {}, {}, max(cameras)
+    for name, image in posed_images(model).items():
+        shared[image.image_id] = own[image.image_id] = image.camera_id
+        if name in asked:
+            camera = pycolmap.Camera(cameras[image.camera_id].todict())
+            camera.camera_id = own[image.image_id] = top + image.image_id
+            cameras[camera.camera_id] = camera
+    few = _with_few_points(model)
+    errors = []
+    for camera_of in (shared, own):
+        used = [cameras[i] for i in sorted(set(camera_of.values()))]
+        adjusted = with_cameras(few, used, camera_of)
+        adjustment.refine_principal_point = camera_of is shared
+        _adjust(adjusted, adjustment, set(constant))
+        errors.append([_error(adjusted, names) for names in groups])
+    worse = [a > _MOST_ERROR * b for a, b in zip(*errors, strict=True)]
+    return {
+        name for names, is_worse in zip(groups, worse, strict=True) if is_worse for name in names
+    }
+
+
+def _with_few_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+    """The model with those points only that most photos see, a number of each photo."""
+    few, seen = pycolmap.Reconstruction(model), Counter[int]()
+    images = {i: {e.image_id for e in p.track.elements} for i, p in model.points3D.items()}
+    for point_id in sorted(images, key=lambda i: (-len(images[i]), i)):
+        if min(seen[image_id] for image_id in images[point_id]) < _POINTS:
+            seen.update(images[point_id])
+        else:
+            few.delete_point3D(point_id)
+    return few
 
 
 def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:

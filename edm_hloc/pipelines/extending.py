@@ -363,8 +363,9 @@ def _earlier_model(run: Run, made_of: MappedFrom) -> EarlierModel | None:
     same = _unchanged(recorded, made_of)
     mapped = results.get("mapped", {})
     shared = posed_images(model).keys() & set(mapped.get("one_camera_photos", ()))
+    own = posed_images(model).keys() & set(mapped.get("own_camera_photos", ()))
     flat, alike = bool(mapped.get("undistorted")), bool(mapped.get("look_alikes"))
-    return EarlierModel(model, same, not flat, shared, alike)
+    return EarlierModel(model, same, not flat, shared, own, alike)
 
 
 def _unchanged(recorded: Mapping[str, Any], made_of: MappedFrom) -> set[str]:

@@ -315,13 +315,23 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
-    shared = tuple(facts.results.get("mapped", {}).get("one_camera_photos", ()))
-    if shared:
+    mapped = facts.results.get("mapped", {})
+    if own := tuple(mapped.get("own_camera_photos", ())):
         yield Finding(
             "note",
-            f"{plural(len(shared), 'photo')} of one size share a camera, as their EXIF data give "
-            "no focal length and a camera for each explains them no better. If they are of "
-            "several cameras or were zoomed, --camera-mode per-image keeps them apart.",
+            f"Each of {plural(len(own), 'photo')} has a camera of its own: their EXIF data are "
+            "equal, but they do not fit one camera, as if some were cropped or zoomed.",
+            own,
+        )
+    shared = tuple(mapped.get("one_camera_photos", ()))
+    if shared:
+        cameras = mapped.get("shared_cameras")
+        number = plural(cameras, "camera") if cameras else "cameras"
+        yield Finding(
+            "note",
+            f"{plural(len(shared), 'photo')} share {number}, as their EXIF data give no focal "
+            "length and a camera for each explains them no better. If they are of more cameras or "
+            "were zoomed, --camera-mode per-image keeps them apart.",
             shared,
         )
     elif imported.get("may_share_cameras"):

@@ -95,10 +95,15 @@ def test_photos_of_a_known_model_without_points_are_not_counted(
             "images": 11,
             "unregistered": ["1.jpg", "2.jpg", "3.jpg"],
             "components": [11],
+            "one_camera_photos": ["4.jpg", "5.jpg", "6.jpg"],
+            "shared_cameras": 2,
+            "own_camera_photos": ["7.jpg", "8.jpg"],
         },
     }
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
     said = capsys.readouterr().out
+    assert "Cameras     2 cameras shared by 3 photos, e.g. 4.jpg, as one for each" in said
+    assert "Cameras     one for each of 2 photos, e.g. 7.jpg: their EXIF data are equal" in said
     assert "Model       8 of 11 photos, " in said
     assert "Missing     1.jpg, 2.jpg, 3.jpg" in said
 

@@ -15,7 +15,7 @@ from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.exif import exif_focal_length, read_header
 
 FOCAL, FILM, WIDTH, HEIGHT = 0x920A, 0xA405, 0xA002, 0xA003
-RESOLUTION, UNIT = 0xA20E, 0xA210
+RESOLUTION, UNIT, ZOOM = 0xA20E, 0xA210, 0xA404
 # 32 mm and 3,810 px an inch, 150 a mm: 4,800 px of the sensor's 5,616
 SLR = {FOCAL: 32.0, RESOLUTION: 3810.0, UNIT: 2, WIDTH: 5616, HEIGHT: 3744}
 DIAGONAL = float(np.hypot(36, 24))
@@ -84,3 +84,24 @@ def test_photos_without_a_possible_focal_length_share_no_camera(tmp_path: Path) 
     cameras, _ = photo_cameras(tmp_path, names, CameraOptions())
     assert cameras["a.jpg"] is cameras["b.jpg"]
     assert cameras["a.jpg"].mean_focal_length() == pytest.approx(4800 * 512 / 5616)
+
+
+@pytest.mark.parametrize(
+    ("tags", "shared"),
+    [
+        ({}, True),
+        ({ZOOM: 1.0}, True),
+        ({ZOOM: 0.0}, True),  # not used
+        ({ZOOM: 1.5}, False),
+        ({WIDTH: 4000, HEIGHT: 3000}, True),  # reduced
+        ({WIDTH: 3000, HEIGHT: 4000}, True),  # turned as well
+        ({WIDTH: 4000, HEIGHT: 2250}, False),  # cropped, as the shape is another
+    ],
+)
+def test_zoomed_and_cropped_photos_do_not_share_a_camera(
+    tmp_path: Path, tags: dict[int, float], shared: bool
+) -> None:
+    photo(tmp_path / "a.jpg", (640, 480), {FILM: 36})
+    photo(tmp_path / "b.jpg", (640, 480), {FILM: 36} | tags)
+    cameras, _ = photo_cameras(tmp_path, ["a.jpg", "b.jpg"], CameraOptions())
+    assert (cameras["a.jpg"] is cameras["b.jpg"]) == shared

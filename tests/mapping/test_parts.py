@@ -16,7 +16,7 @@ from edm_hloc.mapping.incremental import IncrementalMapping
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import part_folders
-from edm_hloc.mapping.parts import share_cameras, split_database
+from edm_hloc.mapping.parts import copy_images, part_cameras, share_cameras, split_database
 from edm_hloc.mapping.priors import PositionPriors, with_priors
 from tests.mapping.scenes import CAMERA, THREADS, Scene, assert_near_truth, build, exif, make_scene
 
@@ -219,3 +219,35 @@ def test_cameras_are_shared_by_photos_of_one_size_only_and_priors_stay(tmp_path:
     with open_database(tmp_path / "others.db") as db:
         camera_of = {image.name: image.camera_id for image in db.read_all_images()}
         assert {name for name in camera_of if camera_of[name] == camera_of["0.jpg"]} == set(others)
+
+
+def test_photos_that_share_a_camera_get_one_each(tmp_path: Path) -> None:
+    """With ids that are the same in the copy of a part, and their priors and matches."""
+    names = [f"{i}.jpg" for i in range(4)]
+    scene = make_scene(tmp_path, names, exif=exif(31))
+    build(scene, tmp_path / "d.db", CameraOptions(known={"3.jpg": CAMERA}))
+    priors = PositionPriors({"2.jpg": (1.0, 2.0, 3.0)}, {"2.jpg": (1.0, 1.0, 2.0)})
+    with_priors(tmp_path / "d.db", tmp_path / "p.db", priors)
+    assert not part_cameras(tmp_path / "p.db", tmp_path / "no.db", ["3.jpg"])
+    assert not (tmp_path / "no.db").exists()
+    assert part_cameras(tmp_path / "p.db", tmp_path / "own.db", ["1.jpg"]) == tuple(names[:3])
+    with open_database(tmp_path / "d.db") as db:
+        before = {image.name: db.read_camera(image.camera_id) for image in db.read_all_images()}
+    with open_database(tmp_path / "own.db") as db:
+        images = {image.name: image for image in db.read_all_images()}
+        cameras = {name: db.read_camera(image.camera_id) for name, image in images.items()}
+        (prior,) = db.read_all_pose_priors()
+        assert prior.corr_data_id == images["2.jpg"].data_id
+        assert db.num_verified_image_pairs() == 6
+    assert len({camera.camera_id for camera in cameras.values()}) == 4
+    assert cameras["3.jpg"].camera_id == before["3.jpg"].camera_id
+    for name, camera in cameras.items():
+        assert camera.params.tolist() == before[name].params.tolist()
+        assert camera.has_prior_focal_length
+    with open_database(tmp_path / "d.db") as db:
+        ids = {i.image_id for i in db.read_all_images() if i.name in ("0.jpg", "2.jpg")}
+        copy_images(db, tmp_path / "part.db", ids, [])
+    part_cameras(tmp_path / "part.db", tmp_path / "own-part.db", ["0.jpg"])
+    with open_database(tmp_path / "own-part.db") as db:
+        for image in db.read_all_images():
+            assert image.camera_id == images[image.name].camera_id

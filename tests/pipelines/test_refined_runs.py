@@ -28,7 +28,7 @@ from edm_hloc.mapping.look_alikes import ConflictSummary
 from edm_hloc.mapping.mappers import map_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, holds_only_models
-from edm_hloc.mapping.parts import share_cameras
+from edm_hloc.mapping.parts import part_cameras, share_cameras
 from edm_hloc.pipelines import extending
 from edm_hloc.pipelines import reconstruct as pipeline
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
@@ -37,7 +37,7 @@ from edm_hloc.tracks import alignment, refine
 from edm_hloc.tracks.alignment import Alignment
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.refine import uncertainty_files
-from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, make_scene
+from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, exif, make_scene
 from tests.scenes import TruthMatcher
 
 DEFAULT = ReconstructionConfig(
@@ -294,6 +294,23 @@ def test_a_photo_whose_focal_length_diverges_stays_out(
     registered = register_left_out(model, left_out, colmap)
     assert registered == ([NAMES[0]] if factor == 1.0 else [])
     assert model.num_reg_images() == len(NAMES) - (factor != 1.0)
+
+
+def test_it_gets_a_camera_of_its_own_where_the_others_have(tmp_path: Path) -> None:
+    """Photos of equal EXIF data share a camera in the database, but do not fit one."""
+    scene = make_scene(tmp_path, NAMES, exif=exif(31))
+    assert build(scene, tmp_path / "d.db").cameras == 1
+    assert part_cameras(tmp_path / "d.db", tmp_path / "own.db", NAMES)
+    map_database(tmp_path / "own.db", scene.images, tmp_path / "model", THREADS)
+    model = without_the_first(tmp_path)
+    before = [image.camera.params.tolist() for image in posed_images(model).values()]
+    left_out = LeftOut(tmp_path / "d.db", frozenset({NAMES[0]}))
+    colmap = refining_options(THREADS, focal=True, distortion=True)
+    assert register_left_out(model, left_out, colmap) == [NAMES[0]]
+    posed = posed_images(model)
+    assert len({image.camera_id for image in posed.values()}) == len(NAMES)
+    others = [posed[name].camera.params.tolist() for name in posed if name != NAMES[0]]
+    assert sorted(others) == sorted(before)
 
 
 def test_it_shares_the_camera_that_the_others_share(tmp_path: Path) -> None:

@@ -203,12 +203,15 @@ def test_findings_on_quality() -> None:
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],
         "one_camera_photos": ["a", "c"],
+        "shared_cameras": 2,
+        "own_camera_photos": ["b"],
         "look_alikes": [["a", "b"], ["b", "c"]],
         "components": [2, 1],
     }
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert re.search(r"No believable model of 1 photo was found with lens .*\['b'\]", said)
-    assert re.search(r"2 photos of one size share a camera.*\['a', 'c'\]", said)
+    assert re.search(r"2 photos share 2 cameras, as their EXIF.*\['a', 'c'\]", said)
+    assert re.search(r"Each of 1 photo has a camera of its own: their EXIF .*\['b'\]", said)
     assert "--camera-mode single is right" not in said
     assert re.search(r"2 verified pairs of photos look alike.*as a and b.*\['a', 'b', 'c'\]", said)
 
