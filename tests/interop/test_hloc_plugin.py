@@ -152,7 +152,7 @@ def test_model_refines_image_0_and_encodes_once() -> None:
     torch.testing.assert_close(found["keypoints1"] % 8, torch.zeros_like(found["keypoints1"]))
     assert (found["keypoints0"] % 8 != 0).float().mean() > 0.9
     assert (found["keypoints0"] - found["keypoints1"]).abs().median() < 1
-    with pytest.raises(ValueError, match="32"), torch.no_grad():
+    with pytest.raises(EdmHlocError, match="32"), torch.no_grad():
         model({"image0": image[..., :-8], "image1": image})
 
 
