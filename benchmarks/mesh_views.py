@@ -25,8 +25,9 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
-from edm_hloc.base.compiled import compiled, floats
+from edm_hloc.base.compiled import floats
 from edm_hloc.base.files import make_folder
+from edm_hloc.base.frames import from_colmap, to_colmap
 from edm_hloc.images.load import colours_at, stored_pixels
 from edm_hloc.pipelines.mesh import Surfaces
 from edm_hloc.surface.atlas import TexturedMesh, textured
@@ -34,6 +35,7 @@ from edm_hloc.surface.colours import colours_of
 from edm_hloc.surface.ply import Mesh
 from edm_hloc.surface.poisson import poisson_mesh
 from edm_hloc.surface.projection import Projected
+from edm_hloc.surface.raster import draw_values
 from edm_hloc.surface.simplify import simplified
 
 _TRIANGLES = 400_000  # of textured meshes, as in `edm-hloc mesh`
@@ -44,86 +46,50 @@ _COARSE = 4.0  # px of the blur that leaves the shade
 Array = np.ndarray
 
 
-@compiled
-def draw(corners: Array, inverse: Array, values: Array, nearest: Array, drawn: Array) -> None:
-    """Draws what is in front: values (T, 3, C) at corners (T, 3, 2) of inverse depths (T, 3)."""
-    height, width = nearest.shape
-    for t in range(len(corners)):
-        x0, y0 = corners[t, 0]
-        x1, y1 = corners[t, 1]
-        x2, y2 = corners[t, 2]
-        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if area == 0:
-            continue
-        for y in range(
-            max(0, math.ceil(min(y0, y1, y2))), min(height - 1, math.floor(max(y0, y1, y2))) + 1
-        ):
-            for x in range(
-                max(0, math.ceil(min(x0, x1, x2))), min(width - 1, math.floor(max(x0, x1, x2))) + 1
-            ):
-                b = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) / area
-                c = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) / area
-                if b < 0 or c < 0 or b + c > 1:
-                    continue
-                a = 1 - b - c
-                value = a * inverse[t, 0] + b * inverse[t, 1] + c * inverse[t, 2]
-                if value <= nearest[y, x]:
-                    continue
-                nearest[y, x] = value
-                for k in range(values.shape[2]):
-                    drawn[y, x, k] = (
-                        a * inverse[t, 0] * values[t, 0, k]
-                        + b * inverse[t, 1] * values[t, 1, k]
-                        + c * inverse[t, 2] * values[t, 2, k]
-                    ) / value
+def drawn(
+    mesh: Mesh | TexturedMesh,
+    camera: pycolmap.Camera,
+    image: pycolmap.Image,
+    shape: tuple[int, int],
+) -> tuple[Array, Array]:
+    """What a camera sees of a mesh, drawn `_FINER` times as large, as textures are finer.
 
+    Returns:
+        (H, W) bool, whether a pixel is covered, and (H, W, 3) the picture.
+    """
+    textured = mesh if isinstance(mesh, TexturedMesh) else None
+    coloured = mesh.rest if isinstance(mesh, TexturedMesh) else mesh
+    vertices, triangles = coloured.vertices, coloured.triangles
+    at, colours = np.full(vertices.shape, -1.0), coloured.colours.astype(np.float64)
+    if textured is not None:  # its nodes come first, with their page and their place on it
+        page = np.zeros(len(textured.vertices))
+        for number, its in enumerate(textured.triangles):
+            page[its] = number
+        at = np.concatenate([np.column_stack([textured.uv, page]), at])
+        colours = np.concatenate([np.zeros(textured.vertices.shape), colours])
+        triangles = np.concatenate([*textured.triangles, triangles + len(textured.vertices)])
+        vertices = np.concatenate([textured.vertices, vertices])
 
-class View:
-    """What a camera sees of meshes; drawn `_FINER` times as large, as textures are finer."""
-
-    def __init__(self, camera: pycolmap.Camera, image: pycolmap.Image, shape: tuple[int, int]):
-        self._camera, self._image, self._shape = camera, image, shape
-        shape = (_FINER * shape[0], _FINER * shape[1])
-        self._scale = np.array([shape[1] / camera.width, shape[0] / camera.height])
-        self.nearest = np.zeros(shape, np.float32)
-        self.picture = np.zeros((*shape, 3))
-
-    def add(self, vertices: Array, triangles: Array, values: Array, page: Array | None) -> None:
-        """Draws triangles with colours at the vertices, or places of a texture."""
-        projected = Projected.of(vertices, self._camera, self._image)
-        points = floats((projected.pixels + 0.5) * self._scale - 0.5)
-        seen = triangles[np.isfinite(points[triangles]).all(axis=(1, 2))]
-        before = self.nearest.copy()
-        drawn = np.zeros((*self.nearest.shape, values.shape[1]), np.float32)
-        inverse = floats(1 / projected.depths)
-        draw(points[seen], inverse[seen], floats(values[seen]), self.nearest, drawn)
-        new = self.nearest > before
-        if page is None:
-            self.picture[new] = drawn[new]
-        else:
-            at = drawn[new] * page.shape[1::-1] - 0.5
-            self.picture[new] = colours_at(page, at)
-
-    def reduced(self) -> tuple[Array, Array]:
-        """(H, W) bool, whether a pixel is covered, and (H, W, 3) the picture."""
-        size = self._shape[::-1]
-        covered = cv2.resize(
-            (self.nearest > 0).astype(np.float32), size, None, 0, 0, cv2.INTER_AREA
-        )
-        picture = cv2.resize(self.picture, size, None, 0, 0, cv2.INTER_AREA)
-        return covered > 1 - 1e-3, picture
-
-    def of_textured(self, mesh: TexturedMesh) -> View:
-        for triangles, page in zip(mesh.triangles, mesh.pages, strict=True):
-            pixels = cv2.imdecode(np.frombuffer(page, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-            self.add(mesh.vertices, triangles, mesh.uv, pixels)
-        if len(mesh.rest.triangles):
-            self.of_mesh(mesh.rest)
-        return self
-
-    def of_mesh(self, mesh: Mesh) -> View:
-        self.add(mesh.vertices, mesh.triangles, mesh.colours, None)
-        return self
+    size = (_FINER * shape[0], _FINER * shape[1])
+    projected = Projected.of(vertices, camera, image)
+    scale = np.array([size[1] / camera.width, size[0] / camera.height])
+    points = floats(from_colmap(to_colmap(projected.pixels) * scale))
+    seen = triangles[np.isfinite(points[triangles]).all(axis=(1, 2))]
+    seen = seen[np.argsort(-projected.depths[seen].mean(axis=1), kind="stable")]  # the nearest last
+    picture, places = np.zeros((*size, 3), np.float32), np.zeros((*size, 3), np.float32)
+    covered = np.zeros(size, np.float32)
+    draw_values(floats(points[seen]), floats(at[seen]), places, covered.copy())
+    draw_values(floats(points[seen]), floats(colours[seen]), picture, covered)
+    for number, file in enumerate(textured.pages if textured is not None else ()):
+        pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        of_page = (covered > 0) & (np.rint(places[..., 2]) == number)
+        there = places[of_page, :2] * pixels.shape[1::-1]
+        picture[of_page] = colours_at(pixels, from_colmap(there))
+    reduced = [
+        cv2.resize(values, shape[::-1], interpolation=cv2.INTER_AREA)
+        for values in (covered, picture.astype(np.float64))
+    ]
+    return reduced[0] > 1 - 1e-3, reduced[1]
 
 
 def compared(covered: Array, picture: Array, photo: Array) -> tuple[list[float], Array]:
@@ -164,10 +130,10 @@ def main() -> None:
     kept = {args.images / n: image for n, image in posed.items() if n not in left_out}
     whole = poisson_mesh(found.cloud)
     with_texture = textured(simplified(whole, _TRIANGLES), found.model, kept, found.side)
-    seen = copy.deepcopy(found.model)
+    others = copy.deepcopy(found.model)
     for name in left_out:
-        seen.deregister_frame(posed[name].frame_id)
-    colours = colours_of(whole.vertex_cloud(), seen, args.images, found.side)
+        others.deregister_frame(posed[name].frame_id)
+    colours = colours_of(whole.vertex_cloud(), others, args.images, found.side)
     coloured = replace(whole, colours=colours)
     if args.pictures:
         make_folder(args.pictures)
@@ -181,9 +147,8 @@ def main() -> None:
         camera = found.model.cameras[posed[name].camera_id]
         drawings = [photo.astype(np.float64)]
         for kind, mesh in (("texture", with_texture), ("colours at vertices", coloured)):
-            view = View(camera, posed[name], photo.shape[:2])
-            view = view.of_mesh(mesh) if isinstance(mesh, Mesh) else view.of_textured(mesh)
-            figures, drawing = compared(*view.reduced(), photo.astype(np.float64))
+            seen = drawn(mesh, camera, posed[name], photo.shape[:2])
+            figures, drawing = compared(*seen, photo.astype(np.float64))
             rows[kind].append(figures)
             drawings.append(drawing)
         if args.pictures:

@@ -51,8 +51,6 @@ def decode(path: Path, grayscale: bool) -> tuple[np.ndarray, int]:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"Cannot read image {path}: {error.strerror or error}.") from error
-    if not data:
-        raise ImageError(f"Cannot read image {path}: the file is empty.")
     try:
         with open_image(io.BytesIO(data), path) as image, _memory_for(image, len(data)):
             deep = _sixteen_bit_colours(image, data)
@@ -116,10 +114,12 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
         path: its name, which matters for TGA alone.
 
     Raises:
-        ValueError: not one of the supported formats, or a kind of it that is not read.
+        ValueError: empty, not one of the supported formats, or a kind of it that is not read.
     """
     Image.init()
     start = file.read(16)
+    if not start:
+        raise ValueError("the file is empty")
     tga = path is not None and path.suffix.lower() in _TGA_SUFFIXES
     for name in (*_FORMATS, "TGA") if tga else _FORMATS:
         factory, accept = Image.OPEN[name]
@@ -190,10 +190,7 @@ def open_header(path: Path) -> Iterator[Image.Image]:
     with contextlib.ExitStack() as opened:
         try:
             require_file(path)
-            file = opened.enter_context(path.open("rb"))
-            if not file.peek(1):
-                raise ValueError("the file is empty")
-            image = open_image(file, path)
+            image = open_image(opened.enter_context(path.open("rb")), path)
         except Exception as error:  # decoders raise almost any exception on a damaged file
             reason = getattr(error, "strerror", None) or error
             raise ImageError(f"Cannot read image {path}: {reason}.") from error

@@ -10,8 +10,9 @@ propagation, as in Lempitsky and Ivanov, "Seamless Mosaicing of Image-Based Text
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -44,7 +45,8 @@ _ROUNDS = 30
 _INNER = np.vstack([0.8 * np.eye(3) + 0.2 / 3, np.full((1, 3), 1 / 3)])
 
 
-class Candidates(NamedTuple):
+@dataclass(frozen=True)
+class Candidates:
     """The photos that see each of T triangles best, K of them.
 
     Attributes:
@@ -102,11 +104,10 @@ class Candidates(NamedTuple):
 
     def costs(self) -> Array:
         """(T, K) cost of each candidate: 0 for the best one, infinite where there is none."""
-        there = self.photos >= 0
         best = self.scores.max(axis=1, keepdims=True)
         costs = 1 - self.scores / np.maximum(best, 1e-30)
-        costs += np.where(self._of_another_colour(there), _OTHER_COLOUR, 0)
-        return np.where(there, costs, np.inf)
+        costs += np.where(self._of_another_colour, _OTHER_COLOUR, 0)
+        return np.where(self.photos >= 0, costs, np.inf)
 
     def colours_in(self, photos: Array) -> Array:
         """(T, 3) the colours of the triangles in photos (T,), 0 where it is no candidate."""
@@ -115,12 +116,13 @@ class Candidates(NamedTuple):
 
     def usual_colours(self) -> Array:
         """(T, 3) the mean colours of the triangles in the photos that show the same as most."""
-        there = self.photos >= 0
-        shown = (there & ~self._of_another_colour(there))[..., None]
+        shown = ((self.photos >= 0) & ~self._of_another_colour)[..., None]
         return np.where(shown, self.colours, 0).sum(axis=1) / np.maximum(shown.sum(axis=1), 1)
 
-    def _of_another_colour(self, there: Array) -> Array:
+    @cached_property
+    def _of_another_colour(self) -> Array:
         """(T, K) bool: of three photos and more, those that show another colour than most."""
+        there = self.photos >= 0
         colours = np.where(there[..., None], self.colours, np.nan)
         several = there.sum(axis=1) >= 3
         other = np.zeros(there.shape, bool)
