@@ -55,8 +55,9 @@ def check_range(name: str, value: Any, least: float, below: float = math.inf) ->
         EdmHlocError: it names the setting and its value.
     """
     if isinstance(value, Real) and not least <= float(value) < below:  # NaN is in no range
-        limit = f" and below {below:,}" if below < math.inf else ""
-        raise EdmHlocError(f"{name} is {value!r}: it must be at least {least:,}{limit}.")
+        lower, upper = (f"{bound:,}".removesuffix(".0") for bound in (least, below))
+        limit = f" and below {upper}" if below < math.inf else ""
+        raise EdmHlocError(f"{name} is {value!r}: it must be at least {lower}{limit}.")
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -369,7 +369,8 @@ def test_what_the_command_line_says(
     assert "1 photos of the model or the queries\n  db/2.jpg" in capsys.readouterr().err
     assert not Path(out).exists()
     assert main(["inloc", str(inloc), out, "--max-error", "0"]) == 1
-    assert "max_error must be 0.1 to 1,048,576 px" in capsys.readouterr().err
+    message = "max_error is 0.0: it must be at least 0.1 and below 1,048,576."
+    assert message in capsys.readouterr().err
     assert main(["aachen", str(aachen), out, "--retrieval", "none.txt"]) == 1
     assert "No such retrieval file: none.txt" in capsys.readouterr().err
     poses, queries = str(aachen / "truth/queries/day.txt"), str(aachen / "images_upright/query")
