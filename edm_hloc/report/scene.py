@@ -21,6 +21,11 @@ _MIN_LONG_TRACKS = 300
 # Points farther outside the extent than this, as a multiple of its largest side, are left out.
 _MARGIN = 1.0
 _LOOK_DOWN = 0.2  # length of the mean horizontal direction of view, below which there is none
+_IN_COMMON = 0.3  # length of the median of directions, below which there is none
+_LYING = 0.2  # by which that of the photos' right edges is longer where all lie on their side
+_SAMPLES = 2000  # points
+_LEVEL = 0.05  # sine of the angle of a photo's side to the horizon, up to which it counts fully
+_KEPT_UP = 0.01  # weight of the photos' upper edges beside that of their horizontal sides
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class Scene:
 def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool = False) -> Scene:
     """Rotates, centres and scales points and cameras into the scene's frame.
 
-    Up is the mean direction of the cameras' upper image edges, the front is where they look.
+    Up is where the upper image edges of most cameras are, the front is where they look.
 
     Args:
         points: to draw.
@@ -214,13 +219,7 @@ def upright(views: Sequence[CameraView], xyz: np.ndarray, *, on_earth: bool) -> 
         return np.stack([np.cross(up, back), up, back])
     if not len(rotations):
         return np.diag([1.0, -1.0, -1.0])
-    up = -rotations[:, :, 1].mean(axis=0)
-    if np.linalg.norm(up) < 0.3 and len(xyz) > 3:
-        # the photos have no common up: take the direction in which the points extend least
-        spread = np.cov((xyz - np.median(xyz, axis=0)).T)
-        least = np.linalg.eigh(spread)[1][:, 0]
-        up = least if least @ up >= 0 else -least
-    up /= max(float(np.linalg.norm(up)), 1e-12)
+    up = _up(views, rotations, xyz)
     ahead = rotations[:, :, 2].mean(axis=0)
     ahead = ahead - up * (up @ ahead)
     if np.linalg.norm(ahead) < _LOOK_DOWN:  # the cameras look in all directions: take the first
@@ -229,6 +228,67 @@ def upright(views: Sequence[CameraView], xyz: np.ndarray, *, on_earth: bool) -> 
         ahead = np.cross(up, [1.0, 0.0, 0.0] if abs(up[0]) < 0.9 else [0.0, 1.0, 0.0])
     back = -ahead / np.linalg.norm(ahead)
     return np.stack([np.cross(up, back), up, back])
+
+
+def _up(views: Sequence[CameraView], rotations: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+    """(3,) unit vector that is up in most photos.
+
+    Of photos around an object that all lie on one side, the right edges have a direction in common
+    and the upper edges have none. It is up or down: the scene is farther away towards the sky.
+    """
+    up, right = _median(-rotations[:, :, 1]), _median(rotations[:, :, 0])
+    if np.linalg.norm(right) > np.linalg.norm(up) + _LYING:
+        up = right if _farther_right(views, rotations, xyz) else -right
+    elif np.linalg.norm(up) < _IN_COMMON:  # the photos have no common up
+        return _flattest(up, xyz)
+    return _levelled(up / np.linalg.norm(up), rotations)
+
+
+def _flattest(up: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+    """(3,) the direction in which points extend least, of two opposite ones that nearer to `up`."""
+    if len(xyz) < 4:
+        return up / np.linalg.norm(up) if up.any() else np.array([0.0, 0.0, 1.0])
+    least = np.linalg.eigh(np.cov((xyz - np.median(xyz, axis=0)).T))[1][:, 0]
+    return np.asarray(least if least @ up >= 0 else -least)
+
+
+def _levelled(up: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """(3,) the direction near `up` for which most photos have a horizontal side.
+
+    A camera that looks down is held level as well, but its upper edge is not up. Where the photos
+    look in one direction only, their sides leave open how far it is down, and `up` decides.
+    """
+    level = up
+    for _ in range(30):  # least squares, reweighted
+        x, y = rotations[:, :, 0], rotations[:, :, 1]
+        sides = np.where((abs(x @ level) <= abs(y @ level))[:, None], x, y)
+        weights = 1 / np.maximum(abs(sides @ level), _LEVEL)
+        squares = (weights[:, None] * sides).T @ sides / weights.sum()
+        least = np.linalg.eigh(squares + _KEPT_UP * (np.eye(3) - np.outer(up, up)))[1][:, 0]
+        level = least if least @ up >= 0 else -least
+    return np.asarray(level)
+
+
+def _median(directions: np.ndarray) -> np.ndarray:
+    """(3,) geometric median of unit vectors, which a few rotated photos do not tilt."""
+    median = directions.mean(axis=0)
+    for _ in range(100):  # Weiszfeld's iterations
+        weights = 1 / np.maximum(np.linalg.norm(directions - median, axis=1), 1e-6)
+        median = weights @ directions / weights.sum()
+    return np.asarray(median)
+
+
+def _farther_right(views: Sequence[CameraView], rotations: np.ndarray, xyz: np.ndarray) -> bool:
+    """Whether points in the photos' right parts are farther away than those in the left parts."""
+    some = xyz[:: max(1, len(xyz) // _SAMPLES)]
+    slopes = []
+    for view, rotation in zip(views, rotations, strict=True):
+        x, y, depth = ((some - view.cam_from_world.inverse().translation) @ rotation).T
+        half_width, half_height = upright_size(view.half_size, view.orientation)
+        seen = (depth > 0) & (abs(x) < half_width * depth) & (abs(y) < half_height * depth)
+        if np.count_nonzero(seen) > 3:
+            slopes.append(np.cov(x[seen] / depth[seen], np.log(depth[seen]))[0, 1])
+    return float(np.sum(slopes)) > 0
 
 
 def _extent(
