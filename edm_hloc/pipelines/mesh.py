@@ -115,7 +115,8 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
         if not needed.exists():
             raise EdmHlocError(
                 f"A mesh is made from all matches of a run, and there is no {needed}: give the "
-                "model of a run of `edm-hloc reconstruct`. COLMAP's own mesher takes other models."
+                "model of a run of `edm-hloc reconstruct`, or one that `refine-model` made of it "
+                "in the same folder. COLMAP's own mesher takes other models."
             )
     record = read_json_object(out / "run.json", "record of a run")
     masks = find_masks(recorded_folder(out, record, "masks"), sorted(posed_images(model)), images)

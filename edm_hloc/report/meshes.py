@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import make_folder, refuse_foreign, write_whole
 from edm_hloc.mapping.georeference import is_on_earth
@@ -67,11 +69,28 @@ def write_mesh(model: Path, images: Path, file: Path) -> WrittenMesh:
     views = upright_views(found.model, images)
     up = upright(views, found.cloud.points, on_earth=is_on_earth(model))
     written = WrittenMesh(len(textured), number, matches)
-    data = glb.mesh_glb(textured, up)
+    centres = np.array([view.cam_from_world.inverse().translation for view in views])
+    vertices = np.concatenate([textured.vertices, textured.rest.vertices])
+    within = taken_within(vertices @ up.T, centres @ up.T)
+    data = glb.mesh_glb(textured, up, two_sided=not within)
     write_whole(
         file, data if file.suffix.lower() == ".glb" else mesh_page(data, file.stem, written)
     )
     return written
+
+
+def taken_within(vertices: np.ndarray, centres: np.ndarray) -> bool:
+    """Whether most photos were taken inside what they show, as in a room or a courtyard.
+
+    Seen from outside its walls would hide it, were they shown from behind.
+
+    Args:
+        vertices: (N, 3) of the mesh, y up.
+        centres: (C, 3) of the cameras.
+    """
+    low, high = np.percentile(vertices, [2, 98], axis=0)
+    inside = ((low < centres) & (centres < high)).all(axis=1)
+    return bool(inside.mean() > 0.5)
 
 
 def mesh_page(data: bytes, title: str, written: WrittenMesh) -> str:

@@ -20,15 +20,16 @@ _VERTICES, _INDICES = 34962, 34963  # its buffer targets
 _CLAMPED = 33071  # its mode beyond the borders of a texture
 
 
-def mesh_glb(mesh: TexturedMesh, rotation: Array) -> bytes:
+def mesh_glb(mesh: TexturedMesh, rotation: Array, *, two_sided: bool = True) -> bytes:
     """The glTF file of a mesh, shown in its colours without light and shade.
 
     Args:
         mesh: with a vertex at least. Its middle becomes the origin, as coordinates on Earth are too
             large for single precision.
         rotation: (3, 3) glTF's frame (y up, z to the viewer) from that of the mesh.
+        two_sided: triangles are shown from behind as well.
     """
-    file = _File()
+    file = _File(two_sided)
     every = np.concatenate([mesh.vertices, mesh.rest.vertices])
     middle = (every.min(axis=0) + every.max(axis=0)) / 2
 
@@ -62,7 +63,8 @@ def mesh_glb(mesh: TexturedMesh, rotation: Array) -> bytes:
 class _File:
     """A glTF file in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, two_sided: bool) -> None:
+        self._two_sided = two_sided
         self.document: dict[str, Any] = {
             "asset": {"version": "2.0", "generator": "edm_hloc"},
             "extensionsUsed": ["KHR_materials_unlit"],
@@ -110,7 +112,7 @@ class _File:
         if texture is not None:
             surface["baseColorTexture"] = {"index": texture}
         entry = {
-            "doubleSided": True,
+            "doubleSided": self._two_sided,
             "extensions": {"KHR_materials_unlit": {}},
             "pbrMetallicRoughness": surface,
         }

@@ -452,4 +452,17 @@ def test_the_page_of_a_mesh_shows_its_texture_and_colours(browser: Browser, tmp_
     assert first == pytest.approx(second, abs=2)
     browser.js("document.getElementById('shade').click()")
     assert shown(-0.5, 1.5) == pytest.approx((200, 30, 30), abs=12)
+    # a room is looked into from outside: triangles that face away are not shown
+    behind = [triangles[:1], triangles[1:, ::-1]]
+    room = TexturedMesh(square, uv, behind, [page, page], rest)
+    path.write_text(
+        mesh_page(mesh_glb(room, np.eye(3), two_sided=False), "room", WrittenMesh(4, 8, 9)), "utf-8"
+    )
+    browser.open(path)
+    browser.js("document.querySelector('[data-view=front]').click()")
+    assert shown(0.5, 0.5) == pytest.approx((180, 180, 40), abs=12)
+    nothing = shown(-0.9, -1.5)  # beside the smaller square
+    assert shown(-0.5, 1.5) == pytest.approx(nothing, abs=2)
+    browser.js("document.getElementById('shade').click()")
+    assert shown(-0.5, 1.5) == pytest.approx(nothing, abs=2)
     assert not browser.console()

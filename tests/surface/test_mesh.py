@@ -16,6 +16,7 @@ from edm_hloc import cli
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.mapping.extension import frame_change
 from edm_hloc.pipelines.mesh import Surfaces
+from edm_hloc.report.meshes import taken_within
 from edm_hloc.surface.ply import Mesh, read_mesh
 from tests.scenes import TruthMatcher
 
@@ -107,6 +108,26 @@ def test_glb_is_upright(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert edges[np.argmax(counts)] < np.median(xyz[:, 1])
     plain = read_mesh(run / "mesh.ply").vertices
     assert np.ptp(xyz, axis=0).prod() != pytest.approx(np.ptp(plain, axis=0).prod())
+
+
+def test_a_refined_model_in_the_folder_of_the_run_has_a_mesh(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(run, out)
+    model = read_model(out / "model")
+    model.transform(pycolmap.Sim3d(2.0, pycolmap.Rotation3d(), np.zeros(3)))
+    (out / "refined").mkdir()
+    model.write(out / "refined")
+    extents = []
+    for name in ("model", "refined"):
+        assert cli.main(["mesh", str(out / name), str(tmp_path / "a.ply")]) == 0
+        extents.append(np.ptp(np.percentile(read_mesh(tmp_path / "a.ply").vertices, [5, 95], 0), 0))
+    assert extents[1] == pytest.approx(2 * extents[0], rel=0.05)
+
+
+def test_rooms_are_those_that_most_photos_were_taken_in() -> None:
+    walls = np.random.default_rng(0).uniform(-1, 1, (3000, 3))
+    assert taken_within(walls, np.array([[0, 0, 0], [0.5, -0.5, 0.3], [0, 2.0, 0]]))
+    assert not taken_within(walls, np.array([[0, 0, 1.5], [0, 0, 0], [-3.0, 0, 0]]))
 
 
 def test_points_have_normals_towards_the_cameras(run: Path, tmp_path: Path) -> None:

@@ -51,8 +51,9 @@
       };
       attribute("position", primitive.attributes.POSITION);
       geometry.setIndex(new THREE.BufferAttribute(file.values(primitive.indices)[0], 1));
-      const material = new THREE.MeshBasicMaterial({ side: THREE.DoubleSide });
-      const texture = file.document.materials[primitive.material].pbrMetallicRoughness.baseColorTexture;
+      const described = file.document.materials[primitive.material];
+      const material = new THREE.MeshBasicMaterial(described.doubleSided ? { side: THREE.DoubleSide } : {});
+      const texture = described.pbrMetallicRoughness.baseColorTexture;
       if (texture) {
         attribute("uv", primitive.attributes.TEXCOORD_0);
         material.map = new THREE.Texture(await file.picture(texture.index));
@@ -108,7 +109,7 @@
         colours.fill(0.12 + 0.8 * (0.5 + 0.5 * light) ** 2, 3 * i, 3 * i + 3);
       });
       geometry.setAttribute("color", new THREE.BufferAttribute(colours, 3));
-      return new THREE.Mesh(geometry, new THREE.MeshBasicMaterial({ vertexColors: true, side: THREE.DoubleSide }));
+      return new THREE.Mesh(geometry, new THREE.MeshBasicMaterial({ vertexColors: true, side: part.material.side }));
     });
   }
 
