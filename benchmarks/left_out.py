@@ -31,7 +31,7 @@ from sift_files import write_sift
 from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.images.cameras import cameras_of_same_size
+from edm_hloc.images.cameras import possible_cameras
 from edm_hloc.keypoints.aggregation import KeypointFiles, ReferenceFiles, aggregate
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.queries import Queries, localize_queries
@@ -145,7 +145,7 @@ def localize(
     seconds = time.monotonic() - start
     guesses = {name: _guess(camera) for name, camera in cameras.items()}
     unknown = replace(with_all, cameras=guesses, uncalibrated=left_out)
-    perhaps = cameras_of_same_size(images, left_out, points.cameras(kept))
+    perhaps = possible_cameras(images, left_out, points.cameras(kept))
     found = [
         *zip(["none"] * len(answers), answers, strict=True),
         *(
