@@ -87,7 +87,7 @@ def _place_viewer(
     right /= np.linalg.norm(right)
     R = np.stack([right, -np.cross(back, right), -back])
     focal = min(size) / 2 / np.tan(np.radians(_FIELD_OF_VIEW / 2))
-    xyz = scene.points.xyz
+    xyz = scene.points.xyz[scene.framed]
     if len(xyz) > 20_000:
         xyz = xyz[:: len(xyz) // 20_000]
     rotated = xyz @ R.T

@@ -195,7 +195,7 @@ def _scene_data(facts: RunFacts, scene: Scene, notes: list[str]) -> dict[str, An
 
     A minimum track length then selects the first points of the list.
     """
-    points = scene.points
+    points, framed = scene.points, scene.framed
     rng = np.random.default_rng(0)
     order = np.lexsort((rng.random(len(points)), -points.tracks))
     if len(order) > MAX_POINTS:
@@ -204,7 +204,7 @@ def _scene_data(facts: RunFacts, scene: Scene, notes: list[str]) -> dict[str, An
             "longest tracks."
         )
         order = order[:MAX_POINTS]
-    points = points[order]
+    points, framed = points[order], framed[order]
     if scene.hidden:
         notes.append(
             f"{scene.hidden:,} points lie far outside the model and are not shown in the 3D view."
@@ -218,6 +218,7 @@ def _scene_data(facts: RunFacts, scene: Scene, notes: list[str]) -> dict[str, An
         "extent": extent,
         "xyz": pack((points.xyz / max(extent, 1e-12) * 32767).round().astype("<i2").tobytes()),
         "colors": pack(points.colors.tobytes()),
+        "framed": pack(framed.astype("u1").tobytes()),
         # [[5, 120], [4, 400], …]: 120 points have tracks of 5 photos or more, 400 of 4 or more, …
         "tracks": [[int(-t), int(c)] for t, c in zip(tracks, counts, strict=True)],
         "frustum": scene.frustum,

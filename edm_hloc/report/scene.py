@@ -24,6 +24,11 @@ _LOOK_DOWN = 0.2  # length of the mean horizontal direction of view, below which
 _IN_COMMON = 0.3  # length of the median of directions, below which there is none
 _LYING = 0.2  # by which that of the photos' right edges is longer where all lie on their side
 _SAMPLES = 2000  # points
+_LEAST_AROUND = 8  # cameras that go around something,
+_PARALLEL = 1e3  # condition, from which on their optical axes meet nowhere,
+_FACED = 0.95  # median cosine of the angle between them and the direction of the place they meet,
+_AROUND = 0.5  # length of the mean of these directions, and
+_NEAR = 1.5  # of the median distance, up to which points belong to it
 _LEVEL = 0.05  # sine of the angle of a photo's side to the horizon, up to which it counts fully
 _KEPT_UP = 0.01  # weight of the photos' upper edges beside that of their horizontal sides
 
@@ -142,6 +147,8 @@ class Scene:
         sizes: (C, 2) half width and half height of the image planes at depth 1.
         frustum: depth at which the image planes are drawn.
         scale: scene units per unit of the model.
+        framed: (N,) bool, the points that a picture of all is fitted to: those near what the
+            cameras go around, where they do, and all others as well where they do not.
     """
 
     points: Points
@@ -153,6 +160,7 @@ class Scene:
     sizes: np.ndarray
     frustum: float
     scale: float
+    framed: np.ndarray
 
 
 def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool = False) -> Scene:
@@ -179,9 +187,9 @@ def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool =
     radius = float(np.linalg.norm(high - low)) / 2
     scale = 1.0 / radius if radius > 0 else 1.0
     shown = points[keep]
-    centres = (centres - centre) * scale
+    centres, xyz = (centres - centre) * scale, (xyz[keep] - centre) * scale
     return Scene(
-        points=Points((xyz[keep] - centre) * scale, shown.colors, shown.tracks, shown.errors),
+        points=Points(xyz, shown.colors, shown.tracks, shown.errors),
         hidden=int((~finite).sum() + (~keep).sum()),
         names=[view.name for view in views],
         kinds=[view.kind for view in views],
@@ -190,6 +198,7 @@ def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool =
         sizes=np.array([upright_size(v.half_size, v.orientation) for v in views]).reshape(-1, 2),
         frustum=_frustum_depth(centres),
         scale=scale,
+        framed=_framed(xyz, centres, rotations),
     )
 
 
@@ -316,6 +325,27 @@ def _extent(
         low_c, high_c = np.percentile(centres, _EXTENT_PERCENTILES, axis=0)
         everything = np.concatenate([low_c[None], high_c[None], *corners[1:]])
     return keep, everything.min(axis=0), everything.max(axis=0)
+
+
+def _framed(xyz: np.ndarray, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """(N,) bool, see `Scene`. The buildings behind a statue would make it a speck."""
+    everything = np.ones(len(xyz), bool)
+    if len(centres) < _LEAST_AROUND:
+        return everything
+    ahead = rotations[:, :, 2]
+    across = np.eye(3) - ahead[:, :, None] * ahead[:, None, :]
+    squares = across.sum(axis=0)
+    if np.linalg.cond(squares) > _PARALLEL:
+        return everything
+    # the point nearest to all optical axes
+    middle = np.linalg.solve(squares, np.einsum("nij,nj->i", across, centres))
+    towards = middle - centres
+    distances = np.maximum(np.linalg.norm(towards, axis=1), 1e-12)
+    directions = towards / distances[:, None]
+    faced = np.median(np.sum(directions * ahead, axis=1)) > _FACED
+    around = np.linalg.norm(directions.mean(axis=0)) < _AROUND
+    near = np.linalg.norm(xyz - middle, axis=1) < _NEAR * np.median(distances)
+    return near if faced and around and near.any() else everything
 
 
 def _frustum_depth(centres: np.ndarray) -> float:

@@ -59,3 +59,21 @@ def test_cameras_that_look_down_from_one_side_do_not_tilt_the_scene(down: float)
     views = [_view(a, down=down, roll=rng.normal(0, 1)) for a in np.linspace(-60, 60, 13)]
     assert _tilt(_world(), views) < 3.0
     assert _tilt(_world(), views[:1]) == pytest.approx(down, abs=3)  # one photo cannot tell
+
+
+def test_pictures_show_what_the_cameras_go_around() -> None:
+    points = _world()
+    of_object = np.arange(len(points)) >= 6000
+    around = build_scene(points, [_view(azimuth) for azimuth in range(0, 360, 30)])
+    assert around.framed[of_object].all()
+    assert not around.framed[3000:6000].any()  # walls beyond the cameras
+    from_one_side = build_scene(points, [_view(azimuth) for azimuth in range(-50, 51, 10)])
+    assert from_one_side.framed.all()
+    outwards = [_view(azimuth) for azimuth in range(0, 360, 30)]
+    turn = pycolmap.Rotation3d(np.array([0.0, 1.0, 0.0, 0.0]))  # by 180° about the camera's y axis
+    for view in outwards:
+        rotation = turn * view.cam_from_world.rotation
+        centre = view.cam_from_world.inverse().translation
+        view.cam_from_world.rotation = rotation
+        view.cam_from_world.translation = -(rotation * centre)
+    assert build_scene(points, outwards).framed.all()

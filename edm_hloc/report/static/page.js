@@ -667,12 +667,14 @@
     const everything = new THREE.Vector3(0, 0, 0);
     let standing = null; // direction of the view selected by a button, until the user moves
     for (const kind of ["wheel", "keydown"]) canvas.addEventListener(kind, () => { standing = null; });
-    // a sample of the points; a view must contain it and all cameras
+    // a sample of the points that are to be framed; a view must contain it and all cameras
     const framed = [];
     if (cloud) {
       const xyz = cloud.geometry.getAttribute("position");
-      const step = Math.max(1, Math.floor(data.count / 2000));
-      for (let i = 0; i < data.count; i += step) framed.push(new THREE.Vector3().fromBufferAttribute(xyz, i).multiplyScalar(data.extent));
+      const marks = bytes(data.framed), wanted = [];
+      marks.forEach((mark, i) => { if (mark) wanted.push(i); });
+      const step = Math.max(1, Math.floor(wanted.length / 2000));
+      for (let i = 0; i < wanted.length; i += step) framed.push(new THREE.Vector3().fromBufferAttribute(xyz, wanted[i]).multiplyScalar(data.extent));
     }
     function stand(direction) {
       standing = direction;
