@@ -58,6 +58,15 @@ OUTPUTS = {"POSES", "RUN", "RUN2", "O", "VIEWS"}  # and OUT…
 # Commands that take long even on small data, or need what only the network or nobody has here; they
 # are parsed. Those with "run" run in the slow test.
 ONLY_PARSED = {
+    "edm-hloc mesh OUT mesh.html": "run",
+    "edm-hloc evaluate homography HPATCHES": "run",
+    "edm-hloc mesh OUT mesh.ply": "run",
+    "edm-hloc reconstruct walk OUT3": "run",
+    "edm-hloc refine-poses transforms.json IMAGES OUT_POSES": "run",
+    "edm-hloc reconstruct IMAGES OUT2 --workers auto": "run",
+    "edm-hloc match-shard OUT3 --all": "run",
+    "edm-hloc merge OUT3": "run",
+    "edm-hloc localize OUT3/model": "run",
     "edm-hloc aachen": "run",
     "edm-hloc inloc": "run",
     "edm-hloc synth": "run",

@@ -19,16 +19,19 @@ def register(command: options.AddCommand) -> None:
 
 
 def _weights(args: argparse.Namespace) -> None:
-    from edm_hloc.models import weights
+    from edm_hloc.models.registry import REGISTRY
 
     if args.action != "list" and args.name is None:
-        raise EdmHlocError(f"Which weights? Known names: {', '.join(weights.REGISTRY)}.")
+        raise EdmHlocError(f"Which weights? Known names: {', '.join(REGISTRY)}.")
     if args.action == "list":
-        for entry in weights.REGISTRY.values():
+        for entry in REGISTRY.values():
             state = f"at {entry.path}" if entry.path.is_file() else "not on this computer"
             print(f"{entry.name:<12}{entry.architecture:<7}{entry.licence:<12}{state}")
             print(f"{'':<12}{entry.description}")
-    elif args.action == "pull":
+        return
+    from edm_hloc.models import weights  # and torch
+
+    if args.action == "pull":
         print(f"Weights     {args.name} are at {weights.pull(args.name)}")
     else:
         print(f"Weights     {args.name} are as they should be: SHA-256 {weights.verify(args.name)}")

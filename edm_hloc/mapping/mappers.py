@@ -175,7 +175,10 @@ def _without_turned(
         names = {image.image_id: image.name for image in db.read_all_images()}
         for found in models:
             posed = posed_images(found.model)
-            if only_turned(db, known, {image.image_id for image in posed.values()}):
+            # Of all photos it was asked before they were mapped.
+            if len(posed) < len(names) and only_turned(
+                db, known, {image.image_id for image in posed.values()}
+            ):
                 turned |= posed.keys()
             else:
                 kept.append(found)

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.progress import track
 from edm_hloc.images.load import load_photo
-from edm_hloc.models.weights import cache_directory, download, file_sha256
+from edm_hloc.models.registry import cache_directory
+from edm_hloc.models.weights import download, file_sha256
 from edm_hloc.pairs.descriptors import RetrievalImages, new_descriptors
 
 _REPOSITORY = "gmberton/MegaLoc"

@@ -21,7 +21,7 @@ from edm_hloc.base.fingerprint import file_stamp
 from edm_hloc.base.storage import Store
 from edm_hloc.images.roots import ImageRoot
 from edm_hloc.matchers.base import Matcher
-from edm_hloc.models.weights import cache_directory
+from edm_hloc.models.registry import cache_directory
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.plan_folder import (
     PLAN_FOLDER,

@@ -16,6 +16,7 @@ from edm_hloc.base.h5 import AtomicH5
 from edm_hloc.cli import main
 from edm_hloc.mapping.output import new_model_folder
 from edm_hloc.models import weights
+from edm_hloc.models.registry import cache_directory
 from edm_hloc.pipelines.run import Run
 from tests.fakes import FakeMatcher
 
@@ -105,9 +106,9 @@ def test_weights_without_a_home_or_with_an_unreadable_cache(
     monkeypatch.setattr(Path, "home", nowhere)
     monkeypatch.delenv("EDM_HLOC_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert weights.cache_directory() == tmp_path / "edm_hloc"
+    assert cache_directory() == tmp_path / "edm_hloc"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert weights.cache_directory().name == "edm_hloc"
+    assert cache_directory().name == "edm_hloc"
 
     is_file = Path.is_file
 

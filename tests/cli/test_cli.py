@@ -118,12 +118,14 @@ def test_help_names_the_pairs_that_a_command_matches_by_default(command: str, de
 
 
 def test_help_is_quick_and_the_module_runs() -> None:
-    """No torch, no pycolmap for --help."""
+    """No torch, no pycolmap for --help; no torch for a list of weights."""
     code = (
         "import sys, edm_hloc.cli as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'torch', 'pycolmap', 'cv2'} & sys.modules.keys()"
+        "assert not {'torch', 'pycolmap', 'cv2'} & sys.modules.keys()\n"
+        "assert c.main(['weights', 'list']) == 0\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     version = subprocess.run(
@@ -215,6 +217,7 @@ def test_reconstruct_and_compare(
     assert "0 pairs now, 21 before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_reconstruct_with_the_shipped_weights(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -566,13 +569,16 @@ KILLED = {
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_kill_leaves_no_stack_trace(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "commands", [["export-model M F.ply"], pytest.param(list(KILLED), marks=pytest.mark.slow)]
+)
+def test_a_kill_leaves_no_stack_trace(commands: list[str], tmp_path: Path) -> None:
     """Each command in a child of one process, which has imported what takes seconds."""
+    heavy = ("evaluation.pose", "pipelines.localize", "pipelines.reconstruct", "refinement.load")
+    imports = ", ".join(f"edm_hloc.{module}" for module in heavy if len(commands) > 1)
     program = (
-        "import importlib, os, signal, sys\n"
+        f"import importlib, os, signal, sys, {imports or 'edm_hloc'}\n"
         "from edm_hloc import cli\n"
-        "import edm_hloc.evaluation.pose, edm_hloc.pipelines.localize\n"
-        "import edm_hloc.pipelines.reconstruct, edm_hloc.refinement.load\n"
         "places = [word.rpartition('.') for word in sys.argv[2::2]]\n"
         "modules = [importlib.import_module(f'edm_hloc.{module}') for module, _, _ in places]\n"
         "for command, module, (_, _, name) in zip(sys.argv[1::2], modules, places):\n"
@@ -584,14 +590,15 @@ def test_a_kill_leaves_no_stack_trace(tmp_path: Path) -> None:
         "    status = os.waitpid(child, 0)[1]\n"
         "    print(command, os.WIFSIGNALED(status) and os.WTERMSIG(status), flush=True)\n"
     )
-    words = [word for item in KILLED.items() for word in item]
+    words = [word for command in commands for word in (command, KILLED[command])]
     command = [sys.executable, "-c", program, *words]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.stderr == ""
-    said = [f"{command} {int(signal.SIGTERM)}" for command in KILLED]
+    said = [f"{command} {int(signal.SIGTERM)}" for command in commands]
     assert [line for line in ended.stdout.splitlines() if line[-2:] == "15"] == said
 
 
+@pytest.mark.slow
 def test_training_needs_no_pycolmap() -> None:
     program = (
         "import sys\n"

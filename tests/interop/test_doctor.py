@@ -122,7 +122,7 @@ def test_our_own_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("pycolmap_source", "said"),
     [
-        ("__version__ = '0.6.0'", "pycolmap      0.6.0"),
+        pytest.param("__version__ = '0.6.0'", "pycolmap      0.6.0", marks=pytest.mark.slow),
         ("raise ImportError('libcudart.so.12 is missing')", "cannot be imported: libcudart.so.12"),
         ("", "pycolmap      "),
     ],

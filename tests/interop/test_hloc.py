@@ -54,7 +54,7 @@ def assert_same_files(theirs: tuple[Path, Path], ours: tuple[Path, Path], pairs:
     assert number > 100
 
 
-@pytest.mark.parametrize("preset", ["edm", "edm_aachen"])
+@pytest.mark.parametrize("preset", ["edm", pytest.param("edm_aachen", marks=pytest.mark.slow)])
 def test_with_the_real_hloc(hloc: Any, preset: str, scene: Path, tmp_path: Path) -> None:
     """The same raw matches give the same files, and both sides can use the other's."""
     from hloc import localize_sfm, triangulation

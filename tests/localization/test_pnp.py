@@ -45,7 +45,7 @@ def test_the_loss_is_as_narrow_as_the_matches_are_exact(cloud: np.ndarray) -> No
     assert (_off(answer.pose) < 0.2 * _off(of_colmap["cam_from_world"])).all()
 
 
-@pytest.mark.parametrize("sigma", [0.3, 3.0])
+@pytest.mark.parametrize("sigma", [pytest.param(0.3, marks=pytest.mark.slow), 3.0])
 def test_deviations_are_those_of_repeated_measurements(cloud: np.ndarray, sigma: float) -> None:
     """Also where errors are larger than the loss ever is wide."""
     rng = np.random.default_rng(2)

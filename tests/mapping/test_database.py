@@ -136,7 +136,15 @@ except EdmHlocError as error:
 
 
 @posix_only
-@pytest.mark.parametrize("limit", [0, 4096, 100_000, 800_000])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        pytest.param(0, marks=pytest.mark.slow),
+        4096,
+        pytest.param(100_000, marks=pytest.mark.slow),
+        800_000,
+    ],
+)
 def test_a_quota_is_one_sentence_and_leaves_nothing(
     scene: Scene, tmp_path: Path, limit: int
 ) -> None:

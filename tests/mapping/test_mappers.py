@@ -244,7 +244,9 @@ def test_half_a_model_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not summary.undistorted
 
 
-@pytest.mark.parametrize(("wrong", "mappings"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("wrong", "mappings"), [pytest.param(1, 1, marks=pytest.mark.slow), (2, 2)]
+)
 def test_one_impossible_camera_of_many_is_no_reason_to_map_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, mappings: int
 ) -> None:

@@ -25,7 +25,7 @@ def cropped(folder: Path, zoom: float = 8 / 7) -> Scene:
     return make_scene(folder, NAMES, cameras=[lens(), lens(zoom)], noise=0.3, exif=exif(31))
 
 
-@pytest.mark.parametrize("mapper", ["incremental", "global"])
+@pytest.mark.parametrize("mapper", ["incremental", pytest.param("global", marks=pytest.mark.slow)])
 def test_cropped_photos_of_equal_exif_data_are_told_apart(tmp_path: Path, mapper: str) -> None:
     scene = cropped(tmp_path)
     assert build(scene, tmp_path / "d.db").cameras == 1

@@ -41,6 +41,7 @@ def two_places(folder: Path, *names: list[str]) -> list[Scene]:
     return scenes
 
 
+@pytest.mark.slow
 def test_a_place_without_distortion_beside_a_larger_one_that_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def larger(focal: float = 1.0) -> pycolmap.Camera:
     return pycolmap.Camera(model="SIMPLE_RADIAL", width=720, height=480, params=params)
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("told", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_photos_of_each_size_share_a_camera(tmp_path: Path, told: bool) -> None:
     """Of two sizes, or of one where the cameras of the others are known."""
     scene = make_scene(tmp_path, NAMES, cameras=[lens(), larger()])

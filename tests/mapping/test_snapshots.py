@@ -70,7 +70,7 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("damage", [False, True])
+@pytest.mark.parametrize("damage", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_mapping_goes_on_from_the_last_whole_snapshot(
     large: tuple[Scene, Path],
     tmp_path: Path,

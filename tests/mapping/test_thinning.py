@@ -154,7 +154,7 @@ def test_distortion_waits_where_each_photo_has_a_camera(
     assert_near_truth(many, tmp_path / "m", rotation=0.3, position=0.5)
 
 
-@pytest.mark.parametrize("begun", [1.0, 13.0])
+@pytest.mark.parametrize("begun", [1.0, pytest.param(13.0, marks=pytest.mark.slow)])
 def test_cameras_that_completion_spoils_are_completed_without_distortion(
     many: Scene,
     database: Path,

@@ -11,6 +11,7 @@ from edm_hloc.base.colmap import open_database
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
 from edm_hloc.images.cameras import CameraOptions
+from edm_hloc.mapping import mappers
 from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import parts_folder
@@ -19,13 +20,14 @@ from tests.mapping.walk import Walk
 
 THREADS = MappingOptions(threads=1)
 GLOBAL = MappingOptions(threads=1, mapper="global")
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 
 
 def around(rng: np.random.Generator, thickness: float) -> np.ndarray:
     return rng.uniform(-1, 1, (5000, 3)) * [12, 9, thickness] + [0, 0, 10]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("known", "distortion", "options"),
     [(False, 0.0, THREADS), (True, -0.08, THREADS), (False, -0.08, THREADS), (True, 0.0, GLOBAL)],
@@ -41,8 +43,8 @@ def test_a_camera_that_only_turned_gives_no_model(
     assert not (tmp_path / "w" / "model").exists()
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("focal", [3.5, 5.0, 6.5])
+@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize("focal", [3.5, pytest.param(5.0, marks=pytest.mark.slow), 6.5])
 def test_a_panorama_through_a_tele_lens_gives_no_model(
     tmp_path: Path, seed: int, focal: float
 ) -> None:
@@ -69,7 +71,7 @@ def test_a_camera_on_a_rail_along_a_flat_wall_did_not_turn(tmp_path: Path, jitte
         assert not only_turned(db)
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_part_only_turned_and_one_moved(tmp_path: Path, known: bool) -> None:
     """The part that moved is the model; the photos of the other are named."""
     rng = np.random.default_rng(4)
@@ -90,11 +92,13 @@ def test_one_part_only_turned_and_one_moved(tmp_path: Path, known: bool) -> None
     assert set(walk.mapped.unregistered) == set(walk.names[:5])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("thickness", [0.0, 3.0])
 def test_a_camera_that_moved_along_a_wall_gives_its_model(
-    tmp_path: Path, seed: int, thickness: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, thickness: float
 ) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(mappers, "only_turned", lambda *a: asked.append(a) or only_turned(*a))
     rng = np.random.default_rng(seed)
     steps = np.arange(-2, 3)
     centres = rng.normal(0, 0.3, (5, 3)) + np.outer(steps, [1.0, 0.0, 0.0])
@@ -102,6 +106,7 @@ def test_a_camera_that_moved_along_a_wall_gives_its_model(
     walk = Walk(tmp_path / "w", around(rng, thickness), turns, centres)
     imported, out = walk.map(THREADS, known=True)
     assert imported.still == ()
+    assert len(asked) == 1  # not again of a model of all photos
     found = compare(out, tmp_path / "w" / "truth")
     assert found.registered == 5
     assert found.rotation_max < 0.5

@@ -42,7 +42,7 @@ def walls_between(a: int, b: int) -> int:
     return int(np.sign(ahead)) * ((abs(ahead) + 1) // 4)
 
 
-def courtyard(folder: Path, alike_share: float = 1.0, apart: int = 0) -> Path:
+def courtyard(folder: Path, alike_share: float = 1.0, apart: int = 0, points: int = 300) -> Path:
     """Keypoints and matches of photos that look at four equal walls from the middle.
 
     Each wall has what all have, and three pictures of its own that hide some of it. Photos are
@@ -52,23 +52,26 @@ def courtyard(folder: Path, alike_share: float = 1.0, apart: int = 0) -> Path:
         folder: for all files.
         alike_share: share of what is equal that is matched between photos of different walls.
         apart: so many of the last photos have such matches alone with the others.
+        points: of what all walls have; the pictures of each have four tenths as many more.
     """
     rng = np.random.default_rng(0)
     wall = np.column_stack(
         [
-            rng.uniform(-HALF, HALF, 600),
-            rng.uniform(-2.5, 2.5, 600),
-            HALF - rng.uniform(0, 0.8, 600),
+            rng.uniform(-HALF, HALF, points),
+            rng.uniform(-2.5, 2.5, points),
+            HALF - rng.uniform(0, 0.8, points),
         ]
     )
     hidden = (np.abs((wall[:, 0] + 6) % 4 - 2) < 0.9) & (wall[:, 1] > -0.1)
     wall = wall[~hidden]
-    points: list[np.ndarray] = []
+    number = 3 * (points * 2 // 15)  # of the points of three pictures
+    walls: list[np.ndarray] = []
     for k in range(4):
-        x = np.repeat([-4.0, 0.0, 4.0], 80) + rng.uniform(-0.8, 0.8, 240)
-        own = np.column_stack([x, rng.uniform(0, 2.4, 240), HALF - rng.uniform(0.2, 1, 240)])
-        points.append(quarter_turns(np.concatenate([wall, own]), k))
-    xyz, on_wall = np.concatenate(points), len(points[0])
+        x = np.repeat([-4.0, 0.0, 4.0], number // 3) + rng.uniform(-0.8, 0.8, number)
+        height, depth = rng.uniform(0, 2.4, number), rng.uniform(0.2, 1, number)
+        own = np.column_stack([x, height, HALF - depth])
+        walls.append(quarter_turns(np.concatenate([wall, own]), k))
+    xyz, on_wall = np.concatenate(walls), len(walls[0])
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(CAMERA)
     shown: list[np.ndarray] = []
@@ -156,10 +159,11 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     assert len(find_conflicts(read_model(tmp_path / "folded"), walls).pairs) > 10
 
 
+@pytest.mark.slow
 def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walls = courtyard(tmp_path, alike_share=0.25)
+    walls = courtyard(tmp_path, alike_share=0.25, points=600)
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
@@ -177,11 +181,12 @@ def test_weaker_pairs_of_equal_walls_are_left_out_where_the_matches_contradict_t
     assert len(misplaced_photos([read_model(tmp_path / "folded")], walls, THREADS.min_inliers)) > 3
 
 
+@pytest.mark.slow
 def test_right_parts_are_taken_in_place_of_a_wrong_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but pairs of equal walls connects six of the photos with the others."""
-    walls = courtyard(tmp_path, alike_share=0.25, apart=6)
+    walls = courtyard(tmp_path, alike_share=0.25, apart=6, points=600)
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)
@@ -210,11 +215,12 @@ def test_pairs_of_places_show_clearly_more_than_those_that_disagree() -> None:
     assert pairs_of_places(even, counts | dict.fromkeys(even, 1), [(4, 1)]) is None
 
 
+@pytest.mark.slow
 def test_places_that_only_look_alikes_connect_become_models_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six of the photos match the others as if each showed the same wall, and at all its points."""
-    walls = courtyard(tmp_path, apart=6)
+    walls = courtyard(tmp_path, apart=6, points=600)
     monkeypatch.setattr(ChosenTracks, "_by_strongest_pairs", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_by_trusted_pairs", lambda *_: None)
     summary = map_database(walls, tmp_path / "images", tmp_path / "m", THREADS)

@@ -461,7 +461,14 @@ class BatchedMatcher(FakeMatcher):
         return super().encode_batch(images)
 
 
-@pytest.mark.parametrize(("room", "largest"), [(1200, 3), (800, 2), (300, 2)])
+@pytest.mark.parametrize(
+    ("room", "largest"),
+    [
+        (1200, 3),
+        pytest.param(800, 2, marks=pytest.mark.slow),
+        pytest.param(300, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_gpu_encodes_photos_in_batches(
     photos: Path, tmp_path: Path, room: int, largest: int
 ) -> None:

@@ -119,6 +119,7 @@ def test_masks_that_leave_nothing_are_named(scene: Path, tmp_path: Path) -> None
             )
 
 
+@pytest.mark.slow
 def test_a_reconstruction_without_the_left_half(scene: Path, tmp_path: Path) -> None:
     names = find_images(scene / "images")
     pairs = list(itertools.combinations(names, 2))

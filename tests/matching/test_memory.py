@@ -50,10 +50,11 @@ print(matching, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's peak of memory")
 @pytest.mark.parametrize(
     ("images", "fewer", "more"),
-    [(100, 300, 1200), pytest.param(1000, 2000, 12000, marks=pytest.mark.slow)],
+    [(100, 300, 1200), (1000, 2000, 12000)],
 )
 def test_memory_does_not_grow_with_the_pairs(
     images: int, fewer: int, more: int, tmp_path: Path

@@ -53,7 +53,7 @@ def matcher(threads: int, refined: bool) -> Matcher:
     return RefinedMatcher(network, RefinementConfig(), SecondLookConfig())
 
 
-@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("refined", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_any_number_of_threads_gives_the_same_bits(
     refined: bool, photos: Path, tmp_path: Path
 ) -> None:

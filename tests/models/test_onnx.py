@@ -62,6 +62,7 @@ def views(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.
     return scene[..., :width], scene[..., 32:width].contiguous()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("shape", [(64, 96, 1), (192, 160, 1), (96, 224, 3)])
 def test_same_matches_as_pytorch(
@@ -89,6 +90,7 @@ def test_same_matches_as_pytorch(
         assert (distance < 1e-3).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_the_check_of_the_export(exported: tuple[Path, OnnxSummary]) -> None:
     _, summary = exported
     assert summary.feature_error < 1e-4
@@ -97,6 +99,7 @@ def test_the_check_of_the_export(exported: tuple[Path, OnnxSummary]) -> None:
     assert all(path.is_file() for path in summary.paths)
 
 
+@pytest.mark.slow
 def test_few_cells_and_limits(exported: tuple[Path, OnnxSummary]) -> None:
     """An image of fewer cells than K; and calls that the graphs were not made for."""
     graphs = OnnxEDM(exported[0], CPU)
@@ -115,6 +118,7 @@ def test_few_cells_and_limits(exported: tuple[Path, OnnxSummary]) -> None:
         OnnxEDM(exported[0], torch.device("mps"))
 
 
+@pytest.mark.slow
 def test_other_weights_and_damaged_graphs(
     exported: tuple[Path, OnnxSummary], tmp_path: Path
 ) -> None:
@@ -135,6 +139,7 @@ def test_other_weights_and_damaged_graphs(
             EDMMatcher(EDMMatcherConfig(given, device="cpu", onnx=exported[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [ENCODE, MATCH])
 def test_a_graph_with_a_bit_turned_is_refused(
     name: str, exported: tuple[Path, OnnxSummary], tmp_path: Path
@@ -193,6 +198,7 @@ def shares_in_common(first: Path, second: Path) -> list[float]:
     return shares
 
 
+@pytest.mark.slow
 def test_matcher_encodes_with_the_graph(
     trained: Path, exported: tuple[Path, OnnxSummary], photos: Path, tmp_path: Path
 ) -> None:
@@ -240,6 +246,7 @@ def with_tensorrt_for_cpu(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 TENSORRT_AND_CPU = [TENSORRT, "CPUExecutionProvider"]
 
 
+@pytest.mark.slow
 def test_matching_with_tensorrt_is_noted(
     trained: Path, exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +258,7 @@ def test_matching_with_tensorrt_is_noted(
     assert graphs.provenance == {**EDMMatcher(config).provenance, "graphs_topk": 400}
 
 
+@pytest.mark.slow
 def test_what_onnx_runtime_was_built_with_is_not_what_runs(
     exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +272,7 @@ def test_what_onnx_runtime_was_built_with_is_not_what_runs(
         OnnxEDM(exported[0], torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_engines_of_tensorrt_are_of_the_device_and_the_graph(
     exported: tuple[Path, OnnxSummary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +300,7 @@ def half_is_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]
     return [runtime.told[name][TENSORRT]["trt_fp16_enable"] for name in (ENCODE, MATCH)]
 
 
+@pytest.mark.slow
 def test_full_precision_stays_so_with_tensorrt(
     exported: tuple[Path, OnnxSummary], monkeypatch: pytest.MonkeyPatch
 ) -> None:

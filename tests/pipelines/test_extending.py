@@ -29,7 +29,9 @@ from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from tests.scenes import TruthMatcher
 
-CONFIG = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
+CONFIG = ReconstructionConfig(
+    cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+)
 NEW = ("view_01.jpg", "view_06.jpg")
 
 
@@ -115,7 +117,7 @@ def test_photos_are_added_and_taken_out(
     assert "0 added, 1 taken out; its" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("refine_tracks", [True, False])
+@pytest.mark.parametrize("refine_tracks", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_changed_photo_is_no_camera_that_moved(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refine_tracks: bool
 ) -> None:
@@ -153,7 +155,7 @@ def test_other_settings_or_pairs_map_all_photos_anew(scene: Path, tmp_path: Path
     assert run.results["mapped"]["statistics"]["registered"] == 6
 
 
-@pytest.mark.parametrize("look_alike", [False, True])
+@pytest.mark.parametrize("look_alike", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_the_earlier_model_needed_is_not_forgotten(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look_alike: bool
 ) -> None:

@@ -243,6 +243,7 @@ def test_an_extended_model_keeps_what_is_known_of_its_heights(
     assert ("Heights not told" in capsys.readouterr().out) == (not first)
 
 
+@pytest.mark.slow
 def test_refining_a_placed_model_without_positions_keeps_its_place(
     photos: Path, scene: Path, tmp_path: Path
 ) -> None:

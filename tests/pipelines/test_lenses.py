@@ -86,6 +86,7 @@ def test_the_principal_point_of_cropped_photos_is_found(
     assert "The lens of 8 photos was calibrated by them" in report
 
 
+@pytest.mark.slow
 def test_photos_that_are_added_share_the_lens(cropped: Path, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(cropped / "images", images)
@@ -145,6 +146,7 @@ def test_known_intrinsics_of_a_photo_count_before_an_earlier_lens(tmp_path: Path
     assert {posed[name].camera.model_name for name in NAMES[1:]} == {"RADIAL"}
 
 
+@pytest.mark.slow
 def test_another_camera_model_for_more_photos_is_a_model_of_its_own(
     cropped: Path, tmp_path: Path
 ) -> None:

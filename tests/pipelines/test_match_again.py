@@ -118,7 +118,9 @@ class Interrupted(FakeMatcher):
         return super().find(features0, features1)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2, 3]
+)
 def test_whatever_was_done_before_a_run_gives_what_a_fresh_one_gives(
     seed: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,9 @@ from edm_hloc.report.page import make_report
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
-SINGLE = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
+SINGLE = ReconstructionConfig(
+    cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -159,7 +161,7 @@ def test_what_was_added_to_a_model_is_kept(scene: Path, finished: Path, tmp_path
     assert not (out / "model_parts").exists()
 
 
-@pytest.mark.parametrize("other_settings", [False, True])
+@pytest.mark.parametrize("other_settings", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_that_was_refined_in_place_is_kept(
     other_settings: bool, scene: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -30,7 +30,9 @@ from edm_hloc.pipelines.reconstruct import ReconstructionConfig, reconstruct
 from edm_hloc.pipelines.run import Run
 from tests.scenes import TruthMatcher
 
-CONFIG = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
+CONFIG = ReconstructionConfig(
+    cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
+)
 CHOICE = PairSelection(retrieval="sift", partners=2)
 
 
@@ -82,7 +84,7 @@ class Interrupted(TruthMatcher):
         return super().find(features0, features1)
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_interrupted_choice_goes_on_as_if_it_had_not_been(
     scene: Path, tmp_path: Path, late: bool
 ) -> None:

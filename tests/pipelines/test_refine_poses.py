@@ -90,6 +90,13 @@ def test_two_degrees_and_two_percent_are_mended(scene: Path, tmp_path: Path) -> 
     for name, image in posed_images(read_model(out / "model")).items():
         matrix = posed_images(again.model)[name].cam_from_world().matrix()
         np.testing.assert_allclose(matrix, image.cam_from_world().matrix(), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_copy_of_a_file_follows_the_file(scene: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "transforms.json", tmp_path / "out"
+    write_noisy(scene, path, 1.0, 0.01)
+    _, given = refine(scene, path, out)
     # another entry of the file is in the copy, too
     path.write_text(json.dumps({**json.loads(path.read_text()), "aabb_scale": 4}))
     refine(scene, path, out)
@@ -121,32 +128,35 @@ def test_a_wrong_camera_is_found_and_registered_anew(
     assert found.rotation_max < 0.05
 
 
+@pytest.mark.parametrize("wrong", ["view_03.jpg", pytest.param(None, marks=pytest.mark.slow)])
 def test_a_photo_without_a_pose_is_left_out_whether_or_not_another_is_wrong(
-    scene: Path, tmp_path: Path
+    wrong: str | None, scene: Path, tmp_path: Path
 ) -> None:
-    for wrong in ("view_03.jpg", None):
-        path, out = tmp_path / "transforms.json", tmp_path / f"out {wrong}"
-        write_noisy(scene, path, 1.0, 0.01, wrong=wrong)
-        record = json.loads(path.read_text())
-        (gone,) = (f for f in record["frames"] if f["file_path"].endswith("view_05.jpg"))
-        record["frames"].remove(gone)
-        path.write_text(json.dumps(record))
-        refine(scene, path, out)
-        model = read_model(out / "model")
-        assert sorted(posed_images(model)) == [f"view_0{i}.jpg" for i in range(7) if i != 5]
-        assert len(model.cameras) == 1
+    path, out = tmp_path / "transforms.json", tmp_path / "out"
+    write_noisy(scene, path, 1.0, 0.01, wrong=wrong)
+    record = json.loads(path.read_text())
+    (gone,) = (f for f in record["frames"] if f["file_path"].endswith("view_05.jpg"))
+    record["frames"].remove(gone)
+    path.write_text(json.dumps(record))
+    refine(scene, path, out)
+    model = read_model(out / "model")
+    assert sorted(posed_images(model)) == [f"view_0{i}.jpg" for i in range(7) if i != 5]
+    assert len(model.cameras) == 1
 
 
-def test_intrinsics_are_refined_if_asked(scene: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "error"), [pytest.param(False, 0.03, marks=pytest.mark.slow), (True, 0.0)]
+)
+def test_intrinsics_are_refined_if_asked(
+    asked: bool, error: float, scene: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "transforms.json"
     write_noisy(scene, path, 1.0, 0.01, focal=1.03)
     true = next(iter(read_model(scene / "truth").cameras.values())).params[0]
-    for asked, error in ((False, 0.03), (True, 0.0)):
-        mapping = replace(FIXED, refine_intrinsics=asked)
-        out = tmp_path / f"out{asked}"
-        refine(scene, path, out, mapping)
-        focal = next(iter(read_model(out / "model").cameras.values())).mean_focal_length()
-        assert focal / true - 1 == pytest.approx(error, abs=0.005)
+    out = tmp_path / "out"
+    refine(scene, path, out, replace(FIXED, refine_intrinsics=asked))
+    focal = next(iter(read_model(out / "model").cameras.values())).mean_focal_length()
+    assert focal / true - 1 == pytest.approx(error, abs=0.005)
 
 
 def test_poses_of_other_photos_are_said_to_be_so(scene: Path, tmp_path: Path) -> None:

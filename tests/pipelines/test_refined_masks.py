@@ -32,7 +32,7 @@ def _added(out: Path, names: list[str]) -> tuple[int, int]:
     return black, white
 
 
-@pytest.mark.parametrize("triangulated", [False, True])
+@pytest.mark.parametrize("triangulated", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_points_are_not_looked_for_in_masked_parts(
     triangulated: bool, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

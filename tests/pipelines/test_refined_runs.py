@@ -189,6 +189,7 @@ def test_the_other_models_are_refined_too(scene: Path, tmp_path: Path) -> None:
     assert medians[1] < 0.8 * medians[0]
 
 
+@pytest.mark.slow
 def test_a_removed_model_beside_its_parts_is_mapped_anew(scene: Path, tmp_path: Path) -> None:
     """As the guide says; refinement does not go on from the parts that are left."""
     names, out = find_images(scene / "images"), tmp_path / "out"
@@ -218,7 +219,7 @@ def without(name: str) -> Callable[..., MappingSummary]:
     return map_photos
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_photo_that_the_mapper_left_out_comes_in(
     known: bool,
     scene: Path,

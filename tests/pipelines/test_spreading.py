@@ -103,6 +103,7 @@ def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
 # --------------------------------------------------------------------------- whole pipelines
 
 
+@pytest.mark.slow
 def test_aachen_by_workers_equals_one_process(tmp_path: Path) -> None:
     dataset = make_aachen(tmp_path / "data", 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
     matcher = TruthMatcher(dataset, images="images_upright")
@@ -131,6 +132,7 @@ def test_aachen_by_workers_equals_one_process(tmp_path: Path) -> None:
     assert what_is_planned(out) is None
 
 
+@pytest.mark.slow
 def test_inloc_by_workers_equals_one_process(tmp_path: Path) -> None:
     dataset = make_inloc(tmp_path / "data", 16, 3, size=(320, 240), seed=3, depth_maps=True)
     matcher = TruthMatcher(dataset, images=".")

@@ -89,6 +89,7 @@ def _pairs(out: Path) -> list[str]:
     return (out / "pairs.txt").read_text("utf-8").splitlines()
 
 
+@pytest.mark.slow
 def test_unusable_queries_of_inloc(tmp_path: Path) -> None:
     data = make_inloc(tmp_path / "inloc", 24, 4, size=(320, 240), seed=3, depth_maps=True)
     matcher = TruthMatcher(data, images=".")

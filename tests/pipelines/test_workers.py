@@ -65,6 +65,7 @@ def test_pairs_that_are_too_few_for_workers_are_matched_here_with_a_word(
     assert "No workers are started for 2 pairs: matched here." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(
     scene: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +94,7 @@ def test_a_worker_that_dies_is_replaced(
     assert len(stored(tmp_path / "raw_matches")) == len(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_stops_all_and_keeps_what_is_matched(
     scene: Path, tmp_path: Path, pairs: list[Pair]

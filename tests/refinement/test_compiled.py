@@ -200,7 +200,14 @@ def run_loop(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("case", ["beside the file", "in the user's cache", "nowhere"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "beside the file",
+        pytest.param("in the user's cache", marks=pytest.mark.slow),
+        pytest.param("nowhere", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_code_is_kept_where_that_can_be(case: str, tmp_path: Path) -> None:
     # A file in place of a folder cannot be written into, not even by root.
     if case != "beside the file":
@@ -227,6 +234,7 @@ def test_a_damaged_cache_is_said_to_be_so(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_the_process_that_compiles_rounds_as_all_later_ones(tmp_path: Path) -> None:
     code = """
         import numpy as np

@@ -139,8 +139,14 @@ WARPS = {
 }
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize(
+    ("name", "batched"),
+    [
+        *((name, False) for name in WARPS),
+        ("twice as far", True),
+        *(pytest.param(n, True, marks=pytest.mark.slow) for n in WARPS if n != "twice as far"),
+    ],
+)
 def test_refined_matches_are_exact_in_the_photo(name: str, batched: bool, edm: Matcher) -> None:
     warp = WARPS[name]
     whole, half = (
@@ -188,6 +194,7 @@ def test_a_match_leads_to_the_corners_of_all_cells_it_fills() -> None:
         np.testing.assert_allclose(found.points0, found.points1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_batch_are_refined_alike(edm: Matcher) -> None:
     """As on a GPU, against the compiled loops."""
     found = []

@@ -150,8 +150,8 @@ def fits(page: Browser) -> bool:
     ("run", "size", "scheme"),
     [
         ("finished", DESKTOP, "light"),
-        ("finished", PHONE, "dark"),
-        ("localized", DESKTOP, "dark"),
+        pytest.param("finished", PHONE, "dark", marks=pytest.mark.slow),
+        pytest.param("localized", DESKTOP, "dark", marks=pytest.mark.slow),
         ("localized", PHONE, "light"),
     ],
 )

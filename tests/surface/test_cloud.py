@@ -95,7 +95,7 @@ def test_small_pieces_go() -> None:
 
 
 def test_pieces_of_few_matches_go_however_large_they_are() -> None:
-    object_, background = _sphere(20_000), _sphere(20_000, seed=1)
+    object_, background = _sphere(5_000), _sphere(5_000, seed=1)
     background.points[:] += [6, 0, 0]
     object_.matches[:], background.matches[:] = 200, 1
     mesh = poisson_mesh(oriented_cloud(Samples.joined([object_, background])))

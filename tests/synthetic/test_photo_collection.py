@@ -99,6 +99,7 @@ def _content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_a_miniature_takes_the_place_of_an_earlier_one_and_leaves_what_is_not_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_variants_of_the_fine_stage() -> None:
         dataclasses.replace(BASE, trained="fine-anew")
 
 
+@pytest.mark.slow
 def test_a_new_fine_stage_behind_trained_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

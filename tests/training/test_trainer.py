@@ -137,6 +137,7 @@ def few(scenes: SyntheticSource) -> FewBatches:
     return FewBatches([scenes.batch(2, 64, 64, seed) for seed in range(3)])
 
 
+@pytest.mark.slow
 def test_overfits_one_batch(scenes: SyntheticSource) -> None:
     batch = scenes.batch(2, 64, 64, 5)
     config = tiny_config(fine_matches=48, true_matches=48, position_scaling=0.0)
@@ -226,7 +227,9 @@ def test_resuming_equals_running_through(few: FewBatches, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_no_pictures")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_run_that_is_asked_to_end_saves_the_step_at_work(
     few: FewBatches,
     tmp_path: Path,
