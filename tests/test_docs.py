@@ -324,10 +324,10 @@ def parse(command: list[str]) -> None:
 def train(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All of a training command but the training."""
     pytest.importorskip("lightning", reason="training needs lightning")
-    from edm_hloc.training import command
+    from edm_hloc.training import command, trainer
 
     started = []
-    monkeypatch.setattr(command, "run_training", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(trainer, "run_training", lambda *args, **_: started.append(args))
     monkeypatch.setattr(command, "load_config", lambda *args: args)
     arguments = words[2:] if "--out" in words else [*words[2:], "--out", "RUN"]
     command.main(arguments)

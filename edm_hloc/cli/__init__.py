@@ -232,11 +232,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from edm_hloc.training.command import main as train
+
     try:
-        from edm_hloc.training.command import main as train
+        train(args.arguments)
     except ModuleNotFoundError as error:
         raise missing_library("Training", error, "train") from None
-    train(args.arguments)
 
 
 class _TqdmHandler(logging.StreamHandler):

@@ -9,11 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.training.config import PRESETS, RealData, load_config
-from edm_hloc.training.trainer import run_training
 
 _MOST_THREADS = 1024
 
@@ -73,11 +70,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         both = isinstance(given, dict) and isinstance(earlier, dict)
         overrides[name] = earlier | given if both else given
     config = load_config(arguments.config, overrides)
+    if arguments.threads is not None and not 1 <= arguments.threads <= _MOST_THREADS:
+        raise EdmHlocError(
+            f"--threads must be from 1 to {_MOST_THREADS:,}, not {arguments.threads}"
+        )
+    # Lightning takes long to import, and neither --help nor a wrong setting needs it.
+    import torch
+
+    from edm_hloc.training.trainer import run_training
+
     if arguments.threads is not None:
-        if not 1 <= arguments.threads <= _MOST_THREADS:
-            raise EdmHlocError(
-                f"--threads must be from 1 to {_MOST_THREADS:,}, not {arguments.threads}"
-            )
         torch.set_num_threads(arguments.threads)
     devices = int(arguments.devices) if str(arguments.devices).isdigit() else arguments.devices
     run_training(config, arguments.out, accelerator=arguments.accelerator, devices=devices)

@@ -17,7 +17,9 @@ from edm_hloc.base.frames import Origin
 from edm_hloc.base.settings import check_types, fits
 from edm_hloc.base.text import read_json_object
 from edm_hloc.models.types import CONFIGS, STRIDE, EDMConfig, RefinedImage
-from edm_hloc.training.losses import Residual
+
+Residual = Literal["laplace", "gaussian", "l1", "l2"]
+"""Distribution of the residuals, see `losses.residual_log_likelihood`."""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edm_hloc.models.flow import RealNVP
+from edm_hloc.training.config import Residual
 
-Residual = Literal["laplace", "gaussian", "l1", "l2"]
 SMALLEST_SIGMA = 1e-6
 LARGEST_WRONG = 1 - 1e-4  # factor on the probability of wrong matches, so that log(1 − p) is finite
 

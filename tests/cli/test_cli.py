@@ -118,20 +118,35 @@ def test_help_names_the_pairs_that_a_command_matches_by_default(command: str, de
 
 
 def test_help_is_quick_and_the_module_runs() -> None:
-    """No torch, no pycolmap for --help; no torch for a list of weights."""
+    """No torch, no pycolmap for --help; no torch for a list of weights, no Lightning for a help."""
     code = (
         "import sys, edm_hloc.cli as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'pycolmap', 'cv2'} & sys.modules.keys()\n"
         "assert c.main(['weights', 'list']) == 0\n"
-        "assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules\n"
+        "try: c.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     version = subprocess.run(
         [sys.executable, "-m", "edm_hloc", "--version"], check=True, capture_output=True, text=True
     )
     assert version.stdout.startswith("edm_hloc 0.")
+
+
+def test_training_without_its_library_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "edm_hloc.training.trainer", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning.fabric", None)
+    assert cli.main(["train", "edm_s", "--steps", "1", "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "lightning" in said
+    assert "[train]" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrong_arguments() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.models.types import CONFIGS
-from edm_hloc.training import command
+from edm_hloc.training import command, trainer
 from edm_hloc.training.config import PRESETS, RealData, TrainConfig, load_config
 from edm_hloc.training.trainer import run_training
 from tests.training.tools import (
@@ -163,7 +163,7 @@ def test_settings_of_the_network_are_added_to_those_of_the_file(tmp_path: Path) 
 
 def test_settings_of_the_network_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[TrainConfig] = []
-    monkeypatch.setattr(command, "run_training", lambda config, *_, **__: seen.append(config))
+    monkeypatch.setattr(trainer, "run_training", lambda config, *_, **__: seen.append(config))
     settings = ["--set", 'model={"bins": 8}', "--set", 'model={"heads": 2}']
     command.main(["edm_s", "--steps", "1", "--out", str(tmp_path), *settings])
     assert seen[0].model == dataclasses.replace(CONFIGS["edm_s"], bins=8, heads=2)
