@@ -15,6 +15,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -85,10 +86,9 @@ def main() -> None:
                 other_column += int((column != plain[1])[both].sum())
                 away.append((value - plain[0])[both].abs())
         call = *pairs[0], temperature, THRESHOLDS[-1]
-        times = [milliseconds(lambda c=call: confident_columns(*c), clock)]
+        times = [milliseconds(partial(confident_columns, *call), clock)]
         times += [
-            milliseconds(lambda c=call, f=form: compiled_columns(*c, products=f), clock)
-            for form in forms
+            milliseconds(partial(compiled_columns, *call, products=form), clock) for form in forms
         ]
         told = ", ".join(
             f"{form} {ms:.1f} ms" for form, ms in zip(["PyTorch alone", *forms], times, strict=True)

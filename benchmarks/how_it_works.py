@@ -145,6 +145,8 @@ def picture_localization(
 ) -> None:
     """The new photo with its keypoints and the reprojected 3D points."""
     ((name, answer),) = localization.items()
+    if answer.pose is None:
+        raise SystemExit(f"how_it_works.py: {name} cannot be localized: {answer.status}.")
     points = ModelPoints(model, prefix="database/")
     query = f"query/{QUERY}"
     with (

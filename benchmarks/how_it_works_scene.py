@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 import numpy as np
 import pycolmap
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.files import write_whole
@@ -54,7 +56,7 @@ class Output:
                 break
         write_whole(self.pictures / f"{name}.jpg", data.tobytes())
 
-    def figure(self, name: str, figure: plt.Figure) -> None:
+    def figure(self, name: str, figure: Figure) -> None:
         """Writes a figure as PNG, or as JPEG if that would be too large."""
         buffer = io.BytesIO()
         figure.savefig(buffer, bbox_inches="tight")
@@ -63,7 +65,7 @@ class Output:
         if len(png) <= MAX_BYTES:
             write_whole(self.pictures / f"{name}.png", png)
             return
-        pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        pixels = np.asarray(Image.open(buffer).convert("RGB"))
         self.jpeg(name, pixels, min(1100, pixels.shape[1]))
 
 

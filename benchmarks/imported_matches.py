@@ -28,6 +28,7 @@ import itertools
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -40,7 +41,9 @@ from edm_hloc import cli
 from edm_hloc.base.colmap import ModelStatistics, posed_images, quiet_colmap, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.evaluation.models import compare
+from edm_hloc.images.decode import photo_size
 from edm_hloc.images.find import find_images
+from edm_hloc.images.load import load_image, stored_pixels
 
 
 class TrueWarp:
@@ -63,8 +66,8 @@ class TrueWarp:
     def _warped(self, name0: str, name1: str, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         (K0, pose0, depth0), (K1, pose1, depth1) = self._views[name0], self._views[name1]
         points = points.clip(0, np.array(depth0.shape[::-1]) - 1)
-        grid = points.astype(np.float32).reshape(8, -1, 2)  # OpenCV takes short rows only
-        z = cv2.remap(depth0, grid, None, cv2.INTER_LINEAR).ravel()
+        x, y = points.astype(np.float32).T.reshape(2, 8, -1)  # OpenCV takes short rows only
+        z = cv2.remap(depth0, x, y, cv2.INTER_LINEAR).ravel()
         jump = cv2.dilate(depth0, np.ones((3, 3))) / np.maximum(
             cv2.erode(depth0, np.ones((3, 3))), 1e-6
         )
@@ -89,7 +92,6 @@ class MatchedWarp:
     """The same by our matcher's matches, for real photos; only near matches."""
 
     def __init__(self, images: Path) -> None:
-        from edm_hloc.images.load import load_image
         from edm_hloc.refinement.load import load_matcher
 
         self._matcher = load_matcher("edm", "photometric")
@@ -116,7 +118,12 @@ class MatchedWarp:
         return transfer(points, k0, k1, maps[nearest]), away < 12
 
 
-def write_matches(folder: Path, sizes: dict[str, tuple[int, int]], warp, args) -> None:
+def write_matches(
+    folder: Path,
+    sizes: dict[str, tuple[int, int]],
+    warp: Callable[[str, str, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    args: argparse.Namespace,
+) -> None:
     """A file for each pair with samples of it at random points, with noise and wrong ones."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,9 +154,9 @@ def enlarged(images: Path, out: Path, factor: int) -> Path:
     """The photos `factor` times as large, in a folder of their own."""
     out.mkdir(parents=True, exist_ok=True)
     for name in find_images(images):
-        pixels = cv2.imread(str(images / name))
+        pixels = stored_pixels(images / name)
         larger = cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(out / name), larger)
+        cv2.imwrite(str(out / name), larger[..., ::-1])
     return out
 
 
@@ -233,10 +240,7 @@ def main() -> None:
         images, truth = scene / "images", scene / "truth"
     if args.enlarge > 1:
         images = enlarged(images, args.out / "photos", args.enlarge)
-    sizes = {}
-    for name in find_images(images):
-        height, width = cv2.imread(str(images / name)).shape[:2]
-        sizes[name] = width, height
+    sizes = {name: photo_size(images / name) for name in find_images(images)}
     if not any((args.out / "matches").glob("*.npz")):
         warp = TrueWarp(scene, args.enlarge) if args.images is None else MatchedWarp(images)
         write_matches(args.out / "matches", sizes, warp, args)

@@ -20,7 +20,8 @@ from scipy.spatial import cKDTree
 
 from edm_hloc import reconstruct
 from edm_hloc.base.colmap import posed_images, read_model
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.base.geometry import homogeneous
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.pipelines.mesh import Surfaces
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 
@@ -36,8 +37,9 @@ def true_surface(scene: Path) -> np.ndarray:
     for name, image in posed_images(truth).items():
         depth = np.load((scene / "depth" / name).with_suffix(".npy"))
         y, x = np.nonzero((depth > 0) & (depth < _FARTHEST))
-        rays = truth.cameras[image.camera_id].cam_from_img(np.stack([x, y], axis=1) + 0.5)
-        points = np.column_stack([rays, np.ones(len(rays))]) * depth[y, x, None]
+        pixels: np.ndarray = np.column_stack([x, y]) + 0.5
+        rays = np.asarray(truth.cameras[image.camera_id].cam_from_img(pixels))
+        points = homogeneous(rays) * depth[y, x, None]
         pose = image.cam_from_world().inverse()
         found = np.concatenate([found, points @ pose.rotation.matrix().T + pose.translation])
         cells = np.floor(found / _GRID).astype(np.int64)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pycolmap
+from PIL import Image
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.compiled import floats
@@ -81,7 +83,7 @@ def drawn(
     draw_values(floats(points[seen]), floats(at[seen]), places, covered.copy())
     draw_values(floats(points[seen]), floats(colours[seen]), picture, covered)
     for number, file in enumerate(textured.pages if textured is not None else ()):
-        pixels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
         of_page = (covered > 0) & (np.rint(places[..., 2]) == number)
         there = places[of_page, :2] * pixels.shape[1::-1]
         picture[of_page] = colours_at(pixels, from_colmap(there))
@@ -108,9 +110,9 @@ def compared(covered: Array, picture: Array, photo: Array) -> tuple[list[float],
     fine = [(p - c)[covered] for p, c in zip((true, grey), coarse, strict=True)]
     detail = float(fine[1].std() / fine[0].std())
     alike = float(np.corrcoef(fine[0], fine[1])[0, 1])
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(
-        *(np.rint(pixels).astype(np.uint8) for pixels in (true, grey)), None
-    )
+    first, second = (np.rint(pixels).astype(np.uint8) for pixels in (true, grey))
+    unknown = np.empty((0, 0), np.float32)  # no flow to begin with
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, unknown)
     misplaced = float(np.median(np.linalg.norm(flow[covered], axis=1)))
     return [100 * float(covered.mean()), shade, 100 * detail, alike, misplaced], exposed
 
@@ -157,8 +159,8 @@ def main() -> None:
     print(f"{len(left_out)} photos left out")
     print("| | covered (%) | shade (grey levels) | detail (%) | alike | beside (px) |")
     print("|---|---|---|---|---|---|")
-    for kind, figures in rows.items():
-        share, shade, detail, alike, misplaced = np.nanmedian(np.array(figures), axis=0)
+    for kind, of_photos in rows.items():
+        share, shade, detail, alike, misplaced = np.nanmedian(np.array(of_photos), axis=0)
         print(
             f"| {kind} | {share:.0f} | {shade:.1f} | {detail:.0f} | {alike:.2f} | {misplaced:.2f} |"
         )

@@ -81,13 +81,8 @@ def render_panoramas(folder: Path, number: int, width: int, seed: int) -> list[n
             nearest[front] = seen[..., 2][front]
             with np.errstate(divide="ignore"):
                 where = (face - 1) / 2 + face / 2 * seen[..., :2] / seen[..., 2:]
-            values = cv2.remap(
-                pixels,
-                where.astype(np.float32),
-                None,
-                cv2.INTER_CUBIC,
-                borderMode=cv2.BORDER_REFLECT,
-            )
+            x, y = np.moveaxis(where.astype(np.float32), -1, 0)
+            values = cv2.remap(pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
             panorama[front] = values[front]
         write_photo(folder / f"{n:02d}.jpg", panorama)
         poses.append(rig.double().numpy())

@@ -20,7 +20,7 @@ import numpy as np
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.geometry import extent
-from edm_hloc.mapping.extension import frame_change
+from edm_hloc.mapping.frames import frame_change
 from edm_hloc.tracks.geometry import Tracks, Views, mean_directions, viewing_directions
 from edm_hloc.tracks.point_uncertainty import point_uncertainty_file
 

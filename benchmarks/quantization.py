@@ -21,6 +21,7 @@ import tempfile
 import time
 import tracemalloc
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -28,20 +29,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc.base.matches import Matches
 from edm_hloc.keypoints.aggregation import (
+    AggregationSummary,
     KeypointFiles,
     KeypointWriters,
     aggregate,
     aggregate_into,
 )
+from edm_hloc.keypoints.h5 import FeatureWriter, MatchWriter
 from edm_hloc.keypoints.quantization import QuantizationConfig
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
+from edm_hloc.pairs.rules import Pair
 from tests.oracles import hloc_quantization
 
 WIDTH, HEIGHT, FOCAL = 1600, 1200, 1500.0
 
 
-class RawInMemory(dict):
+class RawInMemory(dict[Pair, Matches]):
     """Stands in for a `RawMatchReader`."""
 
     def read(self, name0: str, name1: str) -> Matches:
@@ -51,14 +55,14 @@ class RawInMemory(dict):
 class Discard:
     """Stands in for a `FeatureWriter` or a `MatchWriter` and forgets what it is given."""
 
-    def add(self, *item) -> None:
+    def add(self, *item: object) -> None:
         pass
 
 
 class Sink(dict):
     """Stands in for a `FeatureWriter` or a `MatchWriter` and keeps what it is given."""
 
-    def add(self, *item) -> None:
+    def add(self, *item: object) -> None:
         *names, first, second = item
         self[names[0] if len(names) == 1 else tuple(names)] = (first, second)
 
@@ -93,6 +97,17 @@ def make_matches(images: int, partners: int, matches: int, seed: int = 0) -> Raw
     return raw
 
 
+def aggregated(
+    raw: RawInMemory,
+    features: Sink | Discard,
+    matches: Sink | Discard,
+    config: QuantizationConfig,
+) -> AggregationSummary:
+    """`aggregate_into`, which takes stand-ins too, though its types are those of open files."""
+    writers = KeypointWriters(cast(FeatureWriter, features), cast(MatchWriter, matches))
+    return aggregate_into(cast(RawMatchReader, raw), list(raw), writers, config)
+
+
 def timed_with_h5(raw: RawInMemory, config: QuantizationConfig) -> float:
     """CPU seconds from H5 files of raw matches to H5 files of keypoints and matches."""
     with tempfile.TemporaryDirectory() as name:
@@ -123,7 +138,7 @@ def measure(raw: RawInMemory, config: QuantizationConfig, repeats: int) -> tuple
     for _ in range(repeats):
         features, matches = Sink(), Sink()
         start = time.process_time()  # of the CPU: other programs on this machine do not count
-        summary = aggregate_into(raw, list(raw), KeypointWriters(features, matches), config)
+        summary = aggregated(raw, features, matches, config)
         seconds.append(time.process_time() - start)
     result = {
         "max_error": config.max_error,
@@ -136,7 +151,7 @@ def measure(raw: RawInMemory, config: QuantizationConfig, repeats: int) -> tuple
         "million_matches_per_second_with_h5": round(total / timed_with_h5(raw, config) / 1e6, 2),
     }
     tracemalloc.start()  # after the timing, which it would disturb
-    aggregate_into(raw, list(raw), KeypointWriters(Discard(), Discard()), config)
+    aggregated(raw, Discard(), Discard(), config)
     result["peak_working_mib"] = round(tracemalloc.get_traced_memory()[1] / 2**20, 1)
     tracemalloc.stop()
     # of the whole process, with the raw matches and the results of all configurations so far

@@ -172,5 +172,5 @@ def rows_of(sizes: dict[str, dict[str, float]]) -> list[dict[str, object]]:
             f"{size}, ms": f"{s[what] / s[f'{what}, --refine none']:.2f} ×"
             for size, s in sizes.items()
         }
-        rows.append({"stage": f"{what}, of --refine none"} | ratios)
+        rows.append({"stage": f"{what}, of --refine none", **ratios})
     return rows

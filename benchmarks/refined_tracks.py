@@ -33,6 +33,7 @@ from edm_hloc import cli
 from edm_hloc.base.colmap import centres_of, posed_images, read_model
 from edm_hloc.base.geometry import largest_distance
 from edm_hloc.evaluation.models import align, compare
+from edm_hloc.images.load import stored_pixels
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from edm_hloc.synthetic.photo_truth import write_photo
 from edm_hloc.tracks.uncertainty import uncertainty_file
@@ -97,9 +98,9 @@ def distort(scene: Path, k: float) -> None:
         u, v = from_.T.reshape(2, *x.shape).astype(np.float32)
         for image in truth.images.values():
             if image.camera_id == camera.camera_id:
-                photo = cv2.imread(str(scene / "images" / image.name))
+                photo = stored_pixels(scene / "images" / image.name)
                 bent = cv2.remap(photo, u, v, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT)
-                write_photo(wide / image.name, bent)
+                write_photo(wide / image.name, bent[..., ::-1])
     shutil.rmtree(scene / "images")
     wide.rename(scene / "images")
     (scene / "truth").mkdir()

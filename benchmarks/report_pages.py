@@ -76,7 +76,7 @@ def make_run(out: Path, photos: Path, names: list[str]) -> None:
     world[:, 2] = 0.4 * np.sin(3 * world[:, 0]) + rng.normal(0, 0.02, len(first))
     keypoints, ids = {}, {}
     for i, name in enumerate(tqdm(names, desc="Keypoints", disable=None)):
-        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), [-step * i, 0, 4.0])
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-step * i, 0, 4.0]))
         seen = np.flatnonzero((first <= i) & (first > i - 5))
         xy = np.asarray(camera.img_from_cam(pose * world[seen]))
         xy += rng.normal(0, 0.5, xy.shape)

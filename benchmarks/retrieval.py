@@ -83,8 +83,7 @@ def model(images: Path, path: Path, k: int) -> None:
     truth = read_model(path)
     posed = posed_images(truth)
     files = NameFinder(find_images(images))
-    names = {files.find(name): name for name in posed}
-    names.pop(None, None)
+    names = {file: name for name in posed if (file := files.find(name)) is not None}
     overlaps = overlap_in_model(truth, [posed[name] for name in names.values()])
     index = {name: i for i, name in enumerate(names)}
     best = np.sort(overlaps, axis=1)[:, : -k - 1 : -1].sum()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 
-from edm_hloc.images.load import load_image
+from edm_hloc.images.load import load_image, stored_pixels
 from edm_hloc.matchers.base import Matcher
 
 Row = dict[str, object]
@@ -35,8 +35,8 @@ def rival_times(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{i}.png" for i in (0, 1)]
         for photo, path in zip(photos, paths, strict=True):
-            resized = cv2.resize(cv2.imread(str(photo)), size, interpolation=cv2.INTER_AREA)
-            cv2.imwrite(str(path), resized)
+            resized = cv2.resize(stored_pixels(photo), size, interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(path), resized[..., ::-1])
         for name, matcher in matchers.items():
             seen = matcher.info.preprocessing
             first, second = (

@@ -42,13 +42,13 @@ from edm_hloc.matching.engine import MatchingConfig
 from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, exhaustive, names_in
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
-from edm_hloc.refinement.load import MatcherRecipe
+from edm_hloc.refinement.load import MatcherRecipe, Refinement
 
 COLUMNS = (
     "matcher", "registered", "points", "track", "reproj. px", "rotation ° (max)",
     "position % (max)", "matching CPU s", "mapping CPU s",
 )  # fmt: skip
-OURS = {"edm": "photometric", "edm-network": "none"}
+OURS: dict[str, Refinement] = {"edm": "photometric", "edm-network": "none"}
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _rotated(pixels: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray
     """The square, with sides of whole cells of 32 px, and the (2, 3) map onto it."""
     height, width = pixels.shape
     side = 32 * int(min(height, width) / math.sqrt(2) / 32)
-    onto = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    onto: np.ndarray = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     onto[:, 2] -= np.array([width - side, height - side]) / 2
     return cv2.warpAffine(pixels, onto, (side, side)), onto
 

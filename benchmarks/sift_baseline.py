@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -161,9 +162,13 @@ def _match(database: Path, settings: Settings) -> None:
     matching.num_threads = settings.threads
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = settings.seed
-    options = {"matching_options": matching, "verification_options": verification}
     if settings.pairs is None:
-        pycolmap.match_exhaustive(database, **options, device=pycolmap.Device.cpu)
+        pycolmap.match_exhaustive(
+            database,
+            matching_options=matching,
+            verification_options=verification,
+            device=pycolmap.Device.cpu,
+        )
         return
     pairing = pycolmap.ImportedPairingOptions()
     pairing.match_list_path = database.with_name("pairs.txt")
@@ -176,7 +181,11 @@ def _match(database: Path, settings: Settings) -> None:
     pairing.match_list_path.write_text("".join(lines))
     db.close()
     pycolmap.match_image_pairs(
-        database, pairing_options=pairing, **options, device=pycolmap.Device.cpu
+        database,
+        pairing_options=pairing,
+        matching_options=matching,
+        verification_options=verification,
+        device=pycolmap.Device.cpu,
     )
     db = pycolmap.Database.open(database)
     _rename(db, db.read_all_images(), {short: name for name, short in plain.items()})
@@ -201,7 +210,7 @@ def places(database: Path) -> dict[str, np.ndarray]:
     if not priors:
         return {}
     globe = np.array([prior.position for prior in priors])
-    metres = pycolmap.GPSTransform().ellipsoid_to_enu(globe, *globe.mean(axis=0))
+    metres = np.asarray(pycolmap.GPSTransform().ellipsoid_to_enu(globe, *globe.mean(axis=0)))
     return {
         names[prior.corr_data_id.id]: place for prior, place in zip(priors, metres, strict=True)
     }
@@ -222,12 +231,12 @@ def distance_from(places: Mapping[str, np.ndarray], model: Path) -> float | None
     return float(np.median(np.linalg.norm(moved - target, axis=1)))
 
 
-def map_again(run: Path, images: Path, options: MappingOptions) -> dict[str, float | None]:
+def map_again(run: Path, images: Path, options: MappingOptions) -> dict[str, float]:
     """Maps the database of a run once more, in this process; its time and peak memory."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, clock.step("mapping"):
         map_database(run / "database.db", images, Path(folder) / "model", options)
-    return {**clock.cpu, "wall": clock.wall["mapping"], "peak": peak_memory_mib()}
+    return {**clock.cpu, "wall": clock.wall["mapping"], "peak": peak_memory_mib() or math.nan}
 
 
 def beside(folder: Path, threads: int, again: bool, keep: Path | None) -> None:
@@ -244,7 +253,7 @@ def beside(folder: Path, threads: int, again: bool, keep: Path | None) -> None:
         pairs=read_pairs(folder / "pairs.txt"),
         threads=threads,
     )
-    ours: dict[str, float | None] = {}
+    ours: dict[str, float] = {}
     if again:
         options = MappingOptions(**{**chosen["mapping"], "threads": threads})
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -272,7 +281,8 @@ def beside(folder: Path, threads: int, again: bool, keep: Path | None) -> None:
     for name, seconds in (("CPU s", clock.cpu), ("wall s", clock.wall)):
         cells = [f"{value:.0f}" for value in (*seconds.values(), sum(seconds.values()))]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    print(f"\nSIFT's peak memory {peak_memory_mib():,.0f} MiB, on {os.cpu_count()} cores")
+    peak = peak_memory_mib() or math.nan
+    print(f"\nSIFT's peak memory {peak:,.0f} MiB, on {os.cpu_count()} cores")
     if ours:
         print(
             f"Mapping of {folder} again: {ours['mapping']:.0f} s of CPU, {ours['wall']:.0f} s, "

@@ -41,7 +41,7 @@ def write_sift(
         pycolmap.match_image_pairs(database, pairing_options=pairing, device=pycolmap.Device.cpu)
         db = pycolmap.Database.open(database)
         ids = {image.name: image.image_id for image in db.read_all_images()}
-        number = {}
+        number: dict[str, int] = {}
         with FeatureWriter(features, {"features": "sift"}) as writer:
             for name in names:
                 keypoints = db.read_keypoints(ids[name])[:, :2] - 0.5
@@ -49,7 +49,7 @@ def write_sift(
                 writer.add(name, keypoints, np.ones(len(keypoints)))
         with MatchWriter(matches, {"features": "sift"}) as writer:
             for a, b in unique:
-                found = db.read_matches(ids[a], ids[b]).astype(np.int64)
+                found = np.asarray(db.read_matches(ids[a], ids[b]), np.int64)
                 matches0 = np.full(number[a], -1, np.int32)
                 matches0[found[:, 0]] = found[:, 1]
                 writer.add(a, b, matches0, (matches0 >= 0).astype(np.float32))

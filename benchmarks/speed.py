@@ -45,7 +45,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -84,6 +86,7 @@ from edm_hloc.refinement.load import load_matcher
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from tests.oracles import hloc_quantization
 
+T = TypeVar("T")
 Row = dict[str, object]
 HLOC = QuantizationConfig(max_error=2, cell_size=8, max_kps=8192)  # with hloc's "bin" position
 MOST_MATRIX_BYTES = 3 << 30  # of the naive way, which holds four such matrices
@@ -166,7 +169,7 @@ class Bench:
                 best[i] = min(best[i], self.once(function)[0])
         return best
 
-    def once(self, function: Callable[[], object]) -> tuple[float, object]:
+    def once(self, function: Callable[[], T]) -> tuple[float, T]:
         self.synchronise()
         start = self.clock()
         result = function()
@@ -341,17 +344,18 @@ def one_pair(bench: Bench) -> list[Row]:
 @torch.inference_mode()
 def image_sizes(bench: Bench) -> list[Row]:
     """A pair at several sizes: encoded once for 20 partners, and the naive way."""
-    model, rows = bench.matcher.model, []
+    model = bench.matcher.model
+    rows: list[Row] = []
     options = MatchOptions(threshold=bench.matcher.threshold)
     for side in (480, 640) if bench.quick else (480, 640, 832, 1024, 1152):
         image0, image1 = bench.images(side, side)
-        features = [model.encode(image) for image in (image0, image1)]
+        features0, features1 = model.encode(image0), model.encode(image1)
         calls: list[Callable[[], object]] = [
-            lambda image=image0: model.encode(image),
-            lambda features=features: model.match(*features, options),
+            partial(model.encode, image0),
+            partial(model.match, features0, features1, options),
         ]
         if (side // 8) ** 4 * 4 <= MOST_MATRIX_BYTES:
-            calls.append(lambda a=image0, b=image1: bench.naive.match(a, b))
+            calls.append(partial(bench.naive.match, image0, image1))
         encode, match, *theirs = bench.seconds(*calls)
         lone, shared = 2 * encode + match, encode / 10 + match
         naive = theirs[0] if theirs else None
@@ -376,15 +380,16 @@ def image_sizes(bench: Bench) -> list[Row]:
 @torch.inference_mode()
 def batches(bench: Bench) -> list[Row]:
     """Milliseconds a pair when several pairs of one size go through the network together."""
-    model, rows = bench.matcher.model, []
+    model = bench.matcher.model
+    rows: list[Row] = []
     options = MatchOptions(threshold=bench.matcher.threshold)
     cuda = bench.matcher.info.device.type == "cuda"
     for size in (1, 4) if bench.quick else (1, 2, 4, 8, 16, 32) if cuda else (1, 2, 4, 8):
         image0, image1 = (i.repeat(size, 1, 1, 1) for i in bench.images(480, 640))
         features0, features1 = model.encode(image0), model.encode(image1)
         encode, match = bench.seconds(
-            lambda i=image0: model.encode(i),
-            lambda a=features0, b=features1: model.match(a, b, options),
+            partial(model.encode, image0),
+            partial(model.match, features0, features1, options),
         )
         rows.append(
             {
@@ -405,7 +410,7 @@ def ring(names: list[str], following: int) -> list[Pair]:
     pairs = (
         (names[i], names[(i + k) % count]) for i in range(count) for k in range(1, following + 1)
     )
-    return list(dict.fromkeys(tuple(sorted(pair)) for pair in pairs))  # type: ignore[arg-type]
+    return list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))
 
 
 def sfm_workload(bench: Bench) -> list[Row]:
@@ -472,9 +477,11 @@ def _naive_matches(bench: Bench, pairs: list[Pair], folder: Path) -> None:
                 *(i.tensor[None].to(bench.matcher.info.device) for i in images)
             )
             points0, points1, scores = (t.cpu().numpy() for t in found)
-            transforms = (i.transform for i in images)
-            keypoints = (t.to_original(x) for t, x in zip(transforms, (points0, points1)))  # noqa: B905
-            writer.add(*pair, Matches(*keypoints, scores))
+            points0, points1 = (
+                image.transform.to_original(points)
+                for image, points in zip(images, (points0, points1), strict=True)
+            )
+            writer.add(*pair, Matches(points0, points1, scores))
 
 
 def _naive_merge(pairs: list[Pair], folder: Path) -> None:
@@ -525,40 +532,34 @@ def _in_common(pairs: list[Pair], ours: Path, naive: Path) -> Row:
 @torch.no_grad()
 def sizes_of_everything(bench: Bench) -> list[Row]:
     """Parameters, operations and memory at several sizes."""
-    model, rows = bench.matcher.model, []
+    model = bench.matcher.model
+    rows: list[Row] = []
     flow = sum(p.numel() for p in model.fine_matching.flow.parameters())  # for training only
     parameters = sum(p.numel() for p in bench.naive.model.parameters()) - flow
     device = bench.matcher.info.device
     for height, width in ((480, 640),) if bench.quick else ((480, 640), (832, 832), (1152, 1152)):
         image0, image1 = bench.images(height, width)
-        features = [model.encode(image) for image in (image0, image1)]
-        maps = model.interact(*features)
+        features0, features1 = model.encode(image0), model.encode(image1)
+        maps = model.interact(features0, features1)
         tokens = [m.flatten(2).transpose(1, 2) for m in maps]
         call = tokens[0], tokens[1], model.config.temperature
         matrix = 4 * tokens[0].shape[1] * tokens[1].shape[1]
         small = matrix <= MOST_MATRIX_BYTES
-        naive_call = lambda a=call: materialised(*a, topk=1000)  # noqa: E731
-        ours, search = (
-            peak_bytes(lambda f=function, a=call: f(*a), device)
-            for function in (
-                lambda *a: model.coarse_search(*a, bench.matcher.threshold),
-                lambda *a: model.coarse_search(*a, 0.0),
-            )
-        )
+        our_call = partial(model.coarse_search, *call, bench.matcher.threshold)
+        naive_call = partial(materialised, *call, topk=1000)
+        ours = peak_bytes(our_call, device)
+        search = peak_bytes(partial(model.coarse_search, *call, 0.0), device)
         naive = peak_bytes(naive_call, device) if small else None
-        seconds = bench.seconds(
-            lambda a=call: model.coarse_search(*a, bench.matcher.threshold),
-            *([naive_call] if small else []),
-        )
-        encoding = operations(model, lambda i=image0: model.encode(i))
-        matching = operations(model, lambda f=features: model.match(*f))
+        seconds = bench.seconds(our_call, *([naive_call] if small else []))
+        encoding = operations(model, partial(model.encode, image0))
+        matching = operations(model, partial(model.match, features0, features1))
         rows.append(
             {
                 "size": f"{width}×{height}",
                 "million parameters": round(parameters / 1e6, 2),
                 "GFLOP an image": round(encoding / 1e9, 2),
                 "GFLOP a pair": round(matching / 1e9, 2),
-                "features MiB": _mib(features[0].nbytes),
+                "features MiB": _mib(features0.nbytes),
                 "naive coarse MiB": _mib(naive),
                 "coarse MiB": _mib(ours),
                 "coarse MiB, threshold 0": _mib(search),
@@ -598,14 +599,14 @@ def growth(bench: Bench) -> list[Row]:
     """Whole runs in processes of their own: more photos with 20 partners each, and more pairs."""
     rows: list[Row] = []
     counts = (25, 50) if bench.quick else (25, 50, 100, 200)
-    jobs = [{"images": n, "following": 10, "faked": False} for n in counts]
+    jobs: list[dict[str, Any]] = [{"images": n, "following": 10, "faked": False} for n in counts]
     following = (2, 4) if bench.quick else (5, 10, 20)
     jobs += [{"images": 1000, "following": k, "faked": True} for k in following]
     for job in jobs:
         root = bench.scratch / "growth"
         shutil.rmtree(root, ignore_errors=True)
         (root / "images").mkdir(parents=True)
-        for i in range(int(job["images"])):
+        for i in range(job["images"]):
             source = bench.photos / bench.names[i % len(bench.names)]
             shutil.copy(source, root / "images" / f"{i:04d}.jpg")
         job |= {
@@ -621,7 +622,7 @@ def growth(bench: Bench) -> list[Row]:
     return rows
 
 
-def growth_child(job: dict) -> Row:
+def growth_child(job: dict[str, Any]) -> Row:
     """One run of `growth`, in a process that does nothing else, so that its peak is known."""
     torch.set_num_threads(job["threads"])
     clock = time.process_time if job["cpu_time"] else time.perf_counter

@@ -35,7 +35,7 @@ def inliers_of(
     found, seconds = [], 0.0
     for a, b in pairs:
         points = [database.read_keypoints(i)[:, :2].astype(np.float64) for i in (a, b)]
-        matches = database.read_matches(a, b)
+        matches = np.asarray(database.read_matches(a, b))
         start = time.process_time()
         geometry = estimate((a, b), (points[0], points[1]), matches)
         seconds += time.process_time() - start

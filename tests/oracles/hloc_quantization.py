@@ -15,6 +15,7 @@ from edm_hloc.base.matches import Matches
 
 Pair = tuple[str, str]
 Point = tuple[float, float]
+Arrays = tuple[np.ndarray, np.ndarray]
 NO_BINS = 0
 
 
@@ -25,7 +26,9 @@ class Image:
         self.cell_ids: dict[Point, int] = {}
         self.bins: list[dict[Point, np.float32]] = []
 
-    def vote(self, points, scores, cell_side: float, bin_side: int) -> np.ndarray:
+    def vote(
+        self, points: np.ndarray, scores: np.ndarray, cell_side: float, bin_side: int
+    ) -> np.ndarray:
         """Lets the points vote one after the other; returns the cell of each."""
         ids = []
         cells, bins = snapped(points, cell_side), snapped(points, bin_side)
@@ -41,16 +44,10 @@ class Image:
 
     def keypoints(self, max_kps: int | None) -> tuple[np.ndarray, np.ndarray]:
         """The most voted bin of each cell and what it got; the first of those that got the same."""
-        positions, scores = [], []
-        for votes in self.bins:
-            winner = None
-            for bin_, score in votes.items():
-                if winner is None or score > votes[winner]:
-                    winner = bin_
-            positions.append(winner)
-            scores.append(votes[winner])
-        positions = np.array(positions, np.float32).reshape(-1, 2)
-        scores = np.array(scores, np.float32)
+        winners = [max(votes, key=votes.__getitem__) for votes in self.bins]  # the first of equals
+        got = [votes[winner] for votes, winner in zip(self.bins, winners, strict=True)]
+        positions = np.array(winners, np.float32).reshape(-1, 2)
+        scores = np.array(got, np.float32)
         if max_kps is not None:
             best_first = np.argsort(scores)[::-1][:max_kps]
             positions, scores = positions[best_first], scores[best_first]
@@ -61,10 +58,9 @@ def snapped(points: np.ndarray, side: float) -> list[Point]:
     """The centre of the lattice square each point is in, the pixel (0, 0) having corner −0.5."""
     points = np.asarray(points, np.float32)
     if side != NO_BINS:
-        side = np.float32(side)
-        half = np.float32(0.5)
-        index = np.round((points + half) / side)
-        points = np.round(index * side - half, 2)
+        step, half = np.float32(side), np.float32(0.5)
+        index = np.round((points + half) / step)
+        points = np.round(index * step - half, 2)
     return [(x, y) for x, y in points.tolist()]
 
 
@@ -78,12 +74,12 @@ def nearest(points: np.ndarray, keypoints: np.ndarray, max_error: float) -> np.n
     )
 
 
-def one_to_one(ids0, ids1, scores) -> tuple[np.ndarray, np.ndarray]:
+def one_to_one(
+    ids0: np.ndarray, ids1: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """matches0 and matching_scores0 of a pair: at each keypoint the best match, on both sides."""
-    both = [i for i in range(len(scores)) if ids0[i] >= 0 and ids1[i] >= 0]
-    ids0 = np.array([ids0[i] for i in both], np.int64)
-    ids1 = np.array([ids1[i] for i in both], np.int64)
-    scores = [scores[i] for i in both]
+    both = (ids0 >= 0) & (ids1 >= 0)
+    ids0, ids1, scores = ids0[both], ids1[both], scores[both]
     best: list[dict[int, int]] = [{}, {}]
     for side, ids in zip(best, (ids0, ids1), strict=True):
         for i in np.argsort(ids):  # its order of equal ids decides which of equal scores is first
@@ -104,8 +100,8 @@ def aggregate(
     cell_size: float,
     max_kps: int | None,
     fixed: Mapping[str, np.ndarray] | None = None,
-    anchors: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
-):
+    anchors: Mapping[str, Arrays] | None = None,
+) -> tuple[dict[str, Arrays], dict[Pair, Arrays]]:
     """Features {name: (keypoints, scores)} and matches {pair: (matches0, scores0)}.
 
     `raw` gives the matches of each pair; `fixed` the keypoints of images that
@@ -118,10 +114,10 @@ def aggregate(
     bin_side = int(max_error)
 
     images = {name: Image() for name in count if name not in fixed}
-    for name, (points, scores) in anchors.items():
+    for name, anchor in anchors.items():
         if name in images:
-            images[name].vote(points, scores, cell_side, bin_side)
-    ids = {}
+            images[name].vote(*anchor, cell_side, bin_side)
+    ids: dict[tuple[Pair, int], np.ndarray] = {}
     for pair in pairs:
         *points, scores = raw[pair].arrays().values()
         for side, name in enumerate(pair):
