@@ -291,7 +291,7 @@ def measure_nodes(args: argparse.Namespace) -> None:
 
     from edm_hloc.pipelines.ray_actors import RayCrew
 
-    small = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    small: dict = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     nodes = [cluster.add_node(**small)]
     ray.init(address=cluster.address, log_to_driver=False)
