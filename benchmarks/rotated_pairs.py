@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main() -> None:
     pairs = [pair for folder in args.images for pair in _pairs(folder, args.pairs)]
     found = [_right(matcher, *pair, args.resize) for pair in track(pairs, "Matching", "pair")]
     right = np.array([row for row in found if row[0] >= _FEWEST])
+    if not len(right):
+        sys.exit(f"None of the {len(found)} pairs has {_FEWEST} right matches at 0°.")
     print(f"{len(right)} pairs\n\n| angle | of those at 0° | lost |\n|---|---|---|")
     for angle, column in zip(ANGLES, (right / right[:, :1]).T, strict=True):
         print(f"| {angle}° | {column.mean():.0%} | {(column < 0.2).sum()} |")
