@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from edm_hloc.base.frames import Origin, PixelTransform, origin_shift
@@ -153,6 +154,15 @@ class Matcher(ABC):
         """`match_pixels` for those who need the confident matches only, and these to a cell of the
         network: faster where a matcher has a stage for the rest."""
         return self.match_pixels(pairs)
+
+    def distinctiveness(self, features: Features) -> np.ndarray | None:
+        """How clearly the network tells each cell of a photo from all others of the same photo.
+
+        Returns:
+            (rows, columns) float32 for the cells of 8 px of the network's input; near zero where
+            the photo shows the same again elsewhere. None where the matcher cannot tell.
+        """
+        return None
 
     def match_batch(self, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
         """The matches of each pair in pixels of the original photos; see `match_pixels`."""

@@ -230,6 +230,10 @@ class EDMMatcher(NetworkMatcher):
             matches.append(Matches(keypoints0, keypoints1, scores[:, 0]))
         return matches
 
+    @torch.inference_mode()
+    def distinctiveness(self, features: Features) -> np.ndarray:
+        return self.model.distinctiveness(self._together([features])).cpu().numpy()
+
     def to_host(self, features: Features) -> Features | None:
         if self.info.device.type != "cuda":
             return None

@@ -25,6 +25,7 @@ _LOG_RANGE = 60.0
 UNSHIFTED = 60.0
 """Similarities up to this need no shift before they are exponentiated: sums of 2^18 exponentials
 fit in fp32, and so do their inverses."""
+_SAME_PLACE = 3  # cells; the fields of view of nearer ones overlap too much to tell them apart
 _GROUP = 16  # largest number of columns in a group of `_Block.group_max`
 
 
@@ -113,6 +114,37 @@ def _log_sums(
         columns = of_block if columns is None else torch.logaddexp(columns, of_block)
     assert columns is not None
     return (torch.cat(rows, dim=1), columns), s if len(blocks) == 1 else None
+
+
+@torch.no_grad()
+def distinctiveness(
+    features0: Tensor, features1: Tensor, temperature: float, grid: tuple[int, int]
+) -> Tensor:
+    """How much more similar each cell of an image is to itself than to any cell elsewhere in it.
+
+    Where it is near zero the image shows the same again elsewhere, and a match of the cell may as
+    well be one of that other place.
+
+    Args:
+        features0, features1: (N, C), the coarse maps of an image conditioned on itself, flattened.
+        temperature: τ of Eq. 1.
+        grid: (rows, columns) of the cells, whose product is N.
+
+    Returns:
+        (rows, columns): the similarity (Eq. 1) to the most similar cell at most `_SAME_PLACE` cells
+        away along each axis, less that to the most similar one beyond.
+    """
+    rows, columns = grid
+    column = torch.arange(columns, device=features0.device)
+    beside = (column[:, None] - column).abs() <= _SAME_PLACE
+    differences = []
+    for row, cells in enumerate(features0.view(rows, columns, -1)):
+        s = similarity(cells[None], features1[None], temperature).view(columns, rows, columns)
+        band = slice(max(0, row - _SAME_PLACE), row + _SAME_PLACE + 1)
+        near = s[:, band].amax(dim=1).masked_fill(~beside, -torch.inf).amax(dim=1)
+        s[:, band].masked_fill_(beside[:, None], -torch.inf)
+        differences.append(near - s.amax(dim=(1, 2)))
+    return torch.stack(differences)
 
 
 @torch.no_grad()

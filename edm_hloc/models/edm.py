@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.attention import LocalFeatureTransformer
 from edm_hloc.models.backbone import Backbone
-from edm_hloc.models.coarse import confident_columns
+from edm_hloc.models.coarse import confident_columns, distinctiveness
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.types import (
     CONFIGS,
@@ -347,6 +347,14 @@ class EDM(nn.Module):
             exceeding = int((probability > threshold).sum(dim=1).max())
         confidence, cell0 = probability.topk(max(1, min(topk, exceeding)), dim=1)
         return CoarseMatches(cell0, column.gather(1, cell0), confidence)
+
+    def distinctiveness(self, features: EDMFeatures) -> Tensor:
+        """`coarse.distinctiveness` of the cells (rows, columns) of one image, without padding."""
+        coarse0, coarse1 = (features.cropped(c)[0] for c in self.interact(features, features))
+        rows, columns = coarse0.shape[-2:]
+        return distinctiveness(
+            coarse0.flatten(1).T, coarse1.flatten(1).T, self.config.temperature, (rows, columns)
+        )
 
     def locate(
         self,

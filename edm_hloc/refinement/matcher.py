@@ -1,6 +1,7 @@
 """A matcher whose matches are checked, refined and completed by the photos themselves.
 
     first matches ─ second look ─▶ more matches of rotated and scaled pairs   (second_look.py)
+      ─ distinct matches ─▶ without wrong ones of repeated structure          (twins.py)
       ─ neighbours' support ─▶ without gross outliers                         (affine.py)
       ─ alignment at corners ─▶ sub-pixel, repeated in all pairs of a photo   (corner_matches.py)
       ─ neighbours' support ─▶ without small outliers                         (affine.py)
@@ -41,6 +42,7 @@ from edm_hloc.refinement.corner_matches import (
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
+from edm_hloc.refinement.twins import DistinctPhoto, without_twins
 from edm_hloc.refinement.views import (
     ImageViews,
     OnDemand,
@@ -52,17 +54,18 @@ _NEARER = 1.1  # ratio of the numbers of cells with a match from which one photo
 
 
 class RefinedPhoto(NamedTuple):
-    """What is remembered of a photo: its pixels once, its views, and its corners if refined."""
+    """What is remembered of a photo: its pixels once, its views, and if refined its corners and
+    `Matcher.distinctiveness`."""
 
     views: ImageViews
     corners: Corners | DeviceCorners | None
+    distinctness: np.ndarray | None
 
     def moved(self, views: ImageViews, device: torch.device) -> RefinedPhoto:
         """Views that are on another device, with the corners there if they were on one."""
         corners = self.corners
-        return RefinedPhoto(
-            views, corners.to(device) if isinstance(corners, DeviceCorners) else corners
-        )
+        there = corners.to(device) if isinstance(corners, DeviceCorners) else corners
+        return self._replace(views=views, corners=there)
 
 
 class RefinedFeatures(Features):
@@ -145,16 +148,20 @@ class RefinedMatcher(Matcher):
             pixels = image.tensor.half().to(self._device)
             held = features.nbytes + pixels.nbytes
             corners: Corners | DeviceCorners | None = None
+            distinctness: np.ndarray | None = None
             if self.refinement is not None:
                 grey = image.tensor.mean(dim=0, keepdim=True)
                 if self.batched:
                     corners = corners_on_device(grey.to(self._device)).of(0)
                 else:
                     corners = strongest_corners(grey)
-                held += corners.nbytes
+                distinctness = self.network.distinctiveness(features)
+                held += corners.nbytes + (0 if distinctness is None else distinctness.nbytes)
             whole = whole_view(features, image, reduced_image)
             views = ImageViews(pixels, whole, OnDemand())
-            photos.append(RefinedFeatures(RefinedPhoto(views, corners), image.transform, held))
+            photos.append(
+                RefinedFeatures(RefinedPhoto(views, corners, distinctness), image.transform, held)
+            )
         return photos
 
     def _as_seen(self, image: NetworkImage) -> NetworkImage:
@@ -198,6 +205,7 @@ class RefinedMatcher(Matcher):
             return found
         refined: dict[int, Matches] = {}
         both = [(first.data, second.data) for first, second in pairs]
+        found = [self._without_twins(pair, m) for pair, m in zip(both, found, strict=True)]
         exchanged = [
             self._second_is_nearer(matches, _reduction(pair))
             for pair, matches in zip(both, found, strict=True)
@@ -209,6 +217,16 @@ class RefinedMatcher(Matcher):
             for i, better in zip(some, self._all_refined(photos, matches), strict=True):
                 refined[i] = better.swapped() if exchange else better
         return [refined[i] for i in range(len(pairs))]
+
+    def _without_twins(self, pair: tuple[RefinedPhoto, RefinedPhoto], matches: Matches) -> Matches:
+        photos = [
+            DistinctPhoto(photo.views.whole, photo.distinctness)
+            for photo in pair
+            if photo.distinctness is not None
+        ]
+        if len(photos) < len(pair):
+            return matches
+        return without_twins(matches, (photos[0], photos[1]), self.info.confident)
 
     def _second_is_nearer(self, matches: Matches, reduction: float) -> bool:
         """Whether the confident matches fill clearly more of the network's cells of photo 1 than of

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -465,6 +466,37 @@ def test_cells_of_the_confident_matches(matchers: dict[str, Matcher], tmp_path: 
         np.testing.assert_array_equal(cells.scores[place], found.scores)
         for side in ("keypoints0", "keypoints1"):
             assert np.abs(getattr(cells, side)[place] - getattr(found, side)).max() <= 4.01
+
+
+def test_a_photo_shows_by_itself_what_it_repeats(
+    matchers: dict[str, Matcher], tmp_path: Path
+) -> None:
+    """The left half of the photo is seen again in its right half, but for a strip in the middle."""
+    rng = np.random.default_rng(8)
+    once = _blurred(rng, 192, 128)
+    pixels = np.hstack([once, _blurred(rng, 192, 64), once])
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    image = load_image(tmp_path / "a.png")
+    edm = matchers["edm"]
+    found = edm.distinctiveness(edm.encode(image))
+    assert found is not None
+    assert found.shape == (24, 40)
+    assert np.median(found[4:-4, 18:22]) > 2 * np.median(found[4:-4, 4:12])
+
+
+def test_padding_is_no_place_of_a_photo(matchers: dict[str, Matcher], tmp_path: Path) -> None:
+    edm = matchers["edm"]
+    cv2.imwrite(str(tmp_path / "a.png"), _blurred(np.random.default_rng(8), 192, 320))
+    image = load_image(tmp_path / "a.png")
+    padded = replace(image, tensor=torch.nn.functional.pad(image.tensor, (0, 64, 0, 32)))
+    found = edm.distinctiveness(edm.encode(padded))
+    assert found is not None
+    assert found.shape == (24, 40)
+
+
+def _blurred(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    noise = rng.integers(0, 256, (height // 4, width // 4), dtype=np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from edm_hloc.models.coarse import best_columns, confident_columns, similarity
+from edm_hloc.models.coarse import (
+    best_columns,
+    confident_columns,
+    distinctiveness,
+    similarity,
+)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 4 * 37 * 5, 1 << 30])
@@ -83,3 +88,35 @@ def test_confident_columns_of_equal_columns() -> None:
     torch.testing.assert_close(value.double(), expected.max(dim=2).values, atol=1e-5, rtol=1e-5)
     assert column[0, 0].item() in (0, 4)
     assert column[0, 1:].tolist() == [1, 2, 3]
+
+
+def test_distinctiveness_compares_a_cell_with_all_that_are_not_beside_it() -> None:
+    """Against the whole matrix in double precision, on a grid with odd sides."""
+    torch.manual_seed(4)
+    rows, columns = 11, 17
+    a, b = torch.randn(2, rows * columns, 16)
+    s = a.double() @ b.double().T / (16 * 0.1)
+    expected = torch.empty(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            of_cell = s[row * columns + column].view(rows, columns).clone()
+            around = (slice(max(0, row - 3), row + 4), slice(max(0, column - 3), column + 4))
+            near = of_cell[around].max()
+            of_cell[around] = -torch.inf
+            expected[row, column] = near - of_cell.max()
+    found = distinctiveness(a, b, 0.1, (rows, columns))
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_a_cell_that_is_seen_again_elsewhere_is_not_distinct() -> None:
+    a = torch.eye(160)[:150]  # orthogonal: each cell is like itself alone
+    a[140] = a[3]
+    found = distinctiveness(a, a, 0.1, (10, 15)).flatten()
+    assert found[3] == found[140] == 0
+    others = torch.ones(150, dtype=torch.bool)
+    others[[3, 140]] = False
+    torch.testing.assert_close(found[others], torch.full((148,), 1 / (160 * 0.1)))
+
+
+def test_all_cells_of_a_tiny_image_are_beside_each_other() -> None:
+    assert distinctiveness(*torch.randn(2, 12, 8), 0.1, (3, 4)).isposinf().all()
