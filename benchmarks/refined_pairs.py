@@ -107,6 +107,7 @@ def refined_pair(
     timed = [
         (network, "match_pixels", "network"),
         (refined.second_look, "improve", "second look"),
+        (matcher, "without_twins", "repeated structure"),
         (stages_home, "neighbour_support", "support of neighbours"),
         (corners_home, "local_affine_maps", "local affine maps"),
         (growing_home, "local_affine_maps", "local affine maps"),

@@ -156,11 +156,11 @@ class Matcher(ABC):
         return self.match_pixels(pairs)
 
     def distinctiveness(self, features: Features) -> np.ndarray | None:
-        """How clearly the network tells each cell of a photo from all others of the same photo.
+        """How clearly the network tells each place of a photo from all others of the same photo.
 
         Returns:
-            (rows, columns) float32 for the cells of 8 px of the network's input; near zero where
-            the photo shows the same again elsewhere. None where the matcher cannot tell.
+            (rows, columns) float32, for the points (16c, 16r) of the network's input; near zero
+            where the photo shows the same again elsewhere. None where the matcher cannot tell.
         """
         return None
 

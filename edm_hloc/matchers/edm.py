@@ -232,7 +232,7 @@ class EDMMatcher(NetworkMatcher):
 
     @torch.inference_mode()
     def distinctiveness(self, features: Features) -> np.ndarray:
-        return self.model.distinctiveness(self._together([features])).cpu().numpy()
+        return self.model.distinctiveness(self._together([features]), step=2).cpu().numpy()
 
     def to_host(self, features: Features) -> Features | None:
         if self.info.device.type != "cuda":

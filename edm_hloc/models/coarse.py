@@ -118,9 +118,9 @@ def _log_sums(
 
 @torch.no_grad()
 def distinctiveness(
-    features0: Tensor, features1: Tensor, temperature: float, grid: tuple[int, int]
+    features0: Tensor, features1: Tensor, temperature: float, grid: tuple[int, int], step: int = 1
 ) -> Tensor:
-    """How much more similar each cell of an image is to itself than to any cell elsewhere in it.
+    """How much more similar a cell of an image is to itself than to any cell elsewhere in it.
 
     Where it is near zero the image shows the same again elsewhere, and a match of the cell may as
     well be one of that other place.
@@ -129,17 +129,19 @@ def distinctiveness(
         features0, features1: (N, C), the coarse maps of an image conditioned on itself, flattened.
         temperature: τ of Eq. 1.
         grid: (rows, columns) of the cells, whose product is N.
+        step: every how many cells along each axis are asked; they are compared with all.
 
     Returns:
-        (rows, columns): the similarity (Eq. 1) to the most similar cell at most `_SAME_PLACE` cells
-        away along each axis, less that to the most similar one beyond.
+        (⌈rows / step⌉, ⌈columns / step⌉): the similarity (Eq. 1) to the most similar cell at most
+        `_SAME_PLACE` cells away along each axis, less that to the most similar one beyond.
     """
     rows, columns = grid
     column = torch.arange(columns, device=features0.device)
-    beside = (column[:, None] - column).abs() <= _SAME_PLACE
+    beside = (column[::step, None] - column).abs() <= _SAME_PLACE
+    asked = features0.view(rows, columns, -1)[::step, ::step]
     differences = []
-    for row, cells in enumerate(features0.view(rows, columns, -1)):
-        s = similarity(cells[None], features1[None], temperature).view(columns, rows, columns)
+    for row, cells in zip(range(0, rows, step), asked, strict=True):
+        s = similarity(cells[None], features1[None], temperature).view(-1, rows, columns)
         band = slice(max(0, row - _SAME_PLACE), row + _SAME_PLACE + 1)
         near = s[:, band].amax(dim=1).masked_fill(~beside, -torch.inf).amax(dim=1)
         s[:, band].masked_fill_(beside[:, None], -torch.inf)

@@ -348,12 +348,16 @@ class EDM(nn.Module):
         confidence, cell0 = probability.topk(max(1, min(topk, exceeding)), dim=1)
         return CoarseMatches(cell0, column.gather(1, cell0), confidence)
 
-    def distinctiveness(self, features: EDMFeatures) -> Tensor:
-        """`coarse.distinctiveness` of the cells (rows, columns) of one image, without padding."""
+    def distinctiveness(self, features: EDMFeatures, step: int = 1) -> Tensor:
+        """`coarse.distinctiveness` of every so many cells of one image, without its padding."""
         coarse0, coarse1 = (features.cropped(c)[0] for c in self.interact(features, features))
         rows, columns = coarse0.shape[-2:]
         return distinctiveness(
-            coarse0.flatten(1).T, coarse1.flatten(1).T, self.config.temperature, (rows, columns)
+            coarse0.flatten(1).T,
+            coarse1.flatten(1).T,
+            self.config.temperature,
+            (rows, columns),
+            step,
         )
 
     def locate(

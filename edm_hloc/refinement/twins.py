@@ -31,7 +31,7 @@ _MIN_DIFFERENCE = 0.15  # between this share and that of the least distinct thir
 
 
 class DistinctPhoto(NamedTuple):
-    """A photo as it was matched, and `Matcher.distinctiveness` of its cells (rows, columns)."""
+    """A photo as it was matched, and what `Matcher.distinctiveness` says of it (rows, columns)."""
 
     view: WarpedView
     distinctness: np.ndarray
@@ -39,7 +39,7 @@ class DistinctPhoto(NamedTuple):
     def at(self, points: np.ndarray) -> np.ndarray:
         """The distinctness (M,) of points (M, 2) in pixels of the photo."""
         of_points: np.ndarray = self.distinctness[
-            cells_of(self.view.warped(points), self.distinctness.shape)
+            cells_of(self.view.warped(points) / 2, self.distinctness.shape)
         ]
         return of_points
 

@@ -104,8 +104,9 @@ def test_distinctiveness_compares_a_cell_with_all_that_are_not_beside_it() -> No
             near = of_cell[around].max()
             of_cell[around] = -torch.inf
             expected[row, column] = near - of_cell.max()
-    found = distinctiveness(a, b, 0.1, (rows, columns))
-    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+    for step in (1, 2, 3):
+        found = distinctiveness(a, b, 0.1, (rows, columns), step)
+        torch.testing.assert_close(found.double(), expected[::step, ::step], atol=1e-4, rtol=0)
 
 
 def test_a_cell_that_is_seen_again_elsewhere_is_not_distinct() -> None:

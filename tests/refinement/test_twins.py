@@ -12,6 +12,7 @@ from edm_hloc.refinement.twins import DistinctPhoto, without_twins
 from edm_hloc.refinement.views import WarpedView
 
 SIZE = (640, 480)
+GRID = (30, 40)
 DISTINCT, REPEATED = 9.0, 4.0
 NUM = 300  # points of each kind
 PERIOD = [50.0, -60.0]  # px across the epipolar lines
@@ -24,8 +25,8 @@ def _photo(distinctness: np.ndarray, reduction: float = 1.0) -> DistinctPhoto:
 
 
 def _left_is_distinct() -> np.ndarray:
-    grid = np.full((SIZE[1] // 8, SIZE[0] // 8), REPEATED, np.float32)
-    grid[:, : SIZE[0] // 16] = DISTINCT
+    grid = np.full(GRID, REPEATED, np.float32)
+    grid[:, : GRID[1] // 2] = DISTINCT
     return grid
 
 
@@ -60,7 +61,7 @@ def test_twins_that_outnumber_the_right_matches_are_dropped(seed: int, reduction
     matches = _matches(points0[many] * reduction, points1[many] * reduction)
     photos = (
         _photo(_left_is_distinct(), reduction),
-        _photo(np.full((60, 80), DISTINCT, np.float32), reduction),
+        _photo(np.full(GRID, DISTINCT, np.float32), reduction),
     )
     kept = without_twins(matches, photos, 0.2)
     is_kept = np.isin(matches.keypoints0[:, 0], kept.keypoints0[:, 0])
@@ -72,7 +73,7 @@ def test_twins_that_outnumber_the_right_matches_are_dropped(seed: int, reduction
 def test_either_photo_shows_what_is_repeated() -> None:
     points0, points1 = _two_views(np.random.default_rng(5))
     points1[NUM:] += PERIOD
-    photos = _photo(np.full((60, 80), DISTINCT, np.float32)), _photo(_left_is_distinct())
+    photos = _photo(np.full(GRID, DISTINCT, np.float32)), _photo(_left_is_distinct())
     matches = _matches(points1, points0)
     kept = without_twins(matches, photos, 0.2)
     assert NUM <= len(kept) < 1.15 * NUM
@@ -83,7 +84,7 @@ def test_equally_distinct_matches_all_stay() -> None:
     points0, points1 = _two_views(np.random.default_rng(7))
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
-    photos = _photo(np.full((60, 80), DISTINCT, np.float32))
+    photos = _photo(np.full(GRID, DISTINCT, np.float32))
     assert without_twins(matches, (photos, photos), 0.2) is matches
 
 
@@ -96,8 +97,8 @@ def test_repeated_structure_that_is_right_stays() -> None:
 def test_distorted_photos_keep_their_matches() -> None:
     """What is seen once lies around the middle, and barrel distortion moves the rest by 60 px."""
     points0, points1 = _two_views(np.random.default_rng(11))
-    grid = np.full((60, 80), REPEATED, np.float32)
-    grid[15:45, 20:60] = DISTINCT
+    grid = np.full(GRID, REPEATED, np.float32)
+    grid[8:22, 10:30] = DISTINCT
     for points in points0, points1:
         radius = np.linalg.norm((points - [320, 240]) / 400, axis=1, keepdims=True)
         points -= (points - [320, 240]) * 0.15 * radius**2
@@ -114,7 +115,7 @@ def test_few_matches_stay(number: int) -> None:
 
 
 def test_points_in_one_place_and_candidates_without_confidence_stay() -> None:
-    photo = _photo(np.full((60, 80), np.inf, np.float32))  # of a tiny image
+    photo = _photo(np.full(GRID, np.inf, np.float32))  # of a tiny image
     same = _matches(np.full((100, 2), 50.0), np.full((100, 2), 60.0))
     assert len(without_twins(same, (photo, photo), 0.2)) == 100
     weak = _matches(*_two_views(np.random.default_rng(1)), score=0.1)
@@ -125,7 +126,7 @@ def test_nothing_random_is_left() -> None:
     points0, points1 = _two_views(np.random.default_rng(2))
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
-    photos = _photo(_left_is_distinct()), _photo(np.full((60, 80), DISTINCT, np.float32))
+    photos = _photo(_left_is_distinct()), _photo(np.full(GRID, DISTINCT, np.float32))
     first = without_twins(matches, photos, 0.2)
     again = without_twins(matches, photos, 0.2)
     assert np.array_equal(first.keypoints0, again.keypoints0)
