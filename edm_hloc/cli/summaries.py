@@ -41,6 +41,12 @@ def print_matching(run: Run) -> None:
         )
     if "masks" in run.results:
         print(f"Masks       of {run.results['masks']['photos']} photos")
+        if hidden := run.results.get("masked", {}).get("hidden"):
+            names = ", ".join(first_few(hidden, ""))
+            print(
+                f"            They leave less than 1 % of the matches of {names}:\n"
+                "            are black and white exchanged there?"
+            )
     per_photo = keypoints["keypoints"] / max(1, keypoints["images"])
     print(f"Keypoints   {per_photo:,.0f} a photo; {keypoints['matches']:,} matches")
 

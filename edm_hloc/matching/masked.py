@@ -8,8 +8,9 @@ matched again, as it is no photo any more, stay stored for the case that it come
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ NotOfScene = Callable[[Pair, tuple[np.ndarray, np.ndarray]], np.ndarray]
 """Tells of a pair and its matched points (M, 2) in both photos which are not of it, (M,) bool."""
 
 _CACHED_MASKS = 4096  # of up to 131 kB each
+_HIDDEN = 0.01  # of a photo's matches, below which its mask leaves so few that it may be wrong
+
+
+@dataclass(frozen=True)
+class MaskedSummary:
+    """Attributes: hidden: photos whose own mask left less than 1 % of their matches."""
+
+    hidden: tuple[str, ...]
 
 
 class MaskedMatchReader(RawMatchReader):
@@ -59,6 +68,8 @@ class MaskedMatchReader(RawMatchReader):
         self.masks, self.images = masks, images
         self.any_visible = self.any_masked = False
         self.not_scene: NotOfScene | None = None
+        self._all: Counter[str] = Counter()  # matches read of each photo with a mask
+        self._visible: Counter[str] = Counter()  # those outside its own mask
         self._cache: OrderedDict[str, Mask] = OrderedDict()
         self._outdated: set[frozenset[str]] = set()
 
@@ -86,13 +97,21 @@ class MaskedMatchReader(RawMatchReader):
         visible = np.ones(len(matches), bool)
         for name, points in ((name0, matches.keypoints0), (name1, matches.keypoints1)):
             if name in self.masks:
-                visible &= self._mask(name).visible(points)
+                outside = self._mask(name).visible(points)
+                self._all[name] += len(points)
+                self._visible[name] += int(outside.sum())
+                visible &= outside
         self.any_visible |= bool(visible.any())
         self.any_masked |= not visible.all()
         if self.not_scene is not None:
             both = matches.keypoints0, matches.keypoints1
             visible &= ~self.not_scene((name0, name1), both)
         return matches[visible]
+
+    def summary(self) -> MaskedSummary:
+        """What the masks have done to the matches that were read so far."""
+        names, visible = sorted(self._all), self._visible
+        return MaskedSummary(tuple(n for n in names if visible[n] < _HIDDEN * self._all[n]))
 
     def _indexed(self) -> dict[str, tuple[Path, StoredPair]]:
         with self._lock:

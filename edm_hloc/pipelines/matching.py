@@ -147,7 +147,7 @@ def match_and_quantize(
                 "The masks leave none of the matches: only matches in the white parts of the "
                 "masks count. Are black and white exchanged?"
             )
-        return {"keypoints": summary, **found}
+        return {"keypoints": summary, "masked": raw.summary(), **found}
 
     depends_on: list[Any] = [asdict(keypoints)]
     if photos.reference_features is not None:

@@ -119,7 +119,11 @@ def _scene_matches(out: Path, images: Path, model: pycolmap.Reconstruction) -> M
                 "in the same folder. COLMAP's own mesher takes other models."
             )
     record = read_json_object(out / "run.json", "record of a run")
-    masks = find_masks(recorded_folder(out, record, "masks"), sorted(posed_images(model)), images)
+    folder, names = recorded_folder(out, record, "masks"), sorted(posed_images(model))
+    try:
+        masks = find_masks(folder, names, images)
+    except EdmHlocError as error:
+        raise EdmHlocError(f"The mesh needs the masks of the run in {out}: {error}") from error
     cameras = {name: model.cameras[i.camera_id] for name, i in posed_images(model).items()}
     sizes = {name: (camera.width, camera.height) for name, camera in cameras.items()}
     # photos that have changed since show another colour at most: the model is of those before

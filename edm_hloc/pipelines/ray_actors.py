@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -26,6 +29,11 @@ _IN_FLIGHT = 2  # pieces an actor has: it begins the second without waiting for 
 _CORES = 4  # of an actor, where its computer has so many
 _OVERHEAD = 3 << 29  # bytes of an actor besides its features: 1.5 GiB for libraries and one pair
 _OBJECT_STORE = 100 << 20  # bytes, of a cluster of this computer: nothing large is put there
+_TOKEN = (  # Ray's own message does not tell
+    " and, if Ray said there that token authentication is enabled, set RAY_AUTH_MODE=token on all "
+    "computers, with the ~/.ray/auth_token of that one"
+)
+_ANSWERS_WITHIN = 10.0  # seconds, the computer of a cluster's address
 _SAY_AFTER = 30.0  # seconds without any actor
 _ASK_AGAIN = 0.5  # seconds until a lost actor is asked again whether it has started
 
@@ -156,13 +164,21 @@ class RayCrew:
         if address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        reasons = (self._ray.exceptions.RayError, OSError, RuntimeError, ValueError)
+        remedy = "start it (ray start --head)"
         try:
+            _check_answer(address)
+            remedy += _TOKEN
             self._ray.init(address=address, **options)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except reasons as error:
             raise EdmHlocError(
-                f"Cannot reach the Ray cluster at {address!r} ({error}): start it (ray start "
-                "--head), and give its address or 'auto'; 'local' starts one on this computer."
+                f"Cannot reach the Ray cluster at {address!r} ({_in_short(error)}): {remedy}, and "
+                "give its address or 'auto'; 'local' starts one on this computer."
             ) from error
+        finally:  # Ray's own handler prints a stack trace and aborts
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
 
     def _needs_of_an_actor(
         self, settings: WorkerSettings, device: str, number: int
@@ -265,7 +281,15 @@ class RayCrew:
         left = member.node not in alive or getattr(error, "preempted", False)
         if isinstance(error, kinds.NodeDiedError) or left:
             return Failure("node", "its computer left the cluster")
-        return Failure("worker", f"the worker died ({_in_short(error)})")
+        logger.debug("%s", error)  # internals of Ray: that a connection was closed
+        return Failure("worker", "the worker died (it was killed or has crashed)")
+
+
+def _check_answer(address: str) -> None:
+    """Raises OSError if nothing answers at HOST:PORT, which Ray would ask again for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "/" not in address:
+        socket.create_connection((host.strip("[]"), port), timeout=_ANSWERS_WITHIN).close()
 
 
 def _actor_of(ray: Any, worker: type[ShardWorker]) -> type:

@@ -39,6 +39,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
             "rotated": names[:200],
         },
         "masks": {"photos": 500},
+        "masked": {"hidden": names[30:130]},
         "copies": {"b.jpg": "a.jpg", "c.jpg": "a.jpg"},
         "copies_left_out": True,
         "keypoints": {"keypoints": 4_000_000, "images": 400, "matches": 5_000_000},
@@ -69,6 +70,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert "and 4 more photos: more than thirty times as far" in said
     assert f"Missing     {names[270]}, " in said  # those in no model
     assert "and 125 more" in said
+    assert f"leave less than 1 % of the matches of {names[30]}, " in said
     assert f"left at zero for 12 photos, e.g. {names[250]}" in said
     assert (
         f"500 verified pairs, probably of different places, e.g. {names[0]} and {names[1]}" in said

@@ -103,6 +103,19 @@ def test_a_mask_that_is_cut_off_is_named(photos: Path) -> None:
         read(photos, matches, ("a.jpg", "sub/b.jpg"))
 
 
+def test_photos_whose_masks_leave_hardly_a_match_are_named(photos: Path) -> None:
+    points = np.stack([np.arange(300.0), np.arange(300.0)], 1)
+    save_mask(photos, "a.jpg.png", np.arange(313) < 2 * np.ones((471, 1)))
+    save_mask(photos, "sub/b.jpg.png", np.arange(2600) < 100 * np.ones((1301, 1)))
+    with RawMatchWriter(photos / "raw", {}) as writer:
+        writer.add("a.jpg", "sub/b.jpg", Matches(points, points, np.ones(300, np.float32)))
+    masks = find_masks(photos / "masks", names_in(PAIRS), photos / "images")
+    with MaskedMatchReader(photos / "raw", masks, photos / "images") as reader:
+        assert not reader.summary().hidden
+        assert len(reader.read("a.jpg", "sub/b.jpg")) == 2
+        assert reader.summary().hidden == ("a.jpg",)
+
+
 def test_masks_that_leave_nothing_are_named(scene: Path, tmp_path: Path) -> None:
     names = find_images(scene / "images")
     for name in names:

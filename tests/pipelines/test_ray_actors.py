@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.matching.engine import MatchingConfig
-from edm_hloc.pipelines import workers
+from edm_hloc.pipelines import ray_actors, workers
 from edm_hloc.pipelines.ray_actors import RayCrew
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
@@ -97,7 +100,7 @@ def test_a_pair_at_which_actors_die_is_left_out_and_named(
     summary = match_in_processes(photos, PAIRS, FakeMatcher(), raw, config)
     assert summary.matched == len(PAIRS) - 1
     (named,) = summary.left_out
-    assert named.startswith("002.png and 007.png: the worker died")
+    assert named == "002.png and 007.png: the worker died (it was killed or has crashed)"
 
 
 def test_a_folder_that_an_actor_does_not_see_is_named(tmp_path: Path) -> None:
@@ -117,6 +120,35 @@ def test_ray_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EdmHlocError, match=r"pip install 'edm_hloc\[ray\]'"):
         RayCrew(WorkerSettings(tmp_path, None, 1, CONFIG), "local", 1)
+
+
+class TokenError(Exception):
+    """As Ray's errors: of no built-in kind."""
+
+
+@pytest.mark.parametrize("open_port", [False, True])
+def test_a_cluster_that_cannot_be_reached_is_named_at_once(
+    open_port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:  # it asks a port at which nobody listens for minutes
+        assert open_port
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        raise TokenError("no token was found")
+
+    exceptions = SimpleNamespace(RayError=TokenError)
+    library = SimpleNamespace(is_initialized=lambda: False, init=init, exceptions=exceptions)
+    monkeypatch.setattr(ray_actors, "_import_ray", lambda: library)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        if open_port:
+            listener.listen()
+        with pytest.raises(EdmHlocError, match=f"Cannot reach the Ray cluster at '{address}'") as e:
+            RayCrew(WorkerSettings(tmp_path, None, 1, CONFIG), address, 1)
+    assert ("no token was found" in str(e.value)) == open_port
+    assert ("RAY_AUTH_MODE=token" in str(e.value)) == open_port
+    assert signal.getsignal(signal.SIGTERM) == on_sigterm
 
 
 @pytest.mark.slow

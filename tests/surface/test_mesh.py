@@ -146,7 +146,9 @@ def test_points_have_normals_towards_the_cameras(run: Path, tmp_path: Path) -> N
     assert cli.main(["mesh", str(run), str(tmp_path / "a.glb"), "--points"]) == 1
 
 
-def test_masks_leave_their_part_out(run: Path, scene: Path, tmp_path: Path) -> None:
+def test_masks_leave_their_part_out(
+    run: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, masks = tmp_path / "out", tmp_path / "masks"
     shutil.copytree(run, out)
     masks.mkdir()
@@ -160,6 +162,10 @@ def test_masks_leave_their_part_out(run: Path, scene: Path, tmp_path: Path) -> N
     assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 0
     masked, whole = read_mesh(tmp_path / "a.ply"), read_mesh(run / "mesh.ply")
     assert 0.1 * len(whole.triangles) < len(masked.triangles) < 0.7 * len(whole.triangles)
+    masks.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert cli.main(["mesh", str(out), str(tmp_path / "a.ply")]) == 1
+    assert f"needs the masks of the run in {out}: No such folder" in capsys.readouterr().err
 
 
 def test_photos_that_were_copied_or_damaged_since_give_the_same_surface(
