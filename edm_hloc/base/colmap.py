@@ -35,8 +35,7 @@ _PARTS = ("cameras", "images", "points3D")  # the files of a model
 _FATAL_ONLY = 3  # COLMAP's log level
 _levels: list[int] = []  # of the process' log, before each block that keeps it silent
 _levels_lock = threading.Lock()
-# COLMAP's errors where a part of a model names another that is missing; with its log silenced
-# some are only a place in its source
+# COLMAP's errors where a part of a model is missing, some of them only a place in its source
 _UNCLEAR = re.compile(r"\[[\w.]+:\d+\]|key was not found|\w+ with ID|vector::|_Map_base|\w+::at")
 
 
@@ -71,8 +70,9 @@ def check_model(path: Path) -> None:
     """Raises EdmHlocError if a folder holds no COLMAP model, without reading the files."""
     path = Path(path)
     if not is_model(path):
-        inside = sorted(p.parent for p in path.glob("*/cameras.*")) if path.is_dir() else []
-        hint = f" Did you mean {inside[0]}?" if inside else ""
+        images = (file for file in sorted(path.glob("*/images.*")) if is_model(file.parent))
+        largest = max(images, key=lambda file: file.stat().st_size, default=None)
+        hint = f" Did you mean {largest.parent}?" if largest else ""
         earlier = path.parent / f".{path.name}.old"
         if not path.exists() and is_model(earlier):  # killed between two renames of a replacement
             hint = f" A command that was killed has left it as {earlier}: rename that to {path}."

@@ -13,7 +13,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, features
 from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import ImageError
@@ -22,7 +22,7 @@ from edm_hloc.base.frames import mirrors, turned_upright
 
 HEIC_REMEDY = "pip install 'edm_hloc[heic]'"
 # Pillow's names; TGA files have no signature, and are opened only under their name
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
 _TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 _MAX_PIXELS = 500_000_000  # more than any camera gives in one exposure; guards the memory
@@ -122,6 +122,8 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
         raise ValueError("the file is empty")
     tga = path is not None and path.suffix.lower() in _TGA_SUFFIXES
     for name in (*_FORMATS, "TGA") if tga else _FORMATS:
+        if name not in Image.OPEN:  # AVIF, of old versions of Pillow
+            continue
         factory, accept = Image.OPEN[name]
         try:
             if accept is None or accept(start) is True:
@@ -137,8 +139,10 @@ def open_image(file: IO[bytes], path: Path | None = None) -> ImageFile.ImageFile
         return reader(file)
     if start[:2] in (b"II", b"MM") and (kind := _kind_of_tiff(file)):
         raise ValueError(f"{kind}, which is not read: convert it to one of 8 or 16 bits")
+    if start[4:12] == b"ftypavif" and "avif" not in features.get_supported():
+        raise ValueError("AVIF, which needs Pillow 11.3 or newer: pip install -U pillow")
     raise ValueError(
-        "not a JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC image, or damaged"
+        "not a JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA, AVIF or HEIC image, or damaged"
     )
 
 

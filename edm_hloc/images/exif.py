@@ -82,9 +82,10 @@ def exif_focal_length(path: Path) -> float | None:
     """The focal length of a photo in pixels, from its EXIF data; None if they lack it.
 
     COLMAP's reader is used, which knows the sensor sizes of many cameras; it decodes the photo.
-    For formats that COLMAP does not read (WebP, HEIC) the 35 mm equivalent is used. What cannot be
-    is replaced by what the other EXIF data say, or not used, with a warning: pixels of the sensor
-    (FocalPlaneXResolution) where the photo was reduced since, and fields of view of no lens.
+    For formats that COLMAP does not read (WebP, HEIC, AVIF) the 35 mm equivalent is used, or else
+    the pixels of the sensor (FocalPlaneXResolution). What cannot be is replaced by what the other
+    EXIF data say, or not used, with a warning: pixels of the sensor where the photo was reduced
+    since, and fields of view of no lens.
 
     Raises:
         ImageError: the photo cannot be opened.
@@ -97,14 +98,14 @@ def exif_focal_length(path: Path) -> float | None:
             size, lens = image.size, {}
     with quiet_colmap():
         bitmap = pycolmap.Bitmap.read(path, as_rgb=False)
+    of_sensor, factor = _sensor_focal_length(lens), _reduced_by(lens, size)
     if bitmap is not None:
         told: float | None = bitmap.exif_focal_length()
     else:
         film = _number(lens, ExifTag.FocalLengthIn35mmFilm)
-        told = film * float(np.hypot(*size) / np.hypot(*_FILM)) if film else None
+        told = film * float(np.hypot(*size) / np.hypot(*_FILM)) if film else of_sensor
     if told is None:
         return None
-    of_sensor, factor = _sensor_focal_length(lens), _reduced_by(lens, size)
     found, why = told, "which no lens has in a photo of this size"
     if of_sensor and abs(told / of_sensor - 1) < _SAME_FOCAL and factor != 1:
         found, why = told * (factor or 0), "which is of the photo before its size was changed"

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".mpo", ".jps", ".insp"),  # JPEG
     *(".png", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
-    *(".jp2", ".j2k", ".jpf", ".jpx", ".tga"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".tga", ".avif"),
 )
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")  # read where pillow-heif is installed
 _RAW_SUFFIXES = (
@@ -33,7 +33,7 @@ _RAW_SUFFIXES = (
     *(".mrw", ".mos", ".gpr"),
 )
 _UNREAD_SUFFIXES = (
-    *(".avif", ".jxl", ".jxr", ".gif", ".apng", ".psd", ".xcf", ".exr", ".hdr", ".pfm", ".svg"),
+    *(".jxl", ".jxr", ".gif", ".apng", ".psd", ".xcf", ".exr", ".hdr", ".pfm", ".svg"),
     *(".ico", ".pcx", ".sgi", ".ras", ".dds", ".fits", ".dpx", ".heics", *_RAW_SUFFIXES),
 )
 _FLOAT_SUFFIXES = (".exr", ".hdr", ".pfm")  # beside photos: depth maps, or the light of a scene

@@ -103,8 +103,8 @@ def load_image(
     their range are stretched, in all photos of a folder alike. May be called from several threads.
 
     Args:
-        path: JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA or HEIC; the first frame if there are
-            several. HEIC, whose rotation is part of the format, comes upright.
+        path: JPEG, PNG, TIFF, WebP, BMP, PPM, JPEG 2000, TGA, AVIF or HEIC; the first frame if
+            there are several. HEIC, whose rotation is part of the format, comes upright.
         resize_max: longest side of the result in pixels; None for no limit.
         divisor: both sides of the result are multiples of it.
         grayscale: one channel instead of RGB.

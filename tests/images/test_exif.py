@@ -69,6 +69,11 @@ def test_impossible_focal_lengths_in_formats_that_colmap_does_not_read(tmp_path:
     assert exif_focal_length(photo(tmp_path / "a.webp", (640, 480), {FILM: 65535})) is None
     found = exif_focal_length(photo(tmp_path / "b.webp", (640, 480), {FILM: 36}))
     assert found == pytest.approx(36 * 800 / DIAGONAL)
+    assert exif_focal_length(photo(tmp_path / "c.webp", (640, 480), {FOCAL: 32.0})) is None
+    # As cameras write them that store HEIC: pixels of the sensor, and no 35 mm equivalent
+    assert exif_focal_length(photo(tmp_path / "d.webp", (5616, 3744), SLR)) == pytest.approx(4800)
+    found = exif_focal_length(photo(tmp_path / "e.webp", (512, 341), SLR))
+    assert found == pytest.approx(4800 * 512 / 5616)
 
 
 def test_photos_without_a_possible_focal_length_share_no_camera(tmp_path: Path) -> None:

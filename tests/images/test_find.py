@@ -12,12 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
+from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.text import read_text
-from edm_hloc.images.decode import photo_size
+from edm_hloc.images.decode import photo_orientation, photo_size
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.load import load_image
 from edm_hloc.images.pictures import write_picture
@@ -193,6 +194,25 @@ def test_heic_is_found_only_where_it_can_be_read(
         load_image(tmp_path / "a.HEIC")
 
 
+def test_avif_keeps_its_orientation_in_the_exif_data(
+    tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "avif" not in features.get_supported():
+        pytest.skip("this Pillow has no AVIF")
+    tags = Image.Exif()
+    tags[ExifTag.Orientation] = 6
+    photo.save(tmp_path / "a.avif", quality=95, exif=tags)
+    assert find_images(tmp_path) == ["a.avif"]
+    assert photo_size(tmp_path / "a.avif") == (WIDTH, HEIGHT)
+    assert photo_orientation(tmp_path / "a.avif") == 6
+    upright = np.rot90(np.asarray(photo), -1)
+    assert np.abs(stored(tmp_path / "a.avif", grayscale=False) - upright).mean() < 5
+    monkeypatch.delitem(Image.OPEN, "AVIF")  # an old version of Pillow
+    monkeypatch.setattr(features, "get_supported", list)
+    with pytest.raises(ImageError, match=r"a\.avif: AVIF, which needs Pillow 11\.3 or newer"):
+        load_image(tmp_path / "a.avif")
+
+
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"No such folder.*nowhere"):
         find_images(tmp_path / "nowhere")
@@ -245,10 +265,10 @@ def test_photos_under_other_names_are_named(
     (tmp_path / "notes.txt").write_text("II* begins like that, but longer")
     with pytest.raises(EdmHlocError, match=r"3 files look like photos.*\(0001, b\.jpg_original"):
         find_images(tmp_path)
-    touch(tmp_path, "d.jpg", "e.avif", "f.exr", "g.pef")
+    touch(tmp_path, "d.jpg", "e.jxl", "f.exr", "g.pef")
     with caplog.at_level(logging.WARNING, "edm_hloc"):
         assert find_images(tmp_path) == ["d.jpg"]
-    assert "2 files (.avif, .pef)" in caplog.text
+    assert "2 files (.jxl, .pef)" in caplog.text
     assert "0001" in caplog.text
 
 

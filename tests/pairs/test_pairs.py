@@ -342,6 +342,9 @@ def test_models_that_are_none(tmp_path: Path) -> None:
     model = write_model(tmp_path / "0", np.eye(3), np.zeros(3))
     with pytest.raises(EdmHlocError, match=r"Did you mean .*0\?"):
         from_model(tmp_path, 3)
+    write_model(tmp_path / "1", np.eye(9, 3), np.zeros(9))  # as COLMAP may number a larger one
+    with pytest.raises(EdmHlocError, match=r"Did you mean .*1\?"):
+        from_model(tmp_path, 3)
     with pytest.raises(EdmHlocError, match="poses instead"):
         from_covisibility(model, 3)
     (model / "images.txt").write_text("1 2 3\n")
