@@ -13,6 +13,9 @@ class RefinementConfig:
     scenes (docs/training.md).
 
     Attributes:
+        min_distinct_difference: how many more of the most distinct third of the matches than of
+            the least distinct one, as a share, must fit one epipolar geometry for matches that do
+            not fit it to be dropped (`twins.py`); above 1 for never.
         patch_radius: patches are squares of 2·patch_radius + 1 pixels, weighted by a Gaussian.
         prior_sigma: standard deviation of the network's points, in pixels of what it saw: the
             prior of the alignment. A point moves by twice this at most along each axis. In region
@@ -40,6 +43,7 @@ class RefinementConfig:
             matcher's less confident candidates, where patches and neighbours agree.
     """
 
+    min_distinct_difference: float = 0.15
     patch_radius: int = 7
     prior_sigma: float = 2.0
     noise_sigma: float = 0.15

@@ -205,7 +205,10 @@ class RefinedMatcher(Matcher):
             return found
         refined: dict[int, Matches] = {}
         both = [(first.data, second.data) for first, second in pairs]
-        found = [self._without_twins(pair, m) for pair, m in zip(both, found, strict=True)]
+        found = [
+            self._without_twins(pair, m, self.refinement)
+            for pair, m in zip(both, found, strict=True)
+        ]
         exchanged = [
             self._second_is_nearer(matches, _reduction(pair))
             for pair, matches in zip(both, found, strict=True)
@@ -218,7 +221,9 @@ class RefinedMatcher(Matcher):
                 refined[i] = better.swapped() if exchange else better
         return [refined[i] for i in range(len(pairs))]
 
-    def _without_twins(self, pair: tuple[RefinedPhoto, RefinedPhoto], matches: Matches) -> Matches:
+    def _without_twins(
+        self, pair: tuple[RefinedPhoto, RefinedPhoto], matches: Matches, config: RefinementConfig
+    ) -> Matches:
         photos = [
             DistinctPhoto(photo.views.whole, photo.distinctness)
             for photo in pair
@@ -226,7 +231,9 @@ class RefinedMatcher(Matcher):
         ]
         if len(photos) < len(pair):
             return matches
-        return without_twins(matches, (photos[0], photos[1]), self.info.confident)
+        return without_twins(
+            matches, (photos[0], photos[1]), self.info.confident, config.min_distinct_difference
+        )
 
     def _second_is_nearer(self, matches: Matches, reduction: float) -> bool:
         """Whether the confident matches fill clearly more of the network's cells of photo 1 than of

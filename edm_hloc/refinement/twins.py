@@ -27,7 +27,6 @@ _SOFTNESS = 1.5  # of the preference; distinctness is about 8 for right matches,
 _LARGEST_DISTINCTNESS = 12.0
 _INLIER_PX = 4.0  # pixels of what the network saw
 _MIN_DISTINCT_INLIERS = 0.6  # share of the most distinct third of the matches
-_MIN_DIFFERENCE = 0.15  # between this share and that of the least distinct third
 
 
 class DistinctPhoto(NamedTuple):
@@ -45,7 +44,10 @@ class DistinctPhoto(NamedTuple):
 
 
 def without_twins(
-    matches: Matches, photos: tuple[DistinctPhoto, DistinctPhoto], confident: float
+    matches: Matches,
+    photos: tuple[DistinctPhoto, DistinctPhoto],
+    confident: float,
+    min_difference: float,
 ) -> Matches:
     """The matches of a pair without those that distinct ones show to be wrong.
 
@@ -53,13 +55,14 @@ def without_twins(
         matches: in pixels of the photos as they were loaded.
         photos: the pair.
         confident: score from which matches are asked.
+        min_difference: `RefinementConfig.min_distinct_difference`.
     """
     asked = (matches.scores >= confident).nonzero()[0]
     if len(asked) < _FEWEST:
         return matches
     points0, points1 = (p.astype(float) for p in (matches.keypoints0, matches.keypoints1))
     distinctness = np.minimum(photos[0].at(points0), photos[1].at(points1))[asked]
-    distinctness = distinctness.clip(max=_LARGEST_DISTINCTNESS)  # inf in tiny photos
+    distinctness = distinctness.clip(0, _LARGEST_DISTINCTNESS)  # inf in tiny photos
     tolerance = _INLIER_PX * max(photo.view.reduction for photo in photos)
     weights = np.exp(distinctness / _SOFTNESS)
     generator = np.random.default_rng(len(asked))
@@ -75,6 +78,6 @@ def without_twins(
     inlier = errors[asked] < tolerance
     low, high = np.quantile(distinctness, (1 / 3, 2 / 3))
     most, least = inlier[distinctness >= high].mean(), inlier[distinctness <= low].mean()
-    if most < _MIN_DISTINCT_INLIERS or most - least < _MIN_DIFFERENCE:
+    if most < _MIN_DISTINCT_INLIERS or most - least < min_difference:
         return matches
     return matches[errors < 2 * tolerance]

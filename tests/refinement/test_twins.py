@@ -63,7 +63,7 @@ def test_twins_that_outnumber_the_right_matches_are_dropped(seed: int, reduction
         _photo(_left_is_distinct(), reduction),
         _photo(np.full(GRID, DISTINCT, np.float32), reduction),
     )
-    kept = without_twins(matches, photos, 0.2)
+    kept = without_twins(matches, photos, 0.2, 0.15)
     is_kept = np.isin(matches.keypoints0[:, 0], kept.keypoints0[:, 0])
     assert wrong[many].sum() > (~wrong[many]).sum()
     assert is_kept[~wrong[many]].mean() > 0.98
@@ -75,7 +75,7 @@ def test_either_photo_shows_what_is_repeated() -> None:
     points1[NUM:] += PERIOD
     photos = _photo(np.full(GRID, DISTINCT, np.float32)), _photo(_left_is_distinct())
     matches = _matches(points1, points0)
-    kept = without_twins(matches, photos, 0.2)
+    kept = without_twins(matches, photos, 0.2, 0.15)
     assert NUM <= len(kept) < 1.15 * NUM
 
 
@@ -85,13 +85,13 @@ def test_equally_distinct_matches_all_stay() -> None:
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
     photos = _photo(np.full(GRID, DISTINCT, np.float32))
-    assert without_twins(matches, (photos, photos), 0.2) is matches
+    assert without_twins(matches, (photos, photos), 0.2, 0.15) is matches
 
 
 def test_repeated_structure_that_is_right_stays() -> None:
     matches = _matches(*_two_views(np.random.default_rng(9)))
     photo = _photo(_left_is_distinct())
-    assert without_twins(matches, (photo, photo), 0.2) is matches
+    assert without_twins(matches, (photo, photo), 0.2, 0.15) is matches
 
 
 def test_distorted_photos_keep_their_matches() -> None:
@@ -103,7 +103,9 @@ def test_distorted_photos_keep_their_matches() -> None:
         radius = np.linalg.norm((points - [320, 240]) / 400, axis=1, keepdims=True)
         points -= (points - [320, 240]) * 0.15 * radius**2
     matches = _matches(points0, points1)
-    assert len(without_twins(matches, (_photo(grid), _photo(grid)), 0.2)) > 0.97 * len(matches)
+    assert len(without_twins(matches, (_photo(grid), _photo(grid)), 0.2, 0.15)) > 0.97 * len(
+        matches
+    )
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 59])
@@ -111,15 +113,23 @@ def test_few_matches_stay(number: int) -> None:
     points0, points1 = _two_views(np.random.default_rng(3))
     matches = _matches(points0[:number], points1[:number])
     photo = _photo(_left_is_distinct())
-    assert without_twins(matches, (photo, photo), 0.2) is matches
+    assert without_twins(matches, (photo, photo), 0.2, 0.15) is matches
 
 
 def test_points_in_one_place_and_candidates_without_confidence_stay() -> None:
     photo = _photo(np.full(GRID, np.inf, np.float32))  # of a tiny image
     same = _matches(np.full((100, 2), 50.0), np.full((100, 2), 60.0))
-    assert len(without_twins(same, (photo, photo), 0.2)) == 100
+    assert len(without_twins(same, (photo, photo), 0.2, 0.15)) == 100
     weak = _matches(*_two_views(np.random.default_rng(1)), score=0.1)
-    assert without_twins(weak, (photo, photo), 0.2) is weak
+    assert without_twins(weak, (photo, photo), 0.2, 0.15) is weak
+
+
+def test_matches_that_are_not_distinct_at_all_are_not_drawn_first() -> None:
+    """Cells that are more similar to others than to themselves, by far: no weight is zero."""
+    matches = _matches(*_two_views(np.random.default_rng(6)))
+    grid = np.full(GRID, -5000, np.float32)
+    grid[:, :2] = DISTINCT
+    assert without_twins(matches, (_photo(grid), _photo(grid)), 0.2, 0.15) is matches
 
 
 def test_nothing_random_is_left() -> None:
@@ -127,7 +137,7 @@ def test_nothing_random_is_left() -> None:
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
     photos = _photo(_left_is_distinct()), _photo(np.full(GRID, DISTINCT, np.float32))
-    first = without_twins(matches, photos, 0.2)
-    again = without_twins(matches, photos, 0.2)
+    first = without_twins(matches, photos, 0.2, 0.15)
+    again = without_twins(matches, photos, 0.2, 0.15)
     assert np.array_equal(first.keypoints0, again.keypoints0)
     assert len(first) < len(matches)
