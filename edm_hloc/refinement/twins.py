@@ -73,8 +73,8 @@ def without_twins(
     estimate = pycolmap.estimate_fundamental_matrix(points0[drawn], points1[drawn], options)
     if estimate is None:
         return matches
-    homogeneous = (np.column_stack([p, np.ones(len(p))]) for p in (points0, points1))
-    errors = np.minimum(*epipolar_errors(*homogeneous, estimate["F"]))
+    x0, x1 = (np.column_stack([p, np.ones(len(p))]) for p in (points0, points1))
+    errors = np.minimum(*epipolar_errors(x0, x1, estimate["F"]))
     inlier = errors[asked] < tolerance
     low, high = np.quantile(distinctness, (1 / 3, 2 / 3))
     most, least = inlier[distinctness >= high].mean(), inlier[distinctness <= low].mean()
