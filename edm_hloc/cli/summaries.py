@@ -252,12 +252,14 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
                 "names\n            are of several moments, or the file is wrong: do without these "
                 "photos, or without --rig"
             )
-    for lens in tracks.get("lenses", ()):
-        print(
-            f"Lens        of {lens['photos']:,} photos, calibrated by them: {lens['changed']:.1f} "
-            f"± {lens['sigma']:.1f} px off a centred\n            principal point and one "
-            "coefficient of distortion"
-        )
+    lenses = [
+        f"of {plural(lens['photos'], 'photo')}, calibrated by them: {lens['changed']:.1f} ± "
+        f"{lens['sigma']:.1f} px off a centred\n            principal point and one coefficient "
+        "of distortion"
+        for lens in tracks.get("lenses", ())
+    ]
+    for text in first_few(lenses, "lenses of fewer photos", most=2):
+        print(f"Lens        {text}")
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]
         print(

@@ -12,6 +12,7 @@ from PIL.ExifTags import IFD
 from PIL.ExifTags import Base as ExifTag
 
 from edm_hloc.base.colmap import quiet_colmap
+from edm_hloc.base.errors import ImageError
 from edm_hloc.base.log import warn_once
 from edm_hloc.images.decode import (
     check_not_mirrored,
@@ -76,6 +77,15 @@ def read_header(path: Path) -> PhotoHeader:
     on_film = _number(lens, ExifTag.FocalLengthIn35mmFilm)
     told = bool(_number(lens, ExifTag.FocalLength)) or _is_plausible(on_film, _FILM)
     return PhotoHeader(size, (*tags, zoom, tuple(sorted(cropped)), *size), any(camera), told)
+
+
+def tells_camera(path: Path) -> bool:
+    """Whether the EXIF data of a photo tell its camera or its focal length; so if it is damaged."""
+    try:
+        photo = read_header(path)
+    except ImageError:
+        return True
+    return photo.names_camera or photo.has_focal_length
 
 
 def exif_focal_length(path: Path) -> float | None:

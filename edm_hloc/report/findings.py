@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from edm_hloc.base.log import first_few
 from edm_hloc.base.text import plural
 from edm_hloc.report.facts import PhotoFacts, RunFacts
 from edm_hloc.report.finding import Finding
@@ -262,14 +263,15 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "the points were refined.",
             late,
         )
-    for lens in tracks.get("lenses", ()):
-        yield Finding(
-            "note",
-            f"The lens of {plural(lens['photos'], 'photo')} was calibrated by them, with a "
-            "principal point of its own and two coefficients of distortion (RADIAL). It is "
-            f"{lens['changed']:.1f} ± {lens['sigma']:.1f} px off what a centred principal point "
-            "and one coefficient make of it.",
-        )
+    lenses = [
+        f"The lens of {plural(lens['photos'], 'photo')} was calibrated by them, with a principal "
+        "point of its own and two coefficients of distortion (RADIAL). It is "
+        f"{lens['changed']:.1f} ± {lens['sigma']:.1f} px off what a centred principal point and "
+        "one coefficient make of it."
+        for lens in tracks.get("lenses", ())
+    ]
+    for text in first_few(lenses, "lenses of fewer photos were calibrated by them."):
+        yield Finding("note", text[0].upper() + text[1:])
     doubtful = tracks.get("doubtful", {})
     if doubtful:
         name, most = max(doubtful.items(), key=lambda item: item[1])

@@ -45,6 +45,8 @@ class Freedom:
         lenses: these may get other camera models between the rounds and after the last
             (see `tracks/lens.py`).
         rigid: ids of the cameras whose poses in their rigs stay.
+        unsure: ids of the cameras of which no photo tells anything, which may be others of the
+            model: where their lens is not told either, they may get that of these.
     """
 
     poses: bool = True
@@ -55,6 +57,7 @@ class Freedom:
     principal_point: bool = False
     lenses: bool = True
     rigid: frozenset[int] = frozenset()
+    unsure: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

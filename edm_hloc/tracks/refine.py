@@ -56,7 +56,7 @@ from edm_hloc.tracks.alignment import Alignment, AlignmentSettings, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.kept_points import put_back
-from edm_hloc.tracks.lens import Lens, fit_lenses
+from edm_hloc.tracks.lens import Lens, fit_lenses, unsure_cameras
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.newcomers import try_left_out, with_newcomers
 from edm_hloc.tracks.photos import PhotoShelf
@@ -333,6 +333,8 @@ def refine_model(
     if options is None:
         check_refinable(model)
         options = limits_of(model)
+    elif options.one_camera:  # else the model, or a user, tells which photos share a camera
+        freedom = replace(freedom, unsure=unsure_cameras(model, image_root))
     made_from: list[object] = [
         pycolmap.__version__,
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),

@@ -58,12 +58,23 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
             "fitting": 0.524,
             "contested": names[20:24],
         },
+        "tracks": {
+            "before": statistics,
+            "after": statistics,
+            "kept": 0,
+            "blurred": (),
+            "unread": (),
+            "lenses": [{"photos": n, "changed": 9.0, "sigma": 2.0} for n in (200, *[1] * 50)],
+            "uncertainty": None,
+        },
     }
     print_reconstruction(Run(tmp_path, {}, results=results), 1.0)
     said = capsys.readouterr().out
-    assert len(said.splitlines()) <= 40
+    assert len(said.splitlines()) <= 48
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
+    assert "Lens        of 1 photo, calibrated by them: 9.0 ± 2.0 px off" in said
+    assert "Lens        and 49 more lenses of fewer photos" in said
     assert "Model       250 of 400 photos, " in said
     assert "Copies      2 of other photos byte by byte, e.g. b.jpg of a.jpg: left out" in said
     assert f"Far away    {names[0]}, " in said

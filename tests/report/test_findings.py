@@ -200,6 +200,11 @@ def test_findings_on_quality() -> None:
     assert "--camera-mode single is right" in said
     assert "Copies of other photos, byte by byte: 1 photo. They tell nothing new: leave" in said
     assert "was estimated" not in said
+    lenses = [{"photos": n, "changed": 9.0, "sigma": 2.0} for n in (200, *[1] * 50)]
+    record["results"]["tracks"] = {"lenses": lenses}
+    said = texts(facts_of(CHAIN, "abc", record=record))
+    assert said.count("The lens of 1 photo was calibrated by them") == 4
+    assert "And 46 more lenses of fewer photos were calibrated by them." in said
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],
         "one_camera_photos": ["a", "c"],

@@ -11,12 +11,18 @@ import pycolmap
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from edm_hloc.base.colmap import take_intrinsics
-from edm_hloc.evaluation.models import compare
+from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.evaluation.models import ModelComparison, compare
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.tracks import refine
 from edm_hloc.tracks.adjustment import Freedom
+from edm_hloc.tracks.config import TrackConfig
+from edm_hloc.tracks.geometry import Views
 from edm_hloc.tracks.lens import fit_lenses, is_plausible, lens_difference
+from edm_hloc.tracks.uncertainty import camera_covariances, camera_uncertainties
 from tests.mapping.scenes import look_at
 
 SIZE = (471, 313)
@@ -54,6 +60,7 @@ def seen_by(
     *,
     noise: float = 0.1,
     roll: float = 0.2,
+    depth: float = 0.8,
 ) -> pycolmap.Reconstruction:
     """A model with the true poses and lenses, in which each photo k has lens k modulo their number.
 
@@ -62,9 +69,10 @@ def seen_by(
         centres: (N, 3) of the photos.
         noise: standard deviation of the keypoints, px.
         roll: of the photos, radians, to one side and the other.
+        depth: of the points, to each side.
     """
     rng = np.random.default_rng(0)
-    points = rng.uniform(-1, 1, (400, 3)) * [1.6, 1.1, 0.8]
+    points = rng.uniform(-1, 1, (400, 3)) * [1.6, 1.1, depth]
     model = pycolmap.Reconstruction()
     seen: list[list[tuple[int, int]]] = [[] for _ in points]
     for lens in {each.camera_id: each for each in lenses}.values():
@@ -103,14 +111,13 @@ def mapped(
     return model
 
 
-def position_error(
+def compared(
     model: pycolmap.Reconstruction, truth: pycolmap.Reconstruction, folder: Path
-) -> float:
-    """Median of the cameras, % of the extent."""
+) -> ModelComparison:
     for name, which in (("model", model), ("truth", truth)):
         (folder / name).mkdir(exist_ok=True)
         which.write_binary(folder / name)
-    return float(compare(folder / "model", folder / "truth").position_median)
+    return compare(folder / "model", folder / "truth")
 
 
 def test_a_lens_is_found_and_the_cameras_with_it(tmp_path: Path) -> None:
@@ -125,7 +132,7 @@ def test_a_lens_is_found_and_the_cameras_with_it(tmp_path: Path) -> None:
     assert found.model_name == "RADIAL"
     np.testing.assert_allclose(found.params[:3], TRUE[:3], atol=1.0)
     assert lens_difference(found, camera(TRUE)) < 0.6
-    errors = [position_error(each, truth, tmp_path) for each in (model, simple)]
+    errors = [compared(each, truth, tmp_path).position_median for each in (model, simple)]
     assert 4 * errors[0] < errors[1]
     assert list(simple.cameras[1].params) == params  # the given model stays as it is
 
@@ -185,9 +192,81 @@ def test_a_camera_of_few_photos_stays_beside_another() -> None:
     model, freedom, (lens,) = fit_lenses(mapped(truth, (1, 2)), SIMPLE, THREADS)
     assert [model.cameras[i].model_name for i in (1, 2)] == ["SIMPLE_RADIAL", "RADIAL"]
     assert lens.photos == 13
-    assert not freedom.principal_point  # that of the other camera stays in the middle
+    assert freedom.principal_point  # that in the middle is not certain
     np.testing.assert_allclose(model.cameras[1].params[1:3], MIDDLE)
     np.testing.assert_allclose(model.cameras[2].params[1:3], TRUE[1:3], atol=1.5)
+
+
+@pytest.mark.parametrize("few", [TRUE, [520.0, 205.5, 170.0, -0.05, 0.02]], ids=["same", "other"])
+def test_lenses_of_few_photos_are_found_beside_one_of_many(
+    few: Sequence[float], tmp_path: Path
+) -> None:
+    """Photos without EXIF data have a camera each, whether the same one took them or they were
+    cropped; a principal point in the middle would bend the points, and the lens of the others."""
+    lenses = [camera(TRUE)] * 8
+    lenses[2], lenses[5] = camera(few, 2), camera(few, 3)
+    truth = seen_by(lenses, around(8))
+    simple = mapped(truth, (1, 2, 3))
+    model, freedom, found = fit_lenses(simple, SIMPLE, THREADS)
+    assert [lens.photos for lens in found] == [6, 1, 1]
+    for i, params in ((1, TRUE), (2, few), (3, few)):
+        assert lens_difference(model.cameras[i], camera(params)) < 1.0
+    errors = [compared(each, truth, tmp_path).position_median for each in (model, simple)]
+    assert 10 * errors[0] < errors[1]
+
+    covariances = camera_covariances(model, freedom, TrackConfig(), THREADS)
+    cameras = camera_uncertainties(covariances, Views.of(model)).values()
+    turned = float(np.median([np.linalg.norm(each.rotation) for each in cameras]))
+    assert compared(model, truth, tmp_path).rotation_median < 2 * turned < 0.2
+
+
+@pytest.mark.parametrize(("few", "same"), [(TRUE, True), ([440.0, *TRUE[1:]], False)])
+def test_an_unsure_camera_gets_the_lens_of_another_that_explains_it_as_well(
+    few: Sequence[float], same: bool, tmp_path: Path
+) -> None:
+    """Its own photo, of a wall, does not tell its lens."""
+    lenses = [camera(TRUE)] * 8
+    lenses[4] = camera(few, 2)
+    truth = seen_by(lenses, around(8), noise=0.4, depth=0.03)
+    simple = mapped(truth, (1, 2))
+    models = []
+    for unsure in (frozenset[int](), frozenset({2})):
+        model, _, (lens,) = fit_lenses(simple, replace(SIMPLE, unsure=unsure), THREADS)
+        assert (lens.photos, model.cameras[1].model_name) == (7, "RADIAL")
+        models.append(model)
+    own, shared = models
+    assert own.cameras[2].params[1:3].tolist() == MIDDLE
+    assert (shared.cameras[2].params.tolist() == shared.cameras[1].params.tolist()) == same
+    if same:
+        errors = [compared(each, truth, tmp_path).rotation_max for each in models]
+        assert 3 * errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("options", [THREADS, replace(THREADS, one_camera=False), None])
+def test_cameras_are_unsure_whose_photos_have_no_exif_data(
+    options: MappingOptions | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A given model, or the user, says which photos share a camera."""
+    model = seen_by([camera(TRUE, i) for i in (1, 2, 3)], around(3))
+    (tmp_path / "model").mkdir()
+    model.write_binary(tmp_path / "model")
+    for k, maker in ((1, None), (2, "Maker"), (3, None)):
+        exif = Image.Exif()
+        if maker:
+            exif[271] = maker
+        Image.new("RGB", SIZE).save(tmp_path / f"{k:02d}.jpg", exif=exif)
+    (tmp_path / "03.jpg").write_bytes(b"damaged")
+    given = []
+
+    def noted(model: pycolmap.Reconstruction, root: Path, freedom: Freedom, *_: object) -> None:
+        given.append(freedom.unsure)
+        raise EdmHlocError("that is all")
+
+    monkeypatch.setattr(refine, "refine_tracks", noted)
+    with pytest.raises(EdmHlocError, match="that is all"):
+        refine.refine_model(tmp_path / "model", tmp_path, tmp_path / "out", options=options)
+    of_first = model.images[1].camera_id
+    assert given == [frozenset({of_first}) if options is THREADS else frozenset()]
 
 
 @given(
