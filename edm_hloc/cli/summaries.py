@@ -258,7 +258,7 @@ def print_tracks(tracks: Mapping[str, Any]) -> None:
         "of distortion"
         for lens in tracks.get("lenses", ())
     ]
-    for text in first_few(lenses, "lenses of fewer photos", most=2):
+    for text in first_few(lenses, "of other photos", most=2):
         print(f"Lens        {text}")
     if tracks["uncertainty"]:
         position, rotation = tracks["uncertainty"]

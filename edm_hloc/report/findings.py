@@ -270,7 +270,7 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         "one coefficient make of it."
         for lens in tracks.get("lenses", ())
     ]
-    for text in first_few(lenses, "lenses of fewer photos were calibrated by them."):
+    for text in first_few(lenses, "of other photos in the same way."):
         yield Finding("note", text[0].upper() + text[1:])
     doubtful = tracks.get("doubtful", {})
     if doubtful:

@@ -74,7 +74,7 @@ def test_the_summary_of_500_photos_with_all_kinds_of_trouble(
     assert all(len(line) <= 300 for line in said.splitlines())
     assert "and 95 more photos, see" in said
     assert "Lens        of 1 photo, calibrated by them: 9.0 ± 2.0 px off" in said
-    assert "Lens        and 49 more lenses of fewer photos" in said
+    assert "Lens        and 49 more of other photos" in said
     assert "Model       250 of 400 photos, " in said
     assert "Copies      2 of other photos byte by byte, e.g. b.jpg of a.jpg: left out" in said
     assert f"Far away    {names[0]}, " in said

@@ -204,7 +204,7 @@ def test_findings_on_quality() -> None:
     record["results"]["tracks"] = {"lenses": lenses}
     said = texts(facts_of(CHAIN, "abc", record=record))
     assert said.count("The lens of 1 photo was calibrated by them") == 4
-    assert "And 46 more lenses of fewer photos were calibrated by them." in said
+    assert "And 46 more of other photos in the same way." in said
     record["results"]["mapped"] = {
         "undistorted_photos": ["b"],
         "one_camera_photos": ["a", "c"],
