@@ -296,7 +296,7 @@ def _exif_of(path: Path) -> tuple[object, ...] | None:
         photo = read_header(path)
     except ImageError:
         return None
-    return photo.exif if photo.names_camera or photo.has_focal_length else None
+    return photo.exif if photo.tells_camera else None
 
 
 def _cameras_by_exif(
@@ -369,7 +369,7 @@ def possible_cameras(
             photo = read_header(root / name)
         except ImageError:
             continue
-        if photo.exif and (photo.names_camera or photo.has_focal_length):
+        if photo.exif and photo.tells_camera:
             turned_exif[name] = (*photo.exif[:-2], *photo.size[::-1])
         elif photo.size in usual:
             found[name] = usual[photo.size]

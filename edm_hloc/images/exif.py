@@ -50,6 +50,11 @@ class PhotoHeader:
     names_camera: bool = False
     has_focal_length: bool = False
 
+    @property
+    def tells_camera(self) -> bool:
+        """Whether the EXIF data say which camera took the photo, or with which focal length."""
+        return self.names_camera or self.has_focal_length
+
 
 def read_header(path: Path) -> PhotoHeader:
     """Reads the header of a photo, not its pixels. Damaged EXIF data count as none.
@@ -82,10 +87,9 @@ def read_header(path: Path) -> PhotoHeader:
 def tells_camera(path: Path) -> bool:
     """Whether the EXIF data of a photo tell its camera or its focal length; so if it is damaged."""
     try:
-        photo = read_header(path)
+        return read_header(path).tells_camera
     except ImageError:
         return True
-    return photo.names_camera or photo.has_focal_length
 
 
 def exif_focal_length(path: Path) -> float | None:

@@ -16,6 +16,9 @@ from edm_hloc.base.matches import Matches
 from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
 
+DISTINCTNESS_STEP = 2
+"""Cells of the network along each axis from one of `Matcher.distinctness` to the next."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -155,12 +158,13 @@ class Matcher(ABC):
         network: faster where a matcher has a stage for the rest."""
         return self.match_pixels(pairs)
 
-    def distinctiveness(self, features: Features) -> np.ndarray | None:
+    def distinctness(self, features: Features) -> np.ndarray | None:
         """How clearly the network tells each place of a photo from all others of the same photo.
 
         Returns:
-            (rows, columns) float32, for the points (16c, 16r) of the network's input; near zero
-            where the photo shows the same again elsewhere. None where the matcher cannot tell.
+            (rows, columns) float32, for every `DISTINCTNESS_STEP`-th cell of 8 px of the network's
+            input along each axis; near zero where the photo shows the same again elsewhere. None
+            where the matcher cannot tell.
         """
         return None
 

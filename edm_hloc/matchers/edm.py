@@ -17,7 +17,13 @@ from edm_hloc.base.grid import CELL, blocks
 from edm_hloc.base.matches import Matches
 from edm_hloc.base.settings import check_range
 from edm_hloc.images.load import NetworkImage
-from edm_hloc.matchers.base import Features, MatcherConfig, MatcherInfo, NetworkMatcher
+from edm_hloc.matchers.base import (
+    DISTINCTNESS_STEP,
+    Features,
+    MatcherConfig,
+    MatcherInfo,
+    NetworkMatcher,
+)
 from edm_hloc.matchers.loading import default_device
 from edm_hloc.models.edm import EDM
 from edm_hloc.models.folding import fold_batch_norms
@@ -231,8 +237,8 @@ class EDMMatcher(NetworkMatcher):
         return matches
 
     @torch.inference_mode()
-    def distinctiveness(self, features: Features) -> np.ndarray:
-        return self.model.distinctiveness(self._together([features]), step=2).cpu().numpy()
+    def distinctness(self, features: Features) -> np.ndarray:
+        return self.model.distinctness(self._together([features]), DISTINCTNESS_STEP).cpu().numpy()
 
     def to_host(self, features: Features) -> Features | None:
         if self.info.device.type != "cuda":

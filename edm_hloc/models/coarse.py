@@ -117,7 +117,7 @@ def _log_sums(
 
 
 @torch.no_grad()
-def distinctiveness(
+def distinctness(
     features0: Tensor, features1: Tensor, temperature: float, grid: tuple[int, int], step: int = 1
 ) -> Tensor:
     """How much more similar a cell of an image is to itself than to any cell elsewhere in it.

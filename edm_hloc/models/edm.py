@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edm_hloc.base.grid import CELL
 from edm_hloc.models.attention import LocalFeatureTransformer
 from edm_hloc.models.backbone import Backbone
-from edm_hloc.models.coarse import confident_columns, distinctiveness
+from edm_hloc.models.coarse import confident_columns, distinctness
 from edm_hloc.models.flow import RealNVP
 from edm_hloc.models.types import (
     CONFIGS,
@@ -348,11 +348,11 @@ class EDM(nn.Module):
         confidence, cell0 = probability.topk(max(1, min(topk, exceeding)), dim=1)
         return CoarseMatches(cell0, column.gather(1, cell0), confidence)
 
-    def distinctiveness(self, features: EDMFeatures, step: int = 1) -> Tensor:
-        """`coarse.distinctiveness` of every so many cells of one image, without its padding."""
+    def distinctness(self, features: EDMFeatures, step: int = 1) -> Tensor:
+        """`coarse.distinctness` of every so many cells of one image, without its padding."""
         coarse0, coarse1 = (features.cropped(c)[0] for c in self.interact(features, features))
         rows, columns = coarse0.shape[-2:]
-        return distinctiveness(
+        return distinctness(
             coarse0.flatten(1).T,
             coarse1.flatten(1).T,
             self.config.temperature,

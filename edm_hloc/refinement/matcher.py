@@ -55,7 +55,7 @@ _NEARER = 1.1  # ratio of the numbers of cells with a match from which one photo
 
 class RefinedPhoto(NamedTuple):
     """What is remembered of a photo: its pixels once, its views, and if refined its corners and
-    `Matcher.distinctiveness`."""
+    `Matcher.distinctness`."""
 
     views: ImageViews
     corners: Corners | DeviceCorners | None
@@ -155,7 +155,7 @@ class RefinedMatcher(Matcher):
                     corners = corners_on_device(grey.to(self._device)).of(0)
                 else:
                     corners = strongest_corners(grey)
-                distinctness = self.network.distinctiveness(features)
+                distinctness = self.network.distinctness(features)
                 held += corners.nbytes + (0 if distinctness is None else distinctness.nbytes)
             whole = whole_view(features, image, reduced_image)
             views = ImageViews(pixels, whole, OnDemand())

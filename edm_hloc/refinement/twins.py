@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.geometry import epipolar_errors
+from edm_hloc.base.geometry import epipolar_errors, homogeneous
 from edm_hloc.base.grid import cells_of
 from edm_hloc.base.matches import Matches
+from edm_hloc.matchers.base import DISTINCTNESS_STEP
 from edm_hloc.refinement.views import WarpedView
 
 _FEWEST = 60  # confident matches of which thirds say something
@@ -30,7 +31,7 @@ _MIN_DISTINCT_INLIERS = 0.6  # share of the most distinct third of the matches
 
 
 class DistinctPhoto(NamedTuple):
-    """A photo as it was matched, and what `Matcher.distinctiveness` says of it (rows, columns)."""
+    """A photo as it was matched, and what `Matcher.distinctness` says of it (rows, columns)."""
 
     view: WarpedView
     distinctness: np.ndarray
@@ -38,7 +39,7 @@ class DistinctPhoto(NamedTuple):
     def at(self, points: np.ndarray) -> np.ndarray:
         """The distinctness (M,) of points (M, 2) in pixels of the photo."""
         of_points: np.ndarray = self.distinctness[
-            cells_of(self.view.warped(points) / 2, self.distinctness.shape)
+            cells_of(self.view.warped(points) / DISTINCTNESS_STEP, self.distinctness.shape)
         ]
         return of_points
 
@@ -73,7 +74,7 @@ def without_twins(
     estimate = pycolmap.estimate_fundamental_matrix(points0[drawn], points1[drawn], options)
     if estimate is None:
         return matches
-    x0, x1 = (np.column_stack([p, np.ones(len(p))]) for p in (points0, points1))
+    x0, x1 = homogeneous(points0), homogeneous(points1)
     errors = np.minimum(*epipolar_errors(x0, x1, estimate["F"]))
     inlier = errors[asked] < tolerance
     low, high = np.quantile(distinctness, (1 / 3, 2 / 3))

@@ -478,7 +478,7 @@ def test_a_photo_shows_by_itself_what_it_repeats(
     cv2.imwrite(str(tmp_path / "a.png"), pixels)
     image = load_image(tmp_path / "a.png")
     edm = matchers["edm"]
-    found = edm.distinctiveness(edm.encode(image))
+    found = edm.distinctness(edm.encode(image))
     assert found is not None
     assert found.shape == (12, 20)
     assert np.median(found[2:-2, 9:11]) > 2 * np.median(found[2:-2, 2:6])
@@ -489,7 +489,7 @@ def test_padding_is_no_place_of_a_photo(matchers: dict[str, Matcher], tmp_path: 
     cv2.imwrite(str(tmp_path / "a.png"), _blurred(np.random.default_rng(8), 192, 320))
     image = load_image(tmp_path / "a.png")
     padded = replace(image, tensor=torch.nn.functional.pad(image.tensor, (0, 64, 0, 32)))
-    found = edm.distinctiveness(edm.encode(padded))
+    found = edm.distinctness(edm.encode(padded))
     assert found is not None
     assert found.shape == (12, 20)
 

@@ -10,7 +10,7 @@ import torch
 from edm_hloc.models.coarse import (
     best_columns,
     confident_columns,
-    distinctiveness,
+    distinctness,
     similarity,
 )
 
@@ -90,7 +90,7 @@ def test_confident_columns_of_equal_columns() -> None:
     assert column[0, 1:].tolist() == [1, 2, 3]
 
 
-def test_distinctiveness_compares_a_cell_with_all_that_are_not_beside_it() -> None:
+def test_distinctness_compares_a_cell_with_all_that_are_not_beside_it() -> None:
     """Against the whole matrix in double precision, on a grid with odd sides."""
     torch.manual_seed(4)
     rows, columns = 11, 17
@@ -105,14 +105,14 @@ def test_distinctiveness_compares_a_cell_with_all_that_are_not_beside_it() -> No
             of_cell[around] = -torch.inf
             expected[row, column] = near - of_cell.max()
     for step in (1, 2, 3):
-        found = distinctiveness(a, b, 0.1, (rows, columns), step)
+        found = distinctness(a, b, 0.1, (rows, columns), step)
         torch.testing.assert_close(found.double(), expected[::step, ::step], atol=1e-4, rtol=0)
 
 
 def test_a_cell_that_is_seen_again_elsewhere_is_not_distinct() -> None:
     a = torch.eye(160)[:150]  # orthogonal: each cell is like itself alone
     a[140] = a[3]
-    found = distinctiveness(a, a, 0.1, (10, 15)).flatten()
+    found = distinctness(a, a, 0.1, (10, 15)).flatten()
     assert found[3] == found[140] == 0
     others = torch.ones(150, dtype=torch.bool)
     others[[3, 140]] = False
@@ -120,4 +120,4 @@ def test_a_cell_that_is_seen_again_elsewhere_is_not_distinct() -> None:
 
 
 def test_all_cells_of_a_tiny_image_are_beside_each_other() -> None:
-    assert distinctiveness(*torch.randn(2, 12, 8), 0.1, (3, 4)).isposinf().all()
+    assert distinctness(*torch.randn(2, 12, 8), 0.1, (3, 4)).isposinf().all()

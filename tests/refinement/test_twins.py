@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edm_hloc.base.frames import PixelTransform
+from edm_hloc.base.geometry import homogeneous
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features
 from edm_hloc.refinement.twins import DistinctPhoto, without_twins
@@ -36,7 +37,7 @@ def _two_views(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     points0 = rng.uniform(0, (SIZE[0] / 2 - 20, SIZE[1] - 1), (2 * NUM, 2))
     points0[NUM:, 0] += SIZE[0] / 2 + 10
     depth = rng.uniform(4, 10, 2 * NUM)
-    rays = np.column_stack([(points0 - [320, 240]) / 600, np.ones(2 * NUM)])
+    rays = homogeneous((points0 - [320, 240]) / 600)
     angle = np.radians(6)
     R = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
     seen = (rays * depth[:, None]) @ R.T + [0.6, 0.5, 0.2]
