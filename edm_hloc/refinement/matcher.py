@@ -42,10 +42,11 @@ from edm_hloc.refinement.corner_matches import (
 from edm_hloc.refinement.corners import Corners, Photo, strongest_corners
 from edm_hloc.refinement.growing import grow
 from edm_hloc.refinement.second_look import SecondLook, SecondLookConfig
-from edm_hloc.refinement.twins import DistinctPhoto, without_twins
+from edm_hloc.refinement.twins import without_twins
 from edm_hloc.refinement.views import (
     ImageViews,
     OnDemand,
+    distinctness_of,
     in_photos,
     whole_view,
 )
@@ -54,12 +55,10 @@ _NEARER = 1.1  # ratio of the numbers of cells with a match from which one photo
 
 
 class RefinedPhoto(NamedTuple):
-    """What is remembered of a photo: its pixels once, its views, and if refined its corners and
-    `Matcher.distinctness`."""
+    """What is remembered of a photo: its pixels once, its views, and if refined its corners."""
 
     views: ImageViews
     corners: Corners | DeviceCorners | None
-    distinctness: np.ndarray | None
 
     def moved(self, views: ImageViews, device: torch.device) -> RefinedPhoto:
         """Views that are on another device, with the corners there if they were on one."""
@@ -148,20 +147,20 @@ class RefinedMatcher(Matcher):
             pixels = image.tensor.half().to(self._device)
             held = features.nbytes + pixels.nbytes
             corners: Corners | DeviceCorners | None = None
-            distinctness: np.ndarray | None = None
             if self.refinement is not None:
                 grey = image.tensor.mean(dim=0, keepdim=True)
                 if self.batched:
                     corners = corners_on_device(grey.to(self._device)).of(0)
                 else:
                     corners = strongest_corners(grey)
+                held += corners.nbytes
+            distinctness: np.ndarray | None = None
+            if self.refinement is not None or self.second_look is not None:
                 distinctness = self.network.distinctness(features)
-                held += corners.nbytes + (0 if distinctness is None else distinctness.nbytes)
+                held += 0 if distinctness is None else distinctness.nbytes
             whole = whole_view(features, image, reduced_image)
-            views = ImageViews(pixels, whole, OnDemand())
-            photos.append(
-                RefinedFeatures(RefinedPhoto(views, corners, distinctness), image.transform, held)
-            )
+            views = ImageViews(pixels, whole, distinctness, OnDemand())
+            photos.append(RefinedFeatures(RefinedPhoto(views, corners), image.transform, held))
         return photos
 
     def _as_seen(self, image: NetworkImage) -> NetworkImage:
@@ -178,6 +177,7 @@ class RefinedMatcher(Matcher):
         views = ImageViews(
             data.views.pixels.cpu(),
             data.views.whole._replace(features=whole),
+            data.views.distinctness,
             data.views.on_demand.moved(self.network.to_host),
         )
         return replace(features, data=data.moved(views, torch.device("cpu")))
@@ -188,6 +188,7 @@ class RefinedMatcher(Matcher):
         views = ImageViews(
             data.views.pixels.to(self._device),
             whole._replace(features=self.network.from_host(whole.features)),
+            data.views.distinctness,
             data.views.on_demand.moved(self.network.from_host),
         )
         return replace(features, data=data.moved(views, self._device))
@@ -206,8 +207,14 @@ class RefinedMatcher(Matcher):
         refined: dict[int, Matches] = {}
         both = [(first.data, second.data) for first, second in pairs]
         found = [
-            self._without_twins(pair, m, self.refinement)
-            for pair, m in zip(both, found, strict=True)
+            without_twins(
+                matches,
+                distinctness_of((pair[0].views, pair[1].views), matches),
+                _reduction(pair),
+                self.info.confident,
+                self.refinement.min_distinct_difference,
+            )
+            for pair, matches in zip(both, found, strict=True)
         ]
         exchanged = [
             self._second_is_nearer(matches, _reduction(pair))
@@ -220,20 +227,6 @@ class RefinedMatcher(Matcher):
             for i, better in zip(some, self._all_refined(photos, matches), strict=True):
                 refined[i] = better.swapped() if exchange else better
         return [refined[i] for i in range(len(pairs))]
-
-    def _without_twins(
-        self, pair: tuple[RefinedPhoto, RefinedPhoto], matches: Matches, config: RefinementConfig
-    ) -> Matches:
-        photos = [
-            DistinctPhoto(photo.views.whole, photo.distinctness)
-            for photo in pair
-            if photo.distinctness is not None
-        ]
-        if len(photos) < len(pair):
-            return matches
-        return without_twins(
-            matches, (photos[0], photos[1]), self.info.confident, config.min_distinct_difference
-        )
 
     def _second_is_nearer(self, matches: Matches, reduction: float) -> bool:
         """Whether the confident matches fill clearly more of the network's cells of photo 1 than of

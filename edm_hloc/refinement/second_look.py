@@ -7,8 +7,8 @@ the pair is matched again. Where few of the first matches agree, SIFT keypoints 
 map, and then thumbnails that the network matches: as they are, rotated by quarter turns, or at
 twice the scale of each other. The cheap ones come first: where two of them agree, or one is sure,
 no others are asked. On repeated structure some agree on a wrong map: maps that differ are all
-tried, and the one with the most expected matches is taken. Where neither the network nor SIFT finds
-anything in photos full of keypoints, these have nothing in common.
+tried, and the one with the most expected matches of distinct places is taken. Where neither the
+network nor SIFT finds anything in photos full of keypoints, these have nothing in common.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from edm_hloc.refinement.views import (
     ViewEncoder,
     WarpedPhoto,
     WarpedView,
+    distinctness_of,
     in_photos,
 )
 
@@ -163,7 +164,8 @@ class SecondLook:
             second += self._match_aligned([(pairs[i], warp) for i, warp in tries[some]])
         best: dict[int, tuple[Matches, np.ndarray]] = {}
         for (i, warp), matches in zip(tries, second, strict=True):
-            if self._expected(matches) > self._expected(best[i][0] if i in best else found[i]):
+            most = best[i][0] if i in best else found[i]
+            if self._expected(matches, pairs[i]) > self._expected(most, pairs[i]):
                 best[i] = matches, warp
         for i, (matches, warp) in best.items():
             near = self._near_map(found[i], warp, pairs[i][1].size)
@@ -226,9 +228,12 @@ class SecondLook:
     def _num_confident(self, matches: Matches) -> int:
         return int((matches.scores >= self.network.info.confident).sum())
 
-    def _expected(self, matches: Matches) -> float:
-        """How many of the confident matches are right, by their scores."""
-        return float(matches.scores[matches.scores >= self.network.info.confident].sum())
+    def _expected(self, matches: Matches, photos: tuple[ImageViews, ImageViews]) -> float:
+        """How much the confident matches speak for their map: how many are right, by their scores,
+        where those of distinct places count for more, because repeated structure matches with
+        itself by wrong maps too."""
+        confident = matches[matches.scores >= self.network.info.confident]
+        return float((confident.scores * distinctness_of(photos, confident)).sum())
 
     def _min_confident(self, view0: WarpedView, view1: WarpedView) -> float:
         """Number of confident matches with which a pair needs no second look."""

@@ -11,42 +11,23 @@ epipolar geometry, too, but not the more, the less distinct they are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pycolmap
 
 from edm_hloc.base.geometry import epipolar_errors, homogeneous
-from edm_hloc.base.grid import cells_of
 from edm_hloc.base.matches import Matches
-from edm_hloc.matchers.base import DISTINCTNESS_STEP
-from edm_hloc.refinement.views import WarpedView
 
 _FEWEST = 60  # confident matches of which thirds say something
 _SAMPLE = 400  # matches that the epipolar geometry is estimated from, at most half of them
 _SOFTNESS = 1.5  # of the preference; distinctness is about 8 for right matches, 4 for wrong ones
-_LARGEST_DISTINCTNESS = 12.0
 _INLIER_PX = 4.0  # pixels of what the network saw
 _MIN_DISTINCT_INLIERS = 0.6  # share of the most distinct third of the matches
 
 
-class DistinctPhoto(NamedTuple):
-    """A photo as it was matched, and what `Matcher.distinctness` says of it (rows, columns)."""
-
-    view: WarpedView
-    distinctness: np.ndarray
-
-    def at(self, points: np.ndarray) -> np.ndarray:
-        """The distinctness (M,) of points (M, 2) in pixels of the photo."""
-        of_points: np.ndarray = self.distinctness[
-            cells_of(self.view.warped(points) / DISTINCTNESS_STEP, self.distinctness.shape)
-        ]
-        return of_points
-
-
 def without_twins(
     matches: Matches,
-    photos: tuple[DistinctPhoto, DistinctPhoto],
+    distinctness: np.ndarray,
+    reduction: float,
     confident: float,
     min_difference: float,
 ) -> Matches:
@@ -54,17 +35,17 @@ def without_twins(
 
     Args:
         matches: in pixels of the photos as they were loaded.
-        photos: the pair.
+        distinctness: (M,), `views.distinctness_of` them.
+        reduction: length in the photos over that in what the network saw.
         confident: score from which matches are asked.
         min_difference: `RefinementConfig.min_distinct_difference`.
     """
     asked = (matches.scores >= confident).nonzero()[0]
-    if len(asked) < _FEWEST:
+    distinctness = distinctness[asked]
+    if len(asked) < _FEWEST or np.ptp(distinctness) == 0:
         return matches
     points0, points1 = (p.astype(float) for p in (matches.keypoints0, matches.keypoints1))
-    distinctness = np.minimum(photos[0].at(points0), photos[1].at(points1))[asked]
-    distinctness = distinctness.clip(0, _LARGEST_DISTINCTNESS)  # inf in tiny photos
-    tolerance = _INLIER_PX * max(photo.view.reduction for photo in photos)
+    tolerance = _INLIER_PX * reduction
     weights = np.exp(distinctness / _SOFTNESS)
     generator = np.random.default_rng(len(asked))
     size = min(_SAMPLE, len(asked) // 2)

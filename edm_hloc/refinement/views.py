@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from edm_hloc.base.frames import PixelTransform
-from edm_hloc.base.grid import CELL
+from edm_hloc.base.grid import CELL, cells_of
 from edm_hloc.base.matches import Matches
 from edm_hloc.images.load import NetworkImage
 from edm_hloc.images.sift import RootSIFT
-from edm_hloc.matchers.base import Features, Matcher
+from edm_hloc.matchers.base import DISTINCTNESS_STEP, Features, Matcher
 from edm_hloc.refinement.batched_warping import warped_together
 from edm_hloc.refinement.sift_maps import sift_keypoints
 
 ThumbnailName = Literal["upright", "turned_90", "turned_180", "turned_270", "upright_double"]
 
 _IDENTITY = PixelTransform((1.0, 1.0))
+_LARGEST_DISTINCTNESS = 12.0  # it is infinite in tiny photos
 # Of each thumbnail: its size as a multiple of the smallest, and its quarter turns.
 _THUMBNAILS: dict[ThumbnailName, tuple[float, int]] = {
     "upright": (1.0, 0),
@@ -132,11 +133,13 @@ class ImageViews(NamedTuple):
     Attributes:
         pixels: (C, H, W) float16, the photo as it was loaded.
         whole: all of it, at the size at which the network sees it.
+        distinctness: `Matcher.distinctness` of the whole view.
         on_demand: what pairs have asked for so far.
     """
 
     pixels: Tensor
     whole: WarpedView
+    distinctness: np.ndarray | None
     on_demand: OnDemand
 
     @property
@@ -147,6 +150,15 @@ class ImageViews(NamedTuple):
     def keypoints(self) -> RootSIFT:
         """SIFT keypoints in pixels of the photo, found when first asked for."""
         return self.on_demand.keypoints(partial(sift_keypoints, self.pixels))
+
+    def distinctness_at(self, points: np.ndarray) -> np.ndarray:
+        """The distinctness (M,) of points (M, 2) in pixels of the photo, up to
+        `_LARGEST_DISTINCTNESS`; as if all were distinct where the matcher cannot tell."""
+        grid = self.distinctness
+        if grid is None:
+            return np.full(len(points), _LARGEST_DISTINCTNESS, np.float32)
+        cells = cells_of(self.whole.warped(points) / DISTINCTNESS_STEP, grid.shape)
+        return np.asarray(grid[cells].clip(0, _LARGEST_DISTINCTNESS))
 
 
 def whole_view(features: Features, image: NetworkImage, seen: NetworkImage) -> WarpedView:
@@ -160,6 +172,13 @@ def whole_view(features: Features, image: NetworkImage, seen: NetworkImage) -> W
     size = _size(seen.tensor)
     (width, height), (across, down) = _size(image.tensor), size
     return WarpedView(features, _scaling(across / width, down / height), size)
+
+
+def distinctness_of(photos: tuple[ImageViews, ImageViews], matches: Matches) -> np.ndarray:
+    """Of each match (M,), in pixels of the photos, the distinctness of its less distinct point."""
+    first, second = photos
+    points0, points1 = matches.keypoints0, matches.keypoints1
+    return np.minimum(first.distinctness_at(points0), second.distinctness_at(points1))
 
 
 def in_photos(views: tuple[WarpedView, WarpedView], matches: Matches) -> Matches:

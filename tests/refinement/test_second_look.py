@@ -127,6 +127,9 @@ class Counting(Matcher):
     Args:
         matches: of whole photos.
         on_thumbnails: what it finds on thumbnails, call by call, the last one ever after.
+
+    Attributes:
+        distinct: what `distinctness` says of each photo.
     """
 
     provenance = {"matcher": "counting"}  # noqa: RUF012
@@ -143,6 +146,10 @@ class Counting(Matcher):
         self.info = MatcherInfo("counting", Preprocessing(), confident=confident, topk=topk)
         self.encoded: list[tuple[int, ...]] = []
         self.matched = self.matched_thumbnails = 0
+        self.distinct: np.ndarray | None = None
+
+    def distinctness(self, features: Features) -> np.ndarray | None:
+        return self.distinct
 
     def encode(self, image: NetworkImage) -> Features:
         self.encoded.append(tuple(image.tensor.shape))
@@ -273,16 +280,29 @@ def test_sift_confirms_and_contradicts_the_first_matches(
     assert inner.matched_thumbnails == thumbnails
 
 
+@pytest.mark.parametrize("told_by", ["scores", "distinctness"])
 @pytest.mark.parametrize("right_angle", [-30, 50])
 def test_of_maps_that_differ_the_one_with_the_most_expected_matches_is_taken(
-    right_angle: float,
+    right_angle: float, told_by: str
 ) -> None:
-    """On repeated structure as many are found by wrong maps, but of lower scores."""
+    """On repeated structure as many are found by wrong maps, but of lower scores, or of places that
+    are less distinct."""
     inner = Counting(NONE, [given(turned(-30), 100), NONE])
     matcher = second_look(inner, SecondLookConfig(trusted_sift_share=1.01))
     shots = photo(), warped(photo(), turned(50))
     features = [matcher.encode(network_image(shot)) for shot in shots]
     right, wrong = given(turned(right_angle), 200), given(np.eye(3), 210, score=0.3)
+    if told_by == "distinctness":
+        half = WIDTH / 2
+        inner.distinct = np.full((HEIGHT // 16, WIDTH // 16), 4.0, np.float32)
+        inner.distinct[:, : WIDTH // 32] = 9.0
+        features = [matcher.encode(network_image(shot)) for shot in shots]
+        everywhere = given(turned(right_angle), 450)
+        seen_once = (everywhere.keypoints0[:, 0] < half) & (everywhere.keypoints1[:, 0] < half)
+        right = everywhere[seen_once]
+        repeated = given(np.eye(3), 450)
+        wrong = repeated[repeated.keypoints0[:, 0] > half]
+        assert len(right) < len(wrong)
     found, angles = tried(
         matcher, features, lambda angle: right if abs(angle - right_angle) < 2 else wrong
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from edm_hloc.base.frames import PixelTransform
 from edm_hloc.base.geometry import homogeneous
 from edm_hloc.base.matches import Matches
 from edm_hloc.matchers.base import Features
-from edm_hloc.refinement.twins import DistinctPhoto, without_twins
-from edm_hloc.refinement.views import WarpedView
+from edm_hloc.refinement.twins import without_twins
+from edm_hloc.refinement.views import ImageViews, OnDemand, WarpedView, distinctness_of
 
 SIZE = (640, 480)
 GRID = (30, 40)
@@ -19,10 +20,16 @@ NUM = 300  # points of each kind
 PERIOD = [50.0, -60.0]  # px across the epipolar lines
 
 
-def _photo(distinctness: np.ndarray, reduction: float = 1.0) -> DistinctPhoto:
+def _photo(distinctness: np.ndarray | None, reduction: float = 1.0) -> ImageViews:
     features = Features(None, PixelTransform((1.0, 1.0)), 0)
     warp = np.diag([1 / reduction, 1 / reduction, 1.0])
-    return DistinctPhoto(WarpedView(features, warp, SIZE), distinctness)
+    pixels = torch.empty(1, SIZE[1], SIZE[0])
+    return ImageViews(pixels, WarpedView(features, warp, SIZE), distinctness, OnDemand())
+
+
+def _kept(matches: Matches, photos: tuple[ImageViews, ImageViews]) -> Matches:
+    reduction = photos[0].whole.reduction
+    return without_twins(matches, distinctness_of(photos, matches), reduction, 0.2, 0.15)
 
 
 def _left_is_distinct() -> np.ndarray:
@@ -64,7 +71,7 @@ def test_twins_that_outnumber_the_right_matches_are_dropped(seed: int, reduction
         _photo(_left_is_distinct(), reduction),
         _photo(np.full(GRID, DISTINCT, np.float32), reduction),
     )
-    kept = without_twins(matches, photos, 0.2, 0.15)
+    kept = _kept(matches, photos)
     is_kept = np.isin(matches.keypoints0[:, 0], kept.keypoints0[:, 0])
     assert wrong[many].sum() > (~wrong[many]).sum()
     assert is_kept[~wrong[many]].mean() > 0.98
@@ -76,8 +83,15 @@ def test_either_photo_shows_what_is_repeated() -> None:
     points1[NUM:] += PERIOD
     photos = _photo(np.full(GRID, DISTINCT, np.float32)), _photo(_left_is_distinct())
     matches = _matches(points1, points0)
-    kept = without_twins(matches, photos, 0.2, 0.15)
+    kept = _kept(matches, photos)
     assert NUM <= len(kept) < 1.15 * NUM
+
+
+def test_matchers_that_cannot_tell_keep_all_matches() -> None:
+    points0, points1 = _two_views(np.random.default_rng(5))
+    points1[NUM:] += PERIOD
+    matches = _matches(points0, points1)
+    assert _kept(matches, (_photo(None), _photo(None))) is matches
 
 
 def test_equally_distinct_matches_all_stay() -> None:
@@ -86,13 +100,13 @@ def test_equally_distinct_matches_all_stay() -> None:
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
     photos = _photo(np.full(GRID, DISTINCT, np.float32))
-    assert without_twins(matches, (photos, photos), 0.2, 0.15) is matches
+    assert _kept(matches, (photos, photos)) is matches
 
 
 def test_repeated_structure_that_is_right_stays() -> None:
     matches = _matches(*_two_views(np.random.default_rng(9)))
     photo = _photo(_left_is_distinct())
-    assert without_twins(matches, (photo, photo), 0.2, 0.15) is matches
+    assert _kept(matches, (photo, photo)) is matches
 
 
 def test_distorted_photos_keep_their_matches() -> None:
@@ -104,9 +118,7 @@ def test_distorted_photos_keep_their_matches() -> None:
         radius = np.linalg.norm((points - [320, 240]) / 400, axis=1, keepdims=True)
         points -= (points - [320, 240]) * 0.15 * radius**2
     matches = _matches(points0, points1)
-    assert len(without_twins(matches, (_photo(grid), _photo(grid)), 0.2, 0.15)) > 0.97 * len(
-        matches
-    )
+    assert len(_kept(matches, (_photo(grid), _photo(grid)))) > 0.97 * len(matches)
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 59])
@@ -114,15 +126,15 @@ def test_few_matches_stay(number: int) -> None:
     points0, points1 = _two_views(np.random.default_rng(3))
     matches = _matches(points0[:number], points1[:number])
     photo = _photo(_left_is_distinct())
-    assert without_twins(matches, (photo, photo), 0.2, 0.15) is matches
+    assert _kept(matches, (photo, photo)) is matches
 
 
 def test_points_in_one_place_and_candidates_without_confidence_stay() -> None:
     photo = _photo(np.full(GRID, np.inf, np.float32))  # of a tiny image
     same = _matches(np.full((100, 2), 50.0), np.full((100, 2), 60.0))
-    assert len(without_twins(same, (photo, photo), 0.2, 0.15)) == 100
+    assert len(_kept(same, (photo, photo))) == 100
     weak = _matches(*_two_views(np.random.default_rng(1)), score=0.1)
-    assert without_twins(weak, (photo, photo), 0.2, 0.15) is weak
+    assert _kept(weak, (photo, photo)) is weak
 
 
 def test_matches_that_are_not_distinct_at_all_are_not_drawn_first() -> None:
@@ -130,7 +142,7 @@ def test_matches_that_are_not_distinct_at_all_are_not_drawn_first() -> None:
     matches = _matches(*_two_views(np.random.default_rng(6)))
     grid = np.full(GRID, -5000, np.float32)
     grid[:, :2] = DISTINCT
-    assert without_twins(matches, (_photo(grid), _photo(grid)), 0.2, 0.15) is matches
+    assert _kept(matches, (_photo(grid), _photo(grid))) is matches
 
 
 def test_nothing_random_is_left() -> None:
@@ -138,7 +150,7 @@ def test_nothing_random_is_left() -> None:
     points1[NUM:] += PERIOD
     matches = _matches(points0, points1)
     photos = _photo(_left_is_distinct()), _photo(np.full(GRID, DISTINCT, np.float32))
-    first = without_twins(matches, photos, 0.2, 0.15)
-    again = without_twins(matches, photos, 0.2, 0.15)
+    first = _kept(matches, photos)
+    again = _kept(matches, photos)
     assert np.array_equal(first.keypoints0, again.keypoints0)
     assert len(first) < len(matches)
