@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import networkx as nx
@@ -18,8 +17,8 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
-from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
-from edm_hloc.mapping.verification import CACHED_IMAGES
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix
+from edm_hloc.mapping.database_reading import ray_reader
 from edm_hloc.mapping.verified_matches import Pair
 
 MIN_FITTING = 0.85
@@ -273,12 +272,7 @@ def fitting_shares(
     posed = posed_images(model)
     images = {i.image_id: posed[i.name] for i in db.read_all_images() if i.name in posed}
 
-    @lru_cache(CACHED_IMAGES)
-    def rays(image_id: int) -> np.ndarray:
-        pixels = db.read_keypoints(image_id)[:, :2].astype(np.float64)
-        camera = model.cameras[images[image_id].camera_id]
-        return homogeneous(np.asarray(camera.cam_from_img(pixels)))
-
+    rays = ray_reader(db, {i: model.cameras[image.camera_id] for i, image in images.items()})
     shares = {}
     for a, b in sorted(pairs):
         if a in images and b in images:

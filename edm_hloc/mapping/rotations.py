@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import networkx as nx
 import numpy as np
 import pycolmap
 
-from edm_hloc.mapping.verification import CACHED_IMAGES
+from edm_hloc.mapping.database_reading import CACHED_IMAGES, keypoints_of
 from edm_hloc.mapping.verified_matches import Pair
 
 _DRIFT = 10.0  # degrees for each pair of a path, which add up like random errors
@@ -36,10 +36,7 @@ def rotations_by_matches(
         pairs: ids of images of the model. Pairs whose matches determine no pose are left out.
     """
 
-    @lru_cache(CACHED_IMAGES)
-    def points(image_id: int) -> np.ndarray:
-        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
-
+    points = lru_cache(CACHED_IMAGES)(partial(keypoints_of, db))
     rotations = {}
     for a, b in pairs:
         first, second = (model.cameras[model.images[i].camera_id] for i in (a, b))

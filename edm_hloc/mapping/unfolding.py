@@ -26,6 +26,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images
 from edm_hloc.mapping.contradictions import consistent_pairs
+from edm_hloc.mapping.database_reading import cameras_by_image
 from edm_hloc.mapping.look_alikes import stay_together
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.tracks import support
@@ -58,9 +59,8 @@ def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
         By the ids of the images, the smaller first, the smaller of the two shares in [0, 1].
     """
     found = read_verified_matches(db, max(_DETERMINED, min_inliers))
-    camera_of = {image.image_id: image.camera_id for image in db.read_all_images()}
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-    of_image = [cameras[camera_of[image_id]] for image_id in found.number]
+    camera_of = cameras_by_image(db)
+    of_image = [camera_of[image_id] for image_id in found.number]
     sizes = np.array([(camera.width, camera.height) for camera in of_image])
     confirmed = support(found.matches, found.start[-1]) > 0
     degree = np.bincount(found.matches[confirmed].ravel(), minlength=found.start[-1])
