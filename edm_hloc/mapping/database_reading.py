@@ -10,6 +10,9 @@ import pycolmap
 
 from edm_hloc.base.geometry import homogeneous
 
+IdPair = tuple[int, int]
+"""The ids of two images."""
+
 CACHED_IMAGES = 256
 """Images whose keypoints or viewing rays stay in memory, 24 bytes a keypoint."""
 

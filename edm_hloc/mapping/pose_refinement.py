@@ -31,7 +31,7 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.geometry import epipolar_errors, extent
 from edm_hloc.base.progress import StepProgress, track
-from edm_hloc.mapping.database_reading import ray_reader
+from edm_hloc.mapping.database_reading import IdPair, ray_reader
 from edm_hloc.mapping.extension import Refinement, adjust, register_more
 from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
@@ -194,15 +194,15 @@ def _with_poses(
     return model
 
 
-def _verified_pairs(db: pycolmap.Database, model: pycolmap.Reconstruction) -> list[tuple[int, int]]:
+def _verified_pairs(db: pycolmap.Database, model: pycolmap.Reconstruction) -> list[IdPair]:
     """The ids of the images of all verified pairs with two poses."""
     posed = {image.image_id for image in posed_images(model).values()}
     return sorted(pair for pair in verified_pairs(db, 1) if posed.issuperset(pair))
 
 
 def _turns(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], float]:
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Sequence[IdPair]
+) -> dict[IdPair, float]:
     """By pair, the angle in degrees between the rotation by its matches and that by its poses."""
     tracked = track(pairs, "Comparing poses with matches", "pair")
     return {
@@ -211,7 +211,7 @@ def _turns(
     }
 
 
-def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
+def _contradicted(turns: Mapping[IdPair, float]) -> set[int]:
     """The images whose rotations most of their pairs contradict: the worst, then without it again.
 
     A wrong camera makes the pairs of its neighbours wrong too.
@@ -234,7 +234,7 @@ def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
 def _first_threshold(
     db: pycolmap.Database,
     model: pycolmap.Reconstruction,
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[IdPair],
     options: MappingOptions,
 ) -> float:
     """How far, in pixels, most matches are from the epipolar lines of the given poses, twice."""
@@ -261,7 +261,7 @@ def _thresholds(first: float, last: float) -> list[float]:
     return [last * 2.0**step for step in range(steps, -1, -1)]
 
 
-def _with_few_points(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]) -> set[int]:
+def _with_few_points(model: pycolmap.Reconstruction, pairs: Sequence[IdPair]) -> set[int]:
     """The images of which far fewer keypoints have become points than of the others."""
     inside = {i for pair in pairs for i in pair}
     shares = {

@@ -31,9 +31,9 @@ from edm_hloc.base.h5 import (
 )
 from edm_hloc.base.journal import Journal
 from edm_hloc.base.progress import StepProgress, track
-from edm_hloc.mapping.database_reading import cameras_by_image, keypoints_of, ray_reader
+from edm_hloc.mapping.database_reading import IdPair, cameras_by_image, keypoints_of, ray_reader
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.two_view import MATRICES, Images, estimator
+from edm_hloc.mapping.two_view import MATRICES, estimator
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
                 db.write_two_view_geometry(*pair, _from_bytes(kept.get(_key(pair))))
 
 
-def _key(images: Images) -> str:
+def _key(images: IdPair) -> str:
     return f"{images[0]} {images[1]}"
 
 
@@ -152,12 +152,12 @@ class UnverifiedPairs:
     kept: Journal
     made_from: str
 
-    def pairs(self) -> dict[str, Images]:
+    def pairs(self) -> dict[str, IdPair]:
         """The ids of the two images of each pair, by the pair's key in `kept`."""
         every = map(pycolmap.pair_id_to_image_pair, self.db.read_num_matches()[0])
         return {_key(pair): pair for pair in every if _key(pair) not in self.kept}
 
-    def write(self, path: Path, pairs: Sequence[Images]) -> None:
+    def write(self, path: Path, pairs: Sequence[IdPair]) -> None:
         """Writes what `verify_stored` needs for some of the pairs.
 
         Raises:
