@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc import cli
 from edm_hloc.base.colmap import centres_of, posed_images, read_model
-from edm_hloc.base.geometry import largest_distance
+from edm_hloc.base.geometry import cross_product_matrix, largest_distance
 from edm_hloc.evaluation.models import compare
 from edm_hloc.interop.exports import nerfstudio_camera
 
@@ -30,8 +30,7 @@ OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 
 def turn(axis: np.ndarray, degrees: float) -> np.ndarray:
     """(3, 3) rotation about an axis."""
-    x, y, z = axis / np.linalg.norm(axis)
-    K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    K = cross_product_matrix(axis / np.linalg.norm(axis))
     angle = np.radians(degrees)
     return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edm_hloc.evaluation.areas import markdown_table
+
 Row = Mapping[str, object]
 
 SECTIONS = "abcei"
@@ -90,8 +92,7 @@ def _efficiency(rows: Sequence[Row]) -> str:
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    texts = [list(columns), ["---"] * len(columns), *([_text(v) for v in line] for line in lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in texts)
+    return markdown_table(columns, [[_text(v) for v in line] for line in lines])
 
 
 def _text(value: object) -> str:

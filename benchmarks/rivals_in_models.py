@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reconstruct_rows import heading
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.evaluation.models import compare
@@ -168,7 +169,7 @@ def main() -> None:
     rivals = make_rivals(
         [n for n in names if n not in OURS], args.rival_weights, args.resize, args.device
     )
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    print(heading(COLUMNS), flush=True)
     for name in names:
         record = args.out / f"{name}.json"
         if not record.is_file():

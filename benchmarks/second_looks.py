@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from reconstruct_rows import heading
 
 from edm_hloc.base.grid import CELL
 from edm_hloc.base.matches import Matches
@@ -174,7 +175,7 @@ def main() -> None:
         "weights", "pairs", "few matches", "thumbnails asked", "these matched", "matched again",
         "found more", "first look, ms", "second look, ms", "matches, of the cells",
     )  # fmt: skip
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(heading(columns))
     for weights in args.weights:
         network = make_matcher(
             "edm",

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np  # before pycolmap, see edm_hloc.base.colmap
 import pycolmap
+from reconstruct_rows import heading
 
 from edm_hloc.base.colmap import (
     ModelStatistics,
@@ -276,8 +277,7 @@ def beside(folder: Path, threads: int, again: bool, keep: Path | None) -> None:
             )
         if keep:
             shutil.copytree(model, keep / "model", dirs_exist_ok=True)
-    print("\n| SIFT | " + " | ".join(clock.cpu) + " | all |")
-    print("|" + "---|" * (len(clock.cpu) + 2))
+    print(f"\n{heading(('SIFT', *clock.cpu, 'all'))}")
     for name, seconds in (("CPU s", clock.cpu), ("wall s", clock.wall)):
         cells = [f"{value:.0f}" for value in (*seconds.values(), sum(seconds.values()))]
         print(f"| {name} | " + " | ".join(cells) + " |")
@@ -348,8 +348,7 @@ def main() -> None:
         f"{statistics.mean_reprojection_error:.2f}", rotation, position,
         f"{seconds:.0f}", f"{peak}",
     )  # fmt: skip
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + "---|" * len(COLUMNS))
+    print(heading(COLUMNS))
     print("| " + " | ".join(row) + " |")
     print(json.dumps(result))
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edm_hloc.base.colmap import quiet_colmap
 from edm_hloc.mapping import two_view
+from edm_hloc.mapping.database_reading import cameras_by_image
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.verification import cameras_by_image
 
 
 def inliers_of(

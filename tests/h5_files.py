@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from edm_hloc.base.matches import Matches
+from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.matching.writer import RawMatchWriter
+from edm_hloc.pairs.rules import Pair
 
 PROVENANCE = {
     "weights": "f686be",
@@ -58,3 +62,23 @@ def write_many(folder: Path, count: int, first_seed: int = 0) -> None:
     with RawMatchWriter(folder, PROVENANCE) as writer:
         for i in range(count):
             writer.add(f"{i // 7}.jpg", f"to/{i}.jpg", raw(first_seed + i))
+
+
+def stored(folder: Path) -> dict[Pair, tuple[bytes, ...]]:
+    """All raw matches of a folder, to the bit."""
+    with RawMatchReader(folder) as raw:
+        return {
+            pair: tuple(array.tobytes() for array in raw.read(*pair).arrays().values())
+            for pair in raw.pairs()
+        }
+
+
+def write_descriptors(path: Path, names: Sequence[str]) -> np.ndarray:
+    """A file of global descriptors as hloc writes it, in half precision; gives what it holds."""
+    rows = np.random.default_rng(0).normal(size=(len(names), 16)).astype(np.float16)
+    with h5py.File(path, "w") as h5:
+        for name, row in zip(names, rows, strict=True):
+            group = h5.create_group(name)
+            group.create_dataset("global_descriptor", data=row)
+            group.create_dataset("image_size", data=[640, 480])
+    return rows.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Two-view geometry on plain arrays."""
+"""Geometry of points, cameras and their pairs on plain arrays."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def extent(centres: np.ndarray) -> float:
     One camera that is wrong, or stood very far away, would make every share of it small.
     """
     return largest_distance(centres[~far_from_all(centres)])
+
+
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    """The rotation R for which Σᵢⱼ Rᵢⱼ · matrixᵢⱼ is largest (orthogonal Procrustes problem)."""
+    u, _, vt = np.linalg.svd(matrix)
+    return np.asarray(u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt)
 
 
 def cross_product_matrix(vector: np.ndarray) -> np.ndarray:

@@ -96,6 +96,8 @@ class _GuardedFile(io.FileIO):
 class AtomicH5:
     """An H5 file that is written under a temporary name until `commit` renames it.
 
+    The end of a ``with`` block commits it; if the block raises, nothing changes on disk.
+
     Attributes:
         path: its final name.
         h5: the open file.
@@ -118,6 +120,15 @@ class AtomicH5:
             raise cannot_write(path, error) from error
         self.h5 = h5py.File(self._raw, "w", libver=_LIBVER)
         store_text(self.h5, "provenance", provenance_json)
+
+    def __enter__(self) -> AtomicH5:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.discard()
 
     def check(self) -> None:
         """Raises EdmHlocError if something could not be written."""
@@ -309,11 +320,8 @@ class H5Writer:
     def __enter__(self: AnyWriter) -> AnyWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._file.commit()
-        else:
-            self._file.discard()
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
     def _create_group(self, key: str) -> h5py.Group:
         """A new group. Raises EdmHlocError if it exists already."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edm_hloc.pairs.rules import Pair
     from edm_hloc.pipelines.shard_plan import ShardPlan
 
+_PAIRS_PER_SHARD = 1000
+
 _FIRST_NUMBERS = {
     "SLURM_ARRAY_TASK_ID": 1,
     "AWS_BATCH_JOB_ARRAY_INDEX": 0,
@@ -35,14 +37,10 @@ def register(command: options.AddCommand) -> None:
     sub.add_argument("images", metavar="IMAGES", help="folder of photos, or s3://… or gs://…")
     pair_options.add_listed_pairs(sub)
     sub.add_argument("out", metavar="OUT", help="folder that all workers see, or s3://… or gs://…")
-    either = sub.add_mutually_exclusive_group()
-    either.add_argument("--shards", type=options.between(int, 1, 10**6), help="number of shards")
-    either.add_argument(
-        "--pairs-per-shard",
-        type=options.between(int, 1),
-        default=1000,
-        metavar="N",
-        help="pairs of a shard, unless --shards is given",
+    sub.add_argument(
+        "--shards",
+        type=options.between(int, 1, 10**6),
+        help=f"number of shards; by default one for each {_PAIRS_PER_SHARD:,} pairs",
     )
     options.add_matcher(sub)
     options.add_overwrite(sub)
@@ -88,7 +86,7 @@ def _plan(args: argparse.Namespace) -> None:
     matcher, overwrite = options.make_matcher(args), args.overwrite
 
     def shards(number: int) -> int:
-        return args.shards or -(-number // args.pairs_per_shard)
+        return args.shards or -(-number // _PAIRS_PER_SHARD)
 
     plan: ShardPlan | None
     if store is not None:

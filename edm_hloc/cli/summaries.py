@@ -54,11 +54,37 @@ def print_matching(run: Run) -> None:
 def print_reconstruction(run: Run, seconds: float) -> None:
     """Print the summary of a run that made a model; `seconds` is its duration."""
     from edm_hloc.base.text import format_duration
-    from edm_hloc.mapping.backdrop import BackdropSummary
-    from edm_hloc.mapping.output import parts_folder
 
     print_matching(run)
-    imported, verified = run.results.get("imported", {}), run.results["verified"]
+    _print_what_stays(run)
+    verified = run.results["verified"]
+    print(
+        f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
+        f"{verified['inliers']:,} of {verified['matches']:,} matches"
+    )
+    if "tracks" in run.results:
+        print_tracks(run.results["tracks"])
+    _print_model(run)
+    _print_left_out(run)
+    _print_contradictions(run.results["mapped"])
+    _print_cameras(run)
+    place = run.results.get("georeferenced")
+    if place is not None:
+        from edm_hloc.cli.earth import print_place
+        from edm_hloc.mapping.georeference import Georeference
+
+        print_place(Georeference.of(place))
+    peak = run.peak_memory_mib
+    memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
+    print(f"Time        {format_duration(seconds)}{memory}")
+    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
+
+
+def _print_what_stays(run: Run) -> None:
+    """Print what stays at the same pixels of the photos while the rest moves."""
+    from edm_hloc.mapping.backdrop import BackdropSummary
+
+    imported = run.results.get("imported", {})
     every = sorted(imported.get("still", ()), key=lambda still: -still["share"])
     for still in every[:3]:  # one for each size of photos
         left, top, right, bottom = still["box"]
@@ -84,12 +110,10 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             "while an object turns before it:\n"
             f"            {backdrop.matches:,} matches there were left out"
         )
-    print(
-        f"Verified    {verified['verified_pairs']:,} of {verified['pairs']:,} pairs, "
-        f"{verified['inliers']:,} of {verified['matches']:,} matches"
-    )
-    if "tracks" in run.results:
-        print_tracks(run.results["tracks"])
+
+
+def _print_model(run: Run) -> None:
+    """Print the size and accuracy of the model, and what became of an earlier one."""
     mapped = run.results["mapped"]
     statistics = mapped["statistics"]
     inside = mapped["images"] - len(mapped["unregistered"])  # with points, of known poses
@@ -115,6 +139,13 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"added{removed}{its} cameras moved by at most {100 * extended['moved']:.2g} % of "
             f"their extent and {extended['rotated']:.2g}°"
         )
+
+
+def _print_left_out(run: Run) -> None:
+    """Print which photos and pairs are not in the model, and where they are."""
+    from edm_hloc.mapping.output import parts_folder
+
+    mapped = run.results["mapped"]
     elsewhere = set(mapped.get("elsewhere", ()))
     missing = [name for name in mapped["unregistered"] if name not in elsewhere]
     if missing:
@@ -142,14 +173,18 @@ def print_reconstruction(run: Run, seconds: float) -> None:
                 f"            and with them {plural(len(lost), 'photo')} that no other pairs "
                 f"connect, e.g. {lost[0]}"
             )
+
+
+def _print_contradictions(mapped: Mapping[str, Any]) -> None:
+    """Print how far verified matches contradict the model (`MappingSummary`, as a dict)."""
+    from edm_hloc.mapping.contradictions import MIN_FITTING
+
     misplaced = mapped.get("misplaced")
     if misplaced:
         print(
             f"Misplaced   {plural(len(misplaced), 'photo')}, e.g. {misplaced[0]}, or those beside "
             "them: their matches contradict their model, as where walls look alike"
         )
-    from edm_hloc.mapping.contradictions import MIN_FITTING
-
     fitting = mapped.get("fitting", 1.0)
     if fitting < MIN_FITTING:
         print(
@@ -162,6 +197,11 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             f"Contested   {plural(len(contested), 'photo')}, e.g. {contested[0]}: three times as "
             "many matches contradict their place among the others as connect them with these"
         )
+
+
+def _print_cameras(run: Run) -> None:
+    """Print what is in doubt of the cameras, and which photos are copies."""
+    mapped = run.results["mapped"]
     flat = mapped.get("undistorted_photos")
     if flat:
         several = len(mapped["components"]) > 1
@@ -206,16 +246,6 @@ def print_reconstruction(run: Run, seconds: float) -> None:
             "if several did, a folder\n            for each and --camera-mode per-folder. Both "
             "give a better model"
         )
-    place = run.results.get("georeferenced")
-    if place is not None:
-        from edm_hloc.cli.earth import print_place
-        from edm_hloc.mapping.georeference import Georeference
-
-        print_place(Georeference.of(place))
-    peak = run.peak_memory_mib
-    memory = "" if peak is None else f"; peak memory {peak / 1024:.1f} GiB"
-    print(f"Time        {format_duration(seconds)}{memory}")
-    print(f"Written     {run.out / 'model'} (COLMAP), and beside it the files of every step")
 
 
 def print_tracks(tracks: Mapping[str, Any]) -> None:

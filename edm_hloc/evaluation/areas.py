@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -74,9 +75,17 @@ def areas_text(areas: Sequence[float], spread: float) -> str:
     return " / ".join([f"{first} ± {spread:.1f}", *others])
 
 
-def finite_or_none(errors: Sequence[float]) -> list[float | None]:
-    """Errors for JSON, which has no infinity: failures become None."""
-    return [float(error) if np.isfinite(error) else None for error in errors]
+def as_json(result: Any) -> dict[str, Any]:
+    """The fields of a pair's results for JSON, which has no infinity: failures become None."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: finite(errors) for name, errors in value.items()}
+        if isinstance(value, tuple):
+            return [float(error) if np.isfinite(error) else None for error in value]
+        return value
+
+    return {name: finite(value) for name, value in dataclasses.asdict(result).items()}
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

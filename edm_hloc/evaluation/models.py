@@ -12,7 +12,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.geometry import largest_distance
+from edm_hloc.base.geometry import largest_distance, nearest_rotation
 from edm_hloc.evaluation.pose_pairs import rotation_angle
 from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.colmap import colmap_folder
@@ -189,8 +189,7 @@ def _fit(
     M = np.einsum("nki,nkj->ij", true_rotations, rotations)
     if spread > 0 and true_spread > 0:
         M += np.einsum("ni,nj->ij", b / true_spread, a / spread)
-    U, _, Vt = np.linalg.svd(M)
-    R = U @ np.diag([1.0, 1.0, np.linalg.det(U @ Vt)]) @ Vt
+    R = nearest_rotation(M)
     scale = (
         max(0.0, float(np.mean(np.sum(b * (a @ R.T), axis=1))) / spread**2) if spread > 0 else 0.0
     )

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pycolmap
@@ -22,13 +21,7 @@ from edm_hloc.base.frames import to_colmap
 from edm_hloc.base.geometry import epipolar_errors, essential_matrix
 from edm_hloc.base.progress import track
 from edm_hloc.base.text import read_json_object
-from edm_hloc.evaluation.areas import (
-    SEEDS,
-    areas_text,
-    finite_or_none,
-    markdown_table,
-    mean_areas,
-)
+from edm_hloc.evaluation.areas import SEEDS, areas_text, as_json, markdown_table, mean_areas
 from edm_hloc.evaluation.estimators import ESTIMATORS, PairMatches, Pose
 from edm_hloc.evaluation.pose_pairs import PosePair, rotation_angle
 from edm_hloc.evaluation.protocols import PoseProtocol, ours
@@ -260,7 +253,7 @@ def evaluate_pose(
                     points0 = nothing if matches is None else matches.keypoints0
                     points1 = nothing if matches is None else matches.keypoints1
                     found.append(measure_pair(pair, points0, points1, protocol))
-            stored = {"made_from": made_from, "pairs": [_as_json(r) for r in found]}
+            stored = {"made_from": made_from, "pairs": [as_json(r) for r in found]}
             write_whole(record, json.dumps(stored) + "\n")
         results[name] = found
         summaries += summarise(name, found, timed.cpu_ms)
@@ -269,7 +262,7 @@ def evaluate_pose(
         "protocol": str(protocol),
         "matchers": {name: dict(matcher.provenance) for name, matcher in matchers.items()},
         "summaries": [dataclasses.asdict(s) for s in summaries],
-        "pairs": {name: [_as_json(r) for r in found] for name, found in results.items()},
+        "pairs": {name: [as_json(r) for r in found] for name, found in results.items()},
     }
     write_whole(out / "pose.json", json.dumps(content, indent=1) + "\n")
     return summaries
@@ -310,12 +303,6 @@ def _stored_results(record: Path, made_from: str) -> list[PairResult]:
                 for pair in stored["pairs"]
             ]
     return []
-
-
-def _as_json(result: PairResult) -> dict[str, Any]:
-    """The fields of a result; infinite errors become None."""
-    errors = {name: finite_or_none(values) for name, values in result.errors.items()}
-    return dataclasses.asdict(result) | {"errors": errors}
 
 
 def table(summaries: Sequence[PoseSummary], protocol: PoseProtocol | None = None) -> str:

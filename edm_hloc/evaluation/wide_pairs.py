@@ -13,7 +13,7 @@ from edm_hloc.base.files import make_folder, write_whole
 from edm_hloc.base.matches import Matches
 from edm_hloc.base.progress import track
 from edm_hloc.evaluation import epipolar_recall, homography
-from edm_hloc.evaluation.areas import finite_or_none
+from edm_hloc.evaluation.areas import as_json
 from edm_hloc.evaluation.input_sizes import FittedMatcher
 from edm_hloc.evaluation.timed_matching import match_timed
 from edm_hloc.evaluation.wide_sets import WidePair, WideSet
@@ -98,15 +98,7 @@ def evaluate_wide_pairs(
         "protocol": str(protocol),
         "matchers": settings,
         "summaries": [dataclasses.asdict(summary) for summary in summaries],
-        "pairs": {name: [_as_json(r) for r in found] for name, found in results.items()},
+        "pairs": {name: [as_json(r) for r in found] for name, found in results.items()},
     }
     write_whole(out / "homography.json", json.dumps(content, indent=1) + "\n")
     return kind.table(summaries)
-
-
-def _as_json(result: Any) -> dict[str, Any]:
-    """The fields of a result; infinite errors become None."""
-    return {
-        name: finite_or_none(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(result).items()
-    }

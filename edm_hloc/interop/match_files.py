@@ -18,12 +18,11 @@ Nothing in a file is run: of pickled objects only arrays, numbers, texts and pat
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import h5py
@@ -31,6 +30,7 @@ import numpy as np
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.h5 import DamagedH5Error, open_h5, reading
+from edm_hloc.base.pickles import DataUnpickler, safe_globals
 from edm_hloc.base.text import read_lines
 from edm_hloc.images.find import files_below
 
@@ -50,7 +50,6 @@ _IMAGES = (("image0", "image1"), ("img0_path", "img1_path"), ("name0", "name1"))
 _TORCH, _PICKLE, _TEXT = (".pt", ".pth", ".torch"), (".pkl", ".pickle"), (".txt", ".csv")
 H5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (".npz", ".npy", *_TORCH, *_PICKLE, *_TEXT, *H5_SUFFIXES)
-_BUILTINS = ("builtins", "__builtin__")
 _COLUMNS = "rows of x0 y0 x1 y1, or with a score behind them"
 
 
@@ -208,7 +207,7 @@ def _unpacked(path: Path) -> Any:
         return _of_torch(path)
     if suffix in _PICKLE:
         with path.open("rb") as file:
-            return _ArraysOnly(file).load()
+            return DataUnpickler(file).load()
     loaded = np.load(path, allow_pickle=False)
     return loaded if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
 
@@ -217,53 +216,13 @@ def _of_torch(path: Path) -> Any:
     """What torch.save has written, new (a ZIP file) or old; nothing but data is taken of it."""
     import torch
 
-    allowed: list[Any] = [*_safe_numpy().values(), pathlib.PosixPath, pathlib.PurePosixPath]
-    allowed += [(_no_bytes, f"{module}.bytes") for module in _BUILTINS]
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            content = _ArraysOnly(file).load()
+            content = DataUnpickler(file).load()
         if not isinstance(content, int):  # by which torch's old files begin
             return content
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(safe_globals()):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _no_bytes() -> bytes:
-    """The content of an array of no matches, as Python 2's protocol writes it."""
-    return b""
-
-
-def _safe_numpy() -> dict[tuple[str, str], Callable[..., Any] | type]:
-    """What pickled arrays are made of, by module and name in old and new versions of NumPy."""
-    core: Any = getattr(np, "_core", None) or np.core
-    parts: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-    for module in ("numpy.core", "numpy._core"):
-        parts[f"{module}.multiarray", "_reconstruct"] = core.multiarray._reconstruct
-        parts[f"{module}.multiarray", "scalar"] = core.multiarray.scalar
-        parts[f"{module}.numeric", "_frombuffer"] = core.numeric._frombuffer
-    for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?"):
-        dtype: Any = type(np.dtype(kind))
-        parts["numpy.dtypes", dtype.__name__] = dtype
-    return parts
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled dictionaries of arrays and paths, and refuses everything that could run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("pathlib") and name.endswith("Path"):
-            return pathlib.PurePosixPath
-        if module in _BUILTINS and name == "bytes":
-            return _no_bytes
-        if (module, name) == ("_codecs", "encode"):  # how Python 2's protocol writes bytes
-            return lambda text, encoding: text.encode(encoding)
-        try:
-            return _safe_numpy()[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not data") from None
 
 
 def _table(path: Path) -> np.ndarray:
@@ -339,7 +298,7 @@ def _text(value: Any) -> str:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
-    return str(value) if isinstance(value, (str, pathlib.PurePath)) else ""
+    return str(value) if isinstance(value, (str, PurePath)) else ""
 
 
 def _matched(source: PairSource, named: Mapping[str, Any]) -> GivenPoints:

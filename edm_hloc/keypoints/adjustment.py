@@ -115,21 +115,7 @@ def adjust_keypoints(
     )
     with progress:
         for iteration in range(start, _ITERATIONS):
-            weight = {n: np.full(len(keypoints[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
-            moment = {n: np.zeros((len(keypoints[n]), 2), np.float32) for n in moving}
-            for name0, name1, affine, matches in constraints():
-                id0, id1 = matches["id0"], matches["id1"]
-                residual = current[name0][id0] @ affine.T + matches["shift"] - current[name1][id1]
-                squared = np.einsum("nd,nd->n", residual, residual)
-                robust = matches["weight"] / (1 + squared / _CAUCHY_SCALE**2)
-                step0 = -residual @ np.linalg.inv(affine).T
-                for name, ids, step in ((name0, id0, step0), (name1, id1, residual)):
-                    if name in weight:
-                        weight[name] += np.bincount(ids, robust, len(weight[name]))
-                        for d in (0, 1):
-                            moment[name][:, d] += np.bincount(
-                                ids, robust * step[:, d], len(weight[name])
-                            )
+            weight, moment = _pulls(current, moving, constraints())
             for name in moving:
                 original = keypoints[name]
                 if len(original):
@@ -147,6 +133,28 @@ def adjust_keypoints(
                 journal.commit()
                 kept_at = time.monotonic()
     return {name: current[name] for name in moving}
+
+
+def _pulls(
+    current: Mapping[str, np.ndarray], moving: Iterable[str], constraints: Iterable[PairConstraints]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """By image that moves, the sum of weights (N,) of each keypoint, that of its original position
+    included, and the weighted sum (N, 2) of the steps that the constraints ask for."""
+    weight = {n: np.full(len(current[n]), _PRIOR_WEIGHT, np.float32) for n in moving}
+    moment = {n: np.zeros((len(current[n]), 2), np.float32) for n in weight}
+    for name0, name1, affine, matches in constraints:
+        id0, id1 = matches["id0"], matches["id1"]
+        residual = current[name0][id0] @ affine.T + matches["shift"] - current[name1][id1]
+        squared = np.einsum("nd,nd->n", residual, residual)
+        robust = matches["weight"] / (1 + squared / _CAUCHY_SCALE**2)
+        step0 = -residual @ np.linalg.inv(affine).T
+        for name, ids, step in ((name0, id0, step0), (name1, id1, residual)):
+            if name in weight:
+                weight[name] += np.bincount(ids, robust, len(weight[name]))
+                for d in (0, 1):
+                    pull = np.bincount(ids, robust * step[:, d], len(weight[name]))
+                    moment[name][:, d] += pull
+    return weight, moment
 
 
 def _restore(state: bytes, moving: Sequence[str], current: dict[str, np.ndarray]) -> int:

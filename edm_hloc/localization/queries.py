@@ -144,40 +144,7 @@ def localize_queries(
     aligner = None
     if queries.photos and todo and isinstance(points, ModelPoints):
         aligner = PhotoAligner(points)
-
-    def estimate(job: tuple[str, list[Correspondences]] | QueryPose) -> QueryPose:
-        if isinstance(job, QueryPose):
-            return job
-        query, groups = job
-        align = None
-        if aligner is not None and query in queries.photos:
-            align = partial(aligner.align, queries.photos[query])
-
-        def best(camera: pycolmap.Camera, uncalibrated: bool, align: Align | None) -> QueryPose:
-            found = [
-                estimate_pose(query, camera, group, options, uncalibrated=uncalibrated, align=align)
-                for group in groups
-            ]
-            return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
-
-        camera, uncalibrated = queries.cameras[query], query in queries.uncalibrated
-        try:
-            if uncalibrated and query in queries.perhaps:
-                own = best(camera, True, None)
-                for other in queries.perhaps[query]:
-                    given = best(other, False, None)
-                    # The estimate has the principal point in the middle, which the given camera may
-                    # make up for: its own focal length has to be the best one, too.
-                    if _fits_as_well(given, own) and _fits_as_well(
-                        given, best(_as_prior(other), True, None)
-                    ):
-                        camera, uncalibrated, own = other, False, given
-                        break
-                if align is None:
-                    return own
-            return best(camera, uncalibrated, align)
-        except Exception as error:  # COLMAP may raise anything for one query
-            return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
+    estimator = _Estimator(queries, options, aligner)
 
     with (
         FeatureReader(features) as keypoints,
@@ -190,7 +157,7 @@ def localize_queries(
         quiet_colmap(),
     ):
         for block in blocks(len(todo), _BATCH):
-            jobs: list[tuple[str, list[Correspondences]] | QueryPose] = []
+            jobs: list[_Job] = []
             for query in todo[block]:
                 retrieved = list(dict.fromkeys(queries.retrieved.get(query, ())))
                 reason = _cannot_be_localized(query, retrieved, queries, points)
@@ -203,13 +170,80 @@ def localize_queries(
                     for g in groups
                 ]
                 jobs.append((query, matched))
-            for pose in pool.map(estimate, jobs):
+            for pose in pool.map(estimator.pose, jobs):
                 done[pose.query] = _or_closest(pose, queries.retrieved.get(pose.query, ()), points)
                 append_to_log(out, done[pose.query])
                 progress.update()
     answers = [done[query] for query in queries.names]
     _warn_of_focal_lengths(answers, queries.cameras)
     return answers
+
+
+_Job = tuple[str, list[Correspondences]] | QueryPose  # of each group of images; or a result
+
+
+@dataclass(frozen=True)
+class _Estimator:
+    """Estimates the poses of single queries, in any thread.
+
+    Attributes:
+        queries: what is known of them.
+        options: settings of the pose estimation.
+        aligner: of the queries that have `photos`; None without any.
+    """
+
+    queries: Queries
+    options: PoseOptions
+    aligner: PhotoAligner | None
+
+    def pose(self, job: _Job) -> QueryPose:
+        """The pose of a query; a job that is a result already stays as it is."""
+        if isinstance(job, QueryPose):
+            return job
+        query, groups = job
+        try:
+            return self._estimated(query, groups)
+        except Exception as error:  # COLMAP may raise anything for one query
+            return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
+
+    def _estimated(self, query: str, groups: Sequence[Correspondences]) -> QueryPose:
+        """The pose with the camera that fits best: the query's, or one that it may have."""
+        align = None
+        if self.aligner is not None and query in self.queries.photos:
+            align = partial(self.aligner.align, self.queries.photos[query])
+        best = partial(self._best, query, groups)
+        camera, uncalibrated = self.queries.cameras[query], query in self.queries.uncalibrated
+        if uncalibrated and query in self.queries.perhaps:
+            own = best(camera, True, None)
+            for other in self.queries.perhaps[query]:
+                given = best(other, False, None)
+                # The estimate has the principal point in the middle, which the given camera may
+                # make up for: its own focal length has to be the best one, too.
+                if _fits_as_well(given, own) and _fits_as_well(
+                    given, best(_as_prior(other), True, None)
+                ):
+                    camera, uncalibrated, own = other, False, given
+                    break
+            if align is None:
+                return own
+        return best(camera, uncalibrated, align)
+
+    def _best(
+        self,
+        query: str,
+        groups: Sequence[Correspondences],
+        camera: pycolmap.Camera,
+        uncalibrated: bool,
+        align: Align | None,
+    ) -> QueryPose:
+        """The pose of the group of database images with the most inliers."""
+        found = [
+            estimate_pose(
+                query, camera, group, self.options, uncalibrated=uncalibrated, align=align
+            )
+            for group in groups
+        ]
+        return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))
 
 
 def _warn_of_focal_lengths(

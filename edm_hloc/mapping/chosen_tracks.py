@@ -20,6 +20,7 @@ from edm_hloc.mapping.contradictions import (
     strongest_pairs,
     weakest_points,
 )
+from edm_hloc.mapping.database_reading import IdPair
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.forecast import forecast
 from edm_hloc.mapping.incremental import (
@@ -36,7 +37,6 @@ from edm_hloc.mapping.plausible import MIN_PLAUSIBLE, plausible_images
 from edm_hloc.mapping.rotations import StrongestPairs
 from edm_hloc.mapping.thinning import thin_database
 from edm_hloc.mapping.unfolding import REGISTERED, pairs_of_places, shown_by_both, stay, unfold
-from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class ChosenTracks:
         return plausible < min(before, MIN_PLAUSIBLE * registered)
 
     def _unfolded(
-        self, folded: FoundModel, conflicts: Sequence[tuple[int, int]], refine: bool
+        self, folded: FoundModel, conflicts: Sequence[IdPair], refine: bool
     ) -> FoundModel | None:
         """The model without pairs that look alike, if it has no signs of a fold."""
         base = self.mapping.like(folded)
@@ -186,14 +186,14 @@ class ChosenTracks:
         )
 
     @cached_property
-    def _verified(self) -> tuple[dict[Pair, int], dict[int, str]]:
+    def _verified(self) -> tuple[dict[IdPair, int], dict[int, str]]:
         """The number of matches of each verified pair that counts, and the images' names by id."""
         with open_database(self.mapping.database) as db:
             counts = verified_pairs(db, max(1, self.mapping.options.min_inliers))
             return counts, {image.image_id: image.name for image in db.read_all_images()}
 
     def _of_places(
-        self, found: Sequence[FoundModel], conflicts: Sequence[Pair], refine: bool
+        self, found: Sequence[FoundModel], conflicts: Sequence[IdPair], refine: bool
     ) -> list[FoundModel] | None:
         """Models of the places, where only pairs that look alike connect them."""
         database, least = self.mapping.database, self.mapping.options.min_inliers
@@ -287,7 +287,7 @@ class ChosenTracks:
 
     def _mapped_by(
         self,
-        trusted: set[Pair],
+        trusted: set[IdPair],
         found: Sequence[FoundModel],
         better: Callable[[Sequence[pycolmap.Reconstruction]], bool],
         refine: bool,
@@ -325,7 +325,7 @@ class ChosenTracks:
         return [replace(apart[0], look_alikes=alike), *apart[1:]]
 
 
-def _strongest(counts: Mapping[Pair, int]) -> Iterator[set[Pair]]:
+def _strongest(counts: Mapping[IdPair, int]) -> Iterator[set[IdPair]]:
     """Choices of the strongest pairs of each photo, from most to fewest."""
     before = set(counts)
     for share in _STRONG:
@@ -361,7 +361,9 @@ def _begun_on(
     return map_believably(mapping, refine), every
 
 
-def _copy_with(base: IncrementalMapping, name: str, pairs: Collection[Pair]) -> IncrementalMapping:
+def _copy_with(
+    base: IncrementalMapping, name: str, pairs: Collection[IdPair]
+) -> IncrementalMapping:
     """The same on a copy of the database with some of its pairs."""
     copy = base.folder / f"{name}-{base.database.name}"
     with open_database(base.database) as db:
@@ -369,7 +371,7 @@ def _copy_with(base: IncrementalMapping, name: str, pairs: Collection[Pair]) -> 
     return replace(base, database=copy)
 
 
-def _fitting(database: Path, found: Iterable[FoundModel], pairs: Collection[Pair]) -> set[Pair]:
+def _fitting(database: Path, found: Iterable[FoundModel], pairs: Collection[IdPair]) -> set[IdPair]:
     """The pairs that fit one of the models."""
     with open_database(database) as db:
         return {p for each in found for p in consistent_pairs(db, each.model, pairs)}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import networkx as nx
@@ -18,9 +17,8 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
-from edm_hloc.base.geometry import epipolar_errors, essential_matrix, homogeneous
-from edm_hloc.mapping.verification import CACHED_IMAGES
-from edm_hloc.mapping.verified_matches import Pair
+from edm_hloc.base.geometry import epipolar_errors, essential_matrix
+from edm_hloc.mapping.database_reading import IdPair, ray_reader
 
 MIN_FITTING = 0.85
 """Share of the verified matches that fit a model, below which it is probably wrong. Models of 5 to
@@ -42,7 +40,7 @@ _OUTVOTED = 3.0  # times as many matches that contradict a connection as there a
 _LEAST_SHARE = 0.02  # of the photos of a model: fewer may be by chance
 
 
-def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
+def strongest_pairs(counts: Mapping[IdPair, int], share: float) -> set[IdPair]:
     """The pairs that have at least a share of the matches of the best pair of one of their photos.
 
     Args:
@@ -56,7 +54,7 @@ def strongest_pairs(counts: Mapping[Pair, int], share: float) -> set[Pair]:
     return {(a, b) for (a, b), n in counts.items() if n >= share * min(best[a], best[b])}
 
 
-def fitting_matches(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+def fitting_matches(counts: Mapping[IdPair, int], fits: Mapping[IdPair, float]) -> dict[int, float]:
     """By the id of each image, the mean share of the matches of its pairs that fit the poses.
 
     Args:
@@ -72,7 +70,7 @@ def fitting_matches(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> d
     return {image_id: total[image_id] / of_all for image_id, of_all in weight.items()}
 
 
-def doubtful_shares(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> dict[int, float]:
+def doubtful_shares(counts: Mapping[IdPair, int], fits: Mapping[IdPair, float]) -> dict[int, float]:
     """By the id of each image, how much its pairs contradict the poses, in [0, 1].
 
     Args:
@@ -177,7 +175,7 @@ def weakest_points(
     return least, loose
 
 
-def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+def _taken(counts: Mapping[IdPair, int], fits: Mapping[IdPair, float]) -> set[int]:
     """Ids of the images that are taken until the pairs of none are doubtful any more."""
     left, taken = dict(fits), set[int]()
 
@@ -200,7 +198,7 @@ def _taken(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
     return taken
 
 
-def _cut_off(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+def _cut_off(counts: Mapping[IdPair, int], fits: Mapping[IdPair, float]) -> set[int]:
     """Ids of the images all of whose strong pairs with a larger part of the model contradict it."""
     strong = strongest_pairs({pair: counts[pair] for pair in fits}, _STRONG)
     sound = nx.Graph(pair for pair in strong if fits[pair] >= _CONTRADICTS)
@@ -211,15 +209,15 @@ def _cut_off(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]
     return cut
 
 
-def _contested(counts: Mapping[Pair, int], fits: Mapping[Pair, float]) -> set[int]:
+def _contested(counts: Mapping[IdPair, int], fits: Mapping[IdPair, float]) -> set[int]:
     """Ids of the images of the part that is outvoted most, if any is."""
     outvoted = _outvoted(counts, fits, _OUTVOTED)
     return outvoted[0][1] if outvoted else set()
 
 
 def _outvoted(
-    counts: Mapping[Pair, int], fits: Mapping[Pair, float], times: float
-) -> list[tuple[Pair, set[int]]]:
+    counts: Mapping[IdPair, int], fits: Mapping[IdPair, float], times: float
+) -> list[tuple[IdPair, set[int]]]:
     """Parts of a model whose place more matches contradict than fit, the worst first.
 
     They are what a maximum spanning tree of the pairs that fit falls into without one of its pairs,
@@ -256,8 +254,8 @@ def _outvoted(
 
 
 def fitting_shares(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
-) -> dict[Pair, float]:
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[IdPair]
+) -> dict[IdPair, float]:
     """Of pairs of images that a model has, the share of their verified matches that fits its poses.
 
     A match fits that lies on the epipolar lines, before both cameras.
@@ -273,12 +271,7 @@ def fitting_shares(
     posed = posed_images(model)
     images = {i.image_id: posed[i.name] for i in db.read_all_images() if i.name in posed}
 
-    @lru_cache(CACHED_IMAGES)
-    def rays(image_id: int) -> np.ndarray:
-        pixels = db.read_keypoints(image_id)[:, :2].astype(np.float64)
-        camera = model.cameras[images[image_id].camera_id]
-        return homogeneous(np.asarray(camera.cam_from_img(pixels)))
-
+    rays = ray_reader(db, {i: model.cameras[image.camera_id] for i, image in images.items()})
     shares = {}
     for a, b in sorted(pairs):
         if a in images and b in images:
@@ -289,8 +282,8 @@ def fitting_shares(
 
 
 def consistent_pairs(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
-) -> set[Pair]:
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[IdPair]
+) -> set[IdPair]:
     """The pairs most of whose matches fit the poses of a model, see `fitting_shares`."""
     return {p for p, share in fitting_shares(db, model, pairs).items() if share > _CONSISTENT}
 

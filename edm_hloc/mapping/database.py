@@ -29,15 +29,11 @@ from edm_hloc.base.progress import track
 from edm_hloc.images.cameras import CameraOptions, may_share_cameras, photo_cameras
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.mapping.backdrop import BackdropSummary
+from edm_hloc.mapping.database_reading import CACHED_IMAGES
 from edm_hloc.mapping.not_scene import NotScene
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.still import StillSummary
-from edm_hloc.mapping.verification import (
-    CACHED_IMAGES,
-    UnverifiedPairs,
-    VerificationSummary,
-    verify_pairs,
-)
+from edm_hloc.mapping.verification import UnverifiedPairs, VerificationSummary, verify_pairs
 from edm_hloc.pairs.rules import Pair, unique_pairs
 
 # A database and its log together took up to 2.8 times the files that they were made from, of some

@@ -8,6 +8,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.geometry import nearest_rotation
 
 _OUTLIER = 3.0  # times the median distance: images that moved so far do not determine the frame
 
@@ -42,8 +43,7 @@ def frame_change(
     centres, targets = (np.array([c for _, c in rows]) for rows in (new, old))
     use = np.ones(len(common), bool)
     for _ in range(3):
-        u, _, vt = np.linalg.svd(turns[use].sum(axis=0))
-        R = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+        R = nearest_rotation(turns[use].sum(axis=0))
         middle, goal = centres[use].mean(axis=0), targets[use].mean(axis=0)
         turned = (centres - middle) @ R.T
         spread = (turned[use] ** 2).sum()

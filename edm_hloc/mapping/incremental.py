@@ -12,6 +12,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import drop_pointless, open_database
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.mapping.database_reading import cameras_by_id
 from edm_hloc.mapping.focal_lengths import calibrate_focal_lengths
 from edm_hloc.mapping.joining import join_models
 from edm_hloc.mapping.options import MappingOptions
@@ -335,7 +336,7 @@ def _with_shared_cameras(
 def cameras_of(database: Path) -> dict[int, pycolmap.Camera]:
     """The cameras of a database by id."""
     with open_database(database) as db:
-        return {camera.camera_id: camera for camera in db.read_all_cameras()}
+        return cameras_by_id(db)
 
 
 def _registered(models: Sequence[pycolmap.Reconstruction]) -> int:

@@ -18,8 +18,8 @@ import pycolmap
 from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.contradictions import misplaced_photos
+from edm_hloc.mapping.database_reading import IdPair
 from edm_hloc.mapping.frames import frame_change
-from edm_hloc.mapping.verified_matches import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def join_models(
 
 
 def group_models(
-    models: Sequence[pycolmap.Reconstruction], verified: Collection[Pair]
+    models: Sequence[pycolmap.Reconstruction], verified: Collection[IdPair]
 ) -> list[list[pycolmap.Reconstruction]]:
     """Models in groups of those that belong together, in the frame of the first of each group.
 
@@ -111,7 +111,7 @@ def group_models(
 
 
 def _placed(
-    model: pycolmap.Reconstruction, other: pycolmap.Reconstruction, verified: Collection[Pair]
+    model: pycolmap.Reconstruction, other: pycolmap.Reconstruction, verified: Collection[IdPair]
 ) -> pycolmap.Reconstruction | None:
     """A copy of a model in the frame of another; None where shared photos do not tell that."""
     here, there = posed_images(model), posed_images(other)

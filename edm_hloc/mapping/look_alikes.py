@@ -29,7 +29,7 @@ from scipy.sparse import coo_array
 
 from edm_hloc.base.binary_models import ModelArrays
 from edm_hloc.base.colmap import open_database, posed_images, verified_pairs
-from edm_hloc.mapping.verified_matches import Pair
+from edm_hloc.mapping.database_reading import IdPair
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ViewAgreement:
         limit: share below which they show different things.
     """
 
-    images: tuple[int, int]
+    images: IdPair
     shares: tuple[float, float]
     limit: float
 
@@ -133,7 +133,7 @@ class ConflictSummary:
     compared: int
 
 
-def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[tuple[int, int]]:
+def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[IdPair]:
     """The pairs that disagree, those that agree least first; none if so few may be by chance."""
     ordered = sorted(agreements, key=lambda agreement: agreement.share)
     pairs = [a.images for a in ordered if a.disagree]
@@ -141,7 +141,7 @@ def many_conflicts(agreements: Sequence[ViewAgreement]) -> list[tuple[int, int]]
     return [] if few else pairs
 
 
-def stay_together(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]) -> int:
+def stay_together(model: pycolmap.Reconstruction, pairs: Sequence[IdPair]) -> int:
     """Number of pairs of images that a model has before the same place.
 
     Args:
@@ -251,7 +251,9 @@ class _Scene:
         ]
         return cls(ids, views, found.xyz, np.bincount(rows, minlength=len(found.ids)))
 
-    def pairs_that_look_alike(self, among: Collection[Pair], angle: float) -> Iterator[Pair]:
+    def pairs_that_look_alike(
+        self, among: Collection[tuple[int, int]], angle: float
+    ) -> Iterator[tuple[int, int]]:
         """Those that see many points in common, and these from the same side, of pairs of views."""
         number = np.repeat(np.arange(len(self.views)), [len(view.points) for view in self.views])
         points = np.concatenate([view.points for view in self.views] or [np.zeros(0, int)])
@@ -310,7 +312,7 @@ class _Matches:
     db: pycolmap.Database
     ids: Sequence[int]
     keypoint_cells: Callable[[int], np.ndarray]
-    pairs: frozenset[Pair]
+    pairs: frozenset[tuple[int, int]]
 
     @classmethod
     def of(cls, db: pycolmap.Database, model: pycolmap.Reconstruction, scene: _Scene) -> _Matches:

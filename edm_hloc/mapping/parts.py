@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.colmap import open_database, verified_pairs
 from edm_hloc.images.cameras import may_share_cameras
+from edm_hloc.mapping.database_reading import IdPair, cameras_by_id
 
 MIN_PART = 3
 """Photos of a model that is written beside a larger one."""
@@ -54,16 +55,13 @@ def split_database(database: Path, folder: Path, min_inliers: int) -> list[Part]
             return [Part(database, max(map(len, groups), default=0))]
         part_of = {image_id: k for k, group in enumerate(large) for image_id in group}
         parts = [Part(folder / f"part{k}.db", len(group)) for k, group in enumerate(large)]
-        pairs = [_Pairs() for _ in large]
+        pairs = [list[IdPair]() for _ in large]
         for pair in verified_pairs(db, max(1, min_inliers)):
             if pair[0] in part_of:
                 pairs[part_of[pair[0]]].append(pair)
         for part, group, its in zip(parts, large, pairs, strict=True):
             copy_images(db, part.database, set(group), its)
     return parts
-
-
-_Pairs = list[tuple[int, int]]
 
 
 def _connected_images(db: pycolmap.Database, min_inliers: int) -> list[list[int]]:
@@ -102,7 +100,7 @@ def share_cameras(
         are none, nothing is written.
     """
     with open_database(database) as db:
-        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        cameras = cameras_by_id(db)
         images = {image.image_id: image for image in db.read_all_images()}
         groups = may_share_cameras({i.name: cameras[i.camera_id] for i in images.values()})
         if beside is not None:
@@ -131,7 +129,7 @@ def part_cameras(database: Path, out: Path, beside: Collection[str]) -> tuple[st
         Names of the photos that have their own now; where there are none, nothing is written.
     """
     with open_database(database) as db:
-        cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+        cameras = cameras_by_id(db)
         images = db.read_all_images()
         photos = Counter(image.camera_id for image in images)
         shared = {i.camera_id for i in images if i.name in beside and photos[i.camera_id] > 1}
@@ -154,7 +152,7 @@ def copy_images(
     db: pycolmap.Database,
     out: Path,
     ids: Collection[int],
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[IdPair],
     instead: Mapping[int, pycolmap.Camera] | None = None,
 ) -> None:
     """Writes some images of a database, and some verified pairs of them, into another one.
@@ -172,7 +170,7 @@ def copy_images(
     images = {i.image_id: i for i in db.read_all_images() if i.image_id in ids}
     frames = {image.frame_id for image in images.values()}
     rigs = {rig.ref_sensor_id.id: rig for rig in db.read_all_rigs()}
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
+    cameras = cameras_by_id(db)
     for camera in instead.values():
         if camera.camera_id not in cameras:
             cameras[camera.camera_id] = camera

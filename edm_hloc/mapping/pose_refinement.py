@@ -29,8 +29,9 @@ from edm_hloc.base.colmap import (
 )
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import scratch_folder
-from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
+from edm_hloc.base.geometry import epipolar_errors, extent
 from edm_hloc.base.progress import StepProgress, track
+from edm_hloc.mapping.database_reading import IdPair, ray_reader
 from edm_hloc.mapping.extension import Refinement, adjust, register_more
 from edm_hloc.mapping.frames import frame_change
 from edm_hloc.mapping.options import MappingOptions
@@ -193,15 +194,15 @@ def _with_poses(
     return model
 
 
-def _verified_pairs(db: pycolmap.Database, model: pycolmap.Reconstruction) -> list[tuple[int, int]]:
+def _verified_pairs(db: pycolmap.Database, model: pycolmap.Reconstruction) -> list[IdPair]:
     """The ids of the images of all verified pairs with two poses."""
     posed = {image.image_id for image in posed_images(model).values()}
     return sorted(pair for pair in verified_pairs(db, 1) if posed.issuperset(pair))
 
 
 def _turns(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], float]:
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Sequence[IdPair]
+) -> dict[IdPair, float]:
     """By pair, the angle in degrees between the rotation by its matches and that by its poses."""
     tracked = track(pairs, "Comparing poses with matches", "pair")
     return {
@@ -210,7 +211,7 @@ def _turns(
     }
 
 
-def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
+def _contradicted(turns: Mapping[IdPair, float]) -> set[int]:
     """The images whose rotations most of their pairs contradict: the worst, then without it again.
 
     A wrong camera makes the pairs of its neighbours wrong too.
@@ -233,29 +234,23 @@ def _contradicted(turns: Mapping[tuple[int, int], float]) -> set[int]:
 def _first_threshold(
     db: pycolmap.Database,
     model: pycolmap.Reconstruction,
-    pairs: Sequence[tuple[int, int]],
+    pairs: Sequence[IdPair],
     options: MappingOptions,
 ) -> float:
     """How far, in pixels, most matches are from the epipolar lines of the given poses, twice."""
     errors = [np.zeros(0)]
-    longest = 0
-    rays: dict[int, np.ndarray] = {}
-    for pair in pairs:
-        for i in pair:
-            camera = model.cameras[model.images[i].camera_id]
-            longest = max(longest, camera.width, camera.height)
-            if i not in rays:
-                keypoints = db.read_keypoints(i)[:, :2].astype(np.float64)
-                rays[i] = homogeneous(np.asarray(camera.cam_from_img(keypoints)))
-        a, b = pair
+    camera_of = {i: model.cameras[model.images[i].camera_id] for pair in pairs for i in pair}
+    rays = ray_reader(db, camera_of)
+    for a, b in pairs:
         inliers = db.read_two_view_geometry(a, b).inlier_matches
         relative = model.images[b].cam_from_world() * model.images[a].cam_from_world().inverse()
         E = pycolmap.essential_matrix_from_pose(relative)
-        in_a, in_b = epipolar_errors(rays[a][inliers[:, 0]], rays[b][inliers[:, 1]], E)
-        focal = [model.cameras[model.images[i].camera_id].mean_focal_length() for i in pair]
+        in_a, in_b = epipolar_errors(rays(a)[inliers[:, 0]], rays(b)[inliers[:, 1]], E)
+        focal = [camera_of[i].mean_focal_length() for i in (a, b)]
         errors.append(np.maximum(in_a * focal[0], in_b * focal[1]))
     every = np.concatenate(errors)
     usual = float(np.percentile(every, 75)) if len(every) else 0.0
+    longest = max((max(c.width, c.height) for c in camera_of.values()), default=0)
     most = max(options.max_error, _MOST * longest)
     return float(np.clip(_GENEROUS * usual, options.max_error, most))
 
@@ -266,7 +261,7 @@ def _thresholds(first: float, last: float) -> list[float]:
     return [last * 2.0**step for step in range(steps, -1, -1)]
 
 
-def _with_few_points(model: pycolmap.Reconstruction, pairs: Sequence[tuple[int, int]]) -> set[int]:
+def _with_few_points(model: pycolmap.Reconstruction, pairs: Sequence[IdPair]) -> set[int]:
     """The images of which far fewer keypoints have become points than of the others."""
     inside = {i for pair in pairs for i in pair}
     shares = {

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import networkx as nx
 import numpy as np
 import pycolmap
 
-from edm_hloc.mapping.verification import CACHED_IMAGES
-from edm_hloc.mapping.verified_matches import Pair
+from edm_hloc.mapping.database_reading import CACHED_IMAGES, IdPair, keypoints_of
 
 _DRIFT = 10.0  # degrees for each pair of a path, which add up like random errors
 _LARGEST_DRIFT = 60.0  # degrees: equal sides of things are mostly a quarter or half a turn apart
@@ -26,8 +25,8 @@ _BENT = 5.0  # degrees between a strongest pair's own rotation and a model's. In
 
 
 def rotations_by_matches(
-    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[Pair]
-) -> dict[Pair, pycolmap.Rotation3d]:
+    db: pycolmap.Database, model: pycolmap.Reconstruction, pairs: Iterable[IdPair]
+) -> dict[IdPair, pycolmap.Rotation3d]:
     """The rotation from the first camera to the second, by the verified matches of a pair alone.
 
     Args:
@@ -36,10 +35,7 @@ def rotations_by_matches(
         pairs: ids of images of the model. Pairs whose matches determine no pose are left out.
     """
 
-    @lru_cache(CACHED_IMAGES)
-    def points(image_id: int) -> np.ndarray:
-        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
-
+    points = lru_cache(CACHED_IMAGES)(partial(keypoints_of, db))
     rotations = {}
     for a, b in pairs:
         first, second = (model.cameras[model.images[i].camera_id] for i in (a, b))
@@ -52,7 +48,7 @@ def rotations_by_matches(
     return rotations
 
 
-def rotation_by_poses(model: pycolmap.Reconstruction, pair: Pair) -> pycolmap.Rotation3d:
+def rotation_by_poses(model: pycolmap.Reconstruction, pair: IdPair) -> pycolmap.Rotation3d:
     """The rotation from the first camera of a pair to the second by the poses of a model."""
     first, second = (model.images[i].cam_from_world().rotation for i in pair)
     return second * first.inverse()
@@ -67,12 +63,12 @@ class StrongestPairs:
         counts: number of their matches.
     """
 
-    rotations: Mapping[Pair, pycolmap.Rotation3d]
-    counts: Mapping[Pair, int]
+    rotations: Mapping[IdPair, pycolmap.Rotation3d]
+    counts: Mapping[IdPair, int]
 
     @classmethod
     def of(
-        cls, db: pycolmap.Database, model: pycolmap.Reconstruction, counts: Mapping[Pair, int]
+        cls, db: pycolmap.Database, model: pycolmap.Reconstruction, counts: Mapping[IdPair, int]
     ) -> StrongestPairs:
         """Those between the images of a model.
 
@@ -92,7 +88,7 @@ class StrongestPairs:
         graph.add_weighted_edges_from((a, b, n) for (a, b), n in self.counts.items())
         return nx.maximum_spanning_tree(graph)
 
-    def contradicting(self) -> set[Pair]:
+    def contradicting(self) -> set[IdPair]:
         """The pairs whose rotation is far off the one that the strongest pairs give."""
         turned: dict[int, pycolmap.Rotation3d] = {}
         for images in nx.connected_components(self._tree):

@@ -17,8 +17,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from edm_hloc.base.colmap import verified_pairs
-from edm_hloc.base.geometry import epipolar_errors, homogeneous
+from edm_hloc.base.geometry import epipolar_errors, homogeneous, nearest_rotation
 from edm_hloc.base.grid import evenly
+from edm_hloc.mapping.database_reading import cameras_by_image
 from edm_hloc.mapping.plausible import focal_by_side
 
 # Turning explains a pair where its residuals are at most so many times the distances of the matches
@@ -64,8 +65,7 @@ def only_turned(
         known: ids of the cameras whose intrinsics are known.
         images: ids of the images whose pairs are looked at; all by default.
     """
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-    camera_of = {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
+    camera_of = cameras_by_image(db)
     pairs = list(verified_pairs(db, _MIN_MATCHES))
     if images is not None:
         inside = set(images)
@@ -206,8 +206,7 @@ def _rotation_between(rays: list[np.ndarray]) -> np.ndarray:
     use = np.arange(len(first))
     rotation = np.eye(3)
     for _ in range(4):
-        u, _, vt = np.linalg.svd(second[use].T @ first[use])
-        rotation = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+        rotation = nearest_rotation(second[use].T @ first[use])
         error = np.linalg.norm(first @ rotation.T - second, axis=1)
         use = np.argsort(error)[: max(5, len(error) // 2)]
     return rotation

@@ -9,6 +9,7 @@ import numpy as np
 import pycolmap
 
 from edm_hloc.base.geometry import homogeneous
+from edm_hloc.mapping.database_reading import IdPair
 from edm_hloc.mapping.options import MappingOptions
 
 SAMPLE = 800
@@ -23,8 +24,7 @@ MATRICES = ("E", "F", "H")
 # more than `min_inliers`.
 _MIN_INLIER_RATIO = 0.15
 
-Images = tuple[int, int]
-Estimate = Callable[[Images, tuple[np.ndarray, np.ndarray], np.ndarray], pycolmap.TwoViewGeometry]
+Estimate = Callable[[IdPair, tuple[np.ndarray, np.ndarray], np.ndarray], pycolmap.TwoViewGeometry]
 
 
 def estimator(camera_of: Mapping[int, pycolmap.Camera], options: MappingOptions) -> Estimate:
@@ -40,7 +40,7 @@ def estimator(camera_of: Mapping[int, pycolmap.Camera], options: MappingOptions)
     two_view.ransac.random_seed = options.seed
 
     def estimate(
-        images: Images, points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
+        images: IdPair, points: tuple[np.ndarray, np.ndarray], matches: np.ndarray
     ) -> pycolmap.TwoViewGeometry:
         a, b = (camera_of[i] for i in images)
         some = _sample(matches, options.seed)

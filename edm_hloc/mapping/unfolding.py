@@ -26,10 +26,11 @@ import pycolmap
 
 from edm_hloc.base.colmap import open_database, posed_images
 from edm_hloc.mapping.contradictions import consistent_pairs
+from edm_hloc.mapping.database_reading import IdPair, cameras_by_image
 from edm_hloc.mapping.look_alikes import stay_together
 from edm_hloc.mapping.parts import copy_images
 from edm_hloc.mapping.tracks import support
-from edm_hloc.mapping.verified_matches import Pair, VerifiedMatches, read_verified_matches
+from edm_hloc.mapping.verified_matches import VerifiedMatches, read_verified_matches
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ REGISTERED = 0.9
 """Share of the photos of a folded model that one without a fold must have."""
 
 
-def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
+def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[IdPair, float]:
     """How much of what both photos of a verified pair should show both do, from matches alone.
 
     Args:
@@ -58,9 +59,8 @@ def shown_by_both(db: pycolmap.Database, min_inliers: int) -> dict[Pair, float]:
         By the ids of the images, the smaller first, the smaller of the two shares in [0, 1].
     """
     found = read_verified_matches(db, max(_DETERMINED, min_inliers))
-    camera_of = {image.image_id: image.camera_id for image in db.read_all_images()}
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-    of_image = [cameras[camera_of[image_id]] for image_id in found.number]
+    camera_of = cameras_by_image(db)
+    of_image = [camera_of[image_id] for image_id in found.number]
     sizes = np.array([(camera.width, camera.height) for camera in of_image])
     confirmed = support(found.matches, found.start[-1]) > 0
     degree = np.bincount(found.matches[confirmed].ravel(), minlength=found.start[-1])
@@ -125,7 +125,7 @@ def _affine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray(moved)
 
 
-def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pair]:
+def trusted_pairs(shares: Mapping[IdPair, float], images: Sequence[int]) -> set[IdPair]:
     """The pairs of the largest shares that connect nearly all images of a model.
 
     Args:
@@ -141,8 +141,8 @@ def trusted_pairs(shares: Mapping[Pair, float], images: Sequence[int]) -> set[Pa
 
 
 def pairs_of_places(
-    shares: Mapping[Pair, float], counts: Mapping[Pair, int], conflicts: Sequence[Pair]
-) -> set[Pair] | None:
+    shares: Mapping[IdPair, float], counts: Mapping[IdPair, int], conflicts: Sequence[IdPair]
+) -> set[IdPair] | None:
     """The pairs of clearly larger shares than most that disagree, connected or not.
 
     A photo that has no such pair keeps the one with most matches, as nothing tells its share.
@@ -163,20 +163,20 @@ def pairs_of_places(
         return None
     limit = above[1 + gaps.argmax()]
     kept = {pair for pair, share in shares.items() if share >= limit}
-    most: dict[int, Pair] = {}
+    most: dict[int, IdPair] = {}
     for pair in sorted(shares, key=lambda pair: counts[pair]):
         most.update(dict.fromkeys(pair, pair))
     connected = {image_id for pair in kept for image_id in pair}
     return kept | {pair for image_id, pair in most.items() if image_id not in connected}
 
 
-def stay(models: Iterable[pycolmap.Reconstruction], conflicts: Sequence[Pair]) -> bool:
+def stay(models: Iterable[pycolmap.Reconstruction], conflicts: Sequence[IdPair]) -> bool:
     """Whether many of the photos that disagreed are at one place in one of other models, too."""
     together = sum(stay_together(model, conflicts) for model in models)
     return together > _STAYED * len(conflicts)
 
 
-def _connecting(pairs: Sequence[Pair], images: Sequence[int]) -> Pair | None:
+def _connecting(pairs: Sequence[IdPair], images: Sequence[int]) -> IdPair | None:
     """The pair with which nearly all images are connected, if pairs are taken in their order."""
     root = {image_id: image_id for image_id in images}
     size = dict.fromkeys(images, 1)
@@ -213,7 +213,7 @@ def unfold(
     database: Path,
     folder: Path,
     folded: pycolmap.Reconstruction,
-    conflicts: Sequence[Pair],
+    conflicts: Sequence[IdPair],
     mapping: Callable[[Path], pycolmap.Reconstruction | None],
     min_inliers: int,
 ) -> Unfolded | None:

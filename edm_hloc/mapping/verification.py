@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,13 @@ from edm_hloc.base.h5 import (
 )
 from edm_hloc.base.journal import Journal
 from edm_hloc.base.progress import StepProgress, track
+from edm_hloc.mapping.database_reading import IdPair, cameras_by_image, keypoints_of, ray_reader
 from edm_hloc.mapping.options import MappingOptions
-from edm_hloc.mapping.two_view import MATRICES, Images, estimator
+from edm_hloc.mapping.two_view import MATRICES, estimator
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 256  # pairs whose matches are read at once, verified in parallel and written
-CACHED_IMAGES = 256
-"""Images whose viewing rays stay in memory while known poses are verified, 24 bytes a keypoint."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,6 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
         kept: gets each geometry as soon as it is there; what it holds is not estimated again.
     """
     estimate = estimator(cameras_by_image(db), options)
-
-    def points_of(image_id: int) -> np.ndarray:
-        return db.read_keypoints(image_id)[:, :2].astype(np.float64)
-
     pairs = [pycolmap.pair_id_to_image_pair(pair_id) for pair_id in db.read_num_matches()[0]]
     before = sum(_key(pair) in kept for pair in pairs)
     if before:
@@ -98,7 +92,7 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
         for start in range(0, len(pairs), _BATCH):
             batch = pairs[start : start + _BATCH]
             todo = [pair for pair in batch if _key(pair) not in kept]
-            points = {i: points_of(i) for i in {i for pair in todo for i in pair}}
+            points = {i: keypoints_of(db, i) for i in {i for pair in todo for i in pair}}
             both = [(points[a], points[b]) for a, b in todo]
             matches: list[np.ndarray] = [db.read_matches(a, b) for a, b in todo]
             for pair, geometry in zip(todo, pool.map(estimate, todo, both, matches), strict=True):
@@ -109,18 +103,12 @@ def verify_pairs(db: pycolmap.Database, options: MappingOptions, kept: Journal) 
                 db.write_two_view_geometry(*pair, _from_bytes(kept.get(_key(pair))))
 
 
-def _key(images: Images) -> str:
+def _key(images: IdPair) -> str:
     return f"{images[0]} {images[1]}"
 
 
 def _threads(options: MappingOptions) -> int:
     return options.threads if options.threads > 0 else os.cpu_count() or 1
-
-
-def cameras_by_image(db: pycolmap.Database) -> dict[int, pycolmap.Camera]:
-    """The camera of each image of a database, by the image's id."""
-    cameras = {camera.camera_id: camera for camera in db.read_all_cameras()}
-    return {image.image_id: cameras[image.camera_id] for image in db.read_all_images()}
 
 
 _HEAD = struct.Struct("<iBd")  # configuration, which matrices there are, triangulation angle
@@ -164,12 +152,12 @@ class UnverifiedPairs:
     kept: Journal
     made_from: str
 
-    def pairs(self) -> dict[str, Images]:
+    def pairs(self) -> dict[str, IdPair]:
         """The ids of the two images of each pair, by the pair's key in `kept`."""
         every = map(pycolmap.pair_id_to_image_pair, self.db.read_num_matches()[0])
         return {_key(pair): pair for pair in every if _key(pair) not in self.kept}
 
-    def write(self, path: Path, pairs: Sequence[Images]) -> None:
+    def write(self, path: Path, pairs: Sequence[IdPair]) -> None:
         """Writes what `verify_stored` needs for some of the pairs.
 
         Raises:
@@ -177,8 +165,7 @@ class UnverifiedPairs:
         """
         cameras = cameras_by_image(self.db)
         used = sorted({image_id for pair in pairs for image_id in pair})
-        file = AtomicH5(path, self.options.of_verification())
-        try:
+        with AtomicH5(path, self.options.of_verification()) as file:
             store_text(
                 file.h5, "cameras", json.dumps({i: camera_to_json(cameras[i]) for i in used})
             )
@@ -186,11 +173,6 @@ class UnverifiedPairs:
                 file.h5[f"keypoints/{image_id}"] = self.db.read_keypoints(image_id)[:, :2]
             for a, b in pairs:
                 file.h5[f"matches/{a}/{b}"] = self.db.read_matches(a, b)
-            file.check()
-        except BaseException:
-            file.discard()
-            raise
-        file.commit()
 
 
 def verify_stored(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -244,13 +226,7 @@ def verify_known_poses(
         for image_id, pixels in uncertainty.items()
     }
 
-    @lru_cache(CACHED_IMAGES)
-    def rays_of(image_id: int) -> np.ndarray:
-        """(N, 3) viewing rays of the keypoints, of depth 1."""
-        keypoints = db.read_keypoints(image_id)[:, :2].astype(np.float64)
-        points = np.asarray(camera_of[image_id].cam_from_img(keypoints))
-        return np.concatenate([points, np.ones((len(points), 1))], axis=1)
-
+    rays_of = ray_reader(db, camera_of)
     pairs = sorted(pycolmap.pair_id_to_image_pair(i) for i in db.read_num_matches()[0])
     for a, b in track(pairs, "Verifying", "pair"):
         matches: np.ndarray = db.read_matches(a, b)

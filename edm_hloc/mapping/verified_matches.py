@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
+from edm_hloc.mapping.database_reading import IdPair
 from edm_hloc.mapping.tracks import Correspondences
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class VerifiedMatches(Correspondences):
 
     number: Mapping[int, int]
     start: np.ndarray
-    rows: Mapping[Pair, slice]
+    rows: Mapping[IdPair, slice]
 
 
 def read_verified_matches(db: pycolmap.Database, min_inliers: int) -> VerifiedMatches:

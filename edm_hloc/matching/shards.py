@@ -151,15 +151,10 @@ def copy_pairs(h5: h5py.File, pairs: Sequence[StoredPair], path: Path) -> None:
     Raises:
         EdmHlocError: it cannot be written.
     """
-    file = AtomicH5(path, stored_provenance(h5))
-    try:
+    with AtomicH5(path, stored_provenance(h5)) as file:
         for pair in pairs:
             h5.copy(pair.key, file.h5, name=pair.key)
         store_pairs(file.h5, pairs)
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
 
 
 def _list_checksum(h5: h5py.File) -> str:

@@ -78,13 +78,8 @@ def write_raw_pair(
     check_name(name0)
     check_name(name1)
     pair = StoredPair((name0, name1))
-    file = AtomicH5(Path(path), provenance)
-    try:
+    with AtomicH5(Path(path), provenance) as file:
         store_pairs(file.h5, [store_matches(file.h5, pair, matches)])
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
 
 
 def check_raw_pair(path: Path) -> None:
@@ -351,13 +346,8 @@ class RawMatchWriter:
     def _write_shard(self, items: list[_Item]) -> None:
         # of a pair that was added twice the last matches count
         latest = {pair.key: (pair, matches) for pair, matches in items}
-        file = AtomicH5(self._next_path(), self._provenance)
-        try:
+        with AtomicH5(self._next_path(), self._provenance) as file:
             store_pairs(file.h5, [store_matches(file.h5, *item) for item in latest.values()])
-        except BaseException:
-            file.discard()
-            raise
-        file.commit()
         self._shards.append((file.path, len(latest)))
 
     def _merge_shards(self) -> None:
@@ -373,26 +363,21 @@ class RawMatchWriter:
             sources = [path for path, _ in self._shards[small:]]
             if len(sources) < _FAN_IN:
                 continue
-            file = AtomicH5(self._next_path(), self._provenance)
             merged: dict[str, StoredPair] = {}
             try:
-                for path in reversed(sources):
-                    with open_h5(path) as h5, reading(path):
-                        for pair in stored_pairs(h5):
-                            if pair.key not in merged and pair.other_key not in merged:
-                                h5.copy(pair.key, file.h5, name=pair.key)
-                                merged[pair.key] = pair
-                    file.check()
-                store_pairs(file.h5, merged.values())
+                with AtomicH5(self._next_path(), self._provenance) as file:
+                    for path in reversed(sources):
+                        with open_h5(path) as h5, reading(path):
+                            for pair in stored_pairs(h5):
+                                if pair.key not in merged and pair.other_key not in merged:
+                                    h5.copy(pair.key, file.h5, name=pair.key)
+                                    merged[pair.key] = pair
+                        file.check()
+                    store_pairs(file.h5, merged.values())
             except DamagedH5Error as error:  # whoever reads the pair says so, too, and can mend it
-                file.discard()
                 logger.warning("Files of raw matches are not merged: %s", error.reason)
                 self._merging = False
                 return
-            except BaseException:
-                file.discard()
-                raise
-            file.commit()
             self._shards[small:] = [(file.path, len(merged))]
             for path in sources:
                 path.unlink()

@@ -91,14 +91,12 @@ def best_columns(
     return log_probability.exp(), torch.cat(columns, dim=1)
 
 
-def log_sum_exps(
-    features0: Tensor, features1: Tensor, temperature: float, block_bytes: int | None = None
-) -> tuple[Tensor, Tensor]:
+def log_sum_exps(features0: Tensor, features1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-sum-exps (B, N) of the rows and (B, M) of the columns of the matrix of similarities.
 
     For the arguments see `best_columns`.
     """
-    step = _rows_per_block(features0, features1, block_bytes)
+    step = _rows_per_block(features0, features1, None)
     return _log_sums(features0.split(step, dim=1), features1, temperature)[0]
 
 

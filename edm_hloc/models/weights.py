@@ -84,18 +84,18 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def pull(name: str, *, progress: bool = True) -> Path:
+def pull(name: str) -> Path:
     """Path of the registered weights `name`, downloaded if they are not on this computer.
 
     Raises:
         WeightsError: the name is unknown, the download fails, or the file has another checksum.
     """
-    path = _fetched(_entry(name), progress=progress)
+    path = _fetched(_entry(name))
     verify(name)
     return path
 
 
-def _fetched(entry: RegisteredWeights, *, progress: bool = True) -> Path:
+def _fetched(entry: RegisteredWeights) -> Path:
     """Path of registered weights, downloaded if they are not there; what is there is not checked.
 
     Raises:
@@ -109,7 +109,7 @@ def _fetched(entry: RegisteredWeights, *, progress: bool = True) -> Path:
             f"The weights '{name}' should come with the package but {entry.path} is missing; "
             "reinstall edm_hloc, or give --weights the path of a file."
         )
-    problems = download(entry.urls, entry.path, entry.sha256, progress=progress)
+    problems = download(entry.urls, entry.path, entry.sha256)
     if problems:
         raise WeightsError(
             f"Could not download the weights '{name}': {problems}. On a computer with network, "
@@ -118,14 +118,13 @@ def _fetched(entry: RegisteredWeights, *, progress: bool = True) -> Path:
     return entry.path
 
 
-def download(urls: Sequence[str], path: Path, sha256: str | None, *, progress: bool = True) -> str:
-    """Downloads a file from the first of some addresses that has it.
+def download(urls: Sequence[str], path: Path, sha256: str | None) -> str:
+    """Downloads a file from the first of some addresses that has it, with a progress bar.
 
     Args:
         urls: addresses of the file, tried in this order.
         path: where to write it; its folder is made.
         sha256: of the file; another one is not written.
-        progress: show a bar in the terminal.
 
     Returns:
         Why each of the addresses failed; empty if one did not.
@@ -138,7 +137,7 @@ def download(urls: Sequence[str], path: Path, sha256: str | None, *, progress: b
     for url in urls:
         try:
             # Writes to a temporary file, which is removed if the checksum is wrong.
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=progress)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
             return ""
         except RuntimeError:
             problems.append(f"{url} answered with another file than expected")

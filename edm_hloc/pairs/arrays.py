@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import io
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# What pickles of arrays name: the array, its type, scalars, and the bytes of old protocols.
-_NUMPY = {
-    "numpy": ("ndarray", "dtype"),
-    "multiarray": ("_reconstruct", "scalar"),
-    "numeric": ("_frombuffer",),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Makes NumPy's arrays and Python's plain types; refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        package, _, last = module.rpartition(".")
-        if package in ("numpy.core", "numpy._core", "") and name in _NUMPY.get(last, ()):
-            if not package:
-                return super().find_class(module, name)
-            core = "numpy._core" if hasattr(np, "_core") else "numpy.core"
-            return super().find_class(f"{core}.{last}", name)
-        raise pickle.UnpicklingError(f"it would run {module}.{name}")
+from edm_hloc.base.pickles import DataUnpickler
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
@@ -42,7 +21,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
     """
     if not zipfile.is_zipfile(path):
         with Path(path).open("rb") as file:
-            return dict(_ArraysOnly(file).load())
+            return dict(DataUnpickler(file).load())
     with zipfile.ZipFile(path) as archive:
         return {
             name.removesuffix(".npy"): _read_array(archive.read(name))
@@ -63,5 +42,5 @@ def _read_array(data: bytes) -> np.ndarray:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if not dtype.hasobject:
         raise ValueError("an array is damaged")
-    array: np.ndarray = np.asarray(_ArraysOnly(file).load(), dtype)
+    array: np.ndarray = np.asarray(DataUnpickler(file).load(), dtype)
     return array.reshape(shape, order="F" if fortran else "C")

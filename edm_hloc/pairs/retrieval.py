@@ -212,29 +212,15 @@ def most_similar(
     shares = {descriptors: 1.0} if isinstance(descriptors, Path) else descriptors
     with ExitStack() as opened:
         readers = [(opened.enter_context(DescriptorReader(p)), s) for p, s in shares.items()]
-        found_names = [reader.find(queries, database) for reader, _ in readers]
-        not_finite: dict[str, None] = {}
-
-        def read(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-            """Descriptors (N, D), and (N,) bool whether they are finite; 0 where they are not."""
-            parts = [
-                reader.read([written.get(name, name) for name in names]) * np.float32(share**0.5)
-                for (reader, share), written in zip(readers, found_names, strict=True)
-            ]
-            rows = np.hstack(parts)
-            finite = np.asarray(np.isfinite(rows).all(axis=1))
-            not_finite.update(dict.fromkeys(itertools.compress(names, ~finite)))
-            rows[~finite] = 0
-            return rows, finite
-
+        joined = _JoinedDescriptors(readers, queries, database)
         for query_block in blocks(len(queries), _BLOCK):
             some = queries[query_block]
-            rows, rows_finite = read(some)
+            rows, rows_finite = joined.read(some)
             best = np.full((len(some), 0), -np.inf, np.float32)
             place = np.zeros((len(some), 0), np.int64)
             for block in blocks(len(database), _BLOCK):
                 names = database[block]
-                columns, columns_finite = read(names)
+                columns, columns_finite = joined.read(names)
                 if columns.shape[1] != rows.shape[1]:
                     raise EdmHlocError(
                         f"The queries have descriptors of length {rows.shape[1]} in "
@@ -257,13 +243,47 @@ def most_similar(
                 for score, j in zip(best[i].tolist(), place[i].tolist(), strict=True):
                     if score > -np.inf:
                         found.append((query, database[j], score))
-    if not_finite:
-        files = " and ".join(map(str, shares))
+    if joined.not_finite:
+        files, images = " and ".join(map(str, shares)), first_few(joined.not_finite, "images")
         warn_once(
             f"{files}: descriptors that are not finite, by which these images get no pair: "
-            f"{', '.join(first_few(not_finite, 'images'))}. Compute these descriptors again."
+            f"{', '.join(images)}. Compute these descriptors again."
         )
     return found
+
+
+class _JoinedDescriptors:
+    """Descriptors of several files side by side, whose products are weighted sums of theirs.
+
+    Args:
+        readers: of the files, each with its share in the sum.
+        queries, database: names of the images.
+
+    Attributes:
+        not_finite: names of the images that were read whose descriptors are not finite.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[tuple[DescriptorReader, float]],
+        queries: Sequence[str],
+        database: Sequence[str],
+    ) -> None:
+        self._readers = [(r, share, r.find(queries, database)) for r, share in readers]
+        self.not_finite: dict[str, None] = {}
+
+    def read(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors (N, D), and (N,) bool whether they are finite; 0 where they are not."""
+        rows = np.hstack(
+            [
+                reader.read([written.get(name, name) for name in names]) * np.float32(share**0.5)
+                for reader, share, written in self._readers
+            ]
+        )
+        finite = np.asarray(np.isfinite(rows).all(axis=1))
+        self.not_finite.update(dict.fromkeys(itertools.compress(names, ~finite)))
+        rows[~finite] = 0
+        return rows, finite
 
 
 def select_names(

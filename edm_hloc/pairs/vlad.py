@@ -20,6 +20,7 @@ from scipy.cluster.vq import kmeans2, vq
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
 from edm_hloc.base.grid import evenly
+from edm_hloc.base.journal import Journal
 from edm_hloc.base.log import warn_of_skipped
 from edm_hloc.base.progress import track
 from edm_hloc.base.threads import single_core_pool
@@ -82,74 +83,101 @@ def vlad_descriptors(
         EdmHlocError: no image of the database can be read, or the file cannot be written.
     """
     config = config or VladConfig()
-    skipped: dict[str, str] = {}
     if not made_from and elsewhere is not None:
         raise ValueError("what comes from elsewhere is kept by its fingerprint")
-    at_hand: dict[str, np.ndarray] = {}  # of the vocabulary's images, about a megabyte each
-
-    def extract(name: str) -> tuple[str, np.ndarray | None]:
-        if name in at_hand:
-            return name, at_hand.pop(name)
-        try:
-            return name, local.extract(images.root / name)
-        except ImageError as error:
-            skipped[name] = str(error)
-            return name, None
-
-    rng = np.random.default_rng(config.seed)
-    sampled_images = evenly(images.database, config.images)
-    sample = []
+    photos = _Photos(images.root, local)
     provenance = {"retrieval": "vlad", "of": local.name, **asdict(config)}
     with (
         single_core_pool(_threads(), "describe") as pool,
         new_descriptors(out, images.names, provenance, made_from) as kept,
     ):
-        todo = [name for name in sampled_images if _sampled(name) not in kept]
-        missing = set(todo)
-        empty: np.ndarray | None = None  # (0, D), of a photo without local descriptors
-        extracted = _in_order(pool, extract, todo, "Vocabulary")
-        for name in sampled_images:
-            found = next(extracted)[1] if name in missing else None
-            empty = found if found is not None and not len(found) else empty
-            if found is not None and len(found):
-                at_hand[name] = found
-                # all draws are made again in a run that goes on
-                rows = rng.permutation(len(found))[: config.per_image]
-                sample.append(found[rows])
-                drawn = np.asarray(found[rows], np.float32)
-                kept.put(_sampled(name), np.int64(len(found)).tobytes() + drawn.tobytes())
-                kept.commit()
-            elif _sampled(name) in kept:
-                data = kept.get(_sampled(name))
-                length = int(np.frombuffer(data, np.int64, 1)[0])
-                rows = rng.permutation(length)[: config.per_image]
-                sample.append(np.frombuffer(data, np.float32, offset=8).reshape(len(rows), -1))
-        next(extracted, None)  # ends its progress
-        if sample:
-            words = vocabulary(np.concatenate(sample), config)
-        elif empty is not None:
-            logger.warning(
-                "No photo in %s has a keypoint (%s): by these, all look equally alike.",
-                images.root,
-                local.name,
-            )
-            words = np.zeros((1, empty.shape[1]), np.float32)
-        else:
-            raise EdmHlocError(
-                f"No image of the database in {images.root} gives a descriptor. "
-                f"{next(iter(skipped.values()), '')}"
-            )
+        words = _words(photos, evenly(images.database, config.images), config, kept, pool)
         todo = [name for name in images.names if name not in kept]
         if elsewhere is not None:
             for name, data in elsewhere(todo, words):
                 kept.put(name, data)
                 kept.commit()
             todo = [name for name in images.names if name not in kept]
-        for name, found in _in_order(pool, extract, todo, "Global descriptors"):
+        for name, found in _in_order(pool, photos.extract, todo, "Global descriptors"):
             if found is not None:
                 kept.put(name, vlad(found, words))
                 kept.commit()
-    return skipped
+    return photos.skipped
+
+
+class _Photos:
+    """Extracts local descriptors, in any thread.
+
+    Attributes:
+        skipped: photos that cannot be read, with the reason.
+        at_hand: descriptors that are given out once more, of the vocabulary's images: about a
+            megabyte each.
+    """
+
+    def __init__(self, root: ImageRoot, local: LocalFeatures) -> None:
+        self.root, self.local = root, local
+        self.skipped: dict[str, str] = {}
+        self.at_hand: dict[str, np.ndarray] = {}
+
+    def extract(self, name: str) -> tuple[str, np.ndarray | None]:
+        """The name and the local descriptors (N, D) of a photo."""
+        if name in self.at_hand:
+            return name, self.at_hand.pop(name)
+        try:
+            return name, self.local.extract(self.root / name)
+        except ImageError as error:
+            self.skipped[name] = str(error)
+            return name, None
+
+
+def _words(
+    photos: _Photos,
+    names: Sequence[str],
+    config: VladConfig,
+    kept: Journal,
+    pool: ThreadPoolExecutor,
+) -> np.ndarray:
+    """The vocabulary by descriptors drawn from some photos; what is drawn is kept.
+
+    Raises:
+        EdmHlocError: none of the photos can be read.
+    """
+    rng = np.random.default_rng(config.seed)
+    sample = []
+    todo = [name for name in names if _sampled(name) not in kept]
+    missing = set(todo)
+    empty: np.ndarray | None = None  # (0, D), of a photo without local descriptors
+    extracted = _in_order(pool, photos.extract, todo, "Vocabulary")
+    for name in names:
+        found = next(extracted)[1] if name in missing else None
+        empty = found if found is not None and not len(found) else empty
+        if found is not None and len(found):
+            photos.at_hand[name] = found
+            # all draws are made again in a run that goes on
+            rows = rng.permutation(len(found))[: config.per_image]
+            sample.append(found[rows])
+            drawn = np.asarray(found[rows], np.float32)
+            kept.put(_sampled(name), np.int64(len(found)).tobytes() + drawn.tobytes())
+            kept.commit()
+        elif _sampled(name) in kept:
+            data = kept.get(_sampled(name))
+            length = int(np.frombuffer(data, np.int64, 1)[0])
+            rows = rng.permutation(length)[: config.per_image]
+            sample.append(np.frombuffer(data, np.float32, offset=8).reshape(len(rows), -1))
+    next(extracted, None)  # ends its progress
+    if sample:
+        return vocabulary(np.concatenate(sample), config)
+    if empty is None:
+        raise EdmHlocError(
+            f"No image of the database in {photos.root} gives a descriptor. "
+            f"{next(iter(photos.skipped.values()), '')}"
+        )
+    logger.warning(
+        "No photo in %s has a keypoint (%s): by these, all look equally alike.",
+        photos.root,
+        photos.local.name,
+    )
+    return np.zeros((1, empty.shape[1]), np.float32)
 
 
 def describe(

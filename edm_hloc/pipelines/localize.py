@@ -216,23 +216,7 @@ def localize_photos(
     names = [f"query/{name}" for name in dict.fromkeys(found)]
     if not names:
         raise EdmHlocError("There is nothing to localize: the list of queries is empty.")
-    in_model = [name.removeprefix("database/") for name in points.names()]
-    database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
-    if not database:
-        raise EdmHlocError(
-            f"None of the photos of {model} is in {image_root}; it knows names like "
-            f"{in_model[0]!r}."
-        )
-    if len(database) < len(in_model):
-        missing = min(set(points.names()) - set(database)).removeprefix("database/")
-        logger.warning(
-            "%d of the %d photos of %s are not in %s, such as %s: no query is matched with them.",
-            len(in_model) - len(database),
-            len(in_model),
-            model,
-            image_root,
-            missing,
-        )
+    database = _photos_of_model(points, model, image_root)
     check_retrieval(config.retrieval, names, database)
     settings = {
         "command": "localize",
@@ -296,6 +280,32 @@ def localize_photos(
         localized = {a.query: a.pose for a in answers if a.status == "localized" and a.pose}
         _write_result(run, "poses.txt", localized)
         return run, answers
+
+
+def _photos_of_model(points: ModelPoints, model: Path, image_root: Path) -> list[str]:
+    """Names of the photos of a model that are in the folder of its photos.
+
+    Raises:
+        EdmHlocError: there are none.
+    """
+    in_model = [name.removeprefix("database/") for name in points.names()]
+    database = [f"database/{name}" for name in image_stamps(image_root, in_model)]
+    if not database:
+        raise EdmHlocError(
+            f"None of the photos of {model} is in {image_root}; it knows names like "
+            f"{in_model[0]!r}."
+        )
+    if len(database) < len(in_model):
+        missing = min(set(points.names()) - set(database)).removeprefix("database/")
+        logger.warning(
+            "%d of the %d photos of %s are not in %s, such as %s: no query is matched with them.",
+            len(in_model) - len(database),
+            len(in_model),
+            model,
+            image_root,
+            missing,
+        )
+    return database
 
 
 def _query_cameras(

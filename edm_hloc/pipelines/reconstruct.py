@@ -205,33 +205,41 @@ def reconstruct(
         verified = run.step("database", depends_on, [database], verify)
         of_priors = [] if priors is None else [asdict(priors)]
         more = [*([] if cameras.lenses else ["lenses as given"]), *(["masks"] if masks else [])]
-        how = [False, [refine, *more] if refine and more else refine]
-        of_model = [[verified, mapping.of_mapping(), each, *of_priors] for each in how]
+        refined = [refine, *more] if refine and more else refine
+        of_mapping, of_model = (
+            [verified, mapping.of_mapping(), each, *of_priors] for each in (False, refined)
+        )
 
         def map_photos() -> dict[str, Any]:
             if refine:
-                made_from = fingerprint_of(of_model[0])
+                made_from = fingerprint_of(of_mapping)
                 mapped = map_and_refine(run, photos, model, mapping, of_cameras, made_from)
             else:
                 mapped = map_or_extend(run, photos, model, mapping, of_cameras)
             if "georeferenced" not in mapped:
                 run.discard_aside("georeference")
-            summary: MappingSummary = mapped["mapped"]
-            models = [read_model(folder) for folder in (model, *part_folders(model).values())]
-            conflicts = [find_conflicts(each, database) for each in models]  # says so
-            least, alike = mapping.min_inliers, summary.look_alikes
-            found = find_contradictions(models, database, least, alike)
-            # Photos left out for their matches may as well be right, and those beside them wrong.
-            misplaced = tuple(sorted({*found.misplaced, *summary.left_out}))
-            summary = replace(
-                summary, misplaced=misplaced, fitting=found.fitting, contested=found.contested
-            )
-            return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
+            return _with_doubts(mapped, model, database, mapping.min_inliers)
 
         maybe = [parts_folder(model), *uncertainty_files(model)]
-        mapped = run.step("model", of_model[1], [model], map_photos, maybe=maybe)
+        mapped = run.step("model", of_model, [model], map_photos, maybe=maybe)
         place_on_earth(run, fixes, mapped)
         return run
+
+
+def _with_doubts(
+    mapped: Mapping[str, Any], model: Path, database: Path, min_inliers: int
+) -> dict[str, Any]:
+    """The results of a mapping, with what the verified matches say against its models."""
+    summary: MappingSummary = mapped["mapped"]
+    models = [read_model(folder) for folder in (model, *part_folders(model).values())]
+    conflicts = [find_conflicts(each, database) for each in models]  # says so
+    found = find_contradictions(models, database, min_inliers, summary.look_alikes)
+    # Photos left out for their matches may as well be right, and those beside them wrong.
+    misplaced = tuple(sorted({*found.misplaced, *summary.left_out}))
+    summary = replace(
+        summary, misplaced=misplaced, fitting=found.fitting, contested=found.contested
+    )
+    return {**mapped, "mapped": summary, "conflicts": conflicts[0]}
 
 
 def _without(

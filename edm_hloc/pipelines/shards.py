@@ -136,26 +136,24 @@ def match_shard(
         return ShardSummary(len(pairs), 0, 0, content.skipped)
     wanted = [pair for pair in pairs if pair not in left_out]
     summary = _match_into_work(plan, shard, wanted, matcher, config)
-    with FolderLock(work), RawMatchReader(work) as raw:
+    with (
+        FolderLock(work),
+        RawMatchReader(work) as raw,
+        AtomicH5(path, plan.provenance) as file,
+    ):
         stamped = {pair.names: pair for pair in raw.stored()}
-        file = AtomicH5(path, plan.provenance)
-        try:
-            stored = []
-            for names in wanted:
-                if not summary.skipped.keys() & set(names):
-                    pair = stamped.get(names) or StoredPair(names)
-                    stored.append(store_matches(file.h5, pair, raw.read(*names)))
-            store_pairs(file.h5, stored)
-            store_text(file.h5, "skipped", json.dumps(summary.skipped, sort_keys=True))
-            levels = json.dumps(StoredLevels(work).levels, sort_keys=True)
-            store_text(file.h5, "levels", levels)
-            if left_out:
-                listed = [[*names, left_out[names]] for names in pairs if names in left_out]
-                store_text(file.h5, "left_out", json.dumps(listed))
-        except BaseException:
-            file.discard()
-            raise
-        file.commit()
+        stored = []
+        for names in wanted:
+            if not summary.skipped.keys() & set(names):
+                pair = stamped.get(names) or StoredPair(names)
+                stored.append(store_matches(file.h5, pair, raw.read(*names)))
+        store_pairs(file.h5, stored)
+        store_text(file.h5, "skipped", json.dumps(summary.skipped, sort_keys=True))
+        levels = json.dumps(StoredLevels(work).levels, sort_keys=True)
+        store_text(file.h5, "levels", levels)
+        if left_out:
+            listed = [[*names, left_out[names]] for names in pairs if names in left_out]
+            store_text(file.h5, "left_out", json.dumps(listed))
     shutil.rmtree(work, ignore_errors=True)
     return summary
 

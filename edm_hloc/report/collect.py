@@ -21,6 +21,7 @@ from edm_hloc.images.roots import ImageRoot, JoinedFolders
 from edm_hloc.localization.log import read_log
 from edm_hloc.localization.points import ModelPoints
 from edm_hloc.localization.scans import ScanPoints
+from edm_hloc.mapping.database_reading import cameras_by_id
 from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.mapping.no_model import explain_no_model
 from edm_hloc.mapping.output import run_folder
@@ -205,7 +206,7 @@ def _read_database(facts: RunFacts) -> None:
     if facts.kind == "localization" or not database.is_file():
         return
     with open_database(database) as opened:
-        cameras = {camera.camera_id: camera for camera in opened.read_all_cameras()}
+        cameras = cameras_by_id(opened)
         images = opened.read_all_images()
     for image in images:
         camera = cameras[image.camera_id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -214,6 +215,20 @@ def _unregistered(facts: RunFacts) -> Iterator[Finding]:
 
 
 def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
+    yield from _mapping(facts)
+    yield from _tracks(facts.results.get("tracks", {}))
+    yield from _accuracy(facts, photos)
+    yield from _calibration(facts)
+    if copies := tuple(facts.results.get("copies", ())):
+        told = f"Copies of other photos, byte by byte: {plural(len(copies), 'photo')}."
+        left_out = facts.results.get("copies_left_out")
+        advice = "they are left out" if left_out else "leave them out"
+        yield Finding("note", f"{told} They tell nothing new: {advice}.", copies)
+    yield from _cameras(facts)
+
+
+def _mapping(facts: RunFacts) -> Iterator[Finding]:
+    """What the mapper did without, and cameras whose poses are in doubt."""
     mapped = facts.results.get("mapped", {})
     turned = mapped.get("turned", ())
     if turned:
@@ -254,7 +269,10 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "(--known).",
             far,
         )
-    tracks = facts.results.get("tracks", {})
+
+
+def _tracks(tracks: Mapping[str, Any]) -> Iterator[Finding]:
+    """What the refinement of tracks (`TrackSummary`, as a dict) found."""
     late = tuple(tracks.get("registered", ()))
     if late:
         yield Finding(
@@ -282,6 +300,10 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "points in a corner, hold it.",
             tuple(doubtful),
         )
+
+
+def _accuracy(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Finding]:
+    """Large reprojection errors, and short tracks."""
     matched = (facts.settings.get("matcher") or {}).get("resize_max")
     sizes = [max(p.size) for name, p in photos.items() if p.size and name in facts.registered]
     error = float(np.nanmean(facts.points.errors)) if len(facts.points) else 0.0
@@ -301,12 +323,21 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             f"{two:.0%} of the points are observed by only two photos, which constrain the "
             "model weakly. More photos with more overlap, or more pairs, give longer tracks.",
         )
-    yield from _calibration(facts)
-    if copies := tuple(facts.results.get("copies", ())):
-        told = f"Copies of other photos, byte by byte: {plural(len(copies), 'photo')}."
-        left_out = facts.results.get("copies_left_out")
-        advice = "they are left out" if left_out else "leave them out"
-        yield Finding("note", f"{told} They tell nothing new: {advice}.", copies)
+
+
+def _calibration(facts: RunFacts) -> Iterator[Finding]:
+    if odd := odd_cameras(facts):
+        shared = ", or let photos of one camera share their intrinsics (--camera-mode single)"
+        yield Finding(
+            "warning",
+            f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
+            f"Give known intrinsics (--known){shared if may_share(facts) else ''}.",
+        )
+
+
+def _cameras(facts: RunFacts) -> Iterator[Finding]:
+    """Photos of a fisheye lens, who shares a camera, and focal lengths that are not known."""
+    mapped = facts.results.get("mapped", {})
     circular = tuple(facts.results.get("image_circles", ()))
     if circular:
         yield Finding(
@@ -317,7 +348,6 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
         )
     imported = facts.results.get("imported", {})
     unknown = imported.get("images", 0) - imported.get("prior_focal", 0)
-    mapped = facts.results.get("mapped", {})
     if own := tuple(mapped.get("own_camera_photos", ())):
         yield Finding(
             "note",
@@ -349,16 +379,6 @@ def _quality(facts: RunFacts, photos: Mapping[str, PhotoFacts]) -> Iterator[Find
             "note",
             f"The focal length of {plural(unknown, 'photo')} was estimated, because neither "
             "--known nor the EXIF data give it. Known intrinsics make the model more accurate.",
-        )
-
-
-def _calibration(facts: RunFacts) -> Iterator[Finding]:
-    if odd := odd_cameras(facts):
-        shared = ", or let photos of one camera share their intrinsics (--camera-mode single)"
-        yield Finding(
-            "warning",
-            f"The calibration of {plural(len(odd), 'camera')} looks wrong, for example {odd[0]}. "
-            f"Give known intrinsics (--known){shared if may_share(facts) else ''}.",
         )
 
 

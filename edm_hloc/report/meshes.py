@@ -69,7 +69,7 @@ def write_mesh(model: Path, images: Path, file: Path) -> WrittenMesh:
     views = upright_views(found.model, images)
     up = upright(views, found.cloud.points, on_earth=is_on_earth(model))
     written = WrittenMesh(len(textured), number, matches)
-    centres = np.array([view.cam_from_world.inverse().translation for view in views])
+    centres = np.array([view.centre for view in views])
     vertices = np.concatenate([textured.vertices, textured.rest.vertices])
     within = taken_within(vertices @ up.T, centres @ up.T)
     data = glb.mesh_glb(textured, up, two_sided=not within)

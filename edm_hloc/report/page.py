@@ -152,7 +152,7 @@ def _on_earth(facts: RunFacts) -> tuple[list[tuple[str, str]], str]:
         if place:
             figures = place_figures(place)
         if place and place["used"]:
-            centres = {v.name: v.cam_from_world.inverse().translation for v in facts.views}
+            centres = {v.name: v.centre for v in facts.views}
             drawn = draw_map(centres, place)
     return figures, drawn
 

@@ -101,6 +101,11 @@ class CameraView:
     kind: str = "registered"
     orientation: int = 1
 
+    @property
+    def centre(self) -> np.ndarray:
+        """(3,) projection centre in the world."""
+        return self.cam_from_world.inverse().translation
+
 
 def camera_views(model: pycolmap.Reconstruction, kind: str = "registered") -> list[CameraView]:
     """The cameras of all registered images of a model, sorted by name."""
@@ -175,7 +180,7 @@ def build_scene(points: Points, views: Sequence[CameraView], *, on_earth: bool =
             look down, north is ahead: the scene from above is a map.
     """
     rotations = _rotations(views)
-    centres = np.array([v.cam_from_world.inverse().translation for v in views]).reshape(-1, 3)
+    centres = np.array([v.centre for v in views]).reshape(-1, 3)
     finite = np.isfinite(points.xyz).all(axis=1)
     points = points[finite]
     R = upright(views, points.xyz, on_earth=on_earth)
@@ -292,7 +297,7 @@ def _farther_right(views: Sequence[CameraView], rotations: np.ndarray, xyz: np.n
     some = xyz[:: max(1, len(xyz) // _SAMPLES)]
     slopes = []
     for view, rotation in zip(views, rotations, strict=True):
-        x, y, depth = ((some - view.cam_from_world.inverse().translation) @ rotation).T
+        x, y, depth = ((some - view.centre) @ rotation).T
         half_width, half_height = upright_size(view.half_size, view.orientation)
         seen = (depth > 0) & (abs(x) < half_width * depth) & (abs(y) < half_height * depth)
         if np.count_nonzero(seen) > 3:

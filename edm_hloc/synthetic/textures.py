@@ -168,14 +168,11 @@ class TextureBank:
             np.savez(file, jpegs=np.concatenate(blobs), lengths=lengths)
 
     @classmethod
-    def load(
-        cls, path: Path, limit: int | None = None, device: torch.device | str = "cpu"
-    ) -> TextureBank:
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> TextureBank:
         """Read a file that `save` wrote.
 
         Args:
             path: the file.
-            limit: read only so many textures, evenly spaced.
             device: where the bank lies.
 
         Raises:
@@ -186,7 +183,7 @@ class TextureBank:
         try:
             with np.load(path, allow_pickle=False) as pack:
                 jpegs, lengths = pack["jpegs"], pack["lengths"]
-            blobs = _evenly_spaced(np.split(jpegs, np.cumsum(lengths)[:-1]), limit)
+            blobs = np.split(jpegs, np.cumsum(lengths)[:-1])
             decoded: list[Any] = [cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE) for blob in blobs]
             textures = torch.from_numpy(np.stack(decoded))
         except (OSError, KeyError, ValueError, TypeError, cv2.error) as error:
@@ -197,12 +194,7 @@ class TextureBank:
 
     @classmethod
     def from_folder(
-        cls,
-        folder: Path,
-        size: int = 512,
-        limit: int | None = None,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        cls, folder: Path, size: int = 512, device: torch.device | str = "cpu"
     ) -> TextureBank:
         """Cut square grey textures from the photos below a folder.
 
@@ -214,8 +206,6 @@ class TextureBank:
         Args:
             folder: searched with its subfolders.
             size: side of the textures, a power of two.
-            limit: use only so many photos, evenly spaced in the order of their names.
-            seed: of the repeated pieces.
             device: where the bank lies.
 
         Raises:
@@ -223,7 +213,7 @@ class TextureBank:
         """
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
         textures: list[np.ndarray] = []
-        for path in track(_evenly_spaced(paths, limit), "Textures", "photo"):
+        for path in track(paths, "Textures", "photo"):
             try:
                 photo = read_grey(path)
             except ImageError as error:
@@ -236,7 +226,7 @@ class TextureBank:
                 f"No photo below {folder} has both sides of at least {size // 2} px: name another "
                 "folder, or none for procedural textures."
             )
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         chosen = rng.choice(len(textures), -(-len(textures) // 6), replace=False)
         textures += [repeated(textures[i], rng) for i in chosen]
         return cls(torch.from_numpy(np.stack(textures)).to(device))
@@ -283,13 +273,6 @@ class TextureBank:
         sequences = np.random.SeedSequence(seed).spawn(count)
         textures = [dead_leaves(size, np.random.default_rng(s)) for s in sequences]
         return cls(torch.from_numpy(np.stack(textures)).to(device))
-
-
-def _evenly_spaced(items: list, limit: int | None) -> list:
-    """`limit` evenly spaced items; None: all."""
-    if limit is None or len(items) <= limit:
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
 def _squares(photo: np.ndarray, size: int) -> list[np.ndarray]:

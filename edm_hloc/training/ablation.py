@@ -166,7 +166,6 @@ def run_ablation(
     base: TrainConfig,
     seeds: Sequence[int],
     out: Path,
-    source: BatchSource | None = None,
 ) -> list[AblationRow]:
     """Trains all variants with all seeds, on the CPU or the fastest device of Lightning's choice.
 
@@ -180,7 +179,6 @@ def run_ablation(
         base: what all runs have in common, see `ablation_base`.
         seeds: of the weights and of the training data.
         out: folder of the runs.
-        source: of the pairs; by default rendered as `base` says.
 
     Raises:
         EdmHlocError: an unknown variant, another process is at work in `out`, or as
@@ -189,7 +187,7 @@ def run_ablation(
     configs = {name: [variant_config(name, base, seed) for seed in seeds] for name in names}
     make_folder(out)
     with FolderLock(out):
-        return _run_variants(configs, base, seeds, out, source)
+        return _run_variants(configs, base, seeds, out)
 
 
 def _run_variants(
@@ -197,10 +195,9 @@ def _run_variants(
     base: TrainConfig,
     seeds: Sequence[int],
     out: Path,
-    source: BatchSource | None,
 ) -> list[AblationRow]:
     """Trains and evaluates the configurations of each variant, one for each of the seeds."""
-    source = source or build_synthetic(base, torch.device("cpu"))
+    source = build_synthetic(base, torch.device("cpu"))
     batches = _validation_pairs(source, base)
     rows: list[AblationRow] = []
     reference: np.ndarray | None = None

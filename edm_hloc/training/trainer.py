@@ -65,14 +65,12 @@ class TrainResult:
     Attributes:
         model: the network with the averaged weights, in evaluation mode.
         steps, pairs: number of optimiser steps and of training pairs.
-        hours: time of training.
         validation: figures of the last validation.
     """
 
     model: EDM
     steps: int
     pairs: int
-    hours: float
     validation: dict[str, float]
 
 
@@ -256,7 +254,6 @@ class _Run:
             self.state.average,
             progress.step,
             progress.pairs,
-            progress.seconds / 3600,
             self.last_validation,
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,3 +187,11 @@ def assert_near_truth(scene: Scene, model: Path, rotation: float, position: floa
     assert comparison.registered == comparison.images
     assert comparison.rotation_max < rotation
     assert comparison.position_max < position
+
+
+def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Everything that a database holds."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        names = [name for (name,) in tables]
+        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -18,10 +16,10 @@ import pytest
 
 from edm_hloc.base.journal import journal_path
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import verification
+from edm_hloc.mapping import database_reading
 from edm_hloc.mapping.database import build_database
 from edm_hloc.mapping.triangulation import triangulate
-from tests.mapping.scenes import NAMES, THREADS, Scene, build, make_scene
+from tests.mapping.scenes import NAMES, THREADS, Scene, build, make_scene, rows
 
 
 @pytest.fixture
@@ -50,7 +48,7 @@ def test_known_poses_keep_few_images_in_memory(
 ) -> None:
     inliers = []
     for room, most in ((256, 1), (2, 5)):  # of 6 images, each in 5 pairs
-        monkeypatch.setattr(verification, "CACHED_IMAGES", room)
+        monkeypatch.setattr(database_reading, "CACHED_IMAGES", room)
         reads.clear()
         verified, _ = triangulate(
             scene.truth, scene.matched, tmp_path / "d.db", tmp_path / "m", THREADS
@@ -71,14 +69,6 @@ def test_keypoint_uncertainty_widens_the_band(tmp_path: Path) -> None:
         inliers.append(verified.inliers / verified.matches)
     assert inliers[0] < 0.6  # 4 px of noise in both images, a band of 4 px
     assert inliers[1] > 0.9
-
-
-def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Everything that a database holds."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = [name for (name,) in tables]
-        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
 
 
 class StoppedError(Exception):

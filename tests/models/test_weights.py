@@ -329,7 +329,7 @@ def test_a_download_that_breaks_off(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", break_off)
     path = tmp_path / "mine.ckpt"
-    problems = weights.download(["http://one/x", "http://two/x"], path, None, progress=False)
+    problems = weights.download(["http://one/x", "http://two/x"], path, None)
     assert problems.count(said) == 2
     with pytest.raises(WeightsError, match=rf"edm-outdoor.*{said}.*On a computer with network"):
         load("edm-outdoor")

@@ -30,20 +30,16 @@ from edm_hloc.pairs.retrieval import (
     select_names,
 )
 from edm_hloc.pairs.vlad import VladConfig, vlad, vlad_descriptors
+from tests.h5_files import write_descriptors
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
 
 
 @pytest.fixture
 def descriptors(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A file as hloc writes it, in half precision, and what it holds."""
-    rows = np.random.default_rng(0).normal(size=(len(NAMES), 16)).astype(np.float16)
-    with h5py.File(tmp_path / "global-feats-netvlad.h5", "w") as h5:
-        for name, row in zip(NAMES, rows, strict=True):
-            group = h5.create_group(name)
-            group.create_dataset("global_descriptor", data=row)
-            group.create_dataset("image_size", data=[640, 480])
-    return tmp_path / "global-feats-netvlad.h5", rows.astype(np.float32)
+    """A file as hloc writes it, and what it holds."""
+    path = tmp_path / "global-feats-netvlad.h5"
+    return path, write_descriptors(path, NAMES)
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
@@ -206,7 +202,7 @@ def test_megaloc_is_pinned_and_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(options)
         return _Scaled()
 
-    def download(url: str, path: str, hash_prefix: str, progress: bool) -> None:
+    def download(url: str, path: str, hash_prefix: str) -> None:
         assert re.fullmatch(r"https://.*/resolve/[0-9a-f]{40}/model\.safetensors", url)
         assert hash_prefix == megaloc.MEGALOC_SHA256
         save_file({"factor": torch.full((1,), 2.0)}, path)

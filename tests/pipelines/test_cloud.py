@@ -20,12 +20,11 @@ from edm_hloc.images.cloud import CloudFolder
 from edm_hloc.images.find import find_images, image_stamps
 from edm_hloc.images.roots import photo_root, root_from_json, root_to_json
 from edm_hloc.matching.engine import match_pairs
-from edm_hloc.matching.reader import RawMatchReader
-from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.cloud_plan import get_plan, get_shards, is_put, put_plan, put_shard
 from edm_hloc.pipelines.shard_plan import make_plan
 from edm_hloc.pipelines.shards import match_shard, merge_shards
 from tests.fakes import FakeMatcher
+from tests.h5_files import stored
 
 pytest.importorskip("s3fs", reason="object storage needs s3fs: pip install 'edm_hloc[cloud]'")
 server = pytest.importorskip("moto.server", reason="an S3 server needs moto, flask and flask-cors")
@@ -72,14 +71,6 @@ def photos(bucket: str, tmp_path: Path) -> Path:
         Image.new("L", (40 + i, 50), 10 + i).save(root / name)
         store.put(root / name, name)
     return root
-
-
-def stored(folder: Path) -> dict[Pair, tuple[bytes, ...]]:
-    with RawMatchReader(folder) as raw:
-        return {
-            pair: tuple(array.tobytes() for array in raw.read(*pair).arrays().values())
-            for pair in raw.pairs()
-        }
 
 
 def test_shards_in_a_bucket_give_what_one_process_gives(

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -33,20 +32,16 @@ from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.work_kinds import work_shard
 from edm_hloc.pipelines.work_plan import Work, load_work, results_of_workers
 from edm_hloc.refinement.load import MatcherRecipe
+from tests.h5_files import write_descriptors
 
 NAMES = [f"db/{k:02d}.jpg" for k in range(23)] + ["query/x/a.jpg", "query/b.jpg"]
 
 
 @pytest.fixture
 def descriptors(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A file as hloc writes it, in half precision, and what it holds."""
-    rows = np.random.default_rng(0).normal(size=(len(NAMES), 16)).astype(np.float16)
-    with h5py.File(tmp_path / "global-feats-netvlad.h5", "w") as h5:
-        for name, row in zip(NAMES, rows, strict=True):
-            group = h5.create_group(name)
-            group.create_dataset("global_descriptor", data=row)
-            group.create_dataset("image_size", data=[640, 480])
-    return tmp_path / "global-feats-netvlad.h5", rows.astype(np.float32)
+    """A file as hloc writes it, and what it holds."""
+    path = tmp_path / "global-feats-netvlad.h5"
+    return path, write_descriptors(path, NAMES)
 
 
 def test_pairs_from_a_file_of_descriptors(descriptors, tmp_path: Path) -> None:

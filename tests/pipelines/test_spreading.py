@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +48,7 @@ from edm_hloc.refinement.load import MatcherRecipe
 from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.fakes import FakeMatcher
-from tests.mapping.scenes import NAMES, THREADS, make_scene
+from tests.mapping.scenes import NAMES, THREADS, make_scene, rows
 from tests.pipelines.fake_workers import make_grey_photos
 from tests.scenes import TruthMatcher
 
@@ -90,14 +89,6 @@ def log_without_times(path: Path) -> list[dict[str, object]]:
         ({k: v for k, v in line.items() if k != "seconds"} for line in lines),
         key=lambda line: line["query"],
     )
-
-
-def rows(database: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Everything that a database holds."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        names = [name for (name,) in tables]
-        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
 
 
 # --------------------------------------------------------------------------- whole pipelines

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from edm_hloc.matching.engine import MatchingConfig, match_pairs
-from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair, exhaustive
 from edm_hloc.pipelines import workers
 from edm_hloc.pipelines.workers import match_with_workers
 from edm_hloc.refinement.load import MatcherRecipe
 from tests.fakes import FakeMatcher
+from tests.h5_files import stored
 
 RECIPE = MatcherRecipe(resize=160, refine="none")
 
@@ -26,14 +26,6 @@ RECIPE = MatcherRecipe(resize=160, refine="none")
 @pytest.fixture
 def pairs(scene: Path) -> list[Pair]:
     return exhaustive(sorted(photo.name for photo in (scene / "images").iterdir()))
-
-
-def stored(folder: Path) -> dict[Pair, tuple[bytes, ...]]:
-    with RawMatchReader(folder) as raw:
-        return {
-            pair: tuple(array.tobytes() for array in raw.read(*pair).arrays().values())
-            for pair in raw.pairs()
-        }
 
 
 def test_two_workers_give_what_one_process_gives(
