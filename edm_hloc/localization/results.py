@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -47,9 +48,12 @@ class QueryPose:
         distance: median distance of these points from the camera, in the world's unit; None in logs
             of earlier versions.
         position_deviation: standard deviation of the camera's position, in the world's unit. It is
-            computed from the inliers' residuals as if these were independent, so that the true one
-            can be larger.
+            computed from the inliers' residuals. The errors of the model and of known intrinsics
+            come on top.
         rotation_deviation: standard deviation of the rotation in degrees, computed likewise.
+        lens_deviations: how much of these two comes from the principal point, which is taken to be
+            in the middle of the photo where the intrinsics are estimated; None of others, and in
+            logs of earlier versions.
         inliers_of: number of inliers from each database image that has any.
         aligned: number of points at which the photo was aligned to those of the database, from
             which the pose then comes; 0 where it comes from the matches.
@@ -71,6 +75,7 @@ class QueryPose:
     distance: float | None = None
     position_deviation: float | None = None
     rotation_deviation: float | None = None
+    lens_deviations: tuple[float, float] | None = None
     inliers_of: dict[str, int] = field(default_factory=dict)
     aligned: int = 0
     seconds: float = 0.0
@@ -81,20 +86,24 @@ class QueryPose:
 
         "high": at least 100 inliers, which are at least a tenth of the correspondences, and
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
-        of the position, by intrinsics that are not in doubt. "low": any other localized query.
-        "none": not localized.
+        of the position, without what comes from the principal point, by intrinsics that are not in
+        doubt. "low": any other localized query. "none": not localized.
         """
         if self.status != "localized":
             return "none"
         many_inliers = self.inliers >= max(
             _CONFIDENT_INLIERS, _CONFIDENT_INLIER_RATIO * self.correspondences
         )
-        certain_rotation = (
-            self.rotation_deviation is not None and self.rotation_deviation <= _CONFIDENT_ROTATION
+        of_lens = self.lens_deviations or (0.0, 0.0)
+        position, rotation = (
+            None if whole is None else math.sqrt(max(0.0, whole**2 - part**2))
+            for whole, part in zip(
+                (self.position_deviation, self.rotation_deviation), of_lens, strict=True
+            )
         )
+        certain_rotation = rotation is not None and rotation <= _CONFIDENT_ROTATION
         certain_position = self.distance is None or (
-            self.position_deviation is not None
-            and self.position_deviation <= _CONFIDENT_POSITION * self.distance
+            position is not None and position <= _CONFIDENT_POSITION * self.distance
         )
         certain = certain_rotation and certain_position and self.better_focal is None
         return "high" if many_inliers and certain else "low"

@@ -10,7 +10,7 @@ import pytest
 
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.localization.log import format_pose
+from edm_hloc.localization.log import format_pose, parse_pose
 from edm_hloc.localization.pnp import Correspondences, PoseOptions, estimate_pose
 from edm_hloc.localization.results import QueryPose
 from tests.localization.queries import CAMERA, TRUTH, seen
@@ -74,6 +74,21 @@ def test_deviations_of_few_points_account_for_what_was_fitted(cloud: np.ndarray)
     np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.25)
 
 
+def test_deviations_account_for_errors_that_points_near_each_other_share(cloud: np.ndarray) -> None:
+    """As overlapping patches do: each place of the photo has one error, of some 16 points."""
+    rng = np.random.default_rng(5)
+    true = to_colmap(seen(cloud))
+    place = (true // 60).astype(int) - (true // 60).astype(int).min(axis=0)
+    errors, stated = [], []
+    for _ in range(20):
+        shared = rng.normal(0, 0.3, (*(place.max(axis=0) + 1), 2))
+        answer = _estimated(true + shared[place[:, 0], place[:, 1]], cloud)
+        errors.append(_off(answer.pose))
+        stated.append([answer.position_deviation, answer.rotation_deviation])
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.25)
+
+
 def _before_a_wall(relief: float, seed: int) -> tuple[QueryPose, float]:
     """A photo without a known focal length, 10 units before a wall that it looks squarely at: its
     pose, and how far that is off."""
@@ -99,6 +114,32 @@ def test_confidence_is_low_where_the_distance_is_not_known() -> None:
     assert max(off for _, off in flat) > 1
     assert {answer.confidence for answer, _ in flat} == {"low"}
     assert all(a.distance == pytest.approx(10.3, rel=0.1) for a, _ in deep)
+
+
+def test_deviations_count_the_principal_point_of_estimated_intrinsics() -> None:
+    """It is taken to be in the middle: the photo's is 0.7 % of its width off along each axis, which
+    turns the camera by eighty times as much as the noise does."""
+    errors, stated = [], []
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        x, y = np.array([320, 240]) + rng.normal(0, 0.007 * 640, 2)
+        taken = pycolmap.Camera(
+            model="SIMPLE_RADIAL", width=640, height=480, params=[600, x, y, -0.02]
+        )
+        pixels = rng.uniform([0, 0], [640, 480], (200, 2))
+        rays = np.column_stack([taken.cam_from_img(pixels), np.ones(200)])
+        points = rays * rng.uniform(2, 6, (200, 1))
+        guess = pycolmap.Camera(taken.todict() | {"params": [768, 320, 240, 0.0]})
+        pixels += rng.normal(0, 0.1, pixels.shape)
+        matched = Correspondences(pixels, points, [("db.jpg", np.arange(200))], 1, 200)
+        answer = estimate_pose("q.jpg", guess, matched, PoseOptions(), uncalibrated=True)
+        assert answer.pose is not None
+        errors.append(pose_errors(answer.pose, pycolmap.Rigid3d()))
+        stated.append([answer.position_deviation, answer.rotation_deviation])
+        assert answer.confidence == "high"  # of the pose, whose camera is turned a little
+        assert parse_pose(format_pose(answer)) == answer
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.3)
 
 
 def test_a_focal_length_that_no_lens_has_is_held_instead() -> None:
