@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import pycolmap
-from scipy.spatial.transform import Rotation
 
-from edm_hloc.localization.fit import Fit, loss_scale
+from edm_hloc.localization.fit import Fit, Lens, derivatives, loss_scale, median_distance
 
-_STEP = 1e-6  # of the distance of the points, radians, and of the focal length
 _CELLS = 8  # of a photo's longer side: errors in one of them may have one cause
 # Standard deviation, along each axis, of the principal points of lenses from the middle of their
 # photos, of the longer side: calibrated ones are mostly within 1 % of it
@@ -22,7 +19,8 @@ class Deviations(NamedTuple):
 
     Attributes:
         whole: None where the points do not determine the pose.
-        of_lens: the part that comes from the principal point; None where the intrinsics are known.
+        of_lens: the part that comes from a principal point which is taken to be in the middle; None
+            of others.
     """
 
     whole: np.ndarray | None
@@ -30,7 +28,7 @@ class Deviations(NamedTuple):
 
 
 def pose_deviations(
-    fit: Fit, pixels: np.ndarray, points: np.ndarray, scale: float, *, uncalibrated: bool
+    fit: Fit, pixels: np.ndarray, points: np.ndarray, scale: float, lens: Lens
 ) -> Deviations:
     """The standard deviations of a refined pose.
 
@@ -38,11 +36,12 @@ def pose_deviations(
         fit: the pose and the camera, as refined.
         pixels, points: (N, 2) and (N, 3), by which they were refined.
         scale: of the loss, in median errors.
-        uncalibrated: whether the intrinsics are estimated. They count as unknown even where they
-            were held, as they are no more certain for that.
+        lens: what is known of it. Estimated intrinsics count as unknown even where they were held,
+            as they are no more certain for that.
     """
-    residuals = _seen(fit, points) - pixels
-    J, of_principal_point = _derivatives(fit, points, uncalibrated)
+    residuals = np.asarray(fit.camera.img_from_cam(fit.pose * points)) - pixels
+    every = derivatives(fit, points)
+    J = every[:, :, : {"known": 6, "centred": -2, "told": None}[lens]]
     ahead = np.isfinite(residuals).all(axis=1) & np.isfinite(J).all(axis=(1, 2))
     residuals, J, pixels = residuals[ahead], J[ahead], pixels[ahead]
     errors = np.linalg.norm(residuals, axis=1)
@@ -60,59 +59,12 @@ def pose_deviations(
     variances = variances * _sharing(pulls @ inverse, cells)
     if not (np.isfinite(variances) & (variances >= 0)).all():
         return Deviations(None, None)
-    unit = np.array([_distance(fit, points), np.degrees(1.0)])
-    if not uncalibrated:
+    unit = np.array([median_distance(fit, points), np.degrees(1.0)])
+    if lens != "centred":
         return Deviations(unit * np.sqrt(variances), None)
-    moved = inverse @ np.einsum("n,nai,nap->ip", slopes, J, of_principal_point[ahead])
+    moved = inverse @ np.einsum("n,nai,nap->ip", slopes, J, every[ahead][:, :, -2:])
     of_lens = _of_pose(moved @ moved.T) * (_OFF_CENTRE * side) ** 2
     return Deviations(unit * np.sqrt(variances + of_lens), unit * np.sqrt(of_lens))
-
-
-def _seen(fit: Fit, points: np.ndarray) -> np.ndarray:
-    """(N, 2) where the camera sees points, pixels; NaN of those behind it."""
-    return np.asarray(fit.camera.img_from_cam(fit.pose * points))
-
-
-def _distance(fit: Fit, points: np.ndarray) -> float:
-    """Median distance of points from the camera."""
-    return float(np.median(np.linalg.norm(fit.pose * points, axis=1))) or 1.0
-
-
-def _derivatives(fit: Fit, points: np.ndarray, uncalibrated: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Derivatives of where the camera sees points (N, 3).
-
-    Returns:
-        (N, 2, P) by the camera's centre along its axes, in distances of the points, by its rotation
-        about these, radians, and where it is uncalibrated by focal length and distortion; and
-        (N, 2, 2) by the principal point.
-    """
-    in_camera, step = fit.pose * points, _STEP * _distance(fit, points)
-
-    def by_motion(k: int, sign: float) -> np.ndarray:
-        way = sign * np.eye(3)[k % 3]
-        there = (
-            in_camera - step * way
-            if k < 3
-            else in_camera @ Rotation.from_rotvec(_STEP * way).as_matrix().T
-        )
-        return np.asarray(fit.camera.img_from_cam(there))
-
-    def by_parameter(k: int, sign: float) -> np.ndarray:
-        camera = pycolmap.Camera(fit.camera.todict())
-        params = camera.params.copy()
-        params[k] += sign * _STEP * max(1.0, abs(params[k]))
-        camera.params = params
-        return np.asarray(camera.img_from_cam(in_camera))
-
-    motions = [(by_motion(k, 1) - by_motion(k, -1)) / (2 * _STEP) for k in range(6)]
-    camera = fit.camera
-    refined = [*camera.focal_length_idxs(), *camera.extra_params_idxs()] if uncalibrated else []
-    lens = [
-        (by_parameter(k, 1) - by_parameter(k, -1)) / (2 * _STEP * max(1.0, abs(camera.params[k])))
-        for k in [*refined, *camera.principal_point_idxs()]
-    ]
-    stacked = np.stack([*motions, *lens], axis=2)
-    return stacked[:, :, :-2], stacked[:, :, -2:]
 
 
 def _of_pose(covariance: np.ndarray) -> np.ndarray:

@@ -17,11 +17,16 @@ from edm_hloc.base.settings import check_range
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
 from edm_hloc.localization.deviations import pose_deviations
 from edm_hloc.localization.fit import (
+    LESS_ERROR,
+    MANY,
     Fit,
+    Lens,
     is_possible,
+    off_centre,
     refined,
     refinement_options,
     reprojection_errors,
+    with_principal_point,
 )
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
@@ -31,9 +36,7 @@ _MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among
 _FEWEST_ALIGNED = 30  # points that a pose is refined by
 # Scales of the robust loss, in median errors of the points: matches have far longer tails
 _MATCHED_LOSS, _ALIGNED_LOSS = 1.0, 2.0
-# Change of a known focal length, factor of the median error by it, and points that leave it in
-# doubt: with a right one the error of so many points hardly changes
-_OTHER_FOCAL, _LESS_ERROR, _MANY = 0.03, 1.2, 100
+_OTHER_FOCAL = 0.03  # change of a known focal length that leaves it in doubt
 
 ALIGNMENTS = 2
 """Number of times that a query is aligned to the photos of a model, each from the last pose on."""
@@ -150,7 +153,7 @@ def estimate_pose(
     matched: Correspondences,
     options: PoseOptions,
     *,
-    uncalibrated: bool,
+    lens: Lens,
     align: Align | None = None,
 ) -> QueryPose:
     """Estimates the pose of a query; "localized" or "failed".
@@ -160,14 +163,14 @@ def estimate_pose(
         camera: its intrinsics, which are not changed.
         matched: its correspondences.
         options: thresholds and seed.
-        uncalibrated: refine the focal length and the distortion too; the focal length is estimated
-            first unless the camera `has_prior_focal_length`.
+        lens: what of the intrinsics is refined with the pose. The focal length is estimated first
+            unless the camera `has_prior_focal_length`.
         align: refines the pose by the photos; without it, it is that of the matches.
     """
     start = time.monotonic()
     found, fit, refinement = None, Fit(pycolmap.Rigid3d(), camera), refinement_options(False)
     if len(matched.pixels) >= _MIN_CORRESPONDENCES:
-        found, fit, refinement = _estimated(camera, matched, options, uncalibrated)
+        found, fit, refinement = _estimated(camera, matched, options, lens != "known")
     answer = QueryPose(
         query,
         "failed",
@@ -190,7 +193,11 @@ def estimate_pose(
     pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
     if len(pixels) >= options.min_inliers:
         fit = refined(fit, pixels, points, refinement, _MATCHED_LOSS) or fit
-    better_focal = None if uncalibrated else _better_focal(fit, pixels, points)
+    better_focal = _better_focal(fit, pixels, points) if lens == "known" else None
+    told = None
+    if lens == "told" and refinement.refine_focal_length:
+        told = with_principal_point(fit, pixels, points, _MATCHED_LOSS)
+    fit, lens = (told or fit), ("centred" if lens == "told" and told is None else lens)
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
@@ -202,7 +209,7 @@ def estimate_pose(
             break
         fit, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
     scale = _ALIGNED_LOSS if aligned else _MATCHED_LOSS
-    deviations = pose_deviations(fit, pixels, points, scale, uncalibrated=uncalibrated)
+    deviations = pose_deviations(fit, pixels, points, scale, lens)
     position, rotation = (None, None) if deviations.whole is None else deviations.whole.tolist()
     of_lens = None if deviations.of_lens is None else tuple(deviations.of_lens.tolist())
     return replace(
@@ -216,6 +223,7 @@ def estimate_pose(
         position_deviation=position,
         rotation_deviation=rotation,
         lens_deviations=of_lens,
+        off_centre=off_centre(fit.camera) if told else None,
         inliers_of=inliers_of,
         aligned=aligned,
     )
@@ -251,7 +259,7 @@ def _estimated(
 def _better_focal(fit: Fit, pixels: np.ndarray, points: np.ndarray) -> float | None:
     """The focal length that explains points (N, 3) far better than a known one; None if none does,
     or there are too few of them to tell."""
-    if len(points) < _MANY:
+    if len(points) < MANY:
         return None
     options = refinement_options(False)
     options.refine_focal_length = True
@@ -259,7 +267,7 @@ def _better_focal(fit: Fit, pixels: np.ndarray, points: np.ndarray) -> float | N
     if other is None:
         return None
     focal, known = (each.camera.mean_focal_length() for each in (other, fit))
-    less = np.median(reprojection_errors(fit, pixels, points)) > _LESS_ERROR * np.median(
+    less = np.median(reprojection_errors(fit, pixels, points)) > LESS_ERROR * np.median(
         reprojection_errors(other, pixels, points)
     )
     return float(focal) if less and abs(focal / known - 1) > _OTHER_FOCAL else None
