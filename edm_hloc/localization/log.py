@@ -67,8 +67,9 @@ def format_pose(pose: QueryPose) -> str:
 def parse_pose(line: str) -> QueryPose:
     """The result in a line. Raises ValueError, TypeError or KeyError if it is none."""
     record = json.loads(line, parse_constant=_no_number)  # which earlier versions wrote
-    if record["cam_from_world"] is not None:
-        record["cam_from_world"] = tuple(record["cam_from_world"])
+    for field in ("cam_from_world", "lens_deviations"):
+        if record.get(field) is not None:
+            record[field] = tuple(record[field])
     return QueryPose(**record)
 
 

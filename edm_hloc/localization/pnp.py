@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -13,24 +13,30 @@ import pycolmap
 from edm_hloc.base.colmap import camera_text
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.frames import to_colmap
-from edm_hloc.base.geometry import cross_product_matrix
 from edm_hloc.base.settings import check_range
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
+from edm_hloc.localization.deviations import pose_deviations
+from edm_hloc.localization.fit import (
+    LESS_ERROR,
+    MANY,
+    Fit,
+    Lens,
+    is_possible,
+    off_centre,
+    refined,
+    refinement_options,
+    reprojection_errors,
+    with_principal_point,
+)
 from edm_hloc.localization.points import PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
-from edm_hloc.mapping.plausible import LONGEST_LENS, SHORTEST_LENS
 
 _MIN_CORRESPONDENCES = 4  # of PnP: three for the pose, one more to choose among its solutions
 _FEWEST_ALIGNED = 30  # points that a pose is refined by
 # Scales of the robust loss, in median errors of the points: matches have far longer tails
 _MATCHED_LOSS, _ALIGNED_LOSS = 1.0, 2.0
-_LARGEST_LOSS = 1.0  # pixels, COLMAP's own, and the largest that is taken
-_NO_LOSS = 1e6  # pixels, a scale at which the loss has no effect
-_ROUNDS = 3  # of refinement, each with the scale that the last errors give
-# Change of a known focal length, factor of the median error by it, and points that leave it in
-# doubt: with a right one the error of so many points hardly changes
-_OTHER_FOCAL, _LESS_ERROR, _MANY = 0.03, 1.2, 100
+_OTHER_FOCAL = 0.03  # change of a known focal length that leaves it in doubt
 
 ALIGNMENTS = 2
 """Number of times that a query is aligned to the photos of a model, each from the last pose on."""
@@ -147,7 +153,7 @@ def estimate_pose(
     matched: Correspondences,
     options: PoseOptions,
     *,
-    uncalibrated: bool,
+    lens: Lens,
     align: Align | None = None,
 ) -> QueryPose:
     """Estimates the pose of a query; "localized" or "failed".
@@ -157,14 +163,14 @@ def estimate_pose(
         camera: its intrinsics, which are not changed.
         matched: its correspondences.
         options: thresholds and seed.
-        uncalibrated: refine the focal length and the distortion too; the focal length is estimated
-            first unless the camera `has_prior_focal_length`.
+        lens: what of the intrinsics is refined with the pose. The focal length is estimated first
+            unless the camera `has_prior_focal_length`.
         align: refines the pose by the photos; without it, it is that of the matches.
     """
     start = time.monotonic()
-    found, fit, refinement = None, _Fit(pycolmap.Rigid3d(), camera), _refinement_options(False)
+    found, fit, refinement = None, Fit(pycolmap.Rigid3d(), camera), refinement_options(False)
     if len(matched.pixels) >= _MIN_CORRESPONDENCES:
-        found, fit, refinement = _estimated(camera, matched, options, uncalibrated)
+        found, fit, refinement = _estimated(camera, matched, options, lens != "known")
     answer = QueryPose(
         query,
         "failed",
@@ -186,56 +192,46 @@ def estimate_pose(
     }
     pixels, points = _each_point_once(matched.pixels[inlier], matched.points[inlier])
     if len(pixels) >= options.min_inliers:
-        fit = _refined(fit, pixels, points, refinement, _MATCHED_LOSS) or fit
-    better_focal = None if uncalibrated else _better_focal(fit, pixels, points)
+        fit = refined(fit, pixels, points, refinement, _MATCHED_LOSS) or fit
+    better_focal = _better_focal(fit, pixels, points) if lens == "known" else None
+    told = None
+    if lens == "told" and refinement.refine_focal_length:
+        told = with_principal_point(fit, pixels, points, _MATCHED_LOSS)
+    fit, lens = (told or fit), ("centred" if lens == "told" and told is None else lens)
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
         new_pixels, new_points = align(number, fit.camera, fit.pose, inliers_of)
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
-        better = _refined(fit, new_pixels, new_points, refinement, _ALIGNED_LOSS)
+        better = refined(fit, new_pixels, new_points, refinement, _ALIGNED_LOSS)
         if better is None:
             break
         fit, pixels, points, aligned = better, new_pixels, new_points, len(new_pixels)
-    # by the camera as refined
-    errors = _errors(fit, pixels, points)
-    # also where the focal length was held, which is no more certain for that
-    free = _refinement_options(uncalibrated)
-    noise = _noise(errors, _ALIGNED_LOSS if aligned else _MATCHED_LOSS, _parameters(fit, free))
-    position, rotation = _deviations(fit.pose, _covariance(fit, pixels, points, free), noise)
+    scale = _ALIGNED_LOSS if aligned else _MATCHED_LOSS
+    deviations = pose_deviations(fit, pixels, points, scale, lens)
+    position, rotation = (None, None) if deviations.whole is None else deviations.whole.tolist()
+    of_lens = None if deviations.of_lens is None else tuple(deviations.of_lens.tolist())
     return replace(
         answer,
         status="localized",
         cam_from_world=to_numbers(fit.pose),
         camera=camera_text(fit.camera),
         better_focal=better_focal,
-        median_error=float(np.median(errors)),
+        median_error=float(np.median(reprojection_errors(fit, pixels, points))),
         distance=float(np.median(np.linalg.norm(fit.pose * points, axis=1))),
         position_deviation=position,
         rotation_deviation=rotation,
+        lens_deviations=of_lens,
+        off_centre=off_centre(fit.camera) if told else None,
         inliers_of=inliers_of,
         aligned=aligned,
     )
 
 
-class _Fit(NamedTuple):
-    """A pose, cam_from_world, with the camera that was refined with it or is known."""
-
-    pose: pycolmap.Rigid3d
-    camera: pycolmap.Camera
-
-
-def _refinement_options(intrinsics: bool) -> pycolmap.AbsolutePoseRefinementOptions:
-    """COLMAP's, with focal length and distortion refined or held."""
-    options = pycolmap.AbsolutePoseRefinementOptions()
-    options.refine_focal_length = options.refine_extra_params = intrinsics
-    return options
-
-
 def _estimated(
     camera: pycolmap.Camera, matched: Correspondences, options: PoseOptions, uncalibrated: bool
-) -> tuple[dict[str, Any] | None, _Fit, pycolmap.AbsolutePoseRefinementOptions]:
+) -> tuple[dict[str, Any] | None, Fit, pycolmap.AbsolutePoseRefinementOptions]:
     """COLMAP's answer, the pose and camera in it, and what of these is to be refined further.
 
     Where the points hardly tell the focal length from the distance, as those of a wall that the
@@ -247,31 +243,34 @@ def _estimated(
     estimation.ransac.random_seed = options.seed
     for free in (True, False) if uncalibrated else (False,):
         estimation.estimate_focal_length = free and not camera.has_prior_focal_length
-        refinement = _refinement_options(free)
+        refinement = refinement_options(free)
         copy = pycolmap.Camera(camera.todict())  # COLMAP refines it in place
         found = pycolmap.estimate_and_refine_absolute_pose(
             matched.pixels, matched.points, copy, estimation, refinement
         )
         if found is None:
             break
-        fit, inlier = _Fit(found["cam_from_world"], copy), found["inlier_mask"]
-        if _is_possible(fit, *_each_point_once(matched.pixels[inlier], matched.points[inlier])):
+        fit, inlier = Fit(found["cam_from_world"], copy), found["inlier_mask"]
+        if is_possible(fit, *_each_point_once(matched.pixels[inlier], matched.points[inlier])):
             return found, fit, refinement
-    return None, _Fit(pycolmap.Rigid3d(), camera), refinement
+    return None, Fit(pycolmap.Rigid3d(), camera), refinement
 
 
-def _is_possible(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> bool:
-    """Whether the numbers are a pose and a lens that there can be, and most of the points (N, 3)
-    are ahead."""
-    camera = fit.camera
-    focal = camera.params[camera.focal_length_idxs()] / max(camera.width, camera.height)
-    return bool(
-        np.isfinite(fit.pose.matrix()).all()
-        and np.isfinite(camera.params).all()
-        and (focal > SHORTEST_LENS).all()
-        and (focal < LONGEST_LENS).all()
-        and 2 * np.isfinite(_errors(fit, pixels, points)).sum() > len(points)
+def _better_focal(fit: Fit, pixels: np.ndarray, points: np.ndarray) -> float | None:
+    """The focal length that explains points (N, 3) far better than a known one; None if none does,
+    or there are too few of them to tell."""
+    if len(points) < MANY:
+        return None
+    options = refinement_options(False)
+    options.refine_focal_length = True
+    other = refined(fit, pixels, points, options, _MATCHED_LOSS)
+    if other is None:
+        return None
+    focal, known = (each.camera.mean_focal_length() for each in (other, fit))
+    less = np.median(reprojection_errors(fit, pixels, points)) > LESS_ERROR * np.median(
+        reprojection_errors(other, pixels, points)
     )
+    return float(focal) if less and abs(focal / known - 1) > _OTHER_FOCAL else None
 
 
 def _each_point_once(pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -286,140 +285,3 @@ def _each_point_once(pixels: np.ndarray, points: np.ndarray) -> tuple[np.ndarray
         values = pixels[np.lexsort([pixels[:, axis], point]), axis]
         middle[:, axis] = (values[first + (count - 1) // 2] + values[first + count // 2]) / 2
     return middle, unique
-
-
-def _errors(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(N,) lengths of the reprojection errors, pixels; inf of points that end behind the camera."""
-    seen = np.asarray(fit.camera.img_from_cam(fit.pose * points))
-    return np.nan_to_num(np.linalg.norm(seen - pixels, axis=1), nan=np.inf)
-
-
-def _refined(
-    fit: _Fit,
-    pixels: np.ndarray,
-    points: np.ndarray,
-    options: pycolmap.AbsolutePoseRefinementOptions,
-    scale: float,
-) -> _Fit | None:
-    """A pose that is refined by points (N, 3) and their pixels, with a loss whose scale follows
-    their errors; None where that ends with nothing possible.
-
-    Args:
-        fit: the pose before, and the camera, which is refined with it where the options say so.
-        pixels, points: the correspondences, all of them inliers.
-        options: those of COLMAP; the scale of their loss is set.
-        scale: of the loss, in median errors.
-    """
-    camera = pycolmap.Camera(fit.camera.todict())  # a copy, which COLMAP refines in place
-    fit = _Fit(fit.pose, camera)
-    for _ in range(_ROUNDS):
-        errors = _errors(fit, pixels, points)
-        ahead: Any = np.isfinite(errors)
-        options.loss_function_scale = _loss_scale(errors, scale)
-        answer = pycolmap.refine_absolute_pose(fit.pose, pixels, points, ahead, camera, options)
-        if answer is None:
-            return None
-        fit = _Fit(answer["cam_from_world"], camera)
-        if not _is_possible(fit, pixels, points):
-            return None
-    return fit
-
-
-def _loss_scale(errors: np.ndarray, scale: float) -> float:
-    """The scale of the robust loss in pixels, for errors (N,) and a scale in median errors."""
-    ahead = errors[np.isfinite(errors)]
-    median = float(np.median(ahead)) if len(ahead) else 0.0
-    return min(max(scale * median, 1e-3), _LARGEST_LOSS)
-
-
-def _better_focal(fit: _Fit, pixels: np.ndarray, points: np.ndarray) -> float | None:
-    """The focal length that explains points (N, 3) far better than a known one; None if none does,
-    or there are too few of them to tell."""
-    if len(points) < _MANY:
-        return None
-    options = _refinement_options(False)
-    options.refine_focal_length = True
-    other = _refined(fit, pixels, points, options, _MATCHED_LOSS)
-    if other is None:
-        return None
-    focal, known = (each.camera.mean_focal_length() for each in (other, fit))
-    less = np.median(_errors(fit, pixels, points)) > _LESS_ERROR * np.median(
-        _errors(other, pixels, points)
-    )
-    return float(focal) if less and abs(focal / known - 1) > _OTHER_FOCAL else None
-
-
-def _parameters(fit: _Fit, options: pycolmap.AbsolutePoseRefinementOptions) -> int:
-    """Number of parameters that are refined: six of the pose, and those of the camera."""
-    camera = fit.camera
-    focal = len(camera.focal_length_idxs()) if options.refine_focal_length else 0
-    return 6 + focal + (len(camera.extra_params_idxs()) if options.refine_extra_params else 0)
-
-
-def _noise(errors: np.ndarray, scale: float, parameters: int) -> float:
-    """The standard deviation an axis, in pixels, of keypoints whose least-squares pose would be as
-    uncertain as the one that the robust loss (Cauchy's) gives for these errors.
-
-    It is larger than that of the keypoints, as points far off count less: the asymptotic variance
-    of an M-estimator, for residuals in the plane, with Huber's correction for few of them (Robust
-    Statistics, 7.6): residuals are smaller than errors by what the parameters take up.
-
-    Args:
-        errors: (N,) reprojection errors in pixels.
-        scale: of the loss, in median errors.
-        parameters: number of those that were fitted.
-    """
-    squares = errors[np.isfinite(errors)] ** 2
-    weights = 1 / (1 + squares / _loss_scale(errors, scale) ** 2)
-    slope = weights**2  # mean derivative of the residual times its weight, over both axes
-    residuals = 2 * len(squares)
-    few = (1 + parameters / residuals * slope.var() / slope.mean() ** 2) * np.sqrt(
-        residuals / max(1, residuals - parameters)
-    )
-    return float(few * np.sqrt((slope * squares).mean() / 2) / slope.mean())
-
-
-def _covariance(
-    fit: _Fit,
-    pixels: np.ndarray,
-    points: np.ndarray,
-    options: pycolmap.AbsolutePoseRefinementOptions,
-) -> np.ndarray | None:
-    """The covariance of a refined pose for `_deviations`; None where there is none.
-
-    It is computed without the robust loss, whose weights would pass for a lack of information.
-
-    Args:
-        fit: as refined; stays as it is.
-        pixels, points: by which it was refined.
-        options: what of the camera is uncertain; the scale of their loss and the steps are set.
-    """
-    ahead: Any = np.isfinite(_errors(fit, pixels, points))
-    options.loss_function_scale, options.max_num_iterations = _NO_LOSS, 0
-    copy = pycolmap.Camera(fit.camera.todict())  # COLMAP refines it in place
-    answer = pycolmap.refine_absolute_pose(fit.pose, pixels, points, ahead, copy, options, True)
-    return None if answer is None else answer["covariance"]
-
-
-def _deviations(
-    pose: pycolmap.Rigid3d, covariance: np.ndarray | None, noise: float
-) -> tuple[float | None, float | None]:
-    """Standard deviations of the camera's position, and of its rotation in degrees.
-
-    Args:
-        pose: cam_from_world.
-        covariance: (6, 6) by COLMAP, for keypoints with a standard deviation of 1 px an axis: of
-            half the rotation vector (Ceres's quaternion manifold) and of the translation.
-        noise: the keypoints' standard deviation, see `_noise`.
-    """
-    if covariance is None:
-        return None, None
-    whole_rotation = np.diag([2.0] * 3 + [1.0] * 3)
-    covariance = whole_rotation @ covariance @ whole_rotation
-    R, cross = pose.rotation.matrix(), cross_product_matrix(pose.translation)
-    J = -R.T @ np.hstack([cross, np.eye(3)])  # derivative of the camera centre -Rᵀ t
-    variances = np.array([np.trace(J @ covariance @ J.T), np.trace(covariance[:3, :3])])
-    if not (np.isfinite(variances) & (variances >= 0)).all():
-        return None, None
-    position, rotation = noise * np.sqrt(variances)
-    return float(position), float(np.degrees(rotation))

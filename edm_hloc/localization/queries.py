@@ -27,6 +27,7 @@ from edm_hloc.images.cameras import CameraOptions, photo_cameras
 from edm_hloc.images.exif import read_header
 from edm_hloc.images.sizes import Scaled, camera_for_size, warn_of_scaled
 from edm_hloc.keypoints.h5 import FeatureReader, MatchReader
+from edm_hloc.localization.fit import Lens
 from edm_hloc.localization.log import append_to_log, resume_log
 from edm_hloc.localization.photo_alignment import PhotoAligner
 from edm_hloc.localization.pnp import (
@@ -57,8 +58,9 @@ class Queries:
         cameras: intrinsics by query; a query without any cannot be localized.
         retrieved: database images that each query is matched with, the most similar first.
         problems: by query, why it cannot be localized at all, such as a photo that cannot be read.
-        uncalibrated: queries whose focal length and distortion are refined with the pose. The focal
-            length is estimated first unless the camera `has_prior_focal_length`.
+        uncalibrated: queries whose focal length and distortion are refined with the pose, and whose
+            principal point, if the matches tell it. The focal length is estimated first unless the
+            camera `has_prior_focal_length`.
         photos: of the queries that are aligned to the photos of the database, the files; needs
             `ModelPoints`, with the folder of the photos.
         perhaps: intrinsics that uncalibrated queries may have, as those of the database; several
@@ -212,35 +214,34 @@ class _Estimator:
         if self.aligner is not None and query in self.queries.photos:
             align = partial(self.aligner.align, self.queries.photos[query])
         best = partial(self._best, query, groups)
-        camera, uncalibrated = self.queries.cameras[query], query in self.queries.uncalibrated
-        if uncalibrated and query in self.queries.perhaps:
-            own = best(camera, True, None)
+        camera = self.queries.cameras[query]
+        lens: Lens = "told" if query in self.queries.uncalibrated else "known"
+        if lens == "told" and query in self.queries.perhaps:
+            own = best(camera, "centred")
             for other in self.queries.perhaps[query]:
-                given = best(other, False, None)
+                given = best(other, "known")
                 # The estimate has the principal point in the middle, which the given camera may
                 # make up for: its own focal length has to be the best one, too.
                 if _fits_as_well(given, own) and _fits_as_well(
-                    given, best(_as_prior(other), True, None)
+                    given, best(_as_prior(other), "centred")
                 ):
-                    camera, uncalibrated, own = other, False, given
+                    if align is None:
+                        return given
+                    camera, lens = other, "known"
                     break
-            if align is None:
-                return own
-        return best(camera, uncalibrated, align)
+        return best(camera, lens, align)
 
     def _best(
         self,
         query: str,
         groups: Sequence[Correspondences],
         camera: pycolmap.Camera,
-        uncalibrated: bool,
-        align: Align | None,
+        lens: Lens,
+        align: Align | None = None,
     ) -> QueryPose:
         """The pose of the group of database images with the most inliers."""
         found = [
-            estimate_pose(
-                query, camera, group, self.options, uncalibrated=uncalibrated, align=align
-            )
+            estimate_pose(query, camera, group, self.options, lens=lens, align=align)
             for group in groups
         ]
         return max(found, key=lambda pose: (pose.status == "localized", pose.inliers))

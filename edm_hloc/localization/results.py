@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ _CONFIDENT_INLIERS = 100
 _CONFIDENT_INLIER_RATIO = 0.1
 _CONFIDENT_ROTATION = 0.2  # degrees, standard deviation
 _CONFIDENT_POSITION = 0.03  # standard deviation, by the distance
+# Farther off the middle is the principal point of strongly cropped photos only, or it makes up for
+# what no camera does, as of photos that were squeezed
+_FARTHEST_OFF = 0.2
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,14 @@ class QueryPose:
         distance: median distance of these points from the camera, in the world's unit; None in logs
             of earlier versions.
         position_deviation: standard deviation of the camera's position, in the world's unit. It is
-            computed from the inliers' residuals as if these were independent, so that the true one
-            can be larger.
+            computed from the inliers' residuals. The errors of the model and of known intrinsics
+            come on top.
         rotation_deviation: standard deviation of the rotation in degrees, computed likewise.
+        lens_deviations: how much of these two comes from the principal point, which is taken to be
+            in the middle of the photo where the intrinsics are estimated and the matches do not
+            tell it; None of others, and in logs of earlier versions.
+        off_centre: distance of the principal point from the middle, by the longer side, where the
+            intrinsics are estimated and the matches tell it; None of others.
         inliers_of: number of inliers from each database image that has any.
         aligned: number of points at which the photo was aligned to those of the database, from
             which the pose then comes; 0 where it comes from the matches.
@@ -71,6 +80,8 @@ class QueryPose:
     distance: float | None = None
     position_deviation: float | None = None
     rotation_deviation: float | None = None
+    lens_deviations: tuple[float, float] | None = None
+    off_centre: float | None = None
     inliers_of: dict[str, int] = field(default_factory=dict)
     aligned: int = 0
     seconds: float = 0.0
@@ -81,22 +92,29 @@ class QueryPose:
 
         "high": at least 100 inliers, which are at least a tenth of the correspondences, and
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
-        of the position, by intrinsics that are not in doubt. "low": any other localized query.
-        "none": not localized.
+        of the position, without what comes from a principal point that is taken to be in the
+        middle, by intrinsics that are not in doubt: estimated ones have the principal point within
+        a fifth of the longer side from the middle. "low": any other localized query. "none": not
+        localized.
         """
         if self.status != "localized":
             return "none"
         many_inliers = self.inliers >= max(
             _CONFIDENT_INLIERS, _CONFIDENT_INLIER_RATIO * self.correspondences
         )
-        certain_rotation = (
-            self.rotation_deviation is not None and self.rotation_deviation <= _CONFIDENT_ROTATION
+        of_lens = self.lens_deviations or (0.0, 0.0)
+        position, rotation = (
+            None if whole is None else math.sqrt(max(0.0, whole**2 - part**2))
+            for whole, part in zip(
+                (self.position_deviation, self.rotation_deviation), of_lens, strict=True
+            )
         )
+        certain_rotation = rotation is not None and rotation <= _CONFIDENT_ROTATION
         certain_position = self.distance is None or (
-            self.position_deviation is not None
-            and self.position_deviation <= _CONFIDENT_POSITION * self.distance
+            position is not None and position <= _CONFIDENT_POSITION * self.distance
         )
-        certain = certain_rotation and certain_position and self.better_focal is None
+        certain_lens = self.better_focal is None and (self.off_centre or 0.0) <= _FARTHEST_OFF
+        certain = certain_rotation and certain_position and certain_lens
         return "high" if many_inliers and certain else "low"
 
     @property

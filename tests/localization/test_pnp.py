@@ -10,7 +10,8 @@ import pytest
 
 from edm_hloc.base.frames import to_colmap
 from edm_hloc.evaluation.localization import pose_errors
-from edm_hloc.localization.log import format_pose
+from edm_hloc.localization.fit import Lens
+from edm_hloc.localization.log import format_pose, parse_pose
 from edm_hloc.localization.pnp import Correspondences, PoseOptions, estimate_pose
 from edm_hloc.localization.results import QueryPose
 from tests.localization.queries import CAMERA, TRUTH, seen
@@ -23,7 +24,7 @@ def cloud() -> np.ndarray:
 
 def _estimated(pixels: np.ndarray, points: np.ndarray) -> QueryPose:
     matched = Correspondences(pixels, points, [("db.jpg", np.arange(len(pixels)))], 1, len(pixels))
-    return estimate_pose("q.jpg", CAMERA, matched, PoseOptions(), uncalibrated=False)
+    return estimate_pose("q.jpg", CAMERA, matched, PoseOptions(), lens="known")
 
 
 def _off(pose: pycolmap.Rigid3d | None) -> np.ndarray:
@@ -74,6 +75,21 @@ def test_deviations_of_few_points_account_for_what_was_fitted(cloud: np.ndarray)
     np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.25)
 
 
+def test_deviations_account_for_errors_that_points_near_each_other_share(cloud: np.ndarray) -> None:
+    """As overlapping patches do: each place of the photo has one error, of some 16 points."""
+    rng = np.random.default_rng(5)
+    true = to_colmap(seen(cloud))
+    place = (true // 60).astype(int) - (true // 60).astype(int).min(axis=0)
+    errors, stated = [], []
+    for _ in range(20):
+        shared = rng.normal(0, 0.3, (*(place.max(axis=0) + 1), 2))
+        answer = _estimated(true + shared[place[:, 0], place[:, 1]], cloud)
+        errors.append(_off(answer.pose))
+        stated.append([answer.position_deviation, answer.rotation_deviation])
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.25)
+
+
 def _before_a_wall(relief: float, seed: int) -> tuple[QueryPose, float]:
     """A photo without a known focal length, 10 units before a wall that it looks squarely at: its
     pose, and how far that is off."""
@@ -87,7 +103,7 @@ def _before_a_wall(relief: float, seed: int) -> tuple[QueryPose, float]:
     guess = pycolmap.Camera(taken.todict() | {"params": [768, 320, 240, 0.0]})
     pixels += rng.normal(0, 0.3, pixels.shape)
     matched = Correspondences(pixels, points, [("db.jpg", np.arange(300))], 1, 300)
-    answer = estimate_pose("q.jpg", guess, matched, PoseOptions(), uncalibrated=True)
+    answer = estimate_pose("q.jpg", guess, matched, PoseOptions(), lens="told")
     assert answer.pose is not None
     return answer, pose_errors(answer.pose, pycolmap.Rigid3d())[0]
 
@@ -99,6 +115,49 @@ def test_confidence_is_low_where_the_distance_is_not_known() -> None:
     assert max(off for _, off in flat) > 1
     assert {answer.confidence for answer, _ in flat} == {"low"}
     assert all(a.distance == pytest.approx(10.3, rel=0.1) for a, _ in deep)
+
+
+def _off_the_middle(offset: np.ndarray, seed: int, lens: Lens) -> tuple[QueryPose, np.ndarray]:
+    """A photo without known intrinsics: its pose, and the errors of this, as `_off`."""
+    rng = np.random.default_rng(seed)
+    x, y = np.array([320, 240]) + offset
+    taken = pycolmap.Camera(model="SIMPLE_RADIAL", width=640, height=480, params=[600, x, y, -0.02])
+    pixels = rng.uniform([0, 0], [640, 480], (200, 2))
+    rays = np.column_stack([taken.cam_from_img(pixels), np.ones(200)])
+    points = rays * rng.uniform(2, 6, (200, 1))
+    guess = pycolmap.Camera(taken.todict() | {"params": [768, 320, 240, 0.0]})
+    pixels += rng.normal(0, 0.05, pixels.shape)
+    matched = Correspondences(pixels, points, [("db.jpg", np.arange(200))], 1, 200)
+    answer = estimate_pose("q.jpg", guess, matched, PoseOptions(), lens=lens)
+    assert answer.pose is not None
+    assert parse_pose(format_pose(answer)) == answer
+    return answer, np.array(pose_errors(answer.pose, pycolmap.Rigid3d()))
+
+
+@pytest.mark.parametrize("lens", ["centred", "told"])
+def test_deviations_count_the_principal_point_of_estimated_intrinsics(lens: Lens) -> None:
+    """It is 0.7 % of the width off along each axis, which turns the camera by far more than the
+    noise does, unless the matches tell it."""
+    errors, stated = [], []
+    for seed in range(16):
+        offset = np.random.default_rng(100 + seed).normal(0, 0.007 * 640, 2)
+        answer, error = _off_the_middle(offset, seed, lens)
+        errors.append(error)
+        stated.append([answer.position_deviation, answer.rotation_deviation])
+        assert answer.confidence == "high"  # of the pose, whose camera is turned a little
+        assert (answer.off_centre is not None) == (lens == "told")
+    rms_errors, rms_stated = (np.sqrt(np.mean(np.square(v), axis=0)) for v in (errors, stated))
+    np.testing.assert_allclose(rms_stated / rms_errors, 1, atol=0.35)
+
+
+def test_a_cropped_photo_gets_its_principal_point_and_pose() -> None:
+    """With its principal point in the middle, the pose was far off and of high confidence."""
+    for offset, confidence in (((-80.0, 50.0), "high"), ((-180.0, 100.0), "low")):
+        answer, (position, rotation) = _off_the_middle(np.array(offset), 0, "told")
+        assert answer.off_centre == pytest.approx(np.linalg.norm(offset) / 640, rel=0.05)
+        assert position < 0.01
+        assert rotation < 0.1
+        assert answer.confidence == confidence
 
 
 def test_a_focal_length_that_no_lens_has_is_held_instead() -> None:
@@ -145,7 +204,7 @@ def test_points_at_the_rim_of_a_fisheye_lens_do_not_fail_the_rest() -> None:
     pixels = camera.img_from_cam(there) + rng.normal(0, 0.5, (120, 2))
     points = TRUTH.inverse() * there
     matched = Correspondences(pixels, points, [("db.jpg", np.arange(120))], 1, 120)
-    answer = estimate_pose("q.jpg", camera, matched, PoseOptions(), uncalibrated=False)
+    answer = estimate_pose("q.jpg", camera, matched, PoseOptions(), lens="known")
     assert answer.status == "localized"
     assert answer.median_error is not None
     assert answer.median_error < 1.0
