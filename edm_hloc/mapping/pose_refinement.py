@@ -32,7 +32,7 @@ from edm_hloc.base.files import scratch_folder
 from edm_hloc.base.geometry import epipolar_errors, extent, homogeneous
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.extension import Refinement, adjust, register_more
-from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.frames import frame_change, move_to_origin
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
 from edm_hloc.mapping.rotations import rotation_by_poses, rotations_by_matches
@@ -113,6 +113,7 @@ def refine_poses(
     start = time.monotonic()
     with quiet_colmap(), open_database(database) as db:
         model = _with_poses(db, given, options)
+        back = move_to_origin(model)
         pairs = _verified_pairs(db, model)
         name_of = {image.image_id: image.name for image in model.images.values()}
         wrong = _contradicted(_turns(db, model, pairs))
@@ -153,6 +154,7 @@ def refine_poses(
         names = posed_images(model).keys() - anew
         if len(names) < 2:
             raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
+        model.transform(back)
         model.transform(frame_change(model, given, names))
         write_model(model, image_root, temporary)
         mapped = MappingSummary(
