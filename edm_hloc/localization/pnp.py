@@ -163,7 +163,7 @@ def estimate_pose(
     """
     start = time.monotonic()
     # The pose is refined about the origin, which may be far away, as in the coordinates of a map.
-    origin = np.median(matched.points, axis=0) if len(matched.points) else np.zeros(3)
+    origin: Any = np.median(matched.points, axis=0) if len(matched.points) else np.zeros(3)
     matched = replace(matched, points=matched.points - origin)
     to_origin = pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
     found, fit, refinement = None, _Fit(pycolmap.Rigid3d(), camera), _refinement_options(False)
