@@ -41,6 +41,7 @@ from edm_hloc.mapping.triangulation import triangulate_points
 _WRONG_TURN = 15.0  # degrees by which most pairs of a wrong camera contradict its rotation, or …
 _WRONG_FACTOR = 4.0  # … this times what is usual, if that is more, …
 _SURELY_WRONG = 60.0  # … but no more than this
+_STILL_WRONG = 5.0  # degrees of the median pair of a refined model; of right ones it is below 2
 _FEW = 0.3  # of the usual share of its matches that a camera's points have, if its pose is wrong
 _GENEROUS = 2.0  # times the errors of three quarters of the matches: the first threshold
 _MOST = 0.15  # of the photos' longer side: a larger first threshold would accept anything
@@ -152,7 +153,10 @@ def refine_poses(
         drop_pointless(model)
         anew = {name_of[image_id] for image_id in wrong}
         names = posed_images(model).keys() - anew
-        if len(names) < 2:
+        with open_database(database) as db:
+            turns = _turns(db, model, _verified_pairs(db, model))
+        bent = bool(turns) and np.median([*turns.values()]) > _STILL_WRONG
+        if bent or len(names) < 2:
             raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
         model.transform(back)
         model.transform(frame_change(model, given, names))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
+import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.images.cameras import CameraOptions
 from edm_hloc.mapping.pose_refinement import refine_poses
 from tests.mapping.scenes import CAMERA, NAMES, THREADS, assert_near_truth, build, make_scene
@@ -53,3 +55,17 @@ def test_poses_in_the_coordinates_of_a_map_are_refined(tmp_path: Path) -> None:
     assert {change.state for change in poses.changes} == {"refined"}
     assert max(change.moved for change in poses.changes) < 0.2
     assert_near_truth(scene, tmp_path / "m", 0.1, 0.2)
+
+
+def test_poses_whose_refinement_contradicts_the_matches_are_refused(tmp_path: Path) -> None:
+    """Camera from world instead of world from camera: between these cameras of small angles, the
+    rotations are near enough to be refined, into a model that is bent."""
+    scene = make_scene(tmp_path, NAMES, noise=0.3, outliers=0.02, number=250)
+    build(scene, tmp_path / "d.db", CameraOptions(known=dict.fromkeys(NAMES, CAMERA)))
+    given = read_model(scene.truth)
+    for image in posed_images(given).values():
+        image.frame.rig_from_world = image.cam_from_world().inverse()
+    fixed = replace(THREADS, refine_intrinsics=False)
+    with pytest.raises(EdmHlocError, match=r"contradict the poses of 6 of 6 .*world from camera"):
+        refine_poses(tmp_path / "d.db", scene.images, tmp_path / "m", given, fixed)
+    assert not (tmp_path / "m").exists()
