@@ -223,7 +223,7 @@ def _with_unit_quaternion(pose: pycolmap.Rigid3d) -> pycolmap.Rigid3d | None:
     length = float(np.linalg.norm(pose.rotation.quat))
     if not (np.isfinite(pose.translation).all() and np.isfinite(length) and length > 1e-6):
         return None
-    if abs(length - 1) <= 1e-6:
+    if abs(length - 1) <= 1e-12:
         return pose
     return pycolmap.Rigid3d(pycolmap.Rotation3d(pose.rotation.quat / length), pose.translation)
 

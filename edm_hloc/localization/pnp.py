@@ -168,6 +168,10 @@ def estimate_pose(
         align: refines the pose by the photos; without it, it is that of the matches.
     """
     start = time.monotonic()
+    # The pose is refined about the origin, which may be far away, as in the coordinates of a map.
+    origin: Any = np.median(matched.points, axis=0) if len(matched.points) else np.zeros(3)
+    matched = replace(matched, points=matched.points - origin)
+    to_origin = pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
     found, fit, refinement = None, Fit(pycolmap.Rigid3d(), camera), refinement_options(False)
     if len(matched.pixels) >= _MIN_CORRESPONDENCES:
         found, fit, refinement = _estimated(camera, matched, options, lens != "known")
@@ -201,7 +205,8 @@ def estimate_pose(
     aligned = 0
     for number in range(ALIGNMENTS if align else 0):
         assert align is not None
-        new_pixels, new_points = align(number, fit.camera, fit.pose, inliers_of)
+        new_pixels, new_points = align(number, fit.camera, fit.pose * to_origin, inliers_of)
+        new_points = new_points - origin
         if len(new_pixels) < max(options.min_inliers, _FEWEST_ALIGNED):
             break
         better = refined(fit, new_pixels, new_points, refinement, _ALIGNED_LOSS)
@@ -215,7 +220,7 @@ def estimate_pose(
     return replace(
         answer,
         status="localized",
-        cam_from_world=to_numbers(fit.pose),
+        cam_from_world=to_numbers(fit.pose * to_origin),
         camera=camera_text(fit.camera),
         better_focal=better_focal,
         median_error=float(np.median(reprojection_errors(fit, pixels, points))),

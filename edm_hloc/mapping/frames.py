@@ -1,4 +1,4 @@
-"""The similarity between two models of the same photos."""
+"""The similarity between two models of the same photos, and the way to the origin and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images
+from edm_hloc.base.colmap import centres_of, posed_images
 from edm_hloc.base.geometry import nearest_rotation
 
 _OUTLIER = 3.0  # times the median distance: images that moved so far do not determine the frame
@@ -52,3 +52,20 @@ def frame_change(
         error = np.linalg.norm(scale * turned + goal - targets, axis=1)
         use = error <= max(_OUTLIER * float(np.median(error)), 1e-12)
     return pycolmap.Sim3d(scale, pycolmap.Rotation3d(R), goal - scale * R @ middle)
+
+
+def move_to_origin(model: pycolmap.Reconstruction) -> pycolmap.Sim3d:
+    """Moves a model to where its cameras are around the origin.
+
+    An adjustment turns cameras about the origin, so it fails for those that are a hundred times
+    their extent away from it, as in the coordinates of a map.
+
+    Args:
+        model: changed in place; it has posed images.
+
+    Returns:
+        The way back.
+    """
+    middle = np.median(centres_of(posed_images(model).values()), axis=0)
+    model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), -middle))
+    return pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), middle)

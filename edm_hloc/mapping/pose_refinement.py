@@ -33,7 +33,7 @@ from edm_hloc.base.geometry import epipolar_errors, extent
 from edm_hloc.base.progress import StepProgress, track
 from edm_hloc.mapping.database_reading import IdPair, ray_reader
 from edm_hloc.mapping.extension import Refinement, adjust, register_more
-from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.frames import frame_change, move_to_origin
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import MappingSummary, new_model_folder, write_model
 from edm_hloc.mapping.rotations import rotation_by_poses, rotations_by_matches
@@ -42,6 +42,7 @@ from edm_hloc.mapping.triangulation import triangulate_points
 _WRONG_TURN = 15.0  # degrees by which most pairs of a wrong camera contradict its rotation, or …
 _WRONG_FACTOR = 4.0  # … this times what is usual, if that is more, …
 _SURELY_WRONG = 60.0  # … but no more than this
+_STILL_WRONG = 5.0  # degrees of the median pair of a refined model; of right ones it is below 2
 _FEW = 0.3  # of the usual share of its matches that a camera's points have, if its pose is wrong
 _GENEROUS = 2.0  # times the errors of three quarters of the matches: the first threshold
 _MOST = 0.15  # of the photos' longer side: a larger first threshold would accept anything
@@ -114,6 +115,7 @@ def refine_poses(
     start = time.monotonic()
     with quiet_colmap(), open_database(database) as db:
         model = _with_poses(db, given, options)
+        back = move_to_origin(model)
         pairs = _verified_pairs(db, model)
         name_of = {image.image_id: image.name for image in model.images.values()}
         wrong = _contradicted(_turns(db, model, pairs))
@@ -152,8 +154,12 @@ def refine_poses(
         drop_pointless(model)
         anew = {name_of[image_id] for image_id in wrong}
         names = posed_images(model).keys() - anew
-        if len(names) < 2:
+        with open_database(database) as db:
+            turns = _turns(db, model, _verified_pairs(db, model))
+        bent = bool(turns) and np.median([*turns.values()]) > _STILL_WRONG
+        if bent or len(names) < 2:
             raise EdmHlocError(_disagreement(len(given.images), len(given.images)))
+        model.transform(back)
         model.transform(frame_change(model, given, names))
         write_model(model, image_root, temporary)
         mapped = MappingSummary(

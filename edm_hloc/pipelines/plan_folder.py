@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 
 from edm_hloc.base.errors import BusyError, EdmHlocError
 from edm_hloc.base.files import FolderLock
@@ -170,3 +171,27 @@ def _check_no_worker(folder: Path) -> None:
                 f"A worker is at work in {work}, and what it does would be lost: wait until it has "
                 "ended, or end it, then give this command again."
             ) from error
+
+
+def describe_left(folder: Path, what: str, sizes: Sequence[int], left: Sequence[int]) -> str:
+    """What is to be done with a plan.
+
+    Args:
+        folder: of the plan.
+        what: kind of the work.
+        sizes: number of items of each shard.
+        left: numbers of the shards that are not done.
+    """
+    many = len(sizes)
+    if len(left) == many:
+        said = f"Planned     {what}: {many:,} shards of up to {max(sizes):,} items, in {folder}"
+        which = f"for K from 1 to {many}"
+    else:
+        some = ", ".join(map(str, left[:10])) + (", …" if len(left) > 10 else "")
+        said = f"Left        {what}: {len(left):,} of {many:,} shards are not done: {some}"
+        which = "for these"
+    out = quote(str(folder.parent))
+    return (
+        f"{said}\nNext        edm-hloc match-shard {out} K, {which}, on any computers;\n"
+        "            then this command again, which goes on from there"
+    )

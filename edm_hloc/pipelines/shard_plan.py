@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError
@@ -176,9 +175,14 @@ def make_plan(
         if there is not None and _same_work(there, plan):
             return _rewritten(there, image_root)
         if there is not None and not is_merged(there):
+            check_matcher(there, matcher)
+            before, now = (
+                f"{sum(p.pairs):,} pairs in {len(p.pairs):,} shards" for p in (there, plan)
+            )
+            what = "other pairs" if before == now else before
             raise EdmHlocError(
-                f"{folder} holds the plan of other pairs or settings: merge or finish "
-                "it, choose another output folder, or run with --overwrite."
+                f"{folder} holds the plan of {what}, and this one is of {now}: merge or finish it, "
+                "choose another output folder, or run with --overwrite."
             )
         if overwrite or there is not None:
             remove_plan(folder)
@@ -414,30 +418,6 @@ def number_of_shards(out: Path) -> int:
     """Of the plan in an output folder, whatever it is of. Raises EdmHlocError without a plan."""
     values = _values_of(out)
     return len(values.get("pairs", values.get("items", ())))
-
-
-def describe_left(folder: Path, what: str, sizes: Sequence[int], left: Sequence[int]) -> str:
-    """What is to be done with a plan.
-
-    Args:
-        folder: of the plan.
-        what: kind of the work.
-        sizes: number of items of each shard.
-        left: numbers of the shards that are not done.
-    """
-    many = len(sizes)
-    if len(left) == many:
-        said = f"Planned     {what}: {many:,} shards of up to {max(sizes):,} items, in {folder}"
-        which = f"for K from 1 to {many}"
-    else:
-        some = ", ".join(map(str, left[:10])) + (", …" if len(left) > 10 else "")
-        said = f"Left        {what}: {len(left):,} of {many:,} shards are not done: {some}"
-        which = "for these"
-    out = quote(str(folder.parent))
-    return (
-        f"{said}\nNext        edm-hloc match-shard {out} K, {which}, on any computers;\n"
-        "            then this command again, which goes on from there"
-    )
 
 
 def _digest(pairs: Sequence[Pair]) -> str:

@@ -29,12 +29,11 @@ from edm_hloc.matchers.base import Matcher
 from edm_hloc.matching.blocks import cut_into_blocks
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.pairs.rules import Pair, names_in
-from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, remove_plan
+from edm_hloc.pipelines.plan_folder import PLAN_FOLDER, describe_left, remove_plan
 from edm_hloc.pipelines.run import Run
 from edm_hloc.pipelines.shard_plan import (
     adopt_photos,
     check_matcher,
-    describe_left,
     find_plan,
     make_plan,
     what_is_planned,

@@ -38,13 +38,13 @@ from edm_hloc.matching.shards import differences_between
 from edm_hloc.pipelines.plan_folder import (
     PLAN_FOLDER,
     clear_leftovers,
+    describe_left,
     number_in,
     refuse_others,
     remove_plan,
 )
 from edm_hloc.pipelines.shard_plan import (
     check_number,
-    describe_left,
     find_plan,
     is_merged,
     what_is_planned,

@@ -30,7 +30,7 @@ from edm_hloc.base.journal import journal_path
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.find import image_stamps
 from edm_hloc.images.sizes import fit_model
-from edm_hloc.mapping.frames import frame_change
+from edm_hloc.mapping.frames import frame_change, move_to_origin
 from edm_hloc.mapping.georeference import keep_place
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.output import (
@@ -335,8 +335,9 @@ def refine_model(
         options = limits_of(model)
     elif options.one_camera:  # else the model, or a user, tells which photos share a camera
         freedom = replace(freedom, unsure=unsure_cameras(model, image_root))
+    back = move_to_origin(model) if freedom.poses and posed else None
     made_from: list[object] = [
-        pycolmap.__version__,
+        [pycolmap.__version__, back is not None and back.translation.tolist()],
         sorted((p.name, file_stamp(p)) for p in reference.iterdir()),
         image_stamps(image_root, posed),
         [freedom.poses, sorted(freedom.constant), freedom.distortion, freedom.lenses],
@@ -357,6 +358,8 @@ def refine_model(
                 model, rigs, freedom = in_rigs(model, kept, config, options)
             between = replace(between, kept=rounds)
             found = refine_tracks(model, image_root, freedom, config, options, between)
+            if back:
+                found.model.transform(back)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
     except NoRoomError:
         raise

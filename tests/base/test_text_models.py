@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_a_byte_order_mark_is_no_part_of_a_model(name: str, encoding: str, tmp_p
     ]
     assert model.num_points3D() == 1
     assert (folder / name).read_text(encoding) == text
+
+
+def test_quaternions_of_seven_digits_get_length_1(tmp_path: Path) -> None:
+    """Those of COLMAP's file of frames, too, which turn a place 5,000 km away by half a metre."""
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_frames_per_rig, options.num_points3D = 2, 5
+    model = pycolmap.synthesize_dataset(options)
+    model.write_text(tmp_path)
+    text = (tmp_path / "frames.txt").read_text()
+    (tmp_path / "frames.txt").write_text(re.sub(r"(\.\d{7})\d+", r"\1", text))
+    for frame in read_model(tmp_path).frames.values():
+        assert abs(np.linalg.norm(frame.rig_from_world.rotation.quat) - 1) < 1e-15
 
 
 def test_quaternions_get_length_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from edm_hloc.base.frames import to_colmap
 from edm_hloc.evaluation.localization import pose_errors
 from edm_hloc.localization.fit import Lens
 from edm_hloc.localization.log import format_pose, parse_pose
-from edm_hloc.localization.pnp import Correspondences, PoseOptions, estimate_pose
+from edm_hloc.localization.pnp import Align, Correspondences, PoseOptions, estimate_pose
 from edm_hloc.localization.results import QueryPose
 from tests.localization.queries import CAMERA, TRUTH, seen
 
@@ -22,9 +22,10 @@ def cloud() -> np.ndarray:
     return np.random.default_rng(0).uniform([-2, -1.5, 2], [2, 1.5, 6], (600, 3))
 
 
-def _estimated(pixels: np.ndarray, points: np.ndarray) -> QueryPose:
+def _estimated(pixels: np.ndarray, points: np.ndarray, align: Align | None = None) -> QueryPose:
     matched = Correspondences(pixels, points, [("db.jpg", np.arange(len(pixels)))], 1, len(pixels))
-    return estimate_pose("q.jpg", CAMERA, matched, PoseOptions(), lens="known")
+    options = PoseOptions()
+    return estimate_pose("q.jpg", CAMERA, matched, options, lens="known", align=align)
 
 
 def _off(pose: pycolmap.Rigid3d | None) -> np.ndarray:
@@ -44,6 +45,27 @@ def test_the_loss_is_as_narrow_as_the_matches_are_exact(cloud: np.ndarray) -> No
     answer = _estimated(pixels, cloud)
     assert answer.inliers == len(cloud)
     assert (_off(answer.pose) < 0.2 * _off(of_colmap["cam_from_world"])).all()
+
+
+def test_a_place_in_the_coordinates_of_a_map_is_as_exact(cloud: np.ndarray) -> None:
+    """Five thousand kilometres from the origin, which COLMAP's refinement turns the camera about;
+    with the points of an alignment, too."""
+    pixels = to_colmap(seen(cloud)) + np.random.default_rng(3).normal(0, 0.5, (len(cloud), 2))
+    map_origin = np.array([691234.5, 5335678.9, 512.0])
+    answers = []
+    for points in (cloud, cloud + map_origin):
+        answers.append(_estimated(pixels, points))
+        answers.append(_estimated(pixels, points, lambda *_, xyz=points: (pixels[:300], xyz[:300])))
+    near, far = answers[:2], answers[2:]
+    to_near = pycolmap.Rigid3d(pycolmap.Rotation3d(), map_origin)
+    for here, there in zip(near, far, strict=True):
+        assert here.pose is not None
+        assert there.pose is not None
+        assert (there.aligned, there.confidence) == (here.aligned, "high")
+        moved = there.pose * to_near
+        np.testing.assert_allclose(moved.matrix(), here.pose.matrix(), atol=1e-6)
+        assert there.position_deviation == pytest.approx(here.position_deviation, rel=1e-3)
+    assert [answer.aligned for answer in near] == [0, 300]
 
 
 @pytest.mark.parametrize("sigma", [pytest.param(0.3, marks=pytest.mark.slow), 3.0])

@@ -198,8 +198,17 @@ def test_mirrored_photos_are_left_out_once(photos: Path, tmp_path: Path) -> None
 def test_plans_and_matchers_are_not_mixed(photos: Path, tmp_path: Path) -> None:
     plan = plan_of(photos, tmp_path / "out", 2)
     assert asdict(plan_of(photos, tmp_path / "out", 2)) == asdict(plan)  # the same plan is kept
-    with pytest.raises(EdmHlocError, match="holds the plan of other pairs"):
-        plan_of(photos, tmp_path / "out", 2, PAIRS[:-1])
+    others = [*PAIRS[:-1], ("x.jpg", "y.jpg")]
+    n = len(PAIRS)
+    for shards, pairs, differs in (
+        (2, PAIRS[:-1], f"{n} pairs in 2 shards, and this one is of {n - 1} pairs in 2 shards"),
+        (3, PAIRS, f"{n} pairs in 2 shards, and this one is of {n} pairs in 3 shards"),
+        (2, others, f"other pairs, and this one is of {n} pairs in 2 shards"),
+    ):
+        with pytest.raises(EdmHlocError, match=f"holds the plan of {differs}"):
+            plan_of(photos, tmp_path / "out", shards, pairs)
+    with pytest.raises(EdmHlocError, match=r"other settings.*\n  setting: 1.0 there, 2.0 now"):
+        make_plan(tmp_path / "out", photos, PAIRS, FakeMatcher(setting=2.0), shards=2)
     with pytest.raises(EdmHlocError, match=r"other settings.*\n  setting: 1.0 there, 2.0 now"):
         match_shard(plan, 1, FakeMatcher(setting=2.0))
     with pytest.raises(EdmHlocError, match="shards 1 to 2, but not 3"):

@@ -404,6 +404,23 @@ def test_the_command_refines_a_model_into_another_folder(
     )
 
 
+def test_a_model_in_the_coordinates_of_a_map_is_refined_as_well(roof: Roof, tmp_path: Path) -> None:
+    """Five thousand kilometres from the origin, which an adjustment turns the cameras about."""
+    on_map = pycolmap.Sim3d(1.0, pycolmap.Rotation3d(), np.array([691234.5, 5335678.9, 512.0]))
+    for name in ("model", "truth"):
+        moved = pycolmap.Reconstruction(getattr(roof, name))
+        moved.transform(on_map)
+        (tmp_path / name).mkdir()
+        moved.write_binary(tmp_path / name)
+    kept = Kept(intrinsics=True)
+    refine_model(tmp_path / "model", roof.images, tmp_path / "out", kept, THREADS)
+    found, before = (compare(tmp_path / n, tmp_path / "truth") for n in ("out", "model"))
+    assert found.position_median < before.position_median / 3
+    for name, image in posed_images(read_model(tmp_path / "out")).items():
+        there = posed_images(read_model(tmp_path / "model"))[name].projection_center()
+        np.testing.assert_allclose(image.projection_center(), there, rtol=0, atol=0.05)
+
+
 def test_points_alone_are_refined_with_known_poses(roof: Roof, tmp_path: Path) -> None:
     """Of a model with the true poses, as of surveyed cameras: points move, cameras do not."""
     model, truth = pycolmap.Reconstruction(roof.model), pycolmap.Reconstruction(roof.truth)
