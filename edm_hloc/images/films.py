@@ -23,10 +23,10 @@ from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import holds_more_than, make_folder, require_file, write_whole
 from edm_hloc.base.fingerprint import file_stamp
 from edm_hloc.base.progress import StepProgress
+from edm_hloc.images.find import FRAMES_RECORD
 
 logger = logging.getLogger(__name__)
 
-RECORD = "frames.json"
 _NAME = re.compile(r"frame_\d{6,}\.jpg")
 _SIDE = 480  # px of the longer side of the copies in which movement is measured
 _CORNERS = 200
@@ -108,9 +108,9 @@ def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | Non
     """
     if out.exists() and not out.is_dir():
         raise EdmHlocError(f"{out} is a file: choose another folder for the frames.")
-    if out.is_dir() and holds_more_than(out, RECORD):
+    if out.is_dir() and holds_more_than(out, FRAMES_RECORD):
         try:
-            record = json.loads((out / RECORD).read_text("utf-8"))
+            record = json.loads((out / FRAMES_RECORD).read_text("utf-8"))
             ours = record["film"] == made_from["film"]
             listed = {_path(out, number) for number in record.get("frames", ())}
         except (OSError, ValueError, KeyError, TypeError):
@@ -132,7 +132,7 @@ def _claim(film: Path, out: Path, made_from: dict[str, Any]) -> FilmFrames | Non
         for path in listed:
             path.unlink(missing_ok=True)
     make_folder(out)
-    write_whole(out / RECORD, json.dumps(made_from))
+    write_whole(out / FRAMES_RECORD, json.dumps(made_from))
     return None
 
 
@@ -148,7 +148,7 @@ def _extract(
 
     def write(number: int, picture: np.ndarray) -> None:
         written.append(number)  # recorded before it is there: what is not listed is not ours
-        write_whole(out / RECORD, json.dumps(made_from | {"frames": written}))
+        write_whole(out / FRAMES_RECORD, json.dumps(made_from | {"frames": written}))
         _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         write_whole(_path(out, number), data.tobytes())
 
@@ -181,7 +181,7 @@ def _extract(
         )
     length = frames / rate if rate > 0 else 0.0
     found: dict[str, Any] = {"frames": frames, "seconds": length, "cuts": chooser.cuts}
-    write_whole(out / RECORD, json.dumps(made_from | {"frames": written, "found": found}))
+    write_whole(out / FRAMES_RECORD, json.dumps(made_from | {"frames": written, "found": found}))
     return FilmFrames(tuple(written), **found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 from collections import Counter
@@ -48,6 +49,8 @@ _RECORDS = {  # of the folders that this program has made of photos, and how the
     "run.json": b'{ "settings":',
     "export.json": b'{ "made_by": "edm-hloc export-model"',
 }
+FRAMES_RECORD = "frames.json"
+"""In a folder of a film's frames, what `films.extract_frames` chose: `found` once it is all."""
 _OF_SYSTEMS = ("@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx")  # in lower case
 _PEEKED = 2000  # files of unknown kind of which the first bytes are read
 
@@ -167,6 +170,7 @@ class _Others:
         self._root = root
         self._unread: list[str] = []
         self._films: list[str] = []
+        self._unfinished: list[str] = []
         self._misnamed: list[str] = []
         self._peeked = 0
 
@@ -177,6 +181,12 @@ class _Others:
             self._films.append(name)
         elif suffix in _UNREAD_SUFFIXES + HEIC_SUFFIXES:
             self._unread.append(name)
+        elif isinstance(self._root, Path) and PurePosixPath(name).name == FRAMES_RECORD:
+            if film := _unfinished_film(self._root / name):
+                self._unfinished.append(
+                    f"{(self._root / name).parent} has only a part of the frames of {film}, as "
+                    "edm-hloc frames was interrupted: the same command writes the rest."
+                )
         elif isinstance(self._root, Path) and self._peeked < _PEEKED:
             self._peeked += 1
             if _begins_like_a_photo(self._root / name):
@@ -214,7 +224,17 @@ class _Others:
                 f"{len(self._films)} films such as {film} are not read. "
                 + _how_to_make_frames(f"{self._root}/{film}")
             )
-        return " ".join(sentences)
+        return " ".join(sentences + self._unfinished)
+
+
+def _unfinished_film(record: Path) -> str | None:
+    """The film of which a folder has only a part of the frames, by their record."""
+    try:
+        content = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and {"film", "stamp", "step"} <= content.keys()
+    return str(content["film"]) if ours and "found" not in content else None
 
 
 def _begins_like_a_photo(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from edm_hloc import cli
 from edm_hloc.images.films import extract_frames
+from edm_hloc.images.find import find_images
 
 SIZE = (320, 240)
 
@@ -150,7 +152,10 @@ def test_frames_that_are_there_stay_as_they_are(wall: np.ndarray, tmp_path: Path
 
 
 def test_an_interrupted_extraction_says_that_it_begins_again(
-    wall: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wall: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     film, out = write_film(tmp_path / "a.avi", wall, np.arange(0, 300, 6).tolist()), tmp_path / "o"
     with pytest.MonkeyPatch.context() as patch:
@@ -167,8 +172,14 @@ def test_an_interrupted_extraction_says_that_it_begins_again(
     recorded = json.loads((out / "frames.json").read_text())["frames"]
     assert written
     assert written == {f"frame_{number:06d}.jpg" for number in recorded}
+    with caplog.at_level(logging.WARNING, "edm_hloc"):
+        assert set(find_images(out)) == written
+    assert f"{out} has only a part of the frames of {film}" in caplog.text
     assert len(frames_of(film, out, "--step", "0.16")) < len(written)  # these are gone
     assert len(frames_of(film, out)) > 10
+    caplog.clear()
+    find_images(out)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("ending", [".avi", ".mp4", ".mkv"])
