@@ -7,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from edm_hloc.localization.fit import Fit, Lens, derivatives, loss_scale, median_distance
+from edm_hloc.mapping.plausible import OFF_CENTRE
 
 _CELLS = 8  # of a photo's longer side: errors in one of them may have one cause
-# Standard deviation, along each axis, of the principal points of lenses from the middle of their
-# photos, of the longer side: calibrated ones are mostly within 1 % of it
-_OFF_CENTRE = 0.007
 
 
 class Deviations(NamedTuple):
@@ -63,7 +61,7 @@ def pose_deviations(
     if lens != "centred":
         return Deviations(unit * np.sqrt(variances), None)
     moved = inverse @ np.einsum("n,nai,nap->ip", slopes, J, every[ahead][:, :, -2:])
-    of_lens = _of_pose(moved @ moved.T) * (_OFF_CENTRE * side) ** 2
+    of_lens = _of_pose(moved @ moved.T) * (OFF_CENTRE * side) ** 2
     return Deviations(unit * np.sqrt(variances + of_lens), unit * np.sqrt(of_lens))
 
 

@@ -19,6 +19,10 @@ LENSES = (0.3, 5.0)
 SHORTEST_LENS, LONGEST_LENS = 0.1, 30.0
 """Focal lengths by the longer side, beyond which no photo is placed: the shorter is COLMAP's."""
 
+OFF_CENTRE = 0.007
+"""Standard deviation, along each axis, of the principal points of lenses from the middle of their
+photos, by the longer side: calibrated ones are mostly within 1 % of it."""
+
 _LONGEST = 10.0  # by the longer side: plausible where most photos of the model have such a lens
 
 _MOST_APART = 1.5  # factor between a focal length and the median of the others

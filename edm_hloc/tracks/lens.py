@@ -92,7 +92,7 @@ def _fit(
     options: MappingOptions,
 ) -> tuple[pycolmap.Reconstruction, Freedom, list[Lens]]:
     """What `fit_lenses` gives, for the images of each camera that is asked for."""
-    some = _with_fewer_points(model)
+    some = with_fewer_points(model)
     whole = _calibrated(some, asked, freedom, options)
     many = [images for images in asked.values() if len(images) >= _MIN_PHOTOS]
     few = [image for images in asked.values() if len(images) < _MIN_PHOTOS for image in images]
@@ -197,7 +197,7 @@ def _centred(camera: pycolmap.Camera) -> pycolmap.Camera:
     return copy
 
 
-def _with_fewer_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+def with_fewer_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
     """The model, or a copy with some of its points where it has too many."""
     ids = np.random.default_rng(0).permutation(sorted(model.point3D_ids()))
     seen = np.cumsum([model.points3D[i].track.length() for i in ids.tolist()])
@@ -225,7 +225,7 @@ def _calibrated(
             camera.model = pycolmap.CameraModelId.RADIAL
             camera.params = [*params, 0.0]
     others = frozenset(copy.cameras) - set(cameras)
-    _adjust(
+    adjust_to_lenses(
         copy,
         replace(freedom, constant=freedom.constant | others, distortion=True, principal_point=True),
         options,
@@ -291,11 +291,13 @@ def _with_lenses(
     copy = pycolmap.Reconstruction(model)
     for i, lens in lenses.items():
         take_intrinsics(copy.cameras[i], lens)
-    _adjust(copy, replace(freedom, constant=freedom.constant | lenses.keys()), options)
+    adjust_to_lenses(copy, replace(freedom, constant=freedom.constant | lenses.keys()), options)
     return copy
 
 
-def _adjust(model: pycolmap.Reconstruction, freedom: Freedom, options: MappingOptions) -> None:
+def adjust_to_lenses(
+    model: pycolmap.Reconstruction, freedom: Freedom, options: MappingOptions
+) -> None:
     """Adjusts a model whose lenses have changed."""
     views = Views.of(model)
     scale = robust_scale(reprojection_errors(Tracks.of(model, views), views))

@@ -91,7 +91,7 @@ def camera_covariances(
         found = pycolmap.estimate_ba_covariance(wanted, model, adjuster)
         covariance = None if found is None else size * _of_centres(found, views)
         if covariance is not None and np.isfinite(covariance).all():
-            return unit[:, None] * _free_of_frame(covariance, views) * unit
+            return unit[:, None] * free_of_frame(covariance, views) * unit
     return None  # as where photos were mapped onto one place
 
 
@@ -209,7 +209,7 @@ def _of_centres(found: pycolmap.BACovariance, views: Views) -> np.ndarray:
     return np.asarray(turned.reshape(6 * number, 6 * number))
 
 
-def _free_of_frame(covariance: np.ndarray, views: Views) -> np.ndarray:
+def free_of_frame(covariance: np.ndarray, views: Views) -> np.ndarray:
     """The covariance (6V, 6V) after the similarity that brings all cameras nearest to where they
     are. An angle of a radian counts as √2 times the cameras' mean distance from their middle, as in
     `evaluation.models.align`, where a rotation counts by all three of its axes."""

@@ -13,10 +13,12 @@ from edm_hloc.base.colmap import ModelStatistics, quiet_colmap
 from edm_hloc.cli.summaries import print_tracks
 from edm_hloc.evaluation.models import align
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.plausible import OFF_CENTRE
 from edm_hloc.tracks import uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Views
+from edm_hloc.tracks.held_lens import covariance_of_held, held_principal_points
 from edm_hloc.tracks.refine import TrackSummary
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
@@ -110,6 +112,52 @@ def test_uncertainties_are_the_spread_of_the_errors(scene: Scene, freedom: Freed
         assert 0.85 < np.sqrt(np.mean(own**2)) < 1.25
         assert 0.60 < np.mean(np.abs(own) < 1) < 0.78  # 68 %
         assert 0.92 < np.mean(np.abs(own) < 2) < 0.98  # 95 %
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one camera", "own cameras"])
+def test_principal_points_that_are_held_in_the_middle_count(own: bool) -> None:
+    """Real ones are off by 0.7 % of the longer side, which the residuals hardly show."""
+    scene, rng = Scene("SIMPLE_RADIAL", own=own), np.random.default_rng(0)
+    true_R, true_centres = _poses(scene.model(rng, 0))
+    extent = np.linalg.norm(true_centres[:, None] - true_centres, axis=2).max()
+    ratios: list[float] = []
+    with quiet_colmap():
+        for _ in range(8):
+            model = scene.model(rng, 0.05)
+            off = {i: rng.normal(0, OFF_CENTRE * 640, 2) for i in sorted(model.cameras)}
+            for image in model.images.values():
+                for keypoint in image.points2D:
+                    keypoint.xy = keypoint.xy + off[image.camera_id]
+            adjuster_of(model, 1.0, FREE, THREADS, iterations=60).solve()
+            held = held_principal_points(model, FREE)
+            assert held == sorted(model.cameras)
+            known = camera_covariances(model, FREE, TrackConfig(), THREADS)
+            assert known is not None
+            before = model.cameras[1].principal_point_x
+            covariances = known + covariance_of_held(model, held, FREE, THREADS)
+            assert model.cameras[1].principal_point_x == before
+            told = camera_uncertainties(covariances, Views.of(model))
+            R, centres = _poses(model)
+            frame = align(R, centres, true_R, true_centres)
+            way = 100 / extent * np.linalg.norm(frame(centres) - true_centres, axis=1)
+            turn = Rotation.from_matrix(R @ frame.R.T @ true_R.transpose(0, 2, 1)).magnitude()
+            sure = camera_uncertainties(known, Views.of(model))
+            for v, (name, camera) in enumerate(told.items()):
+                ratios.append(way[v] / np.linalg.norm(camera.position))
+                ratios.append(np.degrees(turn[v]) / np.linalg.norm(camera.rotation))
+                assert np.linalg.norm(camera.rotation) > 3 * np.linalg.norm(sure[name].rotation)
+    assert 0.5 < np.sqrt(np.mean(np.square(ratios))) < 1.6
+
+
+@pytest.mark.parametrize(
+    ("freedom", "off"),
+    [(FIXED, 0.0), (LENS, 0.0), (FREE, 9.0), (Freedom(poses=False), 0.0)],
+    ids=["known", "found", "not in the middle", "poses stay"],
+)
+def test_principal_points_that_are_not_held_do_not_count(freedom: Freedom, off: float) -> None:
+    model = Scene("SIMPLE_RADIAL").model(np.random.default_rng(0), 0)
+    model.cameras[1].principal_point_x += off
+    assert held_principal_points(model, freedom) == []
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e3, 0.0), (1e-3, 0.0), (1.0, 5e6)])
