@@ -33,6 +33,7 @@ from PIL import ExifTags, Image
 import edm_hloc
 from edm_hloc import cli
 from tests.interop.real_hloc import import_match_dense
+from tests.scenes import made_once
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -165,16 +166,13 @@ def test_documents_have_commands() -> None:
 # --------------------------------------------------------------------------- small data
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Fills a folder with the inputs, under the names that the documents use."""
+def _make_inputs(scene: Path) -> None:
     from edm_hloc.base.colmap import read_model
     from edm_hloc.interop.exports import export_nerfstudio
     from edm_hloc.localization.poses import write_poses
     from edm_hloc.matching.reader import RawMatchReader
     from edm_hloc.synthetic.photo_collection import make_photo_collection
 
-    scene = tmp_path_factory.mktemp("docs") / "scene"
     make_photo_collection(scene, views=5, size=(256, 192), seed=3)
     photos = sorted((scene / "images").iterdir())
     run = scene / "run"
@@ -192,6 +190,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
             np.savez(path, **raw.read(a, b).arrays())
     _places(scene)
     _film(scene / "FILM", photos)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Fills a folder with the inputs, under the names that the documents use."""
+    scene = made_once(tmp_path_factory, "docs", _make_inputs)
+    run, photos = scene / "run", sorted((scene / "images").iterdir())
 
     def fill(folder: Path) -> None:
         for name in PHOTOS:
