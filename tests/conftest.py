@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.scenes import made_once
+
 torch.set_num_threads(1)
 # What tests start in processes of their own: threads that spin would take the others' time.
 os.environ["OMP_WAIT_POLICY"] = "passive"
@@ -22,6 +24,18 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven rendered photos of 320 × 240 with depth and their true COLMAP model."""
     from edm_hloc.synthetic.photo_collection import make_photo_collection
 
-    folder = tmp_path_factory.mktemp("scene")
-    make_photo_collection(folder, views=7, size=(320, 240), seed=3, depth_maps=True)
-    return folder
+    def make(folder: Path) -> None:
+        make_photo_collection(folder, views=7, size=(320, 240), seed=3, depth_maps=True)
+
+    return made_once(tmp_path_factory, "scene", make)
+
+
+@pytest.fixture(scope="session")
+def small_aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of Aachen with 6 photos and 4 queries of 320 × 240, with depth."""
+    from edm_hloc.synthetic.aachen_miniature import make_aachen
+
+    def make(folder: Path) -> None:
+        make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
+
+    return made_once(tmp_path_factory, "aachen", make)

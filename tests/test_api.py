@@ -300,7 +300,7 @@ def test_what_is_returned_holds_wherever_the_program_goes(
     shutil.copytree(scene / "images", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     config = edm_hloc.ReconstructionConfig(
-        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
     )
     truth = TruthMatcher(scene)
     model = edm_hloc.reconstruct("photos", "out", matcher=truth, config=config)
@@ -320,7 +320,7 @@ def test_pairs_of_ones_own(scene: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (scene / "images").iterdir())[:3]
     pairs = [(names[0], names[1]), (names[1], names[2]), (names[0], names[2])]
     config = edm_hloc.ReconstructionConfig(
-        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")
+        cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
     )
     model = edm_hloc.reconstruct(
         scene / "images", tmp_path / "out", pairs, TruthMatcher(scene), config

@@ -33,6 +33,7 @@ from PIL import ExifTags, Image
 import edm_hloc
 from edm_hloc import cli
 from tests.interop.real_hloc import import_match_dense
+from tests.scenes import made_once
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -94,6 +95,14 @@ ONLY_PARSED = {
     "edm-hloc match-shard s3://bucket/run": "needs a bucket",
     "edm-hloc merge s3://bucket/run": "needs a bucket",
 }
+# Pages of measurements: what they run is run by the guides, too, in the same or nearly the same
+# form, so that their commands are only parsed but in the slow test.
+MEASUREMENTS = {
+    *("docs/results.md", "docs/training.md", "docs/speed.md", "docs/tracks.md"),
+    "docs/evaluation.md",
+}
+# What a sentence adds to a run that a block has made: what that run has done is not done again.
+RUN_AGAIN = re.compile("edm-hloc reconstruct IMAGES OUT2 --(mesh|for|positions) ")
 DONE: set[tuple[bool, str]] = set()  # commands in sentences, which stand for themselves
 # Names of one and the same folder of photos.
 PHOTOS = (
@@ -157,20 +166,17 @@ def test_documents_have_commands() -> None:
 # --------------------------------------------------------------------------- small data
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
-    """Fills a folder with the inputs, under the names that the documents use."""
+def _make_inputs(scene: Path) -> None:
     from edm_hloc.base.colmap import read_model
     from edm_hloc.interop.exports import export_nerfstudio
     from edm_hloc.localization.poses import write_poses
     from edm_hloc.matching.reader import RawMatchReader
     from edm_hloc.synthetic.photo_collection import make_photo_collection
 
-    scene = tmp_path_factory.mktemp("docs") / "scene"
     make_photo_collection(scene, views=5, size=(256, 192), seed=3)
     photos = sorted((scene / "images").iterdir())
     run = scene / "run"
-    assert cli.main(["reconstruct", str(scene / "images"), str(run), "--camera-mode=single"]) == 0
+    assert cli.main(["reconstruct", str(scene / "images"), str(run)]) == 0
     _bad_photos(scene, photos)
     poses = {
         image.name: image.cam_from_world() for image in read_model(run / "model").images.values()
@@ -184,6 +190,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
             np.savez(path, **raw.read(a, b).arrays())
     _places(scene)
     _film(scene / "FILM", photos)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Fills a folder with the inputs, under the names that the documents use."""
+    scene = made_once(tmp_path_factory, "docs", _make_inputs)
+    run, photos = scene / "run", sorted((scene / "images").iterdir())
 
     def fill(folder: Path) -> None:
         for name in PHOTOS:
@@ -379,6 +392,8 @@ def check(
     slow: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    *,
+    only_parse: bool = False,
 ) -> None:
     line = words(command)
     known = next(
@@ -387,7 +402,7 @@ def check(
             for start, why in ONLY_PARSED.items()
             if f"{shlex.join(line)} ".startswith(f"{start} ")
         ),
-        None,
+        "run" if only_parse else None,
     )
     if line[0] == "make":
         if shutil.which("make"):
@@ -455,16 +470,20 @@ def run_all(
     blocks.mkdir()
     fill(blocks)
     for number, command in enumerate(commands(document)):
+        only_parse = document in MEASUREMENTS and not slow
         again = (slow, meaning(command)) in DONE or meaning(command) in in_blocks()
         if not command.in_block and again:
             continue
-        DONE.add((slow, meaning(command)))
+        if not only_parse:
+            DONE.add((slow, meaning(command)))
         folder = blocks
         if not command.in_block:
             folder = tmp_path / str(number)
             folder.mkdir()
             fill(folder)
-        check(command, folder, slow, monkeypatch, capsys)
+            if not slow and RUN_AGAIN.match(command.text):
+                shutil.copytree(folder / "FINISHED", folder / "OUT2")
+        check(command, folder, slow, monkeypatch, capsys, only_parse=only_parse)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -487,7 +506,7 @@ def test_long_commands(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The same with the commands that take minutes."""
+    """The same with the commands that take minutes, and with those of the measurements."""
     from edm_hloc.synthetic.aachen_miniature import make_aachen
     from edm_hloc.synthetic.inloc_miniature import make_inloc
 
@@ -502,7 +521,8 @@ def test_long_commands(
                 "".join(f"{q} {d}\n" for q in queries for d in database)
             )
 
-    if any(f"{c.text} ".startswith(f"{s} ") for c in commands(document) for s in ONLY_PARSED):
+    long = any(f"{c.text} ".startswith(f"{s} ") for c in commands(document) for s in ONLY_PARSED)
+    if long or document in MEASUREMENTS:
         run_all(document, fill, tmp_path, True, monkeypatch, capsys)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -166,12 +166,15 @@ def test_transforms_of_photos_that_are_not_there(
     assert run("export-model", scene / "truth", out, "--images", scene / "images") == 0
 
 
-def test_names_that_the_output_cannot_show(scene: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edm_hloc", "pairs", str(scene / "images"), "é😀.txt"]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\\xe9\\U0001f600.txt" in done.stdout
+def test_names_that_the_output_cannot_show(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert cli.main(["pairs", str(scene / "images"), "é😀.txt"]) == 0
+    assert capsys.readouterr().err == ""
+    assert b"\\xe9\\U0001f600.txt" in output.detach().getvalue()
 
 
 def test_models_of_others_are_not_replaced(

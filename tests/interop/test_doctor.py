@@ -123,7 +123,11 @@ def test_our_own_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     ("pycolmap_source", "said"),
     [
         pytest.param("__version__ = '0.6.0'", "pycolmap      0.6.0", marks=pytest.mark.slow),
-        ("raise ImportError('libcudart.so.12 is missing')", "cannot be imported: libcudart.so.12"),
+        pytest.param(
+            "raise ImportError('libcudart.so.12 is missing')",
+            "cannot be imported: libcudart.so.12",
+            marks=pytest.mark.slow,
+        ),
         ("", "pycolmap      "),
     ],
 )

@@ -78,15 +78,15 @@ def test_a_place_without_distortion_beside_a_larger_one_that_has_it(
 
 
 def test_a_place_comes_out_as_it_does_alone(tmp_path: Path) -> None:
-    arc, other = two_places(tmp_path, ARC, [f"other/{i}.jpg" for i in range(6)])
+    arc, other = two_places(tmp_path, ARC[:8], [f"other/{i}.jpg" for i in range(6)])
     build(arc, tmp_path / "both.db", pairs=arc.pairs + other.pairs)
     for name in ("both", "alone"):
         if name == "alone":
             build(arc, tmp_path / "alone.db", features=tmp_path / "0 features.h5")
         map_database(tmp_path / f"{name}.db", arc.images, tmp_path / name, THREADS)
     first, second = (posed_images(read_model(tmp_path / name)) for name in ("both", "alone"))
-    assert list(first) == list(second) == ARC
-    for name in ARC:
+    assert list(first) == list(second) == ARC[:8]
+    for name in ARC[:8]:
         np.testing.assert_allclose(
             first[name].projection_center(), second[name].projection_center(), atol=1e-9
         )
@@ -128,13 +128,13 @@ def test_a_database_is_split_where_no_verified_pair_connects_it(tmp_path: Path) 
 
 
 def test_known_cameras_of_one_place_stay(tmp_path: Path) -> None:
-    arc, other = two_places(tmp_path, ARC, [f"other/{i}.jpg" for i in range(6)])
+    arc, other = two_places(tmp_path, ARC[:8], [f"other/{i}.jpg" for i in range(6)])
     known = dict.fromkeys([f"other/{i}.jpg" for i in range(6)], CAMERA)
     build(arc, tmp_path / "d.db", CameraOptions(known=known), pairs=arc.pairs + other.pairs)
     summary = map_database(
         tmp_path / "d.db", arc.images, tmp_path / "m", MappingOptions(threads=1), known
     )
-    assert summary.components == (12, 6)
+    assert summary.components == (8, 6)
     part = read_model(part_folders(tmp_path / "m")["2"])
     for camera in part.cameras.values():
         assert camera.params.tolist() == CAMERA.params.tolist()

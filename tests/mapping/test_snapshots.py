@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from tests.mapping.scenes import THREADS, Scene, assert_near_truth, build, make_
 NAMES = [f"{i:02}.jpg" for i in range(14)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, Path]:
     folder = tmp_path_factory.mktemp("large")
     scene = make_scene(folder, NAMES, outliers=0.0)
@@ -30,8 +31,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scene, Path]:
     return scene, folder / "database.db"
 
 
-def kill_at(scene: Scene, database: Path, out: Path, image: int) -> None:
-    """Maps in another process, which is killed when so many images are registered."""
+@pytest.fixture(scope="session")
+def killed(large: tuple[Scene, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for "model", mapped in a process that was killed when it had 13 images."""
+    (scene, database), out = large, tmp_path_factory.mktemp("killed") / "model"
     code = f"""
         import os, signal
         from pathlib import Path
@@ -41,7 +44,7 @@ def kill_at(scene: Scene, database: Path, out: Path, image: int) -> None:
         class Progress(incremental.StepProgress):
             def update(self, number=1):
                 super().update(number)
-                if self.done >= {image}:
+                if self.done >= 13:
                     os.kill(os.getpid(), signal.SIGKILL)
         incremental.StepProgress = Progress
         paths = [Path(p) for p in {[str(database), str(scene.images), str(out)]!r}]
@@ -50,6 +53,7 @@ def kill_at(scene: Scene, database: Path, out: Path, image: int) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", textwrap.dedent(code)]
     assert subprocess.run(command, check=False, cwd=root).returncode == -9
+    return out.parent
 
 
 @pytest.fixture
@@ -73,6 +77,7 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("damage", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_mapping_goes_on_from_the_last_whole_snapshot(
     large: tuple[Scene, Path],
+    killed: Path,
     tmp_path: Path,
     callbacks: list[int],
     caplog: pytest.LogCaptureFixture,
@@ -85,7 +90,7 @@ def test_mapping_goes_on_from_the_last_whole_snapshot(
         incremental.StepProgress, "restart", lambda _, done, note="": restarts.append(done)
     )
     out = tmp_path / "model"
-    kill_at(scene, database, out, 13)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     assert not out.exists()
     newest = max(journal_path(out).glob("*/*"))
     assert len(list(journal_path(out).glob("*/*"))) == 2
@@ -105,12 +110,13 @@ def test_mapping_goes_on_from_the_last_whole_snapshot(
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_snapshots_of_another_database_are_not_taken(
     large: tuple[Scene, Path],
+    killed: Path,
     tmp_path: Path,
     callbacks: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    scene, database = large
-    kill_at(scene, database, tmp_path / "model", 13)
+    scene, _ = large
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     other = tmp_path / "other.db"
     build(scene, other, CameraOptions(mode="single"), pairs=scene.pairs[1:])
     map_database(other, scene.images, tmp_path / "model", THREADS)

@@ -16,22 +16,31 @@ from edm_hloc.mapping import chosen_tracks, forecast
 from edm_hloc.mapping.completion import complete_model
 from edm_hloc.mapping.incremental import IncrementalMapping
 from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.output import MappingSummary
 from edm_hloc.mapping.thinning import thin_database
 from tests.mapping.scenes import CAMERA, THREADS, Scene, assert_near_truth, build, make_scene
 
 PHOTOS = [f"{i}.jpg" for i in range(8)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return make_scene(tmp_path_factory.mktemp("many"), PHOTOS, number=3000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def database(many: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("database") / "database.db"
     build(many, path, CameraOptions(mode="single"))
     return path
+
+
+@pytest.fixture(scope="session")
+def mapped(
+    many: Scene, database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[MappingSummary, Path]:
+    out = tmp_path_factory.mktemp("mapped") / "m"
+    return map_database(database, many.images, out, THREADS), out
 
 
 def test_a_thinned_database_holds_whole_tracks_of_the_same_photos(
@@ -98,13 +107,17 @@ def test_few_keypoints_are_not_thinned(scene: Scene, tmp_path: Path) -> None:
 
 
 def test_the_model_has_all_points_and_the_cameras_of_all_matches(
-    many: Scene, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    many: Scene,
+    database: Path,
+    mapped: tuple[MappingSummary, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    summary = map_database(database, many.images, tmp_path / "m", THREADS)
+    summary, out = mapped
     again = map_database(database, many.images, tmp_path / "again", THREADS)
     assert (summary.components, summary.unregistered) == ((8,), ())
-    assert_near_truth(many, tmp_path / "m", rotation=0.15, position=0.2)
-    model = read_model(tmp_path / "m")
+    assert_near_truth(many, out, rotation=0.15, position=0.2)
+    model = read_model(out)
     same = read_model(tmp_path / "again")
     assert summary.statistics.points == again.statistics.points
     for name, image in posed_images(model).items():

@@ -22,6 +22,7 @@ from edm_hloc.mapping.contradictions import misplaced_photos
 from edm_hloc.mapping.database import MatchedImages, build_database
 from edm_hloc.mapping.look_alikes import find_conflicts
 from edm_hloc.mapping.mappers import map_database
+from edm_hloc.mapping.output import MappingSummary
 from edm_hloc.mapping.unfolding import pairs_of_places, shown_by_both, trusted_pairs, unfold
 from tests.mapping.scenes import CAMERA, SIZE, THREADS, look_at
 
@@ -111,9 +112,19 @@ def courtyard(folder: Path, alike_share: float = 1.0, apart: int = 0, points: in
     return folder / "d.db"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return courtyard(tmp_path_factory.mktemp("courtyard"))
+
+
+@pytest.fixture(scope="session")
+def unfolded(walls: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[MappingSummary, Path]:
+    """The model of the courtyard."""
+    beside = {path.name for path in walls.parent.iterdir()}
+    out = tmp_path_factory.mktemp("unfolded") / "m"
+    summary = map_database(walls, walls.parent / "images", out, THREADS)
+    assert {path.name for path in walls.parent.iterdir()} == beside
+    return summary, out
 
 
 def between(pair: Sequence[int]) -> int:
@@ -137,20 +148,21 @@ def test_what_both_photos_should_show_tells_neighbours_from_photos_of_equal_wall
 
 
 def test_a_courtyard_of_equal_walls_does_not_fold(
-    walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    walls: Path,
+    unfolded: tuple[MappingSummary, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, truth = walls.parent / "images", walls.parent / "truth"
-    beside = {path.name for path in walls.parent.iterdir()}
-    summary = map_database(walls, images, tmp_path / "m", THREADS)
-    assert {path.name for path in walls.parent.iterdir()} == beside
+    summary, model = unfolded
     assert summary.components == (16,)
-    comparison = compare(tmp_path / "m", truth)
+    comparison = compare(model, truth)
     assert comparison.rotation_max < 1.0
     assert comparison.position_max < 2.0
     left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
     assert len(left_out) > 60
     assert min(map(between, left_out)) >= 3
-    assert not find_conflicts(read_model(tmp_path / "m"), walls).pairs
+    assert not find_conflicts(read_model(model), walls).pairs
 
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
@@ -236,6 +248,7 @@ def test_places_that_only_look_alikes_connect_become_models_of_their_own(
     assert compare(tmp_path / "whole", tmp_path / "truth").rotation_max > 20
 
 
+@pytest.mark.slow
 def test_where_the_photos_that_disagree_stay_together_the_model_stays(
     walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,10 +268,9 @@ def test_where_the_photos_that_disagree_stay_together_the_model_stays(
 
 
 def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(
-    walls: Path, tmp_path: Path
+    walls: Path, unfolded: tuple[MappingSummary, Path], tmp_path: Path
 ) -> None:
     """As with an object that was turned before a wall: its pairs that are kept all agree."""
-    map_database(walls, walls.parent / "images", tmp_path / "right", THREADS)
     database = tmp_path / "database.db"
     shutil.copyfile(walls, database)
     disagreeing = [(1, 5), (2, 6), (3, 7)]
@@ -266,7 +278,7 @@ def test_a_model_that_the_kept_pairs_fit_is_not_mapped_once_more(
     def never(_: Path) -> pycolmap.Reconstruction | None:
         raise AssertionError("mapped once more")
 
-    right = read_model(tmp_path / "right")
+    right = read_model(unfolded[1])
     assert unfold(database, tmp_path, right, disagreeing, never, 30) is None
 
     turned = [image for image in right.images.values() if image.image_id > 8]

@@ -26,17 +26,16 @@ from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.pipelines.run import Run
 from edm_hloc.report.page import make_report
-from edm_hloc.synthetic.aachen_miniature import make_aachen
 from tests.scenes import TruthMatcher
 
 THREE = RetrievalOptions(number=3)
 
 
-@pytest.fixture(scope="module")
-def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def aachen(small_aachen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature of Aachen with 6 photos and 4 queries, and a model with points in ``sfm``."""
-    folder = tmp_path_factory.mktemp("aachen")
-    make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
+    folder = tmp_path_factory.mktemp("localized") / "aachen"
+    shutil.copytree(small_aachen, folder)
     images, model = folder / "images_upright", folder / "3D-models/aachen_v_1_1"
     names = [f"db/{k}.jpg" for k in range(1, 7)]
     pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]

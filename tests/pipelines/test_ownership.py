@@ -41,13 +41,6 @@ def pairs_of(scene: Path) -> list[Pair]:
     return list(itertools.combinations(find_images(scene / "images"), 2))
 
 
-@pytest.fixture(scope="module")
-def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "out"
-    reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), SINGLE)
-    return out
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize(
     "name", ["database.db", "features.h5", "matches.h5", "model/cameras.bin", "model_parts/a.txt"]
@@ -99,10 +92,10 @@ def fail(scene: Path, out: Path) -> None:
 
 
 def test_a_failed_run_leaves_no_model_that_looks_like_its_own(
-    scene: Path, finished: Path, tmp_path: Path
+    scene: Path, mapped: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     model = contents(out / "model")
     fail(scene, out)
     assert not (out / "model").exists()
@@ -120,10 +113,10 @@ def test_a_failed_run_leaves_no_model_that_looks_like_its_own(
 
 
 def test_a_run_that_fails_before_its_model_gives_the_old_one_back_later(
-    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     model, record = contents(out / "model"), json.loads((out / "run.json").read_text())
 
     def refuse(*_: object, **__: object) -> None:
@@ -142,9 +135,9 @@ def test_a_run_that_fails_before_its_model_gives_the_old_one_back_later(
     assert "earlier" not in json.loads((out / "run.json").read_text())
 
 
-def test_what_was_added_to_a_model_is_kept(scene: Path, finished: Path, tmp_path: Path) -> None:
+def test_what_was_added_to_a_model_is_kept(scene: Path, mapped: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     for folder in ("model", "model_parts"):
         (out / folder).mkdir(exist_ok=True)
         (out / folder / "notes.txt").write_text("years of work")
@@ -163,10 +156,10 @@ def test_what_was_added_to_a_model_is_kept(scene: Path, finished: Path, tmp_path
 
 @pytest.mark.parametrize("other_settings", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_that_was_refined_in_place_is_kept(
-    other_settings: bool, scene: Path, finished: Path, tmp_path: Path
+    other_settings: bool, scene: Path, mapped: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     model = pycolmap.Reconstruction(out / "model")
     model.delete_point3D(min(model.points3D))
     model.write(out / "model")
@@ -293,9 +286,9 @@ def test_arrays_that_are_no_scan_points_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "scan_points" / "mine.npy").read_text() == "years of work"
 
 
-def test_a_page_of_somebody_else_is_kept(finished: Path, tmp_path: Path) -> None:
+def test_a_page_of_somebody_else_is_kept(mapped: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     (out / "report.html").write_text("<title>My thesis</title>")
     with pytest.raises(EdmHlocError, match=r"report\.html was not made by edm-hloc"):
         make_report(out)
@@ -335,10 +328,10 @@ def test_beside_an_unknown_record_nothing_is_ours(content: str, tmp_path: Path) 
     ],
 )
 def test_parts_of_the_other_type_get_a_sentence_and_stay(
-    name: str, overwrite: bool, scene: Path, finished: Path, tmp_path: Path
+    name: str, overwrite: bool, scene: Path, mapped: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     path = out / name
     if path.suffix:
         path.unlink(missing_ok=True)
@@ -365,10 +358,10 @@ def test_parts_of_the_other_type_get_a_sentence_and_stay(
     [("run.json", "record .*run.json: Is a directory"), ("report.html", "is a folder, but edm-h")],
 )
 def test_the_report_of_a_folder_with_folders_for_files(
-    name: str, message: str, finished: Path, tmp_path: Path
+    name: str, message: str, mapped: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     (out / name).unlink(missing_ok=True)
     (out / name).mkdir()
     with pytest.raises(EdmHlocError, match=message) as caught:
@@ -377,9 +370,9 @@ def test_the_report_of_a_folder_with_folders_for_files(
 
 
 @pytest.mark.parametrize("name", ["features.h5", "matches.h5", "database.db", "pairs.txt", "model"])
-def test_the_report_shows_the_rest(name: str, finished: Path, tmp_path: Path) -> None:
+def test_the_report_shows_the_rest(name: str, mapped: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(finished, out)
+    shutil.copytree(mapped, out)
     if name == "model":
         shutil.rmtree(out / name)
         (out / name).write_text("years of work")

@@ -85,7 +85,7 @@ def test_workers_that_are_killed_lose_nothing(photos: Path, tmp_path: Path) -> N
 
     def kill_some() -> None:
         chance = random.Random(1)
-        while not ended.wait(chance.uniform(0.05, 0.15)) and len(kills) < 4:
+        while not ended.wait(chance.uniform(0.05, 0.15)) and len(kills) < 2:
             begun = list((tmp_path / "out").glob("notes/*.txt"))
             alive = multiprocessing.active_children()
             if alive and len(begun) > len(kills):  # one that is at work

@@ -78,6 +78,7 @@ def two_cores(ray: object) -> Iterator[None]:
     library.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_actors_match_what_one_process_matches(photos: Path, tmp_path: Path) -> None:
     settings = WorkerSettings(tmp_path / "out", None, 1, CONFIG)

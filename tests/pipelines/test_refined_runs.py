@@ -56,18 +56,10 @@ def files_of(model: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(model.iterdir())}
 
 
-@pytest.fixture(scope="module")
-def mapped(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run without refinement."""
-    out = tmp_path_factory.mktemp("mapped") / "out"
-    run_on(scene, out, UNREFINED)
-    return out
-
-
 def test_the_model_of_a_run_without_refinement_is_refined_and_not_mapped_again(
-    scene: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Path, finished: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh, out = run_on(scene, tmp_path / "fresh", DEFAULT), tmp_path / "out"
+    out = tmp_path / "out"
     shutil.copytree(mapped, out)
     looked_at: list[pycolmap.Reconstruction] = []
 
@@ -85,8 +77,8 @@ def test_the_model_of_a_run_without_refinement_is_refined_and_not_mapped_again(
         written.compute_mean_reprojection_error()
     ]
     assert run.results["tracks"]["before"]["registered"] == 7
-    assert files_of(out / "model") == files_of(fresh.out / "model")
-    assert {p.name for p in out.iterdir()} == {p.name for p in fresh.out.iterdir()}
+    assert files_of(out / "model") == files_of(finished / "model")
+    assert {p.name for p in out.iterdir()} == {p.name for p in finished.iterdir()}
     before = compare(mapped / "model", scene / "truth")
     after = compare(out / "model", scene / "truth")
     assert after.position_median < 0.7 * before.position_median
@@ -143,11 +135,11 @@ def test_a_run_goes_on_from_what_a_full_disk_has_left(
 
 
 def test_a_model_that_comes_back_has_its_uncertainties(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a run with other settings has failed while it was mapping."""
     out = tmp_path / "out"
-    run_on(scene, out, DEFAULT)
+    shutil.copytree(finished, out)
     files = uncertainty_files(out / "model")
     before = [file.read_bytes() for file in files]
 

@@ -148,7 +148,7 @@ def test_reconstruct_by_workers_equals_one_process(
     shutil.copytree(scene / "images", images)
     (images / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     command = ["reconstruct", str(images)]
-    how = ["--pairs=retrieval", "--partners=3", "--resize=160", "--refine=none"]
+    how = ["--pairs=retrieval", "--partners=3", "--resize=160", "--refine=none", "--tracks=none"]
     main([*command, str(tmp_path / "alone"), *how])
     out = tmp_path / "out"
     kinds = []

@@ -15,7 +15,6 @@ from edm_hloc.pairs.retrieval import RetrievalOptions
 from edm_hloc.pipelines.aachen import AachenDataset, AachenOptions, localize_aachen
 from edm_hloc.pipelines.inloc import InLocDataset, InLocOptions, localize_inloc
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
-from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
 from tests.images.pixels import store_turned
 from tests.scenes import TruthMatcher
@@ -23,15 +22,9 @@ from tests.scenes import TruthMatcher
 ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is computed
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("aachen")
-    return make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
-
-
 @pytest.fixture
-def aachen(original: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(original, tmp_path / "aachen")
+def aachen(small_aachen: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(small_aachen, tmp_path / "aachen")
 
 
 def mirror(photo: Path, orientation: int) -> None:

@@ -34,23 +34,23 @@ from edm_hloc.pipelines.inloc import InLocOptions, localize_inloc, query_camera
 from edm_hloc.pipelines.localize import LocalizationConfig, localize_photos
 from edm_hloc.pipelines.reconstruct import triangulate_model
 from edm_hloc.report.collect import collect
-from edm_hloc.synthetic.aachen_miniature import make_aachen
 from edm_hloc.synthetic.inloc_miniature import make_inloc
-from tests.scenes import TruthMatcher
+from tests.scenes import TruthMatcher, made_once
 
 ALL = RetrievalOptions("edm", 50)  # more than there are, so that nothing is computed
 
 
-@pytest.fixture(scope="module")
-def aachen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("aachen")
-    return make_aachen(folder, 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
+@pytest.fixture(scope="session")
+def aachen(small_aachen: Path) -> Path:
+    return small_aachen
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inloc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inloc")
-    return make_inloc(folder, 24, 4, size=(320, 240), seed=3, depth_maps=True)
+    def make(folder: Path) -> None:
+        make_inloc(folder, 24, 4, size=(320, 240), seed=3, depth_maps=True)
+
+    return made_once(tmp_path_factory, "inloc", make)
 
 
 def test_the_phone_of_the_queries() -> None:

@@ -168,9 +168,8 @@ def test_unknown_variants_before_any_training(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize(
-    "names", [["narrow"], pytest.param(list(VARIANTS), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["narrow"], list(VARIANTS)])
 def test_every_variant_can_be_trained(tmp_path: Path, names: list[str]) -> None:
     """`narrow` corrupted the heap; glibc's checks make that a crash."""
     done = subprocess.run(
