@@ -47,8 +47,11 @@ def finished_run(scene: Path, folder: Path) -> Path:
     return folder / "out"
 
 
-def localization_run(data: Path, folder: Path) -> Path:
+def localization_run(folder: Path) -> Path:
     """Aachen in miniature, localized; its output folder."""
+    from edm_hloc.synthetic.aachen_miniature import make_aachen
+
+    data = make_aachen(folder / "data", 6, (2, 2), size=(320, 240), seed=3, depth_maps=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             cli.options, "make_matcher", lambda args: TruthMatcher(data, images="images_upright")

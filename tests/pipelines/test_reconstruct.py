@@ -37,10 +37,6 @@ from edm_hloc.tracks import refine
 from tests.fakes import FakeMatcher
 from tests.scenes import TruthMatcher
 
-SINGLE = ReconstructionConfig(
-    cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"), refine_tracks=False
-)
-
 
 class CountingMatcher(TruthMatcher):
     def __init__(self, scene: Path, **settings: float) -> None:
@@ -58,6 +54,20 @@ def pairs_of(scene: Path) -> list[tuple[str, str]]:
 
 def shots(run: Run) -> tuple[int, int]:
     return run.results["matching"]["matched"], run.results["matching"]["resumed"]
+
+
+@pytest.fixture(scope="module")
+def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run on `scene` with one camera for all."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    reconstruct(
+        scene / "images",
+        out,
+        pairs_of(scene),
+        TruthMatcher(scene),
+        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
+    )
+    return out
 
 
 def test_model_agrees_with_the_truth(scene: Path, finished: Path) -> None:
@@ -117,7 +127,7 @@ def test_a_run_killed_while_tracks_are_refined_maps_nothing_again(
     whole, again = tmp_path / "whole", tmp_path / "again"
     for out in (whole, again):
         shutil.copytree(finished, out)
-    shutil.rmtree(again / "model")
+        shutil.rmtree(out / "model")
     results = run(whole).results
 
     def kill(*_: object) -> None:
@@ -201,23 +211,21 @@ def test_copies_among_few_photos_are_left_out_unless_their_pairs_are_asked_for(
         reconstruct(images, out, pairs, TruthMatcher(scene), config)
 
 
-def test_only_what_changed_is_done_again(
-    scene: Path, finished: Path, mapped: Path, tmp_path: Path
-) -> None:
+def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
     pairs, matcher = pairs_of(scene), CountingMatcher(scene)
+    same = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
 
     def again(**changes):  # type: ignore[no-untyped-def]
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.is_file()}
-        config = replace(SINGLE, **changes)
+        config = ReconstructionConfig(**({"cameras": same} | changes))
         run = reconstruct(scene / "images", out, pairs, matcher, config)
         return run, {p.name for p in before if p.exists() and p.stat().st_mtime_ns != before[p]}
 
-    for before, refined in ((finished, True), (mapped, False)):
-        out = tmp_path / before.name
-        shutil.copytree(before, out)
-        run, touched = again(refine_tracks=refined)
-        assert shots(run) == (0, 21)
-        assert touched <= {"run.json", "pairs.txt"}
+    run, touched = again()
+    assert shots(run) == (0, 21)
+    assert touched <= {"run.json", "pairs.txt"}
     _, touched = again(mapping=MappingOptions(min_tri_angle=3.0))
     assert "features.h5" not in touched
     assert "points3D.bin" in touched
@@ -232,10 +240,11 @@ def test_only_what_changed_is_done_again(
 
 @pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_another_mapper_keeps_the_verified_pairs(
-    scene: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
+    scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(mapped, out)
+    shutil.copytree(finished, out)
+    cameras = CameraOptions(mode="single", model="SIMPLE_PINHOLE")
     done: list[str] = []
     for module, function in (("reconstruct", build_database), ("extending", map_database)):
 
@@ -248,7 +257,7 @@ def test_another_mapper_keeps_the_verified_pairs(
     def again(**options: Any) -> list[str]:
         """The steps that were done again."""
         done.clear()
-        config = replace(SINGLE, mapping=MappingOptions(**options))
+        config = ReconstructionConfig(cameras=cameras, mapping=MappingOptions(**options))
         run = reconstruct(scene / "images", out, pairs_of(scene), TruthMatcher(scene), config)
         assert run.results["mapped"]["statistics"]["registered"] == 7
         return list(done)
@@ -270,19 +279,14 @@ def test_another_mapper_keeps_the_verified_pairs(
 
 @pytest.mark.parametrize("name", ["features.h5", "database.db", "model/points3D.bin"])
 def test_a_cut_off_file_is_made_again(
-    name: str,
-    scene: Path,
-    finished: Path,
-    mapped: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    name: str, scene: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out, refined = tmp_path / "out", name.startswith("model")
-    shutil.copytree(finished if refined else mapped, out)
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
     whole = (out / name).stat().st_size
     with (out / name).open("r+b") as file:
         file.truncate(whole // 2)
-    config = replace(SINGLE, refine_tracks=refined)
+    config = ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE"))
     matcher = CountingMatcher(scene)
     run = reconstruct(scene / "images", out, pairs_of(scene), matcher, config)
     assert name.split("/")[0] in caplog.text
@@ -305,12 +309,20 @@ def test_what_is_no_record_counts_as_none(part: str, finished: Path, tmp_path: P
         assert (tmp_path / "run_earlier.json").read_text() == "[]"
 
 
-def test_a_damaged_record_costs_time_not_matches(scene: Path, mapped: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_costs_time_not_matches(
+    scene: Path, finished: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    shutil.copytree(mapped, out)
+    shutil.copytree(finished, out)
     (out / "run.json").write_text("{")
     matcher = CountingMatcher(scene)
-    run = reconstruct(scene / "images", out, pairs_of(scene), matcher, SINGLE)
+    run = reconstruct(
+        scene / "images",
+        out,
+        pairs_of(scene),
+        matcher,
+        ReconstructionConfig(cameras=CameraOptions(mode="single", model="SIMPLE_PINHOLE")),
+    )
     assert matcher.pairs == 0
     assert run.results["mapped"]["statistics"]["registered"] == 7
 

@@ -34,7 +34,18 @@ from edm_hloc.report.page import environment, make_report
 from edm_hloc.report.pair_matches import PairSource
 from edm_hloc.report.scene import CameraView, Points, build_scene, camera_views
 from edm_hloc.report.thumbnails import make_thumbnail, side_for
-from tests.report_runs import HOSTILE
+from tests.report_runs import HOSTILE, finished_run, localization_run
+
+
+@pytest.fixture(scope="module")
+def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a complete run through the command line, with hostile names."""
+    return finished_run(scene, tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def localized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return localization_run(tmp_path_factory.mktemp("localized"))
 
 
 @pytest.fixture
@@ -311,7 +322,7 @@ def test_failed_run(
 
     monkeypatch.setattr(cli.options, "make_matcher", lambda args: TruthMatcher(scene))
     arguments = ["reconstruct", str(scene / "images"), str(out), "--overwrite"]
-    assert cli.main([*arguments, "--camera-mode", "single", "--tracks", "none"]) == 0
+    assert cli.main([*arguments, "--camera-mode", "single"]) == 0
     assert "failed" not in read(out).text
 
 
@@ -485,7 +496,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     monkeypatch.setattr(cli.options, "make_matcher", lambda args: TruthMatcher(scene))
     monkeypatch.setattr(page_module, "render", fail)
     arguments = ["reconstruct", str(scene / "images"), str(tmp_path / "out")]
-    assert cli.main([*arguments, "--known", str(scene / "truth"), "--tracks", "none"]) == 0
+    assert cli.main([*arguments, "--known", str(scene / "truth")]) == 0
     assert (tmp_path / "out" / "model" / "points3D.bin").is_file()
     assert not (tmp_path / "out" / "report.html").exists()
     assert "The report could not be made (MemoryError: no room)" in caplog.text

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report_runs import HOSTILE, UnrelatedMatcher
+from tests.report_runs import HOSTILE, UnrelatedMatcher, finished_run, localization_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -117,7 +117,7 @@ class Browser:
         return np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(height, width, 4)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
@@ -129,6 +129,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     driver = webdriver.Chrome(options=options, service=service)
     yield Browser(driver)
     driver.quit()
+
+
+@pytest.fixture(scope="module")
+def finished(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(scene, tmp_path_factory.mktemp("finished")) / "report.html"
+
+
+@pytest.fixture(scope="module")
+def localized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return localization_run(tmp_path_factory.mktemp("localized")) / "report.html"
 
 
 def fits(page: Browser) -> bool:
@@ -148,7 +158,7 @@ def fits(page: Browser) -> bool:
 def test_pages_draw_without_a_complaint(
     run: str, scheme: str, size: tuple[int, int], browser: Browser, request: pytest.FixtureRequest
 ) -> None:
-    page = browser.open(request.getfixturevalue(run) / "report.html", size, scheme)
+    page = browser.open(request.getfixturevalue(run), size, scheme)
     pixels = page.drawn()[..., :3].astype(int)
     background = pixels[0, 0]
     assert (background.mean() > 128) == (scheme == "light")
@@ -175,7 +185,7 @@ def test_pages_draw_without_a_complaint(
 
 
 def test_a_camera_tells_its_name_and_opens_its_photo(finished: Path, browser: Browser) -> None:
-    page = browser.open(finished / "report.html")
+    page = browser.open(finished)
     page.show("#model")
     before = page.drawn()
     for name in HOSTILE[:3]:
@@ -206,7 +216,7 @@ def test_a_camera_tells_its_name_and_opens_its_photo(finished: Path, browser: Br
 
 
 def test_turning_zooming_and_the_controls(finished: Path, browser: Browser) -> None:
-    page = browser.open(finished / "report.html")
+    page = browser.open(finished)
     page.show("#model")
     first = page.drawn().astype(int)
 
@@ -250,7 +260,7 @@ def test_turning_zooming_and_the_controls(finished: Path, browser: Browser) -> N
 
 
 def test_hostile_names_are_shown_and_do_nothing(finished: Path, browser: Browser) -> None:
-    page = browser.open(finished / "report.html", PHONE)
+    page = browser.open(finished, PHONE)
     page.show("#photos")
     shown = page.js(
         "return [...document.querySelectorAll('#photos-list .name')].map((n) => n.textContent)"
@@ -285,14 +295,9 @@ def test_policy_stops_scripts_that_are_not_ours(
     finished: Path, tmp_path: Path, browser: Browser
 ) -> None:
     """Were a name ever written as markup, it would still not run."""
-    spoiled = tmp_path / "spoiled.html"
-    html = (
-        (finished / "report.html")
-        .read_text("utf-8")
-        .replace(
-            "</main>",
-            "<script>window.hacked = 3</script><img src=x onerror='window.hacked=4'></main>",
-        )
+    spoiled = finished.with_name("spoiled.html")
+    html = finished.read_text("utf-8").replace(
+        "</main>", "<script>window.hacked = 3</script><img src=x onerror='window.hacked=4'></main>"
     )
     spoiled.write_text(html, "utf-8")
     page = browser.open(spoiled)
@@ -301,7 +306,7 @@ def test_policy_stops_scripts_that_are_not_ours(
 
 
 def test_match_graph_answers_mouse_and_keys(finished: Path, browser: Browser) -> None:
-    page = browser.open(finished / "report.html")
+    page = browser.open(finished)
     page.show("#graph-section")
     left, top, width = page.js(
         "const b = document.getElementById('graph').getBoundingClientRect(); "
@@ -330,7 +335,7 @@ def test_match_graph_answers_mouse_and_keys(finished: Path, browser: Browser) ->
 
 
 def test_table_of_queries_sorts_filters_and_opens(localized: Path, browser: Browser) -> None:
-    page = browser.open(localized / "report.html")
+    page = browser.open(localized)
 
     def column(index: int) -> list[str]:
         return list(
@@ -390,7 +395,7 @@ def test_without_webgl_there_is_a_picture(finished: Path, browser: Browser) -> N
         "Page.addScriptToEvaluateOnNewDocument", {"source": spoil}
     )
     try:
-        page = browser.open(finished / "report.html")
+        page = browser.open(finished)
         assert "cannot draw in 3D" in page.text("#stage")
         assert (
             page.js("return getComputedStyle(document.querySelector('.poster')).display") == "block"

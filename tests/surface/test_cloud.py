@@ -87,7 +87,7 @@ def test_only_what_has_points_is_kept() -> None:
 
 
 def test_small_pieces_go() -> None:
-    samples = _sphere(5_000)
+    samples = _sphere(20_000)
     dot = _sphere(150, seed=1)
     dot.points[:] = dot.points / 40 + [6, 0, 0]
     mesh = poisson_mesh(oriented_cloud(Samples.joined([samples, dot])))
