@@ -128,7 +128,7 @@ def test_after_a_merge_only_pairs_that_are_missing_are_planned(
 ) -> None:
     out = tmp_path / "out"
     plan = matched_plan(photos, out, 2, PAIRS[:9])
-    with pytest.raises(EdmHlocError, match="holds the plan of 9 pairs in 2 shards"):  # as it is not merged
+    with pytest.raises(EdmHlocError, match="plan of 9 pairs in 2 shards"):  # as it is not merged
         missing(photos, out)
     merge_shards(plan)
     longer = missing(photos, out)
