@@ -338,11 +338,15 @@ def print_localization(
     doubtful = [answer for answer in answers if answer.confidence == "low"]
     if doubtful:
         print(
-            f"Doubtful    {len(doubtful)} of these: few inliers, or an uncertain rotation, "
-            "position or focal length:"
+            f"Doubtful    {len(doubtful)} of these: few inliers, an uncertain rotation, position "
+            "or focal length, or another pose:"
         )
         worst_first = sorted(doubtful, key=lambda answer: answer.inliers)
-        texts = (f"{a.query}: {a.inliers:,} inliers of {a.correspondences:,}" for a in worst_first)
+        texts = (
+            f"{a.query}: {a.inliers:,} inliers of {a.correspondences:,}"
+            + (f", and {a.elsewhere:,} of a pose elsewhere" if a.elsewhere else "")
+            for a in worst_first
+        )
         for text in first_few(texts, "queries, see queries.jsonl"):
             print(f"            {text}")
     failed = [answer for answer in answers if answer.status != "localized"]

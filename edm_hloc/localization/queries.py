@@ -40,6 +40,7 @@ from edm_hloc.localization.pnp import (
 from edm_hloc.localization.points import ModelPoints, PointSource
 from edm_hloc.localization.poses import to_numbers
 from edm_hloc.localization.results import QueryPose
+from edm_hloc.localization.rival import inliers_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,10 @@ class _Estimator:
             return job
         query, groups = job
         try:
-            return self._estimated(query, groups)
+            answer = self._estimated(query, groups)
+            if answer.confidence != "high":
+                return answer
+            return replace(answer, elsewhere=inliers_elsewhere(answer, groups, self.options))
         except Exception as error:  # COLMAP may raise anything for one query
             return QueryPose(query, "failed", f"{type(error).__name__}: {error}")
 

@@ -25,6 +25,8 @@ _CONFIDENT_POSITION = 0.03  # standard deviation, by the distance
 # Farther off the middle is the principal point of strongly cropped photos only, or it makes up for
 # what no camera does, as of photos that were squeezed
 _FARTHEST_OFF = 0.2
+RIVAL_SHARE = 0.5
+"""Inliers of another pose, by those of the best one, from which the pose is in doubt."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class QueryPose:
             tell it; None of others, and in logs of earlier versions.
         off_centre: distance of the principal point from the middle, by the longer side, where the
             intrinsics are estimated and the matches tell it; None of others.
+        elsewhere: number of correspondences that fit another pose, as where places look alike, if
+            that is at least half as many as fit this one; else 0. Only asked where the confidence
+            would be high.
         inliers_of: number of inliers from each database image that has any.
         aligned: number of points at which the photo was aligned to those of the database, from
             which the pose then comes; 0 where it comes from the matches.
@@ -82,6 +87,7 @@ class QueryPose:
     rotation_deviation: float | None = None
     lens_deviations: tuple[float, float] | None = None
     off_centre: float | None = None
+    elsewhere: int = 0
     inliers_of: dict[str, int] = field(default_factory=dict)
     aligned: int = 0
     seconds: float = 0.0
@@ -94,11 +100,14 @@ class QueryPose:
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
         of the position, without what comes from a principal point that is taken to be in the
         middle, by intrinsics that are not in doubt: estimated ones have the principal point within
-        a fifth of the longer side from the middle. "low": any other localized query. "none": not
+        a fifth of the longer side from the middle. No other pose has half as many inliers. "low":
+        any other localized query. "none": not
         localized.
         """
         if self.status != "localized":
             return "none"
+        if self.elsewhere >= max(1.0, RIVAL_SHARE * self.inliers):
+            return "low"
         many_inliers = self.inliers >= max(
             _CONFIDENT_INLIERS, _CONFIDENT_INLIER_RATIO * self.correspondences
         )

@@ -410,9 +410,18 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{plural(len(low), 'query has', 'queries have')} a pose of low confidence: few "
-            "inliers, a low inlier ratio, or an uncertain rotation or distance. Inspect the "
-            "pictures before relying on such a pose.",
+            "inliers, a low inlier ratio, an uncertain rotation or distance, or another pose. "
+            "Inspect the pictures before relying on such a pose.",
             low,
+        )
+    elsewhere = tuple(a.query for a in facts.queries if a.elsewhere)
+    if elsewhere:
+        yield Finding(
+            "warning",
+            f"{plural(len(elsewhere), 'query', 'queries')} may as well be elsewhere: at least half "
+            "as many correspondences as fit the pose fit another one. Places look alike, or a "
+            "part of the model is in it twice.",
+            elsewhere,
         )
     scans = facts.results.get("missing_scans", [])
     if scans:

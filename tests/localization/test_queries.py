@@ -151,6 +151,8 @@ def test_confidence_needs_many_inliers_that_fix_the_pose() -> None:
     assert confidence(position_deviation=0.04, distance=1.0) == "low"
     assert confidence(position_deviation=None, distance=1.0) == "low"
     assert confidence(better_focal=500.0) == "low"
+    assert confidence(elsewhere=99) == "high"
+    assert confidence(elsewhere=100) == "low"
 
 
 def test_pairs_with_few_matches_are_left_out(files) -> None:
@@ -174,6 +176,30 @@ def test_the_best_cluster_wins(files) -> None:
     (answer,) = localize_queries(**job, options=PoseOptions(clusters=True))
     assert answer.inliers_of == {"db/b.jpg": 300}
     assert answer.correspondences == 300
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+@pytest.mark.parametrize(
+    ("again", "off", "expected"),
+    [(300, 20.0, "low"), (180, 20.0, "low"), (120, 20.0, "high"), (300, 0.1, "high")],
+)
+def test_a_query_that_may_as_well_be_elsewhere_is_doubtful(
+    files, clusters: bool, again: int, off: float, expected: str
+) -> None:
+    """A part of the model is in it twice; copies beside their originals are of the same place."""
+    cloud, write = files
+    shift = np.array([1e6, 2e6, 100.0])  # as in the coordinates of a map
+
+    class Twice(Points):
+        def points(self, name: str) -> np.ndarray:
+            copy = np.full_like(self.cloud, np.nan)
+            copy[:again] = self.cloud[:again] + np.array([off, 0.0, 0.0])
+            return shift + (copy if name == "db/b.jpg" else self.cloud)
+
+    job = write({"q": seen(cloud)}) | {"points": Twice(cloud)}
+    (answer,) = localize_queries(**job, options=PoseOptions(clusters=clusters, max_error=4.0))
+    assert answer.confidence == expected
+    assert answer.elsewhere == (again if expected == "low" else 0)
 
 
 def test_files_of_different_runs_are_refused(files) -> None:
