@@ -177,6 +177,7 @@ def _mapping_cameras(whole: Any, names: list[str]) -> Any:
     return part
 
 
+@pytest.mark.slow
 def test_recipes_of_the_documentation(hloc: Any, scene: Path, tmp_path: Path) -> None:
     """What docs/hloc.md shows: a query against hloc's model, and another detector's keypoints."""
     from hloc import localize_sfm, pairs_from_exhaustive, reconstruction

@@ -148,15 +148,11 @@ def test_what_both_photos_should_show_tells_neighbours_from_photos_of_equal_wall
 
 
 def test_a_courtyard_of_equal_walls_does_not_fold(
-    walls: Path,
-    unfolded: tuple[MappingSummary, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    walls: Path, unfolded: tuple[MappingSummary, Path]
 ) -> None:
-    images, truth = walls.parent / "images", walls.parent / "truth"
     summary, model = unfolded
     assert summary.components == (16,)
-    comparison = compare(model, truth)
+    comparison = compare(model, walls.parent / "truth")
     assert comparison.rotation_max < 1.0
     assert comparison.position_max < 2.0
     left_out = [(PHOTOS.index(a), PHOTOS.index(b)) for a, b in summary.look_alikes]
@@ -164,10 +160,15 @@ def test_a_courtyard_of_equal_walls_does_not_fold(
     assert min(map(between, left_out)) >= 3
     assert not find_conflicts(read_model(model), walls).pairs
 
+
+@pytest.mark.slow
+def test_without_the_unfolding_the_courtyard_folds(
+    walls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ChosenTracks, "_unfolded", lambda *_: None)
     monkeypatch.setattr(ChosenTracks, "_of_places", lambda *_: None)
-    map_database(walls, images, tmp_path / "folded", THREADS)
-    assert compare(tmp_path / "folded", truth).rotation_max > 80
+    map_database(walls, walls.parent / "images", tmp_path / "folded", THREADS)
+    assert compare(tmp_path / "folded", walls.parent / "truth").rotation_max > 80
     assert len(find_conflicts(read_model(tmp_path / "folded"), walls).pairs) > 10
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,5 @@ def test_findings_on_queries() -> None:
     assert "1 query had no correspondence at all" in said
     facts.queries = [query("a", 500, 600)]
     assert texts(facts).startswith("good: All 1 queries")
+    facts.queries = [dataclasses.replace(facts.queries[0], elsewhere=400)]
+    assert "warning: 1 query may as well be elsewhere" in texts(facts)
