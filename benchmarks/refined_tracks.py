@@ -18,7 +18,6 @@ What is there is kept, but the refined models are made anew.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
@@ -27,16 +26,13 @@ import cv2
 import numpy as np
 import pycolmap
 from point_errors import PointErrors
-from scipy.spatial.transform import Rotation
 
 from edm_hloc import cli
-from edm_hloc.base.colmap import centres_of, posed_images, read_model
-from edm_hloc.base.geometry import largest_distance
-from edm_hloc.evaluation.models import align, compare
+from edm_hloc.base.colmap import read_model
+from edm_hloc.evaluation.models import compare
 from edm_hloc.images.load import stored_pixels
 from edm_hloc.synthetic.photo_collection import make_photo_collection
 from edm_hloc.synthetic.photo_truth import write_photo
-from edm_hloc.tracks.uncertainty import uncertainty_file
 
 
 def main() -> None:
@@ -70,11 +66,13 @@ def main() -> None:
                 f"{c.mean_reprojection_error:>9.3f} {c.rotation_median:>10.4f} "
                 f"{c.position_median:>10.4f}"
             )
-        of_position, of_rotation = over_sigma(refined, truth)
         rows[-1] += f" {seconds:>8.1f}"
-        for ratio in (of_position, of_rotation):
-            within = " ".join(f"{np.mean(np.abs(ratio) < k):.0%}" for k in (1, 2))
-            rows[-1] += f"  {np.sqrt(np.mean(ratio**2)):.2f} ({within})"
+        assert c.told is not None
+        for ratio, shares in (
+            (c.told.position_ratio, c.told.position_within),
+            (c.told.rotation_ratio, c.told.rotation_within),
+        ):
+            rows[-1] += f"  {ratio:.2f} ({' '.join(f'{share:.0%}' for share in shares)})"
         if (scene / "depth").is_dir():
             points = PointErrors.of(refined, scene)
             ratio = points.error / points.sigma
@@ -105,36 +103,6 @@ def distort(scene: Path, k: float) -> None:
     wide.rename(scene / "images")
     (scene / "truth").mkdir()
     truth.write_text(scene / "truth")
-
-
-def over_sigma(model: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    """True errors of the cameras of a refined model along their axes, over the told deviations.
-
-    Returns:
-        (V, 3) of the positions and of the rotations.
-    """
-    refined, true = read_model(model), posed_images(read_model(truth))
-    told = json.loads(uncertainty_file(model).read_text("utf-8"))["cameras"]
-    found = posed_images(refined)
-    cameras = [
-        (
-            np.array([p[name].cam_from_world().rotation.matrix() for name in found]),
-            centres_of(p[name] for name in found),
-        )
-        for p in (found, true)
-    ]
-    frame = align(*cameras[0], *cameras[1])
-    refined.transform(pycolmap.Sim3d(frame.scale, pycolmap.Rotation3d(frame.R), frame.translation))
-    extent = largest_distance(centres_of(true.values()))
-    ratios = []
-    for name, image in posed_images(refined).items():
-        R, true_R = (i.cam_from_world().rotation.matrix() for i in (image, true[name]))
-        off = R @ (image.projection_center() - true[name].projection_center())
-        turn = np.degrees(Rotation.from_matrix(R @ true_R.T).as_rotvec())
-        position, rotation = (np.array(told[name][of]) for of in ("position", "rotation"))
-        ratios.append((100 * off / extent / position, turn / rotation))
-    of_position, of_rotation = zip(*ratios, strict=True)
-    return np.array(of_position), np.array(of_rotation)
 
 
 def _run(*arguments: str) -> None:

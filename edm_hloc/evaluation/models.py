@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
+from scipy.spatial.transform import Rotation
 
+from edm_hloc.base import geometry
 from edm_hloc.base.colmap import ModelStatistics, posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.geometry import largest_distance, nearest_rotation
 from edm_hloc.evaluation.pose_pairs import rotation_angle
+from edm_hloc.evaluation.uncertainties import ToldUncertainty, told_uncertainty
 from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.colmap import colmap_folder
 from edm_hloc.interop.poses.files import read_poses_alone
@@ -54,6 +57,7 @@ class ModelComparison:
         mean_track_length: of these points, in observations.
         mean_reprojection_error: mean over the points, in pixels.
         missing: names of the images with a true pose that the model has not registered.
+        told: of a refined model, whether its uncertainties are right; None of others.
     """
 
     images: int
@@ -67,6 +71,7 @@ class ModelComparison:
     mean_track_length: float
     mean_reprojection_error: float
     missing: tuple[str, ...]
+    told: ToldUncertainty | None = None
 
     def __str__(self) -> str:
         rows = [
@@ -80,6 +85,8 @@ class ModelComparison:
             ("Points", f"{self.points:,}, mean track length {self.mean_track_length:.2f}"),
             ("Reprojection", f"{self.mean_reprojection_error:.3f} px mean"),
         ]
+        if self.told is not None:
+            rows.append(("Uncertain", str(self.told)))
         if self.missing:
             more = " …" if len(self.missing) > 5 else ""
             rows.append(("Missing", ", ".join(self.missing[:5]) + more))
@@ -119,6 +126,11 @@ def compare(model: Path, truth: Path, images: Path | None = None) -> ModelCompar
     similarity = align(rotations, centres, true_rotations, true_centres)
     rotation, position = _errors(similarity, rotations, centres, true_rotations, true_centres)
     position = 100 * position / extent
+    own_extent = similarity.scale * geometry.extent(centres)  # of which uncertainties are told
+    off = 100 * (similarity(centres) - true_centres) / (own_extent or 1.0)
+    own = rotations @ similarity.R.T  # from the world of the truth
+    turns = Rotation.from_matrix(own @ true_rotations.transpose(0, 2, 1)).as_rotvec(degrees=True)
+    along = np.einsum("nij,nj->ni", own, off)
     statistics = ModelStatistics.of(reconstruction)
     present = {b for _, b in common}
     return ModelComparison(
@@ -133,6 +145,7 @@ def compare(model: Path, truth: Path, images: Path | None = None) -> ModelCompar
         mean_track_length=statistics.mean_track_length,
         mean_reprojection_error=statistics.mean_reprojection_error,
         missing=tuple(name for name in true if name not in present),
+        told=told_uncertainty(model, {a: (along[n], turns[n]) for n, (a, _) in enumerate(common)}),
     )
 
 

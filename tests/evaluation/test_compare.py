@@ -223,3 +223,36 @@ def test_the_truth_in_forms_of_data_sets(form: str, tmp_path: Path) -> None:
     assert result.position_max < 0.2
     with pytest.raises(EdmHlocError, match="give --images with the folder of the photos"):
         compare(model, path)
+
+
+def test_uncertainties_are_compared_with_the_errors(tmp_path: Path) -> None:
+    """Errors differ by axis; the standard deviations are half of what they should be."""
+    rng = np.random.default_rng(5)
+    n = 300
+    centres, rotations = rng.uniform(-5, 5, (n, 3)), Rotation.random(n, random_state=2).as_matrix()
+    truth = write(tmp_path / "truth", centres, rotations)
+    position, rotation = np.array([0.1, 0.3, 1.0]), np.array([0.6, 0.3, 0.1])
+    extent = max(np.linalg.norm(centres - centre, axis=1).max() for centre in centres)
+    off = rng.normal(0, position, (n, 3)) * extent / 100
+    turns = Rotation.from_rotvec(rng.normal(0, rotation, (n, 3)), degrees=True).as_matrix()
+    found = centres + np.einsum("nji,nj->ni", rotations, off)
+    model = write(tmp_path / "model", *moved(found, turns @ rotations))
+    assert compare(model, truth).told is None
+
+    file = tmp_path / "model_uncertainty.json"
+    one = {"position": list(position / 2), "rotation": list(rotation / 2)}
+    file.write_text(json.dumps({"cameras": {f"{i:02}.jpg": one for i in range(1, n)}}))
+    comparison = compare(model, truth)
+    told = comparison.told
+    assert told is not None
+    assert told.position == pytest.approx(np.linalg.norm(position) / 2)
+    assert told.rotation == pytest.approx(np.linalg.norm(rotation) / 2)
+    assert told.position_ratio == pytest.approx(2, rel=0.1)
+    assert told.rotation_ratio == pytest.approx(2, rel=0.1)
+    assert told.position_within == pytest.approx((0.38, 0.68), abs=0.04)
+    assert told.rotation_within == pytest.approx((0.38, 0.68), abs=0.04)
+    assert "Uncertain     0.52 % and 0.34° (1 σ, medians); errors are" in str(comparison)
+
+    file.write_text('{"cameras": {"00.jpg": 3}}')
+    with pytest.raises(EdmHlocError, match=r"model_uncertainty\.json does not hold"):
+        compare(model, truth)
