@@ -14,8 +14,8 @@ from edm_hloc.localization.pnp import Correspondences, PoseOptions
 from edm_hloc.localization.results import RIVAL_SHARE, QueryPose
 
 _ELSEWHERE = 0.1  # of the longer side: how far another pose moves the points in the photo
-_SURE = 0.999  # probability to find a pose that has so many inliers
-_MOST_TRIALS = 10_000  # COLMAP's own limit for poses
+_SURE = 0.99  # probability to find a pose that has so many inliers
+_MOST_TRIALS = 5_000
 
 
 def inliers_elsewhere(
@@ -51,7 +51,7 @@ def inliers_elsewhere(
     ransac = estimation.ransac
     ransac.max_error, ransac.random_seed = options.max_error, options.seed
     ransac.confidence, ransac.min_inlier_ratio = _SURE, needed / others
-    ransac.max_num_trials = _MOST_TRIALS
+    ransac.dyn_num_trials_multiplier, ransac.max_num_trials = 1.0, _MOST_TRIALS
     found = pycolmap.estimate_and_refine_absolute_pose(
         pixels[~inlier], points[~inlier], camera, estimation, refinement_options(False)
     )
