@@ -51,11 +51,16 @@ class Lens:
         changed: shift in pixels from the lens as it was, with a centred principal point, to the
             lens as it is, see `lens_difference`.
         sigma: standard deviation of the lens as it is, measured alike.
+        camera: its id.
+        without: parameters of the lens (RADIAL) as it is without each group of photos, by the
+            scatter of which it is told; each group as of all other cameras.
     """
 
     photos: int
     changed: float
     sigma: float
+    camera: int
+    without: tuple[tuple[float, ...], ...]
 
 
 def fit_lenses(
@@ -105,7 +110,8 @@ def _fit(
         changed = lens_difference(_centred(model.cameras[i]), whole.cameras[i])
         sigma = _jackknife(whole.cameras[i], [way.cameras[i] for way in ways])
         if changed > _MIN_CHANGE * sigma and is_plausible(whole.cameras[i]):
-            found[i] = Lens(len(images), changed, sigma)
+            without = tuple(tuple(map(float, way.cameras[i].params)) for way in ways)
+            found[i] = Lens(len(images), changed, sigma, i, without)
     if all(lens.photos < _MIN_PHOTOS for lens in found.values()):
         return model, freedom, []
     if some is not model:

@@ -18,7 +18,8 @@ from edm_hloc.tracks import uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Views
-from edm_hloc.tracks.held_lens import covariance_of_held, held_principal_points
+from edm_hloc.tracks.lens import Lens
+from edm_hloc.tracks.lens_uncertainty import covariance_of_lenses, held_principal_points
 from edm_hloc.tracks.refine import TrackSummary
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
@@ -114,10 +115,21 @@ def test_uncertainties_are_the_spread_of_the_errors(scene: Scene, freedom: Freed
         assert 0.92 < np.mean(np.abs(own) < 2) < 0.98  # 95 %
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["one camera", "own cameras"])
-def test_principal_points_that_are_held_in_the_middle_count(own: bool) -> None:
-    """Real ones are off by 0.7 % of the longer side, which the residuals hardly show."""
-    scene, rng = Scene("SIMPLE_RADIAL", own=own), np.random.default_rng(0)
+def _found(camera: pycolmap.Camera, sigma: float) -> Lens:
+    """A lens whose principal point is uncertain by sigma along each axis, by four groups."""
+    f, cx, cy, k1, k2 = map(float, camera.params)
+    way = sigma / np.sqrt(1.5)
+    ways = [(f, cx + x * way, cy + y * way, k1, k2) for x, y in [(1, 0), (-1, 0), (0, 1), (0, -1)]]
+    return Lens(6, 1.0, 1.0, camera.camera_id, tuple(ways))
+
+
+@pytest.mark.parametrize("how", ["one camera", "own cameras", "lens is told"])
+def test_how_far_principal_points_may_be_off_counts(how: str) -> None:
+    """In the middle real ones are off by 0.7 % of the longer side, which the residuals hardly
+    show; and where the photos tell them, by as much as they differ without some of the photos."""
+    own, told_lens = how == "own cameras", how == "lens is told"
+    scene = Scene("RADIAL" if told_lens else "SIMPLE_RADIAL", own=own)
+    rng = np.random.default_rng(0)
     true_R, true_centres = _poses(scene.model(rng, 0))
     extent = np.linalg.norm(true_centres[:, None] - true_centres, axis=2).max()
     ratios: list[float] = []
@@ -134,7 +146,12 @@ def test_principal_points_that_are_held_in_the_middle_count(own: bool) -> None:
             known = camera_covariances(model, FREE, TrackConfig(), THREADS)
             assert known is not None
             before = model.cameras[1].principal_point_x
-            covariances = known + covariance_of_held(model, held, FREE, THREADS)
+            if told_lens:
+                lens = _found(model.cameras[1], OFF_CENTRE * 640)
+                more = covariance_of_lenses(model, [lens], LENS, THREADS)
+            else:
+                more = covariance_of_lenses(model, [], FREE, THREADS)
+            covariances = known + more
             assert model.cameras[1].principal_point_x == before
             told = camera_uncertainties(covariances, Views.of(model))
             R, centres = _poses(model)
