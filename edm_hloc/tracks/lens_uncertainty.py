@@ -95,11 +95,12 @@ def covariance_of_found(
     freedom: Freedom,
     options: MappingOptions,
 ) -> np.ndarray:
-    """Covariance (6V, 6V) of the cameras that comes from lenses which the photos tell: with the
-    lenses that these are without each group of photos the model is adjusted again (a jackknife).
+    """Covariance (6V, 6V) of the cameras that comes from lenses which the photos tell.
 
-    The residuals tell far less: they scatter about a lens of the kind that was fitted, and real
-    ones are not quite of any kind.
+    The model is adjusted again with the lenses as they are without each group of photos (a
+    jackknife), and as they are with pixels that need not be square and with tangential distortion
+    (OPENCV). The residuals tell far less: they scatter about a lens of the kind that was fitted,
+    and real ones are not quite of that kind.
 
     Args:
         model: adjusted; stays as it is.
@@ -108,15 +109,22 @@ def covariance_of_found(
         options: threads.
     """
     some = with_fewer_points(model)
-    held = replace(freedom, constant=freedom.constant | {lens.camera for lens in lenses})
-    changes = []
+    ids = {lens.camera for lens in lenses}
+    changes, held = [], replace(freedom, constant=freedom.constant | ids)
     for group in zip(*(lens.without for lens in lenses), strict=True):
         copy = pycolmap.Reconstruction(some)
         for lens, params in zip(lenses, group, strict=True):
             copy.cameras[lens.camera].params = list(params)
         changes.append(_change(some, copy, held, options))
     moved = np.array(changes) - np.mean(changes, axis=0)
-    return free_of_frame((1 - 1 / len(moved)) * moved.T @ moved, Views.of(some))
+    other = pycolmap.Reconstruction(some)
+    for camera in map(other.cameras.__getitem__, sorted(ids)):
+        f, cx, cy, k1, k2 = camera.params
+        camera.model = pycolmap.CameraModelId.OPENCV
+        camera.params = [f, f, cx, cy, k1, k2, 0.0, 0.0]
+    kind = _change(some, other, replace(freedom, distortion=True, principal_point=True), options)
+    covariance = (1 - 1 / len(moved)) * moved.T @ moved + np.outer(kind, kind)
+    return free_of_frame(covariance, Views.of(some))
 
 
 def _change(

@@ -55,9 +55,9 @@ from edm_hloc.tracks.adjustment import (
 from edm_hloc.tracks.alignment import Alignment, AlignmentSettings, align
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
-from edm_hloc.tracks.lens_uncertainty import covariance_of_lenses
 from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.lens import Lens, fit_lenses, unsure_cameras
+from edm_hloc.tracks.lens_uncertainty import covariance_of_lenses
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.newcomers import try_left_out, with_newcomers
 from edm_hloc.tracks.photos import PhotoShelf
