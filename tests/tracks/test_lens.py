@@ -128,6 +128,8 @@ def test_a_lens_is_found_and_the_cameras_with_it(tmp_path: Path) -> None:
     assert (lens.photos, freedom.principal_point) == (12, True)
     assert 8 < lens.changed < 14
     assert lens.sigma < 1
+    assert np.ptp(lens.without, axis=0)[1:3].max() < 4 * lens.sigma
+    assert (lens.camera, len(lens.without)) == (1, 4)
     found = model.cameras[1]
     assert found.model_name == "RADIAL"
     np.testing.assert_allclose(found.params[:3], TRUE[:3], atol=1.0)
