@@ -30,7 +30,10 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.geometry import Tracks, Views
 
-_SIMPLE, _BETTER = "SIMPLE_RADIAL", "RADIAL"
+_SIMPLE = "SIMPLE_RADIAL"
+BETTER = "RADIAL"
+"""COLMAP's camera model of lenses that the photos tell."""
+
 _MIN_PHOTOS = 6  # of one camera at least
 _GROUPS = 4  # of photos that follow each other, of which one is left out at a time; of fewer
 # photos than these, parts of each around its middle
@@ -191,7 +194,7 @@ def _asked(model: pycolmap.Reconstruction, freedom: Freedom) -> dict[int, list[i
     if freedom.poses and freedom.focal and freedom.lenses:
         for _, image in sorted(posed_images(model).items()):
             camera = model.cameras[image.camera_id]
-            if camera.model_name in (_SIMPLE, _BETTER) and image.camera_id not in freedom.constant:
+            if camera.model_name in (_SIMPLE, BETTER) and image.camera_id not in freedom.constant:
                 photos.setdefault(image.camera_id, []).append(image.image_id)
     return photos if any(len(images) >= _MIN_PHOTOS for images in photos.values()) else {}
 

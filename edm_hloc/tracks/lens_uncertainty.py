@@ -20,35 +20,40 @@ from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.plausible import OFF_CENTRE
 from edm_hloc.tracks.adjustment import Freedom
 from edm_hloc.tracks.geometry import Views
-from edm_hloc.tracks.lens import Lens, adjust_to_lenses, with_fewer_points
+from edm_hloc.tracks.lens import BETTER, Lens, adjust_to_lenses, with_fewer_points
 from edm_hloc.tracks.uncertainty import free_of_frame
 
 _PROBES = 8  # adjustments at most, each with all principal points moved
 _MIDDLE = 0.51  # px from the middle, as which (width - 1) / 2 counts, too
 
 
-def covariance_of_lenses(
+def counting_lenses(
+    covariance: np.ndarray | None,
     model: pycolmap.Reconstruction,
     lenses: Sequence[Lens],
     freedom: Freedom,
     options: MappingOptions,
-) -> np.ndarray:
-    """Covariance (6V, 6V) of the cameras that comes from their lenses, to be added to that of
-    `camera_covariances`.
+) -> np.ndarray | None:
+    """The covariance (6V, 6V) of cameras, with what comes from their lenses.
 
     Args:
+        covariance: of `camera_covariances`.
         model: adjusted; stays as it is.
         lenses: of those of its cameras whose photos tell them.
         freedom: what the adjustment has changed besides the points.
         options: threads.
+
+    Returns:
+        None where it is not known, or an adjustment to other lenses comes to nothing.
     """
-    size = 6 * len(posed_images(model))
-    covariance = np.zeros((size, size))
+    if covariance is None:
+        return None
     if held := held_principal_points(model, freedom):
-        covariance += covariance_of_held(model, held, freedom, options)
-    if lenses and freedom.poses:
-        covariance += covariance_of_found(model, lenses, freedom, options)
-    return covariance
+        covariance = covariance + _of_held(model, held, freedom, options)
+    found = [lens for lens in lenses if model.cameras[lens.camera].model_name == BETTER]
+    if found and freedom.poses:
+        covariance = covariance + _of_found(model, found, freedom, options)
+    return covariance if np.isfinite(covariance).all() else None
 
 
 def held_principal_points(model: pycolmap.Reconstruction, freedom: Freedom) -> list[int]:
@@ -59,18 +64,10 @@ def held_principal_points(model: pycolmap.Reconstruction, freedom: Freedom) -> l
     return sorted(i for i in used - freedom.constant if _is_centred(model.cameras[i]))
 
 
-def covariance_of_held(
+def _of_held(
     model: pycolmap.Reconstruction, held: Sequence[int], freedom: Freedom, options: MappingOptions
 ) -> np.ndarray:
-    """Covariance (6V, 6V) of the cameras that comes from principal points, to be added to that of
-    `camera_covariances`.
-
-    Args:
-        model: adjusted; stays as it is.
-        held: ids of its cameras, of `held_principal_points`.
-        freedom: what the adjustment has changed besides the points.
-        options: threads.
-    """
+    """Covariance (6V, 6V) that comes from principal points of cameras with these ids."""
     some = with_fewer_points(model)
     ways = np.eye(2 * len(held))
     if len(ways) > _PROBES:  # each moves all principal points
@@ -89,24 +86,18 @@ def covariance_of_held(
     return free_of_frame(moved.T @ moved, Views.of(some))
 
 
-def covariance_of_found(
+def _of_found(
     model: pycolmap.Reconstruction,
     lenses: Sequence[Lens],
     freedom: Freedom,
     options: MappingOptions,
 ) -> np.ndarray:
-    """Covariance (6V, 6V) of the cameras that comes from lenses which the photos tell.
+    """Covariance (6V, 6V) that comes from lenses which the photos tell.
 
     The model is adjusted again with the lenses as they are without each group of photos (a
     jackknife), and as they are with pixels that need not be square and with tangential distortion
     (OPENCV). The residuals tell far less: they scatter about a lens of the kind that was fitted,
     and real ones are not quite of that kind.
-
-    Args:
-        model: adjusted; stays as it is.
-        lenses: of its cameras, as `fit_lenses` gives them.
-        freedom: what the adjustment has changed besides the points.
-        options: threads.
     """
     some = with_fewer_points(model)
     ids = {lens.camera for lens in lenses}
@@ -134,9 +125,11 @@ def _change(
     options: MappingOptions,
 ) -> np.ndarray:
     """How the cameras of a copy with other intrinsics move when it is adjusted to them, (6V,):
-    turns about their axes, radians, and their centres in the world."""
+    turns about their axes, radians, and their centres in the world; NaN if there are none then."""
     adjust_to_lenses(copy, freedom, options)
     old, new = Views.of(before), Views.of(copy)
+    if not (np.isfinite(new.R).all() and np.isfinite(new.centres).all()):
+        return np.full(6 * len(old.ids), np.nan)
     turned = Rotation.from_matrix(new.R @ old.R.transpose(0, 2, 1)).as_rotvec()
     return np.hstack([turned, new.centres - old.centres]).reshape(-1)
 

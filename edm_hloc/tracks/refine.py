@@ -57,7 +57,7 @@ from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views, check_refinable
 from edm_hloc.tracks.kept_points import put_back
 from edm_hloc.tracks.lens import Lens, fit_lenses, unsure_cameras
-from edm_hloc.tracks.lens_uncertainty import covariance_of_lenses
+from edm_hloc.tracks.lens_uncertainty import counting_lenses
 from edm_hloc.tracks.more_photos import joined, possible_observations, repeated_points
 from edm_hloc.tracks.newcomers import try_left_out, with_newcomers
 from edm_hloc.tracks.photos import PhotoShelf
@@ -202,9 +202,8 @@ def refine_tracks(
     model, freedom, found = fit_lenses(progress.model, freedom, options)
     with at_work("Uncertainty of the cameras"):
         of_cameras = camera_covariances(model, freedom, config, options)
-        if of_cameras is not None:
-            told = found or lenses  # one that is less sure in the end stays
-            of_cameras = of_cameras + covariance_of_lenses(model, told, freedom, options)
+        told = found or lenses  # one that is less sure in the end stays
+        of_cameras = counting_lenses(of_cameras, model, told, freedom, options)
         uncertainties = camera_uncertainties(of_cameras, Views.of(model))
     with StepProgress("Keeping points as they were mapped"):
         kept = put_back(model, mapped, progress.repeated, options, progress.late)
@@ -228,7 +227,7 @@ def refine_tracks(
         doubtful=most_uncertain(uncertainties),
         point_uncertainty=_middle(sigmas[:, 0]),
         registered=tuple(progress.registered),
-        lenses=tuple(found or lenses),
+        lenses=tuple(told),
     )
     return RefinedTracks(model, summary, uncertainties, tracks.ids, sigmas)
 

@@ -14,12 +14,12 @@ from edm_hloc.cli.summaries import print_tracks
 from edm_hloc.evaluation.models import align
 from edm_hloc.mapping.options import MappingOptions
 from edm_hloc.mapping.plausible import OFF_CENTRE
-from edm_hloc.tracks import uncertainty
+from edm_hloc.tracks import lens_uncertainty, uncertainty
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of
 from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Views
 from edm_hloc.tracks.lens import Lens
-from edm_hloc.tracks.lens_uncertainty import covariance_of_lenses, held_principal_points
+from edm_hloc.tracks.lens_uncertainty import counting_lenses, held_principal_points
 from edm_hloc.tracks.refine import TrackSummary
 from edm_hloc.tracks.uncertainty import (
     CameraUncertainty,
@@ -148,10 +148,9 @@ def test_how_far_principal_points_may_be_off_counts(how: str) -> None:
             before = model.cameras[1].principal_point_x
             if told_lens:
                 lens = _found(model.cameras[1], OFF_CENTRE * 640)
-                more = covariance_of_lenses(model, [lens], LENS, THREADS)
+                covariances = counting_lenses(known, model, [lens], LENS, THREADS)
             else:
-                more = covariance_of_lenses(model, [], FREE, THREADS)
-            covariances = known + more
+                covariances = counting_lenses(known, model, [], FREE, THREADS)
             assert model.cameras[1].principal_point_x == before
             told = camera_uncertainties(covariances, Views.of(model))
             R, centres = _poses(model)
@@ -164,6 +163,17 @@ def test_how_far_principal_points_may_be_off_counts(how: str) -> None:
                 ratios.append(np.degrees(turn[v]) / np.linalg.norm(camera.rotation))
                 assert np.linalg.norm(camera.rotation) > 3 * np.linalg.norm(sure[name].rotation)
     assert 0.5 < np.sqrt(np.mean(np.square(ratios))) < 1.6
+
+
+def test_lenses_that_come_to_nothing_leave_cameras_unknown(monkeypatch) -> None:
+    model = Scene("RADIAL").model(np.random.default_rng(0), 0.05)
+    known = camera_covariances(model, LENS, TrackConfig(), THREADS)
+    lens = _found(model.cameras[1], 1.0)
+    monkeypatch.setattr(lens_uncertainty, "_change", lambda *_: np.full(36, np.nan))
+    assert counting_lenses(known, model, [lens], LENS, THREADS) is None
+    assert counting_lenses(None, model, [lens], LENS, THREADS) is None
+    simple = Scene("SIMPLE_RADIAL").model(np.random.default_rng(0), 0.05)
+    assert counting_lenses(known, simple, [lens], LENS, THREADS) is known  # it is another one now
 
 
 @pytest.mark.parametrize(
