@@ -270,6 +270,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         AACHEN_THRESHOLDS,
         INLOC_THRESHOLDS,
         evaluate,
+        other_form,
         poses_of_no_query,
         read_truth,
         table,
@@ -290,6 +291,13 @@ def _evaluate(args: argparse.Namespace) -> None:
             warn_once(
                 f"{len(unknown)} of the {len(poses)} poses in {file} count for nothing, as they "
                 f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
+            )
+        if other := other_form(poses, truth):
+            of_truth, form = other
+            one, two = (args.truth, file) if of_truth else (file, args.truth)
+            warn_once(
+                f"{one} seems to hold {form}. So read, it fits {two} far better; the errors below "
+                "are of lines with 'name qw qx qy qz tx ty tz', camera from world."
             )
         print(table(errors, thresholds))
 
