@@ -293,11 +293,11 @@ def _evaluate(args: argparse.Namespace) -> None:
                 f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
             )
         if other := other_form(poses, truth):
-            of_truth, form = other
-            one, two = (args.truth, file) if of_truth else (file, args.truth)
+            form, of_truth = other
+            which = " or ".join(str(args.truth if true else file) for true in of_truth)
             warn_once(
-                f"{one} seems to hold {form}. So read, it fits {two} far better; the errors below "
-                "are of lines with 'name qw qx qy qz tx ty tz', camera from world."
+                f"{which} seems to hold {form}. So read, {file} fits {args.truth} far better; the "
+                "errors below are of lines with 'name qw qx qy qz tx ty tz', camera from world."
             )
         print(table(errors, thresholds))
 

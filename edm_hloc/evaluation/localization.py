@@ -117,30 +117,38 @@ def evaluate(
 def other_form(
     poses: Mapping[str, pycolmap.Rigid3d],
     truth: Mapping[str, Mapping[str, pycolmap.Rigid3d]],
-) -> tuple[bool, str] | None:
+) -> tuple[str, list[bool]] | None:
     """The form in which poses would fit the truth far better than as they were read.
 
     Args:
         poses, truth: as of `evaluate`.
 
     Returns:
-        Whether the true poses are those in another form, and the form in words; None if the poses
-        fit no better in any other.
+        The form in words, and whether it is the true poses that may be in it: False, True or both
+        where the one would do as well as the other. None if the poses fit no better in any form.
     """
     true = {name: pose for group in truth.values() for name, pose in group.items()}
     pairs = [(poses[name], true[query]) for name, query in _pairs_of_names(poses, truth)]
     position, rotation = np.median([pose_errors(*pair) for pair in pairs], axis=0)
-    found: dict[float, tuple[bool, str]] = {}
+    found: dict[tuple[str, bool], float] = {}
     for form, read in _OTHER_FORMS.items():
         for of_truth in (False, True):
             errors = [
-                pose_errors(a, read(b)) if of_truth else pose_errors(read(a), b) for a, b in pairs
+                pose_errors(pose, read(other)) if of_truth else pose_errors(read(pose), other)
+                for pose, other in pairs
             ]
             distance, angle = np.median(errors, axis=0)
-            as_well = angle <= min(_ROUGHLY, rotation + 1e-3)
-            if as_well and _FAR_BETTER * distance < position:
-                found.setdefault(float(distance), (of_truth, form))
-    return found[min(found)] if found else None
+            if angle <= min(_ROUGHLY, rotation + 1e-3) and _FAR_BETTER * distance < position:
+                found[form, of_truth] = max(float(distance), 1e-6 * float(position))
+    if not found:
+        return None
+    best, _ = min(found, key=found.__getitem__)
+    least = min(found.values())
+    return best, [
+        of_truth
+        for (form, of_truth), distance in found.items()
+        if form == best and distance <= _FAR_BETTER * least
+    ]
 
 
 def poses_of_no_query(poses: Collection[str], truth: Mapping[str, Collection[str]]) -> list[str]:
