@@ -25,8 +25,6 @@ _CONFIDENT_POSITION = 0.03  # standard deviation, by the distance
 # Farther off the middle is the principal point of strongly cropped photos only, or it makes up for
 # what no camera does, as of photos that were squeezed
 _FARTHEST_OFF = 0.2
-RIVAL_SHARE = 0.5
-"""Inliers of another pose, by those of the best one, from which the pose is in doubt."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class QueryPose:
         off_centre: distance of the principal point from the middle, by the longer side, where the
             intrinsics are estimated and the matches tell it; None of others.
         elsewhere: number of correspondences that fit another pose, as where places look alike, if
-            that is at least half as many as fit this one; else 0. Only asked where the confidence
-            would be high.
+            it explains at least half as much of the photo as this one (see `rival`); else 0. Only
+            asked where the confidence would be high.
         inliers_of: number of inliers from each database image that has any.
         aligned: number of points at which the photo was aligned to those of the database, from
             which the pose then comes; 0 where it comes from the matches.
@@ -100,9 +98,8 @@ class QueryPose:
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
         of the position, without what comes from a principal point that is taken to be in the
         middle, by intrinsics that are not in doubt: estimated ones have the principal point within
-        a fifth of the longer side from the middle. No other pose has half as many inliers. "low":
-        any other localized query. "none": not
-        localized.
+        a fifth of the longer side from the middle. No other pose explains half as much of the
+        photo. "low": any other localized query. "none": not localized.
         """
         if self.status != "localized":
             return "none"
@@ -121,7 +118,7 @@ class QueryPose:
                 (self.position_deviation, self.rotation_deviation), of_lens, strict=True
             )
         )
-        if self.elsewhere >= max(1.0, RIVAL_SHARE * self.inliers):
+        if self.elsewhere:
             yield f"{self.elsewhere:,} fit a pose elsewhere"
         if self.inliers < _CONFIDENT_INLIERS:
             yield "few inliers"
