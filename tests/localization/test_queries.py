@@ -159,8 +159,14 @@ def test_pairs_with_few_matches_are_left_out(files) -> None:
     job = write({"q": seen(cloud)[:50]})
     (answer,) = localize_queries(**job, options=PoseOptions(min_matches=51))
     assert (answer.status, answer.matched, answer.matches) == ("closest", 0, 0)
+    assert answer.reason == "None of its 2 retrieved images has 51 matches with it."
     (answer,) = localize_queries(**job, options=PoseOptions(min_matches=50))
     assert (answer.status, answer.matched) == ("localized", 2)
+    job["points"] = Points(np.full_like(cloud, np.nan))  # holes of scans
+    (answer,) = localize_queries(**job)
+    assert answer.reason == "None of its 100 matches is of a known 3D point."
+    (answer,) = localize_queries(**write({"q": seen(cloud)[:0]}))
+    assert answer.reason == "None of its 2 retrieved images matches it."
 
 
 def test_the_best_cluster_wins(files) -> None:
