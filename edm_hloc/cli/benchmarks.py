@@ -270,6 +270,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         AACHEN_THRESHOLDS,
         INLOC_THRESHOLDS,
         evaluate,
+        other_form,
         poses_of_no_query,
         read_truth,
         table,
@@ -290,6 +291,13 @@ def _evaluate(args: argparse.Namespace) -> None:
             warn_once(
                 f"{len(unknown)} of the {len(poses)} poses in {file} count for nothing, as they "
                 f"are of no query in {args.truth}, such as {unknown[0]!r}: compare the names."
+            )
+        if other := other_form(poses, truth):
+            form, of_truth = other
+            which = " or ".join(str(args.truth if true else file) for true in of_truth)
+            warn_once(
+                f"{which} seems to hold {form}. So read, {file} fits {args.truth} far better; the "
+                "errors below are of lines with 'name qw qx qy qz tx ty tz', camera from world."
             )
         print(table(errors, thresholds))
 

@@ -337,14 +337,10 @@ def print_localization(
     )
     doubtful = [answer for answer in answers if answer.confidence == "low"]
     if doubtful:
-        print(
-            f"Doubtful    {len(doubtful)} of these: few inliers, an uncertain rotation, position "
-            "or focal length, or another pose:"
-        )
+        print(f"Doubtful    {len(doubtful)} of these:")
         worst_first = sorted(doubtful, key=lambda answer: answer.inliers)
         texts = (
-            f"{a.query}: {a.inliers:,} inliers of {a.correspondences:,}"
-            + (f", and {a.elsewhere:,} of a pose elsewhere" if a.elsewhere else "")
+            f"{a.query}: {a.inliers:,} inliers of {a.correspondences:,}; {', '.join(a.doubts)}"
             for a in worst_first
         )
         for text in first_few(texts, "queries, see queries.jsonl"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,34 @@ Thresholds = Sequence[tuple[float, float]]
 # The benchmark's own table has 5 m in place of 1 m.
 AACHEN_THRESHOLDS: Thresholds = ((0.25, 2.0), (0.5, 5.0), (1.0, 10.0))
 INLOC_THRESHOLDS: Thresholds = ((0.25, 10.0), (0.5, 10.0), (1.0, 10.0))
+
+
+# A file of poses in another form fits the truth in that form at least so many times better.
+_FAR_BETTER, _ROUGHLY = 10.0, 10.0  # of positions; degrees
+
+
+def _real_part_last(pose: pycolmap.Rigid3d) -> pycolmap.Rigid3d:
+    """The pose of a line with qx qy qz qw, which was read as qw qx qy qz."""
+    rotation = pycolmap.Rotation3d(np.roll(pose.rotation.quat, 1))
+    return pycolmap.Rigid3d(rotation, pose.translation)
+
+
+def _position_last(pose: pycolmap.Rigid3d) -> pycolmap.Rigid3d:
+    """The pose of a line with the camera's position, which was read as the translation."""
+    return pycolmap.Rigid3d(pose.rotation, -(pose.rotation * pose.translation))
+
+
+_OTHER_FORMS: Mapping[str, Callable[[pycolmap.Rigid3d], pycolmap.Rigid3d]] = {
+    "poses that bring cameras into the world: invert them": lambda pose: pose.inverse(),
+    "the cameras' positions C in place of the translations: write -R C": _position_last,
+    "quaternions with qw last: write it first": _real_part_last,
+    "poses that bring cameras into the world, with qw last: write it first and invert them": (
+        lambda pose: _real_part_last(pose).inverse()
+    ),
+    "qw last, and the cameras' positions C in place of the translations: write qw first and -R C": (
+        lambda pose: _position_last(_real_part_last(pose))
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,43 @@ def evaluate(
             f"{next((name for group in truth.values() for name in group), 'nothing')!r}."
         )
     return [_evaluate(group, answers, true, thresholds) for group, true in truth.items()]
+
+
+def other_form(
+    poses: Mapping[str, pycolmap.Rigid3d],
+    truth: Mapping[str, Mapping[str, pycolmap.Rigid3d]],
+) -> tuple[str, list[bool]] | None:
+    """The form in which poses would fit the truth far better than as they were read.
+
+    Args:
+        poses, truth: as of `evaluate`.
+
+    Returns:
+        The form in words, and whether it is the true poses that may be in it: False, True or both
+        where the one would do as well as the other. None if the poses fit no better in any form.
+    """
+    true = {name: pose for group in truth.values() for name, pose in group.items()}
+    pairs = [(poses[name], true[query]) for name, query in _pairs_of_names(poses, truth)]
+    position, rotation = np.median([pose_errors(*pair) for pair in pairs], axis=0)
+    found: dict[tuple[str, bool], float] = {}
+    for form, read in _OTHER_FORMS.items():
+        for of_truth in (False, True):
+            errors = [
+                pose_errors(pose, read(other)) if of_truth else pose_errors(read(pose), other)
+                for pose, other in pairs
+            ]
+            distance, angle = np.median(errors, axis=0)
+            if angle <= min(_ROUGHLY, rotation + 1e-3) and _FAR_BETTER * distance < position:
+                found[form, of_truth] = max(float(distance), 1e-6 * float(position))
+    if not found:
+        return None
+    best, _ = min(found, key=found.__getitem__)
+    least = min(found.values())
+    return best, [
+        of_truth
+        for (form, of_truth), distance in found.items()
+        if form == best and distance <= _FAR_BETTER * least
+    ]
 
 
 def poses_of_no_query(poses: Collection[str], truth: Mapping[str, Collection[str]]) -> list[str]:

@@ -186,8 +186,7 @@ def estimate_pose(
         seconds=round(time.monotonic() - start, 4),
     )
     if found is None or answer.inliers < options.min_inliers:
-        reason = f"{answer.inliers} of {answer.correspondences} correspondences agree with a pose"
-        return replace(answer, reason=f"{reason}; {options.min_inliers} are needed.")
+        return replace(answer, reason=_why_not(answer, options))
     inlier = found["inlier_mask"]
     inliers_of = {
         name: int(n)
@@ -231,6 +230,19 @@ def estimate_pose(
         off_centre=off_centre(fit.camera) if told else None,
         inliers_of=inliers_of,
         aligned=aligned,
+    )
+
+
+def _why_not(answer: QueryPose, options: PoseOptions) -> str:
+    """Why a query with too few inliers has no pose."""
+    if not answer.matched:
+        enough = f"has {options.min_matches} matches with" if options.min_matches > 1 else "matches"
+        return f"None of its {answer.retrieved} retrieved images {enough} it."
+    if not answer.correspondences:
+        return f"None of its {answer.matches} matches is of a known 3D point."
+    return (
+        f"{answer.inliers} of {answer.correspondences} correspondences agree with a pose; "
+        f"{options.min_inliers} are needed."
     )
 
 

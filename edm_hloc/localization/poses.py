@@ -134,4 +134,11 @@ def _parse(number: int, line: str) -> PoseLine:
         problem = "expected 'name qw qx qy qz tx ty tz'"
     elif not np.isfinite(pose).all() or not any(pose[:4]):
         problem = "not a pose: numbers must be finite and the quaternion not zero"
+    elif _is_unit(pose[3:]) and not _is_unit(pose[:4]):
+        problem = "the quaternion comes last; expected 'name qw qx qy qz tx ty tz'"
     return PoseLine(number, words[0], pose, problem)
+
+
+def _is_unit(quaternion: Sequence[float]) -> bool:
+    """Whether the length of a quaternion is 1, but for rounding."""
+    return abs(float(np.linalg.norm(quaternion)) - 1) < 1e-3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,8 +25,6 @@ _CONFIDENT_POSITION = 0.03  # standard deviation, by the distance
 # Farther off the middle is the principal point of strongly cropped photos only, or it makes up for
 # what no camera does, as of photos that were squeezed
 _FARTHEST_OFF = 0.2
-RIVAL_SHARE = 0.5
-"""Inliers of another pose, by those of the best one, from which the pose is in doubt."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,8 @@ class QueryPose:
         off_centre: distance of the principal point from the middle, by the longer side, where the
             intrinsics are estimated and the matches tell it; None of others.
         elsewhere: number of correspondences that fit another pose, as where places look alike, if
-            that is at least half as many as fit this one; else 0. Only asked where the confidence
-            would be high.
+            it explains at least half as much of the photo as this one (see `rival`); else 0. Only
+            asked where the confidence would be high.
         inliers_of: number of inliers from each database image that has any.
         aligned: number of points at which the photo was aligned to those of the database, from
             which the pose then comes; 0 where it comes from the matches.
@@ -100,17 +98,19 @@ class QueryPose:
         standard deviations of at most 0.2° of the rotation and 3 % of the points' median distance
         of the position, without what comes from a principal point that is taken to be in the
         middle, by intrinsics that are not in doubt: estimated ones have the principal point within
-        a fifth of the longer side from the middle. No other pose has half as many inliers. "low":
-        any other localized query. "none": not
-        localized.
+        a fifth of the longer side from the middle. No other pose explains half as much of the
+        photo. "low": any other localized query. "none": not localized.
         """
         if self.status != "localized":
             return "none"
-        if self.elsewhere >= max(1.0, RIVAL_SHARE * self.inliers):
-            return "low"
-        many_inliers = self.inliers >= max(
-            _CONFIDENT_INLIERS, _CONFIDENT_INLIER_RATIO * self.correspondences
-        )
+        return "low" if self.doubts else "high"
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is wrong with the pose of a localized query, in words; nothing of "high" ones."""
+        return tuple(self._doubts())
+
+    def _doubts(self) -> Iterator[str]:
         of_lens = self.lens_deviations or (0.0, 0.0)
         position, rotation = (
             None if whole is None else math.sqrt(max(0.0, whole**2 - part**2))
@@ -118,13 +118,28 @@ class QueryPose:
                 (self.position_deviation, self.rotation_deviation), of_lens, strict=True
             )
         )
-        certain_rotation = rotation is not None and rotation <= _CONFIDENT_ROTATION
-        certain_position = self.distance is None or (
-            position is not None and position <= _CONFIDENT_POSITION * self.distance
-        )
-        certain_lens = self.better_focal is None and (self.off_centre or 0.0) <= _FARTHEST_OFF
-        certain = certain_rotation and certain_position and certain_lens
-        return "high" if many_inliers and certain else "low"
+        if self.elsewhere:
+            yield f"{self.elsewhere:,} fit a pose elsewhere"
+        if self.inliers < _CONFIDENT_INLIERS:
+            yield "few inliers"
+        if self.inliers < _CONFIDENT_INLIER_RATIO * self.correspondences:
+            yield "few of the correspondences"
+        if self.better_focal is not None:
+            yield f"a focal length of {self.better_focal:,.0f} px fits far better"
+        if (self.off_centre or 0.0) > _FARTHEST_OFF:
+            yield "a principal point far from the middle"
+        if rotation is None:
+            yield "the uncertainty is not known"
+            return
+        if rotation > _CONFIDENT_ROTATION:
+            yield f"rotation ± {rotation:.2g}°"
+        if self.distance is None:
+            return
+        if position is None or position > _CONFIDENT_POSITION * self.distance:
+            if position is None or not self.distance:
+                yield "the uncertainty of the position is not known"
+            else:
+                yield f"position ± {position / self.distance:.1%} of the distance"
 
     @property
     def pose(self) -> pycolmap.Rigid3d | None:

@@ -37,7 +37,8 @@ _NAMED_IMAGES = 5  # images without points that are named in a warning each
 _POSE_GRID = 20  # points along each axis of a scan that the pose of a cutout is computed from
 _MIN_POSE_POINTS = 10
 _RECORD = ".features"  # of what the points were made from; it marks their folder as made here
-_RULES = 2  # raised when scans are read in another way, so that earlier points are made anew
+_RIGID = 0.01  # by which the numbers of an alignment may be off a rotation, as they are rounded
+_RULES = 3  # raised when scans are read in another way, so that earlier points are made anew
 
 
 def read_scan(path: Path) -> np.ndarray:
@@ -159,7 +160,7 @@ def scan_alignment(dataset: Path, name: str) -> np.ndarray:
     """Reads world_from_scan (4, 4) of the scan of a cutout.
 
     Raises:
-        EdmHlocError: the file is missing, or its lines 8 to 11 are not a matrix.
+        EdmHlocError: the file is missing, or its lines 8 to 11 are not a rigid transformation.
     """
     path = alignment_path(dataset, name)
     try:
@@ -173,6 +174,13 @@ def scan_alignment(dataset: Path, name: str) -> np.ndarray:
         matrix = np.zeros(0)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise EdmHlocError(f"{path}: lines 8 to 11 are not a 4 × 4 matrix.")
+    R = matrix[:3, :3]
+    turns = np.abs(R @ R.T - np.eye(3)).max() < _RIGID and np.linalg.det(R) > 0
+    if not turns or np.abs(matrix[3] - [0, 0, 0, 1]).max() > _RIGID:
+        raise EdmHlocError(
+            f"{path}: lines 8 to 11 are not a rotation with a translation in the last column and "
+            "0 0 0 1 below: get the file again."
+        )
     return matrix
 
 

@@ -63,7 +63,8 @@ def _by_covisibility(
         pairs += _best(names, rows, shared.astype(np.float64), num_matched, at_least=1)
     if not pairs:
         raise EdmHlocError(
-            f"No two images of {model} share a 3D point. Take pairs from its poses instead."
+            f"No two images of {model} share a 3D point: get the model again if it should have "
+            "points, or take pairs from its poses instead."
         )
     return unique_pairs(pairs)
 

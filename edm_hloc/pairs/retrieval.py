@@ -145,10 +145,26 @@ def images_in_list(
     pairs = find_pairs(Path(options.how), NameFinder(queries), NameFinder(database))
     found = images_by_query(pairs)
     found = {q: found[q][: options.number] for q in queries if q in found}
+    known = frozenset(database)
+    if not found and known.intersection(image for image, _ in pairs):
+        raise EdmHlocError(
+            f"{options.how} has database images in its first column, such as {pairs[0][0]!r}: "
+            "exchange the columns, so that each line has a query and then a database image."
+        )
     if not found:
         raise EdmHlocError(
             f"{options.how} lists none of the {len(queries)} queries. Names must be relative to "
             f"the image folder, like {queries[0]!r}."
+        )
+    if unknown := sorted({name for images in found.values() for name in images} - known):
+        logger.warning(
+            "%s lists %d images that are none of the %d database images, such as %r, beside %r: "
+            "no query is matched with them.",
+            options.how,
+            len(unknown),
+            len(database),
+            unknown[0],
+            database[0],
         )
     return found
 

@@ -113,8 +113,9 @@ class AachenDataset:
         """Cameras of all queries by name, in the order of the lists.
 
         Raises:
-            EdmHlocError: a list cannot be read or is empty, two cameras of a query contradict each
-                other, or two queries have the same name without folders.
+            EdmHlocError: a list cannot be read, is empty or has the queries of the other one, two
+                cameras of a query contradict each other, or two queries have the same name without
+                folders.
         """
         cameras: dict[str, pycolmap.Camera] = {}
         for path in self.query_lists:
@@ -123,6 +124,11 @@ class AachenDataset:
                 raise EdmHlocError(
                     f"The list of queries {path} is empty: get it again from the dataset's folder "
                     "queries/."
+                )
+            if cameras and listed.keys() <= cameras.keys():
+                raise EdmHlocError(
+                    f"{path} names no other queries than {self.query_lists[0]}: get it again from "
+                    "the dataset's folder queries/."
                 )
             for name, camera in listed.items():
                 if camera_text(cameras.setdefault(name, camera)) != camera_text(camera):
@@ -161,10 +167,15 @@ class AachenDataset:
         cannot be read, and for each query that does not fit its camera.
 
         Raises:
-            EdmHlocError: the model or a list cannot be read, or a photo of the model does not fit
-                its camera.
+            EdmHlocError: the model or a list cannot be read, the model has no points, or a photo of
+                the model does not fit its camera.
         """
         model, known = read_model(self.model), self.queries()
+        if not model.points3D:
+            raise EdmHlocError(
+                f"The model {self.model} holds no 3D points, by which its photos are paired: "
+                f"unpack aachen_v1_1.zip in {self.root} again."
+            )
         cameras = {n: model.cameras[image.camera_id] for n, image in posed_images(model).items()}
         there = image_stamps(self.images, [*cameras, *known])
         fitting = cameras_for_photos(self.images, cameras, f"the model {self.model}")

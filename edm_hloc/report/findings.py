@@ -418,9 +418,9 @@ def _localization(facts: RunFacts) -> Iterator[Finding]:
     if elsewhere:
         yield Finding(
             "warning",
-            f"{plural(len(elsewhere), 'query', 'queries')} may as well be elsewhere: at least half "
-            "as many correspondences as fit the pose fit another one. Places look alike, or a "
-            "part of the model is in it twice.",
+            f"{plural(len(elsewhere), 'query', 'queries')} may as well be elsewhere: another pose "
+            "explains at least half as much of the photo. Places look alike, or a part of the "
+            "model is in it twice.",
             elsewhere,
         )
     scans = facts.results.get("missing_scans", [])

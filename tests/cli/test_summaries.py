@@ -159,10 +159,12 @@ def test_doubtful_poses_are_named_those_with_fewest_inliers_first(
     assert not any("Doubtful" in line for line in summary(sure, failed))
     said = summary(sure, uncertain, *few, failed)
     assert said[0].startswith("Localized   8 of 9 queries")
-    assert said[1].startswith("Doubtful    7 of these: few inliers, an uncertain")
-    assert said[2].strip() == "few0.jpg: 12 inliers of 77"
-    assert said[6].strip() == "few4.jpg: 16 inliers of 77"
+    assert said[1].startswith("Doubtful    7 of these:")
+    assert said[2].strip() == "few0.jpg: 12 inliers of 77; few inliers"
+    assert said[6].strip() == "few4.jpg: 16 inliers of 77; few inliers"
     assert said[7].strip() == "and 2 more queries, see queries.jsonl"
     assert said[8].startswith("Not found   1 of 9")
     said = summary(replace(sure, elsewhere=160))
-    assert said[2].strip() == "sure.jpg: 300 inliers of 400, and 160 of a pose elsewhere"
+    assert said[2].strip() == "sure.jpg: 300 inliers of 400; 160 fit a pose elsewhere"
+    said = summary(replace(sure, query="f.jpg", rotation_deviation=0.4, better_focal=448.2))
+    assert said[2].endswith("; a focal length of 448 px fits far better, rotation ± 0.4°")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,43 @@ def test_lines_that_are_commented_out_count_for_nothing(
     write_poses(truth, dict.fromkeys(names, TRUTH))
     truth.write_text(f"# name qw qx qy qz tx ty tz\n{truth.read_text()}")
     assert list(read_truth(truth, names)["day"]) == names
+
+
+OTHER_FORMS: dict[str, Callable[[list[float], list[float], list[float]], list[float]]] = {
+    "into the world: invert": lambda q, t, centre: [q[0], *(-x for x in q[1:]), *centre],
+    "positions C in place of the translations: write -R C": lambda q, t, centre: [*q, *centre],
+    "quaternions with qw last: write it first. ": lambda q, t, centre: [*q[1:], q[0], *t],
+    "into the world, with qw last: write it first and invert": (
+        lambda q, t, centre: [*(-x for x in q[1:]), q[0], *centre]
+    ),
+    "qw last, and the cameras' positions": lambda q, t, centre: [*q[1:], q[0], *centre],
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_poses_in_another_form_are_told_with_the_remedy(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their errors look like those of a localization that has failed."""
+    right, other = tmp_path / "right.txt", tmp_path / "other.txt"
+    poses = {f"{number}.jpg": moved(number, 20 * number) for number in range(3)}
+    write_poses(right, {name: moved(n + 0.01, 20 * n + 0.1) for n, name in enumerate(poses)})
+    assert main(["evaluate-poses", str(right), str(right)]) == 0
+    lines = []
+    for name, pose in poses.items():
+        q, centre = np.roll(pose.rotation.quat, 1), pose.inverse().translation
+        numbers = OTHER_FORMS[form](list(q), list(pose.translation), list(centre))
+        lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))
+    other.write_text("\n".join(lines))
+    assert "seems to hold" not in capsys.readouterr().err
+    assert main(["evaluate-poses", str(other), str(right)]) == 0
+    told = capsys.readouterr().err
+    assert re.search(rf"{other}( or {right})? seems to hold ", told)
+    assert (form == "into the world: invert") == (" or " in told)  # the one as well as the other
+    assert form in told
+    truth = other.rename(tmp_path / "truth.txt")
+    assert main(["evaluate-poses", str(right), str(truth)]) == 0
+    assert re.search(rf"({right} or )?{truth} seems to hold ", capsys.readouterr().err)
 
 
 def test_several_files_are_evaluated_and_checked_each_by_itself(

@@ -65,6 +65,7 @@ def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
     path.write_text(
         "1.jpg 1 0 0 0 0 0 0\n1.jpg 1 0 0 0 0 0 0\nquery/2.jpg 1 0 0 0 0 0 0\n3.jpg 1 1 0 0 0 0 0\n"
         "4.jpg 1 0 0 0 0 0\n5.jpg 1 0 0 0 nan 0 0\n9.jpg 1 0 0 0 0 0 0\n"
+        "6.jpg 7 8 9 1 0 0 0\n"
     )
     queries = [f"query/{k}.jpg" for k in range(1, 7)]
     assert check_submission(path, queries) == [
@@ -74,7 +75,8 @@ def test_what_is_wrong_with_a_submission(tmp_path: Path) -> None:
         "line 5, '4.jpg': expected 'name qw qx qy qz tx ty tz'",
         "line 6, '5.jpg': not a pose: numbers must be finite and the quaternion not zero",
         "line 7, '9.jpg': no such query",
-        "2 of 6 queries have no pose, e.g. 'query/2.jpg', 'query/6.jpg'",
+        "line 8, '6.jpg': the quaternion comes last; expected 'name qw qx qy qz tx ty tz'",
+        "1 of 6 queries have no pose, e.g. 'query/2.jpg'",
     ]
     with pytest.raises(EdmHlocError, match="line 5"):
         read_poses(path)

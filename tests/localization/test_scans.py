@@ -73,12 +73,29 @@ def test_formats_of_scans_and_broken_ones(tmp_path: Path) -> None:
     with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt"):
         scan_alignment(tmp_path, name)
     path.parent.mkdir(parents=True)
-    rows = [f"{k} 0 0 {k}" for k in range(11)]
+    rows = [*"abcdefg", "0 -1.0001 0 7", "1 0.0002 0 8", "0 0 1 9", "0 0 0 1"]
     path.write_text("\n".join(rows))
-    np.testing.assert_array_equal(scan_alignment(tmp_path, name)[:, 0], [7, 8, 9, 10])
+    np.testing.assert_array_equal(scan_alignment(tmp_path, name)[:, 3], [7, 8, 9, 1])
     path.write_text("\n".join(rows[:9]))
     with pytest.raises(EdmHlocError, match="lines 8 to 11"):
         scan_alignment(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ("0 1 0 0", "-1 0 0 0", "0 0 1 0", "7 8 9 1"),  # transposed
+        ("0 0 0 0", "0 0 0 0", "0 0 0 0", "0 0 0 1"),
+        ("1 0 0 7", "0 1 0 8", "0 0 -1 9", "0 0 0 1"),  # mirrored
+        ("7 0 -1 0", "8 1 0 0", "9 0 0 1", "1 0 0 0"),  # the translation first
+    ],
+)
+def test_alignments_that_are_not_rigid_are_refused(rows: tuple[str, ...], tmp_path: Path) -> None:
+    path = alignment_path(tmp_path, "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg")
+    path.parent.mkdir(parents=True)
+    path.write_text("\n" * 7 + "\n".join(rows))
+    with pytest.raises(EdmHlocError, match=r"DUC_trans_024\.txt: lines 8 to 11 are not a rotation"):
+        scan_alignment(tmp_path, "database/cutouts/DUC1/024/DUC_cutout_024_0_0.jpg")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,21 @@ def test_datasets_without_queries(
     assert not (tmp_path / "out").exists()
 
 
+def test_two_lists_of_the_same_queries(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    day, night = AachenDataset(data / "aachen").query_lists
+    shutil.copy(day, night)
+    assert f"{night} names no other queries than {day}: get it again" in said_of(
+        "aachen", data, capsys
+    )
+
+
+def test_a_model_without_points(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = AachenDataset(data / "aachen").model
+    (points,) = model.glob("points3D.*")
+    points.write_bytes(bytes(8) if points.suffix == ".bin" else b"")
+    assert f"The model {model} holds no 3D points" in said_of("aachen", data, capsys)
+
+
 def test_queries_of_one_name(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, night = AachenDataset(data / "aachen").query_lists
     text = night.read_text()

@@ -73,6 +73,15 @@ def test_pairs_from_hlocs_list(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             RetrievalOptions(str(listed), 2),
             RetrievalImages(tmp_path, ["query/z.jpg"], NAMES[:23]),
         )
+    listed.write_text("db/02.jpg query/b.jpg\ndb/01.jpg query/b.jpg\n")
+    with pytest.raises(EdmHlocError, match="database images in its first column, such as 'db/02"):
+        retrieve(
+            run, RetrievalOptions(str(listed)), RetrievalImages(tmp_path, NAMES[-2:], NAMES[:23])
+        )
+    listed.write_text("query/b.jpg db/02.jpg\nquery/b.jpg elsewhere/77.jpg\n")
+    caplog.clear()
+    retrieve(run, RetrievalOptions(str(listed)), RetrievalImages(tmp_path, NAMES[-2:], NAMES[:23]))
+    assert "lists 1 images that are none of the 23 database images, such as 'elsewh" in caplog.text
     with pytest.raises(EdmHlocError, match="No such retrieval file"):
         RetrievalOptions(str(tmp_path / "missing.txt")).check()
 
