@@ -239,9 +239,9 @@ def test_what_is_left_in_the_log_is_no_success(scene: Scene, tmp_path: Path) -> 
 def test_a_pipe_is_not_replaced_by_the_database(scene: Scene, tmp_path: Path) -> None:
     path = tmp_path / "database.db"
     os.mkfifo(path)
-    with pytest.raises(
-        EdmHlocError, match=r"Cannot write .*database\.db: it is a device or a pipe"
+    with (
+        pytest.raises(EdmHlocError, match=r"Cannot write .*database\.db: it is a device or a pipe"),
+        new_database(path, scene.matched),
     ):
-        with new_database(path, scene.matched):
-            pass
+        pass
     assert path.is_fifo()
