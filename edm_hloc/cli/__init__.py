@@ -139,8 +139,11 @@ def _run_command(argv: Sequence[str] | None) -> None:
 def _end_quietly() -> None:
     """Makes SIGTERM end the program without a stack trace, as at a scheduler's time limit.
 
-    pycolmap installs a handler that prints one when it is imported, so this imports it first.
+    pycolmap installs a handler that prints one when it is imported, so this imports it first. A
+    SIGTERM that comes meanwhile waits until that handler is gone.
     """
+    blockable = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if blockable else None
     try:
         import edm_hloc.base.colmap  # noqa: F401
 
@@ -150,6 +153,9 @@ def _end_quietly() -> None:
         if _is_interrupt(error):
             raise
         # not in the main thread; or the command is going to tell what is wrong with pycolmap
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

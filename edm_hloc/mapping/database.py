@@ -20,7 +20,7 @@ import pycolmap
 
 from edm_hloc.base.colmap import camera_text, is_of_sqlite, quiet_colmap
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import force_to_disk
+from edm_hloc.base.files import force_to_disk, refuse_other_kinds
 from edm_hloc.base.fingerprint import file_stamp, fingerprint_of
 from edm_hloc.base.frames import inside, to_colmap
 from edm_hloc.base.journal import Journal, journal_path
@@ -189,6 +189,7 @@ def new_database(path: Path, matched: MatchedImages) -> Iterator[pycolmap.Databa
     """
     sources = (Path(matched.features), Path(matched.matches))
     try:
+        refuse_other_kinds(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = sum(source.stat().st_size for source in sources if source.exists())
         needed = _ROOM_OF_TABLES + _ROOM * stored

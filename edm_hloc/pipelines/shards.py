@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edm_hloc.base.errors import EdmHlocError, ImageError
-from edm_hloc.base.files import FolderLock, make_folder
+from edm_hloc.base.files import FolderLock, make_folder, refuse_other_kinds
 from edm_hloc.base.h5 import (
     AtomicH5,
     DamagedH5Error,
@@ -413,6 +413,7 @@ def _put(source: Path, target: Path) -> None:
     """Puts a file beside others under its final name, without a copy where that is possible."""
     temporary = target.with_name(f".{target.name}.tmp")
     try:
+        refuse_other_kinds(target)
         temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)

@@ -24,6 +24,7 @@ from edm_hloc.matching.engine import (
 )
 from edm_hloc.matching.left_out import left_out_path, read_left_out, without_left_out
 from edm_hloc.matching.levels import forget_levels
+from edm_hloc.matching.shards import shard_paths
 from edm_hloc.matching.stored_index import pairs_to_match
 from edm_hloc.matching.writer import RawMatchWriter
 from edm_hloc.pairs.rules import Pair, names_in
@@ -35,6 +36,7 @@ from edm_hloc.pipelines.shard_plan import (
     count_matched,
     find_plan,
     make_plan,
+    what_is_planned,
 )
 from edm_hloc.pipelines.shard_queue import Crew, Done, Piece, ShardQueue, work_off
 from edm_hloc.pipelines.shard_worker import ShardWorker, WorkerSettings
@@ -94,12 +96,18 @@ def match_in_processes(
 def _tell_of_workers(
     out: Path, image_root: ImageRoot, pairs: Sequence[Pair], matcher: Matcher
 ) -> None:
-    """Warns where one process is going to match pairs that workers have matched already."""
-    # without a plan of this matching, or with a damaged one, there is nothing to tell
+    """Warns where one process is going to match pairs that workers have matched already.
+
+    Raises:
+        EdmHlocError: there are no raw matches yet, and those of a plan have other settings, so that
+            they could not be merged into what is going to be matched.
+    """
+    if what_is_planned(out) != "matching" or (plan := find_plan(out)) is None:
+        return
+    if not shard_paths(plan.raw_matches):
+        check_matcher(plan, matcher)
+    # without a plan of this matching, or with damaged shards, there is nothing to tell
     with contextlib.suppress(EdmHlocError):
-        plan = find_plan(out)
-        if plan is None:
-            return
         check_matcher(plan, matcher)
         left = pairs_to_match(plan.raw_matches, image_root, pairs)
         if number := count_matched(plan, image_root, left) if left else 0:

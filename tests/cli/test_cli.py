@@ -613,6 +613,20 @@ def test_a_kill_leaves_no_stack_trace(commands: list[str], tmp_path: Path) -> No
     assert [line for line in ended.stdout.splitlines() if line[-2:] == "15"] == said
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="cannot be held back there")
+def test_a_kill_while_pycolmap_is_imported_waits_until_its_handler_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "pycolmap.py").write_text(
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('imported', flush=True)\n"
+        "raise ImportError\n"
+    )
+    program = "from edm_hloc import cli\ncli.main(['report', 'nowhere'])"
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "imported\n")
+
+
 @pytest.mark.slow
 def test_training_needs_no_pycolmap() -> None:
     program = (

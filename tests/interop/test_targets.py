@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from edm_hloc.cli.handover import TARGETS
 from edm_hloc.images.find import find_images
 from edm_hloc.interop.poses.files import read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
-from edm_hloc.interop.targets import registry
+from edm_hloc.interop.targets import registry, rerun
 from edm_hloc.interop.targets.undistorted import PhotosOfModel, pinhole_of, plain_names, undistort
 from tests.full_disk import largest_file
 from tests.interop import target_readers as readers
@@ -460,6 +461,17 @@ def test_without_rerun_a_sentence_says_how_to_get_it(
     assert export(run, tmp_path / "r", "--for", "rerun") == 1
     assert "pip install 'edm_hloc[rerun]'" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_pipe_is_not_replaced_by_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerun, "load_rerun", Mock)
+    os.mkfifo(tmp_path / "scene.rrd")
+    with pytest.raises(EdmHlocError, match=r"scene\.rrd: it is a device or a pipe"):
+        rerun.write_rerun(Mock(out=tmp_path))
+    assert (tmp_path / "scene.rrd").is_fifo()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -232,3 +233,15 @@ def test_what_is_left_in_the_log_is_no_success(scene: Scene, tmp_path: Path) -> 
         fill()
     assert path.read_text() == "an older one"
     assert [p.name for p in tmp_path.iterdir()] == ["database.db"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_pipe_is_not_replaced_by_the_database(scene: Scene, tmp_path: Path) -> None:
+    path = tmp_path / "database.db"
+    os.mkfifo(path)
+    with (
+        pytest.raises(EdmHlocError, match=r"Cannot write .*database\.db: it is a device or a pipe"),
+        new_database(path, scene.matched),
+    ):
+        pass
+    assert path.is_fifo()

@@ -306,6 +306,15 @@ def test_one_process_tells_only_of_what_workers_have_matched(
     assert told(out) == ""  # the workers' are of a photo that has changed
 
 
+def test_one_process_does_not_bury_a_plan_of_other_settings(photos: Path, tmp_path: Path) -> None:
+    plan = matched_plan(photos, tmp_path, 2, PAIRS[:9])
+    alone = MatchingConfig(shown=False)
+    with pytest.raises(EdmHlocError, match=r"Give the settings that .*plan was planned with"):
+        match_in_processes(photos, PAIRS, FakeMatcher(setting=2.0), plan.raw_matches, alone)
+    assert not plan.raw_matches.exists() or not any(plan.raw_matches.glob("*.h5"))
+    merge_shards(plan)
+
+
 def test_plan_says_what_is_matched_already(
     photos: Path,
     tmp_path: Path,

@@ -9,6 +9,7 @@ import numpy as np
 
 from edm_hloc.base.colmap import posed_images
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.base.files import refuse_other_kinds
 from edm_hloc.interop.targets.undistorted import Undistorted
 
 NAME = "scene.rrd"
@@ -29,11 +30,15 @@ def write_rerun(undistorted: Undistorted) -> None:
     """Writes scene.rrd; x of COLMAP's cameras points right, y down and z ahead, as rerun is told.
 
     Raises:
-        EdmHlocError: rerun-sdk is not installed.
+        EdmHlocError: rerun-sdk is not installed, or scene.rrd is a folder, device or pipe.
     """
     rr = load_rerun()
     recording = rr.RecordingStream("edm_hloc")
     path = undistorted.out / NAME
+    try:
+        refuse_other_kinds(path)
+    except OSError as error:
+        raise EdmHlocError(f"Cannot write {path}: {error.strerror}.") from error
     temporary = path.with_name(f".{NAME}")
     recording.save(temporary)
     model = undistorted.model
