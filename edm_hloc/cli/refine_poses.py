@@ -144,6 +144,6 @@ def _print_poses(run: Run) -> None:
         print(
             f"Doubtful    The cameras {' and '.join(said)} by far more than poses are wrong: is "
             "the file's convention (world from camera or camera from world, OpenGL or OpenCV axes) "
-            "the one of its format? Positions, scale and directions of the model may be wrong as well; "
-            "edm-hloc reconstruct does without the poses."
+            "the one of its format? The model's scale and directions may be wrong, too; edm-hloc "
+            "reconstruct does without the poses."
         )
