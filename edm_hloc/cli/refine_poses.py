@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edm_hloc.pipelines.run import Run
 
 _PARTNERS = 20  # of each photo; all pairs are matched where there are no more
+_ROTATED = 20.0  # degrees by which the median camera turns only where a convention is wrong, and …
+_MOVED = 0.1  # … the share of the extent by which it moves only then
 
 
 def register(command: options.AddCommand) -> None:
@@ -133,8 +135,15 @@ def _print_poses(run: Run) -> None:
             texts.append(f"{change['name']}: {what.format(share=share, rotated=change['rotated'])}")
         for text in first_few(texts, "in poses.csv"):
             print(f"{title:<12}{text}")
-    if poses["rotated_median"] > 20:
+    said = []
+    if poses["rotated_median"] > _ROTATED:
+        said.append("turned")
+    if poses["moved_median"] > _MOVED:
+        said.append("moved")
+    if said:
         print(
-            "            The cameras turned by far more than poses are wrong: is the file's "
-            "convention (world from camera, OpenGL or OpenCV axes) the one of its format?"
+            f"Doubtful    The cameras {' and '.join(said)} by far more than poses are wrong: is "
+            "the file's convention (world from camera or camera from world, OpenGL or OpenCV axes) "
+            "the one of its format? The model's scale and directions may be wrong, too; edm-hloc "
+            "reconstruct does without the poses."
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from scipy.spatial.transform import Rotation
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.base.errors import EdmHlocError
+from edm_hloc.cli.refine_poses import _print_poses
 from edm_hloc.evaluation.models import compare
 from edm_hloc.interop.poses.files import GivenPoses, read_given_poses
 from edm_hloc.interop.poses.given import PhotosAtHand
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.pose_refinement import PoseChange, PoseRefinementSummary
 from edm_hloc.pairs.rules import exhaustive
 from edm_hloc.pipelines.reconstruct import ReconstructionConfig
 from edm_hloc.pipelines.refine_poses import PosedPhotos, refine_given_poses
@@ -172,3 +175,28 @@ def test_poses_of_other_photos_are_said_to_be_so(scene: Path, tmp_path: Path) ->
     path.write_text(json.dumps(record))
     with pytest.raises(EdmHlocError, match=r"contradict the poses of \d of 7 photos"):
         refine(scene, path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("moved", "rotated", "said"),
+    [(0.02, 2, ""), (0.3, 2, "moved"), (0.02, 90, "turned"), (0.3, 90, "turned and moved")],
+)
+def test_poses_that_change_by_a_large_share_are_doubtful(
+    moved: float, rotated: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = PoseChange("a.jpg", moved, rotated, 9, "refined")
+    poses = PoseRefinementSummary(1.0, moved, moved, rotated, rotated, 4.0, False, (change,))
+    _print_poses(Mock(results={"poses": asdict(poses)}))
+    warned = capsys.readouterr().out.partition("Doubtful    The cameras ")[2]
+    assert warned.partition(" by far more")[0] == said
+
+
+def test_photos_at_one_place_are_refused_before_they_are_matched(
+    scene: Path, tmp_path: Path
+) -> None:
+    names = sorted(p.name for p in (scene / "images").iterdir())
+    path = tmp_path / "poses.txt"
+    path.write_text("".join(f"{name} 0.6 0 0.8 0 0 0 0\n" for name in names))
+    known = {name: next(iter(read_model(scene / "truth").cameras.values())) for name in names}
+    with pytest.raises(EdmHlocError, match=r"poses\.txt .* has all 7 photos at one place"):
+        read_given_poses(path, PhotosAtHand(scene / "images", names), known)

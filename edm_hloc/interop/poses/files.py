@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 
 from edm_hloc.base.colmap import camera_text
@@ -172,7 +173,7 @@ def read_given_poses(
 
     Raises:
         EdmHlocError: the file is damaged, of another kind or of other photos; a photo has two
-            poses; intrinsics are missing or for another photo.
+            poses; intrinsics are missing or for another photo; all photos are at one place.
     """
     kind, file = format_of(path)
     chosen = frozenset(photos.names if listed is None else listed)
@@ -192,6 +193,12 @@ def read_given_poses(
         raise EdmHlocError(
             f"{len(posed)} of the {len(given)} photos in {photos.root} that {file} has poses for "
             f"can be read, and {_LEAST} are needed: copy them again."
+        )
+    centres = np.array([pose.cam_from_world.inverse().translation for pose in posed])
+    if np.ptp(centres, axis=0).max() <= 1e-9 * np.abs(centres).max():
+        raise EdmHlocError(
+            f"{file} ({kind.name}) has all {len(posed)} photos at one place: positions of the "
+            "cameras are needed. To find them without any: edm-hloc reconstruct."
         )
     names = {pose.name for pose in posed}
     unposed = tuple(name for name in used if name not in names)
