@@ -162,14 +162,15 @@ def test_a_realitycapture_camera_looks_where_its_angles_say(
     photos: PhotosAtHand, tmp_path: Path
 ) -> None:
     rows = ["#name,x,y,alt,heading,pitch,roll,f"]
-    rows += [f"{n.rpartition('/')[2]},1,2,3,{a},20" for n, a in zip(NAMES, ANGLES, strict=True)]
+    numbered = enumerate(zip(NAMES, ANGLES, strict=True))
+    rows += [f"{name.rpartition('/')[2]},1,2,{k},{angles},20" for k, (name, angles) in numbered]
     (tmp_path / "c.csv").write_text("\n".join(rows))
     images = posed_images(read_given_poses(tmp_path / "c.csv", photos).model)
-    for name, view, up in zip(NAMES, VIEWS, UPS, strict=True):
+    for k, (name, view, up) in enumerate(zip(NAMES, VIEWS, UPS, strict=True)):
         R = images[name].cam_from_world().rotation.matrix()
         np.testing.assert_allclose(R[2], view, atol=1e-12)
         np.testing.assert_allclose(-R[1], up, atol=1e-12)
-        np.testing.assert_allclose(images[name].projection_center(), [1, 2, 3], atol=1e-12)
+        np.testing.assert_allclose(images[name].projection_center(), [1, 2, k], atol=1e-12)
 
 
 ANGLES = ["0,0,0", "0,90,0", "90,90,0", "90,0,0"]  # heading, pitch, roll
