@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.cli import options
@@ -98,7 +99,7 @@ def export_for(args: argparse.Namespace, model: Path, images: Path, out: Path) -
 def _export(args: argparse.Namespace) -> None:
     from edm_hloc.base.files import refuse_foreign
     from edm_hloc.interop import exports
-    from edm_hloc.interop.targets.registry import largest_model, photos_of
+    from edm_hloc.interop.targets.registry import largest_model, masks_of, photos_of
     from edm_hloc.surface import ply
 
     model = largest_model(args.model)
@@ -108,7 +109,12 @@ def _export(args: argparse.Namespace) -> None:
     if args.target is not None:
         if args.text:
             raise EdmHlocError("--text is for COLMAP's own files: leave it out with --for.")
-        export_for(args, model, args.images or photos_of(model), args.out)
+        images = args.images or photos_of(model)
+        if args.masks is None and (masks := masks_of(model)) is not None:
+            print(
+                f"Masks       of the run are left out; to undistort them: --masks {quote(str(masks))}"
+            )
+        export_for(args, model, images, args.out)
         return
     check_target(args)
     if args.masks is not None:

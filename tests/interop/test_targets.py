@@ -236,6 +236,25 @@ def test_masks_and_smaller_copies_fit_the_photos(run: Path, tmp_path: Path) -> N
     assert not list(out.glob("masks*"))
 
 
+def test_masks_of_the_run_that_are_not_exported_are_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    masks = tmp_path / "my masks"
+    settings = {"images": str(run.parent / "photos"), "masks": str(masks)}
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": settings}))
+    arguments = (tmp_path / "run", tmp_path / "out", "--for", "gsplat")
+    assert export(*arguments) == 0
+    assert "Masks" not in capsys.readouterr().out  # they are not there
+    masks.mkdir()
+    assert export(*arguments) == 0
+    said = capsys.readouterr().out
+    assert f"Masks       of the run are left out; to undistort them: --masks '{masks}'" in said
+    Image.new("L", (320, 240)).save(masks / "a_b_one.JPG.png")
+    assert export(*arguments, "--masks", masks) == 0
+    assert "of the run" not in capsys.readouterr().out
+
+
 def test_an_export_goes_on_and_keeps_what_is_not_its_own(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

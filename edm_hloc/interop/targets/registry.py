@@ -101,6 +101,19 @@ def photos_of(model: Path) -> Path:
     return folder
 
 
+def masks_of(model: Path) -> Path | None:
+    """The masks of the run that made a model; None without a run, without masks, or if not there.
+
+    Raises:
+        EdmHlocError: the record of the run is damaged.
+    """
+    record = run_folder(model)[0] / "run.json"
+    if not record.is_file():
+        return None
+    masks = recorded_folder(record.parent, read_json_object(record, "record of a run"), "masks")
+    return masks if masks is not None and masks.exists() else None
+
+
 def export_for(target: str, model: Path, source: PhotosOfModel, out: Path) -> Undistorted:
     """Writes a model and its photos for another program.
 
