@@ -111,9 +111,8 @@ def _export(args: argparse.Namespace) -> None:
             raise EdmHlocError("--text is for COLMAP's own files: leave it out with --for.")
         images = args.images or photos_of(model)
         if args.masks is None and (masks := masks_of(model)) is not None:
-            print(
-                f"Masks       of the run are left out; to undistort them: --masks {quote(str(masks))}"
-            )
+            how = f"--masks {quote(str(masks))}"
+            print(f"Masks       of the run are left out; to undistort them: {how}")
         export_for(args, model, images, args.out)
         return
     check_target(args)
