@@ -124,9 +124,10 @@ def _print_poses(run: Run) -> None:
         f"{poses['rotated_max']:.3g}° at most"
     )
     lost = "no matches agree with its pose, or put it anywhere else; --pairs exhaustive or auto may"
+    changed = "moved by {share:.3g} %, turned by {rotated:.3g}°"
     for state, title, what in (
-        ("far off", "Far off", "moved by {share:.3g} %, turned by {rotated:.3g}°"),
-        ("registered anew", "Wrong", "its matches contradict its pose: turned by {rotated:.3g}°"),
+        ("far off", "Far off", changed),
+        ("registered anew", "Wrong", f"its matches contradict its pose: {changed}"),
         ("lost", "Lost", f"{lost} find its neighbours"),
     ):
         texts = []

@@ -185,9 +185,12 @@ def test_poses_that_change_by_a_large_share_are_doubtful(
     moved: float, rotated: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change = PoseChange("a.jpg", moved, rotated, 9, "refined")
-    poses = PoseRefinementSummary(1.0, moved, moved, rotated, rotated, 4.0, False, (change,))
+    changes = (change, PoseChange("b.jpg", 0.4, 0.25, 9, "registered anew"))
+    poses = PoseRefinementSummary(1.0, moved, moved, rotated, rotated, 4.0, False, changes)
     _print_poses(Mock(results={"poses": asdict(poses)}))
-    warned = capsys.readouterr().out.partition("Doubtful    The cameras ")[2]
+    printed = capsys.readouterr().out
+    assert "b.jpg: its matches contradict its pose: moved by 40 %, turned by 0.25°" in printed
+    warned = printed.partition("Doubtful    The cameras ")[2]
     assert warned.partition(" by far more")[0] == said
 
 
