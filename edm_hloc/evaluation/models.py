@@ -128,9 +128,9 @@ def compare(model: Path, truth: Path, images: Path | None = None) -> ModelCompar
     position = 100 * position / extent
     own_extent = similarity.scale * geometry.extent(centres)  # of which uncertainties are told
     off = 100 * (similarity(centres) - true_centres) / (own_extent or 1.0)
-    own = rotations @ similarity.R.T  # from the world of the truth
-    turns = Rotation.from_matrix(own @ true_rotations.transpose(0, 2, 1)).as_rotvec(degrees=True)
-    along = np.einsum("nij,nj->ni", own, off)
+    turned = _turned(similarity, rotations, true_rotations)
+    turns = Rotation.from_matrix(turned).as_rotvec(degrees=True)
+    along = np.einsum("nij,nj->ni", rotations @ similarity.R.T, off)
     statistics = ModelStatistics.of(reconstruction)
     present = {b for _, b in common}
     return ModelComparison(
@@ -217,9 +217,16 @@ def _errors(
     true_centres: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotation errors in degrees and position errors in units of the truth, (N,) each."""
-    difference = np.einsum("nij,kj,nlk->nil", rotations, similarity.R, true_rotations)
+    difference = _turned(similarity, rotations, true_rotations)
     distance = np.linalg.norm(similarity(centres) - true_centres, axis=1)
     return rotation_angle(difference), distance
+
+
+def _turned(
+    similarity: Similarity, rotations: np.ndarray, true_rotations: np.ndarray
+) -> np.ndarray:
+    """(N, 3, 3) by which cameras are turned from the true ones."""
+    return np.asarray(np.einsum("nij,kj,nlk->nil", rotations, similarity.R, true_rotations))
 
 
 def _poses_of(model: pycolmap.Reconstruction) -> dict[str, pycolmap.Rigid3d]:

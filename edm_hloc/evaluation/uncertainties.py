@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.tracks.uncertainty import uncertainty_file
+from edm_hloc.tracks.uncertainty import median_uncertainty, read_uncertainties, uncertainty_file
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,13 @@ def told_uncertainty(
     file = uncertainty_file(model)
     if not file.is_file():
         return None
-    try:
-        cameras = json.loads(file.read_text("utf-8"))["cameras"]
-        told = {
-            name: np.array([cameras[name][of] for of in ("position", "rotation")], float)
-            for name in errors
-            if name in cameras
-        }
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise EdmHlocError(
-            f"{file} does not hold the uncertainties of cameras: remove it to compare without them."
-        ) from error
-    sigmas = np.array(list(told.values())).reshape(-1, 2, 3)
-    if not len(sigmas) or not (sigmas > 0).all():
+    told = {name: own for name, own in read_uncertainties(file).items() if name in errors}
+    sigmas = np.array([(own.position, own.rotation) for own in told.values()]).reshape(-1, 2, 3)
+    medians = median_uncertainty(told)
+    if medians is None or not (sigmas > 0).all():
         return None
     ratios = np.array([errors[name] for name in told]) / sigmas
-    position, rotation = np.median(np.linalg.norm(sigmas, axis=2), axis=0).tolist()
     of_position, of_rotation = np.sqrt(np.mean(ratios**2, axis=(0, 2))).tolist()
     within = [(np.abs(ratios) < k).mean(axis=(0, 2)).tolist() for k in (1, 2)]
     of_positions, of_rotations = zip(*within, strict=True)
-    return ToldUncertainty(position, rotation, of_position, of_rotation, of_positions, of_rotations)
+    return ToldUncertainty(*medians, of_position, of_rotation, of_positions, of_rotations)

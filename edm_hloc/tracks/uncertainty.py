@@ -16,6 +16,7 @@ import numpy as np
 import pycolmap
 from scipy.spatial import cKDTree
 
+from edm_hloc.base.errors import EdmHlocError
 from edm_hloc.base.files import write_whole
 from edm_hloc.base.geometry import cross_product_matrix, extent
 from edm_hloc.mapping.options import MappingOptions
@@ -24,6 +25,7 @@ from edm_hloc.tracks.config import TrackConfig
 from edm_hloc.tracks.geometry import Tracks, Views
 from edm_hloc.tracks.kernel import PATCH_SIGMAS
 
+_KINDS = ("position", "rotation")
 _DOUBTFUL = 5.0  # times the median uncertainty
 _SAMPLED = 20  # photos of which the overlap of patches is measured, at most
 _MOST_PHOTOS = 400  # of which the covariances of all pairs are computed
@@ -128,7 +130,7 @@ def median_uncertainty(cameras: Mapping[str, CameraUncertainty]) -> tuple[float,
         return None
     position, rotation = (
         float(np.median([np.linalg.norm(getattr(c, of)) for c in cameras.values()]))
-        for of in ("position", "rotation")
+        for of in _KINDS
     )
     return position, rotation
 
@@ -157,6 +159,24 @@ def write_uncertainties(path: Path, cameras: Mapping[str, CameraUncertainty]) ->
     units["rotation"] = "1 sigma about the axes of the camera, degrees"
     content = {"units": units, "cameras": {n: asdict(c) for n, c in cameras.items()}}
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def read_uncertainties(path: Path) -> dict[str, CameraUncertainty]:
+    """What `write_uncertainties` has written.
+
+    Raises:
+        EdmHlocError: the file is damaged.
+    """
+    try:
+        cameras = json.loads(path.read_text("utf-8"))["cameras"]
+        return {
+            name: CameraUncertainty(*(_three(np.array(own[of], float)) for of in _KINDS))
+            for name, own in cameras.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise EdmHlocError(
+            f"{path} does not hold the uncertainties of cameras: remove it to compare without them."
+        ) from error
 
 
 def _left_free(tracks: Tracks, views: Views) -> float:
