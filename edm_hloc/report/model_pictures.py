@@ -170,15 +170,17 @@ def _splat(scene: Scene, viewer: _Viewer) -> tuple[np.ndarray, np.ndarray]:
 def _shade(picture: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Eye-dome lighting: darkens pixels whose neighbours are nearer, so that surfaces show."""
     known = np.isfinite(depth)
-    log_depth = np.where(known, np.log2(np.where(known, depth, 1.0)), np.inf)
-    shade = np.zeros(depth.shape)
+    log_depth = np.full(depth.shape, np.inf, np.float32)
+    np.log2(depth, out=log_depth, where=known, casting="same_kind")
+    shade = np.zeros_like(log_depth)
     reach = _SUPERSAMPLING
-    for dy, dx in ((0, reach), (0, -reach), (reach, 0), (-reach, 0)):
-        neighbour = np.roll(log_depth, (dy, dx), (0, 1))
-        both = known & np.isfinite(neighbour)
-        shade += np.where(both, np.clip(log_depth - np.where(both, neighbour, 0), 0, 0.05), 0)
-    factor = np.where(known, np.exp(-_SHADING * shade / 4), 1.0)
-    return (picture * factor[..., None]).round().astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # of the background, whose shade is not looked at
+        for dy, dx in ((0, reach), (0, -reach), (reach, 0), (-reach, 0)):
+            step = log_depth - np.roll(log_depth, (dy, dx), (0, 1))
+            shade += np.clip(step, 0, 0.05, out=step)
+    factor = np.exp(shade * np.float32(-_SHADING / 4))
+    factor[~known] = 1.0
+    return cv2.multiply(picture, cv2.merge([factor] * 3), dtype=cv2.CV_8U)
 
 
 def _draw_cameras(picture: np.ndarray, scene: Scene, viewer: _Viewer) -> None:
