@@ -293,6 +293,7 @@ def test_reconstruct_then_localize(scene: Path, tmp_path: Path) -> None:
     assert set(read_poses(tmp_path / "poses" / "poses.txt")) == {left_out}
 
 
+@pytest.mark.slow
 def test_what_is_returned_holds_wherever_the_program_goes(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

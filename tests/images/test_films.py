@@ -87,7 +87,8 @@ def test_cuts_and_cameras_that_stand_still(
     assert "hardly moves" in said
 
 
-@pytest.mark.parametrize("share", [pytest.param(0.25, marks=pytest.mark.slow), 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.25, 0.5])
 def test_each_frame_of_a_film_with_few_a_second_is_written(
     share: float, wall: np.ndarray, tmp_path: Path
 ) -> None:

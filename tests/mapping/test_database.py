@@ -136,13 +136,14 @@ except EdmHlocError as error:
 """
 
 
+@pytest.mark.slow
 @posix_only
 @pytest.mark.parametrize(
     "limit",
     [
-        pytest.param(0, marks=pytest.mark.slow),
-        pytest.param(4096, marks=pytest.mark.slow),
-        pytest.param(100_000, marks=pytest.mark.slow),
+        0,
+        4096,
+        100_000,
         800_000,
     ],
 )

@@ -73,8 +73,9 @@ def callbacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-@pytest.mark.parametrize("damage", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("damage", [False, True])
 def test_mapping_goes_on_from_the_last_whole_snapshot(
     large: tuple[Scene, Path],
     killed: Path,

@@ -75,6 +75,7 @@ def test_a_thinned_database_holds_whole_tracks_of_the_same_photos(
             assert (shown[0] == shown[1]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_forecast_comes_before_the_mapping(
     many: Scene,
     database: Path,
@@ -106,6 +107,7 @@ def test_few_keypoints_are_not_thinned(scene: Scene, tmp_path: Path) -> None:
     assert not (tmp_path / "thin.db").exists()
 
 
+@pytest.mark.slow
 def test_the_model_has_all_points_and_the_cameras_of_all_matches(
     many: Scene,
     database: Path,

@@ -71,7 +71,8 @@ def test_a_camera_on_a_rail_along_a_flat_wall_did_not_turn(tmp_path: Path, jitte
         assert not only_turned(db)
 
 
-@pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [False, True])
 def test_one_part_only_turned_and_one_moved(tmp_path: Path, known: bool) -> None:
     """The part that moved is the model; the photos of the other are named."""
     rng = np.random.default_rng(4)

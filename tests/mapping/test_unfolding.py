@@ -147,6 +147,7 @@ def test_what_both_photos_should_show_tells_neighbours_from_photos_of_equal_wall
     assert len({photo for pair in kept for photo in pair}) >= 15
 
 
+@pytest.mark.slow
 def test_a_courtyard_of_equal_walls_does_not_fold(
     walls: Path, unfolded: tuple[MappingSummary, Path]
 ) -> None:

@@ -127,6 +127,7 @@ def test_verified_pairs_of_other_options_are_not_taken(
         assert len(estimates) >= 14
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_kill_loses_no_verified_pair(scene: Scene, tmp_path: Path, estimates: list[int]) -> None:
     build(scene, tmp_path / "whole.db")

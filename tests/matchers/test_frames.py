@@ -57,6 +57,7 @@ def mean_residual(matcher: NetworkMatcher | RefinedMatcher, photos: list[tuple[P
     return together.mean(axis=0)
 
 
+@pytest.mark.slow
 def test_weights_in_the_centre_frame(edm: EDMMatcher, photos: list[tuple[Path, Path]]) -> None:
     assert edm.origin == "centre"
     assert np.abs(mean_residual(edm, photos)).max() < 0.05

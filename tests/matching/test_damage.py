@@ -127,6 +127,7 @@ def test_a_list_of_pairs_that_has_changed_is_noticed(
     assert files(tmp_path) == {f"{shard.name}.damaged"}
 
 
+@pytest.mark.slow
 def test_no_single_bit_gives_other_matches(tmp_path: Path) -> None:
     """Wherever a bit is turned, the matches are those that were stored or there are none."""
     write_many(tmp_path / "whole", 8)

@@ -41,6 +41,7 @@ def said_of(benchmark: str, data: Path, capsys: pytest.CaptureFixture[str]) -> s
     return said.err
 
 
+@pytest.mark.slow
 def test_datasets_without_queries(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

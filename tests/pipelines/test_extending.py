@@ -117,7 +117,8 @@ def test_photos_are_added_and_taken_out(
     assert "0 added, 1 taken out; its" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("refine_tracks", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("refine_tracks", [True, False])
 def test_a_changed_photo_is_no_camera_that_moved(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refine_tracks: bool
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_changed_photo_is_no_camera_that_moved(
     assert "0 added, 1 changed since; its other cameras moved" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_settings_or_pairs_map_all_photos_anew(scene: Path, tmp_path: Path) -> None:
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(scene / "images", images)

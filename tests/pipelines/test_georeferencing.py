@@ -270,6 +270,7 @@ def test_refining_a_placed_model_without_positions_keeps_its_place(
     assert "georeferenced" not in json.loads((out / "run.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_poses_that_are_kept_or_refined_stay_on_earth(scene: Path, tmp_path: Path) -> None:
     given, images = tmp_path / "earth" / "model", scene / "images"
     shutil.copytree(scene / "truth", given)

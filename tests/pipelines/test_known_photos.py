@@ -38,6 +38,7 @@ def change(photo: Path) -> None:
         file.write(b"more")
 
 
+@pytest.mark.slow
 def test_another_time_alone_repeats_nothing(
     scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,6 +70,7 @@ def without_times(out: Path) -> list[dict[str, Any]]:
     return lines[1:]
 
 
+@pytest.mark.slow
 def test_queries_are_matched_with_photos_by_both_kinds_of_descriptors(
     aachen: Path, tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_verified_shards_are_kept_when_the_output_folder_moves(tmp_path: Path) -
     assert rows(after / "d.db") == rows(tmp_path / "alone.db")
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_when_the_output_folder_moves_between_all_steps(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -84,7 +84,8 @@ class Interrupted(TruthMatcher):
         return super().find(features0, features1)
 
 
-@pytest.mark.parametrize("late", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True])
 def test_an_interrupted_choice_goes_on_as_if_it_had_not_been(
     scene: Path, tmp_path: Path, late: bool
 ) -> None:

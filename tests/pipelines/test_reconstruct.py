@@ -112,6 +112,7 @@ def test_refined_tracks(scene: Path, finished: Path, tmp_path: Path) -> None:
     assert comparison.rotation_median < 0.25
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_tracks_are_refined_maps_nothing_again(
     scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +239,8 @@ def test_only_what_changed_is_done_again(scene: Path, finished: Path, tmp_path: 
     assert matcher.pairs == 0
 
 
-@pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("thorough", [False, True])
 def test_another_mapper_keeps_the_verified_pairs(
     scene: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thorough: bool
 ) -> None:

@@ -111,6 +111,7 @@ def test_the_copy_of_a_file_follows_the_file(scene: Path, tmp_path: Path) -> Non
     assert not (out / "transforms.json").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_camera_is_found_and_registered_anew(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,9 +148,8 @@ def test_a_photo_without_a_pose_is_left_out_whether_or_not_another_is_wrong(
     assert len(model.cameras) == 1
 
 
-@pytest.mark.parametrize(
-    ("asked", "error"), [pytest.param(False, 0.03, marks=pytest.mark.slow), (True, 0.0)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "error"), [(False, 0.03), (True, 0.0)])
 def test_intrinsics_are_refined_if_asked(
     asked: bool, error: float, scene: Path, tmp_path: Path
 ) -> None:

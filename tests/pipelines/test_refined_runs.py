@@ -56,6 +56,7 @@ def files_of(model: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(model.iterdir())}
 
 
+@pytest.mark.slow
 def test_the_model_of_a_run_without_refinement_is_refined_and_not_mapped_again(
     scene: Path, finished: Path, mapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def _not_to_be_called(*_: object) -> None:
     raise AssertionError("mapped again")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_a_full_disk_has_left(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def out_of_memory(*_: object) -> Matches:
     raise MemoryError
 
 
+@pytest.mark.slow
 def test_a_run_under_whose_workers_photos_change_equals_a_new_one(
     scene: Path, tmp_path: Path
 ) -> None:

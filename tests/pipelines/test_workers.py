@@ -28,6 +28,7 @@ def pairs(scene: Path) -> list[Pair]:
     return exhaustive(sorted(photo.name for photo in (scene / "images").iterdir()))
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_process_gives(
     scene: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -482,6 +482,7 @@ def test_a_photo_that_can_not_be_read_any_more(copy: Path, tmp_path: Path) -> No
     assert sum(photo["thumb"] is None for photo in photos) == 1
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_does_not_fail_the_run(
     scene: Path,
     tmp_path: Path,

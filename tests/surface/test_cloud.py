@@ -86,6 +86,7 @@ def test_only_what_has_points_is_kept() -> None:
     assert len(near_points(mesh, far).triangles) == 0
 
 
+@pytest.mark.slow
 def test_small_pieces_go() -> None:
     samples = _sphere(20_000)
     dot = _sphere(150, seed=1)
@@ -94,6 +95,7 @@ def test_small_pieces_go() -> None:
     assert mesh.vertices[:, 0].max() < 3
 
 
+@pytest.mark.slow
 def test_pieces_of_few_matches_go_however_large_they_are() -> None:
     object_, background = _sphere(5_000), _sphere(5_000, seed=1)
     background.points[:] += [6, 0, 0]

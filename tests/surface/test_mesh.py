@@ -90,6 +90,7 @@ def test_colours_are_those_of_the_photos(run: Path, scene: Path) -> None:
     assert np.median(np.abs(differences)) < 20
 
 
+@pytest.mark.slow
 def test_glb_is_upright(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["mesh", str(run), str(tmp_path / "a.glb")]) == 0
     said = capsys.readouterr().out
@@ -110,6 +111,7 @@ def test_glb_is_upright(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert np.ptp(xyz, axis=0).prod() != pytest.approx(np.ptp(plain, axis=0).prod())
 
 
+@pytest.mark.slow
 def test_a_refined_model_in_the_folder_of_the_run_has_a_mesh(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(run, out)

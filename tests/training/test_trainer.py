@@ -293,6 +293,7 @@ def test_what_is_loaded_is_the_network_that_was_trained(few: FewBatches, tmp_pat
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_pictures")
 def test_the_pixel_frame_is_stored_and_compared(
     few: FewBatches, tmp_path: Path, caplog: pytest.LogCaptureFixture
