@@ -138,12 +138,9 @@ def map_database(
     components = tuple(model.num_reg_images() for model in models)
     if len(components) > 1:
         logger.warning(
-            "The photos fall into %d separate models of %s images; %s is the largest, the others "
-            "are in %s.",
+            "The photos fall into %d separate models of %s images.",
             len(components),
             ", ".join(map(str, components)),
-            out,
-            parts_folder(out),
         )
     registered = posed_images(models[0])
     undistorted = {n for each in found if each.undistorted for n in posed_images(each.model)}

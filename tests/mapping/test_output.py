@@ -132,6 +132,7 @@ def test_each_component_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert summary.unregistered == summary.elsewhere == tuple(names[:4])
         assert set(read_model(tmp_path / "m").reg_image_ids()) == {5, 6, 7, 8, 9}
         assert "2 separate models of 5, 4 images" in caplog.text
+        assert str(tmp_path) not in caplog.text  # of a run, which has it in a hidden folder yet
         (part,) = (tmp_path / "m_parts").iterdir()
         assert part.name == "2"
         assert set(read_model(part).reg_image_ids()) == {1, 2, 3, 4}
