@@ -14,6 +14,7 @@ from edm_hloc.base.colmap import (
     open_database,
     posed_images,
     take_poses,
+    take_second_coefficient,
     unposed_model,
     with_cameras,
 )
@@ -70,8 +71,10 @@ def fit_shared_cameras(
     """Whether photos that have a camera each fit shared ones no worse, those of each camera.
 
     Photos of two cameras that are made to share one have far larger reprojection errors. So have
-    photos of one camera that were cropped, as long as its principal point is in the middle. Both
-    models are therefore adjusted once more, the shared camera with a principal point of its own.
+    photos of one camera that were cropped, as long as its principal point is in the middle, and
+    those of a lens that is not quite SIMPLE_RADIAL, for which focal lengths and distortions of each
+    photo make up. Both models are therefore adjusted once more, the shared camera with a principal
+    point and a second coefficient of distortion of its own.
 
     Args:
         shared: the model with one camera for all photos of a size; stays as it is.
@@ -93,8 +96,7 @@ def fit_shared_cameras(
     errors = []
     for model in (shared, own):
         adjusted = pycolmap.Reconstruction(model)
-        adjustment.refine_principal_point = model is shared
-        _adjust(adjusted, adjustment, constant)
+        _adjust_lenses(adjusted, adjustment, constant, freely=model is shared)
         errors.append([_error(adjusted, names) for names in sharing])
     return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
 
@@ -137,8 +139,7 @@ def photos_told_apart(
     for camera_of in (shared, own):
         used = [cameras[i] for i in sorted(set(camera_of.values()))]
         adjusted = with_cameras(few, used, camera_of)
-        adjustment.refine_principal_point = camera_of is shared
-        _adjust(adjusted, adjustment, set(constant))
+        _adjust_lenses(adjusted, adjustment, set(constant), freely=camera_of is shared)
         errors.append([_error(adjusted, names) for names in groups])
     worse = [a > _MOST_ERROR * b for a, b in zip(*errors, strict=True)]
     return {
@@ -159,7 +160,11 @@ def _with_few_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
 
 
 def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
-    """Mean over the points of their reprojection errors in some images, pixels."""
+    """Mean over the points of their reprojection errors in some images, pixels.
+
+    Infinite if most of the points are behind their cameras, as an adjustment that has gone astray
+    leaves them.
+    """
     ids: list[np.ndarray] = [np.zeros(0, np.int64)]
     errors: list[np.ndarray] = [np.zeros(0)]
     posed = posed_images(model)
@@ -172,9 +177,28 @@ def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
             places = np.asarray(model.cameras[image.camera_id].img_from_cam(there))
             ids.append(np.array(of_points))
             errors.append(np.linalg.norm(places - np.array([p.xy for p in seen]), axis=1))
-    _, point = np.unique(np.concatenate(ids), return_inverse=True)
-    sums = np.bincount(point, np.nan_to_num(np.concatenate(errors)))
+    together = np.concatenate(errors)
+    known = np.isfinite(together)
+    if 2 * np.count_nonzero(known) < len(known):
+        return float("inf")
+    _, point = np.unique(np.concatenate(ids)[known], return_inverse=True)
+    sums = np.bincount(point, together[known])
     return float((sums / np.bincount(point)).mean()) if len(point) else 0.0
+
+
+def _adjust_lenses(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    constant: set[int],
+    *,
+    freely: bool,
+) -> None:
+    """Adjusts a model; freely is with principal points and second coefficients of distortion."""
+    adjustment.refine_principal_point = freely
+    if freely:
+        for camera_id in set(model.cameras) - constant:
+            take_second_coefficient(model.cameras[camera_id])
+    _adjust(model, adjustment, constant)
 
 
 def _adjust(

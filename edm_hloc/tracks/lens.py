@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images, take_intrinsics
+from edm_hloc.base.colmap import posed_images, take_intrinsics, take_second_coefficient
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.exif import tells_camera
 from edm_hloc.mapping.options import MappingOptions
@@ -230,11 +230,7 @@ def _calibrated(
     """A copy of the model with better models of some lenses, adjusted; all other lenses stay."""
     copy = pycolmap.Reconstruction(model)
     for i in cameras:
-        camera = copy.cameras[i]
-        if camera.model_name == _SIMPLE:
-            params = list(camera.params)
-            camera.model = pycolmap.CameraModelId.RADIAL
-            camera.params = [*params, 0.0]
+        take_second_coefficient(copy.cameras[i])
     others = frozenset(copy.cameras) - set(cameras)
     adjust_to_lenses(
         copy,

@@ -73,11 +73,13 @@ def make_scene(
     exif: Image.Exif | None = None,
     number: int = 600,
     cameras: Sequence[pycolmap.Camera] = (),
+    parallel: bool = False,
 ) -> Scene:
     """`number` random points seen from an arc of cameras; matches by shared points, some wrong.
 
     With `split`, images before it share no matches with those from it on. With `street` the
     cameras walk straight on between two rows of houses instead. `cameras` take turns, if given.
+    Those that are `parallel` look along z.
     """
     rng = np.random.default_rng(seed)
     points = rng.uniform(-1, 1, (number, 3)) * [2.0, 1.5, 1.0]
@@ -92,6 +94,8 @@ def make_scene(
     if centres is None:
         angles = np.linspace(-0.5, 0.5, len(names))
         centres = 6 * np.stack([np.sin(angles), 0.15 * np.cos(5 * angles), -np.cos(angles)], axis=1)
+    if parallel:
+        targets = centres * [1, 1, 0]
     images, truth = folder / "images", folder / "truth"
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(CAMERA)

@@ -6,11 +6,13 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pycolmap
 import pytest
 
 from edm_hloc.base.colmap import posed_images, read_model
 from edm_hloc.images.cameras import CameraOptions
-from edm_hloc.mapping import mappers
+from edm_hloc.mapping import mappers, shared_cameras
 from edm_hloc.mapping.extension import EarlierModel, extend_model
 from edm_hloc.mapping.incremental import FoundModel
 from edm_hloc.mapping.mappers import map_database
@@ -47,6 +49,40 @@ def test_photos_of_one_camera_keep_it(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "with a camera for each" not in caplog.text
     assert summary.own_camera_photos == ()
     assert read_model(tmp_path / "m").num_cameras() == 1
+
+
+def test_a_lens_of_two_coefficients_is_no_reason_for_cameras_of_their_own(tmp_path: Path) -> None:
+    """From above, focal lengths and distortions of each photo make up for the second one."""
+    params = [400.0, 320.0, 240.0, -0.1, 0.15]
+    camera = pycolmap.Camera(camera_id=1, model="RADIAL", width=640, height=480, params=params)
+    x = np.linspace(-1.6, 1.6, 4)
+    centres = np.stack([x, 0.25 * np.cos(5 * x), np.full(4, -3.0)], axis=1)
+    scene = make_scene(
+        tmp_path,
+        NAMES[:4],
+        cameras=[camera],
+        centres=centres,
+        parallel=True,
+        noise=0.1,
+        exif=exif(31),
+        seed=1,
+    )
+    build(scene, tmp_path / "d.db")
+    summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
+    assert summary.own_camera_photos == ()
+    assert read_model(tmp_path / "m").num_cameras() == 1
+
+
+def test_an_adjustment_that_has_gone_astray_fits_nothing() -> None:
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(lens())
+    image = pycolmap.Image(name="a.jpg", camera_id=1, image_id=1)
+    image.points2D = pycolmap.Point2DList([pycolmap.Point2D(np.array([9.0, 9.0]))])
+    model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    behind = pycolmap.Track([pycolmap.TrackElement(1, 0)])
+    model.add_point3D(np.array([0.0, 0.0, -1.0]), behind)
+    assert shared_cameras._error(model, {"a.jpg"}) == np.inf
+    assert shared_cameras._error(model, {"another.jpg"}) == 0
 
 
 def test_photos_of_which_the_user_knows_better_are_not_told_apart(tmp_path: Path) -> None:
