@@ -308,13 +308,6 @@ def take_intrinsics(camera: pycolmap.Camera, source: pycolmap.Camera) -> None:
     camera.model, camera.params = source.model, list(source.params)
 
 
-def take_second_coefficient(camera: pycolmap.Camera) -> None:
-    """Makes a SIMPLE_RADIAL camera a RADIAL one of the same lens; other models stay."""
-    if camera.model_name == "SIMPLE_RADIAL":
-        params = list(camera.params)
-        camera.model, camera.params = pycolmap.CameraModelId.RADIAL, [*params, 0.0]
-
-
 def verified_pairs(db: pycolmap.Database, least: int = 0) -> dict[tuple[int, int], int]:
     """By the ids of their images, the inliers of the pairs that have at least so many."""
     ids, inliers = db.read_two_view_geometry_num_inliers()

@@ -14,7 +14,6 @@ from edm_hloc.base.colmap import (
     open_database,
     posed_images,
     take_poses,
-    take_second_coefficient,
     unposed_model,
     with_cameras,
 )
@@ -145,6 +144,13 @@ def photos_told_apart(
     return {
         name for names, is_worse in zip(groups, worse, strict=True) if is_worse for name in names
     }
+
+
+def take_second_coefficient(camera: pycolmap.Camera) -> None:
+    """Makes a SIMPLE_RADIAL camera a RADIAL one of the same lens; other models stay."""
+    if camera.model_name == "SIMPLE_RADIAL":
+        params = list(camera.params)
+        camera.model, camera.params = pycolmap.CameraModelId.RADIAL, [*params, 0.0]
 
 
 def _with_few_points(model: pycolmap.Reconstruction) -> pycolmap.Reconstruction:

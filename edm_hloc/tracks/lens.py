@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edm_hloc.base.colmap import posed_images, take_intrinsics, take_second_coefficient
+from edm_hloc.base.colmap import posed_images, take_intrinsics
 from edm_hloc.base.progress import StepProgress
 from edm_hloc.images.exif import tells_camera
 from edm_hloc.mapping.options import MappingOptions
+from edm_hloc.mapping.shared_cameras import take_second_coefficient
 from edm_hloc.tracks.adjustment import Freedom, adjuster_of, reprojection_errors, robust_scale
 from edm_hloc.tracks.geometry import Tracks, Views
 
