@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.files import remove_leftover
+from edm_hloc.base.errors import EdmHlocError, NoRoomError
+from edm_hloc.base.files import refuse_other_kinds, remove_leftover
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _TRANSFERS = 8  # at a time
@@ -176,15 +176,31 @@ class Store:
 
 @contextlib.contextmanager
 def _made_whole(path: Path) -> Iterator[Path]:
-    """A temporary name for a file, to which it is renamed at the end; its folder is made."""
+    """A temporary name for a file, to which it is renamed at the end; its folder is made.
+
+    Raises:
+        NoRoomError: the folder or the file cannot be made.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _writing(path):
+        refuse_other_kinds(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftover(temporary)
+    try:
         yield temporary
-        temporary.replace(path)
+        with _writing(path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns an error of the file system into a sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise NoRoomError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def _first_line(error: Exception) -> str:

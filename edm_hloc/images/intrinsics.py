@@ -31,8 +31,8 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
 
     Args:
         path: a folder with a COLMAP model (images are found by name); or a COLMAP ``cameras.txt``
-            or ``.bin`` in such a folder; or a ``cameras.txt`` alone with a single camera, which is
-            taken for all images, or the folder that holds only this; or a list as hloc's (see
+            or ``.bin`` in such a folder; or a text with a single camera, which is taken for all
+            images, or the folder that holds only this as ``cameras.txt``; or a list as hloc's (see
             `read_intrinsics_list`); or the text of one camera for all images, as
             "SIMPLE_RADIAL 1600 1200 1500 800 600 0"; or nerfstudio's ``transforms.json``; or the
             file of a calibration tool (see `calibration.read_calibration`), whose cameras are for
@@ -55,12 +55,14 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     if path.is_dir() or (is_model(path.parent) and path.stem == "cameras"):
         model = read_model(path if path.is_dir() else path.parent)
         cameras = {image.name: model.cameras[image.camera_id] for image in model.images.values()}
-    elif path.name in ("cameras.txt", "cameras.bin"):
-        return dict.fromkeys(names, _only_camera(path))
+    elif path.name == "cameras.bin":
+        raise EdmHlocError(f"{path} needs the rest of its model beside it to tell whose cameras.")
     elif path.suffix.lower() == ".json" and _is_transforms(path):
         cameras = _read_transforms(path)
     elif path.suffix.lower() in SUFFIXES:
         return _of_folders(path, read_calibration(path), names)
+    elif (camera := _only_camera(path, names)) is not None:
+        return dict.fromkeys(names, camera)
     else:
         cameras = read_intrinsics_list(path, names)
     found = {name: cameras[listed] for name, listed in listed_names(cameras, names).items()}
@@ -84,17 +86,26 @@ def load_intrinsics(path: Path, names: Sequence[str]) -> dict[str, pycolmap.Came
     return found
 
 
-def _only_camera(path: Path) -> pycolmap.Camera:
-    """The camera of a COLMAP ``cameras.txt`` without a model beside it."""
-    if path.suffix == ".bin":
-        raise EdmHlocError(f"{path} needs the rest of its model beside it to tell whose cameras.")
-    lines = read_lines(path, "intrinsics")
-    if len(lines) != 1:
+def _only_camera(path: Path, names: Sequence[str]) -> pycolmap.Camera | None:
+    """The camera in a text with a single one, with or without COLMAP's id of it in front.
+
+    None for a list, which names images.
+
+    Raises:
+        EdmHlocError: the text cannot be read, or has several cameras and names no image.
+    """
+    lines = [re.sub("[,;]", " ", line).split() for _, line in read_lines(path, "intrinsics")]
+    cameras = [words[words[:1] != [] and words[0].isdecimal() :] for words in lines]
+    if not cameras or not all(words and _is_model_name(words[0]) for words in cameras):
+        return None
+    if path.name != "cameras.txt" and listed_names({words[0] for words in lines}, names):
+        return None  # "1 PINHOLE …" is of 1.jpg
+    if len(cameras) > 1:
         raise EdmHlocError(
-            f"{path} holds {len(lines)} cameras and no images.txt lies beside it to tell whose."
+            f"{path} holds {len(cameras)} cameras and does not tell whose: write 'name MODEL width "
+            "height parameters' a line, or put the images.txt of the model beside it."
         )
-    _, line = lines[0]
-    return parse_camera(line.split()[1:], f"{path}")  # the first word is the camera's id
+    return parse_camera(cameras[0], f"{path}")
 
 
 def _of_folders(

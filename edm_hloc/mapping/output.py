@@ -143,7 +143,9 @@ def new_model_folder(out: Path) -> Iterator[Path]:
         remove_leftover(temporary)
         temporary.mkdir()
     except OSError as error:
-        raise NoRoomError(f"Cannot write {temporary}: {error.strerror or error}.") from error
+        raise NoRoomError(
+            f"Cannot write {out}: {error.strerror or error}. Choose another output folder."
+        ) from error
     try:
         yield temporary
         try:

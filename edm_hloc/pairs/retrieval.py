@@ -208,7 +208,8 @@ def most_similar(
     """The `k` nearest database images of each query by the dot product of global descriptors.
 
     The search is exact. Two blocks of descriptors are in memory at a time. An image is never
-    paired with itself, and one whose descriptor is not finite with none, of which a warning tells.
+    paired with itself, and one whose descriptor is not finite with none. Those whose descriptor is
+    zero are equally similar to all. Warnings tell of both.
 
     Args:
         descriptors: H5 file with the descriptors of all of them, maybe under other names; or
@@ -259,8 +260,15 @@ def most_similar(
                 for score, j in zip(best[i].tolist(), place[i].tolist(), strict=True):
                     if score > -np.inf:
                         found.append((query, database[j], score))
+    files = " and ".join(map(str, shares))
+    if joined.zero:
+        images = first_few(joined.zero, "images")
+        warn_once(
+            f"{files}: descriptors that are all zero, by which these images are equally similar to "
+            f"all others: {', '.join(images)}. Compute them again, unless the images are blank."
+        )
     if joined.not_finite:
-        files, images = " and ".join(map(str, shares)), first_few(joined.not_finite, "images")
+        images = first_few(joined.not_finite, "images")
         warn_once(
             f"{files}: descriptors that are not finite, by which these images get no pair: "
             f"{', '.join(images)}. Compute these descriptors again."
@@ -276,7 +284,7 @@ class _JoinedDescriptors:
         queries, database: names of the images.
 
     Attributes:
-        not_finite: names of the images that were read whose descriptors are not finite.
+        zero, not_finite: names of the images that were read whose descriptors are so.
     """
 
     def __init__(
@@ -286,6 +294,7 @@ class _JoinedDescriptors:
         database: Sequence[str],
     ) -> None:
         self._readers = [(r, share, r.find(queries, database)) for r, share in readers]
+        self.zero: dict[str, None] = {}
         self.not_finite: dict[str, None] = {}
 
     def read(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -298,6 +307,7 @@ class _JoinedDescriptors:
         )
         finite = np.asarray(np.isfinite(rows).all(axis=1))
         self.not_finite.update(dict.fromkeys(itertools.compress(names, ~finite)))
+        self.zero.update(dict.fromkeys(itertools.compress(names, ~rows.any(axis=1))))
         rows[~finite] = 0
         return rows, finite
 

@@ -82,6 +82,22 @@ def recorded_folder(out: Path, record: Mapping[str, Any], name: str) -> Path | N
     return folder
 
 
+def recorded_for(model: Path, name: str) -> Path | None:
+    """A folder or file that the run has recorded which made a model; None without one.
+
+    Args:
+        model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
+        name: of the setting.
+
+    Raises:
+        EdmHlocError: the record of the run is damaged.
+    """
+    record = run_folder(model)[0] / "run.json"
+    if not record.is_file():
+        return None
+    return recorded_folder(record.parent, read_json_object(record, "record of a run"), name)
+
+
 def masks_of_run(model: Path, images: Path) -> dict[str, Path]:
     """The masks of the run that wrote a model, by the names of its photos.
 
@@ -91,12 +107,10 @@ def masks_of_run(model: Path, images: Path) -> dict[str, Path]:
         model: folder of the model.
         images: folder of the photos.
     """
-    out = run_folder(model)[0]
-    if not (out / "run.json").is_file():
-        return {}
     try:
-        record = read_json_object(out / "run.json", "record of a run")
-        masks = recorded_folder(out, record, "masks")
+        masks = recorded_for(model, "masks")
+        if masks is None:
+            return {}
         return find_masks(masks, sorted(posed_images(read_model(model))), images)
     except EdmHlocError as error:
         logger.warning("Points may come to lie in masked parts of photos: %s", error)

@@ -24,10 +24,9 @@ from edm_hloc.localization.scans import ScanPoints
 from edm_hloc.mapping.database_reading import cameras_by_id
 from edm_hloc.mapping.georeference import is_on_earth
 from edm_hloc.mapping.no_model import explain_no_model
-from edm_hloc.mapping.output import run_folder
 from edm_hloc.pipelines.aachen import AachenDataset
 from edm_hloc.pipelines.inloc import InLocDataset
-from edm_hloc.pipelines.run_entries import recorded_folder
+from edm_hloc.pipelines.run_entries import recorded_folder, recorded_for
 from edm_hloc.report.facts import Kind, RunFacts
 from edm_hloc.report.pair_counts import count_matched_pairs, read_pair_counts
 from edm_hloc.report.scene import CameraView, Points, camera_views, image_half_size
@@ -75,9 +74,8 @@ def photos_of_model(model: Path) -> Path | None:
     Args:
         model: ``OUT/model``, or that of a part, ``OUT/model_parts/2``.
     """
-    out, _ = run_folder(model)
     try:
-        return recorded_folder(out, read_record(out), "images")
+        return recorded_for(model, "images")
     except EdmHlocError:
         return None
 

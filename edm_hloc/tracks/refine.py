@@ -354,9 +354,9 @@ def refine_model(
         made_from.append(sorted((n, file_stamp(mask)) for n, mask in between.masks.items()))
     if kept.rigs is not None:
         made_from.append(file_stamp(kept.rigs))
-    rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
-    try:
-        with new_model_folder(out) as temporary, quiet_colmap():
+    with new_model_folder(out) as temporary, quiet_colmap():
+        rounds = KeptRounds(rounds_folder(out), fingerprint_of(made_from))
+        try:
             if kept.rigs is not None:
                 model, rigs, freedom = in_rigs(model, kept, config, options)
             between = replace(between, kept=rounds)
@@ -364,11 +364,11 @@ def refine_model(
             if back:
                 found.model.transform(back)
             write_model(found.model, image_root, temporary, recolour=not is_coloured(model))
-    except NoRoomError:
-        raise
-    except EdmHlocError:
-        rounds.remove()
-        raise
+        except NoRoomError:
+            raise
+        except EdmHlocError:
+            rounds.remove()
+            raise
     cameras, points = uncertainty_files(out)
     for file in (cameras, points):
         file.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -38,3 +39,22 @@ def test_folders_of_this_computer_are_made_and_files_in_them_are_whole(
     store.put(file, "a.txt")
     store.get("a.txt", tmp_path / "back.txt")
     assert (tmp_path / "back.txt").read_text() == "second"
+
+
+def test_no_folder_pipe_or_device_is_replaced(tmp_path: Path) -> None:
+    file, store = tmp_path / "a.txt", Store(f"file://{tmp_path}/run")
+    file.write_text("text")
+    store.put(file, "a.txt")
+    other = tmp_path / "run" / "other"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(other)
+    else:
+        other.mkdir()
+    with pytest.raises(EdmHlocError, match=r"Cannot write .*run.other: (it is a|Is a directory)"):
+        store.put(file, "other")
+    with pytest.raises(EdmHlocError, match=r"Cannot write .*run.other: (it is a|Is a directory)"):
+        store.get("a.txt", other)
+    assert not other.is_file()
+    with pytest.raises(EdmHlocError, match=r"Cannot write .*a\.txt.b: (Not a dir|File exists)"):
+        store.get("a.txt", file / "b")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "a.txt", "other", "run"]

@@ -217,6 +217,20 @@ def test_intrinsics_from_every_form(scene: Scene, tmp_path: Path) -> None:
     shutil.copy(scene.truth / "cameras.txt", tmp_path)  # without its images: everyone's
     assert set(load_intrinsics(tmp_path / "cameras.txt", ["x.jpg", "y.jpg"])) == {"x.jpg", "y.jpg"}
 
+    alone, camera = tmp_path / "camera.txt", "SIMPLE_RADIAL 640 480 550.0 320 240 0.02"
+    for line in (camera, f"# comment\n1 {camera}\n", camera.replace(" ", ", ")):
+        alone.write_text(line)
+        assert all(same(found) for found in load_intrinsics(alone, NAMES).values())
+        assert len(load_intrinsics(alone, NAMES)) == len(NAMES)
+    alone.write_text(f"1 {camera}")
+    assert set(load_intrinsics(alone, ["1.jpg", "2.jpg"])) == {"1.jpg"}
+    (tmp_path / "cameras.txt").write_text(f"1 {camera}")
+    assert set(load_intrinsics(tmp_path, ["1.jpg", "2.jpg"])) == {"1.jpg", "2.jpg"}
+    for lines in (f"{camera}\n{camera}0", f"1 {camera}\n2 {camera}0"):
+        alone.write_text(lines)
+        with pytest.raises(EdmHlocError, match=r"camera\.txt holds 2 cameras and does not tell"):
+            load_intrinsics(alone, NAMES)
+
     listed = tmp_path / "intrinsics.txt"
     numbers = "640 480 550.0 320 240 0.02"
     listed.write_text(

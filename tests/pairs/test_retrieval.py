@@ -103,6 +103,19 @@ def test_images_whose_descriptor_is_not_finite_are_named(
     assert "There is no pair of two different images" in capsys.readouterr().err
 
 
+def test_images_whose_descriptor_is_zero_are_named(
+    descriptors: tuple[Path, np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _ = descriptors
+    with h5py.File(path, "r+") as h5:
+        for name in (NAMES[5], NAMES[24]):
+            h5[name]["global_descriptor"][:] = 0
+    found = most_similar(path, NAMES[23:], NAMES[:23], 3)
+    assert [score for query, _, score in found if query == NAMES[24]] == [0.0] * 3
+    assert "all zero" in caplog.text
+    assert {name for name in NAMES if name in caplog.text} == {NAMES[5], NAMES[24]}
+
+
 def test_a_file_without_descriptors_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,7 +384,8 @@ def test_photos_without_a_keypoint_are_as_similar_as_others(
         return [score for *_, score in most_similar(tmp_path / "d.h5", names, names, 2)]
 
     assert described() == [0.0] * 6  # of forty equal descriptors most words are empty
-    assert not caplog.text
+    assert "by which these images are equally similar to all others: 0.png, 1.png" in caplog.text
+    assert "No photo in" not in caplog.text
     found["2.png"] = found["0.png"]
     assert described() == [0.0] * 6
     assert "No photo in" in caplog.text

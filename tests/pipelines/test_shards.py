@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from edm_hloc.matching.reader import RawMatchReader
 from edm_hloc.pairs.rules import Pair
 from edm_hloc.pipelines.reconstruct import RECONSTRUCTION_KEYPOINTS
 from edm_hloc.pipelines.shard_plan import ShardPlan, load_plan, make_plan
-from edm_hloc.pipelines.shards import is_matched, match_shard, merge_shards
+from edm_hloc.pipelines.shards import _put, is_matched, match_shard, merge_shards
 from tests.fakes import FakeMatcher
 from tests.images.pixels import store_turned
 
@@ -107,6 +108,16 @@ def test_whoever_matches_a_shard_writes_the_same_bytes(photos: Path, tmp_path: P
     again = FakeMatcher()
     assert match_shard(plans[1], 2, again).matched == 0
     assert not again.encoded
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_a_pipe_is_not_replaced_by_a_merged_shard(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(EdmHlocError, match="pipe: it is a device or a pipe"):
+        _put(tmp_path / "file", tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
 
 def test_the_run_that_goes_on_matches_nothing(photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import weakref
 from dataclasses import dataclass, replace
@@ -393,6 +394,12 @@ def test_the_command_refines_a_model_into_another_folder(
 ) -> None:
     out = tmp_path / "out"
     command = ["refine-model", str(roof.model), str(roof.images), str(out), "--keep-intrinsics"]
+    (tmp_path / "file").touch()
+    command[3] = str(tmp_path / "file" / "out")
+    assert main(command) == 1
+    error = capsys.readouterr().err.strip()
+    assert re.search(r"Cannot write .*file.out: .*\. Choose another output folder\.$", error)
+    command[3] = str(out)
     assert main(command) == 0
     assert "Tracks      " in capsys.readouterr().out
     assert (tmp_path / "out_uncertainty.json").is_file()

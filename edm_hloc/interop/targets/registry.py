@@ -10,11 +10,9 @@ from shlex import quote
 
 from edm_hloc.base.colmap import check_model, is_model, read_model
 from edm_hloc.base.errors import EdmHlocError
-from edm_hloc.base.text import read_json_object
 from edm_hloc.interop.targets import kapture, layouts, metashape, rerun
 from edm_hloc.interop.targets.undistorted import PhotosOfModel, Undistorted, undistort
-from edm_hloc.mapping.output import run_folder
-from edm_hloc.pipelines.run_entries import recorded_folder
+from edm_hloc.pipelines.run_entries import recorded_for
 
 
 @dataclass(frozen=True)
@@ -85,15 +83,13 @@ def photos_of(model: Path) -> Path:
     Raises:
         EdmHlocError: no run is recorded beside the model, or the folder is not there.
     """
-    record = run_folder(model)[0] / "run.json"
-    if not record.is_file():
+    folder = recorded_for(model, "images")
+    if folder is None:
         raise EdmHlocError(
-            f"Where are the photos of {model}? There is no record of a run beside it: give their "
+            f"Where are the photos of {model}? No record of a run beside it tells: give their "
             "folder by --images."
         )
-    read = read_json_object(record, "record of a run")
-    folder = recorded_folder(record.parent, read, "images")
-    if folder is None or not folder.is_dir():
+    if not folder.is_dir():
         raise EdmHlocError(
             f"The photos of {model} were in {folder}, which is not there: give their folder by "
             "--images."
@@ -107,10 +103,7 @@ def masks_of(model: Path) -> Path | None:
     Raises:
         EdmHlocError: the record of the run is damaged.
     """
-    record = run_folder(model)[0] / "run.json"
-    if not record.is_file():
-        return None
-    masks = recorded_folder(record.parent, read_json_object(record, "record of a run"), "masks")
+    masks = recorded_for(model, "masks")
     return masks if masks is not None and masks.exists() else None
 
 
