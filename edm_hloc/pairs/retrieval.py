@@ -307,7 +307,7 @@ class _JoinedDescriptors:
         )
         finite = np.asarray(np.isfinite(rows).all(axis=1))
         self.not_finite.update(dict.fromkeys(itertools.compress(names, ~finite)))
-        self.zero.update(dict.fromkeys(itertools.compress(names, ~rows.any(axis=1))))
+        self.zero.update(dict.fromkeys(itertools.compress(names, np.asarray(~rows.any(axis=1)))))
         rows[~finite] = 0
         return rows, finite
 

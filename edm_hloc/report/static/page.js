@@ -379,7 +379,7 @@
       large.clearRect(0, 0, canvas.width, canvas.height);
       large.drawImage(small, 0, 0, canvas.width, canvas.height);
       if (g.symmetric) {
-        large.fillStyle = css("--line");
+        large.fillStyle = css("--soft"); // no cell of a pair has this colour
         for (let i = 0; i < rows; i++) large.fillRect(i * zoom, i * zoom, zoom, zoom);
       }
       if (cursor) {
@@ -434,7 +434,10 @@
     bar.style.background = gradient(RAMP);
     const box = el("i", { "aria-hidden": "true" });
     box.style.cssText = "display:inline-block;width:.8em;height:.8em;border-radius:2px;background:" + (dark.matches ? "#3a4046" : "#dee0de");
-    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.kind === "localization" ? " no inliers" : run.verified ? " rejected" : " none"));
+    const empty = box.cloneNode();
+    empty.style.background = css("--card");
+    empty.style.boxShadow = "0 0 0 1px " + css("--line");
+    $("graph-legend").append(el("span", {}, run.kind === "localization" ? "Inliers" : run.verified ? "Verified matches" : "Matches"), ...(some ? [el("span", {}, "1"), bar, el("span", {}, fmt(top))] : [el("span", {}, "none")]), el("span", {}, box, run.kind === "localization" ? " no inliers" : run.verified ? " rejected" : " none"), el("span", {}, empty, " without matches"));
     // the pair with the most inliers is shown first
     let best = -1;
     for (let k = 0; k < graphCells.matches.length; k++) if (best < 0 || value(k) > value(best)) best = k;
