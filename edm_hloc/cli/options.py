@@ -169,7 +169,8 @@ def add_mapping(sub: argparse.ArgumentParser) -> None:
         metavar="INTRINSICS",
         help="known intrinsics, which are kept fixed: a COLMAP model or its cameras.txt, a list "
         "with 'name MODEL width height parameters' per line, OpenCV's calibration, or "
-        "'MODEL width height parameters' for all photos; --mapper global needs every photo's",
+        "'MODEL width height parameters' for all photos, as it is or in a file; --mapper global "
+        "needs every photo's",
     )
     group.add_argument(
         "--camera-mode",
