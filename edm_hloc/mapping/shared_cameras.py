@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +92,9 @@ def fit_shared_cameras(
         of_camera[image.camera_id].add(name)
     # photos of one camera in both models are not asked about
     sharing = [n for n in of_camera.values() if len({own_of.get(name) for name in n}) > 1]
-    errors = []
-    for model in (shared, own):
-        adjusted = pycolmap.Reconstruction(model)
-        _adjust_lenses(adjusted, adjustment, constant, freely=model is shared)
-        errors.append([_error(adjusted, names) for names in sharing])
-    return all(a <= _MOST_ERROR * b for a, b in zip(*errors, strict=True))
+    together = _adjusted_errors(shared, sharing, adjustment, constant, freely=True)
+    each = _adjusted_errors(own, sharing, adjustment, constant, freely=False)
+    return all(a <= _MOST_ERROR * b for a, b in zip(together, each, strict=True))
 
 
 def photos_told_apart(
@@ -137,9 +134,8 @@ def photos_told_apart(
     errors = []
     for camera_of in (shared, own):
         used = [cameras[i] for i in sorted(set(camera_of.values()))]
-        adjusted = with_cameras(few, used, camera_of)
-        _adjust_lenses(adjusted, adjustment, set(constant), freely=camera_of is shared)
-        errors.append([_error(adjusted, names) for names in groups])
+        with_them, freely = with_cameras(few, used, camera_of), camera_of is shared
+        errors.append(_adjusted_errors(with_them, groups, adjustment, set(constant), freely=freely))
     worse = [a > _MOST_ERROR * b for a, b in zip(*errors, strict=True)]
     return {
         name for names, is_worse in zip(groups, worse, strict=True) if is_worse for name in names
@@ -192,19 +188,29 @@ def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
     return float((sums / np.bincount(point)).mean()) if len(point) else 0.0
 
 
-def _adjust_lenses(
+def _adjusted_errors(
     model: pycolmap.Reconstruction,
+    groups: Sequence[Collection[str]],
     adjustment: pycolmap.BundleAdjustmentOptions,
     constant: set[int],
     *,
     freely: bool,
-) -> None:
-    """Adjusts a model; freely is with principal points and second coefficients of distortion."""
-    adjustment.refine_principal_point = freely
-    if freely:
-        for camera_id in set(model.cameras) - constant:
-            take_second_coefficient(model.cameras[camera_id])
-    _adjust(model, adjustment, constant)
+) -> list[float]:
+    """Errors of groups of photos in an adjusted copy of a model.
+
+    Freely is with principal points and second coefficients of distortion, unless that goes astray.
+    """
+    errors: list[float] = []
+    for free in (True, False) if freely else (False,):
+        copy = pycolmap.Reconstruction(model)
+        adjustment.refine_principal_point = free
+        for camera_id in set(copy.cameras) - constant if free else ():
+            take_second_coefficient(copy.cameras[camera_id])
+        _adjust(copy, adjustment, constant)
+        errors = [_error(copy, set(names)) for names in groups]
+        if np.isfinite(errors).all():
+            break
+    return errors
 
 
 def _adjust(

@@ -39,8 +39,8 @@ _MIN_PHOTOS = 6  # of one camera at least
 _GROUPS = 4  # of photos that follow each other, of which one is left out at a time; of fewer
 # photos than these, parts of each around its middle
 _MIN_CHANGE = 2.0  # of the lens, in its standard deviations
-_MOST_OBSERVATIONS = 12_000  # that the photos are asked about, or more if that is less than
-_OF_A_PHOTO = 50  # for each of them; more say the same again
+_MOST_OBSERVATIONS = 12_000  # that the photos are asked about; more say the same again
+_OF_A_PHOTO = 50  # observations of each on average, where that is more
 _GRID = 12  # points along each side of a photo at which lenses are compared
 _AS_WELL = 1.02  # of the median reprojection error, with the lens of another camera
 _ITERATIONS = 30  # at most; lenses move farther than cameras

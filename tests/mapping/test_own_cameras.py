@@ -51,7 +51,10 @@ def test_photos_of_one_camera_keep_it(tmp_path: Path, caplog: pytest.LogCaptureF
     assert read_model(tmp_path / "m").num_cameras() == 1
 
 
-def test_a_lens_of_two_coefficients_is_no_reason_for_cameras_of_their_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, 1])  # with the first, the freer adjustment goes astray
+def test_a_lens_of_two_coefficients_is_no_reason_for_cameras_of_their_own(
+    tmp_path: Path, seed: int
+) -> None:
     """From above, focal lengths and distortions of each photo make up for the second one."""
     params = [400.0, 320.0, 240.0, -0.1, 0.15]
     camera = pycolmap.Camera(camera_id=1, model="RADIAL", width=640, height=480, params=params)
@@ -65,7 +68,7 @@ def test_a_lens_of_two_coefficients_is_no_reason_for_cameras_of_their_own(tmp_pa
         parallel=True,
         noise=0.1,
         exif=exif(31),
-        seed=1,
+        seed=seed,
     )
     build(scene, tmp_path / "d.db")
     summary = map_database(tmp_path / "d.db", scene.images, tmp_path / "m", THREADS)
