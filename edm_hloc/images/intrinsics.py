@@ -95,7 +95,7 @@ def _only_camera(path: Path, names: Sequence[str]) -> pycolmap.Camera | None:
         EdmHlocError: the text cannot be read, or has several cameras and names no image.
     """
     lines = [re.sub("[,;]", " ", line).split() for _, line in read_lines(path, "intrinsics")]
-    cameras = [words[words[:1] != [] and words[0].isdecimal() :] for words in lines]
+    cameras = [words[1:] if words and words[0].isdecimal() else words for words in lines]
     if not cameras or not all(words and _is_model_name(words[0]) for words in cameras):
         return None
     if path.name != "cameras.txt" and listed_names({words[0] for words in lines}, names):

@@ -190,7 +190,7 @@ def _error(model: pycolmap.Reconstruction, names: set[str]) -> float:
 
 def _adjusted_errors(
     model: pycolmap.Reconstruction,
-    groups: Sequence[Collection[str]],
+    groups: Sequence[set[str]],
     adjustment: pycolmap.BundleAdjustmentOptions,
     constant: set[int],
     *,
@@ -207,7 +207,7 @@ def _adjusted_errors(
         for camera_id in set(copy.cameras) - constant if free else ():
             take_second_coefficient(copy.cameras[camera_id])
         _adjust(copy, adjustment, constant)
-        errors = [_error(copy, set(names)) for names in groups]
+        errors = [_error(copy, names) for names in groups]
         if np.isfinite(errors).all():
             break
     return errors
